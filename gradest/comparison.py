@@ -1,0 +1,186 @@
+"""compare: bias, variance and cost of estimators on one loss, side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradest.errors import GradestError, TooManyPoints
+from gradest.estimator import Estimator, event_shape
+from gradest.expectation import Estimate, EstimatorSpec, NeuronSpec, closed_form, estimate
+from gradest.neuron import Neuron
+from gradest.objective import Loss
+from gradest.random import check_seed, fresh_seed
+from gradest.registry import registry
+
+__all__ = ["Comparison", "Row", "compare", "in_standard_errors"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One estimator's figures. Those that need the exact gradient are None where it is not to be had.
+
+    bias: root mean square over coordinates of (mean gradient - exact gradient).
+    bias_in_se: root mean square over coordinates of that difference in standard errors; near 1 for an unbiased estimator.
+    variance: of one draw, mean over coordinates.
+    snr: |mean gradient| / √(summed variance of one draw).
+    cosine: of the angle between the mean gradient and the exact one.
+    efficiency: 1 / (variance · evaluations).
+    """
+
+    estimator: str
+    claim: str
+    evaluations: int
+    bias: float | None
+    bias_in_se: float | None
+    variance: float
+    snr: float
+    cosine: float | None
+    efficiency: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A table of estimators on one neuron and loss."""
+
+    neuron: str
+    draws: int
+    seed: int
+    rows: tuple[Row, ...]
+    exact: Tensor | None
+    """The exact gradient, `[*batch, *event]`, or None where it is not to be had."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists."""
+        return {
+            "neuron": self.neuron,
+            "draws": self.draws,
+            "seed": self.seed,
+            "rows": [asdict(row) for row in self.rows],
+            "exact": None if self.exact is None else self.exact.tolist(),
+        }
+
+    def to_markdown(self) -> str:
+        """The rows as a Markdown table."""
+        head = ["estimator", "claimed bias", "K", "bias", "bias/SE", "variance", "SNR", "cosine", "efficiency", "seconds"]
+        lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
+        lines += [_line([_show(cell) for cell in asdict(row).values()]) for row in self.rows]
+        return "\n".join(lines)
+
+    def chart(self) -> Any:
+        """An altair chart: bias against variance, one point an estimator; both axes logarithmic where they can be.
+
+        Needs the extra `gradest[plot]`.
+        """
+        try:
+            import altair  # noqa: PLC0415  # an extra
+        except ImportError as error:
+            raise GradestError("charts need altair: pip install 'gradest[plot]'") from error
+        floor = 1e-12  # where a log axis puts an estimator without variance
+        points = [
+            {
+                "estimator": row.estimator,
+                "variance of one draw": max(row.variance, floor),
+                "root mean square error of the mean": max(row.bias or 0.0, floor),
+                "claimed bias": row.claim,
+            }
+            for row in self.rows
+        ]
+        x = altair.X("variance of one draw:Q").scale(type="log").axis(format="~e")
+        y = altair.Y("root mean square error of the mean:Q").scale(type="log").axis(format="~e")
+        base = altair.Chart(altair.Data(values=points)).encode(x=x, y=y)
+        dots = base.mark_point(filled=True, size=90).encode(color="claimed bias:N", tooltip="estimator:N")
+        names = base.mark_text(align="left", dx=8).encode(text="estimator:N")
+        return (dots + names).properties(width=520, height=320, title=f"{self.neuron}, {self.draws} draws")
+
+
+def compare(
+    f: Loss,
+    a: Tensor,
+    neuron: NeuronSpec = "bernoulli",
+    estimators: Sequence[EstimatorSpec] | None = None,
+    draws: int = 1000,
+    seed: int | None = None,
+    *,
+    warm_up: int = 100,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Comparison:
+    """Run `estimate` for each estimator, all from one seed, and hold each against the exact gradient.
+
+    estimators: by default every registered one that fits, with its default options, but for those that would need to
+    enumerate too many points. progress(estimator, done, draws) is called as draws are made. Raises what `estimate` raises.
+    """
+    neuron = registry.neuron(neuron)
+    seed = fresh_seed() if seed is None else check_seed(seed)
+    if estimators is None:
+        chosen = [e for e in registry.fitting(neuron).values() if _is_feasible(e, neuron, a)]
+    else:
+        chosen = [registry.estimator(spec) for spec in estimators]
+        for estimator in chosen:
+            registry.check_fit(neuron, estimator)
+    reference = closed_form(f, a, neuron)
+    exact = None if reference is None else reference[1]
+    rows = []
+    for estimator in chosen:
+        label = estimator.label()
+        report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
+        found = estimate(f, a, neuron, estimator, draws, seed, warm_up=warm_up, progress=report)
+        rows.append(_row(estimator, neuron, found, exact))
+    return Comparison(neuron.label(), draws, seed, tuple(rows), exact)
+
+
+def in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
+    """(gradient - exact) / standard error, per coordinate. The error is at least what rounding makes of it."""
+    rounding = 16 * torch.finfo(exact.dtype).eps * (exact.abs().max() if exact.numel() else 0)
+    return (found.gradient - exact) / found.standard_error.clamp(min=float(rounding) or torch.finfo(exact.dtype).tiny)
+
+
+def _is_feasible(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
+    try:
+        estimator.evaluations(neuron, event_shape(neuron, a))
+    except TooManyPoints:
+        return False
+    return True
+
+
+def _row(estimator: Estimator, neuron: Neuron, found: Estimate, exact: Tensor | None) -> Row:
+    variance = float(found.variance.double().mean()) if found.variance.numel() else 0.0
+    spread, size = math.sqrt(variance * found.variance.numel()), float(found.gradient.double().norm())
+    bias = bias_in_se = cosine = None
+    if exact is not None:
+        bias = _rms(found.gradient - exact)
+        bias_in_se = _rms(in_standard_errors(found, exact))
+        both = size * float(exact.double().norm())
+        cosine = float((found.gradient.double() * exact.double()).sum()) / both if both else math.nan
+    return Row(
+        estimator=estimator.label(),
+        claim=str(estimator.bias(neuron)),
+        evaluations=found.evaluations,
+        bias=bias,
+        bias_in_se=bias_in_se,
+        variance=variance,
+        snr=size / spread if spread else math.inf,
+        cosine=cosine,
+        efficiency=1 / (variance * found.evaluations) if variance else math.inf,
+        seconds=found.seconds,
+    )
+
+
+def _rms(x: Tensor) -> float:
+    return float(x.double().square().mean().sqrt()) if x.numel() else 0.0
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _show(cell: Any) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)

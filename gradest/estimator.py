@@ -1,0 +1,176 @@
+"""Estimator: an ask/tell pair. Forward asks where to evaluate the loss; backward turns the answers into a gradient.
+
+    draw = estimator.forward(neuron, a, key, state)           # draw.points: where the loss is wanted
+    feedback = Feedback(loss(draw.points), ...)               # the caller's part; the loss may live on another machine
+    gradient, state = estimator.backward(draw, feedback, state)
+
+Shapes: a `[*batch, *event]`; points and grad `[K, *batch, *event]`; loss `[K, *batch]`. Both methods are pure: state goes in
+and comes out, arguments are never changed, and forward with the same key draws the same points again. A row's gradient
+depends on that row alone; only the next state may gather over the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gradest.kernels.reference import leading_sum
+from gradest.neuron import Neuron
+from gradest.plugin import Plugin
+from gradest.random import Key
+
+__all__ = ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State", "event_shape", "per_event"]
+
+State = Mapping[str, Tensor]
+"""What an estimator carries from one step to the next, by name; empty for a stateless one."""
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A claim about E[estimate] - gradient, which the conformance kit tests both ways.
+
+    order: the estimate is exact in expectation for losses that are polynomials of at most this degree in h; infinity is
+    "unbiased for every loss", 0 is "no promise".
+    """
+
+    order: float
+
+    NONE: ClassVar[Bias]
+    BIASED: ClassVar[Bias]
+
+    @classmethod
+    def exact_to_order(cls, order: int) -> Bias:
+        """Unbiased for polynomials of at most this degree, biased for some loss beyond it."""
+        return cls(order)
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the estimate is unbiased for every loss."""
+        return math.isinf(self.order)
+
+    def __str__(self) -> str:
+        if self.unbiased:
+            return "none"
+        return f"exact to order {self.order:g}" if self.order else "biased"
+
+
+Bias.NONE = Bias(math.inf)
+Bias.BIASED = Bias(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What forward hands out.
+
+    points: `[K, *batch, *event]`, where the loss is to be evaluated.
+    weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k is the estimate of E[loss].
+    saved: tensors that backward would otherwise compute again; nothing in it that the key does not give.
+    """
+
+    neuron: Neuron
+    a: Tensor
+    key: Key
+    points: Tensor
+    weights: Tensor
+    saved: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """What the caller brings back: loss `[K, *batch]` and, where the estimator needs it, grad = dloss/dh `[K, *batch, *event]`.
+
+    Either is None exactly when `needs` does not name it and the caller did not have it.
+    """
+
+    loss: Tensor | None
+    grad: Tensor | None = None
+
+    def get_loss(self) -> Tensor:
+        """The loss, for an estimator that needs it."""
+        if self.loss is None:
+            raise ValueError("this estimator needs the loss at the points, and the feedback has none")
+        return self.loss
+
+    def get_grad(self) -> Tensor:
+        """dloss/dh, for an estimator that needs it."""
+        if self.grad is None:
+            raise ValueError("this estimator needs dloss/dh at the points, and the feedback has none")
+        return self.grad
+
+
+def event_shape(neuron: Neuron, a: Tensor) -> tuple[int, ...]:
+    """The trailing dims of `a` that make one event."""
+    return tuple(a.shape[a.ndim - neuron.event_ndim :])
+
+
+def per_event(x: Tensor, neuron: Neuron) -> Tensor:
+    """`[..., *batch]` with singleton dims appended, so that it broadcasts over events."""
+    return x[(..., *[None] * neuron.event_ndim)]
+
+
+class Estimator(Plugin):
+    """An estimator of d E[loss(h)] / da."""
+
+    needs: ClassVar[frozenset[str]]
+    """What the caller must bring back, of {"loss", "grad"}."""
+
+    capabilities: ClassVar[tuple[type[Neuron], ...]] = (Neuron,)
+    """The capabilities, all of them, that a neuron must have to fit."""
+
+    def accepts(self, neuron: Neuron) -> bool:
+        """Whether the estimator fits the neuron."""
+        return all(isinstance(neuron, capability) for capability in self.capabilities)
+
+    @abstractmethod
+    def bias(self, neuron: Neuron) -> Bias:
+        """The bias of these options on this neuron."""
+
+    @abstractmethod
+    def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
+        """K, the number of points at which forward asks for the loss."""
+
+    def init(self, neuron: Neuron, a: Tensor) -> State:
+        """The state before the first step; reads only the dtype, device and event shape of `a`."""
+        return {}
+
+    @abstractmethod
+    def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
+        """Where to evaluate the loss."""
+
+    def value(self, draw: Draw, loss: Tensor) -> Tensor:
+        """The estimate of E[loss], `[*batch]`, differentiable in the loss."""
+        weights = draw.weights
+        if weights.ndim < loss.ndim:
+            weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]
+        return leading_sum(weights.to(loss.dtype) * loss)
+
+    @abstractmethod
+    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+        """The gradient, `[*batch, *event]`, and the state for the next step."""
+
+
+class MonteCarlo(Estimator):
+    """An estimator that evaluates the loss at independent samples of the neuron, and only there.
+
+    A subclass writes `bias` and `backward`; `draw.saved["noise"]` holds the noise of the points.
+    """
+
+    samples: int = Field(1, ge=1, description="how many independent samples a draw averages over")
+
+    def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
+        """The number of samples."""
+        return self.samples
+
+    def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
+        """Asks for the loss at `samples` independent outputs of the neuron."""
+        noise = neuron.noise(key, a, self.samples)
+        points = neuron.forward(a, noise)
+        weights = torch.full((self.samples,), 1 / self.samples, dtype=a.dtype, device=a.device)
+        return Draw(neuron, a, key, points, weights, {"noise": noise})

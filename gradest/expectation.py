@@ -1,0 +1,335 @@
+"""sample, expect, estimate and exact: the four things to do with E[f(h)].
+
+In each, `a` `[*batch, *event]` are pre-activations of any float dtype, device and strides, and `f` maps points
+`[K, *batch, *event]` (any K) to losses `[K, *batch]`. float16 and bfloat16 are computed on in float32: f is given points in the
+dtype of `a`, and gradients come back in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradest.enumeration import configurations, count
+from gradest.errors import InvalidInput, TooManyPoints
+from gradest.estimator import Draw, Estimator, Feedback, State, event_shape, per_event
+from gradest.kernels.reference import leading_mean, widen
+from gradest.neuron import Neuron
+from gradest.objective import Loss, Objective
+from gradest.random import Key, check_seed, fresh_seed
+from gradest.registry import registry
+
+__all__ = [
+    "Estimate",
+    "ask",
+    "check_pre_activations",
+    "closed_form",
+    "estimate",
+    "exact",
+    "expect",
+    "sample",
+    "tell",
+]
+
+Spec = str | Mapping[str, Any]
+NeuronSpec = Spec | Neuron
+EstimatorSpec = Spec | Estimator
+
+_CHUNK = 1 << 20  # elements of points that are held at once
+_WARM_UP = 1 << 31  # the repetitions from here on are those that warm a state up
+
+
+def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
+    """`a`, detached and widened to at least float32; raises InvalidInput with the reason, or the index of the first bad entry."""
+    if not isinstance(a, Tensor):
+        raise InvalidInput(f"pre-activations are a torch tensor, not {type(a).__name__}; torch.tensor(a) makes one")
+    if not a.is_floating_point():
+        raise InvalidInput(f"pre-activations are floating point, not {a.dtype}; a.float() converts them")
+    if a.ndim < neuron.event_ndim:
+        raise InvalidInput(
+            f"{neuron.name} takes [*batch, *event] with {neuron.event_ndim} event dim(s) last; this tensor has {a.ndim} dims"
+        )
+    detached = a.detach()
+    finite = torch.isfinite(detached)
+    if not bool(finite.all()):
+        index = (~finite).nonzero()[0].tolist()
+        raise InvalidInput(f"pre-activations must be finite, but a[{', '.join(map(str, index))}] is {detached[tuple(index)]}")
+    return widen(detached)
+
+
+def sample(neuron: NeuronSpec, a: Tensor, samples: int = 1, seed: int | None = None) -> Tensor:
+    """Independent outputs of the neuron, `[samples, *a.shape]` in the dtype of `a`.
+
+    seed: 0 <= seed < 2**53; None takes one from torch's global generator. Raises InvalidInput, UnknownPlugin, InvalidOptions.
+    """
+    neuron = registry.neuron(neuron)
+    wide = check_pre_activations(a, neuron)
+    _check_count("samples", samples, least=0)
+    noise = neuron.noise(Key(fresh_seed() if seed is None else check_seed(seed)), wide, samples)
+    return neuron.forward(wide, noise).to(a.dtype)
+
+
+def ask(neuron: Neuron, estimator: Estimator, a: Tensor, key: Key, state: State | None = None) -> tuple[Draw, State]:
+    """Checks the pair and `a`, and draws: the first half of a gradient. Returns the draw, and the state to tell it with."""
+    registry.check_fit(neuron, estimator)
+    wide = check_pre_activations(a, neuron)
+    state = estimator.init(neuron, wide) if state is None else state
+    with torch.no_grad():
+        return estimator.forward(neuron, wide, key, state), state
+
+
+def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+    """Checks the feedback's shapes and turns it into the gradient, `[*batch, *event]`, and the next state: the second half."""
+    points, batch = draw.points, draw.points.ndim - draw.neuron.event_ndim
+    for name, given, wanted in (("loss", feedback.loss, points.shape[:batch]), ("grad", feedback.grad, points.shape)):
+        if name in estimator.needs and given is None:
+            raise InvalidInput(f"{estimator.label()} needs the {name} at its points, of shape {list(wanted)}")
+        if given is not None and given.shape != wanted:
+            raise InvalidInput(f"{name} must have shape {list(wanted)}, not {list(given.shape)}")
+    widened = Feedback(*(None if x is None else x.detach().to(draw.a.dtype) for x in (feedback.loss, feedback.grad)))
+    with torch.no_grad():
+        return estimator.backward(draw, widened, state)
+
+
+def expect(
+    f: Loss,
+    a: Tensor,
+    neuron: NeuronSpec = "bernoulli",
+    estimator: EstimatorSpec = "rloo",
+    seed: int | None = None,
+    state: State | None = None,
+) -> tuple[Tensor, State]:
+    """An estimate of E[f(h)], `[*batch]`, that is differentiable: backward puts the estimator's gradient on `a`.
+
+    f's own parameters get their ordinary gradient. Returns the value and the next state; pass the state to the next call.
+    Under torch.no_grad() the value alone is computed, and the state comes back as it was.
+
+    Raises Incompatible if the estimator does not fit the neuron, and what `sample` raises.
+    """
+    neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
+    key = Key(fresh_seed() if seed is None else check_seed(seed))
+    draw, state = ask(neuron, estimator, a, key, state)
+    points = draw.points.to(a.dtype)
+    if not torch.is_grad_enabled():
+        return estimator.value(draw, _losses(f, points, neuron)), state
+    loss, grad = _evaluate(f, points, neuron, estimator, keep_graph=True)
+    gradient, state = tell(estimator, draw, Feedback(loss.detach(), grad), state)
+    value = estimator.value(draw, loss)
+    # zero in value, and the estimate in gradient
+    carrier = ((a - a.detach()) * gradient.to(a.dtype)).flatten(a.ndim - neuron.event_ndim).sum(-1)
+    return value + carrier, state
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """The average of independent draws of an estimator.
+
+    gradient: the mean of the draws, `[*batch, *event]`; float32 or wider, like all that follows.
+    variance: per coordinate, of ONE draw; NaN with a single draw.
+    standard_error: of `gradient`, √(variance / draws).
+    loss: the mean estimate of E[f(h)], `[*batch]`.
+    evaluations: of the loss, in one draw.
+    seconds: wall-clock time of all draws.
+    state: the estimator's state at which the draws were made.
+    """
+
+    gradient: Tensor
+    variance: Tensor
+    standard_error: Tensor
+    loss: Tensor
+    draws: int
+    evaluations: int
+    seconds: float
+    seed: int
+    state: State
+
+
+def estimate(
+    f: Loss,
+    a: Tensor,
+    neuron: NeuronSpec = "bernoulli",
+    estimator: EstimatorSpec = "rloo",
+    draws: int = 1000,
+    seed: int | None = None,
+    state: State | None = None,
+    *,
+    warm_up: int = 100,
+    progress: Callable[[int, int], None] | None = None,
+) -> Estimate:
+    """The mean and the variance of `draws` independent draws of the estimator.
+
+    A stateful estimator with no `state` given first takes `warm_up` steps, so that its baseline stands where training would
+    have it; the draws then all use that one state. Draws are made in chunks, merged by Chan, Golub and LeVeque's update in
+    float64, so memory does not grow with them. progress(done, draws) is called after each chunk.
+
+    Raises what `expect` raises.
+    """
+    neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
+    _check_count("draws", draws, least=1)
+    seed = fresh_seed() if seed is None else check_seed(seed)
+    start = time.perf_counter()
+    key = Key(seed)
+    if state is None:
+        state = _warm(f, a, neuron, estimator, key, warm_up)
+    gradients, losses, done = _Moments(), _Moments(), 0
+    for gradient, value, _ in _draws(f, a, neuron, estimator, key, state, draws):
+        gradients.add(gradient)
+        losses.add(value)
+        done += gradient.shape[0]
+        if progress:
+            progress(done, draws)
+    dtype = _at_least_float32(a)
+    variance = gradients.variance()
+    return Estimate(
+        gradient=gradients.mean.to(dtype),
+        variance=variance.to(dtype),
+        standard_error=(variance / draws).sqrt().to(dtype),
+        loss=losses.mean.to(dtype),
+        draws=draws,
+        evaluations=estimator.evaluations(neuron, event_shape(neuron, a)),
+        seconds=time.perf_counter() - start,
+        seed=seed,
+        state=state,
+    )
+
+
+def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli") -> tuple[Tensor, Tensor]:
+    """E[f(h)] `[*batch]` and its gradient in a `[*batch, *event]`, by summing over the units' joint law, in chunks.
+
+    Exact for units with finitely many outputs, up to 20 binary ones; for continuous ones a product of quadratures, of about
+    1e-9, up to 3 units. f is evaluated in the dtype of `a`, the sum is in float64. Raises TooManyPoints past that.
+    """
+    neuron = registry.neuron(neuron)
+    wide = check_pre_activations(a, neuron).double().requires_grad_()
+    event = event_shape(neuron, wide)
+    with torch.enable_grad():
+        values, _ = neuron.law(wide)
+        total = count(neuron, event, values.shape[0])
+        moves = values.requires_grad  # the outputs move with a, so dL/dh matters as well
+        del values
+        chunk = max(1, _CHUNK // max(1, wide.numel()))
+        loss = torch.zeros(wide.shape[: wide.ndim - neuron.event_ndim], dtype=torch.float64, device=a.device)
+        gradient = torch.zeros_like(wide)
+        for first in range(0, total, chunk):
+            points, weights = configurations(neuron, wide, neuron.law(wide), first, min(first + chunk, total))
+            at = points.to(a.dtype)
+            losses = _losses(f, at if moves else at.detach(), neuron).double()
+            part = (weights * (losses if moves else losses.detach())).sum(0)
+            (step,) = torch.autograd.grad(part.sum(), wide)
+            gradient += step
+            loss += part.detach()
+    dtype = _at_least_float32(a)
+    return loss.to(dtype), gradient.detach().to(dtype)
+
+
+def closed_form(f: Loss, a: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor] | None:
+    """What `exact` gives, by the objective's own closed form where it has one; None where neither is to be had."""
+    if isinstance(f, Objective):
+        wide = check_pre_activations(a, neuron).double().requires_grad_()
+        with torch.enable_grad():
+            loss = f.expectation(neuron, wide)
+            if loss is not None:
+                (gradient,) = torch.autograd.grad(loss.sum(), wide)
+                dtype = _at_least_float32(a)
+                return loss.detach().to(dtype), gradient.to(dtype)
+    try:
+        return exact(f, a, neuron)
+    except TooManyPoints:
+        return None
+
+
+def _losses(f: Loss, points: Tensor, neuron: Neuron) -> Tensor:
+    """f(points), checked."""
+    loss = f(points)
+    wanted = points.shape[: points.ndim - neuron.event_ndim]
+    if not isinstance(loss, Tensor) or loss.shape != wanted:
+        got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise InvalidInput(f"f must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it gave {got}")
+    return loss
+
+
+def _evaluate(
+    f: Loss, points: Tensor, neuron: Neuron, estimator: Estimator, keep_graph: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The losses at the points and, where the estimator needs it, their gradient in the points."""
+    if "grad" not in estimator.needs:
+        return _losses(f, points.detach(), neuron), None
+    points = points.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = _losses(f, points, neuron)
+        if not loss.requires_grad:
+            raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")
+        (grad,) = torch.autograd.grad(loss.sum(), points, retain_graph=keep_graph, allow_unused=True)
+    return loss, torch.zeros_like(points) if grad is None else grad
+
+
+def _draws(
+    f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, state: State, draws: int, first: int = 0
+) -> Iterator[tuple[Tensor, Tensor, State]]:
+    """Draws `first` to `first + draws` in chunks of n: gradients `[n, *batch, *event]`, values `[n, *batch]`, next state."""
+    split = a.ndim - neuron.event_ndim
+    points_per_draw = estimator.evaluations(neuron, event_shape(neuron, a)) * max(1, a.numel())
+    chunk = max(1, min(draws, _CHUNK // points_per_draw))
+    for begin in range(first, first + draws, chunk):
+        n = min(chunk, first + draws - begin)
+        repetition = torch.arange(begin, begin + n, device=a.device)[(..., *[None] * split)]
+        draw, _ = ask(neuron, estimator, a.detach().expand(n, *a.shape), key.fold_in(repetition), state)
+        # f is promised points [K, *batch, *event], so the repetitions join the leading dim
+        points = draw.points.to(a.dtype).flatten(0, 1)
+        with torch.no_grad():
+            loss, grad = _evaluate(f, points, neuron, estimator, keep_graph=False)
+        unflat = (draw.points.shape[0], n)
+        loss = loss.detach().unflatten(0, unflat)
+        gradient, after = tell(
+            estimator, draw, Feedback(loss, None if grad is None else grad.unflatten(0, unflat)), state
+        )
+        yield gradient, estimator.value(draw, widen(loss)), after
+
+
+def _warm(f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, steps: int) -> State:
+    state = estimator.init(neuron, check_pre_activations(a, neuron))
+    for step in range(steps if state else 0):
+        for _, _, after in _draws(f, a, neuron, estimator, key, state, 1, first=_WARM_UP + step):
+            state = after
+    return state
+
+
+def _at_least_float32(a: Tensor) -> torch.dtype:
+    return torch.promote_types(a.dtype, torch.float32)
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidInput(f"{name} is an integer of at least {least}, not {value!r}")
+
+
+class _Moments:
+    """Mean and variance over a stream of chunks."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(())
+        self._squares = torch.zeros(())
+
+    def add(self, chunk: Tensor) -> None:
+        """Merge `[n, ...]` more values."""
+        values = chunk.double()
+        n, mean = values.shape[0], leading_mean(values)
+        squares = n * leading_mean((values - mean) ** 2)
+        if self.count == 0:
+            self.count, self.mean, self._squares = n, mean, squares
+            return
+        total = self.count + n
+        gap = mean - self.mean
+        self.mean = self.mean + gap * (n / total)
+        self._squares = self._squares + squares + gap**2 * (self.count * n / total)
+        self.count = total
+
+    def variance(self) -> Tensor:
+        """Of one value, NaN if there is one only."""
+        return self._squares / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, torch.nan)

@@ -1,0 +1,76 @@
+"""The reference kernels: plain torch operations whose result at one place never depends on its neighbours.
+
+torch evaluates the tail of a tensor, and every non-contiguous one, with other instructions than its bulk. For `torch.sigmoid`,
+`torch.logit`, `softplus` and sums over a leading dimension the two differ in the last bit, so the same row gives other bits
+alone than in a batch. `exp`, `log`, `log1p`, `expm1`, `logsigmoid`, `erfinv` and sums over a contiguous last dimension do
+not (tests/kernels holds both statements), and the functions here are made of those alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["leading_mean", "leading_sum", "logit", "sigmoid", "softplus", "threefry", "widen"]
+
+_MASK32 = 0xFFFFFFFF
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def widen(x: Tensor) -> Tensor:
+    """float16 and bfloat16 to float32, in which all arithmetic on them is done; wider types as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """σ(x) = 1 / (1 + exp(-x)), to a few units in the last place. σ(-x) is the accurate 1 - σ(x).
+
+    x is clamped from below where exp(-x) would overflow, so that value and derivative stay finite at any x.
+    """
+    x = widen(x)
+    return 1 / (1 + torch.exp(-x.clamp(min=-80.0 if x.dtype == torch.float32 else -700.0)))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), accurate in both tails and differentiable at 0."""
+    return -torch.nn.functional.logsigmoid(-widen(x))
+
+
+def logit(u: Tensor) -> Tensor:
+    """log(u / (1 - u)) for u in the open unit interval."""
+    return torch.log(u) - torch.log1p(-u)
+
+
+def leading_sum(x: Tensor) -> Tensor:
+    """Sum over the first dimension, as a sum over a contiguous last one: the order of additions is then fixed."""
+    return x.movedim(0, -1).contiguous().sum(-1)
+
+
+def leading_mean(x: Tensor) -> Tensor:
+    """Mean over the first dimension, added up as in `leading_sum`."""
+    return leading_sum(x) / x.shape[0]
+
+
+def _rotate_left(x: Tensor, by: int) -> Tensor:
+    # >> on a signed word copies the sign bit, hence the mask
+    return (x << by) | ((x >> (32 - by)) & ((1 << by) - 1))
+
+
+def _word(value: int) -> int:
+    """A 32-bit pattern as the signed integer torch stores it as."""
+    value &= _MASK32
+    return value - (1 << 32) if value >> 31 else value
+
+
+def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Threefry-2x32, 20 rounds (Salmon et al. 2011), on int32 tensors that hold 32-bit patterns and broadcast together."""
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ _word(0x1BD11BDA))
+    x0 = counter[0] + schedule[0]
+    x1 = counter[1] + schedule[1]
+    for block in range(5):
+        for by in _ROTATIONS[block % 2]:
+            x0 = x0 + x1
+            x1 = _rotate_left(x1, by) ^ x0
+        x0 = x0 + schedule[(block + 1) % 3]
+        x1 = x1 + (schedule[(block + 2) % 3] + (block + 1))
+    return x0, x1

@@ -1,0 +1,179 @@
+"""Neuron: a unit with random output h = f(a, z), and the capabilities that estimators ask for.
+
+Shapes: a `[*batch, *event]`, where the event is the last `event_ndim` dims; noise `[draws, *batch, *event]` unless a neuron
+says otherwise; h like the broadcast of a and noise. Every method preserves the dtype of `a`; all of them are pure.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from gradest.kernels.reference import logit, sigmoid, softplus
+from gradest.plugin import Plugin
+from gradest.random import Key
+
+__all__ = ["Binary", "Differentiable", "Discrete", "LogisticBinary", "Neuron", "Relaxable", "Reparameterised", "Scored"]
+
+
+class Neuron(Plugin):
+    """A stochastic unit: what it draws, and what is known about its law in closed form."""
+
+    event_ndim: ClassVar[int] = 1
+    """How many trailing dims of `a` make one event: 1 for units, 2 for units of several classes."""
+
+    def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """What makes the neuron random, `[draws, *a.shape]`, a pure function of the key; by default uniform on (0, 1)."""
+        return key.uniform_like(a, draws, self.event_ndim)
+
+    @abstractmethod
+    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
+        """The output h = f(a, z)."""
+
+    @abstractmethod
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """grad_h · dh/da at fixed noise, any discrete choice inside the neuron held: 0 for a binary unit."""
+
+    @abstractmethod
+    def mean(self, a: Tensor) -> Tensor:
+        """E[h]."""
+
+    @abstractmethod
+    def active_probability(self, a: Tensor) -> Tensor:
+        """P(h > 0)."""
+
+    @abstractmethod
+    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The law of each unit as S atoms: values `[S, *a.shape]` and weights `[S, *batch, units]`, differentiable in a.
+
+        E[g(h)] = Σ_s weight_s g(value_s): exactly for a unit with finitely many outputs, by a quadrature whose accuracy the
+        neuron states for a continuous one. `gradest.exact` and separable objectives are built on it.
+        """
+
+    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
+        """A deterministic output for evaluation: E[h] where P(h > 0) > level, and 0 elsewhere."""
+        return torch.where(self.active_probability(a) > level, self.mean(a), torch.zeros_like(a))
+
+
+class Differentiable(Neuron):
+    """`backward` carries information: h moves with a at fixed noise."""
+
+
+class Reparameterised(Differentiable):
+    """`backward` is the true pathwise derivative almost everywhere, and E[loss(h)] may be differentiated through it."""
+
+
+class Scored(Neuron):
+    """Makes a discrete choice whose log-probability has a derivative."""
+
+    @abstractmethod
+    def score(self, h: Tensor, a: Tensor) -> Tensor:
+        """d log P(the choice behind h | a) / da, with the value that belongs to the choice held."""
+
+
+class Discrete(Scored):
+    """Has finitely many outputs, which do not move with a."""
+
+    @abstractmethod
+    def support(self) -> Tensor:
+        """The outputs a unit can have, `[S]`, increasing."""
+
+    @abstractmethod
+    def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
+        """log P(h | a) of each unit."""
+
+    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The support, and its probabilities."""
+        support = self.support().to(a)[(..., *[None] * a.ndim)]
+        values = support.expand(-1, *a.shape)
+        return values, self.log_prob(values, a).exp()
+
+
+class Relaxable(Neuron):
+    """Has a continuous relaxation that becomes the neuron as the temperature goes to 0."""
+
+    @abstractmethod
+    def relax(self, a: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """The relaxed output at the noise that `forward` takes, differentiable in a."""
+
+    @abstractmethod
+    def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """A relaxed output given that the neuron said h, from fresh uniform noise; differentiable in a."""
+
+
+class Binary(Discrete):
+    """Outputs `low` or `high`: high where the noise is below `probability`."""
+
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    @abstractmethod
+    def probability(self, a: Tensor) -> Tensor:
+        """P(h = high)."""
+
+    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
+        """High where noise < probability(a), else low."""
+        return self.low + (self.high - self.low) * (noise < self.probability(a)).to(a.dtype)
+
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """0: a binary output does not move with a."""
+        return torch.zeros_like(grad_h, dtype=a.dtype)
+
+    def mean(self, a: Tensor) -> Tensor:
+        """low + (high - low) P(h = high)."""
+        return self.low + (self.high - self.low) * self.probability(a)
+
+    def active_probability(self, a: Tensor) -> Tensor:
+        """P(h > 0) = P(h = high): low is not positive and high is."""
+        return self.probability(a)
+
+    def support(self) -> Tensor:
+        """(low, high)."""
+        return torch.tensor([self.low, self.high])
+
+    def is_high(self, h: Tensor) -> Tensor:
+        """1 where h is high and 0 where it is low, in the dtype of h."""
+        return (h - self.low) / (self.high - self.low)
+
+    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
+        """High where P(h = high) > level, else low."""
+        return self.low + (self.high - self.low) * (self.probability(a) > level).to(a.dtype)
+
+
+class LogisticBinary(Binary, Relaxable):
+    """A binary unit with P(h = high) = σ(a). Bernoulli and bipolar units differ only in their two values."""
+
+    def probability(self, a: Tensor) -> Tensor:
+        """σ(a)."""
+        return sigmoid(a).to(a.dtype)
+
+    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
+        """High where noise < σ(a), compared in at least float32."""
+        return self.low + (self.high - self.low) * (noise < sigmoid(a)).to(a.dtype)
+
+    def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
+        """-softplus(-a) where high, -softplus(a) where low."""
+        return -softplus(torch.where(h == self.high, -a, a)).to(a.dtype)
+
+    def score(self, h: Tensor, a: Tensor) -> Tensor:
+        """b - σ(a), where b is 1 for high and 0 for low; written as ±σ(∓a), which does not cancel at saturation."""
+        return torch.where(h == self.high, sigmoid(-a), -sigmoid(a)).to(a.dtype)
+
+    def relax(self, a: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """low + (high - low) σ((a - logit u) / temperature): above the middle exactly where h is high."""
+        return self._squash(a - logit(noise), temperature).to(a.dtype)
+
+    def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """`relax` at a noise drawn given h: u·p where high, p + u·(1 - p) where low, in logarithms so that no tail is lost."""
+        p, q = sigmoid(a), sigmoid(-a)
+        log_u, log_1mu = torch.log(noise), torch.log1p(-noise)
+        # with v the conditional noise, logit v = log v - log(1 - v)
+        if_high = log_u - softplus(-a) - torch.log1p(-noise * p)
+        if_low = torch.log1p(-(1 - noise) * q) - log_1mu + softplus(a)
+        return self._squash(a - torch.where(h == self.high, if_high, if_low), temperature).to(a.dtype)
+
+    def _squash(self, z: Tensor, temperature: float | Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * sigmoid(z / temperature)

@@ -1,0 +1,56 @@
+"""Objective: a loss with a name, so that requests and tables can speak of it; any other callable serves as well."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from gradest.kernels.reference import leading_sum
+from gradest.neuron import Neuron
+from gradest.plugin import Plugin
+
+__all__ = ["Loss", "Objective", "Separable"]
+
+Loss = Callable[[Tensor], Tensor]
+"""Maps points `[K, *batch, *event]` to losses `[K, *batch]`."""
+
+
+class Objective(Plugin):
+    """A loss: maps points `[K, *batch, *event]` to losses `[K, *batch]`, each from its own point alone."""
+
+    @abstractmethod
+    def __call__(self, points: Tensor) -> Tensor:
+        """The losses, `[K, *batch]`, in the dtype of the points; differentiable in them."""
+
+    def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
+        """E[loss(h)] in closed form, `[*batch]`, differentiable in a; None where only enumeration gives it."""
+        return None
+
+
+class Separable(Objective):
+    """The mean, or the sum, over units of a function of each unit alone. Its expectation is exact for any number of units."""
+
+    reduction: Literal["mean", "sum"] = Field("mean", description="over the units")
+
+    @abstractmethod
+    def per_unit(self, h: Tensor) -> Tensor:
+        """The unit's part of the loss, elementwise, `[..., units]`."""
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """The mean, or the sum, of `per_unit` over the last dim."""
+        return self._reduce(self.per_unit(points))
+
+    def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
+        """Each unit's part over the atoms of its law; None for a neuron whose outputs are not single numbers."""
+        if neuron.event_ndim != 1:
+            return None
+        values, weights = neuron.law(a)
+        return self._reduce(leading_sum(weights * self.per_unit(values)))
+
+    def _reduce(self, parts: Tensor) -> Tensor:
+        total = parts.contiguous().sum(-1)
+        return total / parts.shape[-1] if self.reduction == "mean" and parts.shape[-1] else total

@@ -1,0 +1,71 @@
+"""Plugin: what neurons, estimators and objectives have in common: a name, a summary, a reference, and options."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Annotated, Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, WithJsonSchema
+from torch import Tensor
+
+from gradest.errors import InvalidOptions
+
+__all__ = ["Plugin", "TensorOption"]
+
+
+def _to_tensor(value: Any) -> Tensor:
+    try:
+        return value if isinstance(value, Tensor) else torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError("give a tensor, a number, or a rectangular nested list of numbers") from error
+
+
+TensorOption = Annotated[
+    Tensor,
+    PlainValidator(_to_tensor),
+    PlainSerializer(lambda tensor: tensor.tolist()),
+    WithJsonSchema({"type": ["number", "array"], "description": "a number or a rectangular nested array of numbers"}),
+]
+"""The type of an option that is a tensor: a torch tensor in Python, a number or nested array in JSON."""
+
+
+class Plugin(BaseModel, ABC):
+    """A frozen pydantic model whose fields are the plugin's options; CLI flags, API fields and checks derive from them.
+
+    A concrete plugin sets three class attributes and declares its options as fields with defaults:
+
+        name: how users and requests call it, in lower_snake_case;
+        summary: one line, shown in tables;
+        reference: authors, year and arXiv id of where it comes from, or "" for what has no source.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    reference: ClassVar[str] = ""
+
+    @classmethod
+    def build(cls, **options: Any) -> Self:
+        """An instance with these options; raises InvalidOptions with each fault in a line of its own."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            known = ", ".join(cls.model_fields) or "none"
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc'])) or 'options'}: {fault['msg']}"
+                for fault in error.errors(include_url=False, include_input=False, include_context=False)
+            )
+            raise InvalidOptions(f"{cls.name}: {faults}. Its options: {known}.") from error
+
+    def spec(self) -> dict[str, Any]:
+        """The JSON form that builds this instance again: {"name": ..., and each option that was given}."""
+        return {"name": self.name, **self.model_dump(mode="json", exclude_unset=True)}
+
+    def label(self) -> str:
+        """A short name for tables: the name, with the options that were given."""
+        options = self.model_dump(mode="json", exclude_unset=True)
+        if not options:
+            return self.name
+        return f"{self.name}({', '.join(f'{key}={value}' for key, value in options.items())})"

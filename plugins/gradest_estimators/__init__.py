@@ -1,0 +1,28 @@
+"""The built-in estimators, one file each."""
+
+from gradest import Estimator, hookimpl
+from gradest_estimators.enumeration import Enumeration
+from gradest_estimators.held_noise import HeldNoise
+from gradest_estimators.pathwise import Pathwise
+from gradest_estimators.pathwise_score import PathwiseScore
+from gradest_estimators.reinforce import Reinforce
+from gradest_estimators.reinforce_average import ReinforceAverage
+from gradest_estimators.reinforce_centered import ReinforceCentered
+from gradest_estimators.rloo import Rloo
+from gradest_estimators.straight_through import StraightThrough
+
+
+@hookimpl
+def gradest_estimators() -> list[type[Estimator]]:
+    """The built-in estimators."""
+    return [
+        Enumeration,
+        HeldNoise,
+        Pathwise,
+        PathwiseScore,
+        Reinforce,
+        ReinforceAverage,
+        ReinforceCentered,
+        Rloo,
+        StraightThrough,
+    ]

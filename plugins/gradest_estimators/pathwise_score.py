@@ -1,0 +1,34 @@
+"""Backpropagation through the smooth part of a neuron, and the score of its discrete part."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State, per_event
+from gradest.kernels.reference import leading_mean
+from gradest.neuron import Differentiable, Neuron, Scored
+
+
+class PathwiseScore(MonteCarlo):
+    """ĝ = dL/dh · dh/da with the choice b held, + L · d log P(b)/da: unbiased.
+
+    By the product rule on Σ_b P(b) L(h(b, a)). For stochastic_times_smooth, r = √p, the second term is
+    L (b - r)/(r(1-r)) dr/da = L (b - r)(1 + r)/2.
+    """
+
+    name = "pathwise_score"
+    summary = "held_noise plus the score of the discrete choice: unbiased"
+    reference = "Schulman, Heess, Weber, Abbeel 2015, arXiv 1506.05254"
+    needs = frozenset({"loss", "grad"})
+    capabilities = (Differentiable, Scored)
+
+    def bias(self, neuron: Neuron) -> Bias:
+        """None."""
+        return Bias.NONE
+
+    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+        """The mean over samples of both terms."""
+        neuron, a = draw.neuron, draw.a
+        path = neuron.backward(a, draw.saved["noise"], feedback.get_grad())
+        score = neuron.score(draw.points, a)  # type: ignore[attr-defined]  # `capabilities` says Scored
+        return leading_mean(path + per_event(feedback.get_loss(), neuron) * score), state

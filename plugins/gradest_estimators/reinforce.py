@@ -1,0 +1,21 @@
+"""The score-function estimator without a baseline."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gradest.estimator import Draw, Feedback, State, per_event
+from gradest.kernels.reference import leading_mean
+from gradest_estimators._score import ScoreFunction, scores
+
+
+class Reinforce(ScoreFunction):
+    """ĝ = L(h) · d log P(h)/da; for a Bernoulli unit L (h - p). Theorem 1 of the source: unbiased."""
+
+    name = "reinforce"
+    summary = "loss times score, no baseline"
+    reference = "Williams 1992; Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+
+    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+        """The mean over samples of loss times score."""
+        return leading_mean(per_event(feedback.get_loss(), draw.neuron) * scores(draw)), state

@@ -1,0 +1,26 @@
+"""The leave-one-out score-function estimator."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from gradest.estimator import Draw, Feedback, State, per_event
+from gradest.kernels.reference import leading_mean, leading_sum
+from gradest_estimators._score import ScoreFunction, scores
+
+
+class Rloo(ScoreFunction):
+    """ĝ = 1/(K-1) Σ_k (L_k - mean_j L_j)(d log P(h_k)/da): each sample's baseline is the mean of the others. Unbiased."""
+
+    name = "rloo"
+    summary = "K samples, each with the mean of the others as its baseline"
+    reference = "Kool, van Hoof, Welling 2019"
+
+    samples: int = Field(2, ge=2, description="K")
+
+    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+        """Σ_k (L_k - mean L) score_k / (K - 1)."""
+        loss = feedback.get_loss()
+        centred = loss - leading_mean(loss)
+        return leading_sum(per_event(centred, draw.neuron) * scores(draw)) / (self.samples - 1), state

@@ -1,0 +1,52 @@
+"""The straight-through estimator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State
+from gradest.kernels.reference import leading_mean, sigmoid
+from gradest.neuron import Binary, LogisticBinary, Neuron
+
+
+class StraightThrough(MonteCarlo):
+    """ĝ = L'(h) · d, as if h had been a smooth function of a with derivative d.
+
+    derivative="identity": d = slope. Biased for linear losses already, since dE[h]/da is p(1-p) and not 1; the source found
+        that it trains best.
+    derivative="sigmoid": d = slope · (high - low) σ(slope a)(1 - σ(slope a)). With slope 1 it is dE[h]/da, hence exact for a
+        loss that is linear in each unit, and biased beyond. A slope that grows during training anneals the sigmoid to a step
+        (Chung, Ahn, Bengio 2016, arXiv 1609.01704).
+    derivative="clipped": d = slope · 1[|a| <= 1] (Hubara et al. 2016, arXiv 1602.02830).
+    """
+
+    name = "straight_through"
+    summary = "passes dL/dh to a as if the unit were smooth"
+    reference = "Hinton 2012 (lecture); Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+    needs = frozenset({"grad"})
+    capabilities = (Binary,)
+
+    derivative: Literal["identity", "sigmoid", "clipped"] = Field("identity", description="what stands for dh/da")
+    slope: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the smooth function that stands for the unit")
+
+    def bias(self, neuron: Neuron) -> Bias:
+        """Exact to first order with derivative="sigmoid" and slope 1, biased otherwise."""
+        exact = self.derivative == "sigmoid" and self.slope == 1 and isinstance(neuron, LogisticBinary)
+        return Bias.exact_to_order(1) if exact else Bias.BIASED
+
+    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+        """The mean over samples of dL/dh, times d."""
+        return leading_mean(feedback.get_grad()) * self._derivative(draw.neuron, draw.a), state
+
+    def _derivative(self, neuron: Neuron, a: Tensor) -> Tensor | float:
+        if self.derivative == "identity":
+            return self.slope
+        if self.derivative == "clipped":
+            return self.slope * (a.abs() <= 1).to(a.dtype)
+        assert isinstance(neuron, Binary)
+        x = self.slope * a
+        return self.slope * (neuron.high - neuron.low) * torch.mul(sigmoid(x), sigmoid(-x))

@@ -1,0 +1,95 @@
+"""The noisy rectifier."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from gradest.kernels.quadrature import gauss_legendre, spread
+from gradest.kernels.reference import logit, sigmoid, softplus, widen
+from gradest.neuron import Reparameterised
+from gradest.random import Key
+
+_NODES = 96
+
+
+class NoisyRectifier(Reparameterised):
+    """h = max(0, a + z), with z logistic, or gaussian with standard deviation s.
+
+    Logistic: E[h] = softplus(a), P(h > 0) = σ(a). Gaussian: E[h] = a Φ(a/s) + s φ(a/s), P(h > 0) = Φ(a/s).
+    dh/da = 1[a + z > 0] at fixed noise; h moves continuously with a, so its mean is the true derivative of the expected loss.
+    """
+
+    name = "noisy_rectifier"
+    summary = "rectifier with noise added to its input"
+    reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+
+    distribution: Literal["logistic", "gaussian"] = Field("logistic", description="of the noise")
+    std: float | None = Field(None, gt=0, allow_inf_nan=False, description="of gaussian noise; 1 if not given")
+
+    @model_validator(mode="after")
+    def _check_std(self) -> Self:
+        if self.std is not None and self.distribution == "logistic":
+            raise ValueError('std goes with distribution="gaussian"; the logistic noise is the standard one')
+        return self
+
+    @property
+    def scale(self) -> float:
+        """The standard deviation of gaussian noise."""
+        return 1.0 if self.std is None else self.std
+
+    def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """z, by the inverse distribution function of the uniform noise."""
+        u = key.uniform_like(a, draws)
+        return logit(u) if self.distribution == "logistic" else self.scale * torch.special.ndtri(u)
+
+    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
+        """max(0, a + z)."""
+        return (a + noise).clamp(min=0).to(a.dtype)
+
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """grad_h · 1[a + z > 0]."""
+        return torch.where(a + noise > 0, grad_h, torch.zeros_like(grad_h)).to(a.dtype)
+
+    def mean(self, a: Tensor) -> Tensor:
+        """E[h]; for gaussian noise in a form that keeps its digits in the lower tail, where a Φ + s φ cancels."""
+        if self.distribution == "logistic":
+            return softplus(a).to(a.dtype)
+        x = widen(a) / self.scale
+        below = x.clamp(max=0)
+        density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+        mills = math.sqrt(math.pi / 2) * torch.special.erfcx(-below / math.sqrt(2))  # Φ(x) / φ(x) for x <= 0
+        tail = density * (1 + below * mills).clamp(min=0)
+        return (self.scale * torch.where(x < 0, tail, x * torch.special.ndtr(x) + density)).to(a.dtype)
+
+    def active_probability(self, a: Tensor) -> Tensor:
+        """P(h > 0)."""
+        return self._cdf(widen(a)).to(a.dtype)
+
+    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
+        """max(0, a), the output without noise, where P(h > 0) > level, and 0 elsewhere. Level ½ leaves the plain rectifier."""
+        return torch.where(self.active_probability(a) > level, a.clamp(min=0), torch.zeros_like(a))
+
+    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """0 with P(h = 0), and Gauss-Legendre nodes over the density of h > 0: about 1e-9 of relative accuracy in float64."""
+        x, w = gauss_legendre(_NODES)
+        reach = 36.0 if self.distribution == "logistic" else 8.5 * self.scale
+        # the nodes are held where a stands now: the density at them, not they, moves with a
+        upper = a.detach().clamp(min=0) + reach
+        lower = (a.detach() - reach).clamp(min=0)
+        h = lower + (upper - lower) * spread(x, a)
+        density = spread(w, a) * (upper - lower) * self._pdf(h - a)
+        values = torch.cat([torch.zeros_like(a)[None], h])
+        return values, torch.cat([self._cdf(-a)[None], density])
+
+    def _cdf(self, x: Tensor) -> Tensor:
+        return sigmoid(x) if self.distribution == "logistic" else torch.special.ndtr(x / self.scale)
+
+    def _pdf(self, z: Tensor) -> Tensor:
+        if self.distribution == "logistic":
+            return sigmoid(z) * sigmoid(-z)
+        return torch.exp(-0.5 * (z / self.scale) ** 2) / (self.scale * math.sqrt(2 * math.pi))

@@ -1,0 +1,28 @@
+"""The rectifier, as the deterministic baseline of the noisy one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradest_neurons._deterministic import Deterministic
+
+
+class Rectifier(Deterministic):
+    """h = max(0, a); dh/da = 1[a > 0]."""
+
+    name = "rectifier"
+    summary = "deterministic max(0, a), a baseline"
+    reference = "Nair, Hinton 2010"
+
+    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
+        """max(0, a), once for each draw that the noise has room for."""
+        return (a + noise).clamp(min=0).to(a.dtype)
+
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """grad_h · 1[a > 0]."""
+        return torch.where(a > 0, grad_h, torch.zeros_like(grad_h)).to(a.dtype)
+
+    def active_probability(self, a: Tensor) -> Tensor:
+        """1[a > 0]."""
+        return (a > 0).to(a.dtype)

@@ -1,0 +1,58 @@
+"""The stochastic times smooth neuron."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradest.kernels.reference import sigmoid, softplus
+from gradest.neuron import Differentiable, Scored
+
+
+class StochasticTimesSmooth(Differentiable, Scored):
+    """h = b √p, with p = σ(a) and b = 1[z < √p], z uniform on (0, 1): E[h] = p, P(h > 0) = √p.
+
+    Bengio, Léonard and Courville 2013 write b ~ Binomial(√p), which is one Bernoulli trial. `backward` is
+    grad_h · b · d√p/da with b held, d√p/da = √p (1 - p) / 2. b moves with a as well, so this is no unbiased pathwise
+    derivative: for a linear loss its mean is exactly half of the true gradient, and for a quadratic one a unit can have the
+    wrong sign. The estimator `pathwise_score` adds what is missing.
+    """
+
+    name = "stochastic_times_smooth"
+    summary = "binary gate times a smooth value: √p with probability √p"
+    reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+
+    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
+        """√p where z < √p, else 0."""
+        r = _root(a)
+        return torch.where(noise < r, r, torch.zeros_like(r)).to(a.dtype)
+
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """grad_h · b · √p (1 - p) / 2."""
+        r = _root(a)
+        slope = 0.5 * r * sigmoid(-a)
+        return torch.where(noise < r, grad_h * slope, torch.zeros_like(slope)).to(a.dtype)
+
+    def score(self, h: Tensor, a: Tensor) -> Tensor:
+        """d log P(b)/da = (b - r)(1 + r)/2, r = √p; for b = 1 that is (1 - p)/2, which does not cancel."""
+        r = _root(a)
+        return torch.where(h > 0, 0.5 * sigmoid(-a), -0.5 * r * (1 + r)).to(a.dtype)
+
+    def mean(self, a: Tensor) -> Tensor:
+        """p."""
+        return sigmoid(a).to(a.dtype)
+
+    def active_probability(self, a: Tensor) -> Tensor:
+        """√p."""
+        return _root(a).to(a.dtype)
+
+    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """0 with probability 1 - √p, √p with probability √p."""
+        r = _root(a)
+        off = sigmoid(-a) / (1 + r)  # 1 - r, without cancellation
+        return torch.stack([torch.zeros_like(r), r]), torch.stack([off, r])
+
+
+def _root(a: Tensor) -> Tensor:
+    """√σ(a), with a finite derivative however small p is."""
+    return torch.exp(-0.5 * softplus(-a))

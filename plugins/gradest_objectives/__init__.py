@@ -1,0 +1,13 @@
+"""The built-in objectives, one file each."""
+
+from gradest import Objective, hookimpl
+from gradest_objectives.cross_entropy import CrossEntropy
+from gradest_objectives.linear import Linear
+from gradest_objectives.polynomial import Polynomial
+from gradest_objectives.quadratic import Quadratic
+
+
+@hookimpl
+def gradest_objectives() -> list[type[Objective]]:
+    """The built-in objectives."""
+    return [CrossEntropy, Linear, Polynomial, Quadratic]

@@ -1,0 +1,57 @@
+"""The loss of a linear readout with a softmax."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from gradest.errors import InvalidInput
+from gradest.objective import Objective
+from gradest.plugin import TensorOption
+
+
+class CrossEntropy(Objective):
+    """L(h) = -log softmax(W h + b)[y], in nats. No closed form of its expectation: enumeration gives it for few units."""
+
+    name = "cross_entropy"
+    summary = "cross entropy of a softmax readout"
+
+    weight: TensorOption = Field(description="W, [classes, units]")
+    labels: TensorOption = Field(description="y, integers in [0, classes), broadcast against [*batch]")
+    bias: TensorOption | None = Field(None, description="b, [classes]; none if not given")
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> Self:
+        if self.weight.ndim != 2 or not self.weight.shape[0]:
+            raise ValueError(f"weight is [classes, units], not of shape {list(self.weight.shape)}")
+        classes = self.weight.shape[0]
+        if self.bias is not None and self.bias.shape != (classes,):
+            raise ValueError(f"bias is [classes] = [{classes}], not of shape {list(self.bias.shape)}")
+        labels = self.labels
+        if labels.is_floating_point() and not bool((labels == labels.round()).all()):
+            raise ValueError("labels are integers")
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise ValueError(f"labels are integers in [0, {classes})")
+        return self
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """The cross entropy at each point."""
+        weight = self.weight.to(points)
+        if points.shape[-1] != weight.shape[1]:
+            raise InvalidInput(f"weight reads {weight.shape[1]} units, but the points have {points.shape[-1]}")
+        # a product of matrices adds in an order that depends on the batch; a class at a time does not
+        logits = torch.stack([(points * row).sum(-1) for row in weight], -1)
+        if self.bias is not None:
+            logits = logits + self.bias.to(points)
+        labels = self.labels.to(points.device, torch.int64)
+        try:
+            labels = labels.expand(points.shape[1:-1])
+        except RuntimeError as error:
+            raise InvalidInput(
+                f"labels of shape {list(labels.shape)} do not broadcast against the batch {list(points.shape[1:-1])}"
+            ) from error
+        picked = torch.log_softmax(logits, -1).gather(-1, labels.expand(points.shape[:-1])[..., None])
+        return -picked[..., 0]

@@ -1,0 +1,23 @@
+"""A linear loss."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gradest.objective import Separable
+from gradest.plugin import TensorOption
+
+
+class Linear(Separable):
+    """L(h) = mean_i w_i h_i (or the sum). Its exact value is mean_i w_i E[h_i]."""
+
+    name = "linear"
+    summary = "weighted mean (or sum) of the outputs"
+
+    weight: TensorOption = Field(torch.tensor(1.0), description="w, broadcast against [*batch, units]")
+
+    def per_unit(self, h: Tensor) -> Tensor:
+        """w h."""
+        return self.weight.to(h) * h

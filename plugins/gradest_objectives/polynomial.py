@@ -1,0 +1,25 @@
+"""A polynomial loss."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gradest.objective import Separable
+from gradest.plugin import TensorOption
+
+
+class Polynomial(Separable):
+    """L(h) = mean_i (h_i - t_i)^n (or the sum), n a whole number: of degree n, to tell apart what is exact up to which order."""
+
+    name = "polynomial"
+    summary = "mean (or sum) of a power of the difference from a target"
+    reference = "Liu et al. 2023, arXiv 2304.08612"
+
+    power: int = Field(3, ge=1, description="n")
+    target: TensorOption = Field(torch.tensor(0.0), description="t, broadcast against [*batch, units]")
+
+    def per_unit(self, h: Tensor) -> Tensor:
+        """(h - t)^n."""
+        return (h - self.target.to(h)) ** self.power

@@ -1,0 +1,24 @@
+"""A quadratic loss."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gradest.objective import Separable
+from gradest.plugin import TensorOption
+
+
+class Quadratic(Separable):
+    """L(h) = mean_i (h_i - t_i)² (or the sum): the toy of Tucker et al. 2017 with one unit, of Titsias and Shi 2021 with 200."""
+
+    name = "quadratic"
+    summary = "mean (or sum) of squared differences from a target"
+    reference = "Tucker et al. 2017, arXiv 1703.07370"
+
+    target: TensorOption = Field(torch.tensor(0.0), description="t, broadcast against [*batch, units]")
+
+    def per_unit(self, h: Tensor) -> Tensor:
+        """(h - t)²."""
+        return (h - self.target.to(h)) ** 2
