@@ -137,8 +137,9 @@ def compare(
 
 def in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
     """(gradient - exact) / standard error, per coordinate. The error is at least what rounding makes of it."""
-    rounding = 16 * torch.finfo(exact.dtype).eps * (exact.abs().max() if exact.numel() else 0)
-    return (found.gradient - exact) / found.standard_error.clamp(min=float(rounding) or torch.finfo(exact.dtype).tiny)
+    size = sum(float(x.abs().max()) for x in (exact, found.loss) if x.numel())
+    rounding = max(8 * torch.finfo(exact.dtype).eps * size, torch.finfo(exact.dtype).tiny)
+    return (found.gradient - exact) / found.standard_error.clamp(min=rounding)
 
 
 def _is_feasible(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:

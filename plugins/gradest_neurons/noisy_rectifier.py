@@ -49,7 +49,7 @@ class NoisyRectifier(Reparameterised):
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """max(0, a + z)."""
-        return (a + noise).clamp(min=0).to(a.dtype)
+        return torch.relu(a + noise).to(a.dtype)
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · 1[a + z > 0]."""
@@ -72,7 +72,7 @@ class NoisyRectifier(Reparameterised):
 
     def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
         """max(0, a), the output without noise, where P(h > 0) > level, and 0 elsewhere. Level ½ leaves the plain rectifier."""
-        return torch.where(self.active_probability(a) > level, a.clamp(min=0), torch.zeros_like(a))
+        return torch.where(self.active_probability(a) > level, torch.relu(a), torch.zeros_like(a))
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """0 with P(h = 0), and Gauss-Legendre nodes over the density of h > 0: about 1e-9 of relative accuracy in float64."""

@@ -17,7 +17,7 @@ class Rectifier(Deterministic):
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """max(0, a), once for each draw that the noise has room for."""
-        return (a + noise).clamp(min=0).to(a.dtype)
+        return torch.relu(a + noise).to(a.dtype)
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · 1[a > 0]."""
