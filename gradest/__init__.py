@@ -54,11 +54,12 @@ if TYPE_CHECKING:
     from gradest.objective import Objective, Separable
     from gradest.plugin import Plugin, TensorOption
     from gradest.random import Key
-    from gradest.registry import registry
+    from gradest.registry import Registry
 
-    neuron = registry.neuron
-    estimator = registry.estimator
-    objective = registry.objective
+    registry: Registry
+    neuron = Registry().neuron
+    estimator = Registry().estimator
+    objective = Registry().objective
 
 __all__ = [
     "PLUGIN_API",

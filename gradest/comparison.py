@@ -68,7 +68,18 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """The rows as a Markdown table."""
-        head = ["estimator", "claimed bias", "K", "bias", "bias/SE", "variance", "SNR", "cosine", "efficiency", "seconds"]
+        head = [
+            "estimator",
+            "claimed bias",
+            "K",
+            "bias",
+            "bias/SE",
+            "variance",
+            "SNR",
+            "cosine",
+            "efficiency",
+            "seconds",
+        ]
         lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
         lines += [_line([_show(cell) for cell in asdict(row).values()]) for row in self.rows]
         return "\n".join(lines)
@@ -94,7 +105,7 @@ class Comparison:
         ]
         x = altair.X("variance of one draw:Q").scale(type="log").axis(format="~e")
         y = altair.Y("root mean square error of the mean:Q").scale(type="log").axis(format="~e")
-        base = altair.Chart(altair.Data(values=points)).encode(x=x, y=y)
+        base = altair.Chart(altair.InlineData(values=points)).encode(x=x, y=y)
         dots = base.mark_point(filled=True, size=90).encode(color="claimed bias:N", tooltip="estimator:N")
         names = base.mark_text(align="left", dx=8).encode(text="estimator:N")
         return (dots + names).properties(width=520, height=320, title=f"{self.neuron}, {self.draws} draws")

@@ -29,7 +29,9 @@ def count(neuron: Neuron, event: tuple[int, ...], atoms: int) -> int:
     return int(atoms**units)
 
 
-def configurations(neuron: Neuron, a: Tensor, law: tuple[Tensor, Tensor], start: int, stop: int) -> tuple[Tensor, Tensor]:
+def configurations(
+    neuron: Neuron, a: Tensor, law: tuple[Tensor, Tensor], start: int, stop: int
+) -> tuple[Tensor, Tensor]:
     """Configurations start to stop of the units' joint law: points `[n, *batch, *event]` and their weights `[n, *batch]`.
 
     `law` is `neuron.law(a)`; the points and weights are differentiable where it is.

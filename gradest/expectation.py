@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradest.enumeration import configurations, count
 from gradest.errors import InvalidInput, TooManyPoints
-from gradest.estimator import Draw, Estimator, Feedback, State, event_shape, per_event
+from gradest.estimator import Draw, Estimator, Feedback, State, event_shape
 from gradest.kernels.reference import leading_mean, widen
 from gradest.neuron import Neuron
 from gradest.objective import Loss, Objective
@@ -58,19 +58,22 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
     finite = torch.isfinite(detached)
     if not bool(finite.all()):
         index = (~finite).nonzero()[0].tolist()
-        raise InvalidInput(f"pre-activations must be finite, but a[{', '.join(map(str, index))}] is {detached[tuple(index)]}")
+        raise InvalidInput(
+            f"pre-activations must be finite, but a[{', '.join(map(str, index))}] is {detached[tuple(index)]}"
+        )
     return widen(detached)
 
 
-def sample(neuron: NeuronSpec, a: Tensor, samples: int = 1, seed: int | None = None) -> Tensor:
+def sample(neuron: NeuronSpec, a: Tensor, samples: int = 1, seed: int | Key | None = None) -> Tensor:
     """Independent outputs of the neuron, `[samples, *a.shape]` in the dtype of `a`.
 
-    seed: 0 <= seed < 2**53; None takes one from torch's global generator. Raises InvalidInput, UnknownPlugin, InvalidOptions.
+    seed: 0 <= seed < 2**53; None takes one from torch's global generator; a Key is for callers that number
+    rows themselves. Raises InvalidInput, UnknownPlugin, InvalidOptions.
     """
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron)
     _check_count("samples", samples, least=0)
-    noise = neuron.noise(Key(fresh_seed() if seed is None else check_seed(seed)), wide, samples)
+    noise = neuron.noise(_to_key(seed), wide, samples)
     return neuron.forward(wide, noise).to(a.dtype)
 
 
@@ -101,19 +104,19 @@ def expect(
     a: Tensor,
     neuron: NeuronSpec = "bernoulli",
     estimator: EstimatorSpec = "rloo",
-    seed: int | None = None,
+    seed: int | Key | None = None,
     state: State | None = None,
 ) -> tuple[Tensor, State]:
     """An estimate of E[f(h)], `[*batch]`, that is differentiable: backward puts the estimator's gradient on `a`.
 
-    f's own parameters get their ordinary gradient. Returns the value and the next state; pass the state to the next call.
+    seed: as for `sample`. f's own parameters get their ordinary gradient. Returns the value and the next state, to be
+    passed to the next call.
     Under torch.no_grad() the value alone is computed, and the state comes back as it was.
 
     Raises Incompatible if the estimator does not fit the neuron, and what `sample` raises.
     """
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
-    key = Key(fresh_seed() if seed is None else check_seed(seed))
-    draw, state = ask(neuron, estimator, a, key, state)
+    draw, state = ask(neuron, estimator, a, _to_key(seed), state)
     points = draw.points.to(a.dtype)
     if not torch.is_grad_enabled():
         return estimator.value(draw, _losses(f, points, neuron)), state
@@ -249,7 +252,9 @@ def _losses(f: Loss, points: Tensor, neuron: Neuron) -> Tensor:
     wanted = points.shape[: points.ndim - neuron.event_ndim]
     if not isinstance(loss, Tensor) or loss.shape != wanted:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise InvalidInput(f"f must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it gave {got}")
+        raise InvalidInput(
+            f"f must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it gave {got}"
+        )
     return loss
 
 
@@ -284,10 +289,9 @@ def _draws(
         with torch.no_grad():
             loss, grad = _evaluate(f, points, neuron, estimator, keep_graph=False)
         unflat = (draw.points.shape[0], n)
-        loss = loss.detach().unflatten(0, unflat)
-        gradient, after = tell(
-            estimator, draw, Feedback(loss, None if grad is None else grad.unflatten(0, unflat)), state
-        )
+        loss = loss.detach().reshape(*unflat, *loss.shape[1:])
+        grad = None if grad is None else grad.reshape(*unflat, *a.shape)
+        gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
         yield gradient, estimator.value(draw, widen(loss)), after
 
 
@@ -297,6 +301,10 @@ def _warm(f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, st
         for _, _, after in _draws(f, a, neuron, estimator, key, state, 1, first=_WARM_UP + step):
             state = after
     return state
+
+
+def _to_key(seed: int | Key | None) -> Key:
+    return seed if isinstance(seed, Key) else Key(fresh_seed() if seed is None else check_seed(seed))
 
 
 def _at_least_float32(a: Tensor) -> torch.dtype:

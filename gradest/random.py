@@ -23,6 +23,7 @@ __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
 MAX_SEED = 1 << 53
 """Seeds are below this: the largest range of integers that every JSON client keeps exact."""
 
+_Words = tuple[Tensor | int, Tensor | int]
 _MASK32 = 0xFFFFFFFF
 _FOLD = _MASK32  # the stream number that `fold_in` keeps to itself
 
@@ -46,12 +47,10 @@ def _unsigned(word: Tensor) -> Tensor:
 @overload
 def threefry2x32(key: tuple[int, int], counter: tuple[int, int]) -> tuple[int, int]: ...
 @overload
-def threefry2x32(
-    key: tuple[Tensor | int, Tensor | int], counter: tuple[Tensor | int, Tensor | int]
-) -> tuple[Tensor, Tensor]: ...
-def threefry2x32(
-    key: tuple[Tensor | int, Tensor | int], counter: tuple[Tensor | int, Tensor | int]
-) -> tuple[Tensor, Tensor] | tuple[int, int]:
+def threefry2x32(key: _Words, counter: tuple[Tensor, Tensor | int]) -> tuple[Tensor, Tensor]: ...
+@overload
+def threefry2x32(key: tuple[Tensor, Tensor | int], counter: _Words) -> tuple[Tensor, Tensor]: ...
+def threefry2x32(key: _Words, counter: _Words) -> tuple[Tensor, Tensor] | tuple[int, int]:
     """Threefry-2x32 with 20 rounds: two 32-bit words of key and two of counter to two random words.
 
     Words are ints, or integer tensors that broadcast together (int64 holding 0 <= word < 2**32, or int32 or uint32 bit

@@ -31,7 +31,8 @@ class NoisySigmoid(Reparameterised):
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """s z, by the inverse distribution function of the uniform noise."""
-        return self.std * torch.special.ndtri(key.uniform_like(a, draws))
+        z: Tensor = torch.special.ndtri(key.uniform_like(a, draws))
+        return self.std * z
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """σ(a + s z)."""

@@ -1,0 +1,303 @@
+"""Torch modules: stochastic layers that train, keep their estimator's state, and behave in evaluation.
+
+    layer = gradest.nn.Stochastic("bernoulli", "reinforce_centered")
+    h = layer(a)                                                      # somewhere inside a model
+    gradest.nn.broadcast_loss(model, loss_per_example).backward()     # in place of loss_per_example.mean().backward()
+
+Seeds come from torch's global generator, so `torch.manual_seed` rules the noise. Under torch.distributed, example i of the
+process of rank r has the row number r + i · world_size, the order in which DistributedSampler deals examples out: processes
+that were seeded alike draw the noise that one process would have drawn for the joined batch, and states are averaged.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gradest.errors import Incompatible, InvalidInput, MissingLoss
+from gradest.estimator import Draw, Feedback, State
+from gradest.expectation import EstimatorSpec, NeuronSpec, ask, check_pre_activations, expect, tell
+from gradest.kernels.reference import widen
+from gradest.objective import Loss
+from gradest.random import Key, fresh_seed
+from gradest.registry import registry
+
+__all__ = ["Evaluation", "Expectation", "Stochastic", "broadcast_loss"]
+
+Evaluation = Literal["mean", "sample", "threshold"]
+_STATE = "state_"
+
+
+class _StochasticModule(nn.Module):
+    """A neuron, an estimator, the estimator's state in buffers, and what the module does in evaluation."""
+
+    threshold: Tensor
+
+    def __init__(
+        self, neuron: NeuronSpec, estimator: EstimatorSpec, evaluation: Evaluation = "mean", threshold: float = 0.5
+    ) -> None:
+        super().__init__()
+        if evaluation not in ("mean", "sample", "threshold"):
+            raise InvalidInput(f'evaluation is "mean", "sample" or "threshold", not {evaluation!r}')
+        self.neuron, self.estimator = registry.neuron(neuron), registry.estimator(estimator)
+        registry.check_fit(self.neuron, self.estimator)
+        self.evaluation = evaluation
+        self.register_buffer("threshold", torch.tensor(float(threshold)))
+
+    def extra_repr(self) -> str:
+        """The pair, as tables show it."""
+        return f"{self.neuron.label()}, {self.estimator.label()}, evaluation={self.evaluation}"
+
+    @property
+    def state(self) -> State:
+        """The estimator's state; empty before the first step, and always for a stateless estimator."""
+        return {
+            name.removeprefix(_STATE): value
+            for name, value in self.named_buffers(recurse=False)
+            if name.startswith(_STATE)
+        }
+
+    def _set_state(self, state: State) -> None:
+        for name, value in state.items():
+            # a new tensor each time: whoever holds the earlier state still has it unchanged
+            self.register_buffer(_STATE + name, value)
+
+    def _state_for(self, a: Tensor) -> State:
+        state = self.state
+        if not state:
+            state = self.estimator.init(self.neuron, widen(a.detach()))
+            self._set_state(state)
+        return state
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        # the state's shapes are known from the first step on; a fresh layer takes them from what it loads
+        for name, value in state_dict.items():
+            if name.startswith(prefix + _STATE) and "." not in name[len(prefix) :]:
+                self.register_buffer(name[len(prefix) :], torch.empty_like(value, device=self.threshold.device))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _evaluate(self, a: Tensor) -> Tensor:
+        if self.evaluation == "mean":
+            return self.neuron.mean(a)
+        if self.evaluation == "threshold":
+            return self.neuron.threshold(a, self.threshold)
+        wide = check_pre_activations(a, self.neuron)
+        return self.neuron.forward(wide, self.neuron.noise(_key(a, self.neuron.event_ndim), wide, 1))[0].to(a.dtype)
+
+
+class Stochastic(_StochasticModule):
+    """A layer of stochastic neurons: a `[*batch, *event]` to one sample h of the same shape.
+
+    Where the estimator needs dL/dh alone, autograd trains it as any layer. Where it needs the loss, call backward on
+    `broadcast_loss(model, loss)`; backward without it raises MissingLoss. Estimators that ask for several points (K > 1) do
+    not fit a layer that emits one sample, and are sent to `Expectation`.
+
+    neuron, estimator: a name, {"name": ..., **options}, or an instance.
+    evaluation: what `layer.eval()` emits: the mean E[h] (differentiable), one sample, or the deterministic
+        `neuron.threshold(a, layer.threshold)`. `layer.threshold.fill_(level)` sets the level; it is saved in state_dict.
+
+    The estimator's state is in buffers from the first training step on: it is in state_dict, and moves with the module. A
+    layer that is used several times before one backward gives each use the same state, and averages their next ones.
+    """
+
+    def __init__(
+        self, neuron: NeuronSpec, estimator: EstimatorSpec, evaluation: Evaluation = "mean", threshold: float = 0.5
+    ) -> None:
+        super().__init__(neuron, estimator, evaluation, threshold)
+        asked = self.estimator.evaluations(self.neuron, (1,) * self.neuron.event_ndim)
+        if asked != 1:
+            raise Incompatible(
+                f"{self.estimator.label()} asks for the loss at {asked} points, and a Stochastic layer emits one sample; "
+                "use gradest.nn.Expectation(neuron, estimator), whose layer(f, a) evaluates f at all of them"
+            )
+        self._pending: weakref.WeakKeyDictionary[_Pass, tuple[_Ticket, Tensor]] = weakref.WeakKeyDictionary()
+        self._steps = 0  # how often the state has moved on
+        self._merged = 0  # how many uses the last move is the average of
+
+    def __getstate__(self) -> dict[str, Any]:
+        # passes that wait for their backward belong to this object alone: copies start without
+        return {name: value for name, value in self.__dict__.items() if name != "_pending"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_pending": weakref.WeakKeyDictionary()})  # type: ignore[no-untyped-call]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, a: Tensor) -> Tensor:
+        """One sample of the neuron in training; what `evaluation` says otherwise."""
+        if not self.training:
+            return self._evaluate(a)
+        draw, state = ask(self.neuron, self.estimator, a, _key(a, self.neuron.event_ndim), self._state_for(a))
+        if not (torch.is_grad_enabled() and a.requires_grad):
+            return draw.points[0].to(a.dtype)
+        ticket = _Ticket(self, draw, state, self._steps)
+        h, anchor = _Emit.apply(a, ticket)  # type: ignore[no-untyped-call]
+        if "loss" in self.estimator.needs:
+            waiting = _Pass()
+            h = _Follow.apply(h, waiting)  # type: ignore[no-untyped-call]
+            self._pending[waiting] = (ticket, anchor)
+        out: Tensor = h
+        return out
+
+    def _take_pending(self) -> list[tuple[_Ticket, Tensor]]:
+        waiting = list(self._pending.values())
+        self._pending.clear()
+        return waiting
+
+    def _advance(self, state: State, since: int) -> None:
+        """Take over the next state that a use of the layer computed from the state of step `since`."""
+        if not state:
+            return
+        state = _averaged_over_processes(state)
+        if since == self._steps:
+            self._steps, self._merged = self._steps + 1, 1
+        elif since == self._steps - 1:
+            self._merged += 1
+            state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}
+        else:  # a graph from before the last step: its state is out of date
+            return
+        self._set_state(state)
+
+
+class Expectation(_StochasticModule):
+    """`layer(f, a)` is `gradest.expect` with the estimator's state kept in buffers, for estimators of any K.
+
+    f maps points `[K, *batch, *event]` to losses `[K, *batch]`: it is the rest of the network and the loss. The result,
+    `[*batch]`, is differentiable in a and in f's parameters. In evaluation it is f at the mean, at one sample, or at the
+    thresholded output. Arguments as for `Stochastic`.
+    """
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, f: Loss, a: Tensor) -> Tensor:
+        """The estimate of E[f(h)], `[*batch]`."""
+        if not self.training:
+            return f(self._evaluate(a)[None])[0]
+        key = _key(a, self.neuron.event_ndim)
+        value, state = expect(f, a, self.neuron, self.estimator, key, self._state_for(a))
+        if torch.is_grad_enabled():
+            self._set_state(_averaged_over_processes(state))
+        return value
+
+
+def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+    """The scalar to call backward on: the mean (or sum) of `loss`, which also tells each stochastic layer its loss.
+
+    loss: `[*batch]`, one number an example, its dims leading in each layer's batch dims (a layer may have more of them, such
+    as positions in an image, which then share their example's loss). It need not be differentiable. The scalar may be scaled,
+    as gradient accumulation and loss scaling do. Every use of a layer since the last call whose output is still alive is told.
+    """
+    if reduction not in ("mean", "sum"):
+        raise InvalidInput(f'reduction is "mean" or "sum", not {reduction!r}')
+    total = loss.mean() if reduction == "mean" else loss.sum()
+    share = 1 / max(1, loss.numel()) if reduction == "mean" else 1.0
+    for layer in model.modules():
+        if isinstance(layer, Stochastic):
+            for ticket, anchor in layer._take_pending():
+                ticket.take(loss, share)
+                total = total + anchor
+    return total
+
+
+class _Pass:
+    """Lives as long as what was computed from a layer's output; a pass nobody can call backward on is forgotten with it."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _Ticket:
+    """One use of a layer: what backward needs, and the loss once it is known."""
+
+    def __init__(self, layer: Stochastic, draw: Draw, state: State, step: int) -> None:
+        self.layer, self.draw, self.state, self.step = layer, draw, state, step
+        self.loss: Tensor | None = None
+        self.share = 1.0
+
+    def take(self, loss: Tensor, share: float) -> None:
+        batch = self.draw.points.shape[1 : self.draw.points.ndim - self.layer.neuron.event_ndim]
+        if loss.shape != batch[: loss.ndim]:
+            raise InvalidInput(
+                f"the loss is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
+                f"{self.layer.neuron.label()}; it is {list(loss.shape)}. Reduce the loss over its other dims, not over the batch"
+            )
+        self.loss = loss.detach()[(..., *[None] * (len(batch) - loss.ndim))].expand(batch)
+        self.share = share
+
+    def gradient(self, grad_h: Tensor, scale: Tensor) -> Tensor:
+        estimator = self.layer.estimator
+        grad = grad_h[None] if "grad" in estimator.needs else None
+        if "loss" not in estimator.needs:
+            gradient, state = tell(estimator, self.draw, Feedback(None, grad), self.state)
+        else:
+            if self.loss is None:
+                raise MissingLoss(
+                    f"{estimator.label()} needs the loss of each example: call backward on "
+                    "gradest.nn.broadcast_loss(model, loss), with loss [*batch], instead of on the reduced loss"
+                )
+            # the scalar that backward was called on holds each example's loss times this
+            factor = widen(scale * self.share)
+            if grad is not None:
+                grad = grad / torch.where(factor == 0, 1, factor)
+            gradient, state = tell(estimator, self.draw, Feedback(self.loss[None], grad), self.state)
+            gradient = gradient * factor
+        self.layer._advance(state, self.step)
+        return gradient
+
+
+class _Emit(torch.autograd.Function):
+    """Emits the sample, and a zero whose gradient tells how backward's scalar was scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, ticket: _Ticket) -> tuple[Tensor, Tensor]:
+        ctx.ticket, ctx.dtype = ticket, a.dtype
+        return ticket.draw.points[0].to(a.dtype, copy=True), a.new_zeros((), dtype=ticket.draw.a.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor, grad_anchor: Tensor) -> tuple[Tensor, None]:
+        return ctx.ticket.gradient(grad_h, grad_anchor).to(ctx.dtype), None
+
+
+class _Follow(torch.autograd.Function):
+    """The identity; its node keeps the pass alive for as long as a graph that leads back to it."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, waiting: _Pass) -> Tensor:
+        ctx.waiting = waiting
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _key(a: Tensor, event_ndim: int) -> Key:
+    """A fresh key for `a`, whose row numbers are global under torch.distributed."""
+    key = Key(fresh_seed())
+    if not _is_distributed():
+        return key
+    batch = a.shape[: max(0, a.ndim - event_ndim)]
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return Key(key.seed, rows=rank + world * torch.arange(batch.numel()).reshape(batch))
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _averaged_over_processes(state: State) -> State:
+    if not _is_distributed() or not state:
+        return state
+    world = torch.distributed.get_world_size()
+    averaged = {}
+    for name, value in state.items():
+        averaged[name] = value
+        if value.is_floating_point():
+            averaged[name] = value / world
+            torch.distributed.all_reduce(averaged[name])
+    return averaged
+
+
+def _move(old: Tensor, new: Tensor, by: float) -> Tensor:
+    return old + (new - old) * by if new.is_floating_point() else new
