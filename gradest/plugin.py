@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
@@ -37,7 +38,8 @@ class Plugin(BaseModel, ABC):
 
         name: how users and requests call it, in lower_snake_case;
         summary: one line, shown in tables;
-        reference: authors, year and arXiv id of where it comes from, or "" for what has no source.
+        reference: authors, year and arXiv id of where it comes from, or "" for what has no source;
+        examples: sets of options that the conformance kit builds and checks, by default the defaults alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
@@ -45,9 +47,10 @@ class Plugin(BaseModel, ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     reference: ClassVar[str] = ""
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 
     @classmethod
-    def build(cls, **options: Any) -> Self:
+    def build(cls, /, **options: Any) -> Self:
         """An instance with these options; raises InvalidOptions with each fault in a line of its own."""
         try:
             return cls(**options)

@@ -1,8 +1,8 @@
-"""The registry: finds plugins by the entry-point group `gradest`, checks each distribution whole, and looks names up.
+"""The registry: loads plugins, checks each distribution whole, and looks names up.
 
 pluggy's own loader stops at the first broken plugin, leaves an invalid one registered, and skips the second of two equal
-entry-point names without a word. So loading is a loop of our own: every distribution is staged in a plugin manager of its
-own, checked, and then committed or dropped as a whole. What was dropped stands in `Registry.failures`.
+entry-point names without a word. So loading is a loop of our own: what a distribution brings is staged, checked, and then
+committed or dropped as a whole. What was dropped stands in `Registry.failures`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import difflib
 import inspect
 import logging
 import os
-import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 import pluggy
 
 from gradest import hookspecs
+from gradest.checks import STRANGE_ERRORS, Phase, Rejected, check_class
+from gradest.discovery import Source, discover
 from gradest.errors import Incompatible, InvalidOptions, PluginError, UnknownPlugin
 from gradest.estimator import Estimator
 from gradest.neuron import Neuron
@@ -30,12 +31,11 @@ from gradest.plugin import Plugin
 
 __all__ = ["PluginFailure", "PluginInfo", "Registry", "registry"]
 
-GROUP = "gradest"
-_OWN = "gradest"  # the distribution whose plugins come first, so that a stranger cannot take a built-in's name
-_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_KINDS: Mapping[str, type[Plugin]] = {"neuron": Neuron, "estimator": Estimator, "objective": Objective}
 _LOG = logging.getLogger("gradest")
 
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
+Registrable = TypeVar("Registrable")
 
 
 @dataclass(frozen=True)
@@ -45,37 +45,23 @@ class PluginFailure:
     distribution: str
     version: str
     entry_point: str
-    phase: str
-    """One of "import", "api", "hooks" (a misspelt or malformed hook), "call" (a hook raised), "class", "duplicate"."""
+    phase: Phase
     error: str
 
     def __str__(self) -> str:
-        return f"{self.distribution} {self.version} ({self.entry_point}): {self.phase}: {self.error}"
+        where = " ".join(filter(None, [self.distribution, self.version, self.entry_point and f"({self.entry_point})"]))
+        return f"{where}: {self.phase}: {self.error}"
 
 
-@dataclass
+@dataclass(frozen=True)
 class PluginInfo:
-    """What one distribution, or one call of `register`, brought."""
+    """What one distribution, or one call of `register`, brought: its classes by name."""
 
     distribution: str
     version: str
-    neurons: dict[str, type[Neuron]] = field(default_factory=dict)
-    estimators: dict[str, type[Estimator]] = field(default_factory=dict)
-    objectives: dict[str, type[Objective]] = field(default_factory=dict)
-
-    def kinds(self) -> Iterator[tuple[str, type[Plugin], dict[str, Any]]]:
-        """(kind, its base class, the table of that kind), for each kind."""
-        yield "neuron", Neuron, self.neurons
-        yield "estimator", Estimator, self.estimators
-        yield "objective", Objective, self.objectives
-
-
-class _Rejected(Exception):
-    """Why a plugin cannot be committed."""
-
-    def __init__(self, phase: str, reason: str) -> None:
-        super().__init__(reason)
-        self.phase = phase
+    neurons: Mapping[str, type[Neuron]]
+    estimators: Mapping[str, type[Estimator]]
+    objectives: Mapping[str, type[Objective]]
 
 
 class Registry:
@@ -90,51 +76,51 @@ class Registry:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._loaded = False
-        self._plugins: list[PluginInfo] = []
-        self._failures: list[PluginFailure] = []
+        self._plugins: tuple[PluginInfo, ...] = ()
+        self._failures: tuple[PluginFailure, ...] = ()
         self._registered: list[tuple[object, PluginInfo]] = []
 
     @property
     def neurons(self) -> Mapping[str, type[Neuron]]:
         """The neurons by name, sorted."""
-        return self._table("neurons")
+        return _merged(info.neurons for info in self.plugins)
 
     @property
     def estimators(self) -> Mapping[str, type[Estimator]]:
         """The estimators by name, sorted."""
-        return self._table("estimators")
+        return _merged(info.estimators for info in self.plugins)
 
     @property
     def objectives(self) -> Mapping[str, type[Objective]]:
         """The objectives by name, sorted."""
-        return self._table("objectives")
+        return _merged(info.objectives for info in self.plugins)
 
     @property
     def plugins(self) -> tuple[PluginInfo, ...]:
-        """The distributions that loaded, in order, then what `register` was given."""
+        """The distributions that loaded, gradest first and then by name, then what `register` was given."""
         self._load()
-        return tuple(self._plugins)
+        return self._plugins
 
     @property
     def failures(self) -> tuple[PluginFailure, ...]:
         """The plugins that did not load."""
         self._load()
-        return tuple(self._failures)
+        return self._failures
 
-    def neuron(self, spec: str | Mapping[str, Any] | Neuron | type[Neuron], **options: Any) -> Neuron:
+    def neuron(self, spec: str | Mapping[str, Any] | Neuron | type[Neuron], /, **options: Any) -> Neuron:
         """A neuron from its name, from {"name": ..., **options}, or an instance as it is.
 
         Raises UnknownPlugin with near matches, or InvalidOptions.
         """
-        return self._build("neuron", Neuron, self.neurons, spec, options)
+        return _build("neuron", Neuron, self.neurons, spec, options)
 
-    def estimator(self, spec: str | Mapping[str, Any] | Estimator | type[Estimator], **options: Any) -> Estimator:
+    def estimator(self, spec: str | Mapping[str, Any] | Estimator | type[Estimator], /, **options: Any) -> Estimator:
         """An estimator, by the same rules as `neuron`."""
-        return self._build("estimator", Estimator, self.estimators, spec, options)
+        return _build("estimator", Estimator, self.estimators, spec, options)
 
-    def objective(self, spec: str | Mapping[str, Any] | Objective | type[Objective], **options: Any) -> Objective:
+    def objective(self, spec: str | Mapping[str, Any] | Objective | type[Objective], /, **options: Any) -> Objective:
         """An objective, by the same rules as `neuron`."""
-        return self._build("objective", Objective, self.objectives, spec, options)
+        return _build("objective", Objective, self.objectives, spec, options)
 
     def fitting(self, neuron: Neuron) -> dict[str, Estimator]:
         """The estimators, with default options, that accept the neuron."""
@@ -152,7 +138,7 @@ class Registry:
             f"{estimator.label()} does not fit {neuron.label()}: {reason}. Estimators that fit {neuron.name}: {names}."
         )
 
-    def register(self, plugin: Any) -> Any:
+    def register(self, plugin: Registrable) -> Registrable:
         """Add a plugin class, or a module or object with hook implementations; returns it, so it serves as a decorator.
 
         Raises PluginError, and registers nothing, if it is invalid or a name is taken.
@@ -160,179 +146,158 @@ class Registry:
         self._load()
         with self._lock:
             source = getattr(plugin, "__module__", None) or getattr(plugin, "__name__", None) or type(plugin).__module__
-            info = PluginInfo(f"registered by {source}", "")
+            stage = _Stage(f"{source} (registered)", "", self._plugins)
             try:
                 if isinstance(plugin, type) and issubclass(plugin, Plugin):
-                    self._add_class(info, plugin)
+                    stage.add_class(plugin)
                 else:
-                    self._call_hooks(info, [(repr(plugin), plugin)])
-                self._check_unique(info)
-            except _Rejected as rejected:
+                    stage.add_hooks(repr(plugin), plugin)
+            except Rejected as rejected:
                 raise PluginError(f"cannot register {plugin!r}: {rejected.phase}: {rejected}") from rejected
-            self._plugins.append(info)
+            info = stage.commit()
+            self._plugins = (*self._plugins, info)
             self._registered.append((plugin, info))
             return plugin
 
-    def unregister(self, plugin: Any) -> None:
+    def unregister(self, plugin: object) -> None:
         """Take back what `register` added; raises PluginError for anything else."""
         with self._lock:
             for position, (registered, info) in enumerate(self._registered):
                 if registered is plugin:
                     del self._registered[position]
-                    self._plugins = [kept for kept in self._plugins if kept is not info]
+                    self._plugins = tuple(kept for kept in self._plugins if kept is not info)
                     return
         raise PluginError(f"{plugin!r} was not registered here, so it cannot be unregistered")
-
-    def _table(self, kind: str) -> Mapping[str, Any]:
-        self._load()
-        merged = {name: cls for info in tuple(self._plugins) for name, cls in getattr(info, kind).items()}
-        return MappingProxyType(dict(sorted(merged.items())))
-
-    def _build(
-        self, kind: str, base: type[AnyPlugin], table: Mapping[str, type[AnyPlugin]], spec: Any, options: dict[str, Any]
-    ) -> AnyPlugin:
-        if isinstance(spec, base):
-            if options:
-                raise InvalidOptions(f"{spec.name} is built already; options go with its name")
-            return spec
-        if isinstance(spec, type) and issubclass(spec, base):
-            return spec.build(**options)
-        if isinstance(spec, Mapping):
-            options = {**{key: value for key, value in spec.items() if key != "name"}, **options}
-            spec = spec.get("name")
-        if not isinstance(spec, str):
-            raise InvalidOptions(
-                f'{"an" if kind[0] in "aeo" else "a"} {kind} is a name, {{"name": ..., **options}} or an instance, '
-                f"not {type(spec).__name__}"
-            )
-        if spec not in table:
-            near = difflib.get_close_matches(spec, table, n=3, cutoff=0.5)
-            hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(table)}."
-            raise UnknownPlugin(f"no {kind} is named {spec!r}. {hint}")
-        return table[spec].build(**options)
 
     def _load(self) -> None:
         with self._lock:
             if self._loaded:
                 return
-            self._loaded = True
+            self._loaded = (
+                True  # from here on a plugin that looks something up while it loads sees what is there so far
+            )
             try:
-                for (distribution, version), found in _discover():
-                    self._load_distribution(distribution, version, found)
-            except PluginError:
-                self._loaded = False
-                self._plugins.clear()
+                for source in discover():
+                    self._load_source(source)
+            except BaseException:
+                self._loaded, self._plugins, self._failures = False, (), ()
                 raise
 
-    def _load_distribution(self, distribution: str, version: str, found: list[EntryPoint]) -> None:
-        info = PluginInfo(distribution, version)
-        at = found[0].name
+    def _load_source(self, source: Source) -> None:
+        stage = _Stage(source.distribution, source.version, self._plugins)
+        at = ""
         try:
-            hooks = []
-            for entry_point in found:
-                at = entry_point.name
-                hooks.append((at, _import(entry_point)))
-            self._call_hooks(info, hooks)
-            self._check_unique(info)
-        except _Rejected as rejected:
-            failure = PluginFailure(distribution, version, at, rejected.phase, str(rejected))
+            if not source.entry_points:
+                raise Rejected("missing", "GRADEST_LOAD_PLUGINS names it, but no such plugin distribution is installed")
+            for point in source.entry_points:
+                at = point.name
+                stage.add_hooks(at, _import(point))
+        except Rejected as rejected:
+            failure = PluginFailure(source.distribution, source.version, at, rejected.phase, str(rejected))
             if os.environ.get("GRADEST_STRICT_PLUGINS") == "1":
-                raise PluginError(str(failure)) from rejected
-            self._failures.append(failure)
+                raise PluginError(f"plugin not loaded: {failure}") from rejected
+            self._failures = (*self._failures, failure)
             _LOG.warning("plugin not loaded: %s", failure)
         else:
-            self._plugins.append(info)
+            self._plugins = (*self._plugins, stage.commit())
 
-    def _call_hooks(self, info: PluginInfo, hooks: Iterable[tuple[str, object]]) -> None:
-        """Stage the hook implementations, check them, and add what they return."""
-        stage = pluggy.PluginManager("gradest")
-        stage.add_hookspecs(hookspecs)
-        for name, hook in hooks:
-            stated = getattr(hook, "GRADEST_PLUGIN_API", hookspecs.PLUGIN_API)
-            if stated != hookspecs.PLUGIN_API:
-                raise _Rejected("api", f"written for plugin API {stated}; this gradest has {hookspecs.PLUGIN_API}")
-            try:
-                stage.register(hook, name)
-                stage.check_pending()
-            except (pluggy.PluginValidationError, ValueError) as error:
-                raise _Rejected("hooks", str(error)) from error
-            if not stage.get_hookcallers(hook):
-                raise _Rejected("hooks", f"{name} implements no gradest hook; mark them with @gradest.hookimpl")
-        for call in (stage.hook.gradest_neurons, stage.hook.gradest_estimators, stage.hook.gradest_objectives):
-            try:
-                returned = call()
-            except Exception as error:  # whatever a stranger's hook raises is that plugin's failure, not ours
-                raise _Rejected("call", f"{call.name} raised {type(error).__name__}: {error}") from error
-            for classes in returned:
-                if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable):
-                    raise _Rejected("class", f"{call.name} must return a list of classes, not {type(classes).__name__}")
-                for cls in classes:
-                    self._add_class(info, cls)
 
-    def _add_class(self, info: PluginInfo, cls: Any) -> None:
-        for kind, base, table in info.kinds():
-            if isinstance(cls, type) and issubclass(cls, base):
-                _check_class(kind, cls)
-                if table.setdefault(cls.name, cls) is not cls:
-                    raise _Rejected("duplicate", f"two {kind}s of {info.distribution} are named {cls.name!r}")
-                return
-        raise _Rejected("class", f"{cls!r} is no subclass of Neuron, Estimator or Objective")
+class _Stage:
+    """The classes of one distribution while they are checked, against each other and against what is committed."""
 
-    def _check_unique(self, info: PluginInfo) -> None:
-        for owner in self._plugins:
-            for (kind, _, new), (_, _, taken) in zip(info.kinds(), owner.kinds(), strict=True):
-                if both := sorted(new.keys() & taken.keys()):
-                    raise _Rejected(
-                        "duplicate",
-                        f"{kind} {both[0]!r} of {info.distribution} is already registered by {owner.distribution}",
-                    )
+    def __init__(self, distribution: str, version: str, committed: Sequence[PluginInfo]) -> None:
+        self._distribution = distribution
+        self._version = version
+        self._committed = committed
+        self._tables: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
+
+    def commit(self) -> PluginInfo:
+        """What was staged, from here on read-only."""
+        tables = {f"{kind}s": MappingProxyType(dict(sorted(table.items()))) for kind, table in self._tables.items()}
+        return PluginInfo(self._distribution, self._version, **tables)
+
+    def add_hooks(self, name: str, hooks: object) -> None:
+        """Check a module or object with hook implementations, call them, and add the classes they return."""
+        stated = getattr(hooks, "GRADEST_PLUGIN_API", hookspecs.PLUGIN_API)
+        if stated != hookspecs.PLUGIN_API:
+            raise Rejected("api", f"written for plugin API {stated}; this gradest has {hookspecs.PLUGIN_API}")
+        manager = pluggy.PluginManager("gradest")
+        manager.add_hookspecs(hookspecs)
+        try:
+            manager.register(hooks, name)
+            manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            raise Rejected("hooks", str(error)) from error
+        callers = manager.get_hookcallers(hooks) or []
+        found = {caller.name for caller in callers}
+        for hook in vars(manager.hook).keys() - found:
+            if inspect.isroutine(getattr(hooks, hook, None)):
+                raise Rejected("hooks", f"{hook} of {name} is not marked with @gradest.hookimpl")
+        if not found:
+            raise Rejected("hooks", f"{name} implements no gradest hook; see gradest.hookspecs")
+        for caller in callers:
+            for cls in _classes(caller):
+                self.add_class(cls)
+
+    def add_class(self, cls: Any) -> None:
+        """Check a class and add it."""
+        kind = next((kind for kind, base in _KINDS.items() if isinstance(cls, type) and issubclass(cls, base)), None)
+        if kind is None:
+            raise Rejected("class", f"{cls!r} is no subclass of Neuron, Estimator or Objective")
+        check_class(cls)
+        if self._tables[kind].setdefault(cls.name, cls) is not cls:
+            raise Rejected("duplicate", f"two {kind}s of {self._distribution} are named {cls.name!r}")
+        for owner in self._committed:
+            if cls.name in getattr(owner, f"{kind}s"):
+                taken = f"{kind} {cls.name!r} of {self._distribution} is provided by {owner.distribution} already"
+                raise Rejected("duplicate", taken)
+
+
+def _import(point: EntryPoint) -> object:
+    try:
+        return point.load()
+    except STRANGE_ERRORS as error:
+        raise Rejected("import", f"{type(error).__name__}: {error}") from error
+
+
+def _classes(caller: pluggy.HookCaller) -> list[Any]:
+    """What the hook's one implementation returns."""
+    try:
+        returned = caller()
+        # pluggy leaves out a None
+        classes = returned[0] if returned else None
+        if isinstance(classes, Iterable) and not isinstance(classes, (str, bytes)):
+            return list(classes)
+    except STRANGE_ERRORS as error:
+        raise Rejected("call", f"{caller.name} raised {type(error).__name__}: {error}") from error
+    raise Rejected("class", f"{caller.name} must return a list of classes, not {type(classes).__name__}")
+
+
+def _merged(tables: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(sorted(item for table in tables for item in table.items())))
+
+
+def _build(
+    kind: str, base: type[AnyPlugin], table: Mapping[str, type[AnyPlugin]], spec: Any, options: dict[str, Any]
+) -> AnyPlugin:
+    if isinstance(spec, base):
+        if options:
+            raise InvalidOptions(f"{spec.name} is built already; options go with its name")
+        return spec
+    if isinstance(spec, type) and issubclass(spec, base):
+        return spec.build(**options)
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    if not isinstance(name, str):
+        given = "no name" if isinstance(spec, Mapping) and name is None else type(name).__name__
+        raise InvalidOptions(f'{kind}: give its name, {{"name": ..., **options}} or an instance, not {given}')
+    if isinstance(spec, Mapping):
+        options = {**{str(key): value for key, value in spec.items() if key != "name"}, **options}
+    if name not in table:
+        near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(table) or 'none'}."
+        raise UnknownPlugin(f"no {kind} is named {name!r}. {hint}")
+    return table[name].build(**options)
 
 
 registry = Registry()
 """The process's registry; also `gradest.registry`."""
-
-
-def _normalised(distribution: str) -> str:
-    return re.sub(r"[-_.]+", "-", distribution).lower()
-
-
-def _discover() -> list[tuple[tuple[str, str], list[EntryPoint]]]:
-    """((distribution, version), its entry points), gradest's own first and then by name; restricted by the environment."""
-    wanted = os.environ.get("GRADEST_LOAD_PLUGINS")
-    names = None if wanted is None else {_normalised(name.strip()) for name in wanted.split(",")} | {_OWN}
-    found: dict[tuple[str, str], list[EntryPoint]] = {}
-    for entry_point in entry_points(group=GROUP):
-        dist = entry_point.dist
-        owner = (dist.name, dist.version) if dist else ("unknown distribution", "")
-        if names is None or _normalised(owner[0]) in names:
-            found.setdefault(owner, []).append(entry_point)
-    by_name = sorted(found.items(), key=lambda item: (_normalised(item[0][0]) != _OWN, _normalised(item[0][0])))
-    return [(owner, sorted(points, key=lambda point: point.name)) for owner, points in by_name]
-
-
-def _import(entry_point: EntryPoint) -> object:
-    try:
-        return entry_point.load()
-    except Exception as error:  # whatever a stranger's module raises is that plugin's failure, not ours
-        raise _Rejected("import", f"{type(error).__name__}: {error}") from error
-
-
-def _check_class(kind: str, cls: type[Plugin]) -> None:
-    where = f"{cls.__module__}.{cls.__qualname__}"
-    if inspect.isabstract(cls):
-        missing = ", ".join(sorted(getattr(cls, "__abstractmethods__", ())))
-        raise _Rejected("class", f"{where} leaves abstract: {missing}")
-    name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise _Rejected("class", f"{where}: `name` must be lower_snake_case, not {name!r}")
-    if not isinstance(getattr(cls, "summary", None), str):
-        raise _Rejected("class", f"{where}: `summary` must be one line of text")
-    if issubclass(cls, Estimator):
-        needs = getattr(cls, "needs", None)
-        if not isinstance(needs, frozenset) or not needs or not needs <= {"loss", "grad"}:
-            raise _Rejected("class", f"{where}: `needs` must be a frozenset of 'loss', 'grad' or both, not {needs!r}")
-    if kind != "objective":  # an objective may have options that it cannot do without, such as labels
-        try:
-            cls()
-        except Exception as error:
-            raise _Rejected("class", f"{where} cannot be built with its default options: {error}") from error
