@@ -1,0 +1,75 @@
+"""Checkpoints that survive an interrupt, or the end of the process, at any moment."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from gradest.errors import InvalidInput
+
+__all__ = ["deferred_interrupt", "load_checkpoint", "save_checkpoint", "write_atomically"]
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` fill a new file, and put it in the place of `path` when it is complete and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(new)
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Save tensors, numbers, text, and lists and dicts of them."""
+    write_atomically(path, lambda new: torch.save(state, new))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` saved; nothing in the file is executed. Raises InvalidInput for a damaged or foreign file."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise InvalidInput(f"{path} is damaged or no checkpoint of gradest; delete it to start afresh") from error
+    if not isinstance(state, dict):
+        raise InvalidInput(f"{path} holds no checkpoint of gradest; delete it to start afresh")
+    return state
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Hold back the KeyboardInterrupt of a first Ctrl-C until the end of the block; a second one strikes at once.
+
+    Gives a function that says whether one is waiting, so that the block can come to a consistent state and leave. Where
+    Ctrl-C would not raise KeyboardInterrupt here (another thread, a handler of the program's own) nothing is changed.
+    """
+    waiting = False
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal waiting
+        waiting = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: waiting
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if waiting:
+        raise KeyboardInterrupt

@@ -1,0 +1,61 @@
+"""What a run shows while it goes on."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gradest.experiments.settings import ResolvedSettings
+
+if TYPE_CHECKING:
+    from gradest.experiments.training import Epoch
+
+__all__ = ["Display"]
+
+
+class Display:
+    """A bar on standard error with the epoch, the training loss, the validation error, the open gates, and the time left."""
+
+    def __init__(self, settings: ResolvedSettings, done: int, enabled: bool) -> None:
+        neuron, estimator = settings.pair()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[epoch]}/{task.total:g}  loss {task.fields[loss]:.3f}"),
+            TextColumn("valid {task.fields[valid]}  open {task.fields[opened]:.1%}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not enabled,
+        )
+        self._done = done
+        self._task = self._progress.add_task(
+            f"{neuron.label()} + {estimator.label()}",
+            total=settings.epochs,
+            completed=done,
+            epoch=done,
+            loss=float("nan"),
+            valid="-",
+            opened=0.0,
+        )
+
+    def minibatch(self, part: float, loss: float, open_share: float) -> None:
+        """part: of the epoch that is done."""
+        self._progress.update(self._task, completed=self._done + part, loss=loss, opened=open_share)
+
+    def epoch(self, epoch: Epoch) -> None:
+        """The end of an epoch."""
+        self._done += 1
+        self._progress.update(self._task, completed=self._done, epoch=self._done, valid=f"{epoch.valid.error:.2%}")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()

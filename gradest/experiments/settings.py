@@ -1,0 +1,133 @@
+"""What a run is made of, and the defaults that follow from the data and from a pair's capabilities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from gradest.errors import InvalidOptions
+from gradest.estimator import Estimator
+from gradest.experiments.data import DatasetName
+from gradest.experiments.sparsity import PenaltyKind, fitting_penalty, probe
+from gradest.neuron import Differentiable, Neuron, Scored
+from gradest.nn import Evaluation
+from gradest.plugin import Plugin
+from gradest.random import MAX_SEED
+from gradest.registry import registry
+
+__all__ = ["ResolvedSettings", "Settings"]
+
+Spec = Annotated[
+    str | dict[str, Any], BeforeValidator(lambda given: given.spec() if isinstance(given, Plugin) else given)
+]
+
+# hidden units of the gater, gates, epochs
+_SIZES: dict[DatasetName, tuple[int, int, int]] = {"digits": (64, 200, 60), "mnist": (400, 2000, 100)}
+
+
+class Settings(BaseModel):
+    """A run of the gated network. An option that is None or "auto" gets its default from `resolved`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: DatasetName = Field("digits", description="digits (offline) or mnist (from IDX files)")
+    data_dir: Path | None = Field(None, exclude=True, description="where the IDX files are; else $GRADEST_DATA")
+    neuron: Spec = Field("bernoulli", description="the gates: a name, or {name, **options}")
+    estimator: Spec = Field("straight_through", description="of the gates' gradient: a name, or {name, **options}")
+    seed: int = Field(0, ge=0, lt=MAX_SEED, description="of weights, noise and data order")
+    epochs: int | None = Field(None, ge=1, description="passes over the training images")
+    hidden: int | None = Field(None, ge=1, description="tanh units of the gater")
+    gates: int | None = Field(None, ge=1, description="gates, and experts")
+    batch: int = Field(32, ge=1, description="images in a minibatch")
+    learning_rate: float = Field(0.1, gt=0, allow_inf_nan=False, description="of SGD")
+    gater_scale: float | None = Field(None, gt=0, allow_inf_nan=False, description="the gater's share of learning_rate")
+    momentum: float | None = Field(None, ge=0, lt=1, description="of SGD")
+    sparsity: float = Field(0.1, gt=0, lt=1, description="the share of gates that should be open")
+    penalty: Literal["auto"] | PenaltyKind = Field("auto", description="what drives the gates to that share")
+    penalty_weight: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="the factor of kl, or the coefficient that l1 starts from"
+    )
+    penalty_rate: float = Field(0.1, gt=0, lt=1, description="by which a minibatch moves the coefficient of l1")
+    max_norm: float = Field(2.0, gt=0, description="limit of the norm of a unit's incoming weights; inf is none")
+    evaluation: Literal["auto"] | Evaluation = Field("auto", description="what the gates emit in evaluation")
+    threshold: float | None = Field(None, ge=0, le=1, description="level of P(open); None calibrates it to the share")
+    device: str = Field("cpu", description="a torch device")
+
+    @classmethod
+    def build(cls, **options: Any) -> Self:
+        """Settings of these options; raises InvalidOptions with each fault in a line of its own."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+            raise InvalidOptions(f"settings of a run: {faults}. There are: {', '.join(cls.model_fields)}.") from error
+
+    def pair(self) -> tuple[Neuron, Estimator]:
+        """The neuron and the estimator; raises UnknownPlugin, InvalidOptions or Incompatible."""
+        neuron, estimator = registry.neuron(self.neuron), registry.estimator(self.estimator)
+        registry.check_fit(neuron, estimator)
+        return neuron, estimator
+
+    def resolved(self) -> ResolvedSettings:
+        """The same run with every default filled in, by what the pair can do and never by its name.
+
+        gater_scale: an estimator that goes by the loss is noisy where one that is given dL/dh is not, so the gater then
+            learns with a hundredth of the learning rate (the source: a thousandth to a hundredth).
+        momentum: 0.5 for a neuron with a choice and a smooth part, as in the source for stochastic times smooth; else 0.
+        penalty_weight: as in the source: 1e-5 to start with for "l1"; for "kl" 1 where the gradient goes by the loss, 0.001
+            for a choice with a smooth part, else 0.1.
+        evaluation: "threshold" where the gates are random and can be closed, so that the share is met and each image has one
+            answer; "mean", which is the output itself, where they are not random, and where they are never closed.
+        """
+        neuron, estimator = self.pair()
+        hidden, gates, epochs = _SIZES[self.data]
+        by_loss = "loss" in estimator.needs
+        half_smooth = isinstance(neuron, Scored) and isinstance(neuron, Differentiable)
+        penalty = fitting_penalty(neuron) if self.penalty == "auto" else self.penalty
+        weight = 1e-5 if penalty == "l1" else 1.0 if by_loss else 0.001 if half_smooth else 0.1
+        found = {
+            "hidden": hidden,
+            "gates": gates,
+            "epochs": epochs,
+            "gater_scale": 0.01 if by_loss else 1.0,
+            "momentum": 0.5 if half_smooth else 0.0,
+            "penalty_weight": weight,
+        }
+        evaluation = _fitting_evaluation(neuron) if self.evaluation == "auto" else self.evaluation
+        given = {name: value for name, value in dict(self).items() if value is not None}
+        return ResolvedSettings(**{**found, **given, "penalty": penalty, "evaluation": evaluation})
+
+
+class ResolvedSettings(Settings):
+    """A run with nothing left to choose."""
+
+    epochs: int
+    hidden: int
+    gates: int
+    gater_scale: float
+    momentum: float
+    penalty: PenaltyKind
+    penalty_weight: float
+    evaluation: Evaluation
+
+    def event(self) -> tuple[int, ...]:
+        """The shape of the gates, `(gates,)`; for a neuron of several classes `(units, classes)` with 1 / sparsity classes."""
+        neuron, _ = self.pair()
+        if neuron.event_ndim == 1:
+            return (self.gates,)
+        classes = max(2, round(1 / self.sparsity))
+        if neuron.event_ndim > 2 or self.gates % classes:
+            raise InvalidOptions(
+                f"{neuron.name} has events of {neuron.event_ndim} dims; its {self.gates} gates must be units of {classes} classes, "
+                "one over the sparsity: choose gates that are a multiple of that"
+            )
+        return (self.gates // classes, classes)
+
+
+def _fitting_evaluation(neuron: Neuron) -> Evaluation:
+    probability = neuron.active_probability(probe(neuron))
+    graded = bool(((probability > 0) & (probability < 1)).any())
+    return "threshold" if graded else "mean"
