@@ -18,6 +18,8 @@ class Pathwise(MonteCarlo):
     needs = frozenset({"grad"})
     capabilities = (Reparameterised,)
 
+    examples = ({}, {"samples": 3})
+
     def bias(self, neuron: Neuron) -> Bias:
         """None."""
         return Bias.NONE

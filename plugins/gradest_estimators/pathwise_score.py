@@ -22,6 +22,8 @@ class PathwiseScore(MonteCarlo):
     needs = frozenset({"loss", "grad"})
     capabilities = (Differentiable, Scored)
 
+    examples = ({}, {"samples": 3})
+
     def bias(self, neuron: Neuron) -> Bias:
         """None."""
         return Bias.NONE

@@ -16,6 +16,8 @@ class Reinforce(ScoreFunction):
     summary = "loss times score, no baseline"
     reference = "Williams 1992; Bengio, Léonard, Courville 2013, arXiv 1308.3432"
 
+    examples = ({}, {"samples": 3})
+
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over samples of loss times score."""
         return leading_mean(per_event(feedback.get_loss(), draw.neuron) * scores(draw)), state

@@ -23,6 +23,8 @@ class ReinforceAverage(ScoreFunction):
     summary = "loss minus the moving average of earlier losses, times score"
     reference = "Williams 1992"
 
+    examples = ({}, {"samples": 3})
+
     decay: float = Field(0.9, ge=0, lt=1, description="share of the average that a step keeps")
 
     def init(self, neuron: Neuron, a: Tensor) -> State:

@@ -25,6 +25,8 @@ class ReinforceCentered(ScoreFunction):
     summary = "loss minus each unit's optimal baseline, times score"
     reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432"
 
+    examples = ({}, {"samples": 3})
+
     decay: float = Field(0.9, ge=0, lt=1, description="share of the averages that a step keeps")
 
     def init(self, neuron: Neuron, a: Tensor) -> State:

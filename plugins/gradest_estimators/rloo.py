@@ -17,6 +17,8 @@ class Rloo(ScoreFunction):
     summary = "K samples, each with the mean of the others as its baseline"
     reference = "Kool, van Hoof, Welling 2019"
 
+    examples = ({}, {"samples": 4})
+
     samples: int = Field(2, ge=2, description="K")
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:

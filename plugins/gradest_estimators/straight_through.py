@@ -30,6 +30,8 @@ class StraightThrough(MonteCarlo):
     needs = frozenset({"grad"})
     capabilities = (Binary,)
 
+    examples = ({}, {"derivative": "sigmoid"}, {"derivative": "sigmoid", "slope": 2.0}, {"derivative": "clipped"})
+
     derivative: Literal["identity", "sigmoid", "clipped"] = Field("identity", description="what stands for dh/da")
     slope: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the smooth function that stands for the unit")
 

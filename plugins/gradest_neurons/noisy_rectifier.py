@@ -28,6 +28,8 @@ class NoisyRectifier(Reparameterised):
     summary = "rectifier with noise added to its input"
     reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432"
 
+    examples = ({}, {"distribution": "gaussian"}, {"distribution": "gaussian", "std": 0.5})
+
     distribution: Literal["logistic", "gaussian"] = Field("logistic", description="of the noise")
     std: float | None = Field(None, gt=0, allow_inf_nan=False, description="of gaussian noise; 1 if not given")
 

@@ -19,6 +19,11 @@ class CrossEntropy(Objective):
     name = "cross_entropy"
     summary = "cross entropy of a softmax readout"
 
+    examples = (
+        {"weight": [[0.5, -1.0], [1.0, 0.3], [-0.7, 0.2]], "labels": 1},
+        {"weight": [[0.5, -1.0], [1.0, 0.3]], "labels": 0, "bias": [0.1, -0.2]},
+    )
+
     weight: TensorOption = Field(description="W, [classes, units]")
     labels: TensorOption = Field(description="y, integers in [0, classes), broadcast against [*batch]")
     bias: TensorOption | None = Field(None, description="b, [classes]; none if not given")

@@ -16,6 +16,8 @@ class Linear(Separable):
     name = "linear"
     summary = "weighted mean (or sum) of the outputs"
 
+    examples = ({}, {"weight": [2.0, -1.0], "reduction": "sum"})
+
     weight: TensorOption = Field(torch.tensor(1.0), description="w, broadcast against [*batch, units]")
 
     def per_unit(self, h: Tensor) -> Tensor:

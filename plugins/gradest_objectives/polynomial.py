@@ -17,6 +17,8 @@ class Polynomial(Separable):
     summary = "mean (or sum) of a power of the difference from a target"
     reference = "Liu et al. 2023, arXiv 2304.08612"
 
+    examples = ({}, {"power": 4, "target": 0.45})
+
     power: int = Field(3, ge=1, description="n")
     target: TensorOption = Field(torch.tensor(0.0), description="t, broadcast against [*batch, units]")
 

@@ -17,6 +17,8 @@ class Quadratic(Separable):
     summary = "mean (or sum) of squared differences from a target"
     reference = "Tucker et al. 2017, arXiv 1703.07370"
 
+    examples = ({}, {"target": 0.499}, {"target": [0.2, -1.0], "reduction": "sum"})
+
     target: TensorOption = Field(torch.tensor(0.0), description="t, broadcast against [*batch, units]")
 
     def per_unit(self, h: Tensor) -> Tensor:

@@ -1,0 +1,37 @@
+"""The conformance kit over the live registry: what is registered is tested, with no edit here."""
+
+import pytest
+
+import gradest
+from gradest import testing
+
+
+def name_of(value: object) -> str:
+    if isinstance(value, tuple):
+        return "-".join(plugin.label() for plugin in value)
+    return value.label() if isinstance(value, gradest.Plugin) else value.__name__
+
+
+@pytest.mark.parametrize("neuron", testing.neurons(gradest.registry), ids=name_of)
+@pytest.mark.parametrize("check", testing.NEURON_CHECKS, ids=name_of)
+def test_neuron(check, neuron):
+    check(neuron)
+
+
+@pytest.mark.parametrize("pair", testing.pairs(gradest.registry), ids=name_of)
+@pytest.mark.parametrize("check", testing.ESTIMATOR_CHECKS, ids=name_of)
+def test_estimator(check, pair):
+    check(*pair)
+
+
+@pytest.mark.parametrize("objective", testing.objectives(gradest.registry), ids=name_of)
+@pytest.mark.parametrize("check", testing.OBJECTIVE_CHECKS, ids=name_of)
+def test_objective(check, objective):
+    check(objective)
+
+
+def test_every_plugin_is_checked():
+    """An estimator that fits no registered neuron would pass unseen."""
+    assert {estimator.name for estimator, _ in testing.pairs(gradest.registry)} == set(gradest.registry.estimators)
+    assert {neuron.name for neuron in testing.neurons(gradest.registry)} == set(gradest.registry.neurons)
+    assert {objective.name for objective in testing.objectives(gradest.registry)} == set(gradest.registry.objectives)
