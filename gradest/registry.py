@@ -148,7 +148,7 @@ class Registry:
             source = getattr(plugin, "__module__", None) or getattr(plugin, "__name__", None) or type(plugin).__module__
             stage = _Stage(f"{source} (registered)", "", self._plugins)
             try:
-                if isinstance(plugin, type) and issubclass(plugin, Plugin):
+                if isinstance(plugin, Plugin) or (isinstance(plugin, type) and issubclass(plugin, Plugin)):
                     stage.add_class(plugin)
                 else:
                     stage.add_hooks(repr(plugin), plugin)

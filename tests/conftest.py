@@ -1,0 +1,25 @@
+"""What all tests share: their order, what they need, and reproducible examples."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import hypothesis
+import pytest
+import torch
+
+hypothesis.settings.register_profile("gradest", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("gradest")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests last: what fails fast is seen fast."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests that need what this machine lacks are skipped, with the reason."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("ray") and find_spec("ray") is None:
+        pytest.skip("needs ray")
