@@ -1,0 +1,86 @@
+"""The event stream of a comparison: `progress` events while it runs, then one `result`, or one `error`."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+from anyio import from_thread, to_thread
+from anyio.streams.memory import MemoryObjectSendStream
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gradest_service.codec import JSON
+from gradest_service.operations import Progress
+from gradest_service.problems import INTERNAL_ERROR, from_exception
+
+__all__ = ["EventStream"]
+
+_LOG = logging.getLogger("gradest_service")
+_QUIET = 15.0  # seconds without an event after which a comment keeps the connection alive
+
+
+class EventStream(Response):
+    """Answers with the events of `run`, which is called in a thread of the limiter with a place to report progress to.
+
+    If the client goes away, `run` is stopped at its next report.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, run: Callable[[Progress], Any], limiter: anyio.CapacityLimiter, request_id: str) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._run = run
+        self._limiter = limiter
+        self._request_id = request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events as they come."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        # as many events wait here as there are chunks of work at the most, which the limits bound
+        reports, events = anyio.create_memory_object_stream[bytes](math.inf)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._stop_when_gone, receive, group.cancel_scope)
+            group.start_soon(self._produce, reports)
+            async with events:
+                while True:
+                    chunk = b": still running\n\n"
+                    with anyio.move_on_after(_QUIET):
+                        try:
+                            chunk = await events.receive()
+                        except anyio.EndOfStream:
+                            break
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            group.cancel_scope.cancel()
+
+    async def _stop_when_gone(self, receive: Receive, scope: anyio.CancelScope) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    async def _produce(self, reports: MemoryObjectSendStream[bytes]) -> None:
+        def progress(estimator: str, done: int, draws: int) -> None:
+            from_thread.check_cancelled()
+            event = _event("progress", {"estimator": estimator, "done": done, "draws": draws})
+            from_thread.run_sync(reports.send_nowait, event)
+
+        async with reports:
+            try:
+                answer = await to_thread.run_sync(functools.partial(self._run, progress), limiter=self._limiter)
+                reports.send_nowait(_event("result", answer))
+            except Exception as error:
+                problem = from_exception(error)
+                if problem is None:
+                    _LOG.exception("request %s failed", self._request_id)
+                    problem = INTERNAL_ERROR
+                reports.send_nowait(_event("error", problem.details(self._request_id).model_dump()))
+
+
+def _event(name: str, fields: Any) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + JSON.encode(fields) + b"\n\n"

@@ -1,0 +1,262 @@
+"""What each request asks for, by calls to gradest alone: a request in, an answer out, nothing kept in between."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+import gradest
+from gradest.comparison import Comparison
+from gradest.errors import GradestError, InvalidInput, InvalidOptions, TooManyPoints, UnknownPlugin
+from gradest.estimator import Estimator, Feedback, State
+from gradest.expectation import ask, check_pre_activations, closed_form, tell
+from gradest.neuron import Neuron
+from gradest.objective import Objective
+from gradest.plugin import Plugin
+from gradest.random import MAX_SEED, Key
+from gradest_service import limits
+from gradest_service.codec import DTYPES, check_options, decode_state, decode_tensor
+from gradest_service.problems import Problem, describe_faults
+from gradest_service.schemas import (
+    BackwardAnswer,
+    BackwardRequest,
+    CompareRequest,
+    EstimateAnswer,
+    EstimateRequest,
+    Exact,
+    ForwardAnswer,
+    ForwardRequest,
+    Request,
+    SampleAnswer,
+    SampleRequest,
+)
+from gradest_service.settings import Settings
+
+__all__ = ["Progress", "backward", "estimate", "forward", "plan_comparison", "sample", "unknown_plugin"]
+
+Progress = Callable[[str, int, int], None]
+AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
+
+
+def sample(request: SampleRequest, settings: Settings) -> SampleAnswer:
+    """`gradest.sample`."""
+    neuron, a = _inputs(request, settings)
+    limits.check_samples(settings, request.samples, a)
+    seed = _seed(request.seed)
+    h = gradest.sample(neuron, a, request.samples, seed)
+    return SampleAnswer(h=h, seed=seed, shape=list(h.shape))
+
+
+def forward(request: ForwardRequest, settings: Settings) -> ForwardAnswer:
+    """The first half of a gradient: `gradest.expectation.ask`."""
+    seed = _seed(request.seed)
+    draw, _, estimator, a = _ask(request, seed, settings)
+    points = draw.points.to(a.dtype)
+    return ForwardAnswer(
+        points=points,
+        weights=draw.weights,
+        needs=sorted(estimator.needs, reverse=True),
+        seed=seed,
+        shape=list(points.shape),
+    )
+
+
+def backward(request: BackwardRequest, settings: Settings) -> BackwardAnswer:
+    """The second half: draws again what forward drew, and `gradest.expectation.tell`s it the losses."""
+    draw, state, estimator, a = _ask(request, request.seed, settings)
+    points, batch = draw.points.shape, draw.points.ndim - draw.neuron.event_ndim
+    given = {
+        name: None if value is None else decode_tensor(name, value, torch.float64, settings, shape)
+        for name, value, shape in (("loss", request.loss, points[:batch]), ("grad", request.grad, points))
+    }
+    gradient, after = tell(estimator, draw, Feedback(**given), state)
+    loss = given["loss"]
+    value = None if loss is None else estimator.value(draw, loss.to(draw.a.dtype))
+    return BackwardAnswer(gradient=gradient.to(a.dtype), value=value, state=dict(after), shape=list(gradient.shape))
+
+
+def estimate(request: EstimateRequest, settings: Settings) -> EstimateAnswer:
+    """`gradest.estimate`, and the exact values where they are to be had."""
+    neuron, a = _inputs(request, settings)
+    estimator, wide = _fitting(request.estimator, "estimator", neuron, a, settings)
+    objective = _objective(request.objective, neuron, wide, settings)
+    limits.check_draws(settings, request.draws)
+    work = limits.work(settings, neuron, estimator, objective, wide, request.draws)
+    if limits.exceeds_work(settings, work):
+        raise _too_much(work, settings)
+    found = gradest.estimate(objective, a, neuron, estimator, request.draws, _seed(request.seed))
+    affordable = not limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide))
+    exact = closed_form(objective, a, neuron) if affordable else None
+    return EstimateAnswer(
+        loss=found.loss,
+        gradient=found.gradient,
+        variance=found.variance,
+        standard_error=found.standard_error,
+        draws=found.draws,
+        evaluations=found.evaluations,
+        seconds=found.seconds,
+        seed=found.seed,
+        state=dict(found.state),
+        exact=None if exact is None else Exact(loss=exact[0], gradient=exact[1]),
+        shape=list(found.gradient.shape),
+    )
+
+
+def plan_comparison(request: CompareRequest, settings: Settings) -> Callable[[Progress | None], Comparison]:
+    """Everything that can be refused about a comparison, before it starts; then what starts it."""
+    neuron, a = _inputs(request, settings)
+    wide = check_pre_activations(a, neuron)
+    objective = _objective(request.objective, neuron, wide, settings)
+    limits.check_draws(settings, request.draws)
+    if request.estimators is None:
+        estimators = _affordable(request, settings, neuron, wide, objective)
+    else:
+        limits.check_estimators(settings, len(request.estimators))
+        estimators = [
+            _fitting(spec, f"estimators.{position}", neuron, a, settings)[0]
+            for position, spec in enumerate(request.estimators)
+        ]
+    _check_total(request, settings, neuron, wide, objective, estimators)
+    seed = _seed(request.seed)
+
+    def run(progress: Progress | None) -> Comparison:
+        return gradest.compare(objective, a, neuron, estimators, request.draws, seed, progress=progress)
+
+    return run
+
+
+def _inputs(request: Request, settings: Settings) -> tuple[Neuron, Tensor]:
+    neuron = _build("neuron", request.neuron, gradest.registry.neuron, gradest.registry.neurons, settings)
+    a = decode_tensor("a", request.a, DTYPES[request.dtype], settings, request.shape)
+    check_pre_activations(a, neuron)
+    return neuron, a
+
+
+def _fitting(spec: Any, field: str, neuron: Neuron, a: Tensor, settings: Settings) -> tuple[Estimator, Tensor]:
+    """The estimator, checked against the neuron and the cap on its points, and `a` as it computes with it."""
+    estimator = _build(field, spec, gradest.registry.estimator, gradest.registry.estimators, settings)
+    gradest.registry.check_fit(neuron, estimator)
+    wide = check_pre_activations(a, neuron)
+    limits.check_points(settings, neuron, estimator, wide)
+    return estimator, wide
+
+
+def _ask(
+    request: ForwardRequest | BackwardRequest, seed: int, settings: Settings
+) -> tuple[gradest.Draw, State, Estimator, Tensor]:
+    neuron, a = _inputs(request, settings)
+    estimator, wide = _fitting(request.estimator, "estimator", neuron, a, settings)
+    limits.check_answer(settings, limits.check_points(settings, neuron, estimator, wide), "points")
+    state: State = estimator.init(neuron, wide)
+    if request.state is not None:
+        state = decode_state(request.state, state, settings)
+    draw, state = ask(neuron, estimator, a, Key(seed), state)
+    return draw, state, estimator, a
+
+
+def _objective(spec: Any, neuron: Neuron, a: Tensor, settings: Settings) -> Objective:
+    """The objective, tried on no points at all: what its options do to shapes shows without anything being allocated."""
+    objective = _build("objective", spec, gradest.registry.objective, gradest.registry.objectives, settings)
+    nothing = a.new_zeros((0, *a.shape))
+    batch = nothing.shape[: nothing.ndim - neuron.event_ndim]
+    has_tensors = any(isinstance(option, Tensor) and option.ndim for option in dict(objective).values())
+    try:
+        fits = objective(nothing).shape == batch
+    except GradestError:
+        raise
+    except Exception as error:
+        if not has_tensors:
+            raise
+        raise _misfit(objective, a) from error
+    if not fits and has_tensors:
+        raise _misfit(objective, a)
+    return objective
+
+
+def _misfit(objective: Objective, a: Tensor) -> InvalidInput:
+    return InvalidInput(
+        f"the options of {objective.name} do not fit points of shape [K, {', '.join(map(str, a.shape))}]; see their "
+        "descriptions for the shapes they must have"
+    )
+
+
+def _build(
+    field: str,
+    spec: Any,
+    build: Callable[[Any], AnyPlugin],
+    table: Mapping[str, type[AnyPlugin]],
+    settings: Settings,
+) -> AnyPlugin:
+    """A plugin from what the caller named, with errors that repeat none of it."""
+    check_options(field, spec, settings)
+    name = spec.get("name") if isinstance(spec, dict) else spec
+    if isinstance(name, str) and len(name) > 100:
+        raise Problem(404, f"{field}: no plugin has so long a name.")
+    try:
+        return build(spec)
+    except UnknownPlugin as error:
+        raise unknown_plugin(error, str(name)) from error
+    except InvalidOptions as error:
+        if not isinstance(error.__cause__, ValidationError):
+            raise
+        options = list(table[str(name)].model_fields)
+        faults = describe_faults(error.__cause__, options, field)
+        listed = "; ".join(f"{fault.field}: {fault.message}" for fault in faults)
+        raise Problem(422, f"{name} refuses its options: {listed}.", faults) from error
+
+
+def unknown_plugin(error: UnknownPlugin, name: str) -> Problem:
+    """The library's error, near matches included, without the name that the caller sent."""
+    return Problem(404, str(error).replace(repr(name), "that"))
+
+
+def _affordable(
+    request: CompareRequest, settings: Settings, neuron: Neuron, a: Tensor, objective: Objective
+) -> list[Estimator]:
+    """Those that `gradest.compare` takes by default, less those that no request of this size may ask for."""
+    affordable = []
+    for estimator in gradest.registry.fitting(neuron).values():
+        try:
+            elements = limits.work(settings, neuron, estimator, objective, a, request.draws)
+        except (TooManyPoints, Problem):
+            continue
+        if not limits.exceeds_work(settings, elements):
+            affordable.append(estimator)
+    return affordable
+
+
+def _check_total(
+    request: CompareRequest,
+    settings: Settings,
+    neuron: Neuron,
+    a: Tensor,
+    objective: Objective,
+    estimators: list[Estimator],
+) -> None:
+    if limits.exceeds_work(settings, limits.exact_work(neuron, objective, a)):
+        raise Problem(
+            413,
+            "The exact gradient of this comparison would take too many points. Send fewer rows or units, or take an "
+            "objective with a closed form.",
+        )
+    total = sum(limits.work(settings, neuron, estimator, objective, a, request.draws) for estimator in estimators)
+    if limits.exceeds_work(settings, total):
+        raise _too_much(total, settings)
+
+
+def _too_much(work: int, settings: Settings) -> Problem:
+    return Problem(
+        413,
+        f"draws x K x a, over all estimators, would be {work} elements; the limit is {settings.max_work}. Ask for fewer "
+        "draws, rows or estimators in a request, and send more requests, each with its own seed.",
+    )
+
+
+def _seed(seed: int | None) -> int:
+    """The caller's seed, or a fresh one. Not from torch's generator, which starts alike in every new process."""
+    return secrets.randbelow(MAX_SEED) if seed is None else seed

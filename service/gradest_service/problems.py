@@ -1,0 +1,129 @@
+"""Errors as RFC 9457 problem details. None of them repeats what the caller sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails, to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gradest.errors import Incompatible, InvalidInput, InvalidOptions, TooManyPoints, UnknownPlugin
+
+__all__ = [
+    "INTERNAL_ERROR",
+    "MEDIA_TYPE",
+    "Fault",
+    "Problem",
+    "ProblemDetails",
+    "describe_faults",
+    "from_exception",
+    "from_http_exception",
+    "to_response",
+]
+
+MEDIA_TYPE = "application/problem+json"
+
+_TITLES = {
+    400: "Bad Request",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    422: "Unprocessable Content",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+_STATUSES: dict[type[Exception], int] = {
+    UnknownPlugin: 404,
+    TooManyPoints: 413,
+    InvalidOptions: 422,
+    Incompatible: 422,
+    InvalidInput: 422,
+}
+
+
+class Fault(BaseModel):
+    """One thing that is wrong with a request."""
+
+    field: str = Field(description="where: names and indices joined by dots; empty for the request as a whole")
+    message: str
+
+
+class ProblemDetails(BaseModel):
+    """Every error of the service: RFC 9457, media type application/problem+json."""
+
+    type: str = Field("about:blank", description="what the status says, and no more")
+    title: str = Field(description="the name of the status")
+    status: int
+    detail: str = Field(description="what was wrong, and what to do about it")
+    request_id: str = Field(description="as in the header X-Request-ID and in the service's log")
+    errors: list[Fault] = Field(default=[], description="each fault of the request's fields, where there are several")
+
+
+class Problem(Exception):
+    """An error with its HTTP status, on its way to the caller."""
+
+    def __init__(
+        self, status: int, detail: str, faults: Sequence[Fault] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.faults = tuple(faults)
+        self.headers = dict(headers or {})
+
+    def details(self, request_id: str) -> ProblemDetails:
+        """The body of the answer."""
+        title = _TITLES.get(self.status, "Error")
+        errors = list(self.faults)
+        return ProblemDetails(title=title, status=self.status, detail=self.detail, request_id=request_id, errors=errors)
+
+
+INTERNAL_ERROR = Problem(500, "The service failed on this request. Its log has the reason under this request_id.")
+
+
+def from_exception(error: Exception) -> Problem | None:
+    """The problem that an error is; None for one that nobody expected, which is the service's or a plugin's own fault."""
+    if isinstance(error, Problem):
+        return error
+    for kind, status in _STATUSES.items():
+        if isinstance(error, kind):
+            return Problem(status, str(error))
+    return None
+
+
+def from_http_exception(error: HTTPException) -> Problem:
+    """The framework's own errors: no such route, and a method that the route does not have."""
+    details = {
+        404: "There is no such route. GET /openapi.json lists those there are, and GET /docs shows them.",
+        405: "This route does not take this method. The header Allow says which it takes.",
+    }
+    return Problem(error.status_code, details.get(error.status_code, str(error.detail)), headers=error.headers)
+
+
+def describe_faults(error: ValidationError, known: Sequence[str], prefix: str = "") -> list[Fault]:
+    """pydantic's findings without the input, nor the names the caller made up; `known` are the names there are."""
+    return [
+        _fault(found, known, prefix)
+        for found in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+
+
+def _fault(found: ErrorDetails, known: Sequence[str], prefix: str) -> Fault:
+    if found["type"] == "extra_forbidden":
+        place, message = [], f"there is a field of another name; the names are {', '.join(known) or 'none'}"
+    else:
+        # below the first name a place may hold keys of the caller's own
+        place = [part for depth, part in enumerate(found["loc"]) if depth == 0 or isinstance(part, int)]
+        message = found["msg"]
+    return Fault(field=".".join(map(str, [prefix, *place] if prefix else place)), message=message)
+
+
+def to_response(problem: Problem, request: Request) -> Response:
+    """The answer."""
+    body: dict[str, Any] = problem.details(request.state.request_id).model_dump(exclude_defaults=True)
+    return Response(to_json({"type": "about:blank", **body}), problem.status, problem.headers, MEDIA_TYPE)

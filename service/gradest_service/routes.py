@@ -1,0 +1,212 @@
+"""Which path does what. Bodies are read raw; they are parsed, computed on and written in a bounded pool of threads."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import torch
+from anyio import CapacityLimiter, to_thread
+from fastapi import APIRouter
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+import gradest
+from gradest.errors import PluginError, UnknownPlugin
+from gradest_service import catalog, operations, schemas
+from gradest_service.codec import CODECS, JSON, find_codec, prefers
+from gradest_service.events import EventStream
+from gradest_service.problems import MEDIA_TYPE, Problem, ProblemDetails, describe_faults
+from gradest_service.settings import Settings
+
+__all__ = ["router"]
+
+Result = TypeVar("Result")
+AnyRequest = TypeVar("AnyRequest", bound=schemas.Request)
+Endpoint = Callable[[Request], Any]
+
+
+def _refer(model: type[BaseModel]) -> dict[str, Any]:
+    """A place in the OpenAPI document that holds this model; the application adds the models themselves."""
+    return {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+
+
+router = APIRouter(
+    default_response_class=Response,
+    responses={"default": {"description": "An error", "content": {MEDIA_TYPE: _refer(ProblemDetails)}}},
+)
+
+
+# --- estimation ---
+
+
+async def compare(request: Request) -> Response:
+    """A stream of `progress` events, then one `result` or `error`; the result as JSON alone if Accept prefers that."""
+    settings: Settings = request.app.state.settings
+    fields = await _read(request)
+    run = await _in_pool(request, lambda: operations.plan_comparison(fields(schemas.CompareRequest), settings))
+    if prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
+        answer = await _in_pool(request, lambda: JSON.encode(run(None).to_dict()))
+        return Response(answer, media_type=JSON.media_type)
+    return EventStream(lambda progress: run(progress).to_dict(), request.app.state.limiter, request.state.request_id)
+
+
+def _add_operation(
+    path: str,
+    operation: Callable[[AnyRequest, Settings], BaseModel],
+    schema: type[AnyRequest],
+    answer: type[BaseModel],
+) -> None:
+    async def endpoint(request: Request) -> Response:
+        settings: Settings = request.app.state.settings
+        fields = await _read(request)
+        body = await _in_pool(request, lambda: JSON.encode(operation(fields(schema), settings)))
+        return Response(body, media_type=JSON.media_type)
+
+    endpoint.__doc__ = operation.__doc__
+    _add_post(path, endpoint, schema, answer, JSON.media_type)
+
+
+def _add_post(
+    path: str, endpoint: Endpoint, request: type[BaseModel], answer: type[BaseModel], *media_types: str
+) -> None:
+    router.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        name=path.rpartition("/")[2],
+        tags=["estimation"],
+        summary=request.__doc__,
+        responses={200: {"description": answer.__doc__, "content": {media: _refer(answer) for media in media_types}}},
+        openapi_extra={"requestBody": {"required": True, "content": {media: _refer(request) for media in CODECS}}},
+    )
+
+
+_add_operation("/v1/sample", operations.sample, schemas.SampleRequest, schemas.SampleAnswer)
+_add_operation("/v1/forward", operations.forward, schemas.ForwardRequest, schemas.ForwardAnswer)
+_add_operation("/v1/backward", operations.backward, schemas.BackwardRequest, schemas.BackwardAnswer)
+_add_operation("/v1/estimate", operations.estimate, schemas.EstimateRequest, schemas.EstimateAnswer)
+_add_post(
+    "/v1/compare", compare, schemas.CompareRequest, schemas.CompareAnswer, EventStream.media_type, JSON.media_type
+)
+
+
+# --- what is registered ---
+
+
+def _add_catalog(kind: str, describe: Callable[[Any], dict[str, Any]]) -> None:
+    def table() -> Mapping[str, type]:
+        found: Mapping[str, type] = getattr(gradest.registry, f"{kind}s")
+        return found
+
+    def describe_one(name: str) -> dict[str, Any]:
+        if name not in table():
+            try:
+                getattr(gradest.registry, kind)(name)  # raises, with near matches
+            except UnknownPlugin as error:
+                raise operations.unknown_plugin(error, name) from error
+        return describe(table()[name])
+
+    async def list_all(request: Request) -> Response:
+        return await _json(request, lambda: [describe(cls) for cls in table().values()])
+
+    async def show(request: Request, name: str) -> Response:
+        return await _json(request, lambda: describe_one(name))
+
+    for path, endpoint, summary in (
+        (f"/v1/{kind}s", list_all, f"Every {kind}"),
+        (f"/v1/{kind}s/{{name}}", show, f"One {kind}"),
+    ):
+        router.add_api_route(path, endpoint, name=summary, summary=summary, tags=["registry"], responses=_JSON_ANSWER)
+
+
+_JSON_ANSWER: dict[int | str, dict[str, Any]] = {200: {"description": "Descriptions", "content": {JSON.media_type: {}}}}
+
+_add_catalog("neuron", catalog.describe_neuron)
+_add_catalog("estimator", catalog.describe_estimator)
+_add_catalog("objective", catalog.describe_objective)
+
+
+@router.get("/v1/plugins", tags=["registry"], responses=_JSON_ANSWER)
+async def plugins(request: Request) -> Response:
+    """What each distribution registered, and what did not load."""
+    return await _json(request, catalog.describe_plugins)
+
+
+# --- the service itself ---
+
+
+@router.get("/livez", tags=["service"], responses=_JSON_ANSWER)
+async def livez() -> Response:
+    """Whether the process answers at all."""
+    return Response(JSON.encode({"status": "alive"}), media_type=JSON.media_type)
+
+
+@router.get("/readyz", tags=["service"], responses=_JSON_ANSWER)
+async def readyz(request: Request) -> Response:
+    """Whether the plugins are loaded, so that requests can be answered; 503 if they cannot be."""
+
+    def load() -> dict[str, Any]:
+        try:
+            return {
+                "status": "ready",
+                "plugins": len(gradest.registry.plugins),
+                "failures": len(gradest.registry.failures),
+            }
+        except PluginError as error:
+            raise Problem(503, "A plugin did not load, and GRADEST_STRICT_PLUGINS=1 asks for all of them.") from error
+
+    return await _json(request, load)
+
+
+@router.get("/version", tags=["service"], responses=_JSON_ANSWER)
+async def show_version() -> Response:
+    """The versions of what computes the answers."""
+    versions = {
+        "gradest": version("gradest"),
+        "plugin_api": gradest.PLUGIN_API,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    return Response(JSON.encode(versions), media_type=JSON.media_type)
+
+
+@router.get("/", include_in_schema=False)
+async def index() -> Response:
+    """The documentation."""
+    return RedirectResponse("/docs")
+
+
+# --- the way in and out ---
+
+
+async def _read(request: Request) -> Callable[[type[AnyRequest]], AnyRequest]:
+    """The body, and what turns it into a request: parsing is left to the pool."""
+    codec = find_codec(request.headers.get("content-type", ""))
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "Send the body as it is, without a Content-Encoding.")
+    body = await request.body()
+
+    def fields(schema: type[AnyRequest]) -> AnyRequest:
+        found = codec.decode(body)
+        try:
+            return schema.model_validate(found)
+        except ValidationError as error:
+            faults = describe_faults(error, list(schema.model_fields))
+            listed = "; ".join(f"{fault.field or 'body'}: {fault.message}" for fault in faults)
+            raise Problem(422, f"The request does not fit its schema: {listed}.", faults) from error
+
+    return fields
+
+
+async def _in_pool(request: Request, work: Callable[[], Result]) -> Result:
+    """Run `work` in a thread; as many at a time as the settings say, the others wait."""
+    limiter: CapacityLimiter = request.app.state.limiter
+    return await to_thread.run_sync(work, limiter=limiter)
+
+
+async def _json(request: Request, describe: Callable[[], Any]) -> Response:
+    return Response(await _in_pool(request, lambda: JSON.encode(describe())), media_type=JSON.media_type)

@@ -1,0 +1,207 @@
+"""The fields of requests and answers: what is checked, what /docs shows, and what a codec writes.
+
+Tensors are `Any` here, since each content type has its own form of them; the JSON Schema says what they are in JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from gradest.random import MAX_SEED
+
+__all__ = [
+    "BackwardAnswer",
+    "BackwardRequest",
+    "CompareAnswer",
+    "CompareRequest",
+    "EstimateAnswer",
+    "EstimateRequest",
+    "Exact",
+    "ForwardAnswer",
+    "ForwardRequest",
+    "Request",
+    "SampleAnswer",
+    "SampleRequest",
+]
+
+_NUMBERS = {"description": "a number, or a rectangular nested array of numbers", "type": ["number", "array"]}
+_NUMBERS_OUT = {
+    "description": 'a number, or a nested array of numbers; "NaN", "Infinity" and "-Infinity" stand for what JSON cannot say',
+    "type": ["number", "string", "array"],
+}
+_PLUGIN = {
+    "description": 'a name, or {"name": ..., and its options}',
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {"name": {"type": "string"}},
+            "required": ["name"],
+            "additionalProperties": True,
+        },
+    ],
+}
+
+Numbers = Annotated[Any, WithJsonSchema(_NUMBERS)]
+NumbersOut = Annotated[Any, WithJsonSchema(_NUMBERS_OUT)]
+Plugin = Annotated[Any, WithJsonSchema(_PLUGIN)]
+Named = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": _NUMBERS})]
+NamedOut = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": _NUMBERS_OUT})]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=MAX_SEED)]
+Size = Annotated[int, Field(strict=True, ge=0)]
+Draws = Annotated[int, Field(strict=True, ge=1)]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+
+_DRAWS = "independent draws to average"
+_EXACT = "the exact {0}; null where neither a closed form nor enumeration gives it"
+
+
+class Request(BaseModel):
+    """What every request has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    neuron: Plugin = Field(examples=["bernoulli"])
+    a: Numbers = Field(
+        examples=[[[0.5, -1.0, 2.0]]], description="pre-activations, [*batch, *event]: nested arrays of numbers"
+    )
+    shape: list[Size] | None = Field(
+        None, description="the shape of a; needed only for what JSON cannot say, as [0, 3]"
+    )
+    dtype: Dtype = Field("float32", description="the type in which a is read; points and gradients come back in it")
+
+
+class SampleRequest(Request):
+    """Independent outputs of a neuron."""
+
+    samples: Size = Field(1, description="how many")
+    seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
+
+
+class ForwardRequest(Request):
+    """Where an estimator wants the loss."""
+
+    estimator: Plugin = Field(examples=["rloo"])
+    seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
+    state: Named | None = Field(
+        None, description="the estimator's state, from the last backward answer; null at the first step"
+    )
+
+
+class BackwardRequest(Request):
+    """The losses at those points. All else is as it was in the forward request; the service has kept nothing."""
+
+    estimator: Plugin = Field(examples=["rloo"])
+    seed: Seed = Field(examples=[7], description="the one that the forward answer reports")
+    state: Named | None = Field(None, description="as in the forward request")
+    loss: Numbers | None = Field(
+        None,
+        examples=[[[0.2], [0.3]]],
+        description="the loss at the points, [K, *batch]; null only where it is not needed",
+    )
+    grad: Numbers | None = Field(
+        None, description="dloss/dh at the points, [K, *batch, *event], where the estimator needs it"
+    )
+
+
+class EstimateRequest(Request):
+    """The gradient of an objective's expectation, by averaging independent draws of an estimator."""
+
+    estimator: Plugin = Field(examples=["rloo"])
+    objective: Plugin = Field(examples=[{"name": "quadratic", "target": 0.499}])
+    draws: Draws = Field(1000, description=_DRAWS)
+    seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
+
+
+class CompareRequest(Request):
+    """Estimators side by side on one objective."""
+
+    objective: Plugin = Field(examples=[{"name": "quadratic", "target": 0.499}])
+    estimators: list[Plugin] | None = Field(
+        None,
+        examples=[["rloo", "straight_through"]],
+        description="null takes every registered one that fits the neuron and the service's limits",
+    )
+    draws: Draws = Field(1000, description=f"{_DRAWS}, of each estimator")
+    seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
+
+
+class SampleAnswer(BaseModel):
+    """Samples."""
+
+    h: NumbersOut = Field(description="[samples, *batch, *event]")
+    seed: int
+    shape: list[int] = Field(description="the shape of h")
+
+
+class ForwardAnswer(BaseModel):
+    """A draw."""
+
+    points: NumbersOut = Field(description="[K, *batch, *event]: where the loss is wanted")
+    weights: NumbersOut = Field(
+        description="[K] or [K, *batch], in at least float32: sum_k weights_k loss_k estimates E[loss]"
+    )
+    needs: list[Literal["loss", "grad"]] = Field(description="what backward wants")
+    seed: int
+    shape: list[int] = Field(description="the shape of points; a loss has it without the event")
+
+
+class BackwardAnswer(BaseModel):
+    """A gradient."""
+
+    gradient: NumbersOut = Field(description="[*batch, *event]")
+    value: NumbersOut | None = Field(
+        description="the estimate of E[loss], [*batch], in at least float32; null without a loss"
+    )
+    state: NamedOut = Field(description="for the next step, in at least float32; empty where the estimator has none")
+    shape: list[int] = Field(description="the shape of gradient")
+
+
+class Exact(BaseModel):
+    """The truth."""
+
+    loss: NumbersOut = Field(description="E[loss], [*batch]")
+    gradient: NumbersOut = Field(description="[*batch, *event]")
+
+
+class EstimateAnswer(BaseModel):
+    """An estimate; its numbers are in at least float32."""
+
+    loss: NumbersOut = Field(description="the mean estimate of E[loss], [*batch]")
+    gradient: NumbersOut = Field(description="the mean of the draws, [*batch, *event]")
+    variance: NumbersOut = Field(description="of ONE draw, per coordinate")
+    standard_error: NumbersOut = Field(description="of the gradient: sqrt(variance / draws)")
+    draws: int
+    evaluations: int = Field(description="K: evaluations of the loss in one draw")
+    seconds: float
+    seed: int
+    state: NamedOut = Field(description="the estimator's state at which the draws were made")
+    exact: Exact | None = Field(description=_EXACT.format("loss and gradient"))
+    shape: list[int] = Field(description="the shape of gradient")
+
+
+class Row(BaseModel):
+    """One estimator. Figures that need the exact gradient are null where it is not to be had."""
+
+    estimator: str
+    claim: str = Field(description="the bias that the estimator claims")
+    evaluations: int
+    bias: float | None = Field(description="root mean square over coordinates of (mean gradient - exact gradient)")
+    bias_in_se: float | None = Field(description="the same in standard errors; near 1 for an unbiased estimator")
+    variance: float = Field(description="of one draw, mean over coordinates")
+    snr: float | str = Field(description="|mean gradient| / sqrt(summed variance of one draw)")
+    cosine: float | str | None = Field(description="of the angle between the mean gradient and the exact one")
+    efficiency: float | str = Field(description="1 / (variance * evaluations)")
+    seconds: float
+
+
+class CompareAnswer(BaseModel):
+    """A table of estimators."""
+
+    neuron: str
+    draws: int
+    seed: int
+    rows: list[Row]
+    exact: NumbersOut | None = Field(description=_EXACT.format("gradient, [*batch, *event]"))
