@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradest.errors import GradestError, TooManyPoints
 from gradest.estimator import Estimator, event_shape
-from gradest.expectation import Estimate, EstimatorSpec, NeuronSpec, closed_form, estimate
+from gradest.expectation import Estimate, EstimatorSpec, NeuronSpec, check_pre_activations, closed_form, estimate
 from gradest.neuron import Neuron
 from gradest.objective import Loss
 from gradest.random import check_seed, fresh_seed
@@ -128,6 +128,7 @@ def compare(
     enumerate too many points. progress(estimator, done, draws) is called as draws are made. Raises what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
+    check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     if estimators is None:
         chosen = [e for e in registry.fitting(neuron).values() if _is_feasible(e, neuron, a)]

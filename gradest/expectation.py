@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -174,6 +174,7 @@ def estimate(
     """
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     _check_count("draws", draws, least=1)
+    check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     start = time.perf_counter()
     key = Key(seed)
@@ -278,6 +279,8 @@ def _draws(
 ) -> Iterator[tuple[Tensor, Tensor, State]]:
     """Draws `first` to `first + draws` in chunks of n: gradients `[n, *batch, *event]`, values `[n, *batch]`, next state."""
     split = a.ndim - neuron.event_ndim
+    # a repetition has the rows of `a` itself and a seed of its own, so no draw depends on how draws are cut into chunks
+    key = replace(key, rows=torch.arange(a.shape[:split].numel()).reshape(a.shape[:split]))
     points_per_draw = estimator.evaluations(neuron, event_shape(neuron, a)) * max(1, a.numel())
     chunk = max(1, min(draws, _CHUNK // points_per_draw))
     for begin in range(first, first + draws, chunk):

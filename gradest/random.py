@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gradest.errors import InvalidInput
-from gradest.kernels.reference import threefry
+from gradest.kernels.reference import threefry, uniform_from_words
 
 __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
 
@@ -129,9 +129,8 @@ class Key:
     ) -> Tensor:
         """Independent numbers uniform on the open interval (0, 1), shape `[draws, *batch, *event]`.
 
-        float64 takes 53 bits from both words, float32 the upper 24 bits of one. The lowest bit kept is always set: numbers
-        are odd multiples of 2**-53 or 2**-24, exactly representable, never 0 or 1, and 1 - u is exact and as likely as u.
-        float16 and bfloat16 cannot hold such numbers (1 - 2**-24 rounds to 1), so for them the noise is float32.
+        See `gradest.kernels.reference.uniform_from_words` for the bits. float16 and bfloat16 cannot hold an open interval
+        (1 - 2**-24 rounds to 1), so for them the noise is float32.
         """
         ndim = (len(batch_shape), len(event_shape))
         rows = torch.arange(math.prod(batch_shape)).reshape(batch_shape) if self.rows is None else self.rows
@@ -142,11 +141,7 @@ class Key:
         unit = torch.arange(math.prod(event_shape), dtype=torch.int32, device=device).reshape(event_shape)
         draw = torch.arange(draws, dtype=torch.int32, device=device)[(..., *[None] * sum(ndim))]
         x0, x1 = threefry((key0, key1), (unit, draw))
-        if dtype == torch.float64:
-            bits = (_unsigned(x0) << 21) | (_unsigned(x1) >> 11)
-            return (bits | 1).to(torch.float64) * 2.0**-53
-        bits = (x0 >> 8) & 0xFFFFFF
-        return (bits | 1).to(torch.float32) * 2.0**-24
+        return uniform_from_words(x0, x1, torch.promote_types(dtype, torch.float32))
 
     def _seed_words(self) -> tuple[Tensor, Tensor]:
         return _to_word(self.seed), _to_word(self.seed >> 32)

@@ -3,15 +3,17 @@
 torch evaluates the tail of a tensor, and every non-contiguous one, with other instructions than its bulk. For `torch.sigmoid`,
 `torch.logit`, `softplus` and sums over a leading dimension the two differ in the last bit, so the same row gives other bits
 alone than in a batch. `exp`, `log`, `log1p`, `expm1`, `logsigmoid`, `erfinv` and sums over a contiguous last dimension do
-not (tests/kernels holds both statements), and the functions here are made of those alone.
+not (tests/test_kernels.py holds that), and the functions here are made of those alone.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-__all__ = ["leading_mean", "leading_sum", "logit", "sigmoid", "softplus", "threefry", "widen"]
+__all__ = ["leading_mean", "leading_sum", "logit", "normal_cdf", "sigmoid", "softplus", "threefry", "uniform_from_words", "widen"]
 
 _MASK32 = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -34,6 +36,11 @@ def sigmoid(x: Tensor) -> Tensor:
 def softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)), accurate in both tails and differentiable at 0."""
     return -torch.nn.functional.logsigmoid(-widen(x))
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    """Φ(x), of full relative accuracy in the lower tail, where `torch.special.ndtr` gives 0 from x = -9 on."""
+    return 0.5 * torch.erfc(-math.sqrt(0.5) * widen(x))
 
 
 def logit(u: Tensor) -> Tensor:
@@ -74,3 +81,15 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
         x0 = x0 + schedule[(block + 1) % 3]
         x1 = x1 + (schedule[(block + 2) % 3] + (block + 1))
     return x0, x1
+
+
+def uniform_from_words(x0: Tensor, x1: Tensor, dtype: torch.dtype) -> Tensor:
+    """Two random int32 words to a uniform number in the open interval (0, 1).
+
+    float32 takes the upper 24 bits of x0, float64 53 bits of both. The lowest bit kept is always set, so that numbers are odd
+    multiples of 2**-24 or 2**-53: exactly representable, never 0 or 1, and 1 - u is exact and as likely as u.
+    """
+    if dtype == torch.float64:
+        upper, lower = x0.to(torch.int64) & _MASK32, (x1 >> 11) & 0x1FFFFF
+        return (((upper << 21) | lower) | 1).to(torch.float64) * 2.0**-53
+    return (((x0 >> 8) & 0xFFFFFF) | 1).to(torch.float32) * 2.0**-24

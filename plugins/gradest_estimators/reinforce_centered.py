@@ -50,4 +50,4 @@ class ReinforceCentered(ScoreFunction):
         }
 
     def _move(self, average: Tensor, now: Tensor) -> Tensor:
-        return self.decay * average + (1 - self.decay) * now.reshape(-1, *average.shape).mean(0).to(average)
+        return self.decay * average + (1 - self.decay) * now.flatten(0, -average.ndim - 1).mean(0).to(average)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import logit, sigmoid, softplus, widen
+from gradest.kernels.reference import logit, normal_cdf, sigmoid, softplus, widen
 from gradest.neuron import Reparameterised
 from gradest.random import Key
 
@@ -66,7 +66,7 @@ class NoisyRectifier(Reparameterised):
         density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
         mills = math.sqrt(math.pi / 2) * torch.special.erfcx(-below / math.sqrt(2))  # Φ(x) / φ(x) for x <= 0
         tail = density * (1 + below * mills).clamp(min=0)
-        return (self.scale * torch.where(x < 0, tail, x * torch.special.ndtr(x) + density)).to(a.dtype)
+        return (self.scale * torch.where(x < 0, tail, x * normal_cdf(x) + density)).to(a.dtype)
 
     def active_probability(self, a: Tensor) -> Tensor:
         """P(h > 0)."""
@@ -89,7 +89,7 @@ class NoisyRectifier(Reparameterised):
         return values, torch.cat([self._cdf(-a)[None], density])
 
     def _cdf(self, x: Tensor) -> Tensor:
-        return sigmoid(x) if self.distribution == "logistic" else torch.special.ndtr(x / self.scale)
+        return sigmoid(x) if self.distribution == "logistic" else normal_cdf(x / self.scale)
 
     def _pdf(self, z: Tensor) -> Tensor:
         if self.distribution == "logistic":

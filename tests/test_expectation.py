@@ -1,0 +1,254 @@
+"""sample, expect, estimate, exact: values, gradients, shapes, dtypes, and what they refuse."""
+
+import itertools
+import math
+import resource
+
+import pytest
+import torch
+
+import gradest
+from gradest.errors import Incompatible, InvalidInput, TooManyPoints
+from gradest.expectation import closed_form
+
+A = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.1, -0.2]], dtype=torch.float64)
+
+
+def loss(h):
+    """Not symmetric, with interactions of all orders."""
+    return torch.sin(h[..., 0] + 2 * h[..., 1]) + h[..., 1] * h[..., 2] * h[..., 0] + 0.5 * h[..., 2]
+
+
+def by_hand(f, a):
+    """E[f] over every configuration, differentiated by autograd: the slow and obvious way."""
+    a = a.clone().requires_grad_()
+    p, total = torch.sigmoid(a), 0
+    for bits in itertools.product([0.0, 1.0], repeat=a.shape[-1]):
+        h = torch.tensor(bits, dtype=a.dtype).expand_as(a)
+        total = total + torch.where(h == 1, p, 1 - p).prod(-1) * f(h)
+    (gradient,) = torch.autograd.grad(total.sum(), a)
+    return total.detach(), gradient
+
+
+def test_exact_is_the_sum_over_configurations():
+    value, gradient = gradest.exact(loss, A, neuron="bernoulli")
+    wanted_value, wanted_gradient = by_hand(loss, A)
+    assert torch.allclose(value, wanted_value, atol=1e-14)
+    assert torch.allclose(gradient, wanted_gradient, atol=1e-14)
+
+
+def test_exact_in_many_chunks(monkeypatch):
+    whole = gradest.exact(loss, A, neuron="bernoulli")
+    monkeypatch.setattr("gradest.expectation._CHUNK", 7)
+    for one, two in zip(whole, gradest.exact(loss, A, neuron="bernoulli"), strict=True):
+        assert torch.allclose(one, two, atol=1e-15)
+
+
+def test_exact_refuses_more_than_twenty_units():
+    with pytest.raises(TooManyPoints, match="20 such units"):
+        gradest.exact(lambda h: h.sum(-1), torch.zeros(21), neuron="bernoulli")
+    value, gradient = gradest.exact(lambda h: h.sum(-1), torch.zeros(20), neuron="bernoulli")
+    assert value.item() == pytest.approx(10)
+    assert torch.allclose(gradient, torch.full((20,), 0.25))
+
+
+def test_expect_by_enumeration_is_autograd_of_the_expectation():
+    a = A.clone().requires_grad_()
+    weight = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
+    value, _ = gradest.expect(lambda h: weight * loss(h), a, neuron="bernoulli", estimator="enumeration")
+    upstream = torch.tensor([2.0, -3.0], dtype=torch.float64)
+    (value * upstream).sum().backward()
+    wanted_value, wanted_gradient = by_hand(loss, A)
+    assert torch.allclose(value, 0.7 * wanted_value, atol=1e-14)
+    assert torch.allclose(a.grad, 0.7 * wanted_gradient * upstream[:, None], atol=1e-14)
+    assert torch.allclose(weight.grad, (upstream * wanted_value).sum(), atol=1e-14)
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "rloo", "straight_through", "reinforce_centered"])
+def test_expect_gives_the_estimators_gradient(estimator):
+    a = A.clone().requires_grad_()
+    value, state = gradest.expect(loss, a, neuron="bernoulli", estimator=estimator, seed=5)
+    value.sum().backward()
+    built, neuron = gradest.estimator(estimator), gradest.neuron("bernoulli")
+    start = built.init(neuron, A)
+    draw = built.forward(neuron, A, gradest.Key(5), start)
+    points = draw.points.clone().requires_grad_()
+    losses = loss(points)
+    (grad,) = torch.autograd.grad(losses.sum(), points)
+    gradient, after = built.backward(draw, gradest.Feedback(losses.detach(), grad), start)
+    assert torch.equal(a.grad, gradient)
+    assert torch.equal(value, built.value(draw, losses))
+    assert state.keys() == after.keys()
+
+
+def test_expect_fits_in_a_training_loop():
+    """The toy of Tucker et al.: descent on E[(b - .45)²] must push the unit to 0, where straight-through goes astray."""
+    torch.manual_seed(0)
+    a, state = torch.zeros(1, requires_grad=True), None
+    optimiser = torch.optim.SGD([a], lr=5.0)
+    for _ in range(300):
+        optimiser.zero_grad()
+        value, state = gradest.expect(
+            lambda h: ((h - 0.45) ** 2).sum(-1), a, neuron="bernoulli", estimator="reinforce_centered", state=state
+        )
+        value.backward()
+        optimiser.step()
+    assert torch.sigmoid(a).item() < 0.1
+
+
+def test_expect_without_grad_gives_the_value_alone():
+    with torch.no_grad():
+        value, state = gradest.expect(loss, A, estimator="reinforce_average", seed=1)
+    assert not value.requires_grad
+    assert all(not tensor.any() for tensor in state.values())
+
+
+def test_seeds_come_from_torch():
+    torch.manual_seed(3)
+    first = gradest.sample("bernoulli", A)
+    second = gradest.sample("bernoulli", A)
+    torch.manual_seed(3)
+    assert torch.equal(gradest.sample("bernoulli", A), first)
+    assert not torch.equal(torch.stack([first, second])[0], gradest.sample("noisy_rectifier", A))
+    assert torch.equal(gradest.sample("noisy_rectifier", A, seed=9), gradest.sample("noisy_rectifier", A, seed=9))
+
+
+@pytest.mark.parametrize("neuron", sorted(gradest.registry.neurons))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_dtypes_and_strides(neuron, dtype):
+    a = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    h = gradest.sample(neuron, a, samples=4, seed=2)
+    assert h.shape == (4, 2, 5, 3)
+    assert h.dtype == dtype
+    strided = a.transpose(0, 1).contiguous().transpose(0, 1)
+    assert not strided.is_contiguous()
+    assert torch.equal(gradest.sample(neuron, strided, samples=4, seed=2), h)
+    for estimator in gradest.registry.fitting(gradest.neuron(neuron)):
+        leaf = a.clone().requires_grad_()
+        value, _ = gradest.expect(lambda h: (h * h).sum(-1), leaf, neuron=neuron, estimator=estimator, seed=1)
+        value.sum().backward()
+        assert leaf.grad.dtype == dtype
+        assert bool(torch.isfinite(leaf.grad).all())
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 3), (2, 0, 3), (4, 1), (0,)])
+@pytest.mark.parametrize("estimator", sorted(gradest.registry.fitting(gradest.neuron("bernoulli"))))
+def test_shapes_down_to_nothing(shape, estimator):
+    a = torch.zeros(shape, requires_grad=True)
+    assert gradest.sample("bernoulli", a, samples=2).shape == (2, *shape)
+    assert gradest.sample("bernoulli", a, samples=0).shape == (0, *shape)
+    value, _ = gradest.expect(lambda h: h.sum(-1), a, estimator=estimator)
+    assert value.shape == shape[:-1]
+    value.sum().backward()
+    assert a.grad.shape == shape
+    found = gradest.estimate(lambda h: h.sum(-1), a, estimator=estimator, draws=7)
+    assert found.gradient.shape == found.variance.shape == shape
+    assert found.loss.shape == shape[:-1]
+    value, gradient = gradest.exact(lambda h: h.sum(-1), a)
+    assert value.shape == shape[:-1]
+    assert gradient.shape == shape
+
+
+def test_bad_pre_activations_are_refused():
+    for bad, reason in (
+        ([0.0, 1.0], "torch tensor"),
+        (torch.zeros(3, dtype=torch.int64), "floating point"),
+        (torch.tensor(1.0), "1 event dim"),
+        (torch.tensor([[0.0, 1.0], [math.nan, math.inf]]), r"a\[1, 0\] is nan"),
+        (torch.tensor([0.0, -math.inf]), r"a\[1\] is -inf"),
+    ):
+        for call in (
+            lambda a: gradest.sample("bernoulli", a),
+            lambda a: gradest.expect(loss, a),
+            lambda a: gradest.exact(loss, a),
+            lambda a: gradest.estimate(loss, a),
+            lambda a: gradest.compare(loss, a),
+        ):
+            with pytest.raises(InvalidInput, match=reason):
+                call(bad)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(InvalidInput, match="samples is an integer of at least 0"):
+        gradest.sample("bernoulli", A, samples=-1)
+    with pytest.raises(InvalidInput, match="draws is an integer of at least 1"):
+        gradest.estimate(loss, A, draws=0)
+    with pytest.raises(InvalidInput, match="seed"):
+        gradest.sample("bernoulli", A, seed=-1)
+    with pytest.raises(InvalidInput, match=r"to losses \[2, 2\]"):
+        gradest.expect(lambda h: h.sum(), A, estimator="rloo")
+    with pytest.raises(InvalidInput, match="not differentiable"):
+        gradest.expect(lambda h: (h.detach() > 0).double().sum(-1), A, estimator="straight_through")
+    with pytest.raises(Incompatible, match=r"Binary.*fit noisy_rectifier: held_noise, pathwise"):
+        gradest.expect(loss, A, neuron="noisy_rectifier", estimator="straight_through")
+
+
+def test_estimate_is_the_mean_and_variance_of_single_draws():
+    draws = 64
+    found = gradest.estimate(loss, A, estimator="rloo", draws=draws, seed=3)
+    singles = []
+    for repetition in range(draws):
+        a = A.clone().requires_grad_()
+        value, _ = gradest.expect(loss, a, estimator="rloo", seed=gradest.Key(3).fold_in(repetition))
+        value.sum().backward()
+        singles.append(a.grad)
+    stacked = torch.stack(singles)
+    assert torch.allclose(found.gradient, stacked.mean(0), atol=1e-14)
+    assert torch.allclose(found.variance, stacked.var(0), atol=1e-14)
+    assert torch.allclose(found.standard_error, stacked.std(0) / math.sqrt(draws), atol=1e-14)
+    assert (found.draws, found.evaluations, found.seed) == (draws, 2, 3)
+    assert gradest.estimate(loss, A, draws=1).variance.isnan().all()
+
+
+def test_estimate_does_not_depend_on_chunks(monkeypatch):
+    whole = gradest.estimate(loss, A, estimator="reinforce", draws=1000, seed=3)
+    monkeypatch.setattr("gradest.expectation._CHUNK", 500)
+    seen = []
+    parts = gradest.estimate(loss, A, estimator="reinforce", draws=1000, seed=3, progress=lambda *at: seen.append(at))
+    assert len(seen) > 10
+    assert seen[-1] == (1000, 1000)
+    assert torch.allclose(whole.gradient, parts.gradient, atol=1e-13)
+    assert torch.allclose(whole.variance, parts.variance, atol=1e-12)
+
+
+def test_variance_is_stable_far_from_zero():
+    """A mean of 1e8 beside a standard deviation of 1: the sum of squares would lose every digit."""
+    found = gradest.estimate(
+        lambda h: 1e8 * h[..., 0] + h[..., 1] * 0, A[:, :2], neuron="noisy_rectifier", estimator="pathwise", draws=4000, seed=1
+    )
+    p = torch.sigmoid(A[:, 0])
+    assert torch.allclose(found.variance[:, 0] / 1e16, p * (1 - p), atol=0.02)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_draws():
+    a = torch.zeros(64, 200)
+    gradest.estimate(lambda h: h.sum(-1), a, estimator="rloo", draws=200, seed=0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gradest.estimate(lambda h: h.sum(-1), a, estimator="rloo", draws=1200, seed=0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB; 1,200 draws held at once are 120,000
+
+
+def test_a_stateful_estimator_is_measured_at_its_trained_state():
+    """Against a constant of 100 the baseline takes nearly all variance away."""
+
+    def far(h):
+        return loss(h) + 100
+
+    plain = gradest.estimate(far, A, estimator="reinforce", draws=500, seed=1)
+    centred = gradest.estimate(far, A, estimator="reinforce_centered", draws=500, seed=1)
+    cold = gradest.estimate(far, A, estimator="reinforce_centered", draws=500, seed=1, warm_up=0)
+    assert centred.variance.mean() < plain.variance.mean() / 1000
+    assert torch.allclose(cold.variance, plain.variance)
+    again = gradest.estimate(far, A, estimator="reinforce_centered", draws=500, seed=1, state=centred.state)
+    assert torch.equal(again.variance, centred.variance)
+
+
+def test_closed_form_where_there_is_one():
+    neuron = gradest.neuron("bernoulli")
+    many = torch.zeros(200)
+    value, gradient = closed_form(gradest.objective("quadratic", target=0.499), many, neuron)
+    assert gradient.mean().item() == pytest.approx(2.5e-6, rel=1e-3)
+    assert value.item() == pytest.approx(0.250001, rel=1e-6)
+    assert closed_form(lambda h: h.sum(-1), many, neuron) is None
+    assert closed_form(lambda h: h.sum(-1), many[:5], neuron)[0].item() == pytest.approx(2.5)

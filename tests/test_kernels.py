@@ -1,0 +1,65 @@
+"""The elementary functions: accuracy in the tails, finite derivatives, and bits that do not depend on position."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import special
+
+from gradest.kernels.quadrature import gauss_legendre
+from gradest.kernels.reference import leading_mean, leading_sum, logit, normal_cdf, sigmoid, softplus
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-7), (torch.float64, 1e-15)])
+def test_accuracy(dtype, tolerance):
+    x = torch.linspace(-79, 79, 4001, dtype=dtype)
+    reference = x.double().numpy()
+    assert_relative(sigmoid(x), special.expit(reference), tolerance)
+    assert_relative(softplus(x), np.logaddexp(0, reference), tolerance)
+    below = x[(x > -13 if dtype == torch.float32 else x > -37)]
+    assert_relative(normal_cdf(below), special.ndtr(below.double().numpy()), 200 * tolerance)
+    u = torch.tensor([2.0**-24, 1e-3, 0.3, 0.5 + 1e-6, 0.9, 1 - 2.0**-24], dtype=dtype)
+    np.testing.assert_allclose(logit(u).double(), special.logit(u.double().numpy()), atol=2 * tolerance, rtol=4 * tolerance)
+
+
+def assert_relative(given, wanted, tolerance):
+    np.testing.assert_allclose(given.double().numpy(), wanted, rtol=tolerance, atol=1e-300)
+
+
+@pytest.mark.parametrize("function", [sigmoid, softplus])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_derivatives(function, dtype):
+    x = torch.tensor([-1e4, -90, -2, 0.0, 2, 90, 1e4], dtype=dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(function(x).sum(), x)
+    p = special.expit(x.detach().double().numpy())
+    wanted = p * (1 - p) if function is sigmoid else p
+    np.testing.assert_allclose(slope.double(), wanted, atol=1e-7)
+
+
+@pytest.mark.parametrize("function", [sigmoid, softplus, logit, torch.exp, torch.special.ndtri, normal_cdf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bits_do_not_depend_on_position(function, dtype):
+    x = torch.rand(100_003, generator=torch.Generator().manual_seed(0), dtype=dtype) * 0.98 + 0.01
+    whole = function(x)
+    for start in (0, 1, 17, 49_990, 50_001, 99_970):
+        for size in (1, 3, 8, 15, 33):
+            part = slice(start, start + size)
+            assert torch.equal(function(x[part].clone()), whole[part])
+    strided = torch.stack([x, x], 1)[:, 0]
+    assert torch.equal(function(strided), whole)
+
+
+def test_sums_do_not_depend_on_position():
+    x = torch.rand(13, 1001, generator=torch.Generator().manual_seed(0))
+    for reduce in (leading_sum, leading_mean):
+        whole = reduce(x)
+        for start in (0, 500, 997):
+            assert torch.equal(reduce(x[:, start : start + 4].clone()), whole[start : start + 4])
+            assert torch.equal(reduce(x[:, start].clone()), whole[start])
+    assert torch.allclose(leading_sum(x), x.sum(0))
+    assert torch.equal(leading_sum(torch.zeros(0, 3)), torch.zeros(3))
+
+
+def test_quadrature():
+    x, w = gauss_legendre(8)
+    for degree in range(16):
+        assert float((w * x**degree).sum()) == pytest.approx(1 / (degree + 1), rel=1e-13)
