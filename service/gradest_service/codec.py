@@ -63,8 +63,18 @@ def _decode_json(body: bytes) -> dict[str, Any]:
 
 def _encode_json(answer: Any) -> bytes:
     """JSON with the non-finite numbers as the strings "NaN", "Infinity" and "-Infinity"."""
-    fields = answer.model_dump() if isinstance(answer, BaseModel) else answer
-    return to_json(fields, inf_nan_mode="strings", fallback=_plain)
+    if isinstance(answer, BaseModel):
+        fields = answer.model_dump()
+        answer = {**fields, "tensors": dict(_describe_tensors(fields))}
+    return to_json(answer, inf_nan_mode="strings", fallback=_plain)
+
+
+def _describe_tensors(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, value in fields.items():
+        if isinstance(value, Tensor):
+            yield prefix + name, {"shape": list(value.shape), "dtype": _name(value.dtype)}
+        elif isinstance(value, dict):
+            yield from _describe_tensors(value, f"{prefix}{name}.")
 
 
 def _plain(value: Any) -> Any:

@@ -49,7 +49,7 @@ def sample(request: SampleRequest, settings: Settings) -> SampleAnswer:
     limits.check_samples(settings, request.samples, a)
     seed = _seed(request.seed)
     h = gradest.sample(neuron, a, request.samples, seed)
-    return SampleAnswer(h=h, seed=seed, shape=list(h.shape))
+    return SampleAnswer(h=h, seed=seed)
 
 
 def forward(request: ForwardRequest, settings: Settings) -> ForwardAnswer:
@@ -62,7 +62,6 @@ def forward(request: ForwardRequest, settings: Settings) -> ForwardAnswer:
         weights=draw.weights,
         needs=sorted(estimator.needs, reverse=True),
         seed=seed,
-        shape=list(points.shape),
     )
 
 
@@ -77,7 +76,7 @@ def backward(request: BackwardRequest, settings: Settings) -> BackwardAnswer:
     gradient, after = tell(estimator, draw, Feedback(**given), state)
     loss = given["loss"]
     value = None if loss is None else estimator.value(draw, loss.to(draw.a.dtype))
-    return BackwardAnswer(gradient=gradient.to(a.dtype), value=value, state=dict(after), shape=list(gradient.shape))
+    return BackwardAnswer(gradient=gradient.to(a.dtype), value=value, state=dict(after))
 
 
 def estimate(request: EstimateRequest, settings: Settings) -> EstimateAnswer:
@@ -103,7 +102,6 @@ def estimate(request: EstimateRequest, settings: Settings) -> EstimateAnswer:
         seed=found.seed,
         state=dict(found.state),
         exact=None if exact is None else Exact(loss=exact[0], gradient=exact[1]),
-        shape=list(found.gradient.shape),
     )
 
 

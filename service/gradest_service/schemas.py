@@ -128,15 +128,27 @@ class CompareRequest(Request):
     seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
 
 
-class SampleAnswer(BaseModel):
+class TensorInfo(BaseModel):
+    """What a nested array cannot say: the dims behind one of size 0, and the type."""
+
+    shape: list[int]
+    dtype: str
+
+
+class Answer(BaseModel):
+    """What every answer with tensors has."""
+
+    tensors: dict[str, TensorInfo] = Field({}, description="shape and dtype of every tensor of the answer, by field")
+
+
+class SampleAnswer(Answer):
     """Samples."""
 
     h: NumbersOut = Field(description="[samples, *batch, *event]")
     seed: int
-    shape: list[int] = Field(description="the shape of h")
 
 
-class ForwardAnswer(BaseModel):
+class ForwardAnswer(Answer):
     """A draw."""
 
     points: NumbersOut = Field(description="[K, *batch, *event]: where the loss is wanted")
@@ -145,10 +157,9 @@ class ForwardAnswer(BaseModel):
     )
     needs: list[Literal["loss", "grad"]] = Field(description="what backward wants")
     seed: int
-    shape: list[int] = Field(description="the shape of points; a loss has it without the event")
 
 
-class BackwardAnswer(BaseModel):
+class BackwardAnswer(Answer):
     """A gradient."""
 
     gradient: NumbersOut = Field(description="[*batch, *event]")
@@ -156,7 +167,6 @@ class BackwardAnswer(BaseModel):
         description="the estimate of E[loss], [*batch], in at least float32; null without a loss"
     )
     state: NamedOut = Field(description="for the next step, in at least float32; empty where the estimator has none")
-    shape: list[int] = Field(description="the shape of gradient")
 
 
 class Exact(BaseModel):
@@ -166,7 +176,7 @@ class Exact(BaseModel):
     gradient: NumbersOut = Field(description="[*batch, *event]")
 
 
-class EstimateAnswer(BaseModel):
+class EstimateAnswer(Answer):
     """An estimate; its numbers are in at least float32."""
 
     loss: NumbersOut = Field(description="the mean estimate of E[loss], [*batch]")
@@ -179,7 +189,6 @@ class EstimateAnswer(BaseModel):
     seed: int
     state: NamedOut = Field(description="the estimator's state at which the draws were made")
     exact: Exact | None = Field(description=_EXACT.format("loss and gradient"))
-    shape: list[int] = Field(description="the shape of gradient")
 
 
 class Row(BaseModel):

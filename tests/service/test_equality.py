@@ -1,0 +1,190 @@
+"""What the service answers is what the library gives here, bit for bit, for the same seed."""
+
+import pytest
+import torch
+
+import gradest
+from gradest.estimator import Feedback
+from gradest.expectation import ask, closed_form, tell
+from gradest.random import Key
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+PAIRS = [(neuron, estimator) for neuron in gradest.registry.neurons for estimator in gradest.registry.fitting(gradest.neuron(neuron))]
+SHAPES = [(2, 3), (3,), (1,), (2, 2, 2), (0, 3), (2, 0), (0, 2, 3)]
+
+
+def pre_activations(neuron, dtype=torch.float32, batch=(2,), units=3):
+    shape = (*batch, *[units] * gradest.neuron(neuron).event_ndim)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
+
+
+def loss_of(points, event_ndim):
+    """A loss of each point, in the dtype of the points."""
+    return ((points - 0.499) ** 2).flatten(points.ndim - event_ndim).sum(-1)
+
+
+def loss_and_grad(points, event_ndim):
+    points = points.detach().requires_grad_()
+    loss = loss_of(points, event_ndim)
+    (grad,) = torch.autograd.grad(loss.sum(), points)
+    return loss.detach(), grad
+
+
+def assert_same(found, wanted):
+    assert found.dtype == wanted.dtype
+    assert found.shape == wanted.shape
+    assert torch.equal(found, wanted) or torch.equal(found.nan_to_num(7.0), wanted.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("neuron", gradest.registry.neurons)
+def test_sample(client, neuron, dtype):
+    a = pre_activations(neuron, dtype)
+    assert_same(client.sample(neuron, a, 4, seed=11), gradest.sample(neuron, a, 4, seed=11))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sample_of_every_shape(client, shape):
+    a = torch.linspace(-2, 2, torch.Size(shape).numel()).reshape(shape)
+    for samples in (0, 1, 5):
+        assert_same(client.sample("noisy_rectifier", a, samples, seed=3), gradest.sample("noisy_rectifier", a, samples, seed=3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
+def test_forward_and_backward(client, neuron, estimator, dtype):
+    a = pre_activations(neuron, dtype)
+    event_ndim = gradest.neuron(neuron).event_ndim
+    built = gradest.estimator(estimator)
+    draw, state = ask(gradest.neuron(neuron), built, a, Key(2**53 - 1))
+    loss, grad = loss_and_grad(draw.points.to(dtype), event_ndim)
+    grad = grad if "grad" in built.needs else None
+    gradient, after = tell(built, draw, Feedback(loss, grad), state)
+
+    remote = client.forward(neuron, estimator, a, seed=2**53 - 1)
+    assert remote.needs == built.needs
+    assert remote.seed == 2**53 - 1
+    assert_same(remote.points, draw.points.to(dtype))
+    assert_same(remote.weights, draw.weights)
+    told = client.backward(neuron, estimator, a, remote.seed, loss, grad)
+    assert_same(told.gradient, gradient.to(dtype))
+    assert_same(told.value, built.value(draw, loss.to(draw.a.dtype)))
+    assert told.state.keys() == after.keys()
+    for name in after:
+        assert_same(told.state[name], after[name])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("estimator", ["rloo", "reinforce_centered", "straight_through", "enumeration"])
+def test_forward_and_backward_of_every_shape(client, estimator, shape):
+    a = torch.linspace(-2, 2, torch.Size(shape).numel()).reshape(shape)
+    built = gradest.estimator(estimator)
+    draw, state = ask(gradest.neuron("bernoulli"), built, a, Key(1))
+    loss, grad = loss_and_grad(draw.points, 1)
+    gradient, after = tell(built, draw, Feedback(loss, grad), state)
+    remote = client.forward("bernoulli", estimator, a, seed=1)
+    told = client.backward("bernoulli", estimator, a, 1, loss, grad if "grad" in built.needs else None)
+    assert_same(remote.points, draw.points)
+    assert_same(told.gradient, gradient)
+    assert_same(told.value, built.value(draw, loss))
+    for name in after:
+        assert_same(told.state[name], after[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("estimator", ["reinforce_centered", "reinforce_average"])
+def test_state_goes_round_over_steps(client, estimator, dtype):
+    a = pre_activations("bernoulli", dtype)
+    built, neuron = gradest.estimator(estimator), gradest.neuron("bernoulli")
+    here = there = None
+    for step in range(5):
+        draw, before = ask(neuron, built, a, Key(step), here)
+        loss = loss_of(draw.points.to(dtype), 1)
+        gradient, here = tell(built, draw, Feedback(loss), before)
+        remote = client.forward("bernoulli", estimator, a, seed=step, state=there)
+        told = client.backward("bernoulli", estimator, a, step, loss_of(remote.points, 1), state=there)
+        there = told.state
+        assert_same(told.gradient, gradient.to(dtype))
+        assert here.keys() == there.keys() != set()
+        for name in here:
+            assert_same(there[name], here[name])
+
+
+def test_backward_equals_the_gradient_that_expect_puts_on_a(client):
+    a = pre_activations("bernoulli").requires_grad_()
+    value, _ = gradest.expect(lambda points: loss_of(points, 1), a, "bernoulli", "rloo", seed=9)
+    value.sum().backward()
+    remote = client.forward("bernoulli", "rloo", a.detach(), seed=9)
+    told = client.backward("bernoulli", "rloo", a.detach(), 9, loss_of(remote.points, 1))
+    assert_same(told.gradient, a.grad)
+    assert_same(told.value, value.detach())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("estimator", ["rloo", {"name": "straight_through", "derivative": "sigmoid"}, "reinforce_centered"])
+def test_estimate(client, estimator, dtype):
+    a = pre_activations("bernoulli", dtype)
+    objective = gradest.objective("quadratic", target=torch.tensor([0.1, 0.2, 0.3]), reduction="sum")
+    here = gradest.estimate(objective, a, "bernoulli", estimator, draws=50, seed=4)
+    there = client.estimate(objective, a, "bernoulli", estimator, draws=50, seed=4)
+    for name in ("gradient", "variance", "standard_error", "loss"):
+        assert_same(getattr(there, name), getattr(here, name))
+    assert (there.draws, there.evaluations, there.seed) == (here.draws, here.evaluations, here.seed)
+    assert there.state.keys() == here.state.keys()
+    for name in here.state:
+        assert_same(there.state[name], here.state[name])
+    for found, wanted in zip(there.exact, closed_form(objective, a, gradest.neuron("bernoulli")), strict=True):
+        assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_estimate_of_every_shape(client, shape):
+    a = torch.linspace(-2, 2, torch.Size(shape).numel()).reshape(shape)
+    here = gradest.estimate(gradest.objective("linear"), a, draws=1, seed=4)
+    there = client.estimate("linear", a, draws=1, seed=4)
+    for name in ("gradient", "variance", "standard_error", "loss"):
+        assert_same(getattr(there, name), getattr(here, name))
+    assert there.exact[0].shape == shape[:-1]
+
+
+def test_exact_is_none_where_there_is_none(client):
+    a = torch.zeros(21)
+    objective = {"name": "cross_entropy", "weight": torch.ones(2, 21), "labels": 1}
+    assert client.estimate(objective, a, draws=2, seed=0).exact is None
+    assert client.compare(objective, a, estimators=["rloo"], draws=2, seed=0).exact is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_compare(client, dtype):
+    a = pre_activations("bernoulli", dtype)
+    objective = gradest.objective("quadratic", target=0.499)
+    here = gradest.compare(objective, a, "bernoulli", draws=30, seed=4).to_dict()
+    seen = []
+    table = client.compare(objective, a, "bernoulli", draws=30, seed=4, progress=lambda *report: seen.append(report))
+    there = table.to_dict()
+    for row in (*here["rows"], *there["rows"]):
+        assert row.pop("seconds") >= 0
+    assert repr(there) == repr(here)  # repr: not-a-number equals itself in it
+    assert table.exact.dtype == torch.promote_types(dtype, torch.float32)
+    assert {label for label, _, _ in seen} == {row["estimator"] for row in here["rows"]}
+    assert all(done == draws == 30 for _, done, draws in seen)
+
+
+def test_a_fresh_seed_is_reported_and_gives_the_same_again(http):
+    request = {"neuron": "noisy_rectifier", "a": [[0.1, 0.2, 0.3]], "samples": 2}
+    first = http.post("/v1/sample", json=request).json()
+    assert 0 <= first["seed"] < 2**53
+    again = http.post("/v1/sample", json={**request, "seed": first["seed"]}).json()
+    other = http.post("/v1/sample", json=request).json()
+    assert again == first
+    assert other["seed"] != first["seed"]
+    assert other["h"] != first["h"]
+
+
+def test_plain_json_is_enough(http):
+    a = torch.tensor([[0.1, -0.7]])
+    answer = http.post("/v1/sample", json={"neuron": "noisy_rectifier", "a": a.tolist(), "samples": 3, "seed": 7}).json()
+    assert_same(torch.tensor(answer["h"]), gradest.sample("noisy_rectifier", a, 3, seed=7))
+    assert answer["tensors"] == {"h": {"shape": [3, 1, 2], "dtype": "float32"}}
+    integers = http.post("/v1/sample", json={"neuron": "bernoulli", "a": [0, 1], "seed": 7}).json()
+    assert_same(torch.tensor(integers["h"]), gradest.sample("bernoulli", torch.tensor([0.0, 1.0]), seed=7))
