@@ -12,7 +12,7 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from types import MappingProxyType
@@ -29,7 +29,7 @@ from gradest.neuron import Neuron
 from gradest.objective import Objective
 from gradest.plugin import Plugin
 
-__all__ = ["PluginFailure", "PluginInfo", "Registry", "registry"]
+__all__ = ["PluginFailure", "PluginInfo", "Registry", "registry", "unknown_plugin"]
 
 _KINDS: Mapping[str, type[Plugin]] = {"neuron": Neuron, "estimator": Estimator, "objective": Objective}
 _LOG = logging.getLogger("gradest")
@@ -293,10 +293,15 @@ def _build(
     if isinstance(spec, Mapping):
         options = {**{str(key): value for key, value in spec.items() if key != "name"}, **options}
     if name not in table:
-        near = difflib.get_close_matches(name, table, n=3, cutoff=0.5)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(table) or 'none'}."
-        raise UnknownPlugin(f"no {kind} is named {name!r}. {hint}")
+        raise unknown_plugin(kind, name, table)
     return table[name].build(**options)
+
+
+def unknown_plugin(kind: str, name: str, known: Collection[str]) -> UnknownPlugin:
+    """The error for a name that is not known, with those that are near it, or all of them."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known) or 'none'}."
+    return UnknownPlugin(f"no {kind} is named {name!r}. {hint}")
 
 
 registry = Registry()

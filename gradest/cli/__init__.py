@@ -1,0 +1,209 @@
+"""The command line, `gradest`. Tables are for people; --json prints JSON, and nothing else, on standard output.
+
+What a command needs is imported when it runs: torch takes seconds, and `gradest --help` should not.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+import gradest
+from gradest.cli.arguments import Json, build_settings, read_numbers, read_options, read_spec, settings_command
+from gradest.errors import GradestError, InvalidInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradest.plugin import Plugin
+
+__all__ = ["app", "main"]
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # to a command line of the command's own
+_CHARTS = (".html", ".json", ".pdf", ".png", ".svg")
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+Kind = Literal["neuron", "estimator", "objective"]
+Listing = Literal["neurons", "estimators", "objectives", "plugins"]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+
+Numbers = Annotated[
+    str,
+    typer.Option("--a", help='Pre-activations: "0.3,-1,2", a nested JSON array, a JSON file, or - for standard input.'),
+]
+Seed = Annotated[int | None, typer.Option(help="Of the noise; a fresh one, which is reported, if not given.")]
+AsDtype = Annotated[Dtype, typer.Option(help="The type in which --a is read.")]
+_SPEC = "a name, name:key=value,key=value, or JSON"
+
+
+def main() -> None:
+    """Run the command line; an error that gradest raises on purpose is one line on standard error, and exit code 1."""
+    try:
+        app()
+    except (GradestError, OSError) as error:
+        sys.exit(f"gradest: {' '.join(str(error).split())}")
+
+
+def _version(given: bool) -> None:
+    if given:
+        print(version("gradest"))
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    _: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")] = False,
+) -> None:
+    """Stochastic neurons, estimators of their gradients, and how they compare."""
+
+
+@app.command("list")
+def list_plugins(
+    kind: Annotated[Listing | None, typer.Argument(help="All kinds if not given.")] = None, as_json: Json = False
+) -> None:
+    """Show what is registered, and the plugins that did not load."""
+    from gradest.catalog import describe, describe_plugins
+    from gradest.cli.display import print_json, show_catalog
+
+    found = {f"{name}s": [describe(cls) for cls in table.values()] for name, table in _tables().items()}
+    found |= describe_plugins()
+    shown = {name: rows for name, rows in found.items() if kind in (None, name) or name == "failures"}
+    if as_json:
+        print_json(shown)
+    else:
+        show_catalog(shown)
+
+
+@app.command()
+def describe(
+    name: Annotated[str, typer.Argument(help="Of a neuron, an estimator or an objective.")],
+    kind: Annotated[Kind | None, typer.Option(help="Which it is, where the name is of several kinds.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show one plugin: its formula, options, capabilities, bias and cost."""
+    from gradest import catalog
+    from gradest.cli.display import print_json, show_description
+    from gradest.registry import unknown_plugin
+
+    found = {of: table for of, table in _tables().items() if name in table and kind in (None, of)}
+    if len(found) > 1:
+        raise InvalidInput(f"{name!r} is the name of {' and '.join(found)}: say which with --kind")
+    if not found:
+        known = {other for of, table in _tables().items() if kind in (None, of) for other in table}
+        raise unknown_plugin(kind or "plugin", name, sorted(known))
+    ((of, table),) = found.items()
+    description = {"kind": of, **catalog.describe(table[name])}
+    if as_json:
+        print_json(description)
+    else:
+        show_description(description, inspect.getdoc(table[name]) or "")
+
+
+@app.command()
+def sample(
+    neuron: Annotated[str, typer.Argument(help=f"The neuron: {_SPEC}.")],
+    a: Numbers,
+    samples: Annotated[int, typer.Option(help="How many.")] = 1,
+    seed: Seed = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the neuron, key=value; may be repeated.")
+    ] = None,
+    dtype: AsDtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """Draw independent outputs of a neuron."""
+    from gradest.cli.display import print_json, show_samples
+    from gradest.random import fresh_seed
+
+    unit = gradest.neuron(read_spec(neuron), **read_options(option or []))
+    at, seed = _tensor(a, dtype), fresh_seed() if seed is None else seed
+    h = gradest.sample(unit, at, samples, seed)
+    if as_json:
+        print_json({"neuron": unit.spec(), "seed": seed, "h": h.tolist()})
+    else:
+        show_samples(unit.label(), seed, {"a": at, "E[h]": unit.mean(at), "P(h > 0)": unit.active_probability(at)}, h)
+
+
+@app.command()
+def compare(
+    a: Numbers,
+    neuron: Annotated[str, typer.Option(help=f"The neuron: {_SPEC}.")] = "bernoulli",
+    estimator: Annotated[
+        list[str] | None, typer.Option(help=f"An estimator: {_SPEC}; may be repeated. All that fit, if not given.")
+    ] = None,
+    objective: Annotated[str, typer.Option(help=f"The loss: {_SPEC}.")] = "quadratic",
+    draws: Annotated[int, typer.Option(help="Independent draws of each estimator.")] = 1000,
+    seed: Seed = None,
+    dtype: AsDtype = "float32",
+    plot: Annotated[Path | None, typer.Option(help=f"Save a chart: a file in {', '.join(_CHARTS)}.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold estimators against the exact gradient: bias, variance and cost."""
+    from gradest.cli.display import Bars, print_json, show_comparison
+
+    if plot is not None and plot.suffix not in _CHARTS:
+        raise InvalidInput(f"--plot {plot}: the name of a chart ends in {', '.join(_CHARTS)}")
+    unit, loss = gradest.neuron(read_spec(neuron)), gradest.objective(read_spec(objective))
+    chosen = [read_spec(text) for text in estimator] if estimator else None
+    with Bars() as bars:
+        comparison = gradest.compare(loss, _tensor(a, dtype), unit, chosen, draws, seed, progress=bars.show)
+    if as_json:
+        print_json(comparison.to_dict())
+    else:
+        show_comparison(comparison.to_dict())
+    if plot is not None:
+        try:
+            comparison.chart().save(plot)
+        except (ImportError, ValueError) as error:  # altair's, where what it needs for the format is not installed
+            raise GradestError(f"--plot {plot}: {error}") from error
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train the gated network of the source's experiment (arXiv 1308.3432, section 5) through any neuron and estimator."""
+    from gradest.cli.training import train
+
+    train(context.args, prog_name=context.command_path)
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def serve(context: typer.Context) -> None:
+    """Serve the registry over HTTP."""
+    from gradest_service.app import serve
+    from gradest_service.settings import Settings
+
+    def run(given: dict[str, Any]) -> None:
+        """Serve the registry over HTTP."""
+        serve(build_settings(Settings, given))
+
+    settings_command(Settings, run)(context.args, prog_name=context.command_path)
+
+
+@app.command()
+def demo() -> None:
+    """Show in a minute what gradest does."""
+    from gradest.experiments.demo import run
+
+    run()
+
+
+def _tables() -> dict[str, Mapping[str, type[Plugin]]]:
+    registry = gradest.registry
+    return {"neuron": registry.neurons, "estimator": registry.estimators, "objective": registry.objectives}
+
+
+def _tensor(text: str, dtype: Dtype) -> Tensor:
+    import torch
+
+    try:
+        return torch.tensor(read_numbers(text), dtype=getattr(torch, dtype))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidInput("--a: give numbers, or a rectangular nested array of them") from error

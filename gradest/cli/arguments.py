@@ -1,0 +1,143 @@
+"""What the command line reads: numbers, plugins with options, and flags that follow from a settings model."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from gradest.errors import InvalidInput, InvalidOptions
+
+__all__ = ["Json", "build_settings", "read_numbers", "read_options", "read_spec", "settings_command"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Settings = TypeVar("Settings", bound=BaseModel)
+
+_METAVARS = {int: "INTEGER", float: "NUMBER", bool: "true|false", Path: "PATH"}
+
+
+def read_numbers(text: str) -> Any:
+    """Numbers, nested lists of them, from "0.3,-1,2", JSON, the name of a JSON file, or "-" for JSON on standard input.
+
+    Raises InvalidInput for anything else.
+    """
+    if text != "-":
+        try:
+            return [float(number) for number in text.split(",")]
+        except ValueError:
+            pass
+    source, content = repr(text), text
+    if text == "-":
+        source, content = "standard input", sys.stdin.read()
+    elif not text.lstrip().startswith("["):
+        try:
+            content = Path(text).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(
+                f'numbers are like "0.3,-1,2", a nested JSON array, a JSON file or - for standard input; {text!r} is none'
+            ) from error
+    try:
+        numbers = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise InvalidInput(f"{source} is no JSON array of numbers: {error}") from error
+    return numbers if isinstance(numbers, list) else [numbers]
+
+
+def read_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """Options of a plugin from key=value, the value in JSON where it is JSON, else as text."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise InvalidOptions(f"options are key=value, not {pair!r}")
+        try:
+            options[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key.strip()] = value.strip()
+    return options
+
+
+def read_spec(text: str) -> dict[str, Any]:
+    """A plugin, {"name": ..., **options}, from that JSON, a name, or name:key=value,key=value."""
+    if text.lstrip().startswith("{"):
+        try:
+            spec: dict[str, Any] = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InvalidOptions(f"{text!r} is no JSON: {error}") from error
+        return spec
+    name, _, options = text.partition(":")
+    # a comma inside a value is not followed by key=
+    pairs = re.split(r",(?=\s*\w+\s*=)", options) if options else []
+    return {"name": name.strip(), **read_options(pairs)}
+
+
+def build_settings(model: type[Settings], given: dict[str, Any]) -> Settings:
+    """The settings; raises InvalidOptions that names each flag at fault."""
+    try:
+        return model(**given)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_input=False, include_context=False)
+        raise InvalidOptions("; ".join(f"{_flag(str(fault['loc'][0]))}: {fault['msg']}" for fault in faults)) from error
+
+
+def settings_command(model: type[BaseModel], run: Callable[..., None]) -> typer.Typer:
+    """A command line with a flag for each field of the model, and one for each further parameter of `run`.
+
+    run(given, ...) is called with the fields that were given, as text: the model checks them, and has the defaults.
+    """
+
+    def command(**flags: Any) -> None:
+        given = {name: flags.pop(name) for name in model.model_fields}
+        run({name: value for name, value in given.items() if value is not None}, **flags)
+
+    fields = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                str | None,
+                typer.Option(
+                    _flag(name),
+                    help=field.description,
+                    metavar=_metavar(field.annotation),
+                    show_default=False if field.default is None else str(field.default),
+                ),
+            ],
+        )
+        for name, field in model.model_fields.items()
+    ]
+    _, *further = inspect.signature(run, eval_str=True).parameters.values()
+    command.__signature__ = inspect.Signature([*fields, *further])  # type: ignore[attr-defined]
+    command.__doc__ = run.__doc__
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    return app
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
+
+
+def _metavar(annotation: Any) -> str:
+    """The choices of a type, or a word for it."""
+    choices = [
+        str(choice) for kind in _alternatives(annotation) if get_origin(kind) is Literal for choice in get_args(kind)
+    ]
+    if choices:
+        return "|".join(choices)
+    return next((_METAVARS[kind] for kind in _alternatives(annotation) if kind in _METAVARS), "TEXT")
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union."""
+    if get_origin(annotation) in (None, Literal) or isinstance(annotation, type):
+        return [annotation]
+    return [member for part in get_args(annotation) for member in _alternatives(part)]

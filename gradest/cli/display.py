@@ -1,0 +1,162 @@
+"""What the command line prints: tables for people, and JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console, RenderableType
+from rich.progress import Progress, TaskID
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+__all__ = ["Bars", "print_json", "show", "show_catalog", "show_comparison", "show_description", "show_samples"]
+
+_MOST_ROWS = 100  # of samples
+_MOST_SAMPLES = 16  # in a row
+_WIDTH = 160  # where the output is no terminal, so that a file is not wrapped at 80 columns
+
+Cells = Sequence[Any]
+
+
+def print_json(value: Any) -> None:
+    """Strict JSON in a line: numbers that are not finite are "NaN", "Infinity" and "-Infinity"."""
+    print(json.dumps(_finite(value), allow_nan=False))
+
+
+def show(what: RenderableType) -> None:
+    """A rich object on standard output."""
+    Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False).print(what)
+
+
+def _show_rows(head: Sequence[str], rows: Iterable[Cells], title: str = "", caption: str = "") -> None:
+    """A table; nothing where it would have no rows."""
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", title_style="bold")
+    for column in head:
+        table.add_column(Text(column))
+    for row in rows:
+        table.add_row(*(Text(_show(cell)) for cell in row))
+    if table.row_count:
+        show(table)
+
+
+def show_catalog(found: dict[str, list[dict[str, Any]]]) -> None:
+    """What is registered, a table a kind, and what did not load."""
+    columns = {
+        "neurons": ["name", "capabilities", "options", "summary"],
+        "estimators": ["name", "needs", "neurons", "options", "summary"],
+        "objectives": ["name", "options", "summary"],
+        "plugins": ["distribution", "version", "neurons", "estimators", "objectives"],
+        "failures": ["distribution", "version", "entry_point", "phase", "error"],
+    }
+    for kind, rows in found.items():
+        title = "plugins that did not load" if kind == "failures" else kind
+        _show_rows(columns[kind], ([row[column] for column in columns[kind]] for row in rows), title)
+
+
+def show_description(description: dict[str, Any], text: str) -> None:
+    """A plugin: its own words, its options, and what else is known of it."""
+    show(Text.assemble((description["name"], "bold"), f", {description['kind']}: {description['summary']}"))
+    show(Text(f"\n{text}\n"))
+    options = description["options"]
+    required = options.get("required", [])
+    _show_rows(
+        ["option", "default", "type", "description"],
+        (
+            [
+                name,
+                "(required)" if name in required else option.get("default"),
+                _type(option),
+                option.get("description"),
+            ]
+            for name, option in options.get("properties", {}).items()
+        ),
+    )
+    if "evaluations" in description:
+        units = list(next(iter(description["evaluations"].values()), {}))
+        _show_rows(
+            ["neuron", "claimed bias", *(f"K, D = {count}" for count in units)],
+            ([name, bias, *description["evaluations"][name].values()] for name, bias in description["bias"].items()),
+        )
+    hidden = {"name", "kind", "summary", "options", "evaluations", "bias", "neurons"}
+    for key, value in description.items():
+        if key not in hidden and value not in ("", []):
+            show(Text(f"{key.replace('_', ' ')}: {_show(value)}"))
+
+
+def show_samples(neuron: str, seed: int, columns: dict[str, Tensor], samples: Tensor) -> None:
+    """A row for each unit: the columns, tensors of one shape; the mean of its samples; and the first of them."""
+    shape, flat = samples.shape[1:], samples.flatten(1)
+    columns = {**{name: values.flatten() for name, values in columns.items()}, "mean": flat.float().mean(0)}
+    rows = (
+        [
+            ", ".join(str(int(place)) for place in torch.unravel_index(torch.tensor(unit), shape)),
+            *(float(values[unit]) for values in columns.values()),
+            " ".join(_show(h) for h in flat[:_MOST_SAMPLES, unit].tolist()),
+        ]
+        for unit in range(min(flat.shape[1], _MOST_ROWS))
+    )
+    cut = flat.shape[1] > _MOST_ROWS or len(flat) > _MOST_SAMPLES
+    caption = f"{neuron}, samples: {len(samples)}, seed: {seed}{'; --json gives them all' if cut else ''}"
+    _show_rows(["unit", *columns, "samples"], rows, caption=caption)
+
+
+def show_comparison(comparison: dict[str, Any]) -> None:
+    """A row for each estimator."""
+    exact = "the exact gradient is known" if comparison["exact"] is not None else "the exact gradient is out of reach"
+    caption = f"{comparison['neuron']}, draws: {comparison['draws']}, seed: {comparison['seed']}; {exact}"
+    rows = comparison["rows"]
+    head = [name.replace("_", " ") for name in rows[0]] if rows else []
+    _show_rows(head, ([*row.values()] for row in rows), caption=caption)
+
+
+class Bars(Progress):
+    """A progress bar an estimator, on standard error and only if that is a terminal."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        super().__init__(console=console, transient=True, disable=not console.is_terminal)
+        self._tasks_of: dict[str, TaskID] = {}
+
+    def show(self, estimator: str, done: int, draws: int) -> None:
+        """So many of the draws are done."""
+        if estimator not in self._tasks_of:
+            self._tasks_of[estimator] = self.add_task(estimator, total=draws)
+        self.update(self._tasks_of[estimator], completed=done)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _type(option: dict[str, Any]) -> str:
+    """What a JSON Schema says of a type, in words."""
+    if "enum" in option:
+        return " | ".join(map(str, option["enum"]))
+    if "anyOf" in option:
+        return " | ".join(_type(part) for part in option["anyOf"])
+    kind = option.get("type", "any")
+    return " | ".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(value.get("properties", {}))  # the schema of options
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_show, value))
+    return str(value)

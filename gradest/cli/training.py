@@ -1,0 +1,45 @@
+"""`gradest train`, whose flags are the settings of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gradest.cli.arguments import Json, build_settings, read_spec, settings_command
+from gradest.cli.display import print_json, show
+from gradest.errors import InvalidInput
+from gradest.experiments import training
+from gradest.experiments.gaters import compare_gaters, to_table
+from gradest.experiments.settings import Settings
+
+__all__ = ["train"]
+
+
+def _train(
+    given: dict[str, Any],
+    *,
+    out: Annotated[Path | None, typer.Option(help="A folder for checkpoints, results and weights.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    gaters: Annotated[bool, typer.Option("--gaters", help="Train the source's gaters, one after the other.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the gated network of the source's experiment (arXiv 1308.3432, section 5) through any neuron and estimator."""
+    specs: dict[str, Any] = {name: read_spec(given[name]) for name in ("neuron", "estimator") if name in given}
+    settings = build_settings(Settings, {**given, **specs})
+    if gaters and specs:
+        raise InvalidInput(f"--gaters brings its own neurons and estimators: leave out --{' and --'.join(specs)}")
+    if gaters:
+        options = {name: getattr(settings, name) for name in given}
+        results = compare_gaters(**options, out=out, resume=resume, progress=True)
+    else:
+        results = [training.train(settings, out=out, resume=resume, progress=True)]
+    if as_json:
+        runs = [result.model_dump(mode="json") for result in results]
+        print_json(runs if gaters else runs[0])
+    else:
+        show(to_table(results))
+
+
+train = settings_command(Settings, _train)
