@@ -22,7 +22,7 @@ __all__ = ["deferred_interrupt", "load_checkpoint", "save_checkpoint", "write_at
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a new file, and put it in the place of `path` when it is complete and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new = path.with_name(f".{path.name}.new")  # one name, so that what a killed process left is overwritten
     try:
         write(new)
         with new.open("rb") as file:

@@ -113,12 +113,10 @@ def _read_idx(file: BinaryIO | gzip.GzipFile, path: Path) -> Tensor:
         raise InvalidInput(f"{path} ends within its header or states no dimensions; fetch it again")
     shape = struct.unpack(f">{head[3]}I", sizes)
     wanted = math.prod(shape)
-    # a single byte more than is wanted tells a file that is too long
-    data = file.read(wanted + 1)
+    data = file.read()
     if len(data) != wanted:
-        found = f"only {len(data)}" if len(data) < wanted else "more"
         raise InvalidInput(
-            f"{path} should hold {wanted} bytes, by its header {list(shape)}, but holds {found}; fetch it again"
+            f"{path} should hold {wanted} bytes, by its header {list(shape)}, but holds {len(data)}; fetch it again"
         )
     if not wanted:
         return torch.empty(shape, dtype=torch.uint8)
@@ -134,7 +132,7 @@ def _load_digits() -> Dataset:
     x = torch.from_numpy(bunch.data).float() / 16
     y = torch.from_numpy(bunch.target).long()
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    train, valid, test = (Split(x[part], y[part]) for part in order.split([1197, 300, 300]))
+    train, valid, test = (Split(x[part], y[part]) for part in torch.split(order, [1197, 300, 300]))
     return Dataset(train, valid, test)
 
 

@@ -66,7 +66,8 @@ class GatedNetwork(nn.Module):
         gates = math.prod(event)
         self.neuron = neuron
         self.event = event
-        self.gater = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, gates))
+        proposal = nn.Linear(hidden, gates)
+        self.gater = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), proposal)
         self.experts = nn.Linear(inputs, gates)
         self.readout = nn.Linear(gates, outputs)
         one_point = estimator.evaluations(neuron, event) == 1
@@ -78,12 +79,12 @@ class GatedNetwork(nn.Module):
                 nn.init.uniform_(module.weight, -bound, bound)
                 nn.init.zeros_(module.bias)
         with torch.no_grad():
-            self.gater[2].weight *= 4
+            proposal.weight *= 4
 
     def pre_activations(self, x: Tensor) -> Tensor:
         """a, `[batch, *event]`, from inputs `[batch, inputs]`."""
         a: Tensor = self.gater(x)
-        return a.unflatten(-1, self.event)
+        return a.reshape(-1, *self.event)
 
     def objective(self, x: Tensor, y: Tensor) -> Objective:
         """The training objective of a minibatch: inputs `[batch, inputs]`, classes `[batch]`."""

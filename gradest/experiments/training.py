@@ -133,7 +133,7 @@ def score(network: GatedNetwork, split: Split) -> Score:
     """The scores of a network in evaluation; it is left in evaluation."""
     network.eval()
     loss = wrong = opened = 0.0
-    for x, y in zip(split.x.split(_CHUNK), split.y.split(_CHUNK), strict=True):
+    for x, y in zip(torch.split(split.x, _CHUNK), torch.split(split.y, _CHUNK), strict=True):
         logits, gates = network(x)
         loss += float(cross_entropy(logits, y, reduction="sum"))
         wrong += int((logits.argmax(-1) != y).sum())
@@ -172,19 +172,18 @@ class _Run:
         seed = Key(self.settings.seed).fold_in(len(self.history)).seed
         assert isinstance(seed, int)
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(seed))
-        yield from order.to(self.settings.device).split(self.settings.batch)[self.step :]
+        yield from torch.split(order.to(self.settings.device), self.settings.batch)[self.step :]
 
     def learn(self, index: Tensor) -> None:
         """One step of SGD."""
         network, split = self.network, self.data.train
         network.train()
+        if not all(bool(torch.isfinite(weights).all()) for weights in network.parameters()):
+            raise self._diverged("a weight is no longer finite")
         objective = network.objective(split.x[index], split.y[index])
         loss = float(objective.loss)
         if not math.isfinite(loss):
-            raise GradestError(
-                f"training diverged: the loss is {loss} in epoch {len(self.history) + 1}, minibatch {self.step + 1}; "
-                "lower learning_rate or gater_scale"
-            )
+            raise self._diverged(f"the loss is {loss}")
         self.optimizer.zero_grad()
         objective.total.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -252,6 +251,10 @@ class _Run:
         self.step, self.loss_sum, self.open_sum = state["step"], state["loss_sum"], state["open_sum"]
         self.best_epoch, self.best_weights = state["best_epoch"], state["best_weights"]
         self.seconds = state["seconds"]
+
+    def _diverged(self, how: str) -> GradestError:
+        where = f"epoch {len(self.history) + 1}, minibatch {self.step + 1}"
+        return GradestError(f"training diverged in {where}: {how}; lower learning_rate or gater_scale")
 
     def _calibrate(self) -> None:
         if self.settings.threshold is not None:

@@ -1,0 +1,29 @@
+"""Small runs, and the files of MNIST where this machine has them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gradest.experiments.settings import Settings
+
+SMALL = {"data": "digits", "epochs": 3, "hidden": 8, "gates": 20}
+
+
+@pytest.fixture
+def small() -> Callable[..., Settings]:
+    """Settings of a run of a second."""
+    return lambda **options: Settings.build(**{**SMALL, **options})
+
+
+@pytest.fixture
+def mnist_home(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of $GRADEST_DATA, if it is set."""
+    home: Any = os.environ.get("GRADEST_DATA")
+    if not home:
+        pytest.skip("needs the IDX files of MNIST: set GRADEST_DATA")
+    return Path(home)

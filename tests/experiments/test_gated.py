@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from gradest.errors import InvalidOptions, TooManyPoints
+from gradest.experiments.gated import GatedNetwork, level_for_share
+from gradest.experiments.sparsity import L1Penalty, Penalty, build_penalty
+from gradest.nn import Expectation, Stochastic
+from gradest.registry import registry
+
+PAIRS = [(name, estimator) for name in registry.neurons for estimator in registry.fitting(registry.neuron(name))]
+
+
+def build(neuron="bernoulli", estimator="straight_through", *, event=(4,), penalty=None, seed=0, **options):
+    torch.manual_seed(seed)
+    pair = registry.neuron(neuron), registry.estimator(estimator)
+    return GatedNetwork(6, 3, *pair, hidden=5, event=event, penalty=penalty or Penalty(), **options)
+
+
+def minibatch(rows=7):
+    return torch.rand(rows, 6), torch.arange(rows) % 3
+
+
+@pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
+def test_every_fitting_pair_trains(neuron, estimator):
+    event = (4,) if registry.neuron(neuron).event_ndim == 1 else (2, 2)
+    network = build(neuron, estimator, event=event)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    for _ in range(3):
+        objective = network.objective(*minibatch())
+        optimizer.zero_grad()
+        objective.total.backward()
+        optimizer.step()
+        assert torch.isfinite(objective.total)
+        assert 0 <= float(objective.open_share) <= 1
+    for name, value in network.named_parameters():
+        assert torch.isfinite(value).all(), name
+        assert not torch.equal(value, before[name]), f"{name} has not moved"
+    logits, gates = network.eval()(minibatch()[0])
+    assert logits.shape == (7, 3)
+    assert gates.shape == (7, 4)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "layer"),
+    [("straight_through", Stochastic), ("reinforce_centered", Stochastic), ("rloo", Expectation)],
+)
+def test_the_layer_follows_from_how_many_points_the_estimator_asks_for(estimator, layer):
+    assert type(build(estimator=estimator).unit) is layer
+
+
+def test_the_exact_estimator_gives_the_exact_gradient():
+    """Enumeration sums over all gates, so the network's gradient must be that of the expected loss, written out here."""
+    network = build(estimator="enumeration").double()
+    x, y = (minibatch()[0].double(), minibatch()[1])
+    network.objective(x, y).total.backward()
+    found = [weights.grad.clone() for weights in network.parameters()]
+    network.zero_grad()
+    p = torch.sigmoid(network.gater(x))
+    expected = 0.0
+    for code in range(16):
+        gates = torch.tensor([code >> i & 1 for i in range(4)], dtype=torch.float64)
+        weight = torch.where(gates == 1, p, 1 - p).prod(-1)
+        logits = network.readout(gates * network.experts(x))
+        expected = expected + (weight * cross_entropy(logits, y, reduction="none")).mean()
+    expected.backward()
+    for (name, weights), gradient in zip(network.named_parameters(), found, strict=True):
+        torch.testing.assert_close(gradient, weights.grad, rtol=1e-6, atol=1e-9, msg=name)
+
+
+def test_l1_reaches_the_gater_through_an_estimator_that_sees_the_loss_alone():
+    """With experts of 0 the penalty is all that depends on the gates, and enumeration gives its exact gradient."""
+    network = build(estimator="enumeration", penalty=L1Penalty(0.1, start=0.01)).double()
+    torch.nn.init.zeros_(network.experts.weight)
+    x, y = (minibatch()[0].double(), minibatch()[1])
+    network.objective(x, y).total.backward()
+    p = torch.sigmoid(network.gater(x).detach())
+    torch.testing.assert_close(network.gater[2].bias.grad, 0.01 * (p * (1 - p)).mean(0), rtol=1e-6, atol=1e-12)
+
+
+def test_the_objective_is_the_mean_loss_and_the_penalty_of_the_probabilities():
+    penalty = build_penalty("kl", 0.1, 0.5, 0.1)
+    network = build("sigmoid", "pathwise", penalty=penalty)
+    x, y = minibatch()
+    objective = network.objective(x, y)
+    gates = torch.sigmoid(network.gater(x))
+    loss = cross_entropy(network.readout(gates * network.experts(x)), y)
+    torch.testing.assert_close(objective.loss, loss.detach())
+    torch.testing.assert_close(objective.total, loss + penalty.of_probability(torch.ones(7, 4)))
+    assert float(objective.open_share) == 1
+
+
+def test_weights_start_within_their_bounds():
+    torch.manual_seed(0)
+    pair = registry.neuron("bernoulli"), registry.estimator("straight_through")
+    network = GatedNetwork(60, 10, *pair, hidden=40, event=(200,), penalty=Penalty())
+    for layer, factor in ((network.gater[0], 1), (network.gater[2], 4), (network.experts, 1), (network.readout, 1)):
+        bound = factor * math.sqrt(6 / (layer.in_features + layer.out_features))
+        largest = float(layer.weight.detach().abs().max())
+        assert 0.97 * bound < largest <= bound
+        assert torch.equal(layer.bias, torch.zeros_like(layer.bias))
+
+
+def test_calibration_opens_the_share_that_is_wanted():
+    network = build(event=(50,), evaluation="threshold").eval()
+    x = torch.rand(40, 6)
+    for share in (0.1, 0.25, 0.9):
+        network.calibrate(x, share)
+        _, gates = network(x)
+        assert float(gates.mean()) == pytest.approx(share, abs=1 / 2000)
+
+
+@pytest.mark.parametrize(
+    ("probability", "share", "opened"),
+    [
+        ([0.1, 0.4, 0.2, 0.3], 0.5, [0, 1, 0, 1]),
+        ([1.0, 1.0, 0.0, 0.0], 0.25, [0, 0, 0, 0]),  # 2 or none may open; both are one off, and fewer is chosen
+        ([1.0, 1.0, 1.0, 0.5], 0.5, [1, 1, 1, 0]),  # a level of 1 would close all
+        ([0.5, 0.5], 1.0, [1, 1]),
+        ([0.3], 0.9, [1]),
+        ([0.3], 0.1, [0]),
+    ],
+)
+def test_the_level_comes_nearest_to_the_share(probability, share, opened):
+    probability = torch.tensor(probability)
+    assert (probability > level_for_share(probability, share)).int().tolist() == opened
+
+
+def test_the_level_of_nothing_is_a_level():
+    assert float(level_for_share(torch.zeros(0), 0.1)) == 1
+
+
+def test_evaluation_is_deterministic_unless_it_samples():
+    x = minibatch()[0]
+    for estimator in ("straight_through", "rloo"):
+        for evaluation, same in (("mean", True), ("threshold", True), ("sample", False)):
+            network = build(estimator=estimator, event=(50,), evaluation=evaluation).eval()
+            assert torch.equal(network(x)[0], network(x)[0]) is same
+
+
+def test_forward_in_training_is_refused():
+    with pytest.raises(RuntimeError, match="call eval"):
+        build()(minibatch()[0])
+
+
+def test_more_gates_than_can_be_enumerated_are_refused_before_training():
+    with pytest.raises(TooManyPoints):
+        build(estimator="enumeration", event=(30,))
+
+
+def test_an_event_of_the_wrong_rank_is_refused():
+    with pytest.raises(InvalidOptions, match="events of 1 dim"):
+        build(event=(2, 2))

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradest.errors import GradestError, InvalidInput, UnknownPlugin
+from gradest.experiments import training
+from gradest.experiments.checkpoint import load_checkpoint
+from gradest.experiments.data import load
+from gradest.experiments.settings import Settings
+from gradest.experiments.training import Result, build_network, score, train
+
+# with noise and a state, with momentum, with several points, with a steered coefficient
+PAIRS = [
+    ("bernoulli", "reinforce_centered"),
+    ("stochastic_times_smooth", "held_noise"),
+    ("bernoulli", "rloo"),
+    ("noisy_rectifier", "pathwise"),
+]
+
+
+def numbers(result: Result) -> dict[str, object]:
+    """All of a result but the time that it took."""
+    return result.model_dump(mode="json", exclude={"seconds"})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "model.pt", weights_only=True)
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    mine, theirs = weights(folder), weights(other)
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def strike(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, act: Callable[[], object]) -> None:
+    """Have `act` happen within that minibatch."""
+    learn = training._Run.learn
+
+    def struck(run: training._Run, index: torch.Tensor) -> None:
+        if (len(run.history), run.step) == (epoch, step):
+            act()
+        learn(run, index)
+
+    monkeypatch.setattr(training._Run, "learn", struck)
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
+def test_a_run_resumed_after_an_interrupt_gives_the_same_numbers(small, tmp_path, monkeypatch, neuron, estimator):
+    settings = small(neuron=neuron, estimator=estimator)
+    whole = train(settings, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        strike(patch, 1, 17, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, out=tmp_path / "cut")
+    state = load_checkpoint(tmp_path / "cut" / "checkpoint.pt")
+    assert (len(state["history"]), state["step"]) == (1, 18)  # the minibatch under way was finished
+    assert not (tmp_path / "cut" / "results.json").exists()
+    torch.manual_seed(123)  # what the process did in between does not matter
+    resumed = train(settings, out=tmp_path / "cut", resume=True)
+    assert numbers(resumed) == numbers(whole)
+    assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (2, 37)])
+def test_interrupts_at_the_first_and_the_last_minibatch(small, tmp_path, monkeypatch, epoch, step):
+    whole = train(small(), out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        strike(patch, epoch, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(small(), out=tmp_path / "cut")
+    assert numbers(train(small(), out=tmp_path / "cut", resume=True)) == numbers(whole)
+
+
+def test_a_second_interrupt_stops_at_once_and_the_last_epoch_is_kept(small, tmp_path, monkeypatch):
+    whole = train(small(), out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        strike(patch, 1, 5, lambda: (interrupt(), interrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            train(small(), out=tmp_path / "cut")
+    state = load_checkpoint(tmp_path / "cut" / "checkpoint.pt")
+    assert (len(state["history"]), state["step"]) == (1, 0)
+    assert numbers(train(small(), out=tmp_path / "cut", resume=True)) == numbers(whole)
+
+
+def test_a_killed_process_resumes_from_its_last_epoch(small, tmp_path):
+    settings = small(estimator="reinforce_centered")
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from gradest.experiments import training
+        from gradest.experiments.settings import Settings
+
+        learn = training._Run.learn
+
+        def die(run, index):
+            if (len(run.history), run.step) == (2, 7):
+                os.kill(os.getpid(), signal.SIGKILL)
+            learn(run, index)
+
+        training._Run.learn = die
+        training.train(Settings.model_validate_json(sys.argv[1]), out=Path(sys.argv[2]))
+    """
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-c", textwrap.dedent(script), settings.model_dump_json(), str(killed)]
+    assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
+    assert len(load_checkpoint(killed / "checkpoint.pt")["history"]) == 2
+    whole = train(settings, out=tmp_path / "whole")
+    assert numbers(train(settings, out=killed, resume=True)) == numbers(whole)
+    assert_same(killed, tmp_path / "whole")
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_results_is_only_scored_again(small, tmp_path, monkeypatch):
+    whole = train(small(), out=tmp_path)
+    (tmp_path / "results.json").unlink()
+    monkeypatch.setattr(training._Run, "learn", lambda *_: pytest.fail("it trained again"))
+    assert numbers(train(small(), out=tmp_path, resume=True)) == numbers(whole)
+
+
+def test_a_finished_run_gives_its_results_again_without_its_data(small, tmp_path, monkeypatch):
+    first = train(small(), out=tmp_path)
+    monkeypatch.setattr(training, "load", lambda *_: pytest.fail("it loaded the data again"))
+    assert train(small(), out=tmp_path, resume=True) == first
+
+
+def test_resume_in_an_empty_folder_begins(small, tmp_path):
+    assert numbers(train(small(epochs=1), out=tmp_path, resume=True)) == numbers(train(small(epochs=1)))
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(small):
+    first = train(small(seed=5))
+    torch.manual_seed(99)
+    assert numbers(train(small(seed=5))) == numbers(first)
+    assert train(small(seed=6)).epochs != first.epochs
+
+
+def test_the_global_generator_is_left_as_it_was(small):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    train(small(epochs=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(small, tmp_path, monkeypatch):
+    train(small(epochs=1), out=tmp_path)
+    with pytest.raises(InvalidInput, match="holds a run already"):
+        train(small(epochs=1), out=tmp_path)
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(InvalidInput, match="holds a run already"):
+        train(small(epochs=1), out=tmp_path)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_not_resumed(small, tmp_path, finished):
+    train(small(epochs=1), out=tmp_path)
+    if not finished:
+        (tmp_path / "results.json").unlink()
+    with pytest.raises(InvalidInput, match=r"other settings: epochs 1 \(now 2\), gates 20 \(now 30\)"):
+        train(small(epochs=2, gates=30), out=tmp_path, resume=True)
+
+
+def test_what_a_default_is_may_be_said_when_resuming(small, tmp_path):
+    first = train(small(epochs=1), out=tmp_path)
+    assert train(small(epochs=1, momentum=0.0, penalty="kl", data_dir=tmp_path), out=tmp_path, resume=True) == first
+
+
+def test_resume_needs_a_folder(small):
+    with pytest.raises(InvalidInput, match="give out"):
+        train(small(), resume=True)
+
+
+def test_a_run_whose_pair_is_unknown_writes_nothing(small, tmp_path):
+    with pytest.raises(UnknownPlugin):
+        train(small(neuron="bernouli"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_files_are_named(small, tmp_path):
+    train(small(epochs=1), out=tmp_path)
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(InvalidInput, match=r"results\.json is damaged"):
+        train(small(epochs=1), out=tmp_path, resume=True)
+    (tmp_path / "results.json").unlink()
+    (tmp_path / "checkpoint.pt").write_text("{")
+    with pytest.raises(InvalidInput, match=r"checkpoint\.pt is damaged"):
+        train(small(epochs=1), out=tmp_path, resume=True)
+
+
+def test_results_are_json_with_all_that_made_them(small, tmp_path):
+    settings = small(seed=4, neuron={"name": "noisy_rectifier", "distribution": "gaussian"}, estimator="pathwise")
+    result = train(settings, out=tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert Result.model_validate(found) == result
+    assert found["settings"]["seed"] == 4
+    assert found["settings"]["neuron"] == {"name": "noisy_rectifier", "distribution": "gaussian"}
+    assert found["settings"]["penalty_weight"] == 1e-5
+    assert "data_dir" not in found["settings"]
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["python"] == platform.python_version()
+    assert found["versions"].keys() == {"gradest", "torch", "python"}
+    assert len(found["epochs"]) == 3
+    assert 0 < found["seconds"] < 60
+    errors = [epoch["valid"]["error"] for epoch in found["epochs"]]
+    assert found["best_epoch"] == errors.index(min(errors)) + 1
+    assert found["valid"] == found["epochs"][found["best_epoch"] - 1]["valid"]
+    assert 0 <= found["test"]["open_share"] <= 1
+
+
+def test_the_saved_weights_are_those_that_were_scored(small, tmp_path):
+    result = train(small(), out=tmp_path)
+    data = load("digits")
+    network = build_network(result.settings, data.pixels, data.classes)
+    network.load_state_dict(weights(tmp_path))
+    assert score(network, data.test) == result.test
+    assert score(network, data.train) == result.train
+    assert float(network.unit.threshold) == result.threshold
+
+
+def test_minibatches_cover_each_epoch_once_in_an_order_of_its_own(small):
+    run = training._Run(small(batch=100).resolved(), load("digits"))
+    first = list(run.minibatches())
+    assert [len(part) for part in first] == [100] * 11 + [97]
+    assert torch.cat(first).sort().values.tolist() == list(range(1197))
+    run.step = 3
+    assert [part.tolist() for part in run.minibatches()] == [part.tolist() for part in first[3:]]
+    run.step = 0
+    run.history.append(training.Epoch(loss=1, open_share=1, valid=training.Score(loss=1, error=1, open_share=1)))
+    assert torch.cat(list(run.minibatches())).tolist() != torch.cat(first).tolist()
+
+
+def test_a_minibatch_may_be_larger_than_the_data(small):
+    assert len(train(small(epochs=1, batch=5000)).epochs) == 1
+
+
+@pytest.mark.parametrize("neuron", ["noisy_rectifier", "sigmoid"])
+def test_divergence_is_said_and_not_recorded(small, neuron):
+    with pytest.raises(GradestError, match=r"diverged in epoch 1, minibatch \d+.*lower learning_rate"):
+        train(small(neuron=neuron, estimator="pathwise", learning_rate=1e30, max_norm=1e30))
+
+
+def test_weights_stay_within_max_norm(small, tmp_path):
+    train(small(epochs=1, max_norm=0.5), out=tmp_path)
+    for name, value in weights(tmp_path).items():
+        if name.endswith("weight"):
+            assert float(value.norm(dim=1).max()) <= 0.5 * (1 + 1e-6), name
+
+
+def test_gater_scale_and_momentum_reach_the_optimiser(small):
+    run = training._Run(small(learning_rate=0.2, gater_scale=0.25, momentum=0.5).resolved(), load("digits"))
+    gater, rest = run.optimizer.param_groups
+    assert (gater["lr"], rest["lr"], gater["momentum"], rest["momentum"]) == (0.05, 0.2, 0.5, 0.5)
+    trained = {id(weights) for group in run.optimizer.param_groups for weights in group["params"]}
+    assert trained == {id(weights) for weights in run.network.parameters()}
+
+
+def test_a_threshold_that_is_given_is_kept(small):
+    assert train(small(epochs=1, threshold=0.25)).threshold == 0.25
+    assert train(small(epochs=1, evaluation="mean")).threshold is None
+
+
+def test_progress_is_shown_on_standard_error_alone(small, capsys):
+    quiet = train(small(epochs=1))
+    assert capsys.readouterr() == ("", "")
+    shown = train(small(epochs=1), progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "bernoulli + straight_through" in err
+    assert "1/1" in err
+    assert numbers(shown) == numbers(quiet)
+
+
+def test_mnist_trains(tmp_path, monkeypatch, mnist_home):
+    data = load("mnist", mnist_home)
+    few = training.Dataset(*(training.Split(s.x[:640], s.y[:640]) for s in (data.train, data.valid, data.test)))
+    monkeypatch.setattr(training, "load", lambda name, data_dir: few)
+    settings = Settings.build(data="mnist", epochs=3, hidden=50, gates=100, estimator="straight_through")
+    result = train(settings)
+    assert result.settings.data == "mnist"
+    assert result.test.error < 0.5
