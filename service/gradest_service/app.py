@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -84,7 +84,12 @@ def running(settings: Settings | None = None) -> Iterator[str]:
     For notebooks and tests: it shares this process's registry.
     """
     server = _Server(settings or Settings(port=0), announce=False)
-    thread = threading.Thread(target=server.run, name="gradest-service")
+
+    def run() -> None:
+        with suppress(SystemExit):  # how uvicorn ends if it cannot start
+            server.run()
+
+    thread = threading.Thread(target=run, name="gradest-service")
     thread.start()
     try:
         while not server.accepting.wait(0.1):

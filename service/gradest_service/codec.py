@@ -32,6 +32,8 @@ __all__ = [
     "prefers",
 ]
 
+_MAX_DIMS = 32  # of a tensor in a request; torch itself stops at 64, and estimators put dims in front
+
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -109,12 +111,12 @@ def decode_tensor(
     """
     if isinstance(value, Tensor):
         numbers, found = value, tuple(value.shape)
-        check_elements(settings, field, found)
+        _check_size(field, found, settings)
     else:
         flat, found = _flatten(field, value, settings)
         numbers = _to_numbers(field, flat, found, dtype)
     if shape is not None and tuple(shape) != found:
-        check_elements(settings, field, shape)
+        _check_size(field, shape, settings)
         if numbers.numel() or math.prod(shape) or tuple(shape[: len(found)]) != found:
             raise Problem(422, f"{field} must have shape {list(shape)}, not {list(found)}.")
         numbers = numbers.reshape(tuple(shape))
@@ -168,9 +170,15 @@ def _flatten(field: str, value: Any, settings: Settings) -> tuple[list[Any], tup
                     422, f"{field} is not rectangular: {_at(field, _unravel(position, shape))} differs in size."
                 )
         shape.append(size)
-        check_elements(settings, field, shape)
+        _check_size(field, shape, settings)
         level = [number for item in level for number in item]
     return level, tuple(shape)
+
+
+def _check_size(field: str, shape: Sequence[int], settings: Settings) -> None:
+    if len(shape) > _MAX_DIMS:
+        raise Problem(422, f"{field} may have {_MAX_DIMS} dims at most.")
+    check_elements(settings, field, shape)
 
 
 def _to_numbers(field: str, flat: list[Any], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

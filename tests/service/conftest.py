@@ -2,10 +2,10 @@
 
 import httpx
 import pytest
-from gradest_service.app import running
-from gradest_service.settings import Settings
 
 import gradest
+from gradest_service.app import running
+from gradest_service.settings import Settings
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,11 @@ from gradest.expectation import ask, closed_form, tell
 from gradest.random import Key
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-PAIRS = [(neuron, estimator) for neuron in gradest.registry.neurons for estimator in gradest.registry.fitting(gradest.neuron(neuron))]
+PAIRS = [
+    (neuron, estimator)
+    for neuron in gradest.registry.neurons
+    for estimator in gradest.registry.fitting(gradest.neuron(neuron))
+]
 SHAPES = [(2, 3), (3,), (1,), (2, 2, 2), (0, 3), (2, 0), (0, 2, 3)]
 
 
@@ -47,7 +51,9 @@ def test_sample(client, neuron, dtype):
 def test_sample_of_every_shape(client, shape):
     a = torch.linspace(-2, 2, torch.Size(shape).numel()).reshape(shape)
     for samples in (0, 1, 5):
-        assert_same(client.sample("noisy_rectifier", a, samples, seed=3), gradest.sample("noisy_rectifier", a, samples, seed=3))
+        assert_same(
+            client.sample("noisy_rectifier", a, samples, seed=3), gradest.sample("noisy_rectifier", a, samples, seed=3)
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -121,7 +127,9 @@ def test_backward_equals_the_gradient_that_expect_puts_on_a(client):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("estimator", ["rloo", {"name": "straight_through", "derivative": "sigmoid"}, "reinforce_centered"])
+@pytest.mark.parametrize(
+    "estimator", ["rloo", {"name": "straight_through", "derivative": "sigmoid"}, "reinforce_centered"]
+)
 def test_estimate(client, estimator, dtype):
     a = pre_activations("bernoulli", dtype)
     objective = gradest.objective("quadratic", target=torch.tensor([0.1, 0.2, 0.3]), reduction="sum")
@@ -183,7 +191,9 @@ def test_a_fresh_seed_is_reported_and_gives_the_same_again(http):
 
 def test_plain_json_is_enough(http):
     a = torch.tensor([[0.1, -0.7]])
-    answer = http.post("/v1/sample", json={"neuron": "noisy_rectifier", "a": a.tolist(), "samples": 3, "seed": 7}).json()
+    answer = http.post(
+        "/v1/sample", json={"neuron": "noisy_rectifier", "a": a.tolist(), "samples": 3, "seed": 7}
+    ).json()
     assert_same(torch.tensor(answer["h"]), gradest.sample("noisy_rectifier", a, 3, seed=7))
     assert answer["tensors"] == {"h": {"shape": [3, 1, 2], "dtype": "float32"}}
     integers = http.post("/v1/sample", json={"neuron": "bernoulli", "a": [0, 1], "seed": 7}).json()

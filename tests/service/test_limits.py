@@ -1,0 +1,152 @@
+"""What a request multiplies is bounded before it is allocated, and the answer says what the limit is."""
+
+import resource
+import socket
+import threading
+import time
+
+import httpx
+import pytest
+import torch
+
+import gradest
+
+JSON = {"Content-Type": "application/json"}
+SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1}
+FORWARD = {**SAMPLE, "estimator": "rloo"}
+BACKWARD = {**FORWARD, "loss": [0.1, 0.2]}
+ESTIMATE = {**FORWARD, "objective": "quadratic", "draws": 10}
+COMPARE = {**SAMPLE, "objective": "quadratic", "draws": 10, "estimators": ["rloo"]}
+HUGE = {"name": "rloo", "samples": 10**12}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "limit"),
+    [
+        ("sample", {**SAMPLE, "samples": 10**15}, "65536"),
+        ("sample", {**SAMPLE, "samples": 6554}, "65536"),
+        ("sample", {**SAMPLE, "a": [], "samples": 10**15}, "65536"),
+        ("sample", {**SAMPLE, "a": [], "shape": [0, 10**18]}, "65536"),
+        ("sample", {**SAMPLE, "a": [[]] * 40000, "samples": 2}, "65536"),
+        ("sample", {**SAMPLE, "a": [0] * 65537}, "65536"),
+        ("sample", {**SAMPLE, "a": [[]] * 65537}, "65536"),
+        ("forward", {**FORWARD, "estimator": HUGE}, "4194304"),
+        ("forward", {**FORWARD, "estimator": {"name": "rloo", "samples": 6554}}, "65536"),
+        ("forward", {**FORWARD, "estimator": "enumeration", "a": [0.0] * 13}, "65536"),
+        ("forward", {**FORWARD, "estimator": "enumeration", "a": [0.0] * 30}, "2^20"),
+        ("backward", {**BACKWARD, "estimator": HUGE}, "4194304"),
+        ("backward", {**BACKWARD, "loss": [0] * 65537}, "65536"),
+        ("estimate", {**ESTIMATE, "draws": 10**15}, "1000000"),
+        ("estimate", {**ESTIMATE, "estimator": HUGE}, "4194304"),
+        ("estimate", {**ESTIMATE, "a": [0.0] * 1000, "draws": 10**6}, str(1 << 27)),
+        ("estimate", {**ESTIMATE, "estimator": "enumeration", "a": [0.0] * 19}, "4194304"),
+        ("estimate", {**ESTIMATE, "objective": {"name": "quadratic", "target": [0] * 65538}}, "65536"),
+        ("compare", {**COMPARE, "draws": 10**15}, "1000000"),
+        ("compare", {**COMPARE, "estimators": ["rloo"] * 101}, "100"),
+        ("compare", {**COMPARE, "estimators": ["rloo", HUGE]}, "4194304"),
+        ("compare", {**COMPARE, "a": [0.0] * 500, "draws": 10**5, "estimators": ["rloo"] * 2}, str(1 << 27)),
+    ],
+)
+def test_caps(http, refused, path, body, limit):
+    assert limit in refused(http.post(f"/v1/{path}", json=body), 413)["detail"]
+
+
+def test_an_objective_that_would_spread_its_points_is_refused_unevaluated(http, refused):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    spread = {"name": "quadratic", "target": [[0.1]] * 60000}
+    body = {**ESTIMATE, "a": [[0.0] * 60000], "objective": spread}  # 60000 x 60000 x 8 bytes if it were evaluated
+    refused(http.post("/v1/estimate", json=body), 422)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024
+
+
+def test_the_tensors_of_an_objective_count_as_work(http, refused):
+    wide = {"name": "cross_entropy", "weight": [[0.1]] * 60000, "labels": 0}
+    refused(http.post("/v1/estimate", json={**ESTIMATE, "a": [0.0], "objective": wide, "draws": 10**5}), 413)
+
+
+def test_exact_is_left_out_where_it_would_take_too_long(http, refused, start):
+    small = start(max_work=4000)
+    objective = {"name": "cross_entropy", "weight": [[0.1] * 10] * 2, "labels": 0}
+    body = {**ESTIMATE, "objective": objective}
+    assert http.post("/v1/estimate", json=body).json()["exact"] is not None
+    assert small.post("/v1/estimate", json=body).json()["exact"] is None
+    assert "exact" in refused(small.post("/v1/compare", json={**COMPARE, "objective": objective}), 413)["detail"]
+
+
+def test_a_comparison_of_all_leaves_out_what_is_beyond_the_limits(start):
+    small = start(max_points=1000, max_work=100_000)
+    body = {**COMPARE, "estimators": None}
+    rows = small.post("/v1/compare", json=body, headers={"Accept": "application/json"}).json()["rows"]
+    names = {row["estimator"] for row in rows}
+    assert "rloo" in names
+    assert "enumeration" not in names
+
+
+def test_every_setting_is_a_cap(start, refused):
+    small = start(max_elements=20, max_samples=3, max_draws=5, max_points=40, max_work=200, max_estimators=1)
+    post = lambda path, **body: small.post(f"/v1/{path}", json=body)  # noqa: E731
+    a = [0.0] * 10
+    assert post("sample", neuron="bernoulli", a=a, samples=2).status_code == 200
+    refused(post("sample", neuron="bernoulli", a=a, samples=3), 413)
+    refused(post("sample", neuron="bernoulli", a=[0.0], samples=4), 413)
+    refused(post("sample", neuron="bernoulli", a=[0.0] * 21), 413)
+    assert post("forward", neuron="bernoulli", a=a, estimator="rloo").status_code == 200
+    refused(post("forward", neuron="bernoulli", a=a, estimator={"name": "rloo", "samples": 3}), 413)
+    estimate = {"neuron": "bernoulli", "a": a, "objective": "linear"}
+    assert post("estimate", **estimate, estimator="rloo", draws=5).status_code == 200
+    refused(post("estimate", **estimate, estimator="rloo", draws=6), 413)
+    refused(post("estimate", **estimate, estimator={"name": "rloo", "samples": 5}, draws=2), 413)
+    refused(post("estimate", **estimate, estimator="reinforce_average", draws=1), 413)  # its 100 steps to warm up count
+    refused(post("compare", **estimate, estimators=["rloo", "rloo"], draws=1), 413)
+
+
+@pytest.mark.parametrize("path", ["/v1/sample", "/nowhere", "/livez"])
+def test_a_declared_body_over_the_cap(start, refused, path):
+    refused(start(max_body_bytes=1000).post(path, content=b" " * 1001, headers=JSON), 413)
+
+
+def test_a_chunked_body_over_the_cap(start, refused):
+    small = start(max_body_bytes=1000)
+    chunks = (b" " * 100 for _ in range(11))
+    answer = small.post("/v1/sample", content=chunks, headers=JSON)
+    assert "1000 bytes" in refused(answer, 413)["detail"]
+    body = b'{"neuron": "bernoulli", "a": [0]}'
+    assert small.post("/v1/sample", content=iter([body[:9], body[9:]]), headers=JSON).status_code == 200
+
+
+def test_a_body_that_never_ends_is_cut(start):
+    small = start(max_body_bytes=1000)
+    with socket.create_connection((small.base_url.host, small.base_url.port), timeout=20) as connection:
+        head = b"POST /v1/sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head + b"7d0\r\n" + b" " * 2000 + b"\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_client_that_goes_away_in_its_body_harms_nothing(http, url, caplog):
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port)) as connection:
+        connection.sendall(
+            b"POST /v1/sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+        )
+    time.sleep(0.2)
+    assert http.get("/livez").status_code == 200
+    assert not caplog.records
+
+
+def test_requests_beyond_the_pool_wait_and_the_loop_stays_free(start):
+    service = start(threads=1)
+    body = {**ESTIMATE, "a": [[0.1] * 100] * 10, "draws": 1500}
+    answers = []
+    jobs = [threading.Thread(target=lambda: answers.append(service.post("/v1/estimate", json=body))) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    pings = []
+    while any(job.is_alive() for job in jobs):
+        began = time.perf_counter()
+        assert service.get("/livez").status_code == 200
+        pings.append(time.perf_counter() - began)
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert len(pings) > 3
+    wanted = gradest.estimate(gradest.objective("quadratic"), torch.full((10, 100), 0.1), draws=1500, seed=1)
+    for answer in answers:
+        assert torch.equal(torch.tensor(answer.json()["gradient"]), wanted.gradient)

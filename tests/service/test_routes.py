@@ -1,0 +1,160 @@
+"""Every GET route, the OpenAPI document, and the header that goes round."""
+
+import jsonschema
+import pytest
+
+import gradest
+
+KINDS = ["neuron", "estimator", "objective"]
+NAMES = [(kind, name) for kind in KINDS for name in getattr(gradest.registry, f"{kind}s")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lists_are_the_live_registry(http, kind):
+    listed = http.get(f"/v1/{kind}s").json()
+    assert [found["name"] for found in listed] == list(getattr(gradest.registry, f"{kind}s"))
+    assert listed[0] == http.get(f"/v1/{kind}s/{listed[0]['name']}").json()
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMES)
+def test_descriptions(http, kind, name):
+    cls = getattr(gradest.registry, f"{kind}s")[name]
+    found = http.get(f"/v1/{kind}s/{name}").json()
+    assert (found["name"], found["summary"], found["reference"]) == (cls.name, cls.summary, cls.reference)
+    jsonschema.Draft202012Validator.check_schema(found["options"])
+    assert set(found["options"]["properties"]) == set(cls.model_fields)
+    base = getattr(gradest, kind.capitalize())
+    for capability in found["capabilities"]:
+        assert issubclass(cls, getattr(gradest, capability))
+        assert getattr(gradest, capability) is not base
+
+
+def test_a_neuron_names_its_estimators(http):
+    found = http.get("/v1/neurons/bernoulli").json()
+    assert {"Binary", "Discrete", "Relaxable"} <= set(found["capabilities"])
+    assert found["event_ndim"] == 1
+    assert found["estimators"] == list(gradest.registry.fitting(gradest.neuron("bernoulli")))
+
+
+def test_an_estimator_tells_needs_bias_and_evaluations(http):
+    found = http.get("/v1/estimators/enumeration").json()
+    assert found["needs"] == ["loss"]
+    assert found["needs_capabilities"] == ["Discrete"]
+    assert "bernoulli" in found["neurons"]
+    assert "noisy_rectifier" not in found["neurons"]
+    assert found["bias"].keys() == found["evaluations"].keys() == set(found["neurons"])
+    assert found["bias"]["bernoulli"] == "none"
+    assert found["evaluations"]["bernoulli"] == {"1": 2, "2": 4, "4": 16, "8": 256, "16": 65536, "32": None}
+    assert http.get("/v1/estimators/straight_through").json()["bias"]["bernoulli"] == "biased"
+
+
+def test_a_tensor_default_stands_in_the_schema(http):
+    options = http.get("/v1/objectives/quadratic").json()["options"]["properties"]
+    assert options["target"]["default"] == 0.0
+
+
+def test_a_plugin_registered_later_is_served(http, registered):
+    class Halved(gradest.registry.estimators["straight_through"]):
+        name, summary = "halved", "half of it"
+
+    registered(Halved)
+    assert http.get("/v1/estimators/halved").json()["summary"] == "half of it"
+    body = {"neuron": "bernoulli", "estimator": "halved", "a": [0.0], "seed": 1}
+    assert http.post("/v1/forward", json=body).status_code == 200
+    assert "test_routes" in http.get("/v1/plugins").json()["plugins"][-1]["distribution"]
+
+
+def test_plugins(http):
+    found = http.get("/v1/plugins").json()
+    own = found["plugins"][0]
+    assert own["distribution"] == "gradest"
+    assert own["version"]
+    assert "bernoulli" in own["neurons"]
+    assert "rloo" in own["estimators"]
+    assert "quadratic" in own["objectives"]
+    assert isinstance(found["failures"], list)
+
+
+def test_plugins_tells_of_failures(http, monkeypatch):
+    failure = gradest.registry.failures
+    broken = type("Failure", (), dict.fromkeys(["distribution", "version", "entry_point", "phase", "error"], "x"))()
+    monkeypatch.setattr(gradest.registry, "_failures", [broken])
+    assert http.get("/v1/plugins").json()["failures"] == [
+        dict.fromkeys(["distribution", "version", "entry_point", "phase", "error"], "x")
+    ]
+    monkeypatch.undo()
+    assert gradest.registry.failures == failure
+
+
+def test_health_and_version(http):
+    assert http.get("/livez").json() == {"status": "alive"}
+    assert http.get("/readyz").json()["status"] == "ready"
+    found = http.get("/version").json()
+    assert found["plugin_api"] == gradest.PLUGIN_API
+    assert found.keys() == {"gradest", "plugin_api", "torch", "python"}
+
+
+def test_the_front_page_is_the_documentation(http):
+    answer = http.get("/")
+    assert answer.status_code == 307
+    assert answer.headers["location"] == "/docs"
+    assert "text/html" in http.get("/docs").headers["content-type"]
+
+
+def test_openapi(http):
+    document = http.get("/openapi.json").json()
+    assert document["openapi"].startswith("3.1")
+    schemas = document["components"]["schemas"]
+    posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
+    assert set(posts) == {f"/v1/{name}" for name in ("sample", "forward", "backward", "estimate", "compare")}
+    for path, post in posts.items():
+        schema = post["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        name = schema.rpartition("/")[2]
+        assert name == f"{path.rpartition('/')[2].capitalize()}Request"
+        assert {"neuron", "a", "seed"} <= set(schemas[name]["properties"])
+        assert post["responses"]["default"]["content"].keys() == {"application/problem+json"}
+    gets = {path for path, item in document["paths"].items() if "get" in item}
+    kinds = {f"/v1/{kind}s{tail}" for kind in KINDS for tail in ("", "/{name}")}
+    assert gets == kinds | {"/v1/plugins", "/livez", "/readyz", "/version"}
+    identifiers = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
+    assert len(identifiers) == len(set(identifiers))
+    for reference in _references(document):
+        found = document
+        for step in reference.removeprefix("#/").split("/"):
+            found = found[step]
+
+
+def test_openapi_requests_describe_what_is_accepted(http):
+    document = http.get("/openapi.json").json()
+    for name in ("SampleRequest", "ForwardRequest", "BackwardRequest", "EstimateRequest", "CompareRequest"):
+        schema = document["components"]["schemas"][name]
+        jsonschema.Draft202012Validator.check_schema(schema)
+        example = {field: about["examples"][0] for field, about in schema["properties"].items() if "examples" in about}
+        jsonschema.validate(example, schema)
+        answer = http.post(
+            f"/v1/{name.removesuffix('Request').lower()}", json=example, headers={"Accept": "application/json"}
+        )
+        assert answer.status_code == 200, answer.text
+
+
+def _references(node):
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            yield from _references(item)
+
+
+@pytest.mark.parametrize("path", ["/livez", "/nowhere", "/v1/neurons/nothing"])
+def test_a_sane_request_id_comes_back(http, path):
+    assert http.get(path, headers={"X-Request-ID": "run-7.a:b_c"}).headers["x-request-id"] == "run-7.a:b_c"
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "x" * 129, "<script>", "a;b"])
+def test_another_request_id_is_replaced(http, bad):
+    answer = http.get("/nowhere", headers={"X-Request-ID": bad})
+    made = answer.headers["x-request-id"]
+    assert len(made) == 32
+    assert answer.json()["request_id"] == made

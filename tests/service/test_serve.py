@@ -1,0 +1,91 @@
+"""`serve` as a process: the line it prints, the port it takes, and how it ends."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+import gradest
+from gradest_service.app import create_app, running
+from gradest_service.settings import Settings
+
+SERVE = "from gradest_service.app import serve; from gradest_service.settings import Settings; serve(Settings({}))"
+
+
+def serve(settings):
+    code = SERVE.format(settings)
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=env)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_serve_says_where_and_ends_well(ending):
+    with serve("port=0") as process:
+        line = process.stdout.readline().strip()
+        assert line.startswith("gradest is listening on http://127.0.0.1:")
+        with gradest.Client(line.rpartition(" ")[2]) as client:
+            assert "bernoulli" in client.neurons()
+        process.send_signal(ending)
+        rest, errors = process.communicate(timeout=20)
+    assert (process.returncode, rest, errors) == (0, "", "")
+
+
+def test_a_taken_port_is_an_error():
+    with socket.create_server(("127.0.0.1", 0)) as taken, serve(f"port={taken.getsockname()[1]}") as process:
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "in use" in errors
+
+
+def test_running_ends_and_starts_again():
+    for _ in range(2):
+        with running() as url:
+            assert httpx.get(f"{url}/readyz").status_code == 200
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/readyz")
+
+
+def test_running_says_when_it_cannot_start():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = Settings(port=taken.getsockname()[1])
+        with pytest.raises(RuntimeError, match="did not start"), running(settings):
+            pass
+
+
+def test_ipv6():
+    with running(Settings(host="::1", port=0)) as url:
+        assert url.startswith("http://[::1]:")
+        assert httpx.get(f"{url}/livez").status_code == 200
+
+
+def test_settings_are_checked_and_fixed():
+    for wrong in ({"port": 70000}, {"threads": 0}, {"nonsense": 1}):
+        with pytest.raises(ValidationError):
+            Settings(**wrong)
+    with pytest.raises(ValidationError):
+        Settings().port = 1
+
+
+def test_apps_share_nothing():
+    one, other = create_app(Settings(threads=1)), create_app()
+    assert one.state.limiter is not other.state.limiter
+    assert (one.state.limiter.total_tokens, other.state.limiter.total_tokens) == (1, 2)
+    assert other.state.settings == Settings()
+
+
+@pytest.mark.parametrize(("variable", "ready"), [("1", 503), ("0", 200)])
+def test_readiness_is_about_the_plugins(monkeypatch, variable, ready, http, refused):
+    monkeypatch.setenv("GRADEST_STRICT_PLUGINS", variable)
+    failure = gradest.errors.PluginError("hunter2")
+    if ready == 503:
+        monkeypatch.setattr(type(gradest.registry), "plugins", property(lambda self: (_ for _ in ()).throw(failure)))
+    answer = http.get("/readyz")
+    assert answer.status_code == ready
+    if ready == 503:
+        assert "hunter2" not in refused(answer, 503)["detail"]
