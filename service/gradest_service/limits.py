@@ -92,12 +92,8 @@ def check_points(settings: Settings, neuron: Neuron, estimator: Estimator, a: Te
 def work(settings: Settings, neuron: Neuron, estimator: Estimator, objective: Objective, a: Tensor, draws: int) -> int:
     """The elements that an estimate goes through."""
     steps = draws + (_WARM_UP if estimator.init(neuron, a) else 0)
-    return (
-        steps
-        * check_points(settings, neuron, estimator, a)
-        // size(event_shape(neuron, a))
-        * _point_work(neuron, objective, a)
-    )
+    points = check_points(settings, neuron, estimator, a) // size(event_shape(neuron, a))
+    return steps * points * _point_work(neuron, objective, a)
 
 
 def exact_work(neuron: Neuron, objective: Objective, a: Tensor) -> int:

@@ -6,11 +6,12 @@ import logging
 import re
 import uuid
 
+import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradest_service.problems import INTERNAL_ERROR, Problem, from_exception, to_response
+from gradest_service.problems import INTERNAL_ERROR, STOPPING, Problem, from_exception, to_response
 
 __all__ = ["Envelope"]
 
@@ -50,6 +51,11 @@ class Envelope:
             if declared.isdecimal() and int(declared) > self._max_body_bytes:
                 raise self._too_large()
             await self._app(scope, self._capped(receive), send_with_id)
+        except anyio.get_cancelled_exc_class():
+            if not started:
+                with anyio.CancelScope(shield=True):
+                    await to_response(STOPPING, Request(scope))(scope, receive, send_with_id)
+            raise
         except ClientDisconnect:
             _LOG.info("request %s: the client went away", request_id)
         except Exception as error:

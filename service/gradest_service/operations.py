@@ -89,8 +89,8 @@ def estimate(request: EstimateRequest, settings: Settings) -> EstimateAnswer:
     if limits.exceeds_work(settings, work):
         raise _too_much(work, settings)
     found = gradest.estimate(objective, a, neuron, estimator, request.draws, _seed(request.seed))
-    affordable = not limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide))
-    exact = closed_form(objective, a, neuron) if affordable else None
+    too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide))
+    exact = None if too_long else closed_form(objective, a, neuron)
     return EstimateAnswer(
         loss=found.loss,
         gradient=found.gradient,

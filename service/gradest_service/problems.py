@@ -16,6 +16,7 @@ from gradest.errors import Incompatible, InvalidInput, InvalidOptions, TooManyPo
 __all__ = [
     "INTERNAL_ERROR",
     "MEDIA_TYPE",
+    "STOPPING",
     "Fault",
     "Problem",
     "ProblemDetails",
@@ -84,6 +85,10 @@ class Problem(Exception):
 
 
 INTERNAL_ERROR = Problem(500, "The service failed on this request. Its log has the reason under this request_id.")
+
+STOPPING = Problem(
+    503, "The service is stopping and could not finish this request. Send it again.", headers={"Retry-After": "1"}
+)
 
 
 def from_exception(error: Exception) -> Problem | None:

@@ -162,7 +162,7 @@ def test_exact_is_none_where_there_is_none(client):
     assert client.compare(objective, a, estimators=["rloo"], draws=2, seed=0).exact is None
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[1:3], ids=str)
 def test_compare(client, dtype):
     a = pre_activations("bernoulli", dtype)
     objective = gradest.objective("quadratic", target=0.499)

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import httpx
 import pytest
@@ -56,6 +57,29 @@ def test_running_says_when_it_cannot_start():
         settings = Settings(port=taken.getsockname()[1])
         with pytest.raises(RuntimeError, match="did not start"), running(settings):
             pass
+
+
+def test_a_request_that_outlasts_the_shutdown_is_told(registered, refused):
+    entered, release, answers = threading.Event(), threading.Event(), []
+
+    class Endless(gradest.Objective):
+        name, summary = "endless", "waits"
+
+        def __call__(self, points):
+            entered.set()
+            assert release.wait(20)
+            return points.mean(-1)
+
+    registered(Endless)
+    body = {"neuron": "bernoulli", "estimator": "rloo", "objective": "endless", "a": [0.0]}
+    with running(Settings(port=0, shutdown_seconds=0)) as url:
+        post = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/v1/estimate", json=body)))
+        post.start()
+        assert entered.wait(20)
+        threading.Timer(0.5, release.set).start()
+    post.join()
+    assert "again" in refused(answers[0], 503)["detail"]
+    assert answers[0].headers["retry-after"] == "1"
 
 
 def test_ipv6():
