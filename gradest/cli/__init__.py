@@ -189,7 +189,7 @@ def serve(context: typer.Context) -> None:
 
 @app.command()
 def demo() -> None:
-    """Show in a minute what gradest does."""
+    """Show what gradest does, in about two minutes."""
     from gradest.experiments.demo import run
 
     run()
@@ -203,7 +203,8 @@ def _tables() -> dict[str, Mapping[str, type[Plugin]]]:
 def _tensor(text: str, dtype: Dtype) -> Tensor:
     import torch
 
+    numbers = read_numbers(text)
     try:
-        return torch.tensor(read_numbers(text), dtype=getattr(torch, dtype))
+        return torch.tensor(numbers, dtype=getattr(torch, dtype))
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InvalidInput("--a: give numbers, or a rectangular nested array of them") from error
