@@ -1,0 +1,5 @@
+"""`python -m gradest` is the command `gradest`."""
+
+from gradest.cli import main
+
+main()
