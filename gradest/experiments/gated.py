@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -108,7 +107,7 @@ class GatedNetwork(nn.Module):
         if self.training:
             raise RuntimeError("a gated network is trained on its objective(x, y); call eval() before forward")
         a = self.pre_activations(x)
-        gates = self._flat(self.unit(a) if isinstance(self.unit, Stochastic) else self.unit(_identity, a))
+        gates = self._flat(self.unit(a) if isinstance(self.unit, Stochastic) else self.unit(lambda h: h, a))
         return self.readout(gates * self.experts(x)), gates
 
     @torch.no_grad()
@@ -136,6 +135,3 @@ def level_for_share(probability: Tensor, share: float) -> Tensor:
     if abs(reached - wanted) < abs(above - wanted):
         return torch.nextafter(level, level.new_tensor(-1.0))
     return level
-
-
-_identity: Callable[[Tensor], Tensor] = torch.nn.Identity()

@@ -49,7 +49,7 @@ class KLPenalty(Penalty):
         self.target, self.weight = target, weight
 
     def of_probability(self, active_probability: Tensor) -> Tensor:
-        """A p_i of exactly 0 or 1 counts as the nearest float inside: the penalty stays finite, and no gradient flows there."""
+        """p_i is kept a machine epsilon away from 0 and 1: the penalty stays finite, and beyond that no gradient flows."""
         margin = torch.finfo(active_probability.dtype).eps
         p = active_probability.flatten(0, -2).mean(0).clamp(margin, 1 - margin)
         return -self.weight * (self.target * torch.log(p) + (1 - self.target) * torch.log1p(-p)).sum()

@@ -17,7 +17,7 @@ def test_defaults_follow_from_what_a_pair_can_do():
     assert resolve("noisy_rectifier", "pathwise") == (1.0, 0.0, "l1", 1e-5, "threshold")
     assert resolve("bernoulli", "straight_through") == (1.0, 0.0, "kl", 0.1, "threshold")
     assert resolve("stochastic_times_smooth", "held_noise") == (1.0, 0.5, "kl", 0.001, "threshold")
-    assert resolve("bernoulli", "reinforce_centered") == (0.01, 0.0, "kl", 1.0, "threshold")
+    assert resolve("bernoulli", "reinforce_centered") == (0.1, 0.0, "kl", 0.01, "threshold")
     assert resolve("bipolar", "reinforce", "digits") == (0.3, 0.0, "kl", 0.03, "threshold")
     assert resolve("rectifier", "pathwise") == (1.0, 0.0, "l1", 1e-5, "mean")
     assert resolve("noisy_sigmoid", "pathwise") == (1.0, 0.0, "none", 0.1, "mean")
