@@ -483,9 +483,9 @@ def test_serve_serves_and_stops() -> None:
         assert serving.stdout is not None
         url = serving.stdout.readline().rpartition(" ")[2].strip()
         try:
-            client = gradest.Client(url)
-            h = client.sample("bernoulli", torch.tensor([0.3]), samples=3, seed=1)
-            assert torch.equal(torch.as_tensor(h), gradest.sample("bernoulli", torch.tensor([0.3]), samples=3, seed=1))
+            with gradest.Client(url) as client:
+                h = client.sample("bernoulli", torch.tensor([0.3]), samples=3, seed=1)
+            assert torch.equal(h, gradest.sample("bernoulli", torch.tensor([0.3]), samples=3, seed=1))
         finally:
             serving.send_signal(signal.SIGTERM)
         assert serving.wait(20) == 0
