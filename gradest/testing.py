@@ -185,7 +185,9 @@ def estimator_shapes_and_dtypes(estimator: Estimator, neuron: Neuron) -> None:
         state = estimator.init(neuron, wide)
         draw = estimator.forward(neuron, wide, Key(1), state)
         stated = estimator.evaluations(neuron, tuple(event))
-        assert draw.points.shape[0] == stated, f"evaluations says K = {stated}, forward asks for {draw.points.shape[0]} points"
+        assert draw.points.shape[0] == stated, (
+            f"evaluations says K = {stated}, forward asks for {draw.points.shape[0]} points"
+        )
         _expect_like("points", draw.points, (stated, *wide.shape), wide)
         assert draw.weights.shape in ((stated,), (stated, *batch)), f"weights have shape {list(draw.weights.shape)}"
         loss = torch.ones(draw.points.shape[: 1 + len(batch)], dtype=wide.dtype)
@@ -213,7 +215,9 @@ def estimator_is_pure(estimator: Estimator, neuron: Neuron) -> None:
         results.append((draw.points, gradient, *after.values()))
         torch.manual_seed(99)
     for one, two in zip(*results, strict=True):
-        _expect_bits("the same arguments gave other results: noise must come from the key, memory from the state", one, two)
+        _expect_bits(
+            "the same arguments gave other results: noise must come from the key, memory from the state", one, two
+        )
 
 
 def estimator_regenerates(estimator: Estimator, neuron: Neuron) -> None:
@@ -262,7 +266,9 @@ def estimator_survives_saturation(estimator: Estimator, neuron: Neuron) -> None:
             draw = estimator.forward(neuron, wide, Key(seed), state)
             feedback = _feedback(estimator, draw, _quadratic(neuron))
             gradient, state = estimator.backward(draw, feedback, state)
-            assert bool(torch.isfinite(gradient.to(a.dtype)).all()), f"the gradient is not finite at saturation ({a.dtype})"
+            assert bool(torch.isfinite(gradient.to(a.dtype)).all()), (
+                f"the gradient is not finite at saturation ({a.dtype})"
+            )
             value = estimator.value(draw, feedback.get_loss())
             assert bool(torch.isfinite(value).all()), f"the value is not finite at saturation ({a.dtype})"
 
@@ -291,7 +297,9 @@ def objective_shapes_and_values(objective: Objective) -> None:
     points = _pre_activations(None, (4, 1000))
     whole = objective(points)
     for row in (0, 499, 999):
-        _expect_bits("a row's loss depends on the batch", objective(points[:, row : row + 1].clone())[:, 0], whole[:, row])
+        _expect_bits(
+            "a row's loss depends on the batch", objective(points[:, row : row + 1].clone())[:, 0], whole[:, row]
+        )
 
 
 # --- the measurement of bias ---------------------------------------------------------------------------------------------------
@@ -330,7 +338,12 @@ def measure_bias(estimator: Estimator, neuron: Neuron, seed: int = 17) -> Iterat
     if neuron.event_ndim == 2:
         a = torch.stack([a, -a.roll(1, 0), 0.3 * a], -1)
     claim = estimator.bias(neuron)
-    losses = {"linear": (1, _linear), "quadratic": (2, _quadratic), "cubic": (3, _cubic), "network": (math.inf, _network)}
+    losses = {
+        "linear": (1, _linear),
+        "quadratic": (2, _quadratic),
+        "cubic": (3, _cubic),
+        "network": (math.inf, _network),
+    }
     for name, (order, make) in losses.items():
         f = make(neuron)
         _, truth = exact(f, a, neuron)
@@ -427,7 +440,9 @@ def _moved_state(estimator: Estimator, neuron: Neuron) -> State:
 def _check_rows(neuron: Neuron, run: Callable[[Tensor, Tensor], Tensor]) -> None:
     a, rows = _pre_activations(neuron, (1001,)), torch.arange(1001)
     whole = run(a, rows)
-    for start in range(0, 1001, 40):  # torch computes the tail of a tensor with other instructions: try tails of many lengths
+    for start in range(
+        0, 1001, 40
+    ):  # torch computes the tail of a tensor with other instructions: try tails of many lengths
         part = slice(start, start + 1 + start // 40 % 7)
         alone = run(a[part].clone(), rows[part])
         _expect_bits("a row alone differs from the same row in a batch", alone, whole[:, part])

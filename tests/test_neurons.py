@@ -78,8 +78,11 @@ def test_noisy_rectifier_gaussian(std):
     x = TAILS.numpy() / std
     assert_close(neuron.active_probability(TAILS), stats.norm.cdf(x), rtol=1e-9)
     # a Φ + s φ in the form ∫_{-∞}^{a} Φ(t/s) dt, which does not cancel in the lower tail
-    integral = [integrate.quad(lambda t: stats.norm.cdf(t / std), min(a, 0) - 30 * std, a, epsabs=0, limit=400)[0] for a in TAILS.tolist()]
-    assert_close(neuron.mean(TAILS)[1:], integral[1:], rtol=1e-7)
+    integral = [
+        integrate.quad(lambda t: stats.norm.cdf(t / std), min(a, 0) - 30 * std, a, epsabs=0, limit=400)[0]
+        for a in TAILS.tolist()[1:]
+    ]
+    assert_close(neuron.mean(TAILS)[1:], integral, rtol=1e-7)
 
 
 def test_noisy_rectifier_gaussian_mean_far_in_the_tail():
@@ -104,7 +107,7 @@ def test_noisy_rectifier_options():
         gradest.neuron("noisy_rectifier", std=1.0)
     with pytest.raises(InvalidOptions, match="greater than 0"):
         gradest.neuron("noisy_rectifier", distribution="gaussian", std=0)
-    with pytest.raises(InvalidOptions, match="logistic.*gaussian"):
+    with pytest.raises(InvalidOptions, match=r"logistic.*gaussian"):
         gradest.neuron("noisy_rectifier", distribution="cauchy")
 
 

@@ -50,7 +50,9 @@ class TwoLayers(nn.Module):
             total = 0
             for bits in ([0, 0], [0, 1], [1, 0], [1, 1]):
                 b = torch.tensor(bits, dtype=torch.float32)
-                total = total + torch.where(b == 1, q, 1 - q).prod(-1) * ((b * torch.tensor([1.0, -0.7])).sum() + 0.3) ** 2
+                total = (
+                    total + torch.where(b == 1, q, 1 - q).prod(-1) * ((b * torch.tensor([1.0, -0.7])).sum() + 0.3) ** 2
+                )
             return total
 
         p, total = torch.sigmoid(self.inner(x)), 0
@@ -156,9 +158,9 @@ def test_extra_batch_dims_share_their_examples_loss():
     broadcast_loss(layer, loss + 0 * h.sum((1, 2))).backward()
     wanted = loss[:, None, None] * (h.detach() - 0.5) / 4
     assert torch.allclose(a.grad, wanted)
+    wrong = layer(a).sum((0, 1))
     with pytest.raises(InvalidInput, match="one number an example"):
-        h = layer(a)
-        broadcast_loss(layer, h.sum((0, 1)))
+        broadcast_loss(layer, wrong)
     with pytest.raises(InvalidInput, match="reduction"):
         broadcast_loss(layer, loss, "max")
 
@@ -314,7 +316,9 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path, estimator):
     for world in (1, 2):
         store = tmp_path / f"store{world}"
         processes = [
-            subprocess.Popen([sys.executable, script, estimator, str(rank), str(world), store, tmp_path / f"out{world}"])
+            subprocess.Popen(
+                [sys.executable, script, estimator, str(rank), str(world), store, tmp_path / f"out{world}"]
+            )
             for rank in range(world)
         ]
         assert [process.wait(timeout=120) for process in processes] == [0] * world

@@ -28,7 +28,7 @@ from gradest.registry import registry
 __all__ = ["run"]
 
 _FINITE_UNITS, _OTHER_UNITS = 8, 2  # units of which the exact gradient is quick: 2^8 configurations, 97^2 nodes
-_IMAGES = 16
+_IMAGES, _DRAWS, _SAMPLES = 4, 1000, 2000
 
 
 def run(seed: int = 0) -> None:
@@ -99,12 +99,12 @@ def _look(split: Split, units: int, seed: int) -> Tensor:
 
 
 def _samples(client: Client, split: Split, seed: int) -> Table:
-    a, samples = _look(split, 1, seed)[:_IMAGES], 2000
-    table = Table(title=f"{samples} samples on each of {_IMAGES} digits", title_justify="left")
+    a = _look(split, 1, seed)[:_IMAGES]
+    table = Table(title=f"{_SAMPLES} samples on each of {_IMAGES} digits", title_justify="left")
     for column in ("neuron", "E[h]", "mean of samples", "P(h > 0)", "share above 0", "first samples, digit 0"):
         table.add_column(Text(column))  # "E[h]" is no markup
     for name, cls in registry.neurons.items():
-        h, neuron = client.sample(name, a, samples, seed), cls()
+        h, neuron = client.sample(name, a, _SAMPLES, seed), cls()
         cells = (neuron.mean(a).mean(), h.mean(), neuron.active_probability(a).mean(), (h > 0).float().mean())
         table.add_row(name, *(f"{float(cell):.4f}" for cell in cells), " ".join(f"{x:.2f}" for x in h[:6, 0, 0]))
     return table
@@ -113,7 +113,7 @@ def _samples(client: Client, split: Split, seed: int) -> Table:
 def _comparisons(client: Client, split: Split, seed: int) -> Iterator[Comparison]:
     for neuron in (cls() for cls in registry.neurons.values()):
         a, objective = _readout(neuron, split, seed)
-        yield client.compare(objective, a, neuron, draws=2000, seed=seed)
+        yield client.compare(objective, a, neuron, draws=_DRAWS, seed=seed)
 
 
 def _readout(neuron: Neuron, split: Split, seed: int) -> tuple[Tensor, Objective]:
@@ -134,7 +134,7 @@ def _readout(neuron: Neuron, split: Split, seed: int) -> tuple[Tensor, Objective
         value.backward()  # type: ignore[no-untyped-call]
         return float(value.detach())
 
-    optimiser.step(loss)
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
     readout = {"weight": weight.detach(), "bias": bias.detach(), "labels": split.y[:_IMAGES]}
     return a[:_IMAGES], registry.objective("cross_entropy", **readout)
 
@@ -174,4 +174,4 @@ def _private_loss(client: Client, split: Split, seed: int, steps: int = 150) -> 
         loss.mean().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if step % 50 == 0 or step == steps - 1:
-            yield f"step {step:3}: {float(loss.detach().mean()):.2f} nats to describe a digit's {x.shape[1]} pixels by {bits} bits"
+            yield f"step {step:3}: {float(loss.detach().mean()):.2f} nats for a digit's {x.shape[1]} pixels from {bits} bits"

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
+
+from gradest import Bias, testing
+from gradest.estimator import Feedback
+from gradest.kernels.reference import sigmoid
 from gradest_estimators.reinforce import Reinforce
 from gradest_estimators.reinforce_average import ReinforceAverage
 from gradest_estimators.straight_through import StraightThrough
 from gradest_neurons.bernoulli import Bernoulli
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
-
-from gradest import Bias, testing
-from gradest.estimator import Feedback
-from gradest.kernels.reference import sigmoid
 
 
 class SignFlipped(Reinforce):
