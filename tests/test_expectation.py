@@ -214,7 +214,12 @@ def test_estimate_does_not_depend_on_chunks(monkeypatch):
 def test_variance_is_stable_far_from_zero():
     """A mean of 1e8 beside a standard deviation of 1: the sum of squares would lose every digit."""
     found = gradest.estimate(
-        lambda h: 1e8 * h[..., 0] + h[..., 1] * 0, A[:, :2], neuron="noisy_rectifier", estimator="pathwise", draws=4000, seed=1
+        lambda h: 1e8 * h[..., 0] + h[..., 1] * 0,
+        A[:, :2],
+        neuron="noisy_rectifier",
+        estimator="pathwise",
+        draws=4000,
+        seed=1,
     )
     p = torch.sigmoid(A[:, 0])
     assert torch.allclose(found.variance[:, 0] / 1e16, p * (1 - p), atol=0.02)
@@ -226,7 +231,9 @@ def test_memory_does_not_grow_with_draws():
     gradest.estimate(lambda h: h.sum(-1), a, estimator="rloo", draws=200, seed=0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     gradest.estimate(lambda h: h.sum(-1), a, estimator="rloo", draws=1200, seed=0)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB; 1,200 draws held at once are 120,000
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
+    )  # KiB; 1,200 draws held at once are 120,000
 
 
 def test_a_stateful_estimator_is_measured_at_its_trained_state():

@@ -18,7 +18,9 @@ def test_accuracy(dtype, tolerance):
     below = x[(x > -13 if dtype == torch.float32 else x > -37)]
     assert_relative(normal_cdf(below), special.ndtr(below.double().numpy()), 200 * tolerance)
     u = torch.tensor([2.0**-24, 1e-3, 0.3, 0.5 + 1e-6, 0.9, 1 - 2.0**-24], dtype=dtype)
-    np.testing.assert_allclose(logit(u).double(), special.logit(u.double().numpy()), atol=2 * tolerance, rtol=4 * tolerance)
+    np.testing.assert_allclose(
+        logit(u).double(), special.logit(u.double().numpy()), atol=2 * tolerance, rtol=4 * tolerance
+    )
 
 
 def assert_relative(given, wanted, tolerance):
