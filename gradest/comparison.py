@@ -103,12 +103,13 @@ class Comparison:
             }
             for row in self.rows
         ]
-        x = altair.X("variance of one draw:Q").scale(type="log").axis(format="~e")
-        y = altair.Y("root mean square error of the mean:Q").scale(type="log").axis(format="~e")
-        base = altair.Chart(altair.InlineData(values=points)).encode(x=x, y=y)
-        dots = base.mark_point(filled=True, size=90).encode(color="claimed bias:N", tooltip="estimator:N")
-        names = base.mark_text(align="left", dx=8).encode(text="estimator:N")
-        return (dots + names).properties(width=520, height=320, title=f"{self.neuron}, {self.draws} draws")
+        x = altair.X("variance of one draw:Q").scale(type="log").axis(format="~e", tickCount=6)
+        y = altair.Y("root mean square error of the mean:Q").scale(type="log").axis(format="~e", tickCount=6)
+        chart = altair.Chart(altair.InlineData(values=points)).mark_point(filled=True, size=140, opacity=0.9)
+        # a legend and no labels: unbiased estimators lie close together
+        color = altair.Color("estimator:N").legend(labelLimit=0)
+        encoded = chart.encode(x=x, y=y, color=color, shape="claimed bias:N", tooltip="estimator:N")
+        return encoded.properties(width=520, height=320, title=f"{self.neuron}, {self.draws} draws")
 
 
 def compare(

@@ -1,0 +1,140 @@
+"""Every code block of the README does what it says."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import util
+from pathlib import Path
+
+import pytest
+
+from gradest import testing
+from gradest_service.app import running
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def blocks(language, containing=""):
+    return [text for kind, text in BLOCKS if kind == language and containing in text]
+
+
+def only(language, containing):
+    (block,) = blocks(language, containing)
+    return block
+
+
+@pytest.fixture(scope="module")
+def url():
+    with running() as url:
+        yield url
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs a block where its commands find `gradest`, as in an activated environment."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    def run(text):
+        return subprocess.run(
+            ["bash", "-ec", text],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    return run
+
+
+def test_every_block_is_of_a_kind_that_is_run_here():
+    handled = [*blocks("python"), *blocks("toml")]
+    handled += [only("sh", word) for word in ("make demo", "gradest serve", "curl", "gradest compare")]
+    assert sorted(handled) == sorted(text for _, text in BLOCKS)
+
+
+@pytest.mark.parametrize(
+    "block", [text for text in blocks("python") if "my_plugin" not in text and ADDRESS not in text]
+)
+def test_python_blocks(block, capsys):
+    namespace = {}
+    exec(compile(block, "README.md", "exec"), namespace)
+    if "compare" in block:
+        assert namespace["a"].grad.abs().sum() > 0
+        assert "| rloo | none | 2 |" in capsys.readouterr().out
+    else:
+        assert all(parameter.grad is not None for parameter in namespace["model"].parameters())
+
+
+def test_client_block(url, capsys):
+    exec(compile(only("python", ADDRESS).replace(ADDRESS, url), "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("tensor([[")
+
+
+def test_curl_block(url, shell):
+    answer = json.loads(shell(only("sh", "curl").replace(ADDRESS, url)))
+    assert {"loss", "gradient", "variance", "standard_error", "evaluations", "seed", "exact"} <= answer.keys()
+    assert answer["seed"] == 7
+
+
+def test_serve_block(shell):
+    block = only("sh", "gradest serve").strip().removesuffix("&").replace("8000", "0")
+    out = shell(
+        f"{block} > out & for i in $(seq 300); do grep -q listening out && break; sleep 0.1; done; kill $!; wait $!; cat out"
+    )
+    assert "gradest is listening on http://127.0.0.1:" in out
+
+
+def test_compare_block(shell, tmp_path):
+    """It draws a picture of the estimators that the README's picture shows."""
+    shell(only("sh", "gradest compare").replace("20000", "200"))
+    drawn, kept = (tmp_path / "comparison.svg").read_text(), (ROOT / "comparison.svg").read_text()
+    for name in ("reinforce_centered", "rloo", "straight_through(derivative=sigmoid)"):
+        assert name in drawn
+        assert name in kept
+
+
+def test_make_block():
+    for line in only("sh", "make demo").splitlines():
+        target = line.split()[:2]
+        assert shutil.which("make")
+        subprocess.run([*target, "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_plugin_blocks(tmp_path):
+    source = only("python", "my_plugin")
+    (tmp_path / "my_plugin.py").write_text(source)
+    (name, module), *more = tomllib.loads(only("toml", ""))["project"]["entry-points"]["gradest"].items()
+    assert not more
+    info = tmp_path / "my_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[gradest]\n{name} = {module}\n")
+    listed = subprocess.run(
+        [sys.executable, "-m", "gradest", "list", "--json"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "shifted" in [neuron["name"] for neuron in json.loads(listed.stdout)["neurons"]]
+    spec = util.spec_from_file_location("my_plugin", tmp_path / "my_plugin.py")
+    plugin = util.module_from_spec(spec)
+    spec.loader.exec_module(plugin)
+    for check in testing.NEURON_CHECKS:
+        check(plugin.Shifted())
+
+
+def test_names_in_the_table_of_advice_exist():
+    import gradest
+
+    advice = README.split("## Which estimator")[1]
+    for name in re.findall(r"\| `(\w+)`", advice):
+        assert name in gradest.registry.estimators
