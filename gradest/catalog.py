@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pydantic.json_schema import GenerateJsonSchema
-from torch import Tensor
-
 from gradest.errors import TooManyPoints
 from gradest.estimator import Estimator
 from gradest.neuron import Neuron
@@ -74,22 +71,13 @@ def describe(cls: type[Plugin]) -> dict[str, Any]:
     return describe_objective(cls)
 
 
-class _OptionsSchema(GenerateJsonSchema):
-    """JSON Schema in which a default that is a tensor is a nested array."""
-
-    ignored_warning_kinds = GenerateJsonSchema.ignored_warning_kinds | {"non-serializable-default"}
-
-    def encode_default(self, dft: Any) -> Any:
-        return super().encode_default(dft.tolist() if isinstance(dft, Tensor) else dft)
-
-
 def _describe(cls: type[Plugin], base: type[Plugin]) -> dict[str, Any]:
     parents = [parent for parent in cls.__mro__ if parent not in base.__mro__]
     return {
         "name": cls.name,
         "summary": cls.summary,
         "reference": cls.reference,
-        "options": cls.model_json_schema(schema_generator=_OptionsSchema),
+        "options": cls.model_json_schema(),
         # the contract's own classes between this one and the base of its kind
         "capabilities": sorted(parent.__name__ for parent in parents if parent.__module__ == base.__module__),
     }

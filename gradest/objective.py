@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from gradest.errors import InvalidInput
 from gradest.kernels.reference import leading_sum
 from gradest.neuron import Neuron
 from gradest.plugin import Plugin
@@ -42,14 +43,22 @@ class Separable(Objective):
 
     def __call__(self, points: Tensor) -> Tensor:
         """The mean, or the sum, of `per_unit` over the last dim."""
-        return self._reduce(self.per_unit(points))
+        return self._reduce(self._parts(points))
 
     def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
         """Each unit's part over the atoms of its law; None for a neuron whose outputs are not single numbers."""
         if neuron.event_ndim != 1:
             return None
         values, weights = neuron.law(a)
-        return self._reduce(leading_sum(weights * self.per_unit(values)))
+        return self._reduce(leading_sum(weights * self._parts(values)))
+
+    def _parts(self, h: Tensor) -> Tensor:
+        try:
+            return self.per_unit(h)
+        except RuntimeError as error:
+            raise InvalidInput(
+                f"the options of {self.name} must broadcast against [*batch, units], but the points are {list(h.shape)}: {error}"
+            ) from error
 
     def _reduce(self, parts: Tensor) -> Tensor:
         total = parts.contiguous().sum(-1)

@@ -42,7 +42,13 @@ class Plugin(BaseModel, ABC):
         examples: sets of options that the conformance kit builds and checks, by default the defaults alone.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        validate_default=True,  # the default of a tensor option is written as a number, which its JSON Schema can state
+        ser_json_inf_nan="strings",
+    )
 
     name: ClassVar[str]
     summary: ClassVar[str]

@@ -26,7 +26,9 @@ def test_rows_hold_what_estimate_and_exact_give():
         assert row.evaluations == found.evaluations
         assert row.efficiency == pytest.approx(1 / (row.variance * row.evaluations))
         assert row.snr == pytest.approx(float(found.gradient.norm() / found.variance.sum().sqrt()), rel=1e-4)
-        assert row.cosine == pytest.approx(float(torch.cosine_similarity(found.gradient.flatten(), truth.flatten(), 0)), rel=1e-4)
+        assert row.cosine == pytest.approx(
+            float(torch.cosine_similarity(found.gradient.flatten(), truth.flatten(), 0)), rel=1e-4
+        )
     assert table.rows[0].claim == "none"
     assert table.rows[1].claim == "biased"
     assert table.rows[1].bias_in_se > 5 > table.rows[0].bias_in_se

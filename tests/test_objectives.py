@@ -86,6 +86,14 @@ def test_cross_entropy_names_shapes_that_do_not_fit():
         objective(torch.zeros(1, 2, 2))
 
 
+def test_targets_that_do_not_fit_are_named():
+    objective = gradest.objective("quadratic", target=[0.1, 0.2])
+    with pytest.raises(InvalidInput, match="options of quadratic must broadcast"):
+        objective(torch.zeros(1, 3))
+    with pytest.raises(InvalidInput, match="options of quadratic must broadcast"):
+        objective.expectation(gradest.neuron("bernoulli"), torch.zeros(3))
+
+
 def test_polynomial_refuses_fractions():
     with pytest.raises(InvalidOptions, match="power"):
         gradest.objective("polynomial", power=1.5)

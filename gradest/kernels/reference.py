@@ -13,7 +13,17 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["leading_mean", "leading_sum", "logit", "normal_cdf", "sigmoid", "softplus", "threefry", "uniform_from_words", "widen"]
+__all__ = [
+    "leading_mean",
+    "leading_sum",
+    "logit",
+    "normal_cdf",
+    "sigmoid",
+    "softplus",
+    "threefry",
+    "uniform_from_words",
+    "widen",
+]
 
 _MASK32 = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -18,7 +17,7 @@ class Linear(Separable):
 
     examples = ({}, {"weight": [2.0, -1.0], "reduction": "sum"})
 
-    weight: TensorOption = Field(torch.tensor(1.0), description="w, broadcast against [*batch, units]")
+    weight: TensorOption = Field(1.0, description="w, broadcast against [*batch, units]")  # type: ignore[assignment]  # validated into a tensor
 
     def per_unit(self, h: Tensor) -> Tensor:
         """w h."""

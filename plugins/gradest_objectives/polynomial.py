@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -20,7 +19,7 @@ class Polynomial(Separable):
     examples = ({}, {"power": 4, "target": 0.45})
 
     power: int = Field(3, ge=1, description="n")
-    target: TensorOption = Field(torch.tensor(0.0), description="t, broadcast against [*batch, units]")
+    target: TensorOption = Field(0.0, description="t, broadcast against [*batch, units]")  # type: ignore[assignment]  # validated into a tensor
 
     def per_unit(self, h: Tensor) -> Tensor:
         """(h - t)^n."""

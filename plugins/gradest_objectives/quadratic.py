@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -19,7 +18,7 @@ class Quadratic(Separable):
 
     examples = ({}, {"target": 0.499}, {"target": [0.2, -1.0], "reduction": "sum"})
 
-    target: TensorOption = Field(torch.tensor(0.0), description="t, broadcast against [*batch, units]")
+    target: TensorOption = Field(0.0, description="t, broadcast against [*batch, units]")  # type: ignore[assignment]  # validated into a tensor
 
     def per_unit(self, h: Tensor) -> Tensor:
         """(h - t)²."""
