@@ -24,6 +24,8 @@ class HeldNoise(MonteCarlo):
     needs = frozenset({"grad"})
     capabilities = (Differentiable,)
 
+    examples = ({}, {"samples": 3})
+
     def bias(self, neuron: Neuron) -> Bias:
         """None for a reparameterised neuron; biased, for linear losses already, for any other."""
         return Bias.NONE if isinstance(neuron, Reparameterised) else Bias.BIASED

@@ -9,7 +9,6 @@ A request passes through these files, in this order:
     schemas     the fields of every request and answer
     operations  what is done with them, by calls to gradest alone
     limits      what is refused before anything is allocated for it
-    catalog     descriptions of what is registered
     events      the event stream of a comparison
     problems    errors, as RFC 9457 problem details
 

@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 import gradest
+from gradest import catalog
 from gradest.errors import PluginError, UnknownPlugin
-from gradest_service import catalog, operations, schemas
+from gradest_service import operations, schemas
 from gradest_service.codec import CODECS, JSON, find_codec, prefers
 from gradest_service.events import EventStream
 from gradest_service.problems import MEDIA_TYPE, Problem, ProblemDetails, describe_faults

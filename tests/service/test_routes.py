@@ -4,6 +4,7 @@ import jsonschema
 import pytest
 
 import gradest
+from gradest.registry import PluginFailure
 
 KINDS = ["neuron", "estimator", "objective"]
 NAMES = [(kind, name) for kind in KINDS for name in getattr(gradest.registry, f"{kind}s")]
@@ -77,11 +78,9 @@ def test_plugins(http):
 
 def test_plugins_tells_of_failures(http, monkeypatch):
     failure = gradest.registry.failures
-    broken = type("Failure", (), dict.fromkeys(["distribution", "version", "entry_point", "phase", "error"], "x"))()
-    monkeypatch.setattr(gradest.registry, "_failures", [broken])
-    assert http.get("/v1/plugins").json()["failures"] == [
-        dict.fromkeys(["distribution", "version", "entry_point", "phase", "error"], "x")
-    ]
+    fields = dict.fromkeys(["distribution", "version", "entry_point", "phase", "error"], "x")
+    monkeypatch.setattr(gradest.registry, "_failures", [PluginFailure(**fields)])
+    assert http.get("/v1/plugins").json()["failures"] == [fields]
     monkeypatch.undo()
     assert gradest.registry.failures == failure
 
