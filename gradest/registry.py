@@ -173,9 +173,8 @@ class Registry:
         with self._lock:
             if self._loaded:
                 return
-            self._loaded = (
-                True  # from here on a plugin that looks something up while it loads sees what is there so far
-            )
+            # from here on a plugin that looks something up while it loads sees what is there so far
+            self._loaded = True
             try:
                 for source in discover():
                     self._load_source(source)
