@@ -1,6 +1,7 @@
 """The built-in estimators, one file each."""
 
 from gradest import Estimator, hookimpl
+from gradest_estimators.concrete import Concrete, StraightThroughConcrete
 from gradest_estimators.enumeration import Enumeration
 from gradest_estimators.held_noise import HeldNoise
 from gradest_estimators.pathwise import Pathwise
@@ -16,6 +17,7 @@ from gradest_estimators.straight_through import StraightThrough
 def gradest_estimators() -> list[type[Estimator]]:
     """The built-in estimators."""
     return [
+        Concrete,
         Enumeration,
         HeldNoise,
         Pathwise,
@@ -25,4 +27,5 @@ def gradest_estimators() -> list[type[Estimator]]:
         ReinforceCentered,
         Rloo,
         StraightThrough,
+        StraightThroughConcrete,
     ]

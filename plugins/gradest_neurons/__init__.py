@@ -2,7 +2,10 @@
 
 from gradest import Neuron, hookimpl
 from gradest_neurons.bernoulli import Bernoulli
+from gradest_neurons.binary_concrete import BinaryConcrete
 from gradest_neurons.bipolar import Bipolar
+from gradest_neurons.gaussian import Gaussian
+from gradest_neurons.hard_concrete import HardConcrete
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.noisy_sigmoid import NoisySigmoid
 from gradest_neurons.rectifier import Rectifier
@@ -13,4 +16,15 @@ from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
 @hookimpl
 def gradest_neurons() -> list[type[Neuron]]:
     """The built-in neurons."""
-    return [Bernoulli, Bipolar, NoisyRectifier, NoisySigmoid, Rectifier, Sigmoid, StochasticTimesSmooth]
+    return [
+        Bernoulli,
+        BinaryConcrete,
+        Bipolar,
+        Gaussian,
+        HardConcrete,
+        NoisyRectifier,
+        NoisySigmoid,
+        Rectifier,
+        Sigmoid,
+        StochasticTimesSmooth,
+    ]
