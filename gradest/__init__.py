@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         Relaxable,
         Reparameterised,
         Scored,
+        Step,
     )
     from gradest.objective import Objective, Separable
     from gradest.plugin import Plugin, TensorOption
@@ -85,6 +86,7 @@ __all__ = [
     "Scored",
     "Separable",
     "State",
+    "Step",
     "TensorOption",
     "compare",
     "estimate",
@@ -107,7 +109,7 @@ _HOMES = {
     "gradest.hookspecs": ["PLUGIN_API", "hookimpl"],
     "gradest.neuron": [
         *["Binary", "Differentiable", "Discrete", "LogisticBinary", "Neuron"],
-        *["Relaxable", "Reparameterised", "Scored"],
+        *["Relaxable", "Reparameterised", "Scored", "Step"],
     ],
     "gradest.objective": ["Objective", "Separable"],
     "gradest.plugin": ["Plugin", "TensorOption"],

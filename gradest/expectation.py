@@ -224,8 +224,9 @@ def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli") -> tuple[Tensor,
             at = points.to(a.dtype)
             losses = _losses(f, at if moves else at.detach(), neuron).double()
             part = (weights * (losses if moves else losses.detach())).sum(0)
-            (step,) = torch.autograd.grad(part.sum(), wide)
-            gradient += step
+            if part.requires_grad:  # else nothing in the law moves with a
+                (step,) = torch.autograd.grad(part.sum(), wide)
+                gradient += step
             loss += part.detach()
     dtype = _at_least_float32(a)
     return loss.to(dtype), gradient.detach().to(dtype)
@@ -238,7 +239,8 @@ def closed_form(f: Loss, a: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor] | N
         with torch.enable_grad():
             loss = f.expectation(neuron, wide)
             if loss is not None:
-                (gradient,) = torch.autograd.grad(loss.sum(), wide)
+                still = torch.zeros_like(wide)
+                (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
                 dtype = _at_least_float32(a)
                 return loss.detach().to(dtype), gradient.to(dtype)
     try:

@@ -16,7 +16,17 @@ from gradest.kernels.reference import logit, sigmoid, softplus
 from gradest.plugin import Plugin
 from gradest.random import Key
 
-__all__ = ["Binary", "Differentiable", "Discrete", "LogisticBinary", "Neuron", "Relaxable", "Reparameterised", "Scored"]
+__all__ = [
+    "Binary",
+    "Differentiable",
+    "Discrete",
+    "LogisticBinary",
+    "Neuron",
+    "Relaxable",
+    "Reparameterised",
+    "Scored",
+    "Step",
+]
 
 
 class Neuron(Plugin):
@@ -104,11 +114,19 @@ class Relaxable(Neuron):
         """A relaxed output given that the neuron said h, from fresh uniform noise; differentiable in a."""
 
 
-class Binary(Discrete):
-    """Outputs `low` or `high`: high where the noise is below `probability`."""
+class Step(Neuron):
+    """Outputs `low` or `high` and nothing between: it jumps as a grows, and a smooth function may stand for it in `backward`."""
 
     low: ClassVar[float] = 0.0
     high: ClassVar[float] = 1.0
+
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """0: the output does not move with a, but where it jumps."""
+        return torch.zeros_like(grad_h, dtype=a.dtype)
+
+
+class Binary(Discrete, Step):
+    """Outputs `low` or `high` at random: high where the noise is below `probability`."""
 
     @abstractmethod
     def probability(self, a: Tensor) -> Tensor:
@@ -117,10 +135,6 @@ class Binary(Discrete):
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """High where noise < probability(a), else low."""
         return self.low + (self.high - self.low) * (noise < self.probability(a)).to(a.dtype)
-
-    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """0: a binary output does not move with a."""
-        return torch.zeros_like(grad_h, dtype=a.dtype)
 
     def mean(self, a: Tensor) -> Tensor:
         """low + (high - low) P(h = high)."""

@@ -359,7 +359,7 @@ def measure_bias(estimator: Estimator, neuron: Neuron, seed: int = 17) -> Iterat
             loss=name,
             promised=claim.order >= order,
             bias_in_se=float(in_standard_errors(found, truth).abs().max()),
-            bias_over_gradient=float((found.gradient - truth).abs().max()) / size,
+            bias_over_gradient=float((found.gradient - truth).abs().max()) / size if size else math.inf,
             variance=float(found.variance.mean()),
             draws=draws,
         )

@@ -11,6 +11,7 @@ from gradest_estimators.reinforce_average import ReinforceAverage
 from gradest_estimators.reinforce_centered import ReinforceCentered
 from gradest_estimators.rloo import Rloo
 from gradest_estimators.straight_through import StraightThrough
+from gradest_estimators.surrogate import Surrogate
 
 
 @hookimpl
@@ -28,4 +29,5 @@ def gradest_estimators() -> list[type[Estimator]]:
         Rloo,
         StraightThrough,
         StraightThroughConcrete,
+        Surrogate,
     ]

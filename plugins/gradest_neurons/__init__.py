@@ -3,9 +3,11 @@
 from gradest import Neuron, hookimpl
 from gradest_neurons.bernoulli import Bernoulli
 from gradest_neurons.binary_concrete import BinaryConcrete
+from gradest_neurons.binomial import Binomial
 from gradest_neurons.bipolar import Bipolar
 from gradest_neurons.gaussian import Gaussian
 from gradest_neurons.hard_concrete import HardConcrete
+from gradest_neurons.heaviside import Heaviside
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.noisy_sigmoid import NoisySigmoid
 from gradest_neurons.rectifier import Rectifier
@@ -19,9 +21,11 @@ def gradest_neurons() -> list[type[Neuron]]:
     return [
         Bernoulli,
         BinaryConcrete,
+        Binomial,
         Bipolar,
         Gaussian,
         HardConcrete,
+        Heaviside,
         NoisyRectifier,
         NoisySigmoid,
         Rectifier,

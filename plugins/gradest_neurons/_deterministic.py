@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.neuron import Reparameterised
+from gradest.neuron import Neuron
 from gradest.random import Key
 
 
-class Deterministic(Reparameterised):
-    """A unit whose output is a function of a alone: E[h] = h, and backpropagation is exact."""
+class Deterministic(Neuron):
+    """A unit whose output is a function of a alone: E[h] = h."""
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """Zeros: there is no noise."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradest.neuron import Reparameterised
 from gradest_neurons._deterministic import Deterministic
 
 
-class Rectifier(Deterministic):
+class Rectifier(Deterministic, Reparameterised):
     """h = max(0, a); dh/da = 1[a > 0]."""
 
     name = "rectifier"

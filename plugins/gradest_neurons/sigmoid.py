@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from gradest.kernels.reference import sigmoid
+from gradest.neuron import Reparameterised
 from gradest_neurons._deterministic import Deterministic
 
 
-class Sigmoid(Deterministic):
+class Sigmoid(Deterministic, Reparameterised):
     """h = σ(a); dh/da = h (1 - h)."""
 
     name = "sigmoid"

@@ -1,0 +1,72 @@
+"""Surrogate derivatives of a step."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State
+from gradest.kernels.reference import leading_mean, sigmoid
+from gradest.neuron import LogisticBinary, Neuron, Step
+
+
+class Surrogate(MonteCarlo):
+    """ĝ = L'(h) · d(a), d the derivative of a smooth function that rises from the low to the high value about a = 0.
+
+    With x = slope · a, and each integrating to high - low over a:
+
+        sigmoid       σ(x)(1 - σ(x))
+        fast_sigmoid  ½ / (1 + |x|)²           (Zenke, Ganguli 2018, arXiv 1705.11146)
+        atan          ½ / (1 + (πx/2)²)        (Fang et al. 2021, arXiv 2007.05785)
+        triangle      max(0, 1 - |x|)          (Esser et al. 2016, arXiv 1603.08270)
+        rectangle     ½ · 1[|x| <= 1]          (Wu et al. 2018, arXiv 1706.02609)
+
+    Biased by construction: the true gradient of a deterministic step is 0. On a binary unit with P = σ(a) the sigmoid of
+    slope 1 is `straight_through` with derivative="sigmoid", hence exact to first order.
+    """
+
+    name = "surrogate"
+    summary = "passes dL/dh through the derivative of a smooth step"
+    reference = "Neftci, Mostafa, Zenke 2019, arXiv 1901.09948"
+    needs = frozenset({"grad"})
+    capabilities = (Step,)
+
+    examples = (
+        {},
+        {"derivative": "fast_sigmoid", "slope": 2.0},
+        {"derivative": "atan"},
+        {"derivative": "triangle"},
+        {"derivative": "rectangle", "slope": 0.5},
+    )
+
+    derivative: Literal["sigmoid", "fast_sigmoid", "atan", "triangle", "rectangle"] = Field(
+        "sigmoid", description="the shape of d"
+    )
+    slope: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the smooth step")
+
+    def bias(self, neuron: Neuron) -> Bias:
+        """Exact to first order where d is dE[h]/da, biased otherwise."""
+        exact = self.derivative == "sigmoid" and self.slope == 1 and isinstance(neuron, LogisticBinary)
+        return Bias.exact_to_order(1) if exact else Bias.BIASED
+
+    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+        """The mean over samples of dL/dh, times d."""
+        assert isinstance(draw.neuron, Step)
+        height = draw.neuron.high - draw.neuron.low
+        return leading_mean(feedback.get_grad()) * (height * self.slope * self._shape(self.slope * draw.a)), state
+
+    def _shape(self, x: Tensor) -> Tensor:
+        match self.derivative:
+            case "sigmoid":
+                return sigmoid(x) * sigmoid(-x)
+            case "fast_sigmoid":
+                return 0.5 / (1 + x.abs()) ** 2
+            case "atan":
+                return 0.5 / (1 + (0.5 * math.pi * x) ** 2)
+            case "triangle":
+                return (1 - x.abs()).clamp(min=0)
+            case "rectangle":
+                return 0.5 * (x.abs() <= 1).to(x.dtype)
