@@ -1,0 +1,87 @@
+"""What the estimators of binary units share."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gradest.estimator import Bias, Draw, Estimator, State
+from gradest.kernels.reference import sigmoid
+from gradest.neuron import Binary, LogisticBinary, Neuron
+from gradest.random import Key
+
+
+class UnbiasedBinary(Estimator):
+    """An unbiased estimator for binary units with P(high) = σ(a); by default it needs the loss alone."""
+
+    needs = frozenset({"loss"})
+    capabilities = (LogisticBinary,)
+
+    def bias(self, neuron: Neuron) -> Bias:
+        """None."""
+        return Bias.NONE
+
+
+class Antithetic(UnbiasedBinary):
+    """Asks at pairs of samples made of one noise: h, high where u < p, and h~, high where 1 - u < p.
+
+    Both have the neuron's law, since 1 - u is exact and as likely as u. Points 0 to n-1 are the h, and n to 2n-1 the h~.
+    """
+
+    samples: int = Field(2, ge=2, multiple_of=2, description="how many samples, two a pair; a draw averages over pairs")
+
+    def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
+        """The number of samples."""
+        return self.samples
+
+    def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
+        """Asks at h and at its mirror h~."""
+        noise = neuron.noise(key, a, self.samples // 2)
+        points = torch.cat([neuron.forward(a, noise), neuron.forward(a, 1 - noise)])
+        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples), {"noise": noise})
+
+
+class AllFlips(UnbiasedBinary):
+    """Asks at one sample and at that sample with each of its D units flipped, in this order.
+
+    The value is the mean over units of E[L | all other units], which these points give. Memory: the points,
+    `[D + 1, *batch, D]`, at once.
+    """
+
+    def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
+        """D + 1."""
+        return event_shape[0] + 1
+
+    def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
+        """Asks at a sample and its D flips; the weights are P(unit as it is), meaned, and P(unit flipped) / D."""
+        h = neuron.forward(a, neuron.noise(key, a, 1))
+        units = a.shape[-1]
+        own = torch.eye(units, dtype=torch.bool, device=a.device).reshape(units, *[1] * (a.ndim - 1), units)
+        stays, goes = odds(neuron, h[0], a)
+        weights = torch.cat([stays.contiguous().mean(-1)[None], goes.movedim(-1, 0) / units])
+        return Draw(neuron, a, key, torch.cat([h, torch.where(own, flip(neuron, h), h)]), weights)
+
+
+def flip(neuron: Neuron, h: Tensor) -> Tensor:
+    """High for low and low for high."""
+    assert isinstance(neuron, Binary)
+    return neuron.low + neuron.high - h
+
+
+def odds(neuron: Neuron, h: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """P(a unit is as in h) and P(it is not), each without cancellation."""
+    assert isinstance(neuron, Binary)
+    towards = torch.where(h == neuron.high, a, -a)
+    return sigmoid(towards), sigmoid(-towards)
+
+
+def rise(neuron: Neuron, h: Tensor, at: Tensor, flipped: Tensor) -> Tensor:
+    """L(unit high) - L(unit low), from L at h and L where that unit is flipped."""
+    assert isinstance(neuron, Binary)
+    return torch.where(h == neuron.high, at - flipped, flipped - at)
+
+
+def slope(a: Tensor) -> Tensor:
+    """p(1 - p), the derivative of P(high) in a."""
+    return sigmoid(a) * sigmoid(-a)

@@ -1,0 +1,41 @@
+"""MuProp."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradest.estimator import Draw, Feedback, State, per_event
+from gradest.neuron import Binary, Neuron
+from gradest.random import Key
+from gradest_estimators._binary import UnbiasedBinary, slope
+
+
+class Muprop(UnbiasedBinary):
+    """ĝ = (L(h) - L(m) - L'(m)ᵀ(h - m)) d log P(h)/da + L'(m) dm/da, m = E[h]: the score with a first-order control variate.
+
+    Unbiased, and for a linear loss without variance. It asks for L at m, between the outputs of the unit, and for its
+    derivative there, so the loss has to make sense there.
+    """
+
+    name = "muprop"
+    summary = "score minus its first-order expansion at the mean"
+    reference = "Gu, Levine, Sutskever, Mnih 2015, arXiv 1511.05176"
+    needs = frozenset({"loss", "grad"})
+
+    def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
+        """2."""
+        return 2
+
+    def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
+        """Asks at a sample and at the mean; the value is the loss at the sample."""
+        points = torch.cat([neuron.forward(a, neuron.noise(key, a, 1)), neuron.mean(a)[None]])
+        return Draw(neuron, a, key, points, a.new_tensor([1.0, 0.0]))
+
+    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+        """What the expansion leaves, times score, and the expansion's own gradient."""
+        neuron, (h, mean), loss, grad = draw.neuron, draw.points, feedback.get_loss(), feedback.get_grad()[1]
+        assert isinstance(neuron, Binary)
+        left = loss[0] - loss[1] - (grad * (h - mean)).contiguous().sum(-1)
+        path = (neuron.high - neuron.low) * slope(draw.a) * grad
+        return per_event(left, neuron) * neuron.score(h, draw.a) + path, state
