@@ -159,8 +159,8 @@ def test_describe_tells_of_an_estimator_what_it_needs_and_costs(run: Run) -> Non
 
 
 def test_describe_an_unknown_name(run: Run) -> None:
-    assert run("describe", "bernouli") == Ran(
-        1, "", "gradest: no plugin is named 'bernouli'. Did you mean bernoulli?\n"
+    assert run("describe", "bernulli") == Ran(
+        1, "", "gradest: no plugin is named 'bernulli'. Did you mean bernoulli?\n"
     )
     assert (
         "no objective is named 'bernoulli'. Known: cross_entropy"
@@ -308,7 +308,7 @@ def test_progress_bars_are_shown_on_a_terminal() -> None:
 
 
 FAILURES = [
-    (["sample", "bernouli", "--a", "1"], "no neuron is named 'bernouli'. Did you mean bernoulli?"),
+    (["sample", "bernulli", "--a", "1"], "no neuron is named 'bernulli'. Did you mean bernoulli?"),
     (["sample", "bernoulli", "--a", "1", "--option", "std=2"], "bernoulli: std: Extra inputs are not permitted"),
     (["sample", "bernoulli", "--a", "1", "--option", "std"], "options are key=value, not 'std'"),
     (["sample", "bernoulli", "--a", "nan"], "pre-activations must be finite, but a[0] is nan"),
