@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         Relaxable,
         Reparameterised,
         Scored,
+        SoftmaxOneHot,
     )
     from gradest.objective import Objective, Separable
     from gradest.plugin import Plugin, TensorOption
@@ -84,6 +85,7 @@ __all__ = [
     "Reparameterised",
     "Scored",
     "Separable",
+    "SoftmaxOneHot",
     "State",
     "TensorOption",
     "compare",
@@ -107,7 +109,7 @@ _HOMES = {
     "gradest.hookspecs": ["PLUGIN_API", "hookimpl"],
     "gradest.neuron": [
         *["Binary", "Differentiable", "Discrete", "LogisticBinary", "Neuron"],
-        *["Relaxable", "Reparameterised", "Scored"],
+        *["Relaxable", "Reparameterised", "Scored", "SoftmaxOneHot"],
     ],
     "gradest.objective": ["Objective", "Separable"],
     "gradest.plugin": ["Plugin", "TensorOption"],

@@ -123,9 +123,10 @@ def test_dtypes_and_strides(neuron, dtype):
     strided = a.transpose(0, 1).contiguous().transpose(0, 1)
     assert not strided.is_contiguous()
     assert torch.equal(gradest.sample(neuron, strided, samples=4, seed=2), h)
+    event = tuple(range(-gradest.neuron(neuron).event_ndim, 0))
     for estimator in gradest.registry.fitting(gradest.neuron(neuron)):
         leaf = a.clone().requires_grad_()
-        value, _ = gradest.expect(lambda h: (h * h).sum(-1), leaf, neuron=neuron, estimator=estimator, seed=1)
+        value, _ = gradest.expect(lambda h: (h * h).sum(event), leaf, neuron=neuron, estimator=estimator, seed=1)
         value.sum().backward()
         assert leaf.grad.dtype == dtype
         assert bool(torch.isfinite(leaf.grad).all())

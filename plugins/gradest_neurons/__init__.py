@@ -3,6 +3,7 @@
 from gradest import Neuron, hookimpl
 from gradest_neurons.bernoulli import Bernoulli
 from gradest_neurons.bipolar import Bipolar
+from gradest_neurons.categorical import Categorical
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.noisy_sigmoid import NoisySigmoid
 from gradest_neurons.rectifier import Rectifier
@@ -13,4 +14,4 @@ from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
 @hookimpl
 def gradest_neurons() -> list[type[Neuron]]:
     """The built-in neurons."""
-    return [Bernoulli, Bipolar, NoisyRectifier, NoisySigmoid, Rectifier, Sigmoid, StochasticTimesSmooth]
+    return [Bernoulli, Bipolar, Categorical, NoisyRectifier, NoisySigmoid, Rectifier, Sigmoid, StochasticTimesSmooth]
