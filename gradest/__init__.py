@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         Relaxable,
         Reparameterised,
         Scored,
+        SoftmaxOneHot,
         Step,
     )
     from gradest.objective import Objective, Separable
@@ -85,6 +86,7 @@ __all__ = [
     "Reparameterised",
     "Scored",
     "Separable",
+    "SoftmaxOneHot",
     "State",
     "Step",
     "TensorOption",
@@ -109,7 +111,7 @@ _HOMES = {
     "gradest.hookspecs": ["PLUGIN_API", "hookimpl"],
     "gradest.neuron": [
         *["Binary", "Differentiable", "Discrete", "LogisticBinary", "Neuron"],
-        *["Relaxable", "Reparameterised", "Scored", "Step"],
+        *["Relaxable", "Reparameterised", "Scored", "SoftmaxOneHot", "Step"],
     ],
     "gradest.objective": ["Objective", "Separable"],
     "gradest.plugin": ["Plugin", "TensorOption"],

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gradest.kernels.reference import logit, sigmoid, softplus
+from gradest.kernels.reference import logit, sigmoid, softplus, widen
 from gradest.plugin import Plugin
 from gradest.random import Key
 
@@ -25,6 +25,7 @@ __all__ = [
     "Relaxable",
     "Reparameterised",
     "Scored",
+    "SoftmaxOneHot",
     "Step",
 ]
 
@@ -85,18 +86,22 @@ class Scored(Neuron):
 
 
 class Discrete(Scored):
-    """Has finitely many outputs, which do not move with a."""
+    """Has finitely many outputs, which do not move with a.
 
-    @abstractmethod
+    `law` lists them. A unit whose output is a number writes `support` and has `law` from it. A unit whose output is a vector
+    writes `law` itself: how many outputs it has may depend on the shape of a, which `support` does not see.
+    """
+
     def support(self) -> Tensor:
-        """The outputs a unit can have, `[S]`, increasing."""
+        """The numbers that a unit can be, `[S]`, increasing; raises TypeError where outputs are no numbers."""
+        raise TypeError(f"{self.name} states no support; the outputs of a unit and their probabilities are in law(a)")
 
     @abstractmethod
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
-        """log P(h | a) of each unit."""
+        """log P(h | a) of each unit, `[..., *batch, units]`."""
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """The support, and its probabilities."""
+        """The support, and its probabilities; for units that are numbers."""
         support = self.support().to(a)[(..., *[None] * a.ndim)]
         values = support.expand(-1, *a.shape)
         return values, self.log_prob(values, a).exp()
@@ -191,3 +196,77 @@ class LogisticBinary(Binary, Relaxable):
 
     def _squash(self, z: Tensor, temperature: float | Tensor) -> Tensor:
         return self.low + (self.high - self.low) * sigmoid(z / temperature)
+
+
+class SoftmaxOneHot(Discrete, Relaxable):
+    """A unit of C classes: a one-hot vector over the last dim, of class c with probability softmax(a)_c.
+
+    What is drawn is the argmax of a + G, G Gumbel noise (the Gumbel-max trick), so noise, h and all but the probability of
+    a unit have the shape `[*batch, units, classes]` of a.
+    """
+
+    event_ndim: ClassVar[int] = 2
+
+    def probability(self, a: Tensor) -> Tensor:
+        """softmax(a) over the last dim."""
+        return torch.softmax(widen(a), -1).to(a.dtype)
+
+    def perturbed(self, a: Tensor, noise: Tensor) -> Tensor:
+        """log softmax(a) + G, G = -log(-log noise): its largest entry is the class drawn, its k largest k without replacement."""
+        return torch.log_softmax(widen(a), -1) - torch.log(-torch.log(noise))
+
+    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
+        """One where `perturbed` is largest, else 0."""
+        return self.one_hot(self.perturbed(a, noise).argmax(-1), a)
+
+    def one_hot(self, index: Tensor, a: Tensor) -> Tensor:
+        """The output of class `index` `[...]`, `[..., classes]` with the classes and the dtype of a."""
+        return (index[..., None] == torch.arange(a.shape[-1], device=a.device)).to(a.dtype)
+
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """0: a one-hot output does not move with a."""
+        return torch.zeros_like(grad_h, dtype=a.dtype)
+
+    def mean(self, a: Tensor) -> Tensor:
+        """softmax(a)."""
+        return self.probability(a)
+
+    def active_probability(self, a: Tensor) -> Tensor:
+        """softmax(a): the class drawn is the one that is not 0."""
+        return self.probability(a)
+
+    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The C one-hot vectors, and softmax(a)."""
+        classes = a.shape[-1]
+        values = torch.eye(classes, dtype=a.dtype, device=a.device).reshape(classes, *[1] * (a.ndim - 1), classes)
+        return values.expand(classes, *a.shape), self.probability(a).movedim(-1, 0)
+
+    def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
+        """log softmax(a) at the class that h is, `[..., *batch, units]`."""
+        return (h * torch.log_softmax(widen(a), -1)).contiguous().sum(-1).to(a.dtype)
+
+    def score(self, h: Tensor, a: Tensor) -> Tensor:
+        """h - softmax(a), with the sum of the others for 1 - p, which does not cancel at saturation."""
+        p = torch.softmax(widen(a), -1)
+        others = ((1 - h) * p).contiguous().sum(-1, keepdim=True)
+        return torch.where(h > 0, others, -p).to(a.dtype)
+
+    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
+        """One at the likeliest class, whatever the level: a one-hot unit has exactly one class open. Of equals, the first."""
+        return self.one_hot(a.argmax(-1), a)
+
+    def relax(self, a: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """softmax((log softmax(a) + G) / temperature): largest where h is 1."""
+        return torch.softmax(self.perturbed(a, noise) / temperature, -1).to(a.dtype)
+
+    def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """`relax` at a noise drawn given h.
+
+        With E = -log u, exponential: the entry of h's class k is -log E_k, the largest of them all, whose law does not depend
+        on k; another class c has -log(E_c / p_c + E_k). In logarithms, so that p = 0 is no division by 0.
+        """
+        log_e = torch.log(-torch.log(noise))
+        first = (h * log_e).contiguous().sum(-1, keepdim=True)
+        other = log_e - torch.log_softmax(widen(a), -1)
+        perturbed = -torch.where(h > 0, first, other + softplus(first - other))
+        return torch.softmax(perturbed / temperature, -1).to(a.dtype)

@@ -33,32 +33,39 @@ class Objective(Plugin):
 
 
 class Separable(Objective):
-    """The mean, or the sum, over units of a function of each unit alone. Its expectation is exact for any number of units."""
+    """The mean, or the sum, over units of a function of each unit alone. Its expectation is exact for any number of units.
 
+    A unit of several classes, event_ndim=2, has the sum of the parts of its classes.
+    """
+
+    event_ndim: Literal[1, 2] = Field(1, description="dims of an event: 1 for units, 2 for units of several classes")
     reduction: Literal["mean", "sum"] = Field("mean", description="over the units")
 
     @abstractmethod
     def per_unit(self, h: Tensor) -> Tensor:
-        """The unit's part of the loss, elementwise, `[..., units]`."""
+        """The unit's part of the loss, elementwise, `[..., *event]`."""
 
     def __call__(self, points: Tensor) -> Tensor:
-        """The mean, or the sum, of `per_unit` over the last dim."""
+        """The mean, or the sum, of `per_unit` over the units."""
         return self._reduce(self._parts(points))
 
     def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
-        """Each unit's part over the atoms of its law; None for a neuron whose outputs are not single numbers."""
-        if neuron.event_ndim != 1:
-            return None
+        """Each unit's part over the atoms of its law. Raises InvalidInput unless the neuron has events of `event_ndim` dims."""
+        if neuron.event_ndim != self.event_ndim:
+            raise InvalidInput(
+                f"{neuron.name} has events of {neuron.event_ndim} dim(s): give {self.name} event_ndim={neuron.event_ndim}"
+            )
         values, weights = neuron.law(a)
         return self._reduce(leading_sum(weights * self._parts(values)))
 
     def _parts(self, h: Tensor) -> Tensor:
         try:
-            return self.per_unit(h)
+            parts = self.per_unit(h)
         except RuntimeError as error:
             raise InvalidInput(
-                f"the options of {self.name} must broadcast against [*batch, units], but the points are {list(h.shape)}: {error}"
+                f"the options of {self.name} must broadcast against [*batch, *event], but the points are {list(h.shape)}: {error}"
             ) from error
+        return parts.contiguous().sum(-1) if self.event_ndim == 2 else parts
 
     def _reduce(self, parts: Tensor) -> Tensor:
         total = parts.contiguous().sum(-1)

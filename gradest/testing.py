@@ -136,7 +136,9 @@ def neuron_law_agrees(neuron: Neuron) -> None:
     draws = 40_000
     a = _pre_activations(neuron, (4,), torch.float64) * 1.5
     values, weights = neuron.law(a)
-    weights = weights if neuron.event_ndim == 1 else weights[..., None]
+    if isinstance(neuron, Discrete):
+        _expect_close("log_prob, against law,", neuron.log_prob(values, a).exp(), weights, 1e-9)
+    weights = _per_event(neuron, weights)
     _expect_close("the weights of law sum to", weights.sum(0), torch.ones_like(weights[0]), 1e-7)
     _expect_close("mean, against law,", neuron.mean(a), (weights * values).sum(0), 1e-6)
     positive = (weights * (values > 0)).sum(0)
@@ -154,17 +156,18 @@ def neuron_law_agrees(neuron: Neuron) -> None:
 
 def neuron_derivatives_agree(neuron: Neuron) -> None:
     """`backward` is the finite difference of `forward` where forward does not jump; `score` that of `log_prob`, with mean 0."""
-    a, step = _pre_activations(neuron, (200,), torch.float64) * 2, 1e-6
+    a, size = _pre_activations(neuron, (200,), torch.float64) * 2, 1e-6
     noise = neuron.noise(Key(13), a, 1)
-    upper, lower = neuron.forward(a + step, noise), neuron.forward(a - step, noise)
-    slope = (upper - lower) / (2 * step)
-    given = neuron.backward(a, noise, torch.ones_like(slope))
+    step, grad = a.roll(1, 0).cos() + 1.5, a.roll(2, 0).cos() + 1.5
+    upper, lower = neuron.forward(a + size * step, noise), neuron.forward(a - size * step, noise)
+    slope = _over_classes(neuron, grad * (upper - lower) / (2 * size))
+    given = _over_classes(neuron, neuron.backward(a, noise, grad.expand_as(upper)) * step)
     smooth = (slope - given).abs() < 1e-4 * (1 + slope.abs())
     assert float(smooth.double().mean()) > 0.99, "backward is not the derivative of forward at fixed noise"
     if isinstance(neuron, Scored):
         h = neuron.forward(a, noise)
         values, weights = neuron.law(a)
-        centre = (weights * neuron.score(values, a)).sum(0) if neuron.event_ndim == 1 else torch.zeros(())
+        centre = (_per_event(neuron, weights) * neuron.score(values, a)).sum(0)
         _expect_close("E[score]", centre, torch.zeros_like(centre), 1e-9)
         if isinstance(neuron, Discrete):
             moved = a.clone().requires_grad_()
@@ -291,11 +294,11 @@ def objective_shapes_and_values(objective: Objective) -> None:
     """Losses are `[K, *batch]` in the dtype of the points, each from its own point alone; the points are not changed."""
     for batch in ((), (3,), (2, 3), (0,)):
         for dtype in DTYPES:
-            points = _pre_activations(None, (4, *batch), dtype)
+            points = _points(objective, (4, *batch), dtype)
             with _Untouched(points):
                 loss = objective(points)
             _expect_like("loss", loss, (4, *batch), points)
-    points = _pre_activations(None, (4, 1000))
+    points = _points(objective, (4, 1000))
     whole = objective(points)
     for row in (0, 499, 999):
         _expect_bits(
@@ -368,6 +371,16 @@ def measure_bias(estimator: Estimator, neuron: Neuron, seed: int = 17) -> Iterat
 # --- what the checks share -----------------------------------------------------------------------------------------------------
 
 
+def _per_event(neuron: Neuron, weights: Tensor) -> Tensor:
+    """The weights of a law, broadcast against its values."""
+    return weights if neuron.event_ndim == 1 else weights[..., None]
+
+
+def _over_classes(neuron: Neuron, x: Tensor) -> Tensor:
+    """What belongs to a unit, added up: units are independent of each other, the classes of a unit are not."""
+    return x if neuron.event_ndim == 1 else x.sum(-1)
+
+
 def _flat(neuron: Neuron, h: Tensor) -> Tensor:
     return h.flatten(-2) if neuron.event_ndim == 2 else h
 
@@ -402,9 +415,21 @@ def _network(neuron: Neuron) -> Callable[[Tensor], Tensor]:
     return f
 
 
-def _pre_activations(neuron: Neuron | None, batch: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    event = (_UNITS, _CLASSES) if neuron is not None and neuron.event_ndim == 2 else (_UNITS,)
-    return torch.randn(*batch, *event, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
+def _pre_activations(neuron: Neuron, batch: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    return _normal((*batch, *_event(neuron.event_ndim)), dtype)
+
+
+def _points(objective: Objective, leading: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Points for an objective; one that reads events of 2 dims says so in an attribute or option `event_ndim`."""
+    return _normal((*leading, *_event(getattr(objective, "event_ndim", 1))), dtype)
+
+
+def _event(event_ndim: int) -> tuple[int, ...]:
+    return (_UNITS, _CLASSES)[:event_ndim]
+
+
+def _normal(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
 
 
 def _inputs(neuron: Neuron) -> Iterator[Tensor]:

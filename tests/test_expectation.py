@@ -123,9 +123,10 @@ def test_dtypes_and_strides(neuron, dtype):
     strided = a.transpose(0, 1).contiguous().transpose(0, 1)
     assert not strided.is_contiguous()
     assert torch.equal(gradest.sample(neuron, strided, samples=4, seed=2), h)
+    event = tuple(range(-gradest.neuron(neuron).event_ndim, 0))
     for estimator in gradest.registry.fitting(gradest.neuron(neuron)):
         leaf = a.clone().requires_grad_()
-        value, _ = gradest.expect(lambda h: (h * h).sum(-1), leaf, neuron=neuron, estimator=estimator, seed=1)
+        value, _ = gradest.expect(lambda h: (h * h).sum(event), leaf, neuron=neuron, estimator=estimator, seed=1)
         value.sum().backward()
         assert leaf.grad.dtype == dtype
         assert bool(torch.isfinite(leaf.grad).all())
@@ -179,7 +180,7 @@ def test_bad_arguments_are_refused():
         gradest.expect(lambda h: h.sum(), A, estimator="rloo")
     with pytest.raises(InvalidInput, match="not differentiable"):
         gradest.expect(lambda h: (h.detach() > 0).double().sum(-1), A, estimator="straight_through")
-    with pytest.raises(Incompatible, match=r"Binary.*fit noisy_rectifier: held_noise, pathwise"):
+    with pytest.raises(Incompatible, match=r"Discrete.*fit noisy_rectifier: held_noise, pathwise"):
         gradest.expect(loss, A, neuron="noisy_rectifier", estimator="straight_through")
 
 

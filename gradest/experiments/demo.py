@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from gradest.registry import registry
 __all__ = ["run"]
 
 _FINITE_UNITS, _OTHER_UNITS = 8, 2  # units of which the exact gradient is quick: 2^8 configurations, 97^2 nodes
+_CLASSES = 3  # of a unit that has several
 _IMAGES, _DRAWS, _SAMPLES = 4, 1000, 2000
 
 
@@ -91,22 +93,26 @@ def _registered() -> Iterator[Table]:
         yield Table(title=f"did not load: {failure}")
 
 
-def _look(split: Split, units: int, seed: int) -> Tensor:
-    """Pre-activations `[images, units]`: random views of the images, of zero mean and unit variance."""
-    views = torch.randn(split.x.shape[1], units, generator=torch.Generator().manual_seed(seed))
+def _look(split: Split, neuron: Neuron, units: int, seed: int) -> Tensor:
+    """Pre-activations `[images, *event]`: random views of the images, of zero mean and unit variance."""
+    event = (units, *[_CLASSES] * (neuron.event_ndim - 1))
+    views = torch.randn(split.x.shape[1], math.prod(event), generator=torch.Generator().manual_seed(seed))
     a = split.x @ views
-    return (a - a.mean(0)) / a.std(0)
+    return ((a - a.mean(0)) / a.std(0)).reshape(-1, *event)
 
 
 def _samples(client: Client, split: Split, seed: int) -> Table:
-    a = _look(split, 1, seed)[:_IMAGES]
     table = Table(title=f"{_SAMPLES} samples on each of {_IMAGES} digits", title_justify="left")
     for column in ("neuron", "E[h]", "mean of samples", "P(h > 0)", "share above 0", "first samples, digit 0"):
         table.add_column(Text(column))  # "E[h]" is no markup
     for name, cls in registry.neurons.items():
-        h, neuron = client.sample(name, a, _SAMPLES, seed), cls()
+        neuron = cls()
+        a = _look(split, neuron, 1, seed)[:_IMAGES]
+        h = client.sample(name, a, _SAMPLES, seed)
         cells = (neuron.mean(a).mean(), h.mean(), neuron.active_probability(a).mean(), (h > 0).float().mean())
-        table.add_row(name, *(f"{float(cell):.4f}" for cell in cells), " ".join(f"{x:.2f}" for x in h[:6, 0, 0]))
+        table.add_row(
+            name, *(f"{float(cell):.4f}" for cell in cells), " ".join(f"{x:.2f}" for x in h[:6, 0].flatten()[:6])
+        )
     return table
 
 
@@ -119,10 +125,10 @@ def _comparisons(client: Client, split: Split, seed: int) -> Iterator[Comparison
 def _readout(neuron: Neuron, split: Split, seed: int) -> tuple[Tensor, Objective]:
     """Pre-activations of a few digits, and the cross entropy of a softmax readout fitted to E[h] of all of them."""
     atoms = neuron.law(torch.zeros((1,) * neuron.event_ndim))[0].shape[0]
-    a = _look(split, _FINITE_UNITS if atoms <= 2 else _OTHER_UNITS, seed)
-    features = neuron.mean(a)
+    a = _look(split, neuron, _FINITE_UNITS if atoms <= 2 else _OTHER_UNITS, seed)
+    features = neuron.mean(a).flatten(1)
     classes = int(split.y.max()) + 1
-    weight = torch.zeros(classes, a.shape[1], requires_grad=True)
+    weight = torch.zeros(classes, features.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
     optimiser = torch.optim.LBFGS([weight, bias], max_iter=60)
 
@@ -135,7 +141,11 @@ def _readout(neuron: Neuron, split: Split, seed: int) -> tuple[Tensor, Objective
         return float(value.detach())
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
-    readout = {"weight": weight.detach(), "bias": bias.detach(), "labels": split.y[:_IMAGES]}
+    readout = {
+        "weight": weight.detach().reshape(classes, *a.shape[1:]),
+        "bias": bias.detach(),
+        "labels": split.y[:_IMAGES],
+    }
     return a[:_IMAGES], registry.objective("cross_entropy", **readout)
 
 

@@ -3,25 +3,31 @@
 from gradest import Estimator, hookimpl
 from gradest_estimators.arm import Arm
 from gradest_estimators.arms import Arms
+from gradest_estimators.arsm import Arsm
 from gradest_estimators.bitflip import Bitflip
 from gradest_estimators.concrete import Concrete, StraightThroughConcrete
 from gradest_estimators.disarm import Disarm
 from gradest_estimators.double_cv import DoubleCv
 from gradest_estimators.enumeration import Enumeration
+from gradest_estimators.gumbel_rao import GumbelRao
 from gradest_estimators.held_noise import HeldNoise
 from gradest_estimators.local_expectation import LocalExpectation
+from gradest_estimators.measure_valued import MeasureValued
 from gradest_estimators.muprop import Muprop
 from gradest_estimators.pathwise import Pathwise
 from gradest_estimators.pathwise_score import PathwiseScore
 from gradest_estimators.reinforce import Reinforce
 from gradest_estimators.reinforce_average import ReinforceAverage
 from gradest_estimators.reinforce_centered import ReinforceCentered
-from gradest_estimators.reinmax import Reinmax
+from gradest_estimators.reinmax import ReinMax
 from gradest_estimators.rloo import Rloo
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
 from gradest_estimators.straight_through import StraightThrough
+from gradest_estimators.straight_through_gumbel import StraightThroughGumbel
+from gradest_estimators.sum_and_sample import SumAndSample
 from gradest_estimators.surrogate import Surrogate
 from gradest_estimators.ugc import Ugc
+from gradest_estimators.unordered_set import UnorderedSet
 
 
 @hookimpl
@@ -30,24 +36,30 @@ def gradest_estimators() -> list[type[Estimator]]:
     return [
         Arm,
         Arms,
+        Arsm,
         Bitflip,
         Concrete,
         StraightThroughConcrete,
         Disarm,
         DoubleCv,
         Enumeration,
+        GumbelRao,
         HeldNoise,
         LocalExpectation,
+        MeasureValued,
         Muprop,
         Pathwise,
         PathwiseScore,
         Reinforce,
         ReinforceAverage,
         ReinforceCentered,
-        Reinmax,
+        ReinMax,
         Rloo,
         SmoothedPerturbation,
         StraightThrough,
+        StraightThroughGumbel,
+        SumAndSample,
         Surrogate,
         Ugc,
+        UnorderedSet,
     ]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State
 from gradest.kernels.reference import leading_mean, sigmoid
-from gradest.neuron import Binary, LogisticBinary, Neuron
+from gradest.neuron import Binary, Discrete, LogisticBinary, Neuron, SoftmaxOneHot
+from gradest_estimators._one_hot import softmax_backward
 
 
 class StraightThrough(MonteCarlo):
@@ -20,7 +21,7 @@ class StraightThrough(MonteCarlo):
         that it trains best.
     derivative="sigmoid": d = slope · (high - low) σ(slope a)(1 - σ(slope a)). With slope 1 it is dE[h]/da, hence exact for a
         loss that is linear in each unit, and biased beyond. A slope that grows during training anneals the sigmoid to a step
-        (Chung, Ahn, Bengio 2016, arXiv 1609.01704).
+        (Chung, Ahn, Bengio 2016, arXiv 1609.01704). A one-hot unit has the derivative of softmax(slope a), slope (diag p - ppᵀ).
     derivative="clipped": d = slope · 1[|a| <= 1] (Hubara et al. 2016, arXiv 1602.02830).
     """
 
@@ -28,21 +29,28 @@ class StraightThrough(MonteCarlo):
     summary = "passes dL/dh to a as if the unit were smooth"
     reference = "Hinton 2012 (lecture); Bengio, Léonard, Courville 2013, arXiv 1308.3432"
     needs = frozenset({"grad"})
-    capabilities = (Binary,)
+    capabilities = (Discrete,)
 
     examples = ({}, {"derivative": "sigmoid"}, {"derivative": "sigmoid", "slope": 2.0}, {"derivative": "clipped"})
 
     derivative: Literal["identity", "sigmoid", "clipped"] = Field("identity", description="what stands for dh/da")
     slope: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the smooth function that stands for the unit")
 
+    def accepts(self, neuron: Neuron) -> bool:
+        """Whether the unit is binary or, unless derivative="clipped", one-hot with P = softmax(a)."""
+        return isinstance(neuron, Binary) or (isinstance(neuron, SoftmaxOneHot) and self.derivative != "clipped")
+
     def bias(self, neuron: Neuron) -> Bias:
         """Exact to first order with derivative="sigmoid" and slope 1, biased otherwise."""
-        exact = self.derivative == "sigmoid" and self.slope == 1 and isinstance(neuron, LogisticBinary)
+        exact = self.derivative == "sigmoid" and self.slope == 1 and isinstance(neuron, LogisticBinary | SoftmaxOneHot)
         return Bias.exact_to_order(1) if exact else Bias.BIASED
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over samples of dL/dh, times d."""
-        return leading_mean(feedback.get_grad()) * self._derivative(draw.neuron, draw.a), state
+        neuron, a, grad = draw.neuron, draw.a, leading_mean(feedback.get_grad())
+        if isinstance(neuron, SoftmaxOneHot) and self.derivative == "sigmoid":
+            return self.slope * softmax_backward(neuron.probability(self.slope * a), grad), state
+        return grad * self._derivative(neuron, a), state
 
     def _derivative(self, neuron: Neuron, a: Tensor) -> Tensor | float:
         if self.derivative == "identity":

@@ -5,6 +5,7 @@ from gradest_neurons.bernoulli import Bernoulli
 from gradest_neurons.binary_concrete import BinaryConcrete
 from gradest_neurons.binomial import Binomial
 from gradest_neurons.bipolar import Bipolar
+from gradest_neurons.categorical import Categorical
 from gradest_neurons.gaussian import Gaussian
 from gradest_neurons.hard_concrete import HardConcrete
 from gradest_neurons.heaviside import Heaviside
@@ -23,6 +24,7 @@ def gradest_neurons() -> list[type[Neuron]]:
         BinaryConcrete,
         Binomial,
         Bipolar,
+        Categorical,
         Gaussian,
         HardConcrete,
         Heaviside,

@@ -14,7 +14,10 @@ from gradest.plugin import TensorOption
 
 
 class CrossEntropy(Objective):
-    """L(h) = -log softmax(W h + b)[y], in nats. No closed form of its expectation: enumeration gives it for few units."""
+    """L(h) = -log softmax(W h + b)[y], in nats. No closed form of its expectation: enumeration gives it for few units.
+
+    The dims of `weight` after its first are those of an event: units, or units and their classes.
+    """
 
     name = "cross_entropy"
     summary = "cross entropy of a softmax readout"
@@ -22,16 +25,19 @@ class CrossEntropy(Objective):
     examples = (
         {"weight": [[0.5, -1.0], [1.0, 0.3], [-0.7, 0.2]], "labels": 1},
         {"weight": [[0.5, -1.0], [1.0, 0.3]], "labels": 0, "bias": [0.1, -0.2]},
+        {"weight": [[[0.5, -1.0, 0.2], [1.0, 0.3, 0.0]], [[-0.7, 0.2, 0.1], [0.1, 0.4, 0.9]]], "labels": 1},
     )
 
-    weight: TensorOption = Field(description="W, [classes, units]")
+    weight: TensorOption = Field(description="W, [classes, *event]")
     labels: TensorOption = Field(description="y, integers in [0, classes), broadcast against [*batch]")
     bias: TensorOption | None = Field(None, description="b, [classes]; none if not given")
 
     @model_validator(mode="after")
     def _check_shapes(self) -> Self:
-        if self.weight.ndim != 2 or not self.weight.shape[0]:
-            raise ValueError(f"weight is [classes, units], not of shape {list(self.weight.shape)}")
+        if self.weight.ndim not in (2, 3) or not self.weight.shape[0]:
+            raise ValueError(
+                f"weight is [classes, units], or [classes, units, their classes], not of shape {list(self.weight.shape)}"
+            )
         classes = self.weight.shape[0]
         if self.bias is not None and self.bias.shape != (classes,):
             raise ValueError(f"bias is [classes] = [{classes}], not of shape {list(self.bias.shape)}")
@@ -42,11 +48,19 @@ class CrossEntropy(Objective):
             raise ValueError(f"labels are integers in [0, {classes})")
         return self
 
+    @property
+    def event_ndim(self) -> int:
+        """Dims of an event."""
+        return self.weight.ndim - 1
+
     def __call__(self, points: Tensor) -> Tensor:
         """The cross entropy at each point."""
         weight = self.weight.to(points)
-        if points.shape[-1] != weight.shape[1]:
-            raise InvalidInput(f"weight reads {weight.shape[1]} units, but the points have {points.shape[-1]}")
+        event, given = weight.shape[1:], points.shape[1 - weight.ndim :]
+        if given != event:
+            sizes = ["×".join(map(str, shape)) for shape in (event, given)]
+            raise InvalidInput(f"weight reads {sizes[0]} units, but the points have {sizes[1]}")
+        points, weight = points.flatten(1 - weight.ndim), weight.flatten(1)
         # a product of matrices adds in an order that depends on the batch; a class at a time does not
         logits = torch.stack([(points * row).sum(-1) for row in weight], -1)
         if self.bias is not None:

@@ -15,9 +15,9 @@ class Linear(Separable):
     name = "linear"
     summary = "weighted mean (or sum) of the outputs"
 
-    examples = ({}, {"weight": [2.0, -1.0], "reduction": "sum"})
+    examples = ({}, {"weight": [2.0, -1.0], "reduction": "sum"}, {"event_ndim": 2})
 
-    weight: TensorOption = Field(1.0, description="w, broadcast against [*batch, units]")  # type: ignore[assignment]  # validated into a tensor
+    weight: TensorOption = Field(1.0, description="w, broadcast against [*batch, *event]")  # type: ignore[assignment]  # validated into a tensor
 
     def per_unit(self, h: Tensor) -> Tensor:
         """w h."""

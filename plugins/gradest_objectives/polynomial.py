@@ -16,10 +16,10 @@ class Polynomial(Separable):
     summary = "mean (or sum) of a power of the difference from a target"
     reference = "Liu et al. 2023, arXiv 2304.08612"
 
-    examples = ({}, {"power": 4, "target": 0.45})
+    examples = ({}, {"power": 4, "target": 0.45}, {"event_ndim": 2})
 
     power: int = Field(3, ge=1, description="n")
-    target: TensorOption = Field(0.0, description="t, broadcast against [*batch, units]")  # type: ignore[assignment]  # validated into a tensor
+    target: TensorOption = Field(0.0, description="t, broadcast against [*batch, *event]")  # type: ignore[assignment]  # validated into a tensor
 
     def per_unit(self, h: Tensor) -> Tensor:
         """(h - t)^n."""

@@ -16,9 +16,9 @@ class Quadratic(Separable):
     summary = "mean (or sum) of squared differences from a target"
     reference = "Tucker et al. 2017, arXiv 1703.07370"
 
-    examples = ({}, {"target": 0.499}, {"target": [0.2, -1.0], "reduction": "sum"})
+    examples = ({}, {"target": 0.499}, {"target": [0.2, -1.0], "reduction": "sum"}, {"event_ndim": 2})
 
-    target: TensorOption = Field(0.0, description="t, broadcast against [*batch, units]")  # type: ignore[assignment]  # validated into a tensor
+    target: TensorOption = Field(0.0, description="t, broadcast against [*batch, *event]")  # type: ignore[assignment]  # validated into a tensor
 
     def per_unit(self, h: Tensor) -> Tensor:
         """(h - t)²."""

@@ -10,6 +10,7 @@ from gradest_estimators.reinforce import Reinforce
 from gradest_estimators.reinforce_average import ReinforceAverage
 from gradest_estimators.straight_through import StraightThrough
 from gradest_neurons.bernoulli import Bernoulli
+from gradest_neurons.categorical import Categorical
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
 
@@ -187,3 +188,49 @@ class OverflowsAtSaturation(Bernoulli):
 def test_kit_finds_broken_neurons(broken, check, diagnosis):
     with pytest.raises(AssertionError, match=diagnosis):
         check(broken())
+
+
+class TwiceAsRandom(Categorical):
+    def forward(self, a, noise):
+        return super().forward(a / 2, noise)
+
+
+class UniformScore(Categorical):
+    def score(self, h, a):
+        return h - 1 / a.shape[-1]
+
+
+class UnnormalisedLogProb(Categorical):
+    def log_prob(self, h, a):
+        return (h * a).sum(-1)
+
+
+class PassesTheGradient(Categorical):
+    def backward(self, a, noise, grad_h):
+        return grad_h
+
+
+class AllClassesActive(Categorical):
+    def active_probability(self, a):
+        return torch.ones_like(a)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "diagnosis"),
+    [
+        (TwiceAsRandom, testing.neuron_law_agrees, "standard errors off"),
+        (UniformScore, testing.neuron_derivatives_agree, r"E\[score\]"),
+        (UnnormalisedLogProb, testing.neuron_law_agrees, "log_prob, against law"),
+        (PassesTheGradient, testing.neuron_derivatives_agree, "not the derivative"),
+        (AllClassesActive, testing.neuron_law_agrees, "active_probability"),
+    ],
+)
+def test_kit_finds_broken_units_of_several_classes(broken, check, diagnosis):
+    with pytest.raises(AssertionError, match=diagnosis):
+        check(broken())
+
+
+@pytest.mark.parametrize("broken", [SignFlipped, FactorTwo, RowPeekingBaseline])
+def test_kit_finds_estimators_that_are_broken_on_units_of_several_classes(broken):
+    with pytest.raises(AssertionError, match="standard errors off"):
+        testing.estimator_bias_is_as_claimed(broken(), Categorical())

@@ -1,0 +1,330 @@
+"""Estimators for units of several classes, each summed over its whole sample space where that is finite."""
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+import gradest
+from gradest.errors import Incompatible
+
+NEURON = gradest.neuron("categorical")
+A = torch.tensor([[0.3, -1.2, 0.8, 0.1], [1.4, 0.0, -0.5, 0.6]], dtype=torch.float64)  # two units of four classes
+P = torch.softmax(A, -1)
+WEIGHT = torch.tensor([[1.0, -2.0, 0.5, 0.9], [0.3, 1.1, -0.7, 2.0]], dtype=torch.float64)
+
+
+def linear(h):
+    return (h * WEIGHT.to(h)).sum((-1, -2))
+
+
+def quadratic(h):
+    return (linear(h) + 0.3) ** 2
+
+
+def cubic(h):
+    return (linear(h) - 0.6) ** 3
+
+
+def one_hot(index):
+    return torch.nn.functional.one_hot(torch.as_tensor(index), 4).double()
+
+
+def assert_close(found, wanted, tolerance=1e-12):
+    assert float((found - wanted).abs().max()) < tolerance
+
+
+def points_of(chosen):
+    """h, and for each unit h with the unit in each of its other chosen classes."""
+    h = one_hot([chosen[0][0], chosen[1][0]])
+    points = [h]
+    for unit in range(2):
+        for other in chosen[unit][1:]:
+            flipped = h.clone()
+            flipped[unit] = one_hot(other)
+            points.append(flipped)
+    return torch.stack(points)
+
+
+def mean_over(estimator, outcomes, f):
+    """E of gradient and value, where a unit chooses classes with the probabilities `outcomes(unit)`, units independent."""
+    gradient, value, total = torch.zeros_like(A), torch.zeros(()).double(), 0.0
+    for (one, p1), (two, p2) in itertools.product(outcomes(0), outcomes(1)):
+        chosen = torch.tensor([one, two])
+        points = points_of((one, two))
+        draw = gradest.Draw(NEURON, A, gradest.Key(0), points, torch.zeros(len(points)), {"chosen": chosen})
+        found, _ = estimator.backward(draw, gradest.Feedback(f(points)), {})
+        weight = estimator.weigh(NEURON, A, chosen)
+        table = [f(points)[:1], f(points)[1:].reshape(2, -1)]
+        gradient += p1 * p2 * found
+        value += p1 * p2 * sum((weight[unit] * torch.cat([table[0], table[1][unit]])).sum() / 2 for unit in range(2))
+        total += p1 * p2
+    assert total == pytest.approx(1, abs=1e-12)
+    return gradient, value
+
+
+def without_replacement(k):
+    def outcomes(unit):
+        for order in itertools.permutations(range(4), k):
+            p, left = 1.0, 1.0
+            for index in order:
+                p, left = p * float(P[unit, index]) / left, left - float(P[unit, index])
+            yield list(order), p
+
+    return outcomes
+
+
+def in_a_circle(unit):
+    for index in range(4):
+        yield [(index + step) % 4 for step in range(4)], float(P[unit, index])
+
+
+def summed_and_sampled(k):
+    def outcomes(unit):
+        top = P[unit].argsort(descending=True)[:k].tolist()
+        rest = [index for index in range(4) if index not in top]
+        left = float(P[unit, rest].sum())
+        for z in rest:
+            yield [z, *top], float(P[unit, z])  # the unit's own sample is outside of T
+            for drawn in top:  # or inside, and z is independent of it
+                yield [drawn, *(t for t in top if t != drawn), z], float(P[unit, drawn] * P[unit, z]) / left
+
+    return outcomes
+
+
+CASES = {
+    "measure_valued": ("measure_valued", in_a_circle),
+    "sum_and_sample, 1": ("sum_and_sample", summed_and_sampled(1)),
+    "sum_and_sample, 2": ({"name": "sum_and_sample", "summed": 2}, summed_and_sampled(2)),
+    "unordered_set, 2": ("unordered_set", without_replacement(2)),
+    "unordered_set, 3": ({"name": "unordered_set", "samples": 3}, without_replacement(3)),
+    "unordered_set, 4": ({"name": "unordered_set", "samples": 4}, without_replacement(4)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("f", [linear, cubic])
+def test_the_mean_over_all_choices_is_exact(case, f):
+    spec, outcomes = CASES[case]
+    gradient, value = mean_over(gradest.estimator(spec), outcomes, f)
+    loss, wanted = gradest.exact(f, A, neuron=NEURON)
+    assert_close(gradient, wanted, 1e-11)
+    assert_close(value, loss, 1e-11)
+
+
+def first_and_others(classes):
+    """The class drawn, and the others in any order."""
+    return classes[0], *sorted(classes[1:])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_forward_makes_these_choices_and_asks_at_these_points(case):
+    spec, outcomes = CASES[case]
+    estimator, draws = gradest.estimator(spec), 20_000
+    draw = estimator.forward(NEURON, A.expand(draws, 2, 4), gradest.Key(5), {})
+    assert len(draw.points) == estimator.evaluations(NEURON, (2, 4))
+    chosen = draw.saved["chosen"]
+    for row in range(20):
+        assert torch.equal(draw.points[:, row], points_of(chosen[row].tolist()))
+        weight = estimator.weigh(NEURON, A, chosen[row]) / 2
+        assert_close(draw.weights[:, row], torch.cat([weight[:, 0].sum()[None], weight[:, 1:].flatten()]))
+    for unit in range(2):
+        wanted, seen = Counter(), Counter(first_and_others(row) for row in chosen[:, unit].tolist())
+        for classes, p in outcomes(unit):
+            wanted[first_and_others(classes)] += p
+        assert seen.keys() <= wanted.keys()
+        for classes, p in wanted.items():
+            assert abs(seen[classes] / draws - p) < 5 * math.sqrt(p * (1 - p) / draws) + 1e-12
+
+
+@pytest.mark.parametrize(
+    "spec", ["measure_valued", {"name": "sum_and_sample", "summed": 9}, {"name": "unordered_set", "samples": 9}]
+)
+def test_with_all_classes_asked_for_one_unit_has_no_variance(spec):
+    def f(h):
+        return (h[..., 0, :] * WEIGHT[0].to(h)).sum(-1) ** 3
+
+    found = gradest.estimate(f, A[:1], NEURON, spec, draws=200, seed=1)
+    loss, truth = gradest.exact(f, A[:1], neuron=NEURON)
+    assert found.evaluations == 4
+    assert float(found.variance.max()) < 1e-25
+    assert_close(found.gradient, truth)
+    assert_close(found.loss, loss)
+
+
+def test_the_built_in_baseline_and_the_sum_reduce_the_variance():
+    def variance(spec):
+        return float(gradest.estimate(cubic, A, NEURON, spec, draws=4000, seed=1).variance.mean())
+
+    rloo = variance({"name": "rloo", "samples": 3})  # as many evaluations
+    assert variance("unordered_set") < rloo
+    assert variance("sum_and_sample") < rloo
+
+
+def test_a_single_class_has_no_gradient():
+    a = torch.zeros(2, 3, 1)
+    for name in ("arsm", "measure_valued", "sum_and_sample", "unordered_set"):
+        value, _ = gradest.expect(lambda h: h.sum((-1, -2)), a.requires_grad_(), NEURON, name)
+        (gradient,) = torch.autograd.grad(value.sum(), a)
+        assert value.tolist() == [3, 3]
+        assert torch.equal(gradient, torch.zeros(2, 3, 1))
+
+
+def test_arsm_of_two_classes_is_arm():
+    a = torch.randn(50, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    estimator = gradest.estimator("arsm")
+    draw = estimator.forward(NEURON, a, gradest.Key(3), {})
+
+    def f(h):
+        return (h * torch.tensor([[1.0, -2.0], [0.5, 3.0]]).to(h)).sum((-1, -2)) ** 2
+
+    found, _ = estimator.backward(draw, gradest.Feedback(f(draw.points)), {})
+    exponential = -NEURON.noise(gradest.Key(3), a, 1)[0].log()
+    u, logit = exponential[..., 0] / exponential.sum(-1), a[..., 0] - a[..., 1]
+    first, second = (u < torch.sigmoid(logit)).double(), (u > torch.sigmoid(-logit)).double()
+    losses = [f(torch.stack([b, 1 - b], -1)) for b in (second, first)]
+    arm = (losses[0] - losses[1])[:, None] * (u - 0.5)
+    assert_close(found, torch.stack([arm, -arm], -1))
+
+
+def test_arsm_integrated_over_the_simplex_is_exact():
+    """One unit of three classes: a midpoint rule over π in place of random numbers."""
+    a, f = A[:1, :3], torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64)
+    side = 600
+    x, y = torch.meshgrid(*[(torch.arange(side).double() + 0.5) / side] * 2, indexing="ij")
+    pi = torch.stack([torch.minimum(x, y), (x - y).abs(), 1 - torch.maximum(x, y)], -1)  # the gaps between uniforms
+    pi = pi[x != y].clamp(min=1e-12)
+    noise = torch.exp(-pi)[:, None, :]
+    estimator = gradest.estimator("arsm")
+    batch = a.expand(len(pi), 1, 3)
+    points = [NEURON.forward(batch, noise)]
+    points += [NEURON.forward(batch, noise[..., order]) for order in ([1, 0, 2], [2, 1, 0], [0, 2, 1])]
+    draw = gradest.Draw(NEURON, batch, gradest.Key(0), torch.stack(points), torch.ones(4), {"noise": noise})
+    found, _ = estimator.backward(draw, gradest.Feedback((draw.points * f).sum((-1, -2))), {})
+    _, wanted = gradest.exact(lambda h: (h * f).sum((-1, -2)), a, neuron=NEURON)
+    assert_close(found.mean(0), wanted, 5e-3 * float(wanted.abs().max()))
+
+
+def mean_over_outputs(estimator, f, neuron=NEURON, a=A):
+    """E of an estimator that needs dL/dh at one sample and nothing else."""
+    gradient = torch.zeros_like(a)
+    draw = gradest.estimator("enumeration").forward(neuron, a, gradest.Key(0), {})
+    for point, p in zip(draw.points, draw.weights, strict=True):
+        h = point.clone().requires_grad_()
+        (grad,) = torch.autograd.grad(f(h), h)
+        one = gradest.Draw(neuron, a, gradest.Key(0), h.detach()[None], torch.ones(1))
+        gradient += p * estimator.backward(one, gradest.Feedback(None, grad[None]), {})[0]
+    return gradient
+
+
+def error_over_outputs(estimator, f, neuron=NEURON, a=A):
+    return float((mean_over_outputs(estimator, f, neuron, a) - gradest.exact(f, a, neuron=neuron)[1]).abs().max())
+
+
+def test_straight_through_is_exact_to_first_order():
+    exact = gradest.estimator("straight_through", derivative="sigmoid")
+    assert error_over_outputs(exact, linear) < 1e-12
+    assert error_over_outputs(exact, quadratic) > 0.1
+    assert str(exact.bias(NEURON)) == "exact to order 1"
+    for options in ({}, {"derivative": "sigmoid", "slope": 2.0}):
+        assert error_over_outputs(gradest.estimator("straight_through", **options), linear) > 0.1
+
+
+def test_straight_through_by_hand():
+    h, grad = one_hot([1, 2])[None], WEIGHT[None]
+    draw = gradest.Draw(NEURON, A, gradest.Key(0), h, torch.ones(1))
+    for slope in (1.0, 2.0):
+        a = A.clone().requires_grad_()
+        (wanted,) = torch.autograd.grad((torch.softmax(slope * a, -1) * grad[0]).sum(), a)
+        estimator = gradest.estimator("straight_through", derivative="sigmoid", slope=slope)
+        assert_close(estimator.backward(draw, gradest.Feedback(None, grad), {})[0], wanted)
+    identity = gradest.estimator("straight_through", slope=3.0)
+    assert_close(identity.backward(draw, gradest.Feedback(None, grad), {})[0], 3 * WEIGHT)
+    with pytest.raises(Incompatible, match="refuses this neuron's options"):
+        gradest.expect(linear, A, NEURON, {"name": "straight_through", "derivative": "clipped"})
+
+
+@pytest.mark.parametrize("name", ["straight_through_gumbel", "gumbel_rao"])
+def test_the_jacobian_is_that_of_the_relaxation(name):
+    estimator, noise = gradest.estimator(name, temperature=0.7), NEURON.noise(gradest.Key(3), A, 1)
+    draw = estimator.forward(NEURON, A, gradest.Key(3), {})
+    found, _ = estimator.backward(draw, gradest.Feedback(None, WEIGHT[None]), {})
+    if name == "gumbel_rao":  # for its noises the unconditional ones that would have given its relaxed points
+        noise = NEURON.noise(gradest.Key(3, stream=1), A, 10)
+        relaxed = NEURON.conditional_relax(A, draw.points, noise, 0.7)
+        assert torch.equal(relaxed.argmax(-1), draw.points.argmax(-1).expand(10, 2))
+        gumbel = 0.7 * relaxed.log() - A
+    else:
+        gumbel = -torch.log(-torch.log(noise))
+    a = A.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad((torch.softmax((a + gumbel) / 0.7, -1) * WEIGHT).sum() / len(gumbel), a)
+    assert_close(found, wanted)
+
+
+def test_gumbel_rao_has_the_mean_of_straight_through_gumbel_and_less_variance():
+    found = [
+        gradest.estimate(cubic, A, NEURON, {"name": name, "temperature": 0.5}, draws=40_000, seed=seed)
+        for name, seed in (("straight_through_gumbel", 1), ("gumbel_rao", 2))
+    ]
+    error = (found[0].standard_error ** 2 + found[1].standard_error ** 2).sqrt()
+    assert float(((found[0].gradient - found[1].gradient) / error).abs().max()) < 5
+    assert float((found[1].variance / found[0].variance).max()) < 0.9
+    assert found[1].evaluations == 1
+
+
+def test_reinmax_is_exact_to_second_order():
+    estimator = gradest.estimator("reinmax")
+    weight = torch.tensor([1.0, -2.0, 0.7], dtype=torch.float64)
+    logits = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float64)
+    for order, exact in ((1, True), (2, True), (3, False)):
+        assert (error_over_outputs(estimator, lambda h, n=order: (linear(h) + 0.3) ** n) < 1e-11) == exact
+        for name in ("bernoulli", "bipolar"):
+            neuron = gradest.neuron(name)
+            error = error_over_outputs(estimator, lambda h, n=order: ((h * weight).sum(-1) + 0.3) ** n, neuron, logits)
+            assert (error < 1e-11) == exact
+    assert str(estimator.bias(NEURON)) == "exact to order 2"
+    assert error_over_outputs(gradest.estimator("reinmax", temperature=1.5), linear) > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_reinmax_is_what_the_source_computes(temperature):
+    """As backpropagation through 2π - ½p, with π moved by softmax from where it stands."""
+    h, a = one_hot([1, 2]), A.clone().requires_grad_()
+    middle = 0.5 * (torch.softmax(a / temperature, -1) + h)
+    moved = torch.softmax((middle.log() - a).detach() + a, -1)
+    (wanted,) = torch.autograd.grad(((2 * moved - 0.5 * torch.softmax(a, -1)) * WEIGHT).sum(), a)
+    draw = gradest.Draw(NEURON, A, gradest.Key(0), h[None], torch.ones(1))
+    estimator = gradest.estimator("reinmax", temperature=temperature)
+    assert_close(estimator.backward(draw, gradest.Feedback(None, WEIGHT[None]), {})[0], wanted)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "bipolar"])
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_reinmax_of_a_binary_unit(name, temperature):
+    neuron, estimator = gradest.neuron(name), gradest.estimator("reinmax", temperature=temperature)
+    a, grad = torch.tensor([0.3, -1.8, 35.0], dtype=torch.float64), torch.tensor([2.0, 5.0, 1.0], dtype=torch.float64)
+    p = torch.sigmoid(a)
+    pair = torch.stack([a, torch.zeros_like(a)], -1)  # the same units as one-hot pairs
+    for bits in itertools.product([0.0, 1.0], repeat=3):
+        b = torch.tensor(bits, dtype=torch.float64)
+        h = neuron.low + (neuron.high - neuron.low) * b
+        draw = gradest.Draw(neuron, a, gradest.Key(0), h[None], torch.ones(1))
+        found, _ = estimator.backward(draw, gradest.Feedback(None, grad[None]), {})
+        if temperature == 1:
+            assert_close(found, 0.5 * (b - p).abs() * (neuron.high - neuron.low) * grad)
+        draw = gradest.Draw(NEURON, pair, gradest.Key(0), torch.stack([b, 1 - b], -1)[None], torch.ones(1))
+        both = torch.stack([grad * (neuron.high - neuron.low), torch.zeros_like(grad)], -1)
+        assert_close(found, estimator.backward(draw, gradest.Feedback(None, both[None]), {})[0][..., 0], 1e-11)
+
+
+def test_on_a_cubic_reinmax_can_be_worse_than_straight_through():
+    weight = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    a = torch.tensor([[0.0, 0.0, 0.0]], dtype=torch.float64)
+
+    def f(h):
+        return (h * weight).sum((-1, -2)) ** 3
+
+    straight = gradest.estimator("straight_through", derivative="sigmoid")
+    assert error_over_outputs(gradest.estimator("reinmax"), f, a=a) > error_over_outputs(straight, f, a=a)
