@@ -353,3 +353,11 @@ def test_the_sides_of_smoothed_perturbation_by_hand():
     for side, wanted in (("right", [0, right]), ("left", [left, 0]), ("both", [left / 2, right / 2])):
         gradient, _ = gradest.estimator("smoothed_perturbation", side=side).backward(draw, feedback, {})
         assert torch.allclose(gradient, torch.tensor(wanted))
+
+
+@pytest.mark.parametrize(
+    "name", ["disarm", "local_expectation", "bitflip", "ugc", "muprop", "arms", "double_cv", "reinmax"]
+)
+def test_an_event_without_units(name):
+    loss, _ = gradest.expect(lambda h: h.sum(-1) + 3, torch.zeros(2, 0, requires_grad=True), estimator=name)
+    assert loss.tolist() == [3.0, 3.0]
