@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.estimator import Bias, Draw, Estimator, State
-from gradest.kernels.reference import sigmoid
+from gradest.kernels.reference import leading_sum, sigmoid
 from gradest.neuron import Binary, LogisticBinary, Neuron
 from gradest.random import Key
 
@@ -54,12 +54,12 @@ class AllFlips(UnbiasedBinary):
         return event_shape[0] + 1
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
-        """Asks at a sample and its D flips; the weights are P(unit as it is), meaned, and P(unit flipped) / D."""
+        """Asks at a sample and its D flips; the weights of the flips are P(unit is not as in the sample) / D."""
         h = neuron.forward(a, neuron.noise(key, a, 1))
         units = a.shape[-1]
         own = torch.eye(units, dtype=torch.bool, device=a.device).reshape(units, *[1] * (a.ndim - 1), units)
-        stays, goes = odds(neuron, h[0], a)
-        weights = torch.cat([stays.contiguous().mean(-1)[None], goes.movedim(-1, 0) / units])
+        goes = flip_probability(neuron, h[0], a).movedim(-1, 0) / max(1, units)
+        weights = torch.cat([1 - leading_sum(goes)[None], goes])
         return Draw(neuron, a, key, torch.cat([h, torch.where(own, flip(neuron, h), h)]), weights)
 
 
@@ -69,11 +69,10 @@ def flip(neuron: Neuron, h: Tensor) -> Tensor:
     return neuron.low + neuron.high - h
 
 
-def odds(neuron: Neuron, h: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-    """P(a unit is as in h) and P(it is not), each without cancellation."""
+def flip_probability(neuron: Neuron, h: Tensor, a: Tensor) -> Tensor:
+    """P(a unit is not as in h): 1 - p where it is high, p where low."""
     assert isinstance(neuron, Binary)
-    towards = torch.where(h == neuron.high, a, -a)
-    return sigmoid(towards), sigmoid(-towards)
+    return sigmoid(torch.where(h == neuron.high, -a, a))
 
 
 def rise(neuron: Neuron, h: Tensor, at: Tensor, flipped: Tensor) -> Tensor:

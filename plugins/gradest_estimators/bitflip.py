@@ -8,7 +8,7 @@ from torch import Tensor
 from gradest.estimator import Draw, Feedback, State, per_event
 from gradest.neuron import Neuron
 from gradest.random import Key
-from gradest_estimators._binary import UnbiasedBinary, flip, odds, rise, slope
+from gradest_estimators._binary import UnbiasedBinary, flip, flip_probability, rise, slope
 
 
 class Bitflip(UnbiasedBinary):
@@ -30,9 +30,9 @@ class Bitflip(UnbiasedBinary):
         """Asks at a sample and at the same with one unit flipped."""
         h = neuron.forward(a, neuron.noise(key, a, 1))
         picked = pick(torch.ones_like(a, dtype=torch.bool), key)
-        stays, goes = (torch.where(picked, chance, 0).sum(-1) for chance in odds(neuron, h[0], a))
+        goes = torch.where(picked, flip_probability(neuron, h[0], a), 0).sum(-1)
         points = torch.cat([h, torch.where(picked, flip(neuron, h), h)])
-        return Draw(neuron, a, key, points, torch.stack([stays, goes]), {"picked": picked})
+        return Draw(neuron, a, key, points, torch.stack([1 - goes, goes]), {"picked": picked})
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """D p(1-p) times the rise of the loss, for the picked unit."""

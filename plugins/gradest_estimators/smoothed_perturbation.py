@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradest.estimator import Draw, Feedback, State
 from gradest.neuron import Binary
-from gradest_estimators._binary import AllFlips, odds, rise
+from gradest_estimators._binary import AllFlips, flip_probability, rise
 
 
 class SmoothedPerturbation(AllFlips):
@@ -36,7 +36,7 @@ class SmoothedPerturbation(AllFlips):
         """Rate times difference, unit by unit."""
         neuron, h, loss = draw.neuron, draw.points[0], feedback.get_loss()
         assert isinstance(neuron, Binary)
-        _, rate = odds(neuron, h, draw.a)
+        rate = flip_probability(neuron, h, draw.a)
         if self.side == "both":
             rate = 0.5 * rate
         else:

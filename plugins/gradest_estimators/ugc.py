@@ -39,7 +39,7 @@ class Ugc(UnbiasedBinary):
         """Asks at an antithetic pair, and at its first point with one unit flipped."""
         noise = neuron.noise(key, a, 1)
         h = neuron.forward(a, noise)
-        threshold = 1 / (2 * max(1, a.shape[-1])) if self.threshold is None else self.threshold
+        threshold = 0.5 / max(1, a.shape[-1]) if self.threshold is None else self.threshold
         extreme = sigmoid(-a.abs()) < threshold
         picked = pick(extreme, key)
         points = torch.cat([h, neuron.forward(a, 1 - noise), torch.where(picked, flip(neuron, h), h)])

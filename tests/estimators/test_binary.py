@@ -334,3 +334,30 @@ def test_the_flipped_unit_is_any_of_those_it_may_be(name):
 def test_ugc_flips_nothing_where_nothing_is_near_saturation():
     draw = gradest.estimator("ugc").forward(gradest.neuron("bernoulli"), torch.zeros(5, 3), gradest.Key(1), {})
     assert torch.equal(draw.points[2], draw.points[0])
+
+
+def test_arm_by_hand():
+    """By its mean alone any constant would do for ½."""
+    neuron, a = gradest.neuron("bernoulli"), torch.tensor([0.4, -0.9])
+    draw = gradest.estimator("arm").forward(neuron, a, gradest.Key(3), {})
+    gradient, _ = gradest.estimator("arm").backward(draw, gradest.Feedback(torch.tensor([3.0, 1.0])), {})
+    assert torch.equal(gradient, -2 * (neuron.noise(gradest.Key(3), a, 1)[0] - 0.5))
+
+
+def test_the_sides_of_smoothed_perturbation_by_hand():
+    """On the right a low unit can flip, at the rate p, and on the left a high one, at the rate 1 - p; each alone is unbiased."""
+    neuron, a = gradest.neuron("bernoulli"), torch.tensor([0.4, -0.9])
+    draw = gradest.Draw(neuron, a, gradest.Key(0), torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]]), torch.ones(3))
+    feedback, p = gradest.Feedback(torch.tensor([5.0, 2.0, 9.0])), sigmoid(a)
+    left, right = (1 - p[0]) * (5 - 2), p[1] * (9 - 5)
+    for side, wanted in (("right", [0, right]), ("left", [left, 0]), ("both", [left / 2, right / 2])):
+        gradient, _ = gradest.estimator("smoothed_perturbation", side=side).backward(draw, feedback, {})
+        assert torch.allclose(gradient, torch.tensor(wanted))
+
+
+@pytest.mark.parametrize(
+    "name", ["disarm", "local_expectation", "bitflip", "ugc", "muprop", "arms", "double_cv", "reinmax"]
+)
+def test_an_event_without_units(name):
+    loss, _ = gradest.expect(lambda h: h.sum(-1) + 3, torch.zeros(2, 0, requires_grad=True), estimator=name)
+    assert loss.tolist() == [3.0, 3.0]
