@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import gradest
+import gradest.nn
 from gradest.errors import Incompatible
 
 NEURON = gradest.neuron("categorical")
@@ -189,6 +190,34 @@ def test_arsm_of_two_classes_is_arm():
     assert_close(found, torch.stack([arm, -arm], -1))
 
 
+def test_arsm_by_hand():
+    """Two units of four classes, the formula term by term; like the true gradient it sums to 0 over a unit's classes."""
+    estimator = gradest.estimator("arsm")
+    draw = estimator.forward(NEURON, A, gradest.Key(4), {})
+    found, _ = estimator.backward(draw, gradest.Feedback(cubic(draw.points)), {})
+    noise = NEURON.noise(gradest.Key(4), A, 1)[0]
+    pi = -noise.log() / -noise.log().sum(-1, keepdim=True)
+
+    def exchanged(c, j):
+        order = list(range(4))
+        order[c], order[j] = order[j], order[c]
+        return cubic(one_hot((pi[:, order] * torch.exp(-A)).argmin(-1)))
+
+    wanted = torch.zeros_like(A)
+    for unit, c, j in itertools.product(range(2), range(4), range(4)):
+        centred = exchanged(c, j) - sum(exchanged(m, j) for m in range(4)) / 4
+        wanted[unit, c] += centred * (1 - 4 * pi[unit, j]) / 4
+    assert float(found.abs().max()) > 0.1
+    assert_close(found, wanted)
+    assert_close(found.sum(-1), torch.zeros(2))
+
+
+def test_a_layer_of_one_sample_refuses_what_asks_for_more():
+    for name in ("arsm", "measure_valued", "sum_and_sample", "unordered_set"):
+        with pytest.raises(Incompatible, match="emits one sample"):
+            gradest.nn.Stochastic("categorical", name)
+
+
 def test_arsm_integrated_over_the_simplex_is_exact():
     """One unit of three classes: a midpoint rule over π in place of random numbers."""
     a, f = A[:1, :3], torch.tensor([1.0, -2.0, 4.0], dtype=torch.float64)
@@ -211,8 +240,8 @@ def mean_over_outputs(estimator, f, neuron=NEURON, a=A):
     """E of an estimator that needs dL/dh at one sample and nothing else."""
     gradient = torch.zeros_like(a)
     draw = gradest.estimator("enumeration").forward(neuron, a, gradest.Key(0), {})
-    for h, p in zip(draw.points, draw.weights, strict=True):
-        h = h.clone().requires_grad_()
+    for point, p in zip(draw.points, draw.weights, strict=True):
+        h = point.clone().requires_grad_()
         (grad,) = torch.autograd.grad(f(h), h)
         one = gradest.Draw(neuron, a, gradest.Key(0), h.detach()[None], torch.ones(1))
         gradient += p * estimator.backward(one, gradest.Feedback(None, grad[None]), {})[0]
@@ -307,8 +336,8 @@ def test_reinmax_of_a_binary_unit(name, temperature):
     a, grad = torch.tensor([0.3, -1.8, 35.0], dtype=torch.float64), torch.tensor([2.0, 5.0, 1.0], dtype=torch.float64)
     p = torch.sigmoid(a)
     pair = torch.stack([a, torch.zeros_like(a)], -1)  # the same units as one-hot pairs
-    for b in itertools.product([0.0, 1.0], repeat=3):
-        b = torch.tensor(b, dtype=torch.float64)
+    for bits in itertools.product([0.0, 1.0], repeat=3):
+        b = torch.tensor(bits, dtype=torch.float64)
         h = neuron.low + (neuron.high - neuron.low) * b
         draw = gradest.Draw(neuron, a, gradest.Key(0), h[None], torch.ones(1))
         found, _ = estimator.backward(draw, gradest.Feedback(None, grad[None]), {})
