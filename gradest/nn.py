@@ -108,7 +108,7 @@ class Stochastic(_StochasticModule):
         self, neuron: NeuronSpec, estimator: EstimatorSpec, evaluation: Evaluation = "mean", threshold: float = 0.5
     ) -> None:
         super().__init__(neuron, estimator, evaluation, threshold)
-        asked = self.estimator.evaluations(self.neuron, (1,) * self.neuron.event_ndim)
+        asked = self.estimator.evaluations(self.neuron, (2,) * self.neuron.event_ndim)
         if asked != 1:
             raise Incompatible(
                 f"{self.estimator.label()} asks for the loss at {asked} points, and a Stochastic layer emits one sample; "

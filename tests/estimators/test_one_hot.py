@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import gradest
+import gradest.nn
 from gradest.errors import Incompatible
 
 NEURON = gradest.neuron("categorical")
@@ -187,6 +188,34 @@ def test_arsm_of_two_classes_is_arm():
     losses = [f(torch.stack([b, 1 - b], -1)) for b in (second, first)]
     arm = (losses[0] - losses[1])[:, None] * (u - 0.5)
     assert_close(found, torch.stack([arm, -arm], -1))
+
+
+def test_arsm_by_hand():
+    """Two units of four classes, the formula term by term; like the true gradient it sums to 0 over a unit's classes."""
+    estimator = gradest.estimator("arsm")
+    draw = estimator.forward(NEURON, A, gradest.Key(4), {})
+    found, _ = estimator.backward(draw, gradest.Feedback(cubic(draw.points)), {})
+    noise = NEURON.noise(gradest.Key(4), A, 1)[0]
+    pi = -noise.log() / -noise.log().sum(-1, keepdim=True)
+
+    def exchanged(c, j):
+        order = list(range(4))
+        order[c], order[j] = order[j], order[c]
+        return cubic(one_hot((pi[:, order] * torch.exp(-A)).argmin(-1)))
+
+    wanted = torch.zeros_like(A)
+    for unit, c, j in itertools.product(range(2), range(4), range(4)):
+        centred = exchanged(c, j) - sum(exchanged(m, j) for m in range(4)) / 4
+        wanted[unit, c] += centred * (1 - 4 * pi[unit, j]) / 4
+    assert float(found.abs().max()) > 0.1
+    assert_close(found, wanted)
+    assert_close(found.sum(-1), torch.zeros(2))
+
+
+def test_a_layer_of_one_sample_refuses_what_asks_for_more():
+    for name in ("arsm", "measure_valued", "sum_and_sample", "unordered_set"):
+        with pytest.raises(Incompatible, match="emits one sample"):
+            gradest.nn.Stochastic("categorical", name)
 
 
 def test_arsm_integrated_over_the_simplex_is_exact():
