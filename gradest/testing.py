@@ -14,16 +14,13 @@ errors). `measure_bias` draws until a wrong sign or a factor of two would show a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradest.comparison import in_standard_errors
+from gradest.bias import ALARM, CLASSES, UNITS, BiasRecord, linear, measure_bias, quadratic
 from gradest.estimator import Draw, Estimator, Feedback, State
-from gradest.expectation import estimate, exact
 from gradest.neuron import Binary, Discrete, Neuron, Scored
 from gradest.objective import Objective
 from gradest.random import Key
@@ -42,11 +39,6 @@ __all__ = [
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 BATCHES: tuple[tuple[int, ...], ...] = ((), (3,), (2, 3), (0,))
-ALARM = 5.0
-"""Standard errors beyond which a difference is no chance."""
-_POWER = 20.0  # the exact gradient, in standard errors: half of it, a factor of two, is then ten
-_MAX_DRAWS = 1 << 20
-_UNITS, _CLASSES = 2, 3
 
 
 def neurons(registry: Registry) -> list[Neuron]:
@@ -196,7 +188,7 @@ def estimator_shapes_and_dtypes(estimator: Estimator, neuron: Neuron) -> None:
         assert draw.weights.shape in ((stated,), (stated, *batch)), f"weights have shape {list(draw.weights.shape)}"
         loss = torch.ones(draw.points.shape[: 1 + len(batch)], dtype=wide.dtype)
         _expect_like("value", estimator.value(draw, loss), batch, wide)
-        gradient, after = estimator.backward(draw, _feedback(estimator, draw, _linear(neuron)), state)
+        gradient, after = estimator.backward(draw, _feedback(estimator, draw, linear(neuron)), state)
         _expect_like("gradient", gradient, wide.shape, wide)
         assert after.keys() == state.keys(), f"state has {sorted(state)} before a step and {sorted(after)} after it"
         for name, tensor in after.items():
@@ -206,7 +198,7 @@ def estimator_shapes_and_dtypes(estimator: Estimator, neuron: Neuron) -> None:
 
 def estimator_is_pure(estimator: Estimator, neuron: Neuron) -> None:
     """No argument is changed, torch's global generator is not touched, and the same arguments give the same bits."""
-    a, f = _pre_activations(neuron, (5,)), _quadratic(neuron)
+    a, f = _pre_activations(neuron, (5,)), quadratic(neuron)
     state = estimator.init(neuron, a)
     results = []
     for _ in range(2):
@@ -226,7 +218,7 @@ def estimator_is_pure(estimator: Estimator, neuron: Neuron) -> None:
 
 def estimator_regenerates(estimator: Estimator, neuron: Neuron) -> None:
     """A draw made anew from (a, key, state), as a stateless server makes it, gives backward the same gradient."""
-    a, f = _pre_activations(neuron, (5,)), _quadratic(neuron)
+    a, f = _pre_activations(neuron, (5,)), quadratic(neuron)
     state = estimator.init(neuron, a)
     draw = estimator.forward(neuron, a, Key(3), state)
     feedback = _feedback(estimator, draw, f)
@@ -237,7 +229,7 @@ def estimator_regenerates(estimator: Estimator, neuron: Neuron) -> None:
 
 def estimator_uses_the_key(estimator: Estimator, neuron: Neuron) -> None:
     """Where equal rows get different gradients, and so chance plays a part, another seed gives other gradients."""
-    a, f = _pre_activations(neuron, ()).expand(64, *_pre_activations(neuron, ()).shape), _quadratic(neuron)
+    a, f = _pre_activations(neuron, ()).expand(64, *_pre_activations(neuron, ()).shape), quadratic(neuron)
     state = estimator.init(neuron, a)
 
     def gradient(seed: int) -> Tensor:
@@ -255,7 +247,7 @@ def estimator_rows_are_independent(estimator: Estimator, neuron: Neuron) -> None
 
     def run(a: Tensor, rows: Tensor) -> Tensor:
         draw = estimator.forward(neuron, a, Key(5, rows), state)
-        gradient, _ = estimator.backward(draw, _feedback(estimator, draw, _quadratic(neuron)), state)
+        gradient, _ = estimator.backward(draw, _feedback(estimator, draw, quadratic(neuron)), state)
         return torch.cat([draw.points, gradient[None]])
 
     _check_rows(neuron, run)
@@ -268,7 +260,7 @@ def estimator_survives_saturation(estimator: Estimator, neuron: Neuron) -> None:
         state = estimator.init(neuron, wide)
         for seed in range(3):
             draw = estimator.forward(neuron, wide, Key(seed), state)
-            feedback = _feedback(estimator, draw, _quadratic(neuron))
+            feedback = _feedback(estimator, draw, quadratic(neuron))
             gradient, state = estimator.backward(draw, feedback, state)
             assert bool(torch.isfinite(gradient.to(a.dtype)).all()), (
                 f"the gradient is not finite at saturation ({a.dtype})"
@@ -306,68 +298,6 @@ def objective_shapes_and_values(objective: Objective) -> None:
         )
 
 
-# --- the measurement of bias ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class BiasRecord:
-    """What was measured of one estimator on one neuron and loss."""
-
-    loss: str
-    promised: bool
-    """Whether the claim promises no bias on this loss."""
-    bias_in_se: float
-    """The largest |mean gradient - exact gradient| over coordinates, in standard errors."""
-    bias_over_gradient: float
-    """The largest |mean - exact| relative to the largest |exact|."""
-    variance: float
-    """Of one draw, mean over coordinates."""
-    draws: int
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the mean is the exact gradient, as far as the draws can tell."""
-        return self.bias_in_se < ALARM
-
-    def __str__(self) -> str:
-        return f"on a {self.loss} loss the mean is {self.bias_in_se:.1f} standard errors off ({self.draws} draws)"
-
-
-def measure_bias(estimator: Estimator, neuron: Neuron, seed: int = 17) -> Iterator[BiasRecord]:
-    """Hold the estimator's mean against enumeration (quadrature for continuous units) on four losses, at moderate logits.
-
-    Draws are doubled until the largest exact component is at least 20 standard errors, so that a factor of two is ten of them.
-    """
-    a = torch.tensor([[0.4, -0.9], [1.3, 0.2]])
-    if neuron.event_ndim == 2:
-        a = torch.stack([a, -a.roll(1, 0), 0.3 * a], -1)
-    claim = estimator.bias(neuron)
-    losses = {
-        "linear": (1, _linear),
-        "quadratic": (2, _quadratic),
-        "cubic": (3, _cubic),
-        "network": (math.inf, _network),
-    }
-    for name, (order, make) in losses.items():
-        f = make(neuron)
-        _, truth = exact(f, a, neuron)
-        draws = 1 << 12
-        while True:
-            found = estimate(f, a, neuron, estimator, draws, seed)
-            size = float(truth.abs().max())
-            if size >= _POWER * float(found.standard_error.max()) or draws >= _MAX_DRAWS:
-                break
-            draws *= 4
-        yield BiasRecord(
-            loss=name,
-            promised=claim.order >= order,
-            bias_in_se=float(in_standard_errors(found, truth).abs().max()),
-            bias_over_gradient=float((found.gradient - truth).abs().max()) / size if size else math.inf,
-            variance=float(found.variance.mean()),
-            draws=draws,
-        )
-
-
 # --- what the checks share -----------------------------------------------------------------------------------------------------
 
 
@@ -381,40 +311,6 @@ def _over_classes(neuron: Neuron, x: Tensor) -> Tensor:
     return x if neuron.event_ndim == 1 else x.sum(-1)
 
 
-def _flat(neuron: Neuron, h: Tensor) -> Tensor:
-    return h.flatten(-2) if neuron.event_ndim == 2 else h
-
-
-def _projection(neuron: Neuron, rows: int) -> Tensor:
-    size = _UNITS * (_CLASSES if neuron.event_ndim == 2 else 1)
-    return torch.randn(rows, size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-
-
-def _linear(neuron: Neuron) -> Callable[[Tensor], Tensor]:
-    weight = _projection(neuron, 1)[0].abs() + 0.5
-    return lambda h: (_flat(neuron, h) * weight.to(h)).sum(-1)
-
-
-def _quadratic(neuron: Neuron) -> Callable[[Tensor], Tensor]:
-    linear = _linear(neuron)
-    return lambda h: (linear(h) + 0.3) ** 2
-
-
-def _cubic(neuron: Neuron) -> Callable[[Tensor], Tensor]:
-    linear = _linear(neuron)
-    return lambda h: (linear(h) - 0.6) ** 3
-
-
-def _network(neuron: Neuron) -> Callable[[Tensor], Tensor]:
-    first = _projection(neuron, 5)
-
-    def f(h: Tensor) -> Tensor:
-        hidden = torch.stack([torch.tanh((_flat(neuron, h) * row.to(h)).sum(-1) + 0.4) for row in first], -1)
-        return torch.tanh(hidden.sum(-1)) + 2 * hidden[..., 0] * hidden[..., 1]
-
-    return f
-
-
 def _pre_activations(neuron: Neuron, batch: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     return _normal((*batch, *_event(neuron.event_ndim)), dtype)
 
@@ -425,7 +321,7 @@ def _points(objective: Objective, leading: Sequence[int], dtype: torch.dtype = t
 
 
 def _event(event_ndim: int) -> tuple[int, ...]:
-    return (_UNITS, _CLASSES)[:event_ndim]
+    return (UNITS, CLASSES)[:event_ndim]
 
 
 def _normal(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -459,7 +355,7 @@ def _moved_state(estimator: Estimator, neuron: Neuron) -> State:
     state = estimator.init(neuron, a)
     for seed in range(3):
         draw = estimator.forward(neuron, a, Key(seed), state)
-        _, state = estimator.backward(draw, _feedback(estimator, draw, _quadratic(neuron)), state)
+        _, state = estimator.backward(draw, _feedback(estimator, draw, quadratic(neuron)), state)
     return state
 
 

@@ -28,7 +28,7 @@ FILES = {
 NAMES_ARE_DATA = {
     "gradest/experiments/gaters.py",  # a table of the source, by the names of its neurons and estimators
     "gradest/experiments/demo.py",  # shows the built-ins at work
-    "gradest/testing.py",  # calls losses of its own by their degree, which is also the name of an objective
+    "gradest/bias.py",  # calls losses of its own by their degree, which is also the name of an objective
 }
 
 

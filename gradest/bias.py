@@ -1,0 +1,119 @@
+"""The measurement of an estimator's bias: its mean against the exact gradient, on losses of rising degree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradest.comparison import in_standard_errors
+from gradest.estimator import Estimator
+from gradest.expectation import estimate, exact
+from gradest.neuron import Neuron
+
+__all__ = ["ALARM", "CLASSES", "LOSSES", "UNITS", "BiasRecord", "linear", "measure_bias", "quadratic"]
+
+ALARM = 5.0
+"""Standard errors beyond which a difference is no chance."""
+UNITS, CLASSES = 2, 3
+"""The size of an event; the second where a unit has several classes."""
+_POWER = 20.0  # the exact gradient, in standard errors: half of it, a factor of two, is then ten
+_MAX_DRAWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class BiasRecord:
+    """What was measured of one estimator on one neuron and loss."""
+
+    loss: str
+    promised: bool
+    """Whether the claim promises no bias on this loss."""
+    bias_in_se: float
+    """The largest |mean gradient - exact gradient| over coordinates, in standard errors."""
+    bias_over_gradient: float
+    """The largest |mean - exact| relative to the largest |exact|."""
+    variance: float
+    """Of one draw, mean over coordinates."""
+    draws: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the mean is the exact gradient, as far as the draws can tell."""
+        return self.bias_in_se < ALARM
+
+    def __str__(self) -> str:
+        return f"on a {self.loss} loss the mean is {self.bias_in_se:.1f} standard errors off ({self.draws} draws)"
+
+
+def measure_bias(estimator: Estimator, neuron: Neuron, seed: int = 17) -> Iterator[BiasRecord]:
+    """Hold the estimator's mean against enumeration (quadrature for continuous units) on four losses, at moderate logits.
+
+    Draws are doubled until the largest exact component is at least 20 standard errors, so that a factor of two is ten of them.
+    """
+    a = torch.tensor([[0.4, -0.9], [1.3, 0.2]])
+    if neuron.event_ndim == 2:
+        a = torch.stack([a, -a.roll(1, 0), 0.3 * a], -1)
+    claim = estimator.bias(neuron)
+    for name, (order, make) in LOSSES.items():
+        f = make(neuron)
+        _, truth = exact(f, a, neuron)
+        draws = 1 << 12
+        while True:
+            found = estimate(f, a, neuron, estimator, draws, seed)
+            size = float(truth.abs().max())
+            if size >= _POWER * float(found.standard_error.max()) or draws >= _MAX_DRAWS:
+                break
+            draws *= 4
+        yield BiasRecord(
+            loss=name,
+            promised=claim.order >= order,
+            bias_in_se=float(in_standard_errors(found, truth).abs().max()),
+            bias_over_gradient=float((found.gradient - truth).abs().max()) / size if size else math.inf,
+            variance=float(found.variance.mean()),
+            draws=draws,
+        )
+
+
+def _flat(neuron: Neuron, h: Tensor) -> Tensor:
+    return h.flatten(-2) if neuron.event_ndim == 2 else h
+
+
+def _projection(neuron: Neuron, rows: int) -> Tensor:
+    size = UNITS * (CLASSES if neuron.event_ndim == 2 else 1)
+    return torch.randn(rows, size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
+def linear(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+    """Σ w h, with positive weights: the gradient has no component near 0."""
+    weight = _projection(neuron, 1)[0].abs() + 0.5
+    return lambda h: (_flat(neuron, h) * weight.to(h)).sum(-1)
+
+
+def quadratic(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+    """(Σ w h + 0.3)²: products of units as well."""
+    inner = linear(neuron)
+    return lambda h: (inner(h) + 0.3) ** 2
+
+
+def cubic(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+    """(Σ w h - 0.6)³."""
+    inner = linear(neuron)
+    return lambda h: (inner(h) - 0.6) ** 3
+
+
+def network(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+    """A network of two layers with five tanh units: no polynomial."""
+    first = _projection(neuron, 5)
+
+    def f(h: Tensor) -> Tensor:
+        hidden = torch.stack([torch.tanh((_flat(neuron, h) * row.to(h)).sum(-1) + 0.4) for row in first], -1)
+        return torch.tanh(hidden.sum(-1)) + 2 * hidden[..., 0] * hidden[..., 1]
+
+    return f
+
+
+LOSSES = {"linear": (1, linear), "quadratic": (2, quadratic), "cubic": (3, cubic), "network": (math.inf, network)}
+"""The losses by name: the degree that a claim must reach to promise no bias on it, and what makes it for a neuron."""
