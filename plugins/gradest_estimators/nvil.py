@@ -30,7 +30,7 @@ class Nvil(ReinforceAverage):
 
     examples = ({}, {"samples": 3, "hidden": 2, "learning_rate": 0.1})
 
-    hidden: int = Field(8, ge=0, description="hidden units of the network")
+    hidden: int = Field(8, ge=0, le=256, description="hidden units of the network")
     learn: bool = Field(True, description="whether the network is learned; the moving average is in any case")
     learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False, description="of the network")
 

@@ -31,7 +31,7 @@ class Relax(MonteCarlo):
     examples = ({}, {"samples": 3, "temperature": 0.5, "hidden": 2, "learning_rate": 0.1})
 
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the relaxation")
-    hidden: int = Field(8, ge=0, description="hidden units of the network")
+    hidden: int = Field(8, ge=0, le=256, description="hidden units of the network")
     learn: bool = Field(True, description="whether the network is learned")
     learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False, description="of the network")
 
