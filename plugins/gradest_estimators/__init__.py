@@ -14,12 +14,15 @@ from gradest_estimators.held_noise import HeldNoise
 from gradest_estimators.local_expectation import LocalExpectation
 from gradest_estimators.measure_valued import MeasureValued
 from gradest_estimators.muprop import Muprop
+from gradest_estimators.nvil import Nvil
 from gradest_estimators.pathwise import Pathwise
 from gradest_estimators.pathwise_score import PathwiseScore
+from gradest_estimators.rebar import Rebar
 from gradest_estimators.reinforce import Reinforce
 from gradest_estimators.reinforce_average import ReinforceAverage
 from gradest_estimators.reinforce_centered import ReinforceCentered
 from gradest_estimators.reinmax import ReinMax
+from gradest_estimators.relax import Relax
 from gradest_estimators.rloo import Rloo
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
 from gradest_estimators.straight_through import StraightThrough
@@ -48,12 +51,15 @@ def gradest_estimators() -> list[type[Estimator]]:
         LocalExpectation,
         MeasureValued,
         Muprop,
+        Nvil,
         Pathwise,
         PathwiseScore,
+        Rebar,
         Reinforce,
         ReinforceAverage,
         ReinforceCentered,
         ReinMax,
+        Relax,
         Rloo,
         SmoothedPerturbation,
         StraightThrough,

@@ -34,9 +34,13 @@ class ReinforceAverage(ScoreFunction):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Uses the average, then moves it towards the mean loss of this step."""
         loss, total, weight = feedback.get_loss(), state["total"], state["weight"]
-        baseline = torch.where(weight > 0, total / weight.clamp(min=torch.finfo(weight.dtype).tiny), 0)
-        gradient = leading_mean(per_event(loss - baseline.to(loss), draw.neuron) * scores(draw))
+        gradient = leading_mean(per_event(loss - self.average(state).to(loss), draw.neuron) * scores(draw))
         if not loss.numel():
             return gradient, state
         keep, new = self.decay, 1 - self.decay
         return gradient, {"total": keep * total + new * loss.mean().to(total), "weight": keep * weight + new}
+
+    def average(self, state: State) -> Tensor:
+        """m, 0 before the first step."""
+        total, weight = state["total"], state["weight"]
+        return torch.where(weight > 0, total / weight.clamp(min=torch.finfo(weight.dtype).tiny), 0)
