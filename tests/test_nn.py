@@ -350,6 +350,7 @@ TRAIN = textwrap.dedent(
         optimiser.step()
     if rank == 0:
         torch.save(model.state_dict(), out)
+    torch.distributed.barrier()  # a process that leaves while the other still sends aborts it
     torch.distributed.destroy_process_group()
     """
 )

@@ -11,6 +11,7 @@ from importlib import util
 from pathlib import Path
 
 import pytest
+import torch
 
 from gradest import testing
 from gradest_service.app import running
@@ -65,6 +66,7 @@ def test_every_block_is_of_a_kind_that_is_run_here():
 )
 def test_python_blocks(block, capsys):
     namespace = {}
+    torch.manual_seed(0)
     exec(compile(block, "README.md", "exec"), namespace)
     if "compare" in block:
         assert namespace["a"].grad.abs().sum() > 0

@@ -16,8 +16,8 @@ class ReinMax(MonteCarlo):
 
     At τ = 1 a binary unit has ½ |h - p| L'(h): the trapezoidal rule for L(1) - L(0), half a derivative at either end, so that
     the mean is exact for losses of second degree in all units jointly, and so it is for units of several classes. Biased
-    beyond, where it need not be better than straight_through: on a cubic loss it can be worse. The source finds τ a little
-    above 1 to train best; any τ but 1 is biased for linear losses.
+    beyond, where it need not be better than straight_through: on a cubic loss it can be worse. Any τ but 1 is biased
+    for linear losses already.
     """
 
     name = "reinmax"
