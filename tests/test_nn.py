@@ -350,7 +350,8 @@ TRAIN = textwrap.dedent(
         optimiser.step()
     if rank == 0:
         torch.save(model.state_dict(), out)
-    torch.distributed.barrier()  # a process that leaves while the other still sends aborts it
+    torch.distributed.barrier()
+    del parallel  # it holds the process group, whose threads must end before the interpreter does
     torch.distributed.destroy_process_group()
     """
 )
