@@ -53,8 +53,8 @@ def test_tensor_options_come_from_nested_lists() -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "hint"),
     [
-        ("neuron", "bernouli", "Did you mean bernoulli?"),
-        ("estimator", "straight_trough", "Did you mean straight_through?"),
+        ("neuron", "bernulli", "Did you mean bernoulli?"),
+        ("estimator", "straight_trough", "Did you mean straight_through or"),
         ("objective", "cross_entrophy", "Did you mean cross_entropy?"),
         ("neuron", "zzz", "Known: bernoulli, "),
     ],
