@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gradest.experiments.settings import ResolvedSettings
-
-if TYPE_CHECKING:
-    from gradest.experiments.training import Epoch
 
 __all__ = ["Display"]
 
@@ -46,10 +43,10 @@ class Display:
         """part: of the epoch that is done."""
         self._progress.update(self._task, completed=self._done + part, loss=loss, opened=open_share)
 
-    def epoch(self, epoch: Epoch) -> None:
-        """The end of an epoch."""
+    def epoch(self, valid_error: float) -> None:
+        """The end of an epoch, and the share of wrong answers in validation."""
         self._done += 1
-        self._progress.update(self._task, completed=self._done, epoch=self._done, valid=f"{epoch.valid.error:.2%}")
+        self._progress.update(self._task, completed=self._done, epoch=self._done, valid=f"{valid_error:.2%}")
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -284,7 +284,7 @@ def _fit(run: _Run, display: Display, files: _Files | None) -> None:
                 run.learn(index)
                 display.minibatch(run.step / run.steps, *run.means())
             run.end_epoch()
-            display.epoch(run.history[-1])
+            display.epoch(run.history[-1].valid.error)
             save()
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import leading_sum, logit, sigmoid, widen
-from gradest.neuron import Reparameterised
+from gradest.kernels.reference import logit, sigmoid
 from gradest.random import Key
+from gradest_neurons._squashed import Squashed
 
 _NODES = 384  # the step of σ(·/τ) is narrower than the density of z
 _REACH = 36.0
 
 
-class BinaryConcrete(Reparameterised):
+class BinaryConcrete(Squashed):
     """h = σ((a + z)/τ), z logistic: dh/da = h (1 - h)/τ, P(h > ½) = σ(a), P(h > 0) = 1.
 
     As τ goes to 0 it becomes the Bernoulli unit. E[h] is an integral by 384 Gauss-Legendre nodes, to about 1e-10
@@ -40,15 +39,6 @@ class BinaryConcrete(Reparameterised):
         """grad_h · h (1 - h)/τ."""
         x = (a + noise) / self.temperature
         return (grad_h * sigmoid(x) * sigmoid(-x) / self.temperature).to(a.dtype)
-
-    def mean(self, a: Tensor) -> Tensor:
-        """E[h]."""
-        values, weights = self.law(widen(a))
-        return leading_sum(values * weights).to(a.dtype)
-
-    def active_probability(self, a: Tensor) -> Tensor:
-        """1: the output is positive always."""
-        return torch.ones_like(a)
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Gauss-Legendre nodes over the density of z."""

@@ -9,15 +9,15 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import leading_sum, sigmoid, widen
-from gradest.neuron import Reparameterised
+from gradest.kernels.reference import sigmoid
 from gradest.random import Key
+from gradest_neurons._squashed import Squashed
 
 _NODES = 96
 _REACH = 8.5  # standard deviations; what lies beyond has a probability below 2e-17
 
 
-class NoisySigmoid(Reparameterised):
+class NoisySigmoid(Squashed):
     """h = σ(a + s z), z standard normal: dh/da = h (1 - h), P(h > 0) = 1.
 
     E[h] has no closed form. It is the integral of σ(a + s z) φ(z) by 96 Gauss-Legendre nodes, to about 1e-12 at s <= 1.
@@ -42,15 +42,6 @@ class NoisySigmoid(Reparameterised):
         """grad_h · h (1 - h)."""
         x = a + noise
         return (grad_h * sigmoid(x) * sigmoid(-x)).to(a.dtype)
-
-    def mean(self, a: Tensor) -> Tensor:
-        """E[h]."""
-        values, weights = self.law(widen(a))
-        return leading_sum(values * weights).to(a.dtype)
-
-    def active_probability(self, a: Tensor) -> Tensor:
-        """1: the output is positive always."""
-        return torch.ones_like(a)
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Gauss-Legendre nodes over the density of z."""
