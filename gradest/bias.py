@@ -14,14 +14,27 @@ from gradest.estimator import Estimator
 from gradest.expectation import estimate, exact
 from gradest.neuron import Neuron
 
-__all__ = ["ALARM", "CLASSES", "LOSSES", "UNITS", "BiasRecord", "linear", "measure_bias", "quadratic"]
+__all__ = [
+    "ALARM",
+    "CLASSES",
+    "LOGITS",
+    "LOSSES",
+    "MAX_DRAWS",
+    "UNITS",
+    "BiasRecord",
+    "linear",
+    "measure_bias",
+    "quadratic",
+]
 
 ALARM = 5.0
 """Standard errors beyond which a difference is no chance."""
 UNITS, CLASSES = 2, 3
 """The size of an event; the second where a unit has several classes."""
+LOGITS = {"moderate": [[0.4, -0.9], [1.3, 0.2]], "saturated": [[4.5, -5.0], [5.5, -4.0]]}
+"""Pre-activations by name: probabilities between 0.3 and 0.8, and within 0.02 of 0 and 1."""
 _POWER = 20.0  # the exact gradient, in standard errors: half of it, a factor of two, is then ten
-_MAX_DRAWS = 1 << 20
+MAX_DRAWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,8 @@ class BiasRecord:
     """What was measured of one estimator on one neuron and loss."""
 
     loss: str
+    logits: str
+    """"moderate" or "saturated"."""
     promised: bool
     """Whether the claim promises no bias on this loss."""
     bias_in_se: float
@@ -45,30 +60,35 @@ class BiasRecord:
         return self.bias_in_se < ALARM
 
     def __str__(self) -> str:
-        return f"on a {self.loss} loss the mean is {self.bias_in_se:.1f} standard errors off ({self.draws} draws)"
+        where = f"on a {self.loss} loss at {self.logits} logits"
+        return f"{where} the mean is {self.bias_in_se:.1f} standard errors off ({self.draws} draws)"
 
 
-def measure_bias(estimator: Estimator, neuron: Neuron, seed: int = 17) -> Iterator[BiasRecord]:
-    """Hold the estimator's mean against enumeration (quadrature for continuous units) on four losses, at moderate logits.
+def measure_bias(
+    estimator: Estimator, neuron: Neuron, logits: str = "moderate", draws: int = 1 << 12, seed: int = 17
+) -> Iterator[BiasRecord]:
+    """Hold the estimator's mean against enumeration (quadrature for continuous units) on four losses.
 
-    Draws are doubled until the largest exact component is at least 20 standard errors, so that a factor of two is ten of them.
+    `draws` is where it begins: they are multiplied by four until the largest exact component is at least 20 standard errors,
+    so that a factor of two is ten of them, or until there are 2^20.
     """
-    a = torch.tensor([[0.4, -0.9], [1.3, 0.2]])
+    a, first = torch.tensor(LOGITS[logits]), draws
     if neuron.event_ndim == 2:
         a = torch.stack([a, -a.roll(1, 0), 0.3 * a], -1)
     claim = estimator.bias(neuron)
     for name, (order, make) in LOSSES.items():
         f = make(neuron)
-        _, truth = exact(f, a, neuron)
-        draws = 1 << 12
+        _, truth = exact(f, a, neuron, estimator.target())
+        draws = first
         while True:
             found = estimate(f, a, neuron, estimator, draws, seed)
             size = float(truth.abs().max())
-            if size >= _POWER * float(found.standard_error.max()) or draws >= _MAX_DRAWS:
+            if size >= _POWER * float(found.standard_error.max()) or draws >= MAX_DRAWS:
                 break
             draws *= 4
         yield BiasRecord(
             loss=name,
+            logits=logits,
             promised=claim.order >= order,
             bias_in_se=float(in_standard_errors(found, truth).abs().max()),
             bias_over_gradient=float((found.gradient - truth).abs().max()) / size if size else math.inf,

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from gradest.errors import GradestError, TooManyPoints
-from gradest.estimator import Estimator, event_shape
+from gradest.estimator import Estimator, Target, event_shape
 from gradest.expectation import Estimate, EstimatorSpec, NeuronSpec, check_pre_activations, closed_form, estimate
 from gradest.neuron import Neuron
 from gradest.objective import Loss
 from gradest.random import check_seed, fresh_seed
 from gradest.registry import registry
 
-__all__ = ["Comparison", "Row", "compare", "in_standard_errors"]
+__all__ = ["Comparison", "Row", "comparable", "compare", "in_standard_errors"]
 
 
 @dataclass(frozen=True)
@@ -125,27 +125,35 @@ def compare(
 ) -> Comparison:
     """Run `estimate` for each estimator, all from one seed, and hold each against the exact gradient.
 
-    estimators: by default every registered one that fits, with its default options, but for those that would need to
-    enumerate too many points. progress(estimator, done, draws) is called as draws are made. Raises what `estimate` raises.
+    estimators: by default every registered one that fits and estimates the gradient of E[f(h)], with its default options, but
+    for those that would need to enumerate too many points. One with another target that is named here is held against the
+    exact gradient of that, and its row says so. progress(estimator, done, draws) is called as draws are made. Raises what
+    `estimate` raises.
     """
     neuron = registry.neuron(neuron)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     if estimators is None:
-        chosen = [e for e in registry.fitting(neuron).values() if _is_feasible(e, neuron, a)]
+        chosen = [estimator for estimator in comparable(neuron) if _is_feasible(estimator, neuron, a)]
     else:
         chosen = [registry.estimator(spec) for spec in estimators]
         for estimator in chosen:
             registry.check_fit(neuron, estimator)
-    reference = closed_form(f, a, neuron)
-    exact = None if reference is None else reference[1]
+    exact = _exact_gradient(f, a, neuron, Target())
     rows = []
     for estimator in chosen:
         label = estimator.label()
         report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
         found = estimate(f, a, neuron, estimator, draws, seed, warm_up=warm_up, progress=report)
-        rows.append(_row(estimator, neuron, found, exact))
+        target = estimator.target()
+        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target)
+        rows.append(_row(estimator, neuron, found, truth))
     return Comparison(neuron.label(), draws, seed, tuple(rows), exact)
+
+
+def comparable(neuron: Neuron) -> list[Estimator]:
+    """Every registered estimator, with its default options, that fits the neuron and estimates the gradient of E[f(h)]."""
+    return [estimator for estimator in registry.fitting(neuron).values() if estimator.target() == Target()]
 
 
 def in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
@@ -153,6 +161,11 @@ def in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
     size = sum(float(x.abs().max()) for x in (exact, found.loss) if x.numel())
     rounding = max(8 * torch.finfo(exact.dtype).eps * size, torch.finfo(exact.dtype).tiny)
     return (found.gradient - exact) / found.standard_error.clamp(min=rounding)
+
+
+def _exact_gradient(f: Loss, a: Tensor, neuron: Neuron, target: Target) -> Tensor | None:
+    found = closed_form(f, a, neuron, target)
+    return None if found is None else found[1]
 
 
 def _is_feasible(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
@@ -174,7 +187,7 @@ def _row(estimator: Estimator, neuron: Neuron, found: Estimate, exact: Tensor | 
         cosine = float((found.gradient.double() * exact.double()).sum()) / both if both else math.nan
     return Row(
         estimator=estimator.label(),
-        claim=str(estimator.bias(neuron)),
+        claim=_claim(estimator, neuron),
         evaluations=found.evaluations,
         bias=bias,
         bias_in_se=bias_in_se,
@@ -184,6 +197,11 @@ def _row(estimator: Estimator, neuron: Neuron, found: Estimate, exact: Tensor | 
         efficiency=1 / (variance * found.evaluations) if variance else math.inf,
         seconds=found.seconds,
     )
+
+
+def _claim(estimator: Estimator, neuron: Neuron) -> str:
+    claim, target = str(estimator.bias(neuron)), estimator.target()
+    return claim if target == Target() else f"{claim}, of {target}"
 
 
 def _rms(x: Tensor) -> float:

@@ -26,7 +26,7 @@ from gradest.neuron import Neuron
 from gradest.plugin import Plugin
 from gradest.random import Key
 
-__all__ = ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State", "event_shape", "per_event"]
+__all__ = ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State", "Target", "event_shape", "per_event"]
 
 State = Mapping[str, Tensor]
 """What an estimator carries from one step to the next, by name; empty for a stateless one."""
@@ -63,6 +63,24 @@ class Bias:
 
 Bias.NONE = Bias(math.inf)
 Bias.BIASED = Bias(0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an estimator estimates, and the gradient of: of independent outputs h_1 to h_n, E[-log (1/n) Σ_k exp(-L(h_k))].
+
+    samples: n. With 1 this is E[L(h)]. With more, and with L = -log of an importance weight, it is the negative of the
+    multi-sample bound (Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519).
+    """
+
+    samples: int = 1
+
+    def combine(self, loss: Tensor) -> Tensor:
+        """What the mean is taken of: losses `[n, ...]` to `[...]`."""
+        return math.log(self.samples) - torch.logsumexp(-loss, 0)
+
+    def __str__(self) -> str:
+        return "E[L]" if self.samples == 1 else f"E[-log mean exp(-L)] of {self.samples} samples"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +134,16 @@ def per_event(x: Tensor, neuron: Neuron) -> Tensor:
 
 
 class Estimator(Plugin):
-    """An estimator of d E[loss(h)] / da."""
+    """An estimator of d E[loss(h)] / da, or of the gradient of another `target`."""
 
     needs: ClassVar[frozenset[str]]
     """What the caller must bring back, of {"loss", "grad"}."""
 
     capabilities: ClassVar[tuple[type[Neuron], ...]] = (Neuron,)
     """The capabilities, all of them, that a neuron must have to fit."""
+
+    off_support: ClassVar[bool] = False
+    """Whether it asks for the loss elsewhere than at outputs of the neuron, such as at a relaxed output or at the mean."""
 
     def accepts(self, neuron: Neuron) -> bool:
         """Whether the estimator fits the neuron."""
@@ -136,6 +157,10 @@ class Estimator(Plugin):
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
         """K, the number of points at which forward asks for the loss."""
 
+    def target(self) -> Target:
+        """What it is that `value` and `backward` estimate; E[L(h)] unless it says otherwise."""
+        return Target()
+
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """The state before the first step; reads only the dtype, device and event shape of `a`."""
         return {}
@@ -145,7 +170,7 @@ class Estimator(Plugin):
         """Where to evaluate the loss."""
 
     def value(self, draw: Draw, loss: Tensor) -> Tensor:
-        """The estimate of E[loss], `[*batch]`, differentiable in the loss."""
+        """The estimate of the target, `[*batch]`, differentiable in the loss."""
         weights = draw.weights
         if weights.ndim < loss.ndim:
             weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradest.enumeration import configurations, count
+from gradest.enumeration import MAX_POINTS, configurations, count
 from gradest.errors import InvalidInput, TooManyPoints
-from gradest.estimator import Draw, Estimator, Feedback, State, event_shape
+from gradest.estimator import Draw, Estimator, Feedback, State, Target, event_shape
 from gradest.kernels.reference import leading_mean, widen
 from gradest.neuron import Neuron
 from gradest.objective import Loss, Objective
@@ -109,6 +109,8 @@ def expect(
 ) -> tuple[Tensor, State]:
     """An estimate of E[f(h)], `[*batch]`, that is differentiable: backward puts the estimator's gradient on `a`.
 
+    (Of the estimator's own target, where that is another one: `vimco`.)
+
     seed: as for `sample`. f's own parameters get their ordinary gradient. Returns the value and the next state, to be
     passed to the next call.
     Under torch.no_grad() the value alone is computed, and the state comes back as it was.
@@ -135,7 +137,7 @@ class Estimate:
     gradient: the mean of the draws, `[*batch, *event]`; float32 or wider, like all that follows.
     variance: per coordinate, of ONE draw; NaN with a single draw.
     standard_error: of `gradient`, √(variance / draws).
-    loss: the mean estimate of E[f(h)], `[*batch]`.
+    loss: the mean estimate of E[f(h)], or of the estimator's own target, `[*batch]`.
     evaluations: of the loss, in one draw.
     seconds: wall-clock time of all draws.
     state: the estimator's state at which the draws were made.
@@ -168,7 +170,8 @@ def estimate(
 
     A stateful estimator with no `state` given first takes `warm_up` steps, so that its baseline stands where training would
     have it; the draws then all use that one state. Draws are made in chunks, merged by Chan, Golub and LeVeque's update in
-    float64, so memory does not grow with them. progress(done, draws) is called after each chunk.
+    float64, so memory does not grow with them; the points of a single draw that are more than a chunk are held whole, and f
+    is given some of the K at a time. progress(done, draws) is called after each chunk.
 
     Raises what `expect` raises.
     """
@@ -202,20 +205,24 @@ def estimate(
     )
 
 
-def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli") -> tuple[Tensor, Tensor]:
+def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target | None = None) -> tuple[Tensor, Tensor]:
     """E[f(h)] `[*batch]` and its gradient in a `[*batch, *event]`, by summing over the units' joint law, in chunks.
 
     Exact for units with finitely many outputs, up to 20 binary ones; for continuous ones a product of quadratures, of about
     1e-9, up to 3 units. f is evaluated in the dtype of `a`, the sum is in float64. Raises TooManyPoints past that.
+
+    target: another expectation than E[f(h)], such as `estimator.target()`; of n samples it takes the n-th power of the points.
     """
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron).double().requires_grad_()
     event = event_shape(neuron, wide)
     with torch.enable_grad():
         values, _ = neuron.law(wide)
-        total = count(neuron, event, values.shape[0])
         moves = values.requires_grad  # the outputs move with a, so dL/dh matters as well
+        total = count(neuron, event, values.shape[0])
         del values
+        if target is not None and target.samples > 1:
+            return _exact_of_samples(f, a, wide, neuron, total, target)
         chunk = max(1, _CHUNK // max(1, wide.numel()))
         loss = torch.zeros(wide.shape[: wide.ndim - neuron.event_ndim], dtype=torch.float64, device=a.device)
         gradient = torch.zeros_like(wide)
@@ -232,9 +239,39 @@ def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli") -> tuple[Tensor,
     return loss.to(dtype), gradient.detach().to(dtype)
 
 
-def closed_form(f: Loss, a: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor] | None:
+def _exact_of_samples(
+    f: Loss, a: Tensor, wide: Tensor, neuron: Neuron, total: int, target: Target
+) -> tuple[Tensor, Tensor]:
+    """`exact` for several samples: the losses of all configurations once, then every way to draw `samples` of these."""
+    ways = total**target.samples
+    if ways > MAX_POINTS:
+        raise TooManyPoints(f"{target} over {total} configurations has {ways} terms; the limit is 2^20")
+    points, weights = configurations(neuron, wide, neuron.law(wide), 0, total)
+    losses = _losses(f, points.to(a.dtype), neuron).double()
+    given = [x.detach().requires_grad_() for x in (weights, losses)]
+    value = torch.zeros_like(losses[0]).detach()
+    slopes = [torch.zeros_like(x) for x in given]
+    place = total ** torch.arange(target.samples, device=a.device)[:, None]
+    chunk = max(1, _CHUNK // max(1, value.numel()))
+    for first in range(0, ways, chunk):
+        way = torch.arange(first, min(first + chunk, ways), device=a.device)
+        drawn = way.div(place, rounding_mode="floor") % total  # [samples, n]
+        probability, loss = (x[drawn] for x in given)
+        part = (probability.prod(0) * target.combine(loss)).sum(0)
+        value += part.detach()
+        steps = torch.autograd.grad(part.sum(), given)
+        slopes = [slope + step for slope, step in zip(slopes, steps, strict=True)]
+    moving = [(x, slope) for x, slope in zip((weights, losses), slopes, strict=True) if x.requires_grad]
+    gradient = torch.zeros_like(wide)
+    if moving:
+        (gradient,) = torch.autograd.grad([x for x, _ in moving], wide, [slope for _, slope in moving])
+    dtype = _at_least_float32(a)
+    return value.to(dtype), gradient.detach().to(dtype)
+
+
+def closed_form(f: Loss, a: Tensor, neuron: Neuron, target: Target | None = None) -> tuple[Tensor, Tensor] | None:
     """What `exact` gives, by the objective's own closed form where it has one; None where neither is to be had."""
-    if isinstance(f, Objective):
+    if isinstance(f, Objective) and (target is None or target.samples == 1):
         wide = check_pre_activations(a, neuron).double().requires_grad_()
         with torch.enable_grad():
             loss = f.expectation(neuron, wide)
@@ -244,7 +281,7 @@ def closed_form(f: Loss, a: Tensor, neuron: Neuron) -> tuple[Tensor, Tensor] | N
                 dtype = _at_least_float32(a)
                 return loss.detach().to(dtype), gradient.to(dtype)
     try:
-        return exact(f, a, neuron)
+        return exact(f, a, neuron, target)
     except TooManyPoints:
         return None
 
@@ -291,13 +328,20 @@ def _draws(
         draw, _ = ask(neuron, estimator, a.detach().expand(n, *a.shape), key.fold_in(repetition), state)
         # f is promised points [K, *batch, *event], so the repetitions join the leading dim
         points = draw.points.to(a.dtype).flatten(0, 1)
+        at_once = max(1, _CHUNK * points.shape[0] // max(1, points.numel()))
         with torch.no_grad():
-            loss, grad = _evaluate(f, points, neuron, estimator, keep_graph=False)
+            parts = [_evaluate(f, part, neuron, estimator, keep_graph=False) for part in torch.split(points, at_once)]
+        loss = _join([part.detach() for part, _ in parts])
+        grad = None if parts[0][1] is None else _join([part for _, part in parts if part is not None])
         unflat = (draw.points.shape[0], n)
-        loss = loss.detach().reshape(*unflat, *loss.shape[1:])
+        loss = loss.reshape(*unflat, *loss.shape[1:])
         grad = None if grad is None else grad.reshape(*unflat, *a.shape)
         gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
         yield gradient, estimator.value(draw, widen(loss)), after
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _warm(f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, steps: int) -> State:

@@ -86,11 +86,14 @@ class Scored(Neuron):
 
 
 class Discrete(Scored):
-    """Has finitely many outputs, which do not move with a.
+    """Has countably many outputs, which do not move with a.
 
     `law` lists them. A unit whose output is a number writes `support` and has `law` from it. A unit whose output is a vector
     writes `law` itself: how many outputs it has may depend on the shape of a, which `support` does not see.
     """
+
+    finite: ClassVar[bool] = True
+    """Whether `law` lists every output; else it lists those that make up all but a share that the neuron states."""
 
     def support(self) -> Tensor:
         """The numbers that a unit can be, `[S]`, increasing; raises TypeError where outputs are no numbers."""
@@ -107,7 +110,7 @@ class Discrete(Scored):
         return values, self.log_prob(values, a).exp()
 
 
-class Relaxable(Neuron):
+class Relaxable(Discrete):
     """Has a continuous relaxation that becomes the neuron as the temperature goes to 0."""
 
     @abstractmethod
@@ -198,7 +201,7 @@ class LogisticBinary(Binary, Relaxable):
         return self.low + (self.high - self.low) * sigmoid(z / temperature)
 
 
-class SoftmaxOneHot(Discrete, Relaxable):
+class SoftmaxOneHot(Relaxable):
     """A unit of C classes: a one-hot vector over the last dim, of class c with probability softmax(a)_c.
 
     What is drawn is the argmax of a + G, G Gumbel noise (the Gumbel-max trick), so noise, h and all but the probability of

@@ -25,6 +25,7 @@ class Concrete(MonteCarlo):
     summary = "loss and gradient at a continuous relaxation of the unit"
     reference = "Maddison, Mnih, Teh 2017, arXiv 1611.00712; Jang, Gu, Poole 2017, arXiv 1611.01144"
     needs = frozenset({"grad"})
+    off_support = True
     capabilities = (LogisticBinary,)
 
     examples = ({}, {"samples": 3, "temperature": 1.0})
@@ -59,6 +60,7 @@ class StraightThroughConcrete(Concrete):
     name = "straight_through_concrete"
     summary = "loss at the sample, derivative of its continuous relaxation"
     reference = "Jang, Gu, Poole 2017, arXiv 1611.01144"
+    off_support = False
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Asks at the samples."""

@@ -24,6 +24,10 @@ class Enumeration(Estimator):
     needs = frozenset({"loss"})
     capabilities = (Discrete,)
 
+    def accepts(self, neuron: Neuron) -> bool:
+        """Whether the unit has finitely many outputs that do not move with a."""
+        return isinstance(neuron, Discrete) and neuron.finite
+
     def bias(self, neuron: Neuron) -> Bias:
         """None, and no variance either."""
         return Bias.NONE

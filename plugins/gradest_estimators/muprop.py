@@ -22,6 +22,7 @@ class Muprop(UnbiasedBinary):
     summary = "score minus its first-order expansion at the mean"
     reference = "Gu, Levine, Sutskever, Mnih 2015, arXiv 1511.05176"
     needs = frozenset({"loss", "grad"})
+    off_support = True
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
         """2."""

@@ -28,6 +28,7 @@ class Rebar(Estimator):
     summary = "score function with the relaxed loss as control variate; weight learned"
     reference = "Tucker, Mnih, Maddison, Lawson, Sohl-Dickstein 2017, arXiv 1703.07370"
     needs = frozenset({"loss", "grad"})
+    off_support = True
     capabilities = (LogisticBinary,)
 
     examples = ({}, {"temperature": 0.1, "learn": False})

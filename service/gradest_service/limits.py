@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from gradest.enumeration import count
+from gradest.enumeration import MAX_POINTS, count
 from gradest.errors import TooManyPoints
-from gradest.estimator import Estimator, event_shape
+from gradest.estimator import Estimator, Target, event_shape
 from gradest.neuron import Neuron
 from gradest.objective import Objective
 from gradest_service.problems import Problem
@@ -96,15 +96,18 @@ def work(settings: Settings, neuron: Neuron, estimator: Estimator, objective: Ob
     return steps * points * _point_work(neuron, objective, a)
 
 
-def exact_work(neuron: Neuron, objective: Objective, a: Tensor) -> int:
+def exact_work(neuron: Neuron, objective: Objective, a: Tensor, target: Target) -> int:
     """The elements that the exact gradient goes through; 0 where it comes in closed form or is not to be had."""
-    if objective.expectation(neuron, a) is not None:
+    if target.samples == 1 and objective.expectation(neuron, a) is not None:
         return 0
     event = event_shape(neuron, a)
     values, _ = neuron.law(torch.zeros(event, dtype=a.dtype, device=a.device))
     try:
         points = count(neuron, event, values.shape[0])
     except TooManyPoints:
+        return 0
+    points = math.prod([points] * target.samples)
+    if points > MAX_POINTS:
         return 0
     return points * size(a.shape) // size(event) * _point_work(neuron, objective, a)
 

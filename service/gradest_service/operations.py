@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import gradest
-from gradest.comparison import Comparison
+from gradest.comparison import Comparison, comparable
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, TooManyPoints, UnknownPlugin
-from gradest.estimator import Estimator, Feedback, State
+from gradest.estimator import Estimator, Feedback, State, Target
 from gradest.expectation import ask, check_pre_activations, closed_form, tell
 from gradest.neuron import Neuron
 from gradest.objective import Objective
@@ -89,8 +89,8 @@ def estimate(request: EstimateRequest, settings: Settings) -> EstimateAnswer:
     if limits.exceeds_work(settings, work):
         raise _too_much(work, settings)
     found = gradest.estimate(objective, a, neuron, estimator, request.draws, _seed(request.seed))
-    too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide))
-    exact = None if too_long else closed_form(objective, a, neuron)
+    too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, estimator.target()))
+    exact = None if too_long else closed_form(objective, a, neuron, estimator.target())
     return EstimateAnswer(
         loss=found.loss,
         gradient=found.gradient,
@@ -218,7 +218,7 @@ def _affordable(
 ) -> list[Estimator]:
     """Those that `gradest.compare` takes by default, less those that no request of this size may ask for."""
     affordable = []
-    for estimator in gradest.registry.fitting(neuron).values():
+    for estimator in comparable(neuron):
         try:
             elements = limits.work(settings, neuron, estimator, objective, a, request.draws)
         except (TooManyPoints, Problem):
@@ -236,7 +236,8 @@ def _check_total(
     objective: Objective,
     estimators: list[Estimator],
 ) -> None:
-    if limits.exceeds_work(settings, limits.exact_work(neuron, objective, a)):
+    targets = {estimator.target() for estimator in estimators} | {Target()}
+    if limits.exceeds_work(settings, sum(limits.exact_work(neuron, objective, a, target) for target in targets)):
         raise Problem(
             413,
             "The exact gradient of this comparison would take too many points. Send fewer rows or units, or take an "
