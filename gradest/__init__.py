@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from gradest.client import Client
     from gradest.comparison import Comparison, compare
     from gradest.errors import GradestError
-    from gradest.estimator import Bias, Draw, Estimator, Feedback, MonteCarlo, State
+    from gradest.estimator import Bias, Draw, Estimator, Feedback, MonteCarlo, State, Target
     from gradest.expectation import Estimate, estimate, exact, expect, sample
     from gradest.hookspecs import PLUGIN_API, hookimpl
     from gradest.neuron import (
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from gradest.objective import Objective, Separable
     from gradest.plugin import Plugin, TensorOption
     from gradest.random import Key
+    from gradest.recommendation import Recommendation, recommend
     from gradest.registry import Registry
 
     registry: Registry
@@ -82,6 +83,7 @@ __all__ = [
     "Neuron",
     "Objective",
     "Plugin",
+    "Recommendation",
     "Relaxable",
     "Reparameterised",
     "Scored",
@@ -89,6 +91,7 @@ __all__ = [
     "SoftmaxOneHot",
     "State",
     "Step",
+    "Target",
     "TensorOption",
     "compare",
     "estimate",
@@ -98,6 +101,7 @@ __all__ = [
     "hookimpl",
     "neuron",
     "objective",
+    "recommend",
     "registry",
     "sample",
 ]
@@ -106,7 +110,7 @@ _HOMES = {
     "gradest.client": ["Client"],
     "gradest.comparison": ["Comparison", "compare"],
     "gradest.errors": ["GradestError"],
-    "gradest.estimator": ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State"],
+    "gradest.estimator": ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State", "Target"],
     "gradest.expectation": ["Estimate", "estimate", "exact", "expect", "sample"],
     "gradest.hookspecs": ["PLUGIN_API", "hookimpl"],
     "gradest.neuron": [
@@ -116,6 +120,7 @@ _HOMES = {
     "gradest.objective": ["Objective", "Separable"],
     "gradest.plugin": ["Plugin", "TensorOption"],
     "gradest.random": ["Key"],
+    "gradest.recommendation": ["Recommendation", "recommend"],
     "gradest.registry": ["registry"],
 }
 _LOOKUPS = {kind: f"gradest.registry:registry.{kind}" for kind in ("neuron", "estimator", "objective")}

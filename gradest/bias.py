@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradest.comparison import in_standard_errors
+from gradest.comparison import cosine_of, in_standard_errors, relative_error
 from gradest.estimator import Estimator
 from gradest.expectation import estimate, exact
 from gradest.neuron import Neuron
@@ -22,8 +22,11 @@ __all__ = [
     "MAX_DRAWS",
     "UNITS",
     "BiasRecord",
+    "event_of",
     "linear",
     "measure_bias",
+    "network",
+    "pre_activations",
     "quadratic",
 ]
 
@@ -31,8 +34,12 @@ ALARM = 5.0
 """Standard errors beyond which a difference is no chance."""
 UNITS, CLASSES = 2, 3
 """The size of an event; the second where a unit has several classes."""
-LOGITS = {"moderate": [[0.4, -0.9], [1.3, 0.2]], "saturated": [[4.5, -5.0], [5.5, -4.0]]}
-"""Pre-activations by name: probabilities between 0.3 and 0.8, and within 0.02 of 0 and 1."""
+LOGITS = {"moderate": [[0.4, -0.9], [1.3, 0.2]], "saturated": [[3.5, -3.8], [3.6, -3.4]]}
+"""Pre-activations by name: probabilities between 0.3 and 0.8, and within 0.03 of 0 and 1.
+
+Beyond that, what makes the gradient happens so seldom that no affordable number of draws tells its standard error.
+"""
+_FIRST_DRAWS = {"moderate": 1 << 12, "saturated": 1 << 16}  # a thousand of the rarer outputs
 _POWER = 20.0  # the exact gradient, in standard errors: half of it, a factor of two, is then ten
 MAX_DRAWS = 1 << 20
 
@@ -46,13 +53,37 @@ class BiasRecord:
     """"moderate" or "saturated"."""
     promised: bool
     """Whether the claim promises no bias on this loss."""
+    gradient: float
+    """The largest component of the exact gradient, |exact|."""
+    bias: float
+    """The largest |mean gradient - exact gradient| over coordinates."""
+    standard_error: float
+    """Of the mean gradient, at the coordinate of `bias`."""
     bias_in_se: float
     """The largest |mean gradient - exact gradient| over coordinates, in standard errors."""
-    bias_over_gradient: float
-    """The largest |mean - exact| relative to the largest |exact|."""
     variance: float
     """Of one draw, mean over coordinates."""
+    noise: float
+    """Of one draw, the root of the variance summed over coordinates."""
+    signal: float
+    """The norm of the mean gradient over all coordinates."""
+    cosine: float
+    """Of the angle between the mean gradient and the exact one; 0 where one of them is 0."""
     draws: int
+
+    @property
+    def broken(self) -> bool:
+        """Whether the claim promises no bias here, and there is one."""
+        return self.promised and not self.agrees
+
+    @property
+    def snr(self) -> float:
+        """The signal-to-noise ratio of one draw."""
+        return self.signal / self.noise if self.noise else math.inf
+
+    def error(self, draws: float) -> float:
+        """Of the mean of so many draws, up to a factor: `relative_error`."""
+        return relative_error(self.cosine, self.snr, draws)
 
     @property
     def agrees(self) -> bool:
@@ -65,16 +96,14 @@ class BiasRecord:
 
 
 def measure_bias(
-    estimator: Estimator, neuron: Neuron, logits: str = "moderate", draws: int = 1 << 12, seed: int = 17
+    estimator: Estimator, neuron: Neuron, logits: str = "moderate", draws: int | None = None, seed: int = 17
 ) -> Iterator[BiasRecord]:
     """Hold the estimator's mean against enumeration (quadrature for continuous units) on four losses.
 
-    `draws` is where it begins: they are multiplied by four until the largest exact component is at least 20 standard errors,
-    so that a factor of two is ten of them, or until there are 2^20.
+    `draws`, or else a number that goes with the logits, is where it begins: they are multiplied by four until the largest
+    exact component is at least 20 standard errors, so that a factor of two is ten of them, or until there are 2^20.
     """
-    a, first = torch.tensor(LOGITS[logits]), draws
-    if neuron.event_ndim == 2:
-        a = torch.stack([a, -a.roll(1, 0), 0.3 * a], -1)
+    a, first = pre_activations(neuron, logits), draws or _FIRST_DRAWS[logits]
     claim = estimator.bias(neuron)
     for name, (order, make) in LOSSES.items():
         f = make(neuron)
@@ -86,15 +115,35 @@ def measure_bias(
             if size >= _POWER * float(found.standard_error.max()) or draws >= MAX_DRAWS:
                 break
             draws *= 4
+        difference = (found.gradient - truth).abs()
         yield BiasRecord(
             loss=name,
             logits=logits,
             promised=claim.order >= order,
+            gradient=size,
+            bias=float(difference.max()),
+            standard_error=float(found.standard_error.flatten()[difference.argmax()]),
             bias_in_se=float(in_standard_errors(found, truth).abs().max()),
-            bias_over_gradient=float((found.gradient - truth).abs().max()) / size if size else math.inf,
             variance=float(found.variance.mean()),
+            noise=float(found.variance.double().sum().sqrt()),
+            signal=float(found.gradient.double().norm()),
+            cosine=cosine if math.isfinite(cosine := cosine_of(found.gradient, truth)) else 0.0,
             draws=draws,
         )
+
+
+def event_of(neuron: Neuron) -> tuple[int, ...]:
+    """The event shape that the measurement uses."""
+    return (UNITS, CLASSES)[: neuron.event_ndim]
+
+
+def pre_activations(neuron: Neuron, logits: str) -> Tensor:
+    """The pre-activations at which it is made, `[2, *event]`."""
+    a = torch.tensor(LOGITS[logits])
+    if neuron.event_ndim == 1:
+        return a
+    rest = a.clamp(-1.3, 1.3)
+    return torch.stack([a, -rest.roll(1, 0), 0.3 * rest], -1)
 
 
 def _flat(neuron: Neuron, h: Tensor) -> Tensor:
@@ -102,8 +151,9 @@ def _flat(neuron: Neuron, h: Tensor) -> Tensor:
 
 
 def _projection(neuron: Neuron, rows: int) -> Tensor:
-    size = UNITS * (CLASSES if neuron.event_ndim == 2 else 1)
-    return torch.randn(rows, size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return torch.randn(
+        rows, math.prod(event_of(neuron)), generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
 
 
 def linear(neuron: Neuron) -> Callable[[Tensor], Tensor]:

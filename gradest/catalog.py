@@ -5,14 +5,23 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from gradest.certificate import kept
 from gradest.errors import TooManyPoints
-from gradest.estimator import Estimator
+from gradest.estimator import Estimator, Target
 from gradest.neuron import Neuron
 from gradest.objective import Objective
 from gradest.plugin import Plugin
 from gradest.registry import registry
 
-__all__ = ["describe", "describe_estimator", "describe_neuron", "describe_objective", "describe_plugins"]
+__all__ = [
+    "describe",
+    "describe_estimator",
+    "describe_fully",
+    "describe_neuron",
+    "describe_objective",
+    "describe_plugins",
+    "estimators_to_markdown",
+]
 
 _UNITS = (1, 2, 4, 8, 16, 32)  # the event sizes for which evaluations are told
 _CLASSES = 3  # the size of the further event dims there, of neurons that have some
@@ -26,7 +35,8 @@ def describe_neuron(cls: type[Neuron]) -> dict[str, Any]:
 def describe_estimator(cls: type[Estimator]) -> dict[str, Any]:
     """The estimator with default options on every neuron with default options that it accepts.
 
-    bias: its claim, by neuron. evaluations: K by neuron and number of units, None where it would be too many.
+    bias: its claim, by neuron. target: what it estimates, with the gradient of that. evaluations: K by neuron and number of
+    units, None where it would be too many.
     """
     estimator = cls()
     neurons = {name: neuron() for name, neuron in registry.neurons.items()}
@@ -34,6 +44,8 @@ def describe_estimator(cls: type[Estimator]) -> dict[str, Any]:
     return {
         **_describe(cls, Estimator),
         "needs": sorted(cls.needs, reverse=True),
+        "off_support": cls.off_support,
+        "target": str(estimator.target()),
         "needs_capabilities": [capability.__name__ for capability in cls.capabilities if capability is not Neuron],
         "neurons": list(fitting),
         "bias": {name: str(estimator.bias(neuron)) for name, neuron in fitting.items()},
@@ -69,6 +81,54 @@ def describe(cls: type[Plugin]) -> dict[str, Any]:
         return describe_estimator(cls)
     assert issubclass(cls, Objective)
     return describe_objective(cls)
+
+
+def describe_fully(cls: type[Plugin]) -> dict[str, Any]:
+    """The description and, of an estimator, the certificates that its package keeps: what was measured of bias and variance."""
+    if not issubclass(cls, Estimator):
+        return describe(cls)
+    return {**describe(cls), "certificates": [certificate.to_dict() for certificate in kept(cls)]}
+
+
+def estimators_to_markdown() -> str:
+    """Every registered estimator in a row of a Markdown table: what it is for, needs, claims and costs."""
+    lines = [
+        "| estimator | neurons | needs | claimed bias | K | what it does | source |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for cls in registry.estimators.values():
+        found = describe_estimator(cls)
+        needs = ", ".join(found["needs"]) + (", off the outputs too" if found["off_support"] else "")
+        target = "" if cls().target() == Target() else f", of {found['target']}"
+        cells = [
+            cls.name,
+            ", ".join(found["neurons"]),
+            needs,
+            _by_value(found["bias"]) + target,
+            _by_value({name: _cost(counts) for name, counts in found["evaluations"].items()}),
+            cls.summary,
+            cls.reference,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _by_value(by_neuron: dict[str, str]) -> str:
+    """The one value that all have, or each with those that have it."""
+    values = list(dict.fromkeys(by_neuron.values()))
+    if len(values) == 1:
+        return values[0]
+    return "; ".join(
+        f"{value} ({', '.join(name for name in by_neuron if by_neuron[name] == value)})" for value in values
+    )
+
+
+def _cost(counts: dict[str, int | None]) -> str:
+    """K, which may go with the number of units."""
+    known = {units: count for units, count in counts.items() if count is not None}
+    if len({*known.values()}) == 1:
+        return str(next(iter(known.values())))
+    return ", ".join(f"{known[units]} for {units}" for units in ("1", "8") if units in known)
 
 
 def _describe(cls: type[Plugin], base: type[Plugin]) -> dict[str, Any]:

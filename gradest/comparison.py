@@ -18,7 +18,7 @@ from gradest.objective import Loss
 from gradest.random import check_seed, fresh_seed
 from gradest.registry import registry
 
-__all__ = ["Comparison", "Row", "comparable", "compare", "in_standard_errors"]
+__all__ = ["Comparison", "Row", "comparable", "compare", "cosine_of", "in_standard_errors", "relative_error"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Row:
     cosine: float | None
     efficiency: float
     seconds: float
+
+    def error(self, evaluations: float) -> float | None:
+        """`relative_error` of the mean of as many draws as so many evaluations pay for; None without an exact gradient."""
+        return None if self.cosine is None else relative_error(self.cosine, self.snr, evaluations / self.evaluations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +167,25 @@ def in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
     return (found.gradient - exact) / found.standard_error.clamp(min=rounding)
 
 
+def cosine_of(one: Tensor, two: Tensor) -> float:
+    """Of the angle between them; NaN where one of them is 0."""
+    one, two = one.double(), two.double()
+    norms = float(one.norm() * two.norm())
+    return float((one * two).sum()) / norms if norms else math.nan
+
+
+def relative_error(cosine: float, snr: float, draws: float) -> float:
+    """√E|s ĝ - exact|² / |exact|, ĝ the mean of so many draws and s the number that makes it least.
+
+    Between 0 and 1. What a factor does to ĝ is the learning rate's business, and no error here; variance and a bias in
+    direction are. cosine: of the angle between E[ĝ] and the exact gradient; snr: of one draw.
+    """
+    if math.isnan(cosine):
+        return 1.0
+    share = snr**2 / (snr**2 + 1 / draws) if math.isfinite(snr) else 1.0
+    return math.sqrt(max(0.0, 1 - cosine**2 * share))
+
+
 def _exact_gradient(f: Loss, a: Tensor, neuron: Neuron, target: Target) -> Tensor | None:
     found = closed_form(f, a, neuron, target)
     return None if found is None else found[1]
@@ -183,8 +206,7 @@ def _row(estimator: Estimator, neuron: Neuron, found: Estimate, exact: Tensor | 
     if exact is not None:
         bias = _rms(found.gradient - exact)
         bias_in_se = _rms(in_standard_errors(found, exact))
-        both = size * float(exact.double().norm())
-        cosine = float((found.gradient.double() * exact.double()).sum()) / both if both else math.nan
+        cosine = cosine_of(found.gradient, exact)
     return Row(
         estimator=estimator.label(),
         claim=_claim(estimator, neuron),

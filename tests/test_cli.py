@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import io
 import json
@@ -10,7 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 import gradest
+from gradest.certificate import load
 from gradest.cli import main
 from gradest.cli.arguments import read_numbers, read_options, read_spec
 from gradest.errors import InvalidInput, InvalidOptions
@@ -489,3 +491,76 @@ def test_serve_serves_and_stops() -> None:
         finally:
             serving.send_signal(signal.SIGTERM)
         assert serving.wait(20) == 0
+
+
+def test_recommend_is_the_library_s(run: Run) -> None:
+    found = run("recommend", "--bring", "loss,grad", "--evaluations", "4", "--unbiased", "--json").json
+    wanted = gradest.recommend("bernoulli", ["loss", "grad"], 4, unbiased=True)
+    assert found == json.loads(json.dumps(wanted.to_dict()))
+    measured = run("recommend", "--objective", "quadratic:target=0.4", "--a", "0.5,1", "--draws", "50", "--seed", "1")
+    assert "measured on the objective given" in measured.out
+    assert "not for this case" in measured.out
+
+
+def test_list_markdown_is_of_estimators(run: Run) -> None:
+    out = run("list", "estimators", "--markdown").out
+    assert all(f"| {name} |" in out for name in gradest.registry.estimators)
+    assert run("list", "--markdown").code == 1
+
+
+def test_describe_shows_what_was_measured(run: Run) -> None:
+    out = run("describe", "straight_through").out
+    assert "bias, linear" in out
+    assert "± 0 %" in out
+
+
+@pytest.fixture
+def certified_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package of its own with one registered estimator, enumeration under another name, on one neuron."""
+    package = tmp_path / "certified"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from gradest.registry import registry\n"
+        "class Certified(registry.estimators['enumeration']):\n"
+        "    name = 'certified'\n"
+        "    def accepts(self, neuron):\n"
+        "        return neuron.name == 'bernoulli'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin = importlib.import_module("certified").Certified
+    gradest.registry.register(plugin)
+    yield package
+    gradest.registry.unregister(plugin)
+    del sys.modules["certified"]
+
+
+def test_certify_writes_what_is_missing_or_stale(run: Run, certified_package: Path) -> None:
+    arguments = ("certify", "--package", "certified", "--out", str(certified_package), "--json")
+    path = certified_package / "certificates.json"
+    (found,) = run(*arguments).json
+    assert (found["estimator"], found["neuron"], found["claim"]) == ("certified", "bernoulli", "none")
+    assert load(path.read_text())[0].faults == ()
+    assert "### certified" in (certified_package / "CERTIFICATES.md").read_text()
+    marked = path.read_text().replace('"draws": 4096', '"draws": 4095')  # by which a record that is kept is known
+    path.write_text(marked)
+    assert run(*arguments).json[0]["records"][0]["draws"] == 4095
+    path.write_text(marked.replace('"claim": "none"', '"claim": "biased"'))
+    assert run(*arguments).json[0]["records"][0]["draws"] == 4096
+    path.write_text(marked)
+    assert run(*arguments, "certified").json[0]["records"][0]["draws"] == 4096
+    path.write_text("what is this")
+    assert run(*arguments).json[0]["records"][0]["draws"] == 4096
+
+
+def test_certify_says_what_is_at_fault(run: Run, certified_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = gradest.registry.estimators["certified"]
+    right = plugin.backward
+    monkeypatch.setattr(plugin, "backward", lambda self, *rest: (-right(self, *rest)[0], {}))
+    ended = run("certify", "--package", "certified", "--out", str(certified_package))
+    assert ended.code == 1
+    assert "certified on bernoulli: claims bias none, but on a linear loss" in ended.err
+
+
+def test_certify_refuses_what_it_does_not_know(run: Run, certified_package: Path) -> None:
+    assert "no estimator rlo" in run("certify", "rlo", "--package", "certified").err
+    assert "no estimator is registered from a package 'nowhere'" in run("certify", "--package", "nowhere").err

@@ -67,12 +67,19 @@ def _global(
 
 @app.command("list")
 def list_plugins(
-    kind: Annotated[Listing | None, typer.Argument(help="All kinds if not given.")] = None, as_json: Json = False
+    kind: Annotated[Listing | None, typer.Argument(help="All kinds if not given.")] = None,
+    as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print estimators as a Markdown table.")] = False,
 ) -> None:
     """Show what is registered, and the plugins that did not load."""
-    from gradest.catalog import describe, describe_plugins
+    from gradest.catalog import describe, describe_plugins, estimators_to_markdown
     from gradest.cli.display import print_json, show_catalog
 
+    if markdown:
+        if kind != "estimators":
+            raise InvalidInput("--markdown is for the estimators: gradest list estimators --markdown")
+        print(estimators_to_markdown())
+        return
     found = {f"{name}s": [describe(cls) for cls in table.values()] for name, table in _tables().items()}
     found |= describe_plugins()
     shown = {name: rows for name, rows in found.items() if kind in (None, name) or name == "failures"}
@@ -100,7 +107,7 @@ def describe(
         known = {other for of, table in _tables().items() if kind in (None, of) for other in table}
         raise unknown_plugin(kind or "plugin", name, sorted(known))
     ((of, table),) = found.items()
-    description = {"kind": of, **catalog.describe(table[name])}
+    description = {"kind": of, **catalog.describe_fully(table[name])}
     if as_json:
         print_json(description)
     else:
@@ -164,6 +171,70 @@ def compare(
             comparison.chart().save(plot)
         except (ImportError, ValueError) as error:  # altair's, where what it needs for the format is not installed
             raise GradestError(f"--plot {plot}: {error}") from error
+
+
+@app.command()
+def recommend(
+    neuron: Annotated[str, typer.Option(help=f"The neuron: {_SPEC}.")] = "bernoulli",
+    bring: Annotated[
+        str,
+        typer.Option(
+            help="What you can bring, with commas: loss, grad (dL/dh), relaxed (both between the neuron's outputs too)."
+        ),
+    ] = "loss",
+    evaluations: Annotated[
+        int | None, typer.Option(help="Of the loss, that a step may cost; any if not given.")
+    ] = None,
+    unbiased: Annotated[bool, typer.Option("--unbiased", help="Only estimators without bias.")] = False,
+    saturated: Annotated[
+        bool, typer.Option("--saturated", help="The units are sure of themselves: p near 0 or 1.")
+    ] = False,
+    units: Annotated[int | None, typer.Option(help="In an event.")] = None,
+    objective: Annotated[str | None, typer.Option(help=f"Measure on this loss, at --a: {_SPEC}.")] = None,
+    a: Annotated[str | None, typer.Option(help="Pre-activations to measure at, as for compare.")] = None,
+    draws: Annotated[int, typer.Option(help="Of the measurement.")] = 1000,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Rank the estimators that fit your case, with reasons, from their certificates or by measuring on your loss."""
+    from gradest.cli.display import print_json, show_recommendation
+
+    loss = None if objective is None else gradest.objective(read_spec(objective))
+    at = None if a is None else _tensor(a, "float32")
+    wanted: Any = [word.strip() for word in bring.split(",")]
+    found = gradest.recommend(
+        read_spec(neuron),
+        wanted,
+        evaluations,
+        unbiased=unbiased,
+        saturated=saturated,
+        units=units,
+        f=loss,
+        a=at,
+        draws=draws,
+        seed=seed,
+    ).to_dict()
+    if as_json:
+        print_json(found)
+    else:
+        show_recommendation(found)
+
+
+@app.command()
+def certify(
+    names: Annotated[list[str] | None, typer.Argument(help="Estimators to measure again.", metavar="NAME...")] = None,
+    package: Annotated[str, typer.Option(help="The package whose estimators are meant.")] = "gradest_estimators",
+    out: Annotated[Path, typer.Option(help="The folder in which CERTIFICATES.md is written.")] = Path(),
+    everything: Annotated[bool, typer.Option("--all", help="Measure all of them again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure bias and variance of a package's estimators, where the code has changed since, and write certificates.
+
+    The package keeps them in certificates.json. What is interrupted goes on when it is run again.
+    """
+    from gradest.cli.certifying import write_certificates
+
+    write_certificates(names or [], package, out, everything, as_json)
 
 
 @app.command(context_settings=_PASS_ON, add_help_option=False)

@@ -15,7 +15,16 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-__all__ = ["Bars", "print_json", "show", "show_catalog", "show_comparison", "show_description", "show_samples"]
+__all__ = [
+    "Bars",
+    "print_json",
+    "show",
+    "show_catalog",
+    "show_comparison",
+    "show_description",
+    "show_recommendation",
+    "show_samples",
+]
 
 _MOST_ROWS = 100  # of samples
 _MOST_SAMPLES = 16  # in a row
@@ -83,10 +92,26 @@ def show_description(description: dict[str, Any], text: str) -> None:
             ["neuron", "claimed bias", *(f"K, D = {count}" for count in units)],
             ([name, bias, *description["evaluations"][name].values()] for name, bias in description["bias"].items()),
         )
-    hidden = {"name", "kind", "summary", "options", "evaluations", "bias", "neurons"}
+    certificates = description.get("certificates", [])
+    losses = list(dict.fromkeys(record["loss"] for found in certificates for record in found["records"]))
+    _show_rows(
+        ["measured on", "logits", *(f"bias, {loss}" for loss in losses)],
+        (
+            [found["neuron"], logits, *(_bias(record) for record in found["records"] if record["logits"] == logits)]
+            for found in certificates
+            for logits in dict.fromkeys(record["logits"] for record in found["records"])
+        ),
+    )
+    hidden = {"name", "kind", "summary", "options", "evaluations", "bias", "neurons", "certificates"}
     for key, value in description.items():
         if key not in hidden and value not in ("", []):
             show(Text(f"{key.replace('_', ' ')}: {_show(value)}"))
+
+
+def _bias(record: dict[str, Any]) -> str:
+    """The bias that was measured, and its standard error, relative to the gradient where there is one."""
+    scale, unit = (100 / record["gradient"], " %") if record["gradient"] else (1, "")
+    return f"{record['bias'] * scale:.2g} ± {record['standard_error'] * scale:.2g}{unit}"
 
 
 def show_samples(neuron: str, seed: int, columns: dict[str, Tensor], samples: Tensor) -> None:
@@ -113,6 +138,18 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     rows = comparison["rows"]
     head = [name.replace("_", " ") for name in rows[0]] if rows else []
     _show_rows(head, ([*row.values()] for row in rows), caption=caption)
+
+
+def show_recommendation(found: dict[str, Any]) -> None:
+    """A row for each estimator that fits, best first, and why the others do not."""
+    caption = f"error: relative, up to a factor, of the gradient that {found['evaluations']} evaluations buy; {found['source']}"
+    columns = ["label", "claim", "evaluations", "error", "reasons"]
+    rows = (
+        [row[column] if column != "reasons" else "; ".join(row[column]) for column in columns] for row in found["rows"]
+    )
+    _show_rows(["estimator", "claimed bias", "K", "error", "why"], rows, found["neuron"], caption)
+    others = ([row["estimator"], "; ".join(row["reasons"])] for row in found["rejected"])
+    _show_rows(["not for this case", "why"], others)
 
 
 class Bars(Progress):

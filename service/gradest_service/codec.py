@@ -29,6 +29,7 @@ __all__ = [
     "decode_state",
     "decode_tensor",
     "find_codec",
+    "parse_json",
     "prefers",
 ]
 
@@ -52,15 +53,20 @@ class Codec:
 
 
 def _decode_json(body: bytes) -> dict[str, Any]:
-    """The fields of a JSON object. Not-a-number and infinity are let through here, to be refused where they stand."""
-    try:
-        fields = from_json(body, allow_inf_nan=True)
-    except ValueError as error:
-        # the reason, which names a line and a column; jiter refuses more than 200 levels of nesting
-        raise Problem(400, f"The body is not JSON: {error}.") from error
+    """The fields of a JSON object."""
+    fields = parse_json(body, "The body")
     if not isinstance(fields, dict):
         raise Problem(422, "The body must be a JSON object, with the request's fields by name.")
     return fields
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """JSON. Not-a-number and infinity are let through here, to be refused where they stand."""
+    try:
+        return from_json(text, allow_inf_nan=True)
+    except ValueError as error:
+        # the reason, which names a line and a column; jiter refuses more than 200 levels of nesting
+        raise Problem(400, f"{what} is not JSON: {error}.") from error
 
 
 def _encode_json(answer: Any) -> bytes:

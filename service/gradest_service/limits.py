@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from gradest.comparison import comparable
 from gradest.enumeration import MAX_POINTS, count
 from gradest.errors import TooManyPoints
 from gradest.estimator import Estimator, Target, event_shape
@@ -25,6 +26,7 @@ __all__ = [
     "check_samples",
     "exact_work",
     "exceeds_work",
+    "measurement_work",
     "size",
     "work",
 ]
@@ -94,6 +96,15 @@ def work(settings: Settings, neuron: Neuron, estimator: Estimator, objective: Ob
     steps = draws + (_WARM_UP if estimator.init(neuron, a) else 0)
     points = check_points(settings, neuron, estimator, a) // size(event_shape(neuron, a))
     return steps * points * _point_work(neuron, objective, a)
+
+
+def measurement_work(
+    settings: Settings, neuron: Neuron, objective: Objective, a: Tensor, draws: int, evaluations: int
+) -> int:
+    """The most elements that measuring every estimator goes through, of so many evaluations a draw at most."""
+    rows = size(a.shape) // size(event_shape(neuron, a))
+    of_one = (draws + _WARM_UP) * evaluations * rows * _point_work(neuron, objective, a)
+    return of_one * len(comparable(neuron))
 
 
 def exact_work(neuron: Neuron, objective: Objective, a: Tensor, target: Target) -> int:

@@ -31,15 +31,17 @@ from gradest_service.schemas import (
     Exact,
     ForwardAnswer,
     ForwardRequest,
+    RecommendRequest,
     Request,
     SampleAnswer,
     SampleRequest,
 )
 from gradest_service.settings import Settings
 
-__all__ = ["Progress", "backward", "estimate", "forward", "plan_comparison", "sample", "unknown_plugin"]
+__all__ = ["Progress", "backward", "estimate", "forward", "plan_comparison", "recommend", "sample", "unknown_plugin"]
 
 Progress = Callable[[str, int, int], None]
+_MEASURED_EVALUATIONS = 100  # what a step may cost where the caller of a measured recommendation does not say
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 
 
@@ -126,6 +128,35 @@ def plan_comparison(request: CompareRequest, settings: Settings) -> Callable[[Pr
         return gradest.compare(objective, a, neuron, estimators, request.draws, seed, progress=progress)
 
     return run
+
+
+def recommend(request: RecommendRequest, settings: Settings) -> dict[str, Any]:
+    """`gradest.recommend`, from certificates, or measured where the request brings an objective and pre-activations."""
+    neuron = _build("neuron", request.neuron, gradest.registry.neuron, gradest.registry.neurons, settings)
+    evaluations, objective, a = request.evaluations, None, None
+    if request.objective is not None and request.a is not None:
+        limits.check_draws(settings, request.draws)
+        a = decode_tensor("a", request.a, torch.float32, settings, None)
+        wide = check_pre_activations(a, neuron)
+        objective = _objective(request.objective, neuron, wide, settings)
+        evaluations = evaluations or _MEASURED_EVALUATIONS
+        total = limits.measurement_work(settings, neuron, objective, wide, request.draws, evaluations)
+        if limits.exceeds_work(settings, total + limits.exact_work(neuron, objective, wide, Target())):
+            raise _too_much(total, settings)
+    elif request.objective is not None or request.a is not None:
+        raise Problem(422, "To measure, send both objective and a; without either, the certificates speak.")
+    return gradest.recommend(
+        neuron,
+        request.bring,
+        evaluations,
+        unbiased=request.unbiased,
+        saturated=request.saturated,
+        units=request.units,
+        f=objective,
+        a=a,
+        draws=request.draws,
+        seed=_seed(request.seed),
+    ).to_dict()
 
 
 def _inputs(request: Request, settings: Settings) -> tuple[Neuron, Tensor]:

@@ -18,7 +18,7 @@ import gradest
 from gradest import catalog
 from gradest.errors import PluginError, UnknownPlugin
 from gradest_service import operations, schemas
-from gradest_service.codec import CODECS, JSON, find_codec, prefers
+from gradest_service.codec import CODECS, JSON, find_codec, parse_json, prefers
 from gradest_service.events import EventStream
 from gradest_service.problems import MEDIA_TYPE, Problem, ProblemDetails, describe_faults
 from gradest_service.settings import Settings
@@ -26,6 +26,7 @@ from gradest_service.settings import Settings
 __all__ = ["router"]
 
 Result = TypeVar("Result")
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 AnyRequest = TypeVar("AnyRequest", bound=schemas.Request)
 Endpoint = Callable[[Request], Any]
 
@@ -103,19 +104,19 @@ def _add_catalog(kind: str, describe: Callable[[Any], dict[str, Any]]) -> None:
         found: Mapping[str, type] = getattr(gradest.registry, f"{kind}s")
         return found
 
-    def describe_one(name: str) -> dict[str, Any]:
+    def describe_fully(name: str) -> dict[str, Any]:
         if name not in table():
             try:
                 getattr(gradest.registry, kind)(name)  # raises, with near matches
             except UnknownPlugin as error:
                 raise operations.unknown_plugin(error, name) from error
-        return describe(table()[name])
+        return catalog.describe_fully(table()[name])
 
     async def list_all(request: Request) -> Response:
         return await _json(request, lambda: [describe(cls) for cls in table().values()])
 
     async def show(request: Request, name: str) -> Response:
-        return await _json(request, lambda: describe_one(name))
+        return await _json(request, lambda: describe_fully(name))
 
     for path, endpoint, summary in (
         (f"/v1/{kind}s", list_all, f"Every {kind}"),
@@ -135,6 +136,38 @@ _add_catalog("objective", catalog.describe_objective)
 async def plugins(request: Request) -> Response:
     """What each distribution registered, and what did not load."""
     return await _json(request, catalog.describe_plugins)
+
+
+async def recommend(request: Request) -> Response:
+    """The estimators that fit a case, best first, with reasons, and why the others do not."""
+    settings: Settings = request.app.state.settings
+    query = {name: _query_value(name, text) for name, text in request.query_params.items()}
+    work = _validate(schemas.RecommendRequest, query, "query")
+    return await _json(request, lambda: operations.recommend(work, settings))
+
+
+_QUERY = schemas.RecommendRequest.model_json_schema()["properties"]
+router.add_api_route(
+    "/v1/recommend",
+    recommend,
+    methods=["GET"],
+    name="recommend",
+    summary="Which estimator fits",
+    tags=["registry"],
+    responses=_JSON_ANSWER,
+    openapi_extra={
+        "parameters": [
+            {"name": name, "in": "query", "schema": schema, "explode": False} for name, schema in _QUERY.items()
+        ]
+    },
+)
+
+
+def _query_value(name: str, text: str) -> Any:
+    """A list where the field is one, and JSON where the text is no plain word."""
+    if name == "bring":
+        return [word.strip() for word in text.split(",")]
+    return parse_json(text, name) if text[:1] in ("{", "[") else text
 
 
 # --- the service itself ---
@@ -191,16 +224,16 @@ async def _read(request: Request) -> Callable[[type[AnyRequest]], AnyRequest]:
         raise Problem(415, "Send the body as it is, without a Content-Encoding.")
     body = await request.body()
 
-    def fields(schema: type[AnyRequest]) -> AnyRequest:
-        found = codec.decode(body)
-        try:
-            return schema.model_validate(found)
-        except ValidationError as error:
-            faults = describe_faults(error, list(schema.model_fields))
-            listed = "; ".join(f"{fault.field or 'body'}: {fault.message}" for fault in faults)
-            raise Problem(422, f"The request does not fit its schema: {listed}.", faults) from error
+    return lambda schema: _validate(schema, codec.decode(body), "body")
 
-    return fields
+
+def _validate(schema: type[AnyModel], found: Any, place: str) -> AnyModel:
+    try:
+        return schema.model_validate(found)
+    except ValidationError as error:
+        faults = describe_faults(error, list(schema.model_fields))
+        listed = "; ".join(f"{fault.field or place}: {fault.message}" for fault in faults)
+        raise Problem(422, f"The request does not fit its schema: {listed}.", faults) from error
 
 
 async def _in_pool(request: Request, work: Callable[[], Result]) -> Result:

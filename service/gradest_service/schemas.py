@@ -21,6 +21,7 @@ __all__ = [
     "Exact",
     "ForwardAnswer",
     "ForwardRequest",
+    "RecommendRequest",
     "Request",
     "SampleAnswer",
     "SampleRequest",
@@ -126,6 +127,26 @@ class CompareRequest(Request):
     )
     draws: Draws = Field(1000, description=f"{_DRAWS}, of each estimator")
     seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
+
+
+class RecommendRequest(BaseModel):
+    """What a caller has and wants, as query parameters; ones that are no plain words or numbers are in JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    neuron: Plugin = Field("bernoulli", description='a name, or {"name": ..., and its options}')
+    bring: list[Literal["loss", "grad", "relaxed"]] = Field(
+        ["loss"],
+        description="what the caller can bring, separated by commas: loss; grad, dL/dh; relaxed, both between outputs too",
+    )
+    evaluations: int | None = Field(None, ge=1, description="of the loss, that one step may cost; any if not given")
+    unbiased: bool = Field(False, description="only estimators without bias")
+    saturated: bool = Field(False, description="the units are sure of themselves: p near 0 or 1")
+    units: int | None = Field(None, ge=1, description="in an event")
+    objective: Plugin | None = Field(None, description="to measure on, at a: the errors are then of this loss")
+    a: Numbers | None = Field(None, description="pre-activations to measure at, [*batch, *event]")
+    draws: int = Field(1000, ge=1, description="of the measurement")
+    seed: int | None = Field(None, ge=0, lt=MAX_SEED, description="of the measurement's noise")
 
 
 class TensorInfo(BaseModel):

@@ -1,0 +1,65 @@
+"""`gradest certify`: measures what has no current certificate, writing each as it comes."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+
+from gradest.certificate import CERTIFICATES_FILE, Certificate, certify, dump, is_current, load, to_markdown
+from gradest.cli.display import Bars, print_json
+from gradest.errors import GradestError, InvalidInput
+from gradest.estimator import Estimator
+from gradest.neuron import Neuron
+from gradest.registry import registry
+
+__all__ = ["write_certificates"]
+
+_TABLE = "CERTIFICATES.md"
+
+
+def write_certificates(names: list[str], package: str, out: Path, everything: bool, as_json: bool) -> None:
+    """Bring the package's certificates up to date, and the table of them in the folder `out`; exit code 1 if one has faults."""
+    pairs = _pairs(package)
+    path = Path(str(files(package).joinpath(CERTIFICATES_FILE)))
+    if unknown := set(names) - {estimator.name for estimator, _ in pairs}:
+        raise InvalidInput(f"{package} registers no estimator {', '.join(sorted(unknown))}")
+    found = _read(path)
+    keys = [(estimator.name, neuron.name) for estimator, neuron in pairs]
+    with Bars() as bars:
+        for key, (estimator, neuron) in zip(keys, pairs, strict=True):
+            asked = estimator.name in names if names else everything
+            if asked or key not in found or not is_current(found[key], estimator, neuron):
+                bars.show("certificates", keys.index(key), len(keys))
+                found[key] = certify(estimator, neuron, partial(bars.show, f"{estimator.name} on {neuron.name}"))
+                path.write_text(dump(found[key] for key in keys if key in found), encoding="utf-8")
+    text = dump(found[key] for key in keys)
+    path.write_text(text, encoding="utf-8")
+    certificates = load(text)
+    (out / _TABLE).write_text(to_markdown(certificates), encoding="utf-8")
+    if as_json:
+        print_json([certificate.to_dict() for certificate in certificates])
+    faults = [f"{c.estimator} on {c.neuron}: {fault}" for c in certificates for fault in c.faults]
+    if faults:
+        raise GradestError("; ".join(faults))
+    print(f"{len(certificates)} certificates in {path} and {out / _TABLE}, none with a fault", file=sys.stderr)
+
+
+def _pairs(package: str) -> list[tuple[Estimator, Neuron]]:
+    """The package's estimators on every neuron that is registered, all with their default options."""
+    estimators = [cls() for cls in registry.estimators.values() if cls.__module__.partition(".")[0] == package]
+    if not estimators:
+        raise InvalidInput(
+            f"no estimator is registered from a package {package!r}; `gradest list plugins` shows what is"
+        )
+    neurons = [cls() for cls in registry.neurons.values()]
+    return [(estimator, neuron) for estimator in estimators for neuron in neurons if estimator.accepts(neuron)]
+
+
+def _read(path: Path) -> dict[tuple[str, str], Certificate]:
+    try:
+        kept = load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # none yet, or of another form: they are made anew
+        return {}
+    return {(certificate.estimator, certificate.neuron): certificate for certificate in kept}

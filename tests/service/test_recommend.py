@@ -1,0 +1,61 @@
+"""GET /v1/recommend, and the certificates that an estimator's description has."""
+
+import json
+
+import pytest
+import torch
+
+import gradest
+from gradest.certificate import kept
+
+
+def test_is_the_librarys_answer(http):
+    found = http.get(
+        "/v1/recommend",
+        params={"neuron": "bernoulli", "bring": "loss,grad", "evaluations": 6, "unbiased": True, "units": 4},
+    )
+    wanted = gradest.recommend("bernoulli", ["loss", "grad"], 6, unbiased=True, units=4)
+    assert found.json() == json.loads(json.dumps(wanted.to_dict()))
+
+
+def test_defaults(http):
+    assert http.get("/v1/recommend").json() == json.loads(json.dumps(gradest.recommend().to_dict()))
+
+
+def test_measures(http):
+    spec = {"name": "polynomial", "power": 3.0, "target": 0.2}
+    a = [[0.5, -1.0, 2.0]]
+    found = http.get(
+        "/v1/recommend",
+        params={"objective": json.dumps(spec), "a": json.dumps(a), "evaluations": 4, "draws": 100, "seed": 5},
+    ).json()
+    wanted = gradest.recommend(
+        "bernoulli", ["loss"], 4, f=gradest.objective(spec), a=torch.tensor(a), draws=100, seed=5
+    )
+    assert found == json.loads(json.dumps(wanted.to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("params", "status"),
+    [
+        ({"neuron": "bernouli"}, 404),
+        ({"bring": "losses"}, 422),
+        ({"evaluations": 0}, 422),
+        ({"evaluations": "many"}, 422),
+        ({"unknown": 1}, 422),
+        ({"objective": "quadratic"}, 422),
+        ({"neuron": '{"name": "bernoulli", "low": 1}'}, 422),
+        ({"a": "[[1,", "objective": "quadratic"}, 400),
+        ({"a": "[0.0]", "objective": "quadratic", "draws": 900_000}, 413),
+    ],
+)
+def test_refusals(http, refused, params, status):
+    refused(http.get("/v1/recommend", params=params), status)
+
+
+def test_an_estimators_description_has_its_certificates(http):
+    found = http.get("/v1/estimators/disarm").json()
+    assert found["certificates"] == [certificate.to_dict() for certificate in kept(type(gradest.estimator("disarm")))]
+    assert {certificate["neuron"] for certificate in found["certificates"]} == set(found["neurons"])
+    listed = {estimator["name"]: estimator for estimator in http.get("/v1/estimators").json()}
+    assert "certificates" not in listed["disarm"]
