@@ -57,7 +57,7 @@ def shell(tmp_path):
 
 def test_every_block_is_of_a_kind_that_is_run_here():
     handled = [*blocks("python"), *blocks("toml")]
-    handled += [only("sh", word) for word in ("make demo", "gradest serve", "curl", "gradest compare")]
+    handled += [only("sh", word) for word in ("make demo", "gradest serve", "curl", "gradest recommend", "gradest compare")]
     assert sorted(handled) == sorted(text for _, text in BLOCKS)
 
 
@@ -101,6 +101,12 @@ def test_compare_block(shell, tmp_path):
     for name in ("reinforce_centered", "rloo", "straight_through(derivative=sigmoid)"):
         assert name in drawn
         assert name in kept
+
+
+def test_recommend_block(shell):
+    out = shell(only("sh", "gradest recommend"))
+    assert out.count("not for this case") == 2
+    assert "double_cv(samples=8)" in out
 
 
 def test_make_block():
