@@ -57,7 +57,9 @@ def shell(tmp_path):
 
 def test_every_block_is_of_a_kind_that_is_run_here():
     handled = [*blocks("python"), *blocks("toml")]
-    handled += [only("sh", word) for word in ("make demo", "gradest serve", "curl", "gradest recommend", "gradest compare")]
+    handled += [
+        only("sh", word) for word in ("make demo", "gradest serve", "curl", "gradest recommend", "gradest compare")
+    ]
     assert sorted(handled) == sorted(text for _, text in BLOCKS)
 
 

@@ -31,6 +31,7 @@ from gradest_estimators.sum_and_sample import SumAndSample
 from gradest_estimators.surrogate import Surrogate
 from gradest_estimators.ugc import Ugc
 from gradest_estimators.unordered_set import UnorderedSet
+from gradest_estimators.vimco import Vimco
 
 
 @hookimpl
@@ -68,4 +69,5 @@ def gradest_estimators() -> list[type[Estimator]]:
         Surrogate,
         Ugc,
         UnorderedSet,
+        Vimco,
     ]
