@@ -9,6 +9,7 @@ from gradest_estimators.concrete import Concrete, StraightThroughConcrete
 from gradest_estimators.disarm import Disarm
 from gradest_estimators.double_cv import DoubleCv
 from gradest_estimators.enumeration import Enumeration
+from gradest_estimators.evolution import Evolution
 from gradest_estimators.gumbel_rao import GumbelRao
 from gradest_estimators.held_noise import HeldNoise
 from gradest_estimators.local_expectation import LocalExpectation
@@ -24,7 +25,9 @@ from gradest_estimators.reinforce_centered import ReinforceCentered
 from gradest_estimators.reinmax import ReinMax
 from gradest_estimators.relax import Relax
 from gradest_estimators.rloo import Rloo
+from gradest_estimators.slope_annealed import SlopeAnnealed
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
+from gradest_estimators.spsa import Spsa
 from gradest_estimators.straight_through import StraightThrough
 from gradest_estimators.straight_through_gumbel import StraightThroughGumbel
 from gradest_estimators.sum_and_sample import SumAndSample
@@ -47,6 +50,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         Disarm,
         DoubleCv,
         Enumeration,
+        Evolution,
         GumbelRao,
         HeldNoise,
         LocalExpectation,
@@ -62,7 +66,9 @@ def gradest_estimators() -> list[type[Estimator]]:
         ReinMax,
         Relax,
         Rloo,
+        SlopeAnnealed,
         SmoothedPerturbation,
+        Spsa,
         StraightThrough,
         StraightThroughGumbel,
         SumAndSample,

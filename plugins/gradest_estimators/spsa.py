@@ -1,0 +1,23 @@
+"""Simultaneous perturbation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gradest_estimators._perturbation import Perturbation
+
+
+class Spsa(Perturbation):
+    """The finite difference along random signs: Δ_i = ±1, each with probability ½.
+
+    ĝ = (L(f(a + cΔ, z)) - L(f(a - cΔ, z))) / (2c) · Δ. With J = E[L] and one unit it is the central difference of J, biased by
+    c² J'''/6. The variance falls as c grows, the bias grows: c = 1 is a step over which σ changes by half of what it can.
+    """
+
+    name = "spsa"
+    summary = "difference of the loss along random signs added to a"
+    reference = "Spall 1992"
+
+    def direction(self, uniform: Tensor) -> Tensor:
+        """Random signs."""
+        return (uniform < 0.5).to(uniform.dtype) * 2 - 1
