@@ -71,9 +71,12 @@ class Registry:
         GRADEST_LOAD_PLUGINS: a comma-separated list of distributions; third-party plugins not in it are not imported (empty:
             none are).
         GRADEST_STRICT_PLUGINS: 1 raises PluginError for the first plugin that fails instead of recording it.
+
+    load: the same list as GRADEST_LOAD_PLUGINS, for this registry alone and in its place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, load: str | None = None) -> None:
+        self._restriction = load
         self._lock = threading.RLock()
         self._loaded = False
         self._plugins: tuple[PluginInfo, ...] = ()
@@ -176,7 +179,7 @@ class Registry:
             # from here on a plugin that looks something up while it loads sees what is there so far
             self._loaded = True
             try:
-                for source in discover():
+                for source in discover(self._restriction):
                     self._load_source(source)
             except BaseException:
                 self._loaded, self._plugins, self._failures = False, (), ()

@@ -221,6 +221,22 @@ def recommend(
 
 
 @app.command()
+def check(
+    plugin: Annotated[
+        str, typer.Argument(help="A distribution, a module, a .py file, or a folder with a pyproject.toml.")
+    ],
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Leave out the measurement of bias, which takes longest.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the conformance kit on a plugin, installed or not; exit code 1 if something is wrong with it."""
+    from gradest.cli.checking import check_plugin
+
+    check_plugin(plugin, not fast, as_json)
+
+
+@app.command()
 def certify(
     names: Annotated[list[str] | None, typer.Argument(help="Estimators to measure again.", metavar="NAME...")] = None,
     package: Annotated[str, typer.Option(help="The package whose estimators are meant.")] = "gradest_estimators",

@@ -20,6 +20,7 @@ __all__ = [
     "print_json",
     "show",
     "show_catalog",
+    "show_check",
     "show_comparison",
     "show_description",
     "show_recommendation",
@@ -150,6 +151,23 @@ def show_recommendation(found: dict[str, Any]) -> None:
     _show_rows(["estimator", "claimed bias", "K", "error", "why"], rows, found["neuron"], caption)
     others = ([row["estimator"], "; ".join(row["reasons"])] for row in found["rejected"])
     _show_rows(["not for this case", "why"], others)
+
+
+def show_check(report: dict[str, Any]) -> None:
+    """A row for each plugin, or pair, and then every diagnosis."""
+    _show_rows(["did not register"], ([failure] for failure in report["failures"]))
+    pairs: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
+    for check in report["checks"]:
+        pairs.setdefault((check["plugin"], check["neuron"]), []).append(check)
+    rows = []
+    for (plugin, neuron), checks in pairs.items():
+        wrong = [check["check"] for check in checks if check["diagnosis"] is not None]
+        rows.append([plugin, neuron, len(checks), f"fails {', '.join(wrong)}" if wrong else "passes"])
+    _show_rows(["plugin", "on", "checks", "outcome"], rows, report["name"])
+    for check in report["checks"]:
+        if check["diagnosis"] is not None:
+            where = f"{check['plugin']} on {check['neuron']}" if check["neuron"] else check["plugin"]
+            show(Text.assemble((f"{where}, {check['check']}: ", "bold red"), check["diagnosis"]))
 
 
 class Bars(Progress):
