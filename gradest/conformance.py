@@ -64,8 +64,7 @@ def find(target: str) -> Subject:
     """
     path = Path(target)
     if path.suffix == ".py" or path.is_dir():
-        hooks = _of_folder(path) if path.is_dir() else {path.stem: partial(_import_file, path)}
-        return _register(target, hooks)
+        return _register(target, _of_folder(path) if path.is_dir() else {path.stem: partial(_import_file, path)})
     if any(normalised(source.distribution) == normalised(target) for source in discover()):
         return _of_distribution(target)
     if _is_module(target):
