@@ -7,6 +7,7 @@ from gradest_neurons.binomial import Binomial
 from gradest_neurons.bipolar import Bipolar
 from gradest_neurons.categorical import Categorical
 from gradest_neurons.gaussian import Gaussian
+from gradest_neurons.gumbel_softmax import GumbelSoftmax
 from gradest_neurons.hard_concrete import HardConcrete
 from gradest_neurons.heaviside import Heaviside
 from gradest_neurons.noisy_rectifier import NoisyRectifier
@@ -26,6 +27,7 @@ def gradest_neurons() -> list[type[Neuron]]:
         Bipolar,
         Categorical,
         Gaussian,
+        GumbelSoftmax,
         HardConcrete,
         Heaviside,
         NoisyRectifier,
