@@ -208,8 +208,9 @@ def estimate(
 def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target | None = None) -> tuple[Tensor, Tensor]:
     """E[f(h)] `[*batch]` and its gradient in a `[*batch, *event]`, by summing over the units' joint law, in chunks.
 
-    Exact for units with finitely many outputs, up to 20 binary ones; for continuous ones a product of quadratures, of about
-    1e-9, up to 3 units. f is evaluated in the dtype of `a`, the sum is in float64. Raises TooManyPoints past that.
+    Exact for units with finitely many outputs, up to 20 binary ones; for others as accurate as their `law`, which for continuous
+    ones is a quadrature, up to 3 units. f is evaluated in the dtype of `a`, the sum is in float64. Raises TooManyPoints past
+    2^20 points.
 
     target: another expectation than E[f(h)], such as `estimator.target()`; of n samples it takes the n-th power of the points.
     """
@@ -271,16 +272,16 @@ def _exact_of_samples(
 
 def closed_form(f: Loss, a: Tensor, neuron: Neuron, target: Target | None = None) -> tuple[Tensor, Tensor] | None:
     """What `exact` gives, by the objective's own closed form where it has one; None where neither is to be had."""
-    if isinstance(f, Objective) and (target is None or target.samples == 1):
-        wide = check_pre_activations(a, neuron).double().requires_grad_()
-        with torch.enable_grad():
-            loss = f.expectation(neuron, wide)
-            if loss is not None:
-                still = torch.zeros_like(wide)
-                (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
-                dtype = _at_least_float32(a)
-                return loss.detach().to(dtype), gradient.to(dtype)
     try:
+        if isinstance(f, Objective) and (target is None or target.samples == 1):
+            wide = check_pre_activations(a, neuron).double().requires_grad_()
+            with torch.enable_grad():
+                loss = f.expectation(neuron, wide)
+                if loss is not None:
+                    still = torch.zeros_like(wide)
+                    (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
+                    dtype = _at_least_float32(a)
+                    return loss.detach().to(dtype), gradient.to(dtype)
         return exact(f, a, neuron, target)
     except TooManyPoints:
         return None

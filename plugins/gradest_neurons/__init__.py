@@ -12,6 +12,7 @@ from gradest_neurons.hard_concrete import HardConcrete
 from gradest_neurons.heaviside import Heaviside
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.noisy_sigmoid import NoisySigmoid
+from gradest_neurons.poisson import Poisson
 from gradest_neurons.rectifier import Rectifier
 from gradest_neurons.sigmoid import Sigmoid
 from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
@@ -32,6 +33,7 @@ def gradest_neurons() -> list[type[Neuron]]:
         Heaviside,
         NoisyRectifier,
         NoisySigmoid,
+        Poisson,
         Rectifier,
         Sigmoid,
         StochasticTimesSmooth,
