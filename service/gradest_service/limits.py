@@ -110,7 +110,7 @@ def measurement_work(
 def exact_work(neuron: Neuron, objective: Objective, a: Tensor, target: Target) -> int:
     """The elements that the exact gradient goes through; 0 where it comes in closed form or is not to be had."""
     event = event_shape(neuron, a)
-    rows = torch.cat([a.new_zeros(1, *event), a.reshape(-1, *event)])
+    rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
     try:
         if target.samples == 1 and objective.expectation(neuron, a) is not None:
             return 0
