@@ -23,7 +23,7 @@ from gradest_estimators.reinforce import Reinforce
 from gradest_estimators.reinforce_average import ReinforceAverage
 from gradest_estimators.reinforce_centered import ReinforceCentered
 from gradest_estimators.reinmax import ReinMax
-from gradest_estimators.relax import Relax
+from gradest_estimators.relax import Relax, RelaxRebar
 from gradest_estimators.rloo import Rloo
 from gradest_estimators.slope_annealed import SlopeAnnealed
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
@@ -65,6 +65,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         ReinforceCentered,
         ReinMax,
         Relax,
+        RelaxRebar,
         Rloo,
         SlopeAnnealed,
         SmoothedPerturbation,
