@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -221,22 +222,6 @@ def recommend(
 
 
 @app.command()
-def check(
-    plugin: Annotated[
-        str, typer.Argument(help="A distribution, a module, a .py file, or a folder with a pyproject.toml.")
-    ],
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Leave out the measurement of bias, which takes longest.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Run the conformance kit on a plugin, installed or not; exit code 1 if something is wrong with it."""
-    from gradest.cli.checking import check_plugin
-
-    check_plugin(plugin, not fast, as_json)
-
-
-@app.command()
 def certify(
     names: Annotated[list[str] | None, typer.Argument(help="Estimators to measure again.", metavar="NAME...")] = None,
     package: Annotated[str, typer.Option(help="The package whose estimators are meant.")] = "gradest_estimators",
@@ -251,6 +236,41 @@ def certify(
     from gradest.cli.certifying import write_certificates
 
     write_certificates(names or [], package, out, everything, as_json)
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Of the plugin's distribution, such as my-plugin.")],
+    directory: Annotated[Path, typer.Option(help="The folder in which a folder of that name is made.")] = Path(),
+) -> None:
+    """Write a package with a neuron, an estimator, their tests and a CI file, to start a plugin from."""
+    from gradest.cli.scaffold import write_plugin
+
+    folder = write_plugin(name, directory)
+    print(f"{folder} is there. Next: pip install -e '{folder}[test]', then `gradest check {folder}`")
+
+
+@app.command()
+def check(
+    plugin: Annotated[
+        str, typer.Argument(help="A .py file, a project's folder, an installed distribution or a module.")
+    ],
+    fast: Annotated[bool, typer.Option("--fast", help="Leave out the measurement of bias.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the conformance kit on somebody's plugin; exit code 1 if anything fails."""
+    from gradest.cli.display import Bars, print_json, show_report
+    from gradest.conformance import run_checks
+    from gradest.discovery import find
+
+    source = find(plugin)
+    with Bars() as bars:
+        report = run_checks(source, bias=not fast, progress=partial(bars.show, source.distribution))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        show_report(report.to_dict())
+    raise typer.Exit(not report.passed)
 
 
 @app.command(context_settings=_PASS_ON, add_help_option=False)
