@@ -24,6 +24,7 @@ from gradest_estimators.reinforce_centered import ReinforceCentered
 from gradest_estimators.reinmax import ReinMax
 from gradest_estimators.relax import Relax, RelaxRebar
 from gradest_estimators.rloo import Rloo
+from gradest_estimators.rodeo import Rodeo
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
 from gradest_estimators.straight_through import StraightThrough
 from gradest_estimators.straight_through_gumbel import StraightThroughGumbel
@@ -62,6 +63,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         Relax,
         RelaxRebar,
         Rloo,
+        Rodeo,
         SmoothedPerturbation,
         StraightThrough,
         StraightThroughGumbel,
