@@ -188,7 +188,9 @@ def test_bad_arguments_are_refused():
         gradest.expect(loss, A, neuron="noisy_rectifier", estimator="straight_through")
 
 
-def test_estimate_is_the_mean_and_variance_of_single_draws():
+@pytest.mark.parametrize("step", [256, 12])
+def test_estimate_is_the_mean_and_variance_of_single_draws(monkeypatch, step):
+    monkeypatch.setattr(expectation, "_STEP", step)  # one block, and several
     draws = 64
     found = gradest.estimate(loss, A, estimator="rloo", draws=draws, seed=3)
     singles = []
