@@ -79,7 +79,7 @@ def test_help_is_fast_and_needs_no_torch() -> None:
     shown = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True, check=True).stdout
     spent = cpu_seconds() - before
     assert "set()" in shown
-    for command in ("list", "describe", "sample", "compare", "train", "serve", "demo"):
+    for command in ("list", "describe", "sample", "compare", "new-plugin", "check", "train", "serve", "demo"):
         assert f" {command} " in shown
     assert spent < 0.5, f"`gradest --help` takes {spent:.2f} s"
 
