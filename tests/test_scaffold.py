@@ -14,6 +14,7 @@ import pytest
 from gradest.cli.scaffold import write_plugin
 from gradest.errors import InvalidInput
 
+ROOT = Path(__file__).parents[1]
 NAMES = ["my-plugin", "my_plugin", "z9", "a-plugin-of-as-many-characters-as-may-be"]
 
 
@@ -98,23 +99,21 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_is_written_is_typed_installs_and_passes_as_it_is(tmp_path: Path) -> None:
-    """From a wheel in a place of its own: its tests, gradest's list, its own checks, and the plugin of pytest."""
+    """From wheels, gradest's and its own, in a place of their own: its tests, `gradest list`, and the conformance kit."""
     folder = write_plugin("my-plugin", tmp_path)
     typed = subprocess.run([sys.executable, "-m", "mypy"], cwd=folder, capture_output=True, text=True)
     assert typed.returncode == 0, typed.stdout
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path],
-        cwd=folder, check=True, capture_output=True,
-    )  # fmt: skip
+    for source in (ROOT, folder):
+        build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "wheels"]
+        subprocess.run(build, cwd=source, check=True, capture_output=True)
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
-    subprocess.run([*pip, "--target", site, *tmp_path.glob("*.whl")], check=True, capture_output=True)
+    subprocess.run([*pip, "--target", site, *(tmp_path / "wheels").iterdir()], check=True, capture_output=True)
     shutil.copytree(folder / "tests", elsewhere / "tests")
     shutil.rmtree(folder)
-    path = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
 
     def run(*module: str) -> str:
-        env = {**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": ""}
+        env = {**os.environ, "PYTHONPATH": str(site), "PYTEST_ADDOPTS": ""}
         ran = subprocess.run([sys.executable, "-m", *module], cwd=elsewhere, env=env, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         return ran.stdout
@@ -132,3 +131,8 @@ def test_what_is_written_is_typed_installs_and_passes_as_it_is(tmp_path: Path) -
     report = json.loads(run("gradest", "check", "My.Plugin", "--fast", "--json"))
     assert report["passed"]
     assert {result["plugin"] for result in report["results"]} > {"my_plugin_probit", "my_plugin_running_baseline"}
+    # by its own entry point in the group pytest11, and with every file of gradest marked for rewriting by pytest
+    ran = run(
+        "pytest", "-q", "--gradest-plugin", "my-plugin", "tests/test_values.py", "-W", "error", "-k", "is_pure or score"
+    )
+    assert " passed" in ran
