@@ -80,7 +80,21 @@ def test_help_is_fast_and_needs_no_torch() -> None:
     shown = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True, check=True).stdout
     spent = cpu_seconds() - before
     assert "set()" in shown
-    for command in ("list", "describe", "sample", "compare", "train", "serve", "reproduce", "demo"):
+    commands = (
+        "list",
+        "describe",
+        "sample",
+        "compare",
+        "recommend",
+        "certify",
+        "new-plugin",
+        "check",
+        "train",
+        "reproduce",
+        "serve",
+        "demo",
+    )
+    for command in commands:
         assert f" {command} " in shown
     assert spent < 0.5, f"`gradest --help` takes {spent:.2f} s"
 
