@@ -47,6 +47,9 @@ class Rodeo(ControlVariate, MonteCarlo):
 
     samples: int = Field(2, ge=2, description="K")
     hidden: int = Field(8, ge=0, le=256, description="hidden units of the network")
+    learning_rate: float = Field(
+        0.03, gt=0, allow_inf_nan=False, description="of the network and α, whatever the loss's size"
+    )
     decay: float = Field(0.99, ge=0, lt=1, description="share of the past that the running averages keep")
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
