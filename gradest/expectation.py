@@ -118,8 +118,8 @@ def expect(
 
     (Of the estimator's own target, where that is another one: `vimco`.)
 
-    seed: as for `sample`. f's own parameters get their ordinary gradient. Returns the value and the next state, to be
-    passed to the next call.
+    seed: as for `sample`. f is given all K points at once, and its own parameters get their ordinary gradient. Returns the
+    value and the next state, to be passed to the next call.
     Under torch.no_grad() the value alone is computed, and the state comes back as it was.
 
     Raises Incompatible if the estimator does not fit the neuron, and what `sample` raises.
@@ -180,8 +180,8 @@ def estimate(
 
     A stateful estimator with no `state` given first takes `warm_up` steps, so that its baseline stands where training would
     have it; the draws then all use that one state. Draws are made in blocks, merged by Chan, Golub and LeVeque's update in
-    float64, so memory does not grow with them; the points of a single draw that are more than a chunk are held whole, and f
-    is given some of the K at a time.
+    float64, so memory does not grow with them; the points of a single draw that are more than a chunk are held whole, once,
+    and f is given some of the K at a time.
 
     target_standard_error: stop once the standard error of every coordinate is at most this; `draws` is then the cap. It is
         looked at after 256, 512, 768 and 1024 draws and from there on four times in each doubling, so where it stops is a matter
@@ -201,6 +201,7 @@ def estimate(
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     _check_count("draws", draws, least=1)
     _check_target(target_standard_error)
+    registry.check_fit(neuron, estimator)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     start = time.perf_counter()
@@ -245,8 +246,9 @@ def estimate(
 def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target | None = None) -> tuple[Tensor, Tensor]:
     """E[f(h)] `[*batch]` and its gradient in a `[*batch, *event]`, by summing over the units' joint law, in chunks.
 
-    Exact for units with finitely many outputs, up to 20 binary ones; for continuous ones a product of quadratures, of about
-    1e-9, up to 3 units. f is evaluated in the dtype of `a`, the sum is in float64. Raises TooManyPoints past that.
+    Exact for units with finitely many outputs, up to 20 binary ones; for others as accurate as their `law`, which for continuous
+    ones is a quadrature, up to 3 units. f is evaluated in the dtype of `a`, the sum is in float64. Raises TooManyPoints past
+    2^20 points.
 
     target: another expectation than E[f(h)], such as `estimator.target()`; of n samples it takes the n-th power of the points.
     """
@@ -308,16 +310,16 @@ def _exact_of_samples(
 
 def closed_form(f: Loss, a: Tensor, neuron: Neuron, target: Target | None = None) -> tuple[Tensor, Tensor] | None:
     """What `exact` gives, by the objective's own closed form where it has one; None where neither is to be had."""
-    if isinstance(f, Objective) and (target is None or target.samples == 1):
-        wide = check_pre_activations(a, neuron).double().requires_grad_()
-        with torch.enable_grad():
-            loss = f.expectation(neuron, wide)
-            if loss is not None:
-                still = torch.zeros_like(wide)
-                (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
-                dtype = _at_least_float32(a)
-                return loss.detach().to(dtype), gradient.to(dtype)
     try:
+        if isinstance(f, Objective) and (target is None or target.samples == 1):
+            wide = check_pre_activations(a, neuron).double().requires_grad_()
+            with torch.enable_grad():
+                loss = f.expectation(neuron, wide)
+                if loss is not None:
+                    still = torch.zeros_like(wide)
+                    (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
+                    dtype = _at_least_float32(a)
+                    return loss.detach().to(dtype), gradient.to(dtype)
         return exact(f, a, neuron, target)
     except TooManyPoints:
         return None
@@ -362,23 +364,39 @@ def _draws(
     for begin in range(first, first + draws, chunk):
         n = min(chunk, first + draws - begin)
         repetition = torch.arange(begin, begin + n, device=a.device)[(..., *[None] * split)]
-        draw, _ = ask(neuron, estimator, a.detach().expand(n, *a.shape), key.fold_in(repetition), state)
-        # f is promised points [K, *batch, *event], so the repetitions join the leading dim
-        points = draw.points.to(a.dtype).flatten(0, 1)
-        at_once = max(1, _CHUNK * points.shape[0] // max(1, points.numel()))
-        with torch.no_grad():
-            parts = [_evaluate(f, part, neuron, estimator, keep_graph=False) for part in torch.split(points, at_once)]
-        loss = _join([part.detach() for part, _ in parts])
-        grad = None if parts[0][1] is None else _join([part for _, part in parts if part is not None])
-        unflat = (draw.points.shape[0], n)
-        loss = loss.reshape(*unflat, *loss.shape[1:])
-        grad = None if grad is None else grad.reshape(*unflat, *a.shape)
-        gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
-        yield gradient, estimator.value(draw, widen(loss)), after
+        yield _one_chunk(f, a.detach().expand(n, *a.shape), neuron, estimator, key.fold_in(repetition), state)
 
 
-def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _one_chunk(
+    f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, state: State
+) -> tuple[Tensor, Tensor, State]:
+    """One chunk of `_draws`, for `a` `[n, *batch, *event]`: holds the points once, and gives f some of the K at a time."""
+    draw, _ = ask(neuron, estimator, a, key, state)
+    evaluations, n = draw.points.shape[0], a.shape[0]
+    at_once = max(1, _CHUNK * evaluations // max(1, draw.points.numel()))
+    loss = grad = None
+    with torch.no_grad():
+        for first, part in zip(range(0, evaluations, at_once), torch.split(draw.points, at_once), strict=True):
+            # f is promised points [K, *batch, *event], so the repetitions join the leading dim
+            found, slope = _evaluate(f, part.flatten(0, 1).to(a.dtype), neuron, estimator, keep_graph=False)
+            loss = _put(loss, found, first * n, evaluations * n)
+            grad = None if slope is None else _put(grad, slope, first * n, evaluations * n)
+    assert loss is not None
+    loss = loss.reshape(evaluations, n, *loss.shape[1:])
+    grad = None if grad is None else grad.reshape(draw.points.shape)
+    gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
+    return gradient, estimator.value(draw, widen(loss)), after
+
+
+def _put(whole: Tensor | None, part: Tensor, first: int, total: int) -> Tensor:
+    """`part` written into `whole`, `[total, ...]`, which the first part makes.
+
+    Parts kept for a later torch.cat would lie between the points freed, and an allocator could not use their room again.
+    """
+    if whole is None:
+        whole = part.new_empty(total, *part.shape[1:])
+    whole[first : first + part.shape[0]] = part
+    return whole
 
 
 def _step(draw: int) -> int:

@@ -22,6 +22,7 @@ import gradest
 from gradest.certificate import load
 from gradest.cli import main
 from gradest.cli.arguments import read_numbers, read_options, read_spec
+from gradest.comparison import comparable
 from gradest.errors import InvalidInput, InvalidOptions
 from gradest.estimator import Bias, MonteCarlo
 from gradest.registry import PluginFailure
@@ -265,7 +266,7 @@ def test_compare_is_the_library_s(run: Run) -> None:
 def test_compare_by_default_takes_all_that_fit_and_is_strict_json_though_some_numbers_are_infinite(run: Run) -> None:
     found = run("compare", "--a", "0.5", "--draws", "5", "--seed", "3", "--json").json
     rows = {row["estimator"]: row for row in found["rows"]}
-    assert list(rows) == list(gradest.registry.fitting(gradest.neuron("bernoulli")))
+    assert list(rows) == [estimator.name for estimator in comparable(gradest.neuron("bernoulli"))]
     assert rows["enumeration"]["snr"] == "Infinity"
 
 

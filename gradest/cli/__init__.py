@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -235,6 +236,41 @@ def certify(
     from gradest.cli.certifying import write_certificates
 
     write_certificates(names or [], package, out, everything, as_json)
+
+
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Of the plugin's distribution, such as my-plugin.")],
+    directory: Annotated[Path, typer.Option(help="The folder in which a folder of that name is made.")] = Path(),
+) -> None:
+    """Write a package with a neuron, an estimator, their tests and a CI file, to start a plugin from."""
+    from gradest.cli.scaffold import write_plugin
+
+    folder = write_plugin(name, directory)
+    print(f"{folder} is there. Next: pip install -e '{folder}[test]', then `gradest check {folder}`")
+
+
+@app.command()
+def check(
+    plugin: Annotated[
+        str, typer.Argument(help="A .py file, a project's folder, an installed distribution or a module.")
+    ],
+    fast: Annotated[bool, typer.Option("--fast", help="Leave out the measurement of bias.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the conformance kit on somebody's plugin; exit code 1 if anything fails."""
+    from gradest.cli.display import Bars, print_json, show_report
+    from gradest.conformance import run_checks
+    from gradest.discovery import find
+
+    source = find(plugin)
+    with Bars() as bars:
+        report = run_checks(source, bias=not fast, progress=partial(bars.show, source.distribution))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        show_report(report.to_dict())
+    raise typer.Exit(not report.passed)
 
 
 @app.command(context_settings=_PASS_ON, add_help_option=False)
