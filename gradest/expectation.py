@@ -201,6 +201,7 @@ def estimate(
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     _check_count("draws", draws, least=1)
     _check_target(target_standard_error)
+    registry.check_fit(neuron, estimator)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     start = time.perf_counter()
