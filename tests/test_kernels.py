@@ -73,21 +73,6 @@ def test_quadrature():
         assert float((w * x**degree).sum()) == pytest.approx(1 / (degree + 1), rel=1e-13)
 
 
-@pytest.mark.parametrize("terms", [(1 << 14) + 1, 1 << 15, 100_000])
-def test_sums_do_not_depend_on_threads(terms):
-    x = torch.rand(terms, 2, generator=torch.Generator().manual_seed(0))
-    before = torch.get_num_threads()
-    try:
-        found = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found += [leading_sum(x)[0], leading_sum(x[:, 0]), leading_sum(x[:, :1])[0]]
-    finally:
-        torch.set_num_threads(before)
-    assert len(set(map(float, found))) == 1
-    assert float(found[0]) == pytest.approx(float(x[:, 0].double().sum()), rel=1e-6)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("rows", "units", "draws"), [(5, 3, 2), (7, 40, 3), (1, 20, 1), (0, 3, 2), (4, 0, 1), (3, 2, 0), (900, 300, 1)]
@@ -137,3 +122,18 @@ def test_the_environment_forces_a_kernel(monkeypatch):
     monkeypatch.setenv("GRADEST_KERNELS", "gpu")
     with pytest.raises(InvalidInput, match="GRADEST_KERNELS is reference or cpu, or not set; it is 'gpu'"):
         select("uniform", device)
+
+
+@pytest.mark.parametrize("terms", [(1 << 14) + 1, 1 << 15, 100_000])
+def test_sums_do_not_depend_on_threads(terms):
+    x = torch.rand(terms, 2, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found += [leading_sum(x)[0], leading_sum(x[:, 0]), leading_sum(x[:, :1])[0]]
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(map(float, found))) == 1
+    assert float(found[0]) == pytest.approx(float(x[:, 0].double().sum()), rel=1e-6)

@@ -30,6 +30,8 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # to a co
 _CHARTS = (".html", ".json", ".pdf", ".png", ".svg")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+reproduce = typer.Typer(no_args_is_help=True, help="Run again what papers report, with every estimator.")
+app.add_typer(reproduce, name="reproduce")
 
 
 Kind = Literal["neuron", "estimator", "objective"]
@@ -292,6 +294,27 @@ def serve(context: typer.Context) -> None:
         serve(build_settings(Settings, given))
 
     settings_command(Settings, run)(context.args, prog_name=context.command_path)
+
+
+@reproduce.command()
+def toys(
+    out: Annotated[Path, typer.Option(help="A folder for data (JSON), plots (SVG, PNG) and report.md.")] = Path(
+        "runs/toys"
+    ),
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="quadratic, learning, probability or polynomial; may be repeated. All, if not given."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few draws and steps: half a minute.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+) -> None:
+    """The small problems by which papers compare estimators: variance, learning, bias. Some minutes.
+
+    Run again into the same folder, it goes on where it stopped.
+    """
+    from gradest.experiments.toys.run import choose, reproduce_toys
+
+    print(reproduce_toys(out, choose(part, quick=quick, seed=seed), progress=True))
 
 
 @app.command()
