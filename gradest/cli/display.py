@@ -24,6 +24,7 @@ __all__ = [
     "show_description",
     "show_recommendation",
     "show_samples",
+    "show_settings",
 ]
 
 _MOST_ROWS = 100  # of samples
@@ -150,6 +151,11 @@ def show_recommendation(found: dict[str, Any]) -> None:
     _show_rows(["estimator", "claimed bias", "K", "error", "why"], rows, found["neuron"], caption)
     others = ([row["estimator"], "; ".join(row["reasons"])] for row in found["rejected"])
     _show_rows(["not for this case", "why"], others)
+
+
+def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:
+    """A row for each setting."""
+    _show_rows(["setting", "value", "from"], rows)
 
 
 class Bars(Progress):
