@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 import gradest
-from gradest.cli.arguments import Json, build_settings, read_numbers, read_options, read_spec, settings_command
+from gradest.cli.arguments import Json, read_numbers, read_options, read_spec, settings_command
 from gradest.errors import GradestError, InvalidInput
 
 if TYPE_CHECKING:
@@ -286,12 +286,34 @@ def train(context: typer.Context) -> None:
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def serve(context: typer.Context) -> None:
     """Serve the registry over HTTP."""
+    from gradest.cli.display import show_settings
+    from gradest_service import sources
     from gradest_service.app import serve
+    from gradest_service.auth import new_key
     from gradest_service.settings import Settings
 
-    def run(given: dict[str, Any]) -> None:
-        """Serve the registry over HTTP."""
-        serve(build_settings(Settings, given))
+    def run(
+        given: dict[str, Any],
+        *,
+        config: Annotated[
+            Path | None, typer.Option(help="A TOML file of settings; GRADEST_SERVICE_CONFIG too.")
+        ] = None,
+        show: Annotated[bool, typer.Option("--show-settings", help="Show settings and their sources; stop.")] = False,
+        name: Annotated[
+            str | None, typer.Option("--new-api-key", help="Make a key of this name and its line for --api-keys; stop.")
+        ] = None,
+    ) -> None:
+        """Serve the registry over HTTP. A setting comes from its flag, GRADEST_SERVICE_NAME, or a file, in this order."""
+        if name is not None:
+            key, line = new_key(name)
+            print(f"The key, which is not shown again: {key}", file=sys.stderr)
+            print(line)
+            return
+        found = sources.find_settings(given, config)
+        if show:
+            show_settings(sources.show(found))
+        else:
+            serve(found.settings)
 
     settings_command(Settings, run)(context.args, prog_name=context.command_path)
 

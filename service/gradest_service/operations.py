@@ -20,6 +20,7 @@ from gradest.objective import Objective
 from gradest.plugin import Plugin
 from gradest.random import MAX_SEED, Key
 from gradest_service import limits
+from gradest_service.calls import charge
 from gradest_service.codec import DTYPES, check_options, decode_state, decode_tensor
 from gradest_service.problems import Problem, describe_faults
 from gradest_service.schemas import (
@@ -49,6 +50,7 @@ def sample(request: SampleRequest, settings: Settings) -> SampleAnswer:
     """`gradest.sample`."""
     neuron, a = _inputs(request, settings)
     limits.check_samples(settings, request.samples, a)
+    charge(request.samples * a.numel())
     seed = _seed(request.seed)
     h = gradest.sample(neuron, a, request.samples, seed)
     return SampleAnswer(h=h, seed=seed)
@@ -90,6 +92,7 @@ def estimate(request: EstimateRequest, settings: Settings) -> EstimateAnswer:
     work = limits.work(settings, neuron, estimator, objective, wide, request.draws)
     if limits.exceeds_work(settings, work):
         raise _too_much(work, settings)
+    charge(work)
     found = gradest.estimate(objective, a, neuron, estimator, request.draws, _seed(request.seed))
     too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, estimator.target()))
     exact = None if too_long else closed_form(objective, a, neuron, estimator.target())
@@ -143,6 +146,7 @@ def recommend(request: RecommendRequest, settings: Settings) -> dict[str, Any]:
         total = limits.measurement_work(settings, neuron, objective, wide, request.draws, evaluations)
         if limits.exceeds_work(settings, total + limits.exact_work(neuron, objective, wide, Target())):
             raise _too_much(total, settings)
+        charge(total)
     elif request.objective is not None or request.a is not None:
         raise Problem(422, "To measure, send both objective and a; without either, the certificates speak.")
     return gradest.recommend(
@@ -180,7 +184,9 @@ def _ask(
 ) -> tuple[gradest.Draw, State, Estimator, Tensor]:
     neuron, a = _inputs(request, settings)
     estimator, wide = _fitting(request.estimator, "estimator", neuron, a, settings)
-    limits.check_answer(settings, limits.check_points(settings, neuron, estimator, wide), "points")
+    points = limits.check_points(settings, neuron, estimator, wide)
+    limits.check_answer(settings, points, "points")
+    charge(points)
     state: State = estimator.init(neuron, wide)
     if request.state is not None:
         state = decode_state(request.state, state, settings)
@@ -277,6 +283,7 @@ def _check_total(
     total = sum(limits.work(settings, neuron, estimator, objective, a, request.draws) for estimator in estimators)
     if limits.exceeds_work(settings, total):
         raise _too_much(total, settings)
+    charge(total)
 
 
 def _too_much(work: int, settings: Settings) -> Problem:

@@ -181,7 +181,8 @@ async def livez() -> Response:
 
 @router.get("/readyz", tags=["service"], responses=_JSON_ANSWER)
 async def readyz(request: Request) -> Response:
-    """Whether the plugins are loaded, so that requests can be answered; 503 if they cannot be."""
+    """Whether requests are welcome: plugins loaded, room for more, not about to stop; 503 if not."""
+    request.app.state.load.check_ready()
 
     def load() -> dict[str, Any]:
         try:
