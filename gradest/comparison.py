@@ -19,7 +19,16 @@ from gradest.objective import Loss
 from gradest.random import check_seed, fresh_seed
 from gradest.registry import registry
 
-__all__ = ["Comparison", "Row", "comparable", "compare", "cosine_of", "in_standard_errors", "relative_error"]
+__all__ = [
+    "Comparison",
+    "Row",
+    "comparable",
+    "compare",
+    "cosine_of",
+    "in_standard_errors",
+    "is_feasible",
+    "relative_error",
+]
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ def compare(
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     if estimators is None:
-        chosen = [estimator for estimator in comparable(neuron) if _is_feasible(estimator, neuron, a)]
+        chosen = [estimator for estimator in comparable(neuron) if is_feasible(estimator, neuron, a)]
     else:
         chosen = [registry.estimator(spec) for spec in estimators]
         for estimator in chosen:
@@ -193,7 +202,8 @@ def _exact_gradient(f: Loss, a: Tensor, neuron: Neuron, target: Target) -> Tenso
     return None if found is None else found[1]
 
 
-def _is_feasible(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
+def is_feasible(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
+    """Whether a draw at `a` takes no more points than the limit of an enumeration."""
     try:
         estimator.evaluations(neuron, event_shape(neuron, a))
     except TooManyPoints:

@@ -47,9 +47,6 @@ EstimatorSpec = Spec | Estimator
 _CHUNK = 1 << 20  # elements of points that are held at once
 _STEP = 256  # draws of the first steps; see _step
 _BLOCK = 1 << 20  # elements of points in one block, at the most: a part of what a result is, unlike _CHUNK
-_BLOCK_DRAWS = (
-    1 << 14
-)  # draws of one block, at the most: torch adds up more of a single number by as many parts as it has threads
 _AHEAD = 1 << 24  # elements of blocks that wait to be merged, at the most
 _WARM_UP = 1 << 31  # the repetitions from here on are those that warm a state up
 
@@ -204,6 +201,7 @@ def estimate(
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     _check_count("draws", draws, least=1)
     _check_target(target_standard_error)
+    registry.check_fit(neuron, estimator)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     start = time.perf_counter()
@@ -229,7 +227,7 @@ def estimate(
         )
 
     size = max(1, a.numel())
-    blocks = _blocks(draws, most=max(1, min(_BLOCK_DRAWS, _BLOCK // (evaluations * size))))
+    blocks = _blocks(draws, most=max(1, _BLOCK // (evaluations * size)))
     run = _Block(f, a.detach(), neuron, estimator, key, state)
     with closing(run_in_order(run, blocks, executor, window=max(8, min(256, _AHEAD // size)))) as results:
         for more_gradients, more_losses in results:

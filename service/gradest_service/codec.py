@@ -289,6 +289,6 @@ def _rank(accept: str, media_type: str) -> tuple[float, int]:
         except ValueError:
             ranges[name] = 0.0
     matching = ("*/*", f"{media_type.partition('/')[0]}/*", media_type)
-    rank = max((rank for rank, name in enumerate(matching) if name in ranges), default=0)
-    quality = ranges.get(matching[rank], 0.0)
-    return quality, rank if quality else 0
+    specific = max((rank for rank, name in enumerate(matching) if name in ranges), default=0)
+    best = ranges.get(matching[specific], 0.0)
+    return best, specific if best else 0

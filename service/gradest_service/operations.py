@@ -26,6 +26,7 @@ from gradest.objective import Objective
 from gradest.plugin import Plugin
 from gradest.random import MAX_SEED
 from gradest_service import joint, limits
+from gradest_service.calls import charge
 from gradest_service.codec import check_options, decode_a, decode_state, decode_tensor
 from gradest_service.problems import Problem, describe_faults
 from gradest_service.schemas import (
@@ -85,6 +86,7 @@ def sample(request: SampleRequest, settings: Settings, as_json: bool) -> Pass[Te
     """`gradest.sample`."""
     neuron, a = _inputs(request, settings)
     limits.check_samples(settings, request.samples, a, as_json)
+    charge(request.samples * a.numel())
     seed = _seed(request.seed)
     return Pass(
         kind=("sample", request.samples, _key(neuron), *_form(neuron, a)),
@@ -140,6 +142,7 @@ def estimate(request: EstimateRequest, settings: Settings, as_json: bool) -> Cal
     work = limits.work(settings, neuron, estimator, objective, wide, request.draws)
     if limits.exceeds_work(settings, work):
         raise _too_much(work, settings)
+    charge(work)
     seed = _seed(request.seed)
 
     def run() -> EstimateAnswer:
@@ -199,6 +202,7 @@ def recommend(request: RecommendRequest, settings: Settings) -> dict[str, Any]:
         total = limits.measurement_work(settings, neuron, objective, wide, request.draws, evaluations)
         if limits.exceeds_work(settings, total + limits.exact_work(neuron, objective, wide, Target())):
             raise _too_much(total, settings)
+        charge(total)
     elif request.objective is not None or request.a is not None:
         raise Problem(422, "To measure, send both objective and a; without either, the certificates speak.")
     return gradest.recommend(
@@ -252,6 +256,7 @@ def _pair(request: ForwardRequest | BackwardRequest, settings: Settings, as_json
     estimator, wide = _fitting(request.estimator, "estimator", neuron, a, settings)
     points = limits.check_points(settings, neuron, estimator, wide)
     limits.check_answer(settings, points, "points", as_json)
+    charge(points)
     first = estimator.init(neuron, wide)
     limits.check_answer(settings, max((x.numel() for x in first.values()), default=0), "the state", as_json)
     state = None if request.state is None else decode_state(request.state, first, settings)
@@ -362,6 +367,7 @@ def _check_total(
     total = sum(limits.work(settings, neuron, estimator, objective, a, request.draws) for estimator in estimators)
     if limits.exceeds_work(settings, total):
         raise _too_much(total, settings)
+    charge(total)
 
 
 def _too_much(work: int, settings: Settings) -> Problem:

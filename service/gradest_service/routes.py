@@ -82,7 +82,7 @@ def _add_operation(
         def respond() -> bytes:
             return codec.encode(operation(fields(schema), settings, codec is JSON)())
 
-        return Response(await _in_pool(request, respond), media_type=codec.media_type, headers={"Vary": "Accept"})
+        return Response(await _in_pool(request, respond), media_type=codec.media_type)
 
     endpoint.__doc__ = operation.__doc__
     _add_post(path, endpoint, schema, answer, *CODECS)
@@ -197,7 +197,8 @@ async def livez() -> Response:
 
 @router.get("/readyz", tags=["service"], responses=_JSON_ANSWER)
 async def readyz(request: Request) -> Response:
-    """Whether the plugins are loaded, so that requests can be answered; 503 if they cannot be."""
+    """Whether requests are welcome: plugins loaded, room for more, not about to stop; 503 if not."""
+    request.app.state.load.check_ready()
 
     def load() -> dict[str, Any]:
         try:
