@@ -36,7 +36,7 @@ def log_request(call: Call, status: int, seconds: float) -> None:
         "elements": call.elements,
         "bytes_in": call.bytes_in,
         "bytes_out": call.bytes_out,
-        "key": call.key,
+        "key": call.key.name if call.key else "",
     }
     _REQUESTS.info("answered", extra={"fields": fields})
 
