@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gradest.comparison import Comparison, compare
     from gradest.errors import GradestError
     from gradest.estimator import Bias, Draw, Estimator, Feedback, MonteCarlo, State, Target
+    from gradest.executors import RayExecutor
     from gradest.expectation import Estimate, estimate, exact, expect, sample
     from gradest.hookspecs import PLUGIN_API, hookimpl
     from gradest.neuron import (
@@ -83,6 +84,7 @@ __all__ = [
     "Neuron",
     "Objective",
     "Plugin",
+    "RayExecutor",
     "Recommendation",
     "Relaxable",
     "Reparameterised",
@@ -111,6 +113,7 @@ _HOMES = {
     "gradest.comparison": ["Comparison", "compare"],
     "gradest.errors": ["GradestError"],
     "gradest.estimator": ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State", "Target"],
+    "gradest.executors": ["RayExecutor"],
     "gradest.expectation": ["Estimate", "estimate", "exact", "expect", "sample"],
     "gradest.hookspecs": ["PLUGIN_API", "hookimpl"],
     "gradest.neuron": [

@@ -101,7 +101,8 @@ def measure_bias(
     """Hold the estimator's mean against enumeration (quadrature for continuous units) on four losses.
 
     `draws`, or else a number that goes with the logits, is where it begins: they are multiplied by four until the largest
-    exact component is at least 20 standard errors, so that a factor of two is ten of them, or until there are 2^20.
+    exact component is at least 20 standard errors, so that a factor of two is ten of them, or until there are 2^20. Where the
+    exact gradient is 0 the first number is enough.
     """
     a, first = pre_activations(neuron, logits), draws or _FIRST_DRAWS[logits]
     claim = estimator.bias(neuron)
@@ -112,7 +113,7 @@ def measure_bias(
         while True:
             found = estimate(f, a, neuron, estimator, draws, seed)
             size = float(truth.abs().max())
-            if size >= _POWER * float(found.standard_error.max()) or draws >= MAX_DRAWS:
+            if not size or size >= _POWER * float(found.standard_error.max()) or draws >= MAX_DRAWS:
                 break
             draws *= 4
         difference = (found.gradient - truth).abs()

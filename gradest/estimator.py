@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.kernels.reference import leading_sum
+from gradest.kernels.reference import leading_mean, leading_sum
 from gradest.neuron import Neuron
 from gradest.plugin import Plugin
 from gradest.random import Key
@@ -77,7 +77,8 @@ class Target:
 
     def combine(self, loss: Tensor) -> Tensor:
         """What the mean is taken of: losses `[n, ...]` to `[...]`."""
-        return math.log(self.samples) - torch.logsumexp(-loss, 0)
+        least = loss.detach().amin(0)  # the largest weight, relative to which the others are
+        return least - torch.log(leading_mean(torch.exp(least - loss)))
 
     def __str__(self) -> str:
         return "E[L]" if self.samples == 1 else f"E[-log mean exp(-L)] of {self.samples} samples"

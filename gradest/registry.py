@@ -11,6 +11,7 @@ import difflib
 import inspect
 import logging
 import os
+import sys
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,9 +72,12 @@ class Registry:
         GRADEST_LOAD_PLUGINS: a comma-separated list of distributions; third-party plugins not in it are not imported (empty:
             none are).
         GRADEST_STRICT_PLUGINS: 1 raises PluginError for the first plugin that fails instead of recording it.
+
+    sources: what to load, in place of what is installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Sequence[Source] | None = None) -> None:
+        self._sources = sources
         self._lock = threading.RLock()
         self._loaded = False
         self._plugins: tuple[PluginInfo, ...] = ()
@@ -176,7 +180,7 @@ class Registry:
             # from here on a plugin that looks something up while it loads sees what is there so far
             self._loaded = True
             try:
-                for source in discover():
+                for source in discover() if self._sources is None else self._sources:
                     self._load_source(source)
             except BaseException:
                 self._loaded, self._plugins, self._failures = False, (), ()
@@ -188,6 +192,7 @@ class Registry:
         try:
             if not source.entry_points:
                 raise Rejected("missing", "GRADEST_LOAD_PLUGINS names it, but no such plugin distribution is installed")
+            sys.path[:0] = [folder for folder in map(str, source.folders) if folder not in sys.path]
             for point in source.entry_points:
                 at = point.name
                 stage.add_hooks(at, _import(point))

@@ -57,7 +57,8 @@ def shell(tmp_path):
 
 def test_every_block_is_of_a_kind_that_is_run_here():
     handled = [*blocks("python"), *blocks("toml")]
-    handled += [only("sh", word) for word in ("make demo", "gradest serve", "curl", "gradest compare")]
+    shell = ("make demo", "gradest serve", "curl", "gradest check", "gradest recommend", "gradest compare")
+    handled += [only("sh", word) for word in shell]
     assert sorted(handled) == sorted(text for _, text in BLOCKS)
 
 
@@ -103,6 +104,12 @@ def test_compare_block(shell, tmp_path):
         assert name in kept
 
 
+def test_recommend_block(shell):
+    out = shell(only("sh", "gradest recommend"))
+    assert out.count("not for this case") == 2
+    assert "double_cv(samples=8)" in out
+
+
 def test_make_block():
     for line in only("sh", "make demo").splitlines():
         target = line.split()[:2]
@@ -132,6 +139,13 @@ def test_plugin_blocks(tmp_path):
     spec.loader.exec_module(plugin)
     for check in testing.NEURON_CHECKS:
         check(plugin.Shifted())
+
+
+def test_new_plugin_block(shell):
+    """What is written conforms; `-e` would stop at a check that fails."""
+    out = shell(only("sh", "gradest check"))
+    assert "my-plugin is there" in out
+    assert re.search(r"my-plugin conforms: (\d+) of \1 checks passed", out)
 
 
 def test_names_in_the_table_of_advice_exist():

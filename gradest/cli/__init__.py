@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -29,6 +30,8 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # to a co
 _CHARTS = (".html", ".json", ".pdf", ".png", ".svg")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+reproduce = typer.Typer(no_args_is_help=True, help="Run again what papers report, with every estimator.")
+app.add_typer(reproduce, name="reproduce")
 
 
 Kind = Literal["neuron", "estimator", "objective"]
@@ -237,6 +240,41 @@ def certify(
     write_certificates(names or [], package, out, everything, as_json)
 
 
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Of the plugin's distribution, such as my-plugin.")],
+    directory: Annotated[Path, typer.Option(help="The folder in which a folder of that name is made.")] = Path(),
+) -> None:
+    """Write a package with a neuron, an estimator, their tests and a CI file, to start a plugin from."""
+    from gradest.cli.scaffold import write_plugin
+
+    folder = write_plugin(name, directory)
+    print(f"{folder} is there. Next: pip install -e '{folder}[test]', then `gradest check {folder}`")
+
+
+@app.command()
+def check(
+    plugin: Annotated[
+        str, typer.Argument(help="A .py file, a project's folder, an installed distribution or a module.")
+    ],
+    fast: Annotated[bool, typer.Option("--fast", help="Leave out the measurement of bias.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the conformance kit on somebody's plugin; exit code 1 if anything fails."""
+    from gradest.cli.display import Bars, print_json, show_report
+    from gradest.conformance import run_checks
+    from gradest.discovery import find
+
+    source = find(plugin)
+    with Bars() as bars:
+        report = run_checks(source, bias=not fast, progress=partial(bars.show, source.distribution))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        show_report(report.to_dict())
+    raise typer.Exit(not report.passed)
+
+
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Train the gated network of the source's experiment (arXiv 1308.3432, section 5) through any neuron and estimator."""
@@ -278,6 +316,27 @@ def serve(context: typer.Context) -> None:
             serve(found.settings)
 
     settings_command(Settings, run)(context.args, prog_name=context.command_path)
+
+
+@reproduce.command()
+def toys(
+    out: Annotated[Path, typer.Option(help="A folder for data (JSON), plots (SVG, PNG) and report.md.")] = Path(
+        "runs/toys"
+    ),
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="quadratic, learning, probability or polynomial; may be repeated. All, if not given."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few draws and steps: half a minute.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+) -> None:
+    """The small problems by which papers compare estimators: variance, learning, bias. Some minutes.
+
+    Run again into the same folder, it goes on where it stopped.
+    """
+    from gradest.experiments.toys.run import choose, reproduce_toys
+
+    print(reproduce_toys(out, choose(part, quick=quick, seed=seed), progress=True))
 
 
 @app.command()

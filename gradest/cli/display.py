@@ -23,6 +23,7 @@ __all__ = [
     "show_comparison",
     "show_description",
     "show_recommendation",
+    "show_report",
     "show_samples",
     "show_settings",
 ]
@@ -151,6 +152,29 @@ def show_recommendation(found: dict[str, Any]) -> None:
     _show_rows(["estimator", "claimed bias", "K", "error", "why"], rows, found["neuron"], caption)
     others = ([row["estimator"], "; ".join(row["reasons"])] for row in found["rejected"])
     _show_rows(["not for this case", "why"], others)
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """A row for each neuron and objective, and for each estimator on a neuron; then what is wrong."""
+    results = report["results"]
+    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for result in results:
+        rows.setdefault((result["kind"], result["plugin"], result["neuron"]), []).append(result)
+    table = (
+        [
+            *key,
+            f"{sum(result['passed'] for result in row)} of {len(row)}",
+            f"{sum(result['seconds'] for result in row):.1f}",
+            "passes" if all(result["passed"] for result in row) else "FAILS",
+        ]
+        for key, row in rows.items()
+    )
+    _show_rows(["kind", "plugin", "neuron", "checks passed", "seconds", ""], table, report["plugin"])
+    wrong = ["plugin", "neuron", "check", "diagnosis"]
+    _show_rows(wrong, ([row[name] for name in wrong] for row in results if not row["passed"]), "what is wrong")
+    show_catalog({"failures": report["failures"]})
+    verdict = "conforms" if report["passed"] else "does not conform" if results else "did not load"
+    show(f"{report['plugin']} {verdict}: {sum(row['passed'] for row in results)} of {len(results)} checks passed")
 
 
 def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:

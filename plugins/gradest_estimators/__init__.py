@@ -9,6 +9,7 @@ from gradest_estimators.concrete import Concrete, StraightThroughConcrete
 from gradest_estimators.disarm import Disarm
 from gradest_estimators.double_cv import DoubleCv
 from gradest_estimators.enumeration import Enumeration
+from gradest_estimators.evolution import Evolution
 from gradest_estimators.gumbel_rao import GumbelRao
 from gradest_estimators.held_noise import HeldNoise
 from gradest_estimators.local_expectation import LocalExpectation
@@ -22,15 +23,19 @@ from gradest_estimators.reinforce import Reinforce
 from gradest_estimators.reinforce_average import ReinforceAverage
 from gradest_estimators.reinforce_centered import ReinforceCentered
 from gradest_estimators.reinmax import ReinMax
-from gradest_estimators.relax import Relax
+from gradest_estimators.relax import Relax, RelaxRebar
 from gradest_estimators.rloo import Rloo
+from gradest_estimators.rodeo import Rodeo
+from gradest_estimators.slope_annealed_straight_through import SlopeAnnealedStraightThrough
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
+from gradest_estimators.spsa import Spsa
 from gradest_estimators.straight_through import StraightThrough
 from gradest_estimators.straight_through_gumbel import StraightThroughGumbel
 from gradest_estimators.sum_and_sample import SumAndSample
 from gradest_estimators.surrogate import Surrogate
 from gradest_estimators.ugc import Ugc
 from gradest_estimators.unordered_set import UnorderedSet
+from gradest_estimators.vimco import Vimco
 
 
 @hookimpl
@@ -46,6 +51,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         Disarm,
         DoubleCv,
         Enumeration,
+        Evolution,
         GumbelRao,
         HeldNoise,
         LocalExpectation,
@@ -60,12 +66,17 @@ def gradest_estimators() -> list[type[Estimator]]:
         ReinforceCentered,
         ReinMax,
         Relax,
+        RelaxRebar,
         Rloo,
+        Rodeo,
+        SlopeAnnealedStraightThrough,
         SmoothedPerturbation,
+        Spsa,
         StraightThrough,
         StraightThroughGumbel,
         SumAndSample,
         Surrogate,
         Ugc,
         UnorderedSet,
+        Vimco,
     ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -20,8 +20,8 @@ class StraightThrough(MonteCarlo):
     derivative="identity": d = slope. Biased for linear losses already, since dE[h]/da is p(1-p) and not 1; the source found
         that it trains best.
     derivative="sigmoid": d = slope · (high - low) σ(slope a)(1 - σ(slope a)). With slope 1 it is dE[h]/da, hence exact for a
-        loss that is linear in each unit, and biased beyond. A slope that grows during training anneals the sigmoid to a step
-        (Chung, Ahn, Bengio 2016, arXiv 1609.01704). A one-hot unit has the derivative of softmax(slope a), slope (diag p - ppᵀ).
+        loss that is linear in each unit, and biased beyond. A one-hot unit has the derivative of softmax(slope a),
+        slope (diag p - ppᵀ). `slope_annealed_straight_through` lets the slope grow with the steps.
     derivative="clipped": d = slope · 1[|a| <= 1] (Hubara et al. 2016, arXiv 1602.02830).
     """
 
@@ -31,7 +31,12 @@ class StraightThrough(MonteCarlo):
     needs = frozenset({"grad"})
     capabilities = (Discrete,)
 
-    examples = ({}, {"derivative": "sigmoid"}, {"derivative": "sigmoid", "slope": 2.0}, {"derivative": "clipped"})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"derivative": "sigmoid"},
+        {"derivative": "sigmoid", "slope": 2.0},
+        {"derivative": "clipped"},
+    )
 
     derivative: Literal["identity", "sigmoid", "clipped"] = Field("identity", description="what stands for dh/da")
     slope: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the smooth function that stands for the unit")
@@ -47,16 +52,17 @@ class StraightThrough(MonteCarlo):
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over samples of dL/dh, times d."""
-        neuron, a, grad = draw.neuron, draw.a, leading_mean(feedback.get_grad())
-        if isinstance(neuron, SoftmaxOneHot) and self.derivative == "sigmoid":
-            return self.slope * softmax_backward(neuron.probability(self.slope * a), grad), state
-        return grad * self._derivative(neuron, a), state
+        return self.pass_through(draw, feedback, self.slope), state
 
-    def _derivative(self, neuron: Neuron, a: Tensor) -> Tensor | float:
+    def pass_through(self, draw: Draw, feedback: Feedback, slope: float | Tensor) -> Tensor:
+        """The mean over samples of dL/dh, times d at this slope."""
+        neuron, a, grad = draw.neuron, draw.a, leading_mean(feedback.get_grad())
         if self.derivative == "identity":
-            return self.slope
+            return slope * grad
         if self.derivative == "clipped":
-            return self.slope * (a.abs() <= 1).to(a.dtype)
+            return slope * grad * (a.abs() <= 1)
+        if isinstance(neuron, SoftmaxOneHot):
+            return slope * softmax_backward(neuron.probability(slope * a), grad)
         assert isinstance(neuron, Binary)
-        x = self.slope * a
-        return self.slope * (neuron.high - neuron.low) * torch.mul(sigmoid(x), sigmoid(-x))
+        x = slope * a
+        return slope * (neuron.high - neuron.low) * grad * sigmoid(x) * sigmoid(-x)

@@ -67,6 +67,8 @@ class EventStream(Response):
     async def _produce(self, reports: MemoryObjectSendStream[bytes]) -> None:
         def progress(estimator: str, done: int, draws: int) -> None:
             from_thread.check_cancelled()
+            if not done:  # a step of a warm-up
+                return
             event = _event("progress", {"estimator": estimator, "done": done, "draws": draws})
             from_thread.run_sync(reports.send_nowait, event)
 

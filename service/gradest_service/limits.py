@@ -109,11 +109,12 @@ def measurement_work(
 
 def exact_work(neuron: Neuron, objective: Objective, a: Tensor, target: Target) -> int:
     """The elements that the exact gradient goes through; 0 where it comes in closed form or is not to be had."""
-    if target.samples == 1 and objective.expectation(neuron, a) is not None:
-        return 0
     event = event_shape(neuron, a)
-    values, _ = neuron.law(torch.zeros(event, dtype=a.dtype, device=a.device))
+    rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
     try:
+        if target.samples == 1 and objective.expectation(neuron, a) is not None:
+            return 0
+        values, _ = neuron.law(rows.amax(0))  # the number of outputs may grow with a
         points = count(neuron, event, values.shape[0])
     except TooManyPoints:
         return 0

@@ -1,0 +1,189 @@
+"""Joined passes give each request the bits that it gets alone; the batcher joins, parts, and lets no error spread."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+import torch
+from anyio import CapacityLimiter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gradest
+from gradest import testing
+from gradest.estimator import Feedback
+from gradest.expectation import ask, tell
+from gradest.random import Key
+from gradest_service import joint
+from gradest_service.batching import Batcher
+
+STATELESS = [
+    (estimator, neuron)
+    for estimator, neuron in testing.pairs(gradest.registry)
+    if not estimator.init(neuron, torch.zeros((1, *(2, 3)[: neuron.event_ndim])))
+]
+BATCHES = st.lists(st.sampled_from([(), (1,), (3,), (2, 2), (0,), (17,)]), min_size=1, max_size=6)
+
+
+def requests_of(neuron, batches, seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    event = (3, 4)[: neuron.event_ndim]
+    return [
+        joint.Rows(
+            2 * torch.randn((*batch, *event), generator=generator, dtype=torch.float64).to(dtype), seed + place % 3
+        )
+        for place, batch in enumerate(batches)
+    ]
+
+
+def loss_of(points, event_ndim):
+    points = points.detach().requires_grad_()
+    loss = ((points.flatten(points.ndim - event_ndim) - 0.3) ** 3).sum(-1)
+    (grad,) = torch.autograd.grad(loss.sum(), points)
+    return loss.detach(), grad
+
+
+@pytest.mark.parametrize("neuron", testing.neurons(gradest.registry), ids=lambda n: n.label())
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(batches=BATCHES, seed=st.integers(0, 2**53 - 4), samples=st.integers(0, 4))
+def test_samples_are_those_of_each_request_alone(neuron, batches, seed, samples):
+    requests = requests_of(neuron, batches, seed % 1000)
+    for request, found in zip(requests, joint.sample_rows(neuron, samples, requests), strict=True):
+        wanted = gradest.sample(neuron, request.a, samples, request.seed)
+        assert found.shape == wanted.shape
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize(("estimator", "neuron"), STATELESS, ids=lambda plugin: plugin.label())
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(
+    batches=BATCHES, seed=st.integers(0, 1000), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
+)
+def test_gradients_are_those_of_each_request_alone(estimator, neuron, batches, seed, dtype):
+    requests = requests_of(neuron, batches, seed, dtype)
+    asked = joint.forward(neuron, estimator, requests)
+    back, wanted = [], []
+    for request, found in zip(requests, asked, strict=True):
+        draw, state = ask(neuron, estimator, request.a, Key(request.seed))
+        assert torch.equal(found.points, draw.points.to(dtype))
+        assert torch.equal(found.weights, draw.weights)
+        loss, grad = loss_of(draw.points, neuron.event_ndim)
+        grad = grad if "grad" in estimator.needs else None
+        back.append(joint.Rows(request.a, request.seed, loss, grad))
+        gradient, _ = tell(estimator, draw, Feedback(loss, grad), state)
+        wanted.append((gradient.to(dtype), estimator.value(draw, loss)))
+    for found, (gradient, value) in zip(joint.backward(neuron, estimator, back), wanted, strict=True):
+        assert torch.equal(found.gradient, gradient)
+        assert torch.equal(found.value, value)
+
+
+def test_a_state_goes_with_a_request_of_its_own():
+    neuron, estimator = gradest.neuron("bernoulli"), gradest.estimator("reinforce_average")
+    state = {"total": torch.tensor(2.0), "weight": torch.tensor(0.5)}
+    rows = joint.Rows(torch.tensor([[0.5, -1.0]]), 3, torch.tensor([[1.5]]))
+    (told,) = joint.backward(neuron, estimator, [rows], state)
+    draw, _ = ask(neuron, estimator, rows.a, Key(3), state)
+    gradient, after = tell(estimator, draw, Feedback(rows.loss), state)
+    assert torch.equal(told.gradient, gradient)
+    assert {name: float(x) for name, x in told.state.items()} == {name: float(x) for name, x in after.items()}
+
+
+def run(main):
+    return asyncio.run(asyncio.wait_for(main, 20))
+
+
+class Recorder:
+    """Work that notes what ran together, and may be held."""
+
+    def __init__(self):
+        self.passes = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, items):
+        self.gate.wait(10)
+        self.passes.append(list(items))
+        if "bad" in items:
+            raise ValueError("bad")
+        return [item * 2 for item in items]
+
+
+def test_what_comes_while_the_pool_is_busy_runs_together():
+    async def main():
+        work = Recorder()
+        batcher = Batcher(CapacityLimiter(1), 0, 100)
+        work.gate.clear()
+        first = asyncio.create_task(batcher.run("k", work, 1, 1))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(batcher.run("k", work, item, 1)) for item in range(2, 6)]
+        other_kind = asyncio.create_task(batcher.run("else", work, 9, 1))
+        await asyncio.sleep(0.05)
+        work.gate.set()
+        assert await asyncio.gather(first, *others, other_kind) == [2, 4, 6, 8, 10, 18]
+        assert work.passes == [[1], [2, 3, 4, 5], [9]]
+
+    run(main())
+
+
+def test_an_idle_service_does_not_wait():
+    async def main():
+        work, began = Recorder(), time.perf_counter()
+        assert await Batcher(CapacityLimiter(1), 0, 100).run("k", work, 1, 1) == 2
+        assert time.perf_counter() - began < 0.5
+
+    run(main())
+
+
+def test_a_wait_gathers_and_a_full_batch_ends_it():
+    async def main():
+        work = Recorder()
+        batcher = Batcher(CapacityLimiter(4), 5.0, 6)
+        began = time.perf_counter()
+        answers = await asyncio.gather(*(batcher.run("k", work, item, 2) for item in range(3)))
+        assert answers == [0, 2, 4]
+        assert work.passes == [[0, 1, 2]]
+        assert time.perf_counter() - began < 2
+
+    run(main())
+
+
+def test_no_batch_is_larger_than_the_cap_but_for_one_large_request():
+    async def main():
+        work = Recorder()
+        batcher = Batcher(CapacityLimiter(1), 0.05, 4)
+        await asyncio.gather(*(batcher.run("k", work, item, size) for item, size in enumerate([3, 3, 1, 9, 1])))
+        assert sorted(map(sorted, work.passes)) == [[0], [1, 2], [3], [4]]
+
+    run(main())
+
+
+def test_an_error_reaches_its_own_request_alone():
+    async def main():
+        work = Recorder()
+        batcher = Batcher(CapacityLimiter(1), 0.05, 100)
+        outcomes = await asyncio.gather(
+            *(batcher.run("k", work, item, 1) for item in ("a", "bad", "b")), return_exceptions=True
+        )
+        assert outcomes[0::2] == ["aa", "bb"]
+        assert isinstance(outcomes[1], ValueError)
+
+    run(main())
+
+
+def test_whoever_gives_up_is_left_out():
+    async def main():
+        work = Recorder()
+        batcher = Batcher(CapacityLimiter(1), 0, 100)
+        work.gate.clear()
+        first = asyncio.create_task(batcher.run("k", work, 1, 1))
+        await asyncio.sleep(0.05)
+        gone, stays = (asyncio.create_task(batcher.run("k", work, item, 1)) for item in (2, 3))
+        await asyncio.sleep(0.05)
+        gone.cancel()
+        work.gate.set()
+        assert await asyncio.gather(first, stays) == [2, 6]
+        assert work.passes == [[1], [3]]
+        assert gone.cancelled()
+
+    run(main())
