@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
+from anyio import from_thread
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
@@ -20,7 +21,7 @@ import gradest
 from gradest.comparison import Comparison, comparable
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, TooManyPoints, UnknownPlugin
 from gradest.estimator import Estimator, State, Target, event_shape
-from gradest.expectation import check_pre_activations, closed_form
+from gradest.expectation import Estimate, check_pre_activations, closed_form
 from gradest.neuron import Binary, Neuron
 from gradest.objective import Objective
 from gradest.plugin import Plugin
@@ -54,6 +55,7 @@ __all__ = [
     "plan_comparison",
     "recommend",
     "sample",
+    "stop_if_cancelled",
     "unknown_plugin",
 ]
 
@@ -132,8 +134,10 @@ def backward(request: BackwardRequest, settings: Settings, as_json: bool) -> Pas
     )
 
 
-def estimate(request: EstimateRequest, settings: Settings, as_json: bool) -> Callable[[], EstimateAnswer]:
-    """`gradest.estimate`, and the exact values where they are to be had."""
+def estimate(
+    request: EstimateRequest, settings: Settings, as_json: bool
+) -> Callable[[Callable[[Estimate], None] | None], EstimateAnswer]:
+    """`gradest.estimate`, and the exact values where they are to be had; it may be watched."""
     neuron, a = _inputs(request, settings)
     limits.check_answer(settings, limits.size(a.shape), "the gradient", as_json)
     estimator, wide = _fitting(request.estimator, "estimator", neuron, a, settings)
@@ -145,10 +149,21 @@ def estimate(request: EstimateRequest, settings: Settings, as_json: bool) -> Cal
     charge(work)
     seed = _seed(request.seed)
 
-    def run() -> EstimateAnswer:
-        found = gradest.estimate(objective, a, neuron, estimator, request.draws, seed)
-        too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, estimator.target()))
-        exact = None if too_long else closed_form(objective, a, neuron, estimator.target())
+    def run(watch: Callable[[Estimate], None] | None = None) -> EstimateAnswer:
+        found = gradest.estimate(
+            objective,
+            a,
+            neuron,
+            estimator,
+            request.draws,
+            seed,
+            target_standard_error=request.target_standard_error,
+            progress=stop_if_cancelled,
+            watch=watch,
+        )
+        target = estimator.target()
+        too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, target))
+        exact = None if too_long else closed_form(objective, a, neuron, target, progress=stop_if_cancelled)
         return EstimateAnswer(
             loss=found.loss,
             gradient=found.gradient,
@@ -187,6 +202,11 @@ def plan_comparison(request: CompareRequest, settings: Settings) -> Callable[[Pr
         return gradest.compare(objective, a, neuron, estimators, request.draws, seed, progress=progress)
 
     return run
+
+
+def stop_if_cancelled(*_: Any) -> None:
+    """Called as a computation goes on, in its thread: ends it if its deadline is over or its client is gone."""
+    from_thread.check_cancelled()
 
 
 def recommend(request: RecommendRequest, settings: Settings) -> dict[str, Any]:
