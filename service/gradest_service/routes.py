@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 import torch
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -51,7 +51,7 @@ async def compare(request: Request) -> Response:
     fields = await _read(request)
     run = await _in_pool(request, lambda: operations.plan_comparison(fields(schemas.CompareRequest), settings))
     if prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
-        answer = await _in_pool(request, lambda: JSON.encode(run(None).to_dict()))
+        answer = await _in_pool(request, lambda: JSON.encode(run(_stop_if_told).to_dict()))
         return Response(answer, media_type=JSON.media_type)
     return EventStream(lambda progress: run(progress).to_dict(), request.app.state.limiter, request.state.request_id)
 
@@ -241,6 +241,11 @@ async def _in_pool(request: Request, work: Callable[[], Result]) -> Result:
     """Run `work` in a thread; as many at a time as the settings say, the others wait."""
     limiter: CapacityLimiter = request.app.state.limiter
     return await to_thread.run_sync(work, limiter=limiter)
+
+
+def _stop_if_told(*_: object) -> None:
+    """A report of progress that ends the work once its deadline is over or its client has gone."""
+    from_thread.check_cancelled()
 
 
 async def _json(request: Request, describe: Callable[[], Any]) -> Response:
