@@ -114,8 +114,10 @@ def expect_both(client, neuron, estimator, dtype, seed=3, state=None):
 @pytest.mark.parametrize(("estimator", "neuron"), PAIRS, ids=lambda plugin: plugin.label())
 def test_expect(client, neuron, estimator):
     here, there = expect_both(client, neuron, estimator, torch.float32)
-    for found, wanted in zip(there[:3], here[:3], strict=True):
-        assert_same(found, wanted)
+    assert_same(there[0], here[0])
+    assert_same(there[1], here[1])
+    # torch adds up a parameter's gradient in the order in which the losses' weights lie in memory, which does not travel
+    torch.testing.assert_close(there[2], here[2], rtol=1e-6, atol=1e-6)
     assert there[3].keys() == here[3].keys()
     for name in here[3]:
         assert_same(there[3][name], here[3][name])
@@ -151,11 +153,10 @@ def test_expect_without_gradients(client, estimator):
 
 def test_expect_trains_with_a_state(client):
     """A training loop with the estimator elsewhere takes the steps that it takes here."""
-    finals = []
+    finals, target = [], torch.tensor([1.0, 0.0, 1.0, 0.0])
     for expect in (gradest.expect, client.expect):
         a, state = torch.zeros(1, 4, requires_grad=True), None
         optimizer = torch.optim.SGD([a], lr=1.0)
-        target = torch.tensor([1.0, 0.0, 1.0, 0.0])
         for step in range(40):
             value, state = expect(
                 lambda h: ((h - target) ** 2).sum(-1), a, estimator="reinforce_centered", seed=step, state=state
