@@ -95,7 +95,7 @@ def sample(request: SampleRequest, settings: Settings, as_json: bool) -> Pass[Te
         work=partial(joint.sample_rows, neuron, request.samples),
         rows=joint.Rows(a, seed),
         elements=request.samples * a.numel(),
-        answer=lambda h: SampleAnswer(h=_compact(neuron, h), seed=seed),
+        answer=lambda h: SampleAnswer(h=h if as_json else _compact(neuron, h), seed=seed),
     )
 
 

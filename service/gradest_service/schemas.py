@@ -175,7 +175,7 @@ class Answer(BaseModel):
 class SampleAnswer(Answer):
     """Samples."""
 
-    h: NumbersOut = Field(description="[samples, *batch, *event]; uint8 for binary units whose values a byte holds")
+    h: NumbersOut = Field(description="[samples, *batch, *event]; in safetensors uint8 for binary units")
     seed: int
 
 

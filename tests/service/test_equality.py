@@ -121,8 +121,10 @@ def expect_both(client, neuron, estimator, dtype, seed=3, state=None):
 @pytest.mark.parametrize(("estimator", "neuron"), PAIRS, ids=lambda plugin: plugin.label())
 def test_expect(client, neuron, estimator):
     here, there = expect_both(client, neuron, estimator, torch.float32)
-    for found, wanted in zip(there[:3], here[:3], strict=True):
-        assert_same(found, wanted)
+    assert_same(there[0], here[0])
+    assert_same(there[1], here[1])
+    # torch adds up a parameter's gradient in the order in which the losses' weights lie in memory, which does not travel
+    torch.testing.assert_close(there[2], here[2], rtol=1e-6, atol=1e-6)
     assert there[3].keys() == here[3].keys()
     for name in here[3]:
         assert_same(there[3][name], here[3][name])
