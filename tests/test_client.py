@@ -31,7 +31,7 @@ def answering(status, body=b"", content_type="text/plain", seen=None, **headers)
             seen.append(request)
         return httpx.Response(status, content=body, headers={"Content-Type": content_type, **headers})
 
-    return gradest.Client("http://service", transport=httpx.MockTransport(answer))
+    return gradest.Client("http://service", http_transport=httpx.MockTransport(answer))
 
 
 @pytest.mark.parametrize("name", ["sample", "estimate", "compare"])
@@ -43,7 +43,7 @@ def test_signatures_are_the_library_s(name):
     wanted = [parameter for parameter in theirs if parameter not in ("f", "state", "warm_up")]
     found = [parameter for parameter in ours if parameter not in ("self", "objective")]
     assert found == [parameter for parameter in wanted if parameter in found]
-    assert set(wanted) - set(found) <= {"progress"}
+    assert set(wanted) - set(found) <= {"progress", "executor", "target_standard_error", "watch"}
 
 
 def test_registry(client):
@@ -197,7 +197,7 @@ def test_a_timeout_is_a_service_error():
     def stall(request):
         raise httpx.ReadTimeout("", request=request)
 
-    client = gradest.Client("http://service", transport=httpx.MockTransport(stall))
+    client = gradest.Client("http://service", http_transport=httpx.MockTransport(stall))
     with client, pytest.raises(ServiceError, match="ReadTimeout"):
         client.sample("bernoulli", A)
 

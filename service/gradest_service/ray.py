@@ -1,9 +1,9 @@
 """The service on Ray Serve, for more than one machine: `serve run gradest_service.ray:app`, with `gradest[ray]` on every node.
 
-Each replica runs the application that `gradest serve` runs, unchanged, and answers alone. The settings are read from
-GRADEST_SERVICE_* where `app` is imported, and are the same on all replicas; host and port are Ray's. How many replicas there are,
-and what each takes, is `Scale`, from the environment too. Ray's proxy answers in text/plain what no replica sees: 404, 429 when
-the queues are full, 503. Limits are each replica's own: a key's budget counts once for each, and so do metrics.
+Each replica runs the application that `gradest serve` runs, unchanged, and answers alone. The settings are read, from
+GRADEST_SERVICE_*, where `app` is imported, and are the same on all replicas; host and port are Ray's. How many replicas there
+are, and what each takes, is `Scale`, from the environment too. Ray's proxy answers in text/plain what no replica sees: 404, 429
+when the queues are full, 503. Limits are each replica's own: a key's budget counts once for each, and so do metrics.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 import torch
-from anyio import CapacityLimiter, from_thread, to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -18,7 +18,8 @@ import gradest
 from gradest import catalog
 from gradest.errors import PluginError, UnknownPlugin
 from gradest_service import operations, schemas
-from gradest_service.codec import CODECS, JSON, find_codec, parse_json, prefers
+from gradest_service.calls import stop_if_told
+from gradest_service.codec import CODECS, JSON, SAFETENSORS, answer_codec, find_codec, parse_json, prefers
 from gradest_service.events import EventStream
 from gradest_service.problems import MEDIA_TYPE, Problem, ProblemDetails, describe_faults
 from gradest_service.settings import Settings
@@ -36,6 +37,18 @@ def _refer(model: type[BaseModel]) -> dict[str, Any]:
     return {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
 
 
+def _body(model: type[BaseModel], media_type: str) -> dict[str, Any]:
+    """A body that holds this model."""
+    if media_type != SAFETENSORS.media_type:
+        return _refer(model)
+    key = "request" if issubclass(model, schemas.Request) else "response"
+    description = (
+        f"Tensors by the names of the fields of {model.__name__}, those inside a field as state.NAME or objective.NAME; "
+        f"the other fields as a JSON object, in text, under the key `{key}` of the metadata."
+    )
+    return {"schema": {"type": "string", "format": "binary", "description": description}}
+
+
 router = APIRouter(
     default_response_class=Response,
     responses={"default": {"description": "An error", "content": {MEDIA_TYPE: _refer(ProblemDetails)}}},
@@ -51,25 +64,29 @@ async def compare(request: Request) -> Response:
     fields = await _read(request)
     run = await _in_pool(request, lambda: operations.plan_comparison(fields(schemas.CompareRequest), settings))
     if prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
-        answer = await _in_pool(request, lambda: JSON.encode(run(_stop_if_told).to_dict()))
+        answer = await _in_pool(request, lambda: JSON.encode(run(stop_if_told).to_dict()))
         return Response(answer, media_type=JSON.media_type)
     return EventStream(lambda progress: run(progress).to_dict(), request.app.state.limiter, request.state.request_id)
 
 
 def _add_operation(
     path: str,
-    operation: Callable[[AnyRequest, Settings], BaseModel],
+    operation: Callable[[AnyRequest, Settings, bool], Callable[[], BaseModel]],
     schema: type[AnyRequest],
     answer: type[BaseModel],
 ) -> None:
     async def endpoint(request: Request) -> Response:
         settings: Settings = request.app.state.settings
         fields = await _read(request)
-        body = await _in_pool(request, lambda: JSON.encode(operation(fields(schema), settings)))
-        return Response(body, media_type=JSON.media_type)
+        codec = answer_codec(request.headers.get("accept", ""))
+
+        def respond() -> bytes:
+            return codec.encode(operation(fields(schema), settings, codec is JSON)())
+
+        return Response(await _in_pool(request, respond), media_type=codec.media_type)
 
     endpoint.__doc__ = operation.__doc__
-    _add_post(path, endpoint, schema, answer, JSON.media_type)
+    _add_post(path, endpoint, schema, answer, *CODECS)
 
 
 def _add_post(
@@ -82,8 +99,8 @@ def _add_post(
         name=path.rpartition("/")[2],
         tags=["estimation"],
         summary=request.__doc__,
-        responses={200: {"description": answer.__doc__, "content": {media: _refer(answer) for media in media_types}}},
-        openapi_extra={"requestBody": {"required": True, "content": {media: _refer(request) for media in CODECS}}},
+        responses={200: {"description": answer.__doc__, "content": {t: _body(answer, t) for t in media_types}}},
+        openapi_extra={"requestBody": {"required": True, "content": {t: _body(request, t) for t in CODECS}}},
     )
 
 
@@ -223,9 +240,12 @@ async def _read(request: Request) -> Callable[[type[AnyRequest]], AnyRequest]:
     codec = find_codec(request.headers.get("content-type", ""))
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem(415, "Send the body as it is, without a Content-Encoding.")
-    body = await request.body()
+    settings: Settings = request.app.state.settings
+    body = bytearray()  # tensors are views of it, which torch grants of what may be written to alone
+    async for chunk in request.stream():
+        body += chunk
 
-    return lambda schema: _validate(schema, codec.decode(body), "body")
+    return lambda schema: _validate(schema, codec.decode(body, settings), "body")
 
 
 def _validate(schema: type[AnyModel], found: Any, place: str) -> AnyModel:
@@ -241,11 +261,6 @@ async def _in_pool(request: Request, work: Callable[[], Result]) -> Result:
     """Run `work` in a thread; as many at a time as the settings say, the others wait."""
     limiter: CapacityLimiter = request.app.state.limiter
     return await to_thread.run_sync(work, limiter=limiter)
-
-
-def _stop_if_told(*_: object) -> None:
-    """A report of progress that ends the work once its deadline is over or its client has gone."""
-    from_thread.check_cancelled()
 
 
 async def _json(request: Request, describe: Callable[[], Any]) -> Response:
