@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
-from anyio import from_thread
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from gradest.objective import Objective
 from gradest.plugin import Plugin
 from gradest.random import MAX_SEED
 from gradest_service import joint, limits
-from gradest_service.calls import charge
+from gradest_service.calls import charge, stop_if_told
 from gradest_service.codec import check_options, decode_a, decode_state, decode_tensor
 from gradest_service.problems import Problem, describe_faults
 from gradest_service.schemas import (
@@ -55,7 +54,6 @@ __all__ = [
     "plan_comparison",
     "recommend",
     "sample",
-    "stop_if_cancelled",
     "unknown_plugin",
 ]
 
@@ -158,12 +156,12 @@ def estimate(
             request.draws,
             seed,
             target_standard_error=request.target_standard_error,
-            progress=stop_if_cancelled,
+            progress=stop_if_told,
             watch=watch,
         )
         target = estimator.target()
         too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, target))
-        exact = None if too_long else closed_form(objective, a, neuron, target, progress=stop_if_cancelled)
+        exact = None if too_long else closed_form(objective, a, neuron, target, progress=stop_if_told)
         return EstimateAnswer(
             loss=found.loss,
             gradient=found.gradient,
@@ -202,11 +200,6 @@ def plan_comparison(request: CompareRequest, settings: Settings) -> Callable[[Pr
         return gradest.compare(objective, a, neuron, estimators, request.draws, seed, progress=progress)
 
     return run
-
-
-def stop_if_cancelled(*_: Any) -> None:
-    """Called as a computation goes on, in its thread: ends it if its deadline is over or its client is gone."""
-    from_thread.check_cancelled()
 
 
 def recommend(request: RecommendRequest, settings: Settings) -> dict[str, Any]:

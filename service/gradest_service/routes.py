@@ -21,6 +21,7 @@ from gradest.errors import PluginError, UnknownPlugin
 from gradest.expectation import Estimate
 from gradest_service import operations, schemas
 from gradest_service.batching import Batcher
+from gradest_service.calls import stop_if_told
 from gradest_service.codec import CODECS, JSON, SAFETENSORS, Codec, answer_codec, find_codec, parse_json, prefers
 from gradest_service.events import EventStream, Report
 from gradest_service.problems import MEDIA_TYPE, Problem, ProblemDetails, describe_faults
@@ -69,12 +70,12 @@ async def compare(request: Request) -> Response:
     fields = await _read(request)
     run = await _in_pool(request, lambda: operations.plan_comparison(fields(schemas.CompareRequest), settings))
     if prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
-        answer = await _in_pool(request, lambda: JSON.encode(run(operations.stop_if_cancelled).to_dict()))
+        answer = await _in_pool(request, lambda: JSON.encode(run(stop_if_told).to_dict()))
         return Response(answer, media_type=JSON.media_type)
 
     def stream(report: Report) -> dict[str, Any]:
         def progress(estimator: str, done: int, draws: int) -> None:
-            operations.stop_if_cancelled()
+            stop_if_told()
             if done:  # else it is a step of a warm-up
                 report({"estimator": estimator, "done": done, "draws": draws})
 
