@@ -37,8 +37,9 @@ def test_progress_then_one_result(http):
 
 
 def test_json_alone_is_the_result(http):
-    streamed = parse(http.post("/v1/compare", json=BODY).text)[-1][1]
-    alone = http.post("/v1/compare", json=BODY, headers={"Accept": "application/json"}).json()
+    body = {**BODY, "estimators": ["rloo", "reinforce_average", "straight_through"]}
+    streamed = parse(http.post("/v1/compare", json=body).text)[-1][1]
+    alone = http.post("/v1/compare", json=body, headers={"Accept": "application/json"}).json()
     for row in (*streamed["rows"], *alone["rows"]):
         del row["seconds"]
     assert alone == streamed
