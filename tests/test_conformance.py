@@ -29,7 +29,7 @@ class Mine(MonteCarlo):
     name, summary, needs, capabilities = "mine", "loss times score", frozenset({"loss"}), (Discrete,)
 
     def accepts(self, neuron):
-        return neuron.name == "bernoulli"
+        return neuron.name in ("bernoulli", "third")
 
     def bias(self, neuron):
         return Bias.NONE
@@ -188,11 +188,11 @@ BROKEN = {
     "assertion of its own": (
         """
         def evaluations(self, neuron, event_shape):
-            assert event_shape == ()
+            assert event_shape == (), "no event"
             return 1
         """,
         "shapes_and_dtypes",
-        r"raises AssertionError: .*in evaluations",
+        r"raises AssertionError: no event \(plugin_.*\.py:\d+, in evaluations\)",
     ),
     "no neuron": (
         """
@@ -276,7 +276,12 @@ def test_a_right_plugin_passes(written: Any, check: Any) -> None:
 def test_what_is_tried_on_what(written: Any) -> None:
     cases = collect(find(str(written(HEAD + GOOD + FOOT)))).cases
     tried = {(case.kind, case.plugin, case.neuron) for case in cases}
-    assert {("neuron", "third", ""), ("objective", "cube", ""), ("estimator", "mine", "bernoulli")} <= tried
+    assert {
+        ("neuron", "third", ""),
+        ("objective", "cube", ""),
+        ("estimator", "mine", "bernoulli"),
+        ("estimator", "mine", "third"),
+    } <= tried
     assert ("estimator", "rebar", "third") in tried, "its neurons are tried under built-in estimators"
     assert all("third" in (neuron, plugin) or plugin in ("mine", "cube") for _, plugin, neuron in tried)
     assert len({str(case) for case in cases}) == len(cases)
