@@ -35,10 +35,11 @@ from typing import TYPE_CHECKING
 from gradest._lazy import attach
 
 if TYPE_CHECKING:
-    from gradest.client import Client
+    from gradest.client import AsyncClient, Client
     from gradest.comparison import Comparison, compare
     from gradest.errors import GradestError
     from gradest.estimator import Bias, Draw, Estimator, Feedback, MonteCarlo, State, Target
+    from gradest.executors import RayExecutor
     from gradest.expectation import Estimate, estimate, exact, expect, sample
     from gradest.hookspecs import PLUGIN_API, hookimpl
     from gradest.neuron import (
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PLUGIN_API",
+    "AsyncClient",
     "Bias",
     "Binary",
     "Client",
@@ -83,6 +85,7 @@ __all__ = [
     "Neuron",
     "Objective",
     "Plugin",
+    "RayExecutor",
     "Recommendation",
     "Relaxable",
     "Reparameterised",
@@ -107,10 +110,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "gradest.client": ["Client"],
+    "gradest.client": ["AsyncClient", "Client"],
     "gradest.comparison": ["Comparison", "compare"],
     "gradest.errors": ["GradestError"],
     "gradest.estimator": ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State", "Target"],
+    "gradest.executors": ["RayExecutor"],
     "gradest.expectation": ["Estimate", "estimate", "exact", "expect", "sample"],
     "gradest.hookspecs": ["PLUGIN_API", "hookimpl"],
     "gradest.neuron": [

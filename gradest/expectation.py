@@ -7,8 +7,11 @@ dtype of `a`, and gradients come back in it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +21,7 @@ from torch import Tensor
 from gradest.enumeration import MAX_POINTS, configurations, count
 from gradest.errors import InvalidInput, TooManyPoints
 from gradest.estimator import Draw, Estimator, Feedback, State, Target, event_shape
+from gradest.executors import run_in_order
 from gradest.kernels.reference import leading_mean, widen
 from gradest.neuron import Neuron
 from gradest.objective import Loss, Objective
@@ -41,6 +45,9 @@ NeuronSpec = Spec | Neuron
 EstimatorSpec = Spec | Estimator
 
 _CHUNK = 1 << 20  # elements of points that are held at once
+_STEP = 256  # draws of the first steps; see _step
+_BLOCK = 1 << 20  # elements of points in one block, at the most: a part of what a result is, unlike _CHUNK
+_AHEAD = 1 << 24  # elements of blocks that wait to be merged, at the most
 _WARM_UP = 1 << 31  # the repetitions from here on are those that warm a state up
 
 
@@ -111,8 +118,8 @@ def expect(
 
     (Of the estimator's own target, where that is another one: `vimco`.)
 
-    seed: as for `sample`. f's own parameters get their ordinary gradient. Returns the value and the next state, to be
-    passed to the next call.
+    seed: as for `sample`. f is given all K points at once, and its own parameters get their ordinary gradient. Returns the
+    value and the next state, to be passed to the next call.
     Under torch.no_grad() the value alone is computed, and the state comes back as it was.
 
     Raises Incompatible if the estimator does not fit the neuron, and what `sample` raises.
@@ -164,54 +171,94 @@ def estimate(
     state: State | None = None,
     *,
     warm_up: int = 100,
+    target_standard_error: float | None = None,
+    executor: Executor | None = None,
     progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[Estimate], None] | None = None,
 ) -> Estimate:
     """The mean and the variance of `draws` independent draws of the estimator.
 
     A stateful estimator with no `state` given first takes `warm_up` steps, so that its baseline stands where training would
-    have it; the draws then all use that one state. Draws are made in chunks, merged by Chan, Golub and LeVeque's update in
-    float64, so memory does not grow with them; the points of a single draw that are more than a chunk are held whole, and f
-    is given some of the K at a time. progress(done, draws) is called after each chunk.
+    have it; the draws then all use that one state. Draws are made in blocks, merged by Chan, Golub and LeVeque's update in
+    float64, so memory does not grow with them; the points of a single draw that are more than a chunk are held whole, once,
+    and f is given some of the K at a time.
+
+    target_standard_error: stop once the standard error of every coordinate is at most this; `draws` is then the cap. It is
+        looked at after 256, 512, 768 and 1024 draws and from there on four times in each doubling, so where it stops is a matter
+        of the seed alone. The variance is itself an estimate: one that an early look finds too small stops too early.
+    executor: computes the blocks, several at a time: a ThreadPoolExecutor, or `gradest.RayExecutor` for a cluster. Which draws
+        make a block depends on the shape of `a` and on K alone, and blocks are merged in their order, so the result has the same
+        bits for any number of workers and without an executor, as long as f gives the same bits on each. The warm-up, where each
+        step takes the state that the last one left, runs in this thread, as do the callbacks.
+    progress: progress(done, draws) is called after each step of the warm-up, with 0 done, and after each block.
+    watch: watch(estimate) is called after each block with the estimate so far.
+
+    What f or a callback raises ends the work: blocks that have not begun are cancelled, and it is raised again once those that
+    run have ended.
 
     Raises what `expect` raises.
     """
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     _check_count("draws", draws, least=1)
+    _check_target(target_standard_error)
+    registry.check_fit(neuron, estimator)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     start = time.perf_counter()
     key = Key(seed)
+    evaluations = estimator.evaluations(neuron, event_shape(neuron, a))
     if state is None:
-        state = _warm(f, a, neuron, estimator, key, warm_up)
-    gradients, losses, done = _Moments(), _Moments(), 0
-    for gradient, value, _ in _draws(f, a, neuron, estimator, key, state, draws):
-        gradients.add(gradient)
-        losses.add(value)
-        done += gradient.shape[0]
-        if progress:
-            progress(done, draws)
+        state = _warm(f, a, neuron, estimator, key, warm_up, lambda: progress and progress(0, draws))
     dtype = _at_least_float32(a)
-    variance = gradients.variance()
-    return Estimate(
-        gradient=gradients.mean.to(dtype),
-        variance=variance.to(dtype),
-        standard_error=(variance / draws).sqrt().to(dtype),
-        loss=losses.mean.to(dtype),
-        draws=draws,
-        evaluations=estimator.evaluations(neuron, event_shape(neuron, a)),
-        seconds=time.perf_counter() - start,
-        seed=seed,
-        state=state,
-    )
+    gradients = losses = _NO_DRAWS
+
+    def so_far() -> Estimate:
+        variance = gradients.variance()
+        return Estimate(
+            gradient=gradients.mean.to(dtype),
+            variance=variance.to(dtype),
+            standard_error=(variance / gradients.count).sqrt().to(dtype),
+            loss=losses.mean.to(dtype),
+            draws=gradients.count,
+            evaluations=evaluations,
+            seconds=time.perf_counter() - start,
+            seed=seed,
+            state=state,
+        )
+
+    size = max(1, a.numel())
+    blocks = _blocks(draws, most=max(1, _BLOCK // (evaluations * size)))
+    run = _Block(f, a.detach(), neuron, estimator, key, state)
+    with closing(run_in_order(run, blocks, executor, window=max(8, min(256, _AHEAD // size)))) as results:
+        for more_gradients, more_losses in results:
+            gradients, losses = gradients.merge(more_gradients), losses.merge(more_losses)
+            if progress:
+                progress(gradients.count, draws)
+            if watch:
+                watch(so_far())
+            if target_standard_error is not None and gradients.count % _step(gradients.count) == 0:
+                error = so_far().standard_error
+                if not error.numel() or float(error.max()) <= target_standard_error:
+                    break
+    return so_far()
 
 
-def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target | None = None) -> tuple[Tensor, Tensor]:
+def exact(
+    f: Loss,
+    a: Tensor,
+    neuron: NeuronSpec = "bernoulli",
+    target: Target | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
     """E[f(h)] `[*batch]` and its gradient in a `[*batch, *event]`, by summing over the units' joint law, in chunks.
 
-    Exact for units with finitely many outputs, up to 20 binary ones; for continuous ones a product of quadratures, of about
-    1e-9, up to 3 units. f is evaluated in the dtype of `a`, the sum is in float64. Raises TooManyPoints past that.
+    Exact for units with finitely many outputs, up to 20 binary ones; for others as accurate as their `law`, which for continuous
+    ones is a quadrature, up to 3 units. f is evaluated in the dtype of `a`, the sum is in float64. Raises TooManyPoints past
+    2^20 points.
 
     target: another expectation than E[f(h)], such as `estimator.target()`; of n samples it takes the n-th power of the points.
+    progress: progress(done, points) is called after each chunk; what it raises ends the work.
     """
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron).double().requires_grad_()
@@ -222,7 +269,7 @@ def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target |
         total = count(neuron, event, values.shape[0])
         del values
         if target is not None and target.samples > 1:
-            return _exact_of_samples(f, a, wide, neuron, total, target)
+            return _exact_of_samples(f, a, wide, neuron, total, target, progress)
         chunk = max(1, _CHUNK // max(1, wide.numel()))
         loss = torch.zeros(wide.shape[: wide.ndim - neuron.event_ndim], dtype=torch.float64, device=a.device)
         gradient = torch.zeros_like(wide)
@@ -235,12 +282,20 @@ def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target |
                 (step,) = torch.autograd.grad(part.sum(), wide)
                 gradient += step
             loss += part.detach()
+            if progress:
+                progress(min(first + chunk, total), total)
     dtype = _at_least_float32(a)
     return loss.to(dtype), gradient.detach().to(dtype)
 
 
 def _exact_of_samples(
-    f: Loss, a: Tensor, wide: Tensor, neuron: Neuron, total: int, target: Target
+    f: Loss,
+    a: Tensor,
+    wide: Tensor,
+    neuron: Neuron,
+    total: int,
+    target: Target,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[Tensor, Tensor]:
     """`exact` for several samples: the losses of all configurations once, then every way to draw `samples` of these."""
     ways = total**target.samples
@@ -261,6 +316,8 @@ def _exact_of_samples(
         value += part.detach()
         steps = torch.autograd.grad(part.sum(), given)
         slopes = [slope + step for slope, step in zip(slopes, steps, strict=True)]
+        if progress:
+            progress(min(first + chunk, ways), ways)
     moving = [(x, slope) for x, slope in zip((weights, losses), slopes, strict=True) if x.requires_grad]
     gradient = torch.zeros_like(wide)
     if moving:
@@ -269,19 +326,26 @@ def _exact_of_samples(
     return value.to(dtype), gradient.detach().to(dtype)
 
 
-def closed_form(f: Loss, a: Tensor, neuron: Neuron, target: Target | None = None) -> tuple[Tensor, Tensor] | None:
+def closed_form(
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    target: Target | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor] | None:
     """What `exact` gives, by the objective's own closed form where it has one; None where neither is to be had."""
-    if isinstance(f, Objective) and (target is None or target.samples == 1):
-        wide = check_pre_activations(a, neuron).double().requires_grad_()
-        with torch.enable_grad():
-            loss = f.expectation(neuron, wide)
-            if loss is not None:
-                still = torch.zeros_like(wide)
-                (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
-                dtype = _at_least_float32(a)
-                return loss.detach().to(dtype), gradient.to(dtype)
     try:
-        return exact(f, a, neuron, target)
+        if isinstance(f, Objective) and (target is None or target.samples == 1):
+            wide = check_pre_activations(a, neuron).double().requires_grad_()
+            with torch.enable_grad():
+                loss = f.expectation(neuron, wide)
+                if loss is not None:
+                    still = torch.zeros_like(wide)
+                    (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
+                    dtype = _at_least_float32(a)
+                    return loss.detach().to(dtype), gradient.to(dtype)
+        return exact(f, a, neuron, target, progress=progress)
     except TooManyPoints:
         return None
 
@@ -325,30 +389,84 @@ def _draws(
     for begin in range(first, first + draws, chunk):
         n = min(chunk, first + draws - begin)
         repetition = torch.arange(begin, begin + n, device=a.device)[(..., *[None] * split)]
-        draw, _ = ask(neuron, estimator, a.detach().expand(n, *a.shape), key.fold_in(repetition), state)
-        # f is promised points [K, *batch, *event], so the repetitions join the leading dim
-        points = draw.points.to(a.dtype).flatten(0, 1)
-        at_once = max(1, _CHUNK * points.shape[0] // max(1, points.numel()))
-        with torch.no_grad():
-            parts = [_evaluate(f, part, neuron, estimator, keep_graph=False) for part in torch.split(points, at_once)]
-        loss = _join([part.detach() for part, _ in parts])
-        grad = None if parts[0][1] is None else _join([part for _, part in parts if part is not None])
-        unflat = (draw.points.shape[0], n)
-        loss = loss.reshape(*unflat, *loss.shape[1:])
-        grad = None if grad is None else grad.reshape(*unflat, *a.shape)
-        gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
-        yield gradient, estimator.value(draw, widen(loss)), after
+        yield _one_chunk(f, a.detach().expand(n, *a.shape), neuron, estimator, key.fold_in(repetition), state)
 
 
-def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _one_chunk(
+    f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, state: State
+) -> tuple[Tensor, Tensor, State]:
+    """One chunk of `_draws`, for `a` `[n, *batch, *event]`: holds the points once, and gives f some of the K at a time."""
+    draw, _ = ask(neuron, estimator, a, key, state)
+    evaluations, n = draw.points.shape[0], a.shape[0]
+    at_once = max(1, _CHUNK * evaluations // max(1, draw.points.numel()))
+    loss = grad = None
+    with torch.no_grad():
+        for first, part in zip(range(0, evaluations, at_once), torch.split(draw.points, at_once), strict=True):
+            # f is promised points [K, *batch, *event], so the repetitions join the leading dim
+            found, slope = _evaluate(f, part.flatten(0, 1).to(a.dtype), neuron, estimator, keep_graph=False)
+            loss = _put(loss, found, first * n, evaluations * n)
+            grad = None if slope is None else _put(grad, slope, first * n, evaluations * n)
+    assert loss is not None
+    loss = loss.reshape(evaluations, n, *loss.shape[1:])
+    grad = None if grad is None else grad.reshape(draw.points.shape)
+    gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
+    return gradient, estimator.value(draw, widen(loss)), after
 
 
-def _warm(f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, steps: int) -> State:
+def _put(whole: Tensor | None, part: Tensor, first: int, total: int) -> Tensor:
+    """`part` written into `whole`, `[total, ...]`, which the first part makes.
+
+    Parts kept for a later torch.cat would lie between the points freed, and an allocator could not use their room again.
+    """
+    if whole is None:
+        whole = part.new_empty(total, *part.shape[1:])
+    whole[first : first + part.shape[0]] = part
+    return whole
+
+
+def _step(draw: int) -> int:
+    """The length of the step that this draw is in: 256 at first, then a quarter of the last power of two.
+
+    Steps are where the standard error is looked at, and no block reaches over the end of one. They grow so that few calls make
+    many draws, and slowly enough that there are blocks for several workers at any number of draws.
+    """
+    return _STEP << max(0, (draw // (4 * _STEP)).bit_length() - 1)
+
+
+def _blocks(draws: int, most: int) -> Iterator[tuple[int, int]]:
+    """The first draw and the number of draws of each block."""
+    first = 0
+    while first < draws:
+        step = _step(first)
+        n = min(most, step - first % step, draws - first)
+        yield first, n
+        first += n
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """What a worker is sent: block(first, n) is the moments of n draws' gradients and of their values."""
+
+    f: Loss
+    a: Tensor
+    neuron: Neuron
+    estimator: Estimator
+    key: Key
+    state: State
+
+    def __call__(self, first: int, n: int) -> tuple[_Moments, _Moments]:
+        chunks = list(_draws(self.f, self.a, self.neuron, self.estimator, self.key, self.state, n, first))
+        return _Moments.of([gradient for gradient, _, _ in chunks]), _Moments.of([value for _, value, _ in chunks])
+
+
+def _warm(
+    f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, steps: int, report: Callable[[], object]
+) -> State:
     state = estimator.init(neuron, check_pre_activations(a, neuron))
     for step in range(steps if state else 0):
         for _, _, after in _draws(f, a, neuron, estimator, key, state, 1, first=_WARM_UP + step):
             state = after
+        report()
     return state
 
 
@@ -365,28 +483,43 @@ def _check_count(name: str, value: int, least: int) -> None:
         raise InvalidInput(f"{name} is an integer of at least {least}, not {value!r}")
 
 
+def _check_target(value: float | None) -> None:
+    if value is not None and (
+        isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf
+    ):
+        raise InvalidInput(f"target_standard_error is a finite number of at least 0, not {value!r}")
+
+
+@dataclass(frozen=True, eq=False)
 class _Moments:
-    """Mean and variance over a stream of chunks."""
+    """The mean of `count` values, and the sum of their squared distances from it."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(())
-        self._squares = torch.zeros(())
+    count: int
+    mean: Tensor
+    squares: Tensor
 
-    def add(self, chunk: Tensor) -> None:
-        """Merge `[n, ...]` more values."""
-        values = chunk.double()
-        n, mean = values.shape[0], leading_mean(values)
-        squares = n * leading_mean((values - mean) ** 2)
+    @classmethod
+    def of(cls, chunks: list[Tensor]) -> _Moments:
+        """Of values `[n, ...]`, in chunks: how they are cut leaves no trace in the result."""
+        values = torch.cat([chunk.double() for chunk in chunks])
+        mean = leading_mean(values)
+        return cls(values.shape[0], mean, values.shape[0] * leading_mean((values - mean) ** 2))
+
+    def merge(self, other: _Moments) -> _Moments:
+        """The moments of both."""
         if self.count == 0:
-            self.count, self.mean, self._squares = n, mean, squares
-            return
-        total = self.count + n
-        gap = mean - self.mean
-        self.mean = self.mean + gap * (n / total)
-        self._squares = self._squares + squares + gap**2 * (self.count * n / total)
-        self.count = total
+            return other
+        total = self.count + other.count
+        gap = other.mean - self.mean
+        return _Moments(
+            total,
+            self.mean + gap * (other.count / total),
+            self.squares + other.squares + gap**2 * (self.count * other.count / total),
+        )
 
     def variance(self) -> Tensor:
         """Of one value, NaN if there is one only."""
-        return self._squares / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, torch.nan)
+        return self.squares / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, torch.nan)
+
+
+_NO_DRAWS = _Moments(0, torch.zeros(()), torch.zeros(()))

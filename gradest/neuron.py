@@ -93,7 +93,8 @@ class Discrete(Scored):
     """
 
     finite: ClassVar[bool] = True
-    """Whether `law` lists every output; else it lists those that make up all but a share that the neuron states."""
+    """Whether `law` lists every output; else those that make up all but a share that the neuron states, at most as many as at
+    the largest a."""
 
     def support(self) -> Tensor:
         """The numbers that a unit can be, `[S]`, increasing; raises TypeError where outputs are no numbers."""

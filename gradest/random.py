@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from gradest.errors import InvalidInput
-from gradest.kernels.reference import threefry, uniform_from_words
+from gradest.kernels import select
+from gradest.kernels.reference import threefry
 
 __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
 
@@ -132,16 +133,15 @@ class Key:
         See `gradest.kernels.reference.uniform_from_words` for the bits. float16 and bfloat16 cannot hold an open interval
         (1 - 2**-24 rounds to 1), so for them the noise is float32.
         """
-        ndim = (len(batch_shape), len(event_shape))
         rows = torch.arange(math.prod(batch_shape)).reshape(batch_shape) if self.rows is None else self.rows
-        rows = _to_word(rows.to(device))
-        seed0, seed1 = (word.to(device) for word in self._seed_words())
-        key0, key1 = threefry((seed0, seed1), (rows, _to_word(self.stream).to(device)))
-        key0, key1 = (word.expand(batch_shape)[(..., *[None] * ndim[1])] for word in (key0, key1))
-        unit = torch.arange(math.prod(event_shape), dtype=torch.int32, device=device).reshape(event_shape)
-        draw = torch.arange(draws, dtype=torch.int32, device=device)[(..., *[None] * sum(ndim))]
-        x0, x1 = threefry((key0, key1), (unit, draw))
-        return uniform_from_words(x0, x1, torch.promote_types(dtype, torch.float32))
+        seed0, seed1, row = (
+            word.to(device).expand(batch_shape).reshape(-1) for word in (*self._seed_words(), _to_word(rows))
+        )
+        fill = select("uniform", torch.device(device))
+        noise: Tensor = fill(
+            (seed0, seed1), row, self.stream, draws, math.prod(event_shape), torch.promote_types(dtype, torch.float32)
+        )
+        return noise.reshape(draws, *batch_shape, *event_shape)
 
     def _seed_words(self) -> tuple[Tensor, Tensor]:
         return _to_word(self.seed), _to_word(self.seed >> 32)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import gradest
+from gradest import expectation
 from gradest.errors import Incompatible, InvalidInput, TooManyPoints
 from gradest.expectation import closed_form
 
@@ -174,17 +175,24 @@ def test_bad_arguments_are_refused():
         gradest.sample("bernoulli", A, samples=-1)
     with pytest.raises(InvalidInput, match="draws is an integer of at least 1"):
         gradest.estimate(loss, A, draws=0)
+    for target in (-1, math.nan, math.inf, True, "0.1"):
+        with pytest.raises(InvalidInput, match="target_standard_error is a finite number of at least 0"):
+            gradest.estimate(loss, A, target_standard_error=target)
     with pytest.raises(InvalidInput, match="seed"):
         gradest.sample("bernoulli", A, seed=-1)
     with pytest.raises(InvalidInput, match=r"to losses \[2, 2\]"):
         gradest.expect(lambda h: h.sum(), A, estimator="rloo")
     with pytest.raises(InvalidInput, match="not differentiable"):
         gradest.expect(lambda h: (h.detach() > 0).double().sum(-1), A, estimator="straight_through")
-    with pytest.raises(Incompatible, match=r"Discrete.*fit noisy_rectifier: held_noise, pathwise"):
+    with pytest.raises(Incompatible, match=r"Discrete.*fit noisy_rectifier: .*held_noise, pathwise"):
         gradest.expect(loss, A, neuron="noisy_rectifier", estimator="straight_through")
+    with pytest.raises(Incompatible, match="Discrete"):
+        gradest.estimate(loss, A, neuron="noisy_rectifier", estimator="nvil")
 
 
-def test_estimate_is_the_mean_and_variance_of_single_draws():
+@pytest.mark.parametrize("step", [256, 12])
+def test_estimate_is_the_mean_and_variance_of_single_draws(monkeypatch, step):
+    monkeypatch.setattr(expectation, "_STEP", step)  # one block, and several
     draws = 64
     found = gradest.estimate(loss, A, estimator="rloo", draws=draws, seed=3)
     singles = []
@@ -204,12 +212,104 @@ def test_estimate_is_the_mean_and_variance_of_single_draws():
 def test_estimate_does_not_depend_on_chunks(monkeypatch):
     whole = gradest.estimate(loss, A, estimator="reinforce", draws=1000, seed=3)
     monkeypatch.setattr("gradest.expectation._CHUNK", 500)
+    calls = []
+
+    def counted(h):
+        calls.append(h.shape)
+        return loss(h)
+
+    parts = gradest.estimate(counted, A, estimator="reinforce", draws=1000, seed=3)
+    assert len(calls) > 10
+    for name in ("gradient", "variance", "standard_error", "loss"):
+        assert torch.equal(getattr(whole, name), getattr(parts, name))
+
+
+def test_blocks_grow_and_end_with_the_steps():
+    def ends(draws, most):
+        at = 0
+        for first, n in expectation._blocks(draws, most):
+            assert first == at
+            assert 0 < n <= most
+            at += n
+            yield at
+
+    steps = [256, 512, 768, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120]
+    assert list(ends(5120, 10**9)) == steps
+    for most in (1, 3, 100, 256, 1000):
+        assert set(steps[:-1]) <= set(ends(5000, most))
+    assert list(ends(20, 7)) == [7, 14, 20]
+    assert max(n for _, n in expectation._blocks(10**6, 10**9)) < 10**6 / 6  # work for six at the end
+
+
+def test_progress_and_watch_see_every_block():
+    at, seen = [], []
+    found = gradest.estimate(
+        loss,
+        A,
+        draws=1000,
+        seed=3,
+        progress=lambda *report: at.append(report),
+        watch=seen.append,
+        estimator="reinforce",
+    )
+    assert at == [(256, 1000), (512, 1000), (768, 1000), (1000, 1000)]
+    assert [estimate.draws for estimate in seen] == [256, 512, 768, 1000]
+    for part in seen:
+        alone = gradest.estimate(loss, A, draws=part.draws, seed=3, estimator="reinforce")
+        for name in ("gradient", "variance", "standard_error", "loss"):
+            assert torch.equal(getattr(part, name), getattr(alone, name))
+    assert torch.equal(seen[-1].gradient, found.gradient)
+
+
+def test_progress_is_told_of_a_warm_up():
+    at = []
+    gradest.estimate(
+        loss, A, draws=5, estimator="reinforce_centered", warm_up=3, progress=lambda *report: at.append(report)
+    )
+    assert at == [(0, 5), (0, 5), (0, 5), (5, 5)]
+
+
+@pytest.mark.parametrize("callback", ["progress", "watch"])
+def test_a_callback_may_stop_the_work(callback):
+    drawn = []
+
+    def counted(h):
+        drawn.append(h.shape[0])
+        return loss(h)
+
+    def stop(*report):
+        raise TimeoutError("enough")
+
+    with pytest.raises(TimeoutError, match="enough"):
+        gradest.estimate(counted, A, draws=10**6, estimator="reinforce", **{callback: stop})
+    assert sum(drawn) == 256
+
+
+def test_a_target_standard_error_stops_at_the_first_look_that_meets_it():
+    target = 0.005
     seen = []
-    parts = gradest.estimate(loss, A, estimator="reinforce", draws=1000, seed=3, progress=lambda *at: seen.append(at))
-    assert len(seen) > 10
-    assert seen[-1] == (1000, 1000)
-    assert torch.allclose(whole.gradient, parts.gradient, atol=1e-13)
-    assert torch.allclose(whole.variance, parts.variance, atol=1e-12)
+    found = gradest.estimate(loss, A, draws=10**6, seed=3, target_standard_error=target, watch=seen.append)
+    assert float(found.standard_error.max()) <= target
+    assert found.draws == seen[-1].draws > 2048
+    assert all(float(before.standard_error.max()) > target for before in seen[:-1])
+    alone = gradest.estimate(loss, A, draws=found.draws, seed=3)
+    for name in ("gradient", "variance", "standard_error", "loss"):
+        assert torch.equal(getattr(found, name), getattr(alone, name))
+
+
+def test_a_target_standard_error_is_looked_at_on_a_schedule_alone(monkeypatch):
+    """Wherever blocks end, the same draws are made; and draws remain the cap."""
+    wanted = gradest.estimate(loss, A, draws=10**6, seed=3, target_standard_error=0.02).draws
+    assert wanted % 256 == 0
+    monkeypatch.setattr(expectation, "_BLOCK", 2 * A.numel() * 100)
+    seen = []
+    found = gradest.estimate(loss, A, draws=10**6, seed=3, target_standard_error=0.02, watch=seen.append)
+    assert seen[0].draws == 100
+    assert found.draws == wanted
+    assert gradest.estimate(loss, A, draws=300, seed=3, target_standard_error=1e-9).draws == 300
+    assert gradest.estimate(loss, A, draws=200, seed=3, target_standard_error=100).draws == 200
+    assert gradest.estimate(loss, A, draws=900, estimator="enumeration", target_standard_error=1e-12).draws == 256
+    assert gradest.estimate(lambda h: h.sum(-1), A[:0], draws=900, target_standard_error=0).draws == 256
 
 
 def test_variance_is_stable_far_from_zero():

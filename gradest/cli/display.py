@@ -25,6 +25,7 @@ __all__ = [
     "show_recommendation",
     "show_report",
     "show_samples",
+    "show_settings",
 ]
 
 _MOST_ROWS = 100  # of samples
@@ -174,6 +175,11 @@ def show_report(report: dict[str, Any]) -> None:
     show_catalog({"failures": report["failures"]})
     verdict = "conforms" if report["passed"] else "does not conform" if results else "did not load"
     show(f"{report['plugin']} {verdict}: {sum(row['passed'] for row in results)} of {len(results)} checks passed")
+
+
+def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:
+    """A row for each setting."""
+    _show_rows(["setting", "value", "from"], rows)
 
 
 class Bars(Progress):

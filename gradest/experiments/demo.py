@@ -28,7 +28,7 @@ from gradest.registry import registry
 
 __all__ = ["run"]
 
-_FINITE_UNITS, _OTHER_UNITS = 8, 2  # units of which the exact gradient is quick: 2^8 configurations, 97^2 nodes
+_FINITE_UNITS, _OTHER_UNITS = 8, 2  # units of which the exact gradient is quick: 2^8 or 3^8 configurations, 97^2 nodes
 _CLASSES = 3  # of a unit that has several
 _IMAGES, _DRAWS, _SAMPLES = 4, 1000, 2000
 
@@ -58,7 +58,7 @@ def run(seed: int = 0) -> None:
 @contextmanager
 def _service() -> Iterator[tuple[str, Callable[[], int]]]:
     """A `gradest serve` of its own on a free port: its URL, and how to stop it."""
-    command = [sys.executable, "-m", "gradest", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "gradest", "serve", "--port", "0", "--log-level", "warning"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
 
         def stop() -> int:
@@ -124,8 +124,8 @@ def _comparisons(client: Client, split: Split, seed: int) -> Iterator[Comparison
 
 def _readout(neuron: Neuron, split: Split, seed: int) -> tuple[Tensor, Objective]:
     """Pre-activations of a few digits, and the cross entropy of a softmax readout fitted to E[h] of all of them."""
-    atoms = neuron.law(torch.zeros((1,) * neuron.event_ndim))[0].shape[0]
-    a = _look(split, neuron, _FINITE_UNITS if atoms <= 2 else _OTHER_UNITS, seed)
+    atoms = neuron.law(torch.zeros(1, *[_CLASSES] * (neuron.event_ndim - 1)))[0].shape[0]
+    a = _look(split, neuron, _FINITE_UNITS if atoms <= _CLASSES else _OTHER_UNITS, seed)
     features = neuron.mean(a).flatten(1)
     classes = int(split.y.max()) + 1
     weight = torch.zeros(classes, features.shape[1], requires_grad=True)

@@ -21,10 +21,12 @@ __all__ = [
     "sigmoid",
     "softplus",
     "threefry",
+    "uniform",
     "uniform_from_words",
     "widen",
 ]
 
+_TERMS = 1 << 14
 _MASK32 = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
@@ -59,7 +61,12 @@ def logit(u: Tensor) -> Tensor:
 
 
 def leading_sum(x: Tensor) -> Tensor:
-    """Sum over the first dimension, as a sum over a contiguous last one: the order of additions is then fixed."""
+    """Sum over the first dimension, as a sum over a contiguous last one: the order of additions is then fixed.
+
+    2^14 terms at a time: torch adds up 2^15 or more of a single row by as many parts as it has threads.
+    """
+    if x.shape[0] > _TERMS:
+        x = torch.stack([leading_sum(part) for part in torch.split(x, _TERMS)])
     return x.movedim(0, -1).contiguous().sum(-1)
 
 
@@ -91,6 +98,20 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
         x0 = x0 + schedule[(block + 1) % 3]
         x1 = x1 + (schedule[(block + 2) % 3] + (block + 1))
     return x0, x1
+
+
+def uniform(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, units: int, dtype: torch.dtype
+) -> Tensor:
+    """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers.
+
+    A row's key is Threefry(seed, (row, stream)); a number's word is Threefry(key, (unit, draw)).
+    """
+    word = torch.tensor(_word(stream), dtype=torch.int32, device=rows.device)
+    key0, key1 = (key[:, None] for key in threefry(seed, (rows, word)))
+    unit = torch.arange(units, dtype=torch.int32, device=rows.device)
+    draw = torch.arange(draws, dtype=torch.int32, device=rows.device)[:, None, None]
+    return uniform_from_words(*threefry((key0, key1), (unit, draw)), dtype)
 
 
 def uniform_from_words(x0: Tensor, x1: Tensor, dtype: torch.dtype) -> Tensor:

@@ -23,9 +23,10 @@ from gradest_estimators.reinforce import Reinforce
 from gradest_estimators.reinforce_average import ReinforceAverage
 from gradest_estimators.reinforce_centered import ReinforceCentered
 from gradest_estimators.reinmax import ReinMax
-from gradest_estimators.relax import Relax
+from gradest_estimators.relax import Relax, RelaxRebar
 from gradest_estimators.rloo import Rloo
-from gradest_estimators.slope_annealed import SlopeAnnealed
+from gradest_estimators.rodeo import Rodeo
+from gradest_estimators.slope_annealed_straight_through import SlopeAnnealedStraightThrough
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
 from gradest_estimators.spsa import Spsa
 from gradest_estimators.straight_through import StraightThrough
@@ -65,8 +66,10 @@ def gradest_estimators() -> list[type[Estimator]]:
         ReinforceCentered,
         ReinMax,
         Relax,
+        RelaxRebar,
         Rloo,
-        SlopeAnnealed,
+        Rodeo,
+        SlopeAnnealedStraightThrough,
         SmoothedPerturbation,
         Spsa,
         StraightThrough,

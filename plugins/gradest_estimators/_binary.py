@@ -46,7 +46,7 @@ class AllFlips(UnbiasedBinary):
     """Asks at one sample and at that sample with each of its D units flipped, in this order.
 
     The value is the mean over units of E[L | all other units], which these points give. Memory: the points,
-    `[D + 1, *batch, D]`, at once.
+    `[D + 1, *batch, D]`, once: 256 MB for 1,000 float32 units and a batch of 64.
     """
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
@@ -55,12 +55,13 @@ class AllFlips(UnbiasedBinary):
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Asks at a sample and its D flips; the weights of the flips are P(unit is not as in the sample) / D."""
-        h = neuron.forward(a, neuron.noise(key, a, 1))
+        h = neuron.forward(a, neuron.noise(key, a, 1))[0]
         units = a.shape[-1]
-        own = torch.eye(units, dtype=torch.bool, device=a.device).reshape(units, *[1] * (a.ndim - 1), units)
-        goes = flip_probability(neuron, h[0], a).movedim(-1, 0) / max(1, units)
+        points = h.repeat(units + 1, *[1] * a.ndim)
+        points[1:].diagonal(dim1=0, dim2=-1).copy_(flip(neuron, h))
+        goes = flip_probability(neuron, h, a).movedim(-1, 0) / max(1, units)
         weights = torch.cat([1 - leading_sum(goes)[None], goes])
-        return Draw(neuron, a, key, torch.cat([h, torch.where(own, flip(neuron, h), h)]), weights)
+        return Draw(neuron, a, key, points, weights)
 
 
 def flip(neuron: Neuron, h: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What learned control variates share: a small network whose rows do not touch, and Adam.
+"""What learned control variates share: a small network whose rows do not touch, Adam, and the step that lowers the variance.
 
 Parameters and moments are float64 whatever the loss is: the second moment of the gradient of a squared estimate goes with the
 fourth power of the loss, which leaves the range of float32 from 4e9 on.
@@ -6,13 +6,16 @@ fourth power of the loss, which leaves the range of float32 from 4e9 on.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import State
+from gradest.estimator import Bias, Draw, Estimator, Feedback, State
 from gradest.kernels.reference import sigmoid
+from gradest.neuron import Neuron
 
 PARAMETERS = ("inner", "outer", "linear", "constant")
 """The names of a network's parameters."""
@@ -61,3 +64,35 @@ def adam(state: State, gradients: Mapping[str, Tensor], learning_rate: float) ->
             unbiased.append(after[name + kind] / (1 - decay**steps))
         after[name] = state[name] - learning_rate * unbiased[0] / (unbiased[1].sqrt() + _TINY)
     return after
+
+
+class ControlVariate(Estimator):
+    """An estimator with a control variate whose parameters are learned, and without bias whatever they are.
+
+    They go by Adam along the gradient of ĝ², summed over the event and averaged over the batch: E[ĝ] does not depend on them,
+    so this lowers the variance. A step uses the parameters of earlier steps and only then moves them, or ĝ would be biased.
+    """
+
+    learn: bool = Field(True, description="whether the control variate is learned")
+    learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False, description="of the control variate")
+
+    def bias(self, neuron: Neuron) -> Bias:
+        """None."""
+        return Bias.NONE
+
+    @abstractmethod
+    def gradient(self, draw: Draw, feedback: Feedback, state: State, parameters: State) -> Tensor:
+        """ĝ, differentiable in the parameters: what the state holds with moments beside it."""
+
+    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+        """Uses the parameters, then moves them."""
+        learn = self.learn and draw.a.numel() > 0
+        names = [name for name in state if name + "_mean" in state]
+        with torch.enable_grad():
+            parameters = {name: state[name].detach().requires_grad_(learn) for name in names}
+            gradient = self.gradient(draw, feedback, state, parameters)
+            if not learn:
+                return gradient.detach(), state
+            square = gradient.double().square().flatten(-draw.neuron.event_ndim).sum(-1).mean()
+            slopes = torch.autograd.grad(square, tuple(parameters.values()), materialize_grads=True)
+        return gradient.detach(), adam(state, dict(zip(names, slopes, strict=True)), self.learning_rate)

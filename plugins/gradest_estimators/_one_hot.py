@@ -21,7 +21,8 @@ class OneUnitAtATime(Estimator):
     """An estimator that draws h and then asks, unit by unit, what other classes of that unit would do, the other units held.
 
     Each unit tries m of its classes, among them the one that was drawn: K = 1 + units · (m - 1). Given the other units, which
-    do not depend on this one's noise, a subclass has one categorical variable before it, with m of its C losses.
+    do not depend on this one's noise, a subclass has one categorical variable before it, with m of its C losses. Memory: the
+    points, `[K, *batch, units, classes]`, once.
     """
 
     needs = frozenset({"loss"})
@@ -55,9 +56,10 @@ class OneUnitAtATime(Estimator):
         noise = neuron.noise(key, a, 1)[0]
         chosen = self.choose(neuron, a, neuron.perturbed(a, noise))
         h = neuron.one_hot(chosen[..., 0], a)
-        others = neuron.one_hot(chosen[..., 1:].movedim(-1, 0).movedim(-1, 0), a)  # [units, m - 1, *batch, classes]
-        here = torch.eye(units, dtype=torch.bool, device=a.device).reshape(units, 1, *[1] * (a.ndim - 2), units, 1)
-        flips = torch.where(here, others[..., None, :], h)
+        others = neuron.one_hot(chosen[..., 1:].movedim(-1, 0), a)  # [m - 1, *batch, units, classes]
+        points = h.repeat(1 + units * len(others), *[1] * a.ndim)
+        flips = points[1:].view(units, *others.shape)
+        flips.diagonal(dim1=0, dim2=-2).copy_(others.movedim(-2, -1))
         weights = self.weigh(neuron, a, chosen) / max(1, units)
         # every unit has an estimate of E[L] of its own; the value is their mean
         first = weights[..., 0].contiguous().sum(-1)
@@ -66,7 +68,7 @@ class OneUnitAtATime(Estimator):
             neuron,
             a,
             key,
-            torch.cat([h[None], flips.flatten(0, 1)]),
+            points,
             torch.cat([first[None], rest.flatten(0, 1)]),
             {"chosen": chosen},
         )

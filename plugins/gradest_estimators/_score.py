@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, MonteCarlo
-from gradest.neuron import Discrete, Neuron
+from gradest.estimator import Bias, Draw, Estimator, MonteCarlo
+from gradest.neuron import Discrete, LogisticBinary, Neuron, Relaxable, SoftmaxOneHot
+from gradest_estimators._binary import slope
+from gradest_estimators._one_hot import softmax_backward
 
 
 class ScoreFunction(MonteCarlo):
@@ -23,3 +25,26 @@ def scores(draw: Draw) -> Tensor:
     """d log P(h | a)/da at the points, `[K, *batch, *event]`."""
     assert isinstance(draw.neuron, Discrete)
     return draw.neuron.score(draw.points, draw.a)
+
+
+class OfLogits(Estimator):
+    """An estimator for units whose pre-activations are logits: binary with P(high) = σ(a), or one-hot with P = softmax(a)."""
+
+    capabilities = (Relaxable,)
+
+    def accepts(self, neuron: Neuron) -> bool:
+        """Whether the unit is one of these."""
+        return isinstance(neuron, LogisticBinary | SoftmaxOneHot)
+
+
+def mean_backward(neuron: Neuron, a: Tensor, grad: Tensor) -> Tensor:
+    """grad · dE[h]/da, of a unit whose pre-activations are logits."""
+    if isinstance(neuron, SoftmaxOneHot):
+        return softmax_backward(neuron.probability(a), grad)
+    assert isinstance(neuron, LogisticBinary)
+    return (neuron.high - neuron.low) * slope(a) * grad
+
+
+def event_sum(x: Tensor, neuron: Neuron) -> Tensor:
+    """The sum over an event, `[..., *event]` to `[...]`, its order of additions fixed."""
+    return x.flatten(-neuron.event_ndim).contiguous().sum(-1)

@@ -18,7 +18,7 @@ class Arsm(Estimator):
 
     π is uniform on the simplex (Dirichlet(1), exponential noise divided by its sum) and z = argmin_i π_i e^{-a_i} the class it
     draws; z^{c⇌j} is what it draws with π_c and π_j exchanged, in all units at once. π_j is the unit's own. K = 1 + C(C-1)/2,
-    for any number of units.
+    for any number of units. Memory: the points, `[K, *batch, units, C]`, once, and their losses for each unit.
     """
 
     name = "arsm"
@@ -40,13 +40,14 @@ class Arsm(Estimator):
         """Asks at the output without an exchange and at that of each exchange; each has the neuron's law."""
         classes = event_shape(neuron, a)[-1]
         noise = neuron.noise(key, a, 1)[0]
-        points = [neuron.forward(a, noise)]
-        for c, j in combinations(range(classes), 2):
+        points = a.new_empty(self.evaluations(neuron, event_shape(neuron, a)), *a.shape)
+        points[0] = neuron.forward(a, noise)
+        for at, (c, j) in enumerate(combinations(range(classes), 2)):
             order = list(range(classes))
             order[c], order[j] = j, c
-            points.append(neuron.forward(a, noise[..., order]))
+            points[at + 1] = neuron.forward(a, noise[..., order])
         weights = a.new_full((len(points),), 1 / len(points))
-        return Draw(neuron, a, key, torch.stack(points), weights, {"noise": noise})
+        return Draw(neuron, a, key, points, weights, {"noise": noise})
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over the reference classes j."""

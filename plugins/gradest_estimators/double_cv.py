@@ -8,12 +8,11 @@ from torch import Tensor
 
 from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State, per_event
 from gradest.kernels.reference import leading_mean, leading_sum
-from gradest.neuron import Binary, LogisticBinary, Neuron
-from gradest_estimators._binary import slope
-from gradest_estimators._score import scores
+from gradest.neuron import Neuron
+from gradest_estimators._score import OfLogits, event_sum, mean_backward, scores
 
 
-class DoubleCv(MonteCarlo):
+class DoubleCv(OfLogits, MonteCarlo):
     """`rloo` of the loss plus α c_k, c_k = ḡ_kᵀ(h_k - E[h]), minus α's share of the mean: ĝ = A + α B, unbiased for any α.
 
     ḡ_k is the mean of dL/dh at the OTHER samples, A is rloo of L, and B = 1/K Σ_k [c_k - mean_{j≠k} c_j] score_k
@@ -28,7 +27,6 @@ class DoubleCv(MonteCarlo):
     summary = "rloo with a second control variate from the derivatives at the other samples"
     reference = "Titsias, Shi 2021, arXiv 2111.05300"
     needs = frozenset({"loss", "grad"})
-    capabilities = (LogisticBinary,)
 
     examples = ({}, {"samples": 3})
 
@@ -46,16 +44,15 @@ class DoubleCv(MonteCarlo):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """A + α B, and the α of the next step."""
         neuron, loss, grad, score = draw.neuron, feedback.get_loss(), feedback.get_grad(), scores(draw)
-        assert isinstance(neuron, Binary)
         others = self.samples - 1
         elsewhere = (leading_sum(grad) - grad) / others
-        control = (elsewhere * (draw.points - neuron.mean(draw.a))).contiguous().sum(-1)
+        control = event_sum(elsewhere * (draw.points - neuron.mean(draw.a)), neuron)
 
         def left_out(x: Tensor) -> Tensor:
             return leading_sum(per_event(x - leading_mean(x), neuron) * score) / others
 
         first = left_out(loss)
-        second = left_out(control) - (neuron.high - neuron.low) * slope(draw.a) * leading_mean(grad)
+        second = left_out(control) - mean_backward(neuron, draw.a, leading_mean(grad))
         alpha = state["alpha"]
         gradient = first + alpha.to(first) * second
         return gradient, self._learn(state, gradient, second) if gradient.numel() else state

@@ -16,7 +16,7 @@ from gradest_estimators._score import scores
 class Enumeration(Estimator):
     """ĝ = Σ_h L(h) dP(h)/da over all outputs: no variance, at S^D evaluations for D units of S outputs (at most 2^20).
 
-    The reference that other estimators are held against. Memory: the points, `[S^D, *batch, D]`, at once.
+    The reference that other estimators are held against. Memory: the points, `[S^D, *batch, D]`, three to five times.
     """
 
     name = "enumeration"

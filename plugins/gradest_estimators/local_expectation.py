@@ -12,7 +12,7 @@ class LocalExpectation(AllFlips):
     """ĝ_i = p_i(1-p_i) (L(h with unit i high) - L(h with unit i low)): each unit summed out exactly, given the others.
 
     Unbiased, and without variance for a loss that is linear in each unit separately (a sum over units). It costs D + 1
-    evaluations for D units, and the memory of all their points at once, `[D + 1, *batch, D]`.
+    evaluations for D units, and the memory of all their points once, `[D + 1, *batch, D]`.
     """
 
     name = "local_expectation"

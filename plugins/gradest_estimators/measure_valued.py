@@ -16,6 +16,7 @@ class MeasureValued(OneUnitAtATime):
     The derivative of the law of a unit is a difference of two laws: certainly c, and anything but c. The source draws z from
     the second; since the losses of all C classes are asked for anyway, its expectation is taken instead, and one unit alone
     has no variance. K = 1 + units · (C - 1).
+    Memory: the points once, `[K, *batch, units, C]`.
     """
 
     name = "measure_valued"

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, per_event
-from gradest.neuron import Binary, Neuron
+from gradest.estimator import Bias, Draw, Feedback, State, per_event
+from gradest.neuron import Neuron, Relaxable
 from gradest.random import Key
-from gradest_estimators._binary import UnbiasedBinary, slope
+from gradest_estimators._score import OfLogits, event_sum, mean_backward
 
 
-class Muprop(UnbiasedBinary):
+class Muprop(OfLogits):
     """ĝ = (L(h) - L(m) - L'(m)ᵀ(h - m)) d log P(h)/da + L'(m) dm/da, m = E[h]: the score with a first-order control variate.
 
-    Unbiased, and for a linear loss without variance. It asks for L at m, between the outputs of the unit, and for its
-    derivative there, so the loss has to make sense there.
+    Unbiased, and for a linear loss without variance. It asks for L at m, between the outputs of the unit (for a one-hot one
+    inside the simplex), and for its derivative there, so the loss has to make sense there.
     """
 
     name = "muprop"
@@ -23,6 +23,10 @@ class Muprop(UnbiasedBinary):
     reference = "Gu, Levine, Sutskever, Mnih 2015, arXiv 1511.05176"
     needs = frozenset({"loss", "grad"})
     off_support = True
+
+    def bias(self, neuron: Neuron) -> Bias:
+        """None."""
+        return Bias.NONE
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
         """2."""
@@ -36,7 +40,6 @@ class Muprop(UnbiasedBinary):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """What the expansion leaves, times score, and the expansion's own gradient."""
         neuron, (h, mean), loss, grad = draw.neuron, draw.points, feedback.get_loss(), feedback.get_grad()[1]
-        assert isinstance(neuron, Binary)
-        left = loss[0] - loss[1] - (grad * (h - mean)).contiguous().sum(-1)
-        path = (neuron.high - neuron.low) * slope(draw.a) * grad
-        return per_event(left, neuron) * neuron.score(h, draw.a) + path, state
+        assert isinstance(neuron, Relaxable)
+        left = loss[0] - loss[1] - event_sum(grad * (h - mean), neuron)
+        return per_event(left, neuron) * neuron.score(h, draw.a) + mean_backward(neuron, draw.a, grad), state

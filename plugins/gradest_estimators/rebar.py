@@ -6,22 +6,24 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Estimator, Feedback, State, event_shape, per_event
-from gradest.neuron import LogisticBinary, Neuron
+from gradest.estimator import Draw, Feedback, State, event_shape, per_event
+from gradest.neuron import Neuron, Relaxable
 from gradest.random import Key
-from gradest_estimators._learning import adam, with_moments
+from gradest_estimators._learning import ControlVariate, with_moments
+from gradest_estimators._relaxed import fresh_noise, relaxed
 
 
-class Rebar(Estimator):
+class Rebar(ControlVariate):
     """ĝ = (L(h) - η L(s̃)) score + η dL(s)/da - η dL(s̃)/da: unbiased for every η.
 
     s is the relaxed output at the noise that gave h, and s̃ a relaxed output given h, from fresh noise; both are differentiated
     in a with h and the noises held. dE[L(s)]/da is E[dL(s)/da], and, given h first, E[L(s̃) score + dL(s̃)/da]: what η
-    multiplies has mean 0. It needs L and dL/dh between the two outputs of a unit as well.
+    multiplies has mean 0. It needs L and dL/dh between the outputs of a unit as well: between the two values of a binary one,
+    inside the simplex of a one-hot one.
 
-    η, one a unit, is learned by Adam along d ĝ²/dη = 2 ĝ dĝ/dη, averaged over the batch, after use: the mean of ĝ does not
-    depend on η, so this lowers the variance. The source learns the temperature likewise; that takes second derivatives of the
-    loss, which a caller does not bring back, so here the temperature is an option.
+    η, one a unit and class, is learned by Adam along d ĝ²/dη = 2 ĝ dĝ/dη, averaged over the batch, after use: the mean of ĝ
+    does not depend on η, so this lowers the variance. The source learns the temperature likewise; that takes second
+    derivatives of the loss, which a caller does not bring back, so here the temperature is an option.
     """
 
     name = "rebar"
@@ -29,18 +31,12 @@ class Rebar(Estimator):
     reference = "Tucker, Mnih, Maddison, Lawson, Sohl-Dickstein 2017, arXiv 1703.07370"
     needs = frozenset({"loss", "grad"})
     off_support = True
-    capabilities = (LogisticBinary,)
+    capabilities = (Relaxable,)
 
     examples = ({}, {"temperature": 0.1, "learn": False})
 
     temperature: float = Field(0.5, gt=0, allow_inf_nan=False, description="of the relaxation")
     eta: float = Field(1.0, allow_inf_nan=False, description="η before the first step")
-    learn: bool = Field(True, description="whether η is learned")
-    learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False, description="of η")
-
-    def bias(self, neuron: Neuron) -> Bias:
-        """None."""
-        return Bias.NONE
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
         """3: h, s and s̃."""
@@ -52,36 +48,24 @@ class Rebar(Estimator):
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Asks at h, s and s̃; the value is the loss at h."""
-        assert isinstance(neuron, LogisticBinary)
-        noise, fresh = neuron.noise(key, a, 1), neuron.noise(key.with_stream(1), a, 1)
+        noise, fresh = neuron.noise(key, a, 1), fresh_noise(neuron, key, a, 1)
         h = neuron.forward(a, noise)
-        s, s_given_h = self._relaxed(neuron, a, h, noise, fresh)
-        saved = {"noise": noise, "fresh": fresh}
-        return Draw(neuron, a, key, torch.cat([h, s, s_given_h]), a.new_tensor([1.0, 0.0, 0.0]), saved)
+        points = torch.cat([h, *relaxed(neuron, a, h, noise, fresh, self.temperature)])
+        return Draw(neuron, a, key, points, a.new_tensor([1.0, 0.0, 0.0]), {"noise": noise, "fresh": fresh})
 
-    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Uses η, then moves it."""
+    def gradient(self, draw: Draw, feedback: Feedback, state: State, parameters: State) -> Tensor:
+        """L(h) score, plus η times what has mean 0."""
         plain, control = self._terms(draw, feedback)
-        gradient = plain + state["eta"].to(plain) * control
-        if not (self.learn and gradient.numel()):
-            return gradient, state
-        slope = 2 * gradient.double() * control.double()
-        mean = slope.reshape(-1, *state["eta"].shape).mean(0)
-        return gradient, adam(state, {"eta": mean}, self.learning_rate)
+        # in float64, for the slope of its square
+        return (plain.double() + parameters["eta"] * control.double()).to(plain)
 
     def _terms(self, draw: Draw, feedback: Feedback) -> tuple[Tensor, Tensor]:
         """L(h) score, and what η multiplies."""
         neuron, h = draw.neuron, draw.points[:1]
-        assert isinstance(neuron, LogisticBinary)
+        assert isinstance(neuron, Relaxable)
         _, grad_s, grad_s_given_h = feedback.get_grad()
-        with torch.enable_grad():
-            a = draw.a.detach().requires_grad_()
-            s, s_given_h = self._relaxed(neuron, a, h, draw.saved["noise"], draw.saved["fresh"])
-            (path,) = torch.autograd.grad((s, s_given_h), a, (grad_s[None], -grad_s_given_h[None]))
+        a = draw.a.detach().requires_grad_()
+        at = relaxed(neuron, a, h, draw.saved["noise"], draw.saved["fresh"], self.temperature)
+        (path,) = torch.autograd.grad(at, a, (grad_s[None], -grad_s_given_h[None]))
         loss, score = per_event(feedback.get_loss(), neuron), neuron.score(h[0], draw.a)
         return loss[0] * score, path - loss[2] * score
-
-    def _relaxed(
-        self, neuron: LogisticBinary, a: Tensor, h: Tensor, noise: Tensor, fresh: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return neuron.relax(a, noise, self.temperature), neuron.conditional_relax(a, h, fresh, self.temperature)

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State
 from gradest.kernels.reference import leading_mean, sigmoid
-from gradest.neuron import Discrete, LogisticBinary, Neuron, Relaxable, SoftmaxOneHot
+from gradest.neuron import LogisticBinary, Neuron, SoftmaxOneHot
 from gradest_estimators._one_hot import softmax_backward
+from gradest_estimators._score import OfLogits
 
 
-class ReinMax(MonteCarlo):
+class ReinMax(OfLogits, MonteCarlo):
     """ĝ = (2 J(π) - ½ J(p)) L'(h), with J(q) = diag q - qqᵀ and π = ½ (softmax(a/τ) + h); for one binary unit 2π(1-π) - ½p(1-p).
 
     At τ = 1 a binary unit has ½ |h - p| L'(h): the trapezoidal rule for L(1) - L(0), half a derivative at either end, so that
@@ -24,15 +25,10 @@ class ReinMax(MonteCarlo):
     summary = "straight-through to second order"
     reference = "Liu, Dong, Liu, Yu, Gao 2023, arXiv 2304.08612"
     needs = frozenset({"grad"})
-    capabilities = (Discrete, Relaxable)
 
     examples = ({}, {"samples": 3}, {"temperature": 1.5})
 
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="τ, of the softmax in π")
-
-    def accepts(self, neuron: Neuron) -> bool:
-        """Whether the unit is binary with P = σ(a), or one-hot with P = softmax(a)."""
-        return isinstance(neuron, LogisticBinary | SoftmaxOneHot)
 
     def bias(self, neuron: Neuron) -> Bias:
         """Exact to second order at temperature 1, biased otherwise."""

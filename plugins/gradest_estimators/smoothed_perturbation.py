@@ -21,7 +21,8 @@ class SmoothedPerturbation(AllFlips):
     side="both": the mean of the two, ĝ_i = ½ P(b_i flipped)(L(b_i→1) - L(b_i→0)).
 
     `local_expectation` has the same D + 1 points and is the mean of these given the other units, so less variance. The
-    source's pruning, one flip picked at random, is not here; `bitflip` is near to it.
+    source's pruning, one flip picked at random, is not here; `bitflip` is near to it. Memory: the points once,
+    `[D + 1, *batch, D]`.
     """
 
     name = "smoothed_perturbation"

@@ -16,6 +16,7 @@ class SumAndSample(OneUnitAtATime):
     For each unit, the other units held at one sample. z is drawn from the law of the unit restricted to the classes outside
     T, so that it is the class of the unit's own sample or that sample is in T; K = 1 + units · |T|. From L the mean of L over
     T is subtracted, which does not depend on z. With all but one class in T one unit has no variance.
+    Memory: the points once, `[K, *batch, units, C]`.
     """
 
     name = "sum_and_sample"

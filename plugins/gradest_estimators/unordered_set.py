@@ -20,6 +20,7 @@ class UnorderedSet(OneUnitAtATime):
     the source's built-in baseline: R_s(S, s') for s' ≠ s is the same ratio with s taken out of the classes, and 1 for s' = s;
     its weights sum to 1. For each unit, the other units held at one sample; K = 1 + units · (k - 1). With k = C one unit has
     no variance. The cost of P grows with 2^k.
+    Memory: the points once, `[K, *batch, units, C]`.
     """
 
     name = "unordered_set"

@@ -7,10 +7,12 @@ from gradest_neurons.binomial import Binomial
 from gradest_neurons.bipolar import Bipolar
 from gradest_neurons.categorical import Categorical
 from gradest_neurons.gaussian import Gaussian
+from gradest_neurons.gumbel_softmax import GumbelSoftmax
 from gradest_neurons.hard_concrete import HardConcrete
 from gradest_neurons.heaviside import Heaviside
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.noisy_sigmoid import NoisySigmoid
+from gradest_neurons.poisson import Poisson
 from gradest_neurons.rectifier import Rectifier
 from gradest_neurons.sigmoid import Sigmoid
 from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
@@ -26,10 +28,12 @@ def gradest_neurons() -> list[type[Neuron]]:
         Bipolar,
         Categorical,
         Gaussian,
+        GumbelSoftmax,
         HardConcrete,
         Heaviside,
         NoisyRectifier,
         NoisySigmoid,
+        Poisson,
         Rectifier,
         Sigmoid,
         StochasticTimesSmooth,

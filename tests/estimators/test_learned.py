@@ -1,4 +1,6 @@
-"""rebar, relax and nvil: what their formulas average to, and what their control variates learn."""
+"""rebar, relax, relax_rebar, nvil and rodeo: what their formulas average to, and what their control variates learn."""
+
+import math
 
 import pytest
 import torch
@@ -10,9 +12,19 @@ from gradest.kernels.reference import sigmoid
 from gradest_estimators._learning import adam, with_moments
 from gradest_neurons.bernoulli import Bernoulli
 from gradest_neurons.bipolar import Bipolar
+from gradest_neurons.categorical import Categorical
 
 TOY = gradest.objective("quadratic", target=0.499)
-LEARNED = ("nvil", "rebar", "relax")
+RELAXING = ("rebar", "relax", "relax_rebar")
+LEARNED = ("nvil", "rodeo", *RELAXING)
+NETWORK = ("inner", "outer", "linear", "constant")
+PARAMETERS = {
+    "nvil": NETWORK,
+    "rodeo": (*NETWORK, "alpha"),
+    "rebar": ("eta",),
+    "relax": NETWORK,
+    "relax_rebar": ("eta", *NETWORK),
+}
 
 
 def cubic(h):
@@ -64,37 +76,73 @@ class GridBipolar(_Grid, Bipolar):
     pass
 
 
+def of_two_classes(u):
+    """The noises of a pair of classes that make it a binary unit of noise u: of -log noise, only the ratio matters."""
+    return torch.exp(-torch.stack([u, 1 - u], -1))
+
+
+class GridCategorical(_Grid, Categorical):
+    def noise(self, key, a, draws):
+        return of_two_classes(super().noise(key, a, draws))
+
+
 def losses():
-    return {"square": lambda h: (h[..., 0] - 0.2) ** 2, "exp": lambda h: torch.exp(1.5 * h[..., 0])}
+    return {"square": lambda h: (h - 0.2) ** 2, "exp": lambda h: torch.exp(1.5 * h)}
+
+
+def something(state):
+    """The state with a network that does something."""
+    if "outer" not in state:
+        return state
+    moved = {"outer": state["outer"] + 1.5, "linear": state["linear"] - 2, "constant": state["constant"] + 0.3}
+    return {**state, **moved}
 
 
 @pytest.mark.parametrize("f", losses().values(), ids=losses())
 @pytest.mark.parametrize("p", [0.25, 0.8])
-@pytest.mark.parametrize("neuron", [GridBernoulli(), GridBipolar()], ids=["bernoulli", "bipolar"])
-@pytest.mark.parametrize("name", ["rebar", "relax"])
+@pytest.mark.parametrize("neuron", [GridBernoulli(), GridBipolar(), GridCategorical()], ids=lambda neuron: neuron.name)
+@pytest.mark.parametrize("name", RELAXING)
 def test_the_mean_over_both_noises_is_the_gradient(name, neuron, p, f):
-    a = torch.logit(torch.tensor([p], dtype=torch.float64)).expand(N * N, 1)
+    event = (1, 2)[: neuron.event_ndim]
+    a = torch.tensor([math.log(p / (1 - p)), 0.0], dtype=torch.float64)[: event[-1]].expand(N * N, *event)
+
+    def first(h):  # f of the unit, or of its first class
+        return f(h.flatten(-neuron.event_ndim)[..., 0])
+
     estimator = gradest.estimator(name, temperature=0.7)
-    state = estimator.init(neuron, a)
-    if name == "relax":  # a network that does something
-        state = {
-            **state,
-            "outer": state["outer"] + 1.5,
-            "linear": state["linear"] - 2,
-            "constant": state["constant"] + 0.3,
-        }
-    gradient, _ = gradient_and_state(estimator, neuron, a, f, state)
-    ends = f(torch.tensor([[neuron.low], [neuron.high]], dtype=torch.float64))
-    truth = p * (1 - p) * (ends[1] - ends[0])
-    assert gradient.mean().item() == pytest.approx(truth.item(), abs=2e-5)
-    plain, _ = gradient_and_state(gradest.estimator("reinforce"), neuron, a, f, {})
+    state = something(estimator.init(neuron, a))
+    gradient, _ = gradient_and_state(estimator, neuron, a, first, state)
+    _, truth = gradest.exact(first, a[:1], neuron)
+    assert torch.allclose(gradient.mean(0), truth[0], atol=2e-5)
+    plain, _ = gradient_and_state(gradest.estimator("reinforce"), neuron, a, first, {})
     assert (gradient - plain).abs().mean() > 0.05  # the control variate is no small correction
 
 
-@pytest.mark.parametrize("name", ["rebar", "relax"])
+@pytest.mark.parametrize("name", RELAXING)
+def test_a_pair_of_classes_is_a_binary_unit(name):
+    """The first class has the relaxed outputs of a binary unit, so the gradients are the unit's and its negative."""
+    a, estimator = A.expand(40, 3), gradest.estimator(name, temperature=0.6, learn=False)
+
+    class Pair(Categorical):
+        def noise(self, key, a, draws):
+            return of_two_classes(Bernoulli().noise(key, a[..., 0], draws))
+
+    binary = estimator.init(Bernoulli(), a)
+    pair = estimator.init(Pair(), torch.stack([a, 0 * a], -1))
+    if "linear" in binary:  # the constant, and one weight for each unit: the other class is 1 minus the first
+        weights = torch.tensor([0.4, -2.0, 0.9], dtype=torch.float64)
+        binary |= {"linear": weights, "constant": binary["constant"] + 0.3}
+        both = torch.stack([weights, 0 * weights], -1).flatten() * 2**0.5  # a network divides by √inputs
+        pair |= {"linear": both, "constant": pair["constant"] + 0.3}
+    wanted, _ = gradient_and_state(estimator, Bernoulli(), a, cubic, binary)
+    found, _ = gradient_and_state(estimator, Pair(), torch.stack([a, 0 * a], -1), lambda h: cubic(h[..., 0]), pair)
+    assert torch.allclose(found, torch.stack([wanted, -wanted], -1), atol=1e-10)
+
+
+@pytest.mark.parametrize("name", RELAXING)
 def test_with_no_control_variate_they_are_reinforce(name):
     neuron, a = Bernoulli(), A.expand(50, 3)
-    options = {"eta": 0.0} if name == "rebar" else {}  # relax starts with c = 0
+    options = {} if name == "relax" else {"eta": 0.0}  # a network starts as 0
     estimator = gradest.estimator(name, **options)
     gradient, _ = gradient_and_state(estimator, neuron, a, cubic, estimator.init(neuron, a))
     plain, _ = gradient_and_state(gradest.estimator("reinforce"), neuron, a, cubic, {})
@@ -117,6 +165,20 @@ def test_rebar_by_hand():
     assert torch.allclose(found, wanted, atol=1e-10)
 
 
+def test_relax_by_hand():
+    """One unit, c(x) = 0.3 - 2 (2x - 1)."""
+    neuron, key, a = Bernoulli(), gradest.Key(4), A[:1].expand(20, 1).clone().requires_grad_()
+    estimator = gradest.estimator("relax", temperature=0.6, hidden=0, learn=False)
+    state = something(estimator.init(neuron, a))
+    noise, fresh = neuron.noise(key, a, 1)[0], neuron.noise(key.with_stream(1), a, 1)[0]
+    h = neuron.forward(a, noise)
+    s, s_given_h = neuron.relax(a, noise, 0.6), neuron.conditional_relax(a, h, fresh, 0.6)
+    (path,) = torch.autograd.grad((4 * (s_given_h - s)).sum(), a)
+    wanted = ((h - 1) ** 2 - (0.3 - 2 * (2 * s_given_h - 1))) * (h - torch.sigmoid(a)) + path
+    found, _ = gradient_and_state(estimator, neuron, a.detach(), lambda h: ((h - 1) ** 2).sum(-1), state, seed=4)
+    assert torch.allclose(found, wanted)
+
+
 def test_the_value_is_the_loss_at_the_sample():
     estimator = gradest.estimator("rebar")
     draw = estimator.forward(Bernoulli(), A.expand(5, 3), gradest.Key(1), {})
@@ -125,6 +187,32 @@ def test_the_value_is_the_loss_at_the_sample():
     assert torch.equal(draw.points[1] > 0.5, draw.points[0] == 1)
     assert torch.equal(draw.points[2] > 0.5, draw.points[0] == 1)
     assert torch.equal(estimator.value(draw, cubic(draw.points)), cubic(draw.points[0]))
+
+
+@pytest.mark.parametrize("neuron", [Bernoulli(), Categorical()], ids=lambda neuron: neuron.name)
+def test_relax_rebar_starts_as_rebar(neuron):
+    a = (
+        torch.cat([A, A.roll(1)]).expand(20, 6)
+        if neuron.event_ndim == 1
+        else torch.stack([A, 0.5 * A], -1).expand(20, 3, 2)
+    )
+
+    def f(h):
+        return torch.exp(h.flatten(-neuron.event_ndim).cos().sum(-1))
+
+    runs = []
+    for name in ("rebar", "relax_rebar"):
+        estimator = gradest.estimator(name, temperature=0.6, eta=0.8)
+        runs.append(gradient_and_state(estimator, neuron, a, f, estimator.init(neuron, a)))
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert torch.equal(runs[0][1]["eta"], runs[1][1]["eta"])
+    # and what its network adds is what it adds to reinforce in relax
+    moved = something(estimator.init(neuron, a))
+    added = gradient_and_state(estimator, neuron, a, f, moved)[0] - runs[0][0]
+    relax, reinforce = gradest.estimator("relax", temperature=0.6), gradest.estimator("reinforce")
+    alone = gradient_and_state(relax, neuron, a, f, moved)[0] - gradient_and_state(reinforce, neuron, a, f, {})[0]
+    assert added.abs().max() > 0.1
+    assert torch.allclose(added, alone)
 
 
 # --- what is learned -----------------------------------------------------------------------------------------------------------
@@ -156,9 +244,8 @@ def test_the_slope_is_the_derivative_of_the_objective(name):
         return (gradient / neuron.score(draw.points[0], a))[:, 0].square().mean()
 
     _, after = gradient_and_state(estimator, neuron, a, cubic, zeroed, seed=9)
-    learned = [key for key in state if key + "_mean" in state]
-    assert learned == (["eta"] if name == "rebar" else ["inner", "outer", "linear", "constant"])
-    for key in learned:
+    assert PARAMETERS[name] == tuple(key for key in state if key + "_mean" in state)
+    for key in PARAMETERS[name]:
         slope = after[key + "_mean"] / 0.1  # Adam's first average keeps a tenth of what is new
         for at in range(min(5, slope.numel())):
             step = torch.zeros_like(slope)
@@ -199,18 +286,21 @@ def test_adam_by_hand():
     assert torch.allclose(second["x"], parameter.detach(), atol=1e-12)
 
 
-def test_relax_learns_the_toy():
+@pytest.mark.parametrize("name", ["relax", "relax_rebar"])
+def test_relax_learns_the_toy(name):
     """One unit at p = ½, f = (b - .499)²: reinforce has variance 1/64, a constant c all but removes it."""
-    state = trained("relax", TOY, torch.zeros(64, 1), 150)
-    found = gradest.estimate(TOY, torch.zeros(1), estimator="relax", draws=20_000, seed=1, state=state)
+    state = trained(name, TOY, torch.zeros(64, 1), 150)
+    found = gradest.estimate(TOY, torch.zeros(1), estimator=name, draws=20_000, seed=1, state=state)
     assert found.variance.item() < 0.015625 / 500
     assert abs(found.gradient.item() - 5.0e-4) < 5 * found.standard_error.item()
 
 
-@pytest.mark.parametrize(("name", "share"), [("rebar", 0.65), ("relax", 0.45), ("nvil", 0.85)])
+@pytest.mark.parametrize(
+    ("name", "share"), [("rebar", 0.65), ("relax", 0.45), ("relax_rebar", 0.4), ("nvil", 0.85), ("rodeo", 0.3)]
+)
 def test_learning_lowers_the_variance(name, share):
-    spec = {"name": name, **({"eta": 0.0} if name == "rebar" else {})}
-    plain = variance(cubic, A, "reinforce")
+    spec = {"name": name, **({"eta": 0.0} if "eta" in PARAMETERS[name] else {})}
+    plain = variance(cubic, A, "rloo" if name == "rodeo" else "reinforce")
     assert variance(cubic, A, spec, gradest.estimator(spec).init(Bernoulli(), A)) == pytest.approx(plain, rel=1e-6)
     state = trained(spec, cubic, A.expand(64, 3).clone(), 150)
     assert variance(cubic, A, spec, state) < share * plain
@@ -270,9 +360,8 @@ def test_the_estimate_does_not_depend_on_what_its_step_learns(name):
     learning, after = gradient_and_state(gradest.estimator(name), neuron, a, cubic, state)
     still, unmoved = gradient_and_state(gradest.estimator(name, learn=False), neuron, a, cubic, state)
     assert torch.equal(learning, still)
-    learned = [key for key in state if key + "_mean" in state]
-    assert all(torch.equal(unmoved[key], state[key]) for key in learned)
-    assert not any(torch.equal(after[key], state[key]) for key in learned)
+    assert all(torch.equal(unmoved[key], state[key]) for key in PARAMETERS[name])
+    assert not any(torch.equal(after[key], state[key]) for key in PARAMETERS[name])
     assert not any(value.requires_grad for value in (learning, still, *after.values()))
 
 
@@ -314,5 +403,5 @@ def test_a_loss_of_any_size_leaves_the_state_finite(name):
         gradient, state = gradient_and_state(estimator, neuron, a, lambda h: 1e15 * cubic(h), state, seed)
     assert torch.isfinite(gradient).all()
     assert all(torch.isfinite(value).all() for value in state.values())
-    moved = state["eta"] - 1 if name == "rebar" else state["constant"]
-    assert (moved.abs() > 1e-3).all()
+    for key in {"eta", "constant"} & set(PARAMETERS[name]):
+        assert ((state[key] - estimator.init(neuron, a)[key]).abs() > 1e-3).all()

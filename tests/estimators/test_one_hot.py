@@ -252,6 +252,48 @@ def error_over_outputs(estimator, f, neuron=NEURON, a=A):
     return float((mean_over_outputs(estimator, f, neuron, a) - gradest.exact(f, a, neuron=neuron)[1]).abs().max())
 
 
+def over_samples(estimator, f, samples, state=None):
+    """E of the gradient, of the value and of the gradient's square, of an estimator that asks at independent samples first."""
+    every = gradest.estimator("enumeration").forward(NEURON, A, gradest.Key(0), {})
+    at = torch.tensor(list(itertools.product(range(len(every.points)), repeat=samples))).T
+    weight = every.weights[at].prod(0)
+    a = A.expand(at.shape[1], 2, 4)
+    own = estimator.forward(NEURON, a, gradest.Key(0), state or {})
+    points = torch.cat([every.points[at], own.points[samples:]]).requires_grad_()
+    loss = f(points)
+    (grad,) = torch.autograd.grad(loss.sum(), points)
+    draw = gradest.Draw(NEURON, a, gradest.Key(0), points.detach(), own.weights, {})
+    found, _ = estimator.backward(draw, gradest.Feedback(loss.detach(), grad), state or {})
+    value = estimator.value(draw, loss.detach())
+    return tuple((weight * x.movedim(0, -1)).sum(-1) for x in (found, value, found**2))
+
+
+@pytest.mark.parametrize("f", [linear, cubic])
+@pytest.mark.parametrize("spec", ["muprop", "double_cv", {"name": "double_cv", "samples": 3}], ids=str)
+def test_the_mean_over_all_samples_is_exact(spec, f):
+    estimator = gradest.estimator(spec)
+    state = {"alpha": torch.tensor(-1.3).double(), "curvature": torch.tensor(1.0).double()}
+    gradient, value, square = over_samples(estimator, f, getattr(estimator, "samples", 1), state)
+    loss, wanted = gradest.exact(f, A, neuron=NEURON)
+    assert_close(gradient, wanted, 1e-11)
+    assert_close(value, loss, 1e-11)
+    if estimator.name == "muprop":
+        assert bool(((square - gradient**2).abs() < 1e-12).all()) is (
+            f is linear
+        )  # without variance there, and only there
+
+
+def test_double_cv_falls_far_below_rloo_on_one_hot_units():
+    a = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(20, 3)
+
+    def f(h):
+        return ((h * torch.arange(3).to(h)).sum((-1, -2)) - 30) ** 2
+
+    rloo = gradest.estimate(f, a, NEURON, "rloo", draws=2000, seed=1)
+    learned = gradest.estimate(f, a, NEURON, "double_cv", draws=2000, seed=1)
+    assert learned.variance.mean() < 0.3 * rloo.variance.mean()
+
+
 def test_straight_through_is_exact_to_first_order():
     exact = gradest.estimator("straight_through", derivative="sigmoid")
     assert error_over_outputs(exact, linear) < 1e-12

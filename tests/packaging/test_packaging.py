@@ -86,7 +86,7 @@ def test_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert {"dev", "demo", "data", "plot"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"dev", "demo", "data", "plot", "ray"} <= set(metadata.get_all("Provides-Extra", []))
 
 
 def test_sdist_holds_what_building_and_testing_take(sdist: set[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import gradest
+from gradest_service.limits import exact_work
 
 JSON = {"Content-Type": "application/json"}
 SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1}
@@ -150,3 +151,21 @@ def test_requests_beyond_the_pool_wait_and_the_loop_stays_free(start):
     wanted = gradest.estimate(gradest.objective("quadratic"), torch.full((10, 100), 0.1), draws=1500, seed=1)
     for answer in answers:
         assert torch.equal(torch.tensor(answer.json()["gradient"]), wanted.gradient)
+
+
+def test_no_exact_gradient_of_counts_without_end(http):
+    """The Poisson law lists more counts the larger a is; past its limit the estimate stands alone."""
+    body = {**ESTIMATE, "neuron": "poisson", "a": [[0.0, 1e12]] * 40}
+    assert http.post("/v1/estimate", json=body).json()["exact"] is None
+    assert http.post("/v1/estimate", json={**body, "a": [[0.0, 1.0]]}).json()["exact"] is not None
+
+
+def test_the_work_of_an_exact_gradient_counts_the_outputs_at_the_largest_a():
+    neuron, target = gradest.neuron("poisson"), gradest.estimator("rloo").target()
+    readout = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2), "labels": torch.zeros(2, dtype=torch.int64)}
+    objective = gradest.objective("cross_entropy", **readout)
+    a = torch.tensor([[0.0, 0.0], [0.0, 30.0]])
+    atoms = [len(neuron.law(rows)[0]) for rows in (a[:1], a)]
+    low, high = (exact_work(neuron, objective, rows, target) for rows in (a[:1].expand(2, 2), a))
+    assert high / low == pytest.approx((atoms[1] / atoms[0]) ** 2)
+    exact_work(neuron, objective, a[:0], target)  # no rows, and no complaint
