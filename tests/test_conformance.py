@@ -288,6 +288,23 @@ def test_what_is_tried_on_what(written: Any) -> None:
     assert all(case.run().passed for case in cases if case.kind != "estimator" or case.plugin == "reinforce")
 
 
+def test_a_neuron_that_cannot_be_built_leaves_the_rest_to_be_checked(written: Any) -> None:
+    source = GOOD.replace('"-1 or 2", -1.0, 2.0', '"-1 or 2", -1.0, 2.0\n    examples = ({"no_such": 1},)')
+    source = source.replace("    pass\n", "    def accepts(self, neuron):\n        return False\n", 1)
+    report = run_checks(find(str(written(HEAD + source + FOOT))))
+    assert [(result.plugin, result.check) for result in report.results if not result.passed] == [
+        ("third", "examples"),
+        ("mine", "accepts"),
+    ]
+    assert [result.plugin for result in report.results if result.passed] == ["cube"]
+
+
+def test_an_estimator_that_fits_a_built_in_neuron_only_with_options_is_tried_there(written: Any) -> None:
+    body = "    def accepts(self, neuron):\n        return neuron.label() == 'binomial(trials=1)'\n"
+    cases = collect(find(str(written(HEAD + body + FOOT))), bias=False).cases
+    assert {case.neuron for case in cases} == {"binomial(trials=1)"}
+
+
 def test_progress_is_told(written: Any) -> None:
     told: list[tuple[int, int]] = []
     report = run_checks(
