@@ -20,7 +20,7 @@ import gradest
 from gradest.comparison import Comparison, comparable
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, TooManyPoints, UnknownPlugin
 from gradest.estimator import Estimator, State, Target, event_shape
-from gradest.expectation import check_pre_activations, closed_form
+from gradest.expectation import Estimate, check_pre_activations, closed_form
 from gradest.neuron import Binary, Neuron
 from gradest.objective import Objective
 from gradest.plugin import Plugin
@@ -93,7 +93,7 @@ def sample(request: SampleRequest, settings: Settings, as_json: bool) -> Pass[Te
         work=partial(joint.sample_rows, neuron, request.samples),
         rows=joint.Rows(a, seed),
         elements=request.samples * a.numel(),
-        answer=lambda h: SampleAnswer(h=_compact(neuron, h), seed=seed),
+        answer=lambda h: SampleAnswer(h=h if as_json else _compact(neuron, h), seed=seed),
     )
 
 
@@ -132,8 +132,10 @@ def backward(request: BackwardRequest, settings: Settings, as_json: bool) -> Pas
     )
 
 
-def estimate(request: EstimateRequest, settings: Settings, as_json: bool) -> Callable[[], EstimateAnswer]:
-    """`gradest.estimate`, and the exact values where they are to be had."""
+def estimate(
+    request: EstimateRequest, settings: Settings, as_json: bool
+) -> Callable[[Callable[[Estimate], None] | None], EstimateAnswer]:
+    """`gradest.estimate`, and the exact values where they are to be had; it may be watched."""
     neuron, a = _inputs(request, settings)
     limits.check_answer(settings, limits.size(a.shape), "the gradient", as_json)
     estimator, wide = _fitting(request.estimator, "estimator", neuron, a, settings)
@@ -145,10 +147,21 @@ def estimate(request: EstimateRequest, settings: Settings, as_json: bool) -> Cal
     charge(work)
     seed = _seed(request.seed)
 
-    def run() -> EstimateAnswer:
-        found = gradest.estimate(objective, a, neuron, estimator, request.draws, seed, progress=stop_if_told)
-        too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, estimator.target()))
-        exact = None if too_long else closed_form(objective, a, neuron, estimator.target())
+    def run(watch: Callable[[Estimate], None] | None = None) -> EstimateAnswer:
+        found = gradest.estimate(
+            objective,
+            a,
+            neuron,
+            estimator,
+            request.draws,
+            seed,
+            target_standard_error=request.target_standard_error,
+            progress=stop_if_told,
+            watch=watch,
+        )
+        target = estimator.target()
+        too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, target))
+        exact = None if too_long else closed_form(objective, a, neuron, target, progress=stop_if_told)
         return EstimateAnswer(
             loss=found.loss,
             gradient=found.gradient,
