@@ -229,6 +229,7 @@ def recommend(request: RecommendRequest, settings: Settings) -> dict[str, Any]:
         a=a,
         draws=request.draws,
         seed=_seed(request.seed),
+        progress=stop_if_told,
     ).to_dict()
 
 
