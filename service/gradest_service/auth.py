@@ -18,6 +18,7 @@ import math
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ _HASH = re.compile(r"sha256:([0-9a-f]{64})")
 class Bucket:
     """A token bucket: it fills at a rate up to its capacity, and what is taken may leave it in debt.
 
-    So a cost that is known only afterwards can be charged: whoever owes waits until that is paid off.
+    So a cost that is known only once a request is let in can be charged: whoever owes waits until that is paid off.
     """
 
     def __init__(self, rate: float, capacity: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,17 +49,20 @@ class Bucket:
         self._clock = clock
         self._level = capacity
         self._at = clock()
+        self._lock = threading.Lock()  # threads at work take from it
 
     def wait(self, amount: float) -> float:
         """The seconds until the bucket holds `amount`; 0 if it does already."""
-        now = self._clock()
-        self._level = min(self.capacity, self._level + self.rate * (now - self._at))
-        self._at = now
-        return max(0.0, (amount - self._level) / self.rate)
+        with self._lock:
+            now = self._clock()
+            self._level = min(self.capacity, self._level + self.rate * (now - self._at))
+            self._at = now
+            return max(0.0, (amount - self._level) / self.rate)
 
     def take(self, amount: float) -> None:
         """Take `amount`, whether it is there or not."""
-        self._level -= amount
+        with self._lock:
+            self._level -= amount
 
 
 @dataclass
@@ -85,7 +89,7 @@ class Key:
             self._requests.take(1)
 
     def charge(self, elements: int) -> None:
-        """Take what a request computed from the budget."""
+        """Take what a request computes from the budget."""
         if self._elements is not None:
             self._elements.take(elements)
 

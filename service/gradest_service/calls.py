@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from gradest_service.auth import Key
+
 __all__ = ["Call", "charge", "current"]
 
 
@@ -16,8 +18,7 @@ class Call:
     method: str
     route: str = "none"
     """The path's template; never the path itself, which is the caller's own text."""
-    key: str = ""
-    """The name of the API key."""
+    key: Key | None = None
     elements: int = 0
     """What it made the service compute, in elements of tensors."""
     bytes_in: int = 0
@@ -28,7 +29,9 @@ current: ContextVar[Call | None] = ContextVar("gradest_service_call", default=No
 
 
 def charge(elements: int) -> None:
-    """Say how many elements the request in progress makes the service compute; called before it does."""
+    """Count the elements that the request in progress is about to compute, and take them from its key's budget."""
     call = current.get()
     if call is not None:
         call.elements += elements
+        if call.key is not None:
+            call.key.charge(elements)

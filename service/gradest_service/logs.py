@@ -36,7 +36,7 @@ def log_request(call: Call, status: int, seconds: float) -> None:
         "elements": call.elements,
         "bytes_in": call.bytes_in,
         "bytes_out": call.bytes_out,
-        "key": call.key,
+        "key": call.key.name if call.key else "",
     }
     _REQUESTS.info("answered", extra={"fields": fields})
 
@@ -46,7 +46,7 @@ class _Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
-            "time": f"{_time(record)}Z",
+            "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -72,4 +72,4 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def _time(record: logging.LogRecord) -> str:
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}"
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"

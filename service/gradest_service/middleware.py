@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradest_service.auth import OPEN, Key, Keys
+from gradest_service.auth import OPEN, Keys
 from gradest_service.calls import Call, current
 from gradest_service.load import Load
 from gradest_service.logs import log_request
@@ -98,10 +98,9 @@ class Envelope:
 
     async def _pass_on(self, scope: Scope, headers: Headers, exchange: _Exchange) -> None:
         """Let the application answer in a task of its own, which outlives the answer where its work cannot be stopped."""
-        key = self._identify(scope, headers)
-        if key is not None:
-            exchange.call.key = key.name
-            key.admit()
+        if self._keys is not None and scope["path"] not in OPEN:
+            exchange.call.key = self._keys.identify(headers.getlist("authorization"))
+            exchange.call.key.admit()
         declared = headers.get("content-length", "")
         exchange.enter(int(declared) if declared.isdecimal() else 0, counted=scope["path"] not in OPEN)
 
@@ -112,8 +111,6 @@ class Envelope:
         def end(task: asyncio.Task[None]) -> None:
             self._outlived.discard(task)
             exchange.leave()
-            if key is not None:
-                key.charge(exchange.call.elements)
 
         task = asyncio.create_task(run())
         self._outlived.add(task)
@@ -132,11 +129,6 @@ class Envelope:
             raise exchange.too_late()
         exchange.closed = True
         _LOG.warning("request %s: its time was over before its answer was complete", exchange.call.request_id)
-
-    def _identify(self, scope: Scope, headers: Headers) -> Key | None:
-        if self._keys is None or scope["path"] in OPEN:
-            return None
-        return self._keys.identify(headers.getlist("authorization"))
 
 
 class _Exchange:

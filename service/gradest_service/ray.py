@@ -1,9 +1,9 @@
 """The service on Ray Serve, for more than one machine: `serve run gradest_service.ray:app`, with `gradest[ray]` on every node.
 
-Each replica runs the application that `gradest serve` runs, unchanged, and answers alone. The settings are read where `app` is
-imported and are the same on all replicas; host and port are Ray's. How many replicas there are, and what each takes, is `Scale`,
-from the environment too. Ray's proxy answers in text/plain what no replica sees: 404, 429 when the queues are full, 503.
-Limits are each replica's own: a key's budget counts once for each, and so do metrics.
+Each replica runs the application that `gradest serve` runs, unchanged, and answers alone. The settings are read, from
+GRADEST_SERVICE_*, where `app` is imported, and are the same on all replicas; host and port are Ray's. How many replicas there
+are, and what each takes, is `Scale`, from the environment too. Ray's proxy answers in text/plain what no replica sees: 404, 429
+when the queues are full, 503. Limits are each replica's own: a key's budget counts once for each, and so do metrics.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gradest_service.app import create_app
 from gradest_service.settings import Settings
+from gradest_service.sources import find_settings
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
 
@@ -86,15 +87,13 @@ class Scale(BaseModel):
 
 def build(settings: Settings | None = None, scale: Scale | None = None) -> serve.Application:
     """The deployment, bound: what `serve.run` takes."""
-    settings = settings or Settings()
+    settings = settings or find_settings({}).settings
     scale = scale or Scale.from_environment()
 
     def build_app() -> FastAPI:
         return create_app(settings)
 
-    deployment = serve.deployment(
-        name="gradest", graceful_shutdown_timeout_s=settings.shutdown_seconds, **scale.options()
-    )
+    deployment = serve.deployment(name="gradest", graceful_shutdown_timeout_s=settings.grace(), **scale.options())
     return deployment(serve.ingress(build_app)()).bind()
 
 

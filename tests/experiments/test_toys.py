@@ -120,6 +120,15 @@ def test_a_damaged_record_is_named(tmp_path):
         reproduce_toys(tmp_path, [TINY[2]])
 
 
+def test_an_error_says_which_task_failed(tmp_path):
+    part = Learning(steps=2, checkpoints=2, draws=20, learning_rate=1e308)  # the second step of Adam overflows
+    with pytest.raises(GradestError, match=r"learning, toy 0.45: \w+: pre-activations must be finite"):
+        reproduce_toys(tmp_path, [part])
+    found = json.loads((tmp_path / "learning.json").read_text())["results"]
+    assert found
+    assert all(name.startswith(("quadratic", "sum")) for name in found)
+
+
 def test_parts_are_chosen_by_name_in_the_order_of_the_report():
     assert [part.name for part in choose(["polynomial", "quadratic"])] == ["quadratic", "polynomial"]
     assert choose() == [kind() for kind in PARTS.values()]

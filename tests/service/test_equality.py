@@ -154,13 +154,15 @@ def test_expect_without_gradients(client, estimator):
 def test_expect_trains_with_a_state(client):
     """A training loop with the estimator elsewhere takes the steps that it takes here."""
     finals, target = [], torch.tensor([1.0, 0.0, 1.0, 0.0])
+
+    def f(h):
+        return ((h - target) ** 2).sum(-1)
+
     for expect in (gradest.expect, client.expect):
         a, state = torch.zeros(1, 4, requires_grad=True), None
         optimizer = torch.optim.SGD([a], lr=1.0)
         for step in range(40):
-            value, state = expect(
-                lambda h: ((h - target) ** 2).sum(-1), a, estimator="reinforce_centered", seed=step, state=state
-            )
+            value, state = expect(f, a, estimator="reinforce_centered", seed=step, state=state)
             optimizer.zero_grad()
             value.sum().backward()
             optimizer.step()

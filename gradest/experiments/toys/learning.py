@@ -27,11 +27,12 @@ _MEASUREMENT, _TRAINING = 0, 1  # what a seed is for: draws that are measured we
 
 @dataclass(frozen=True)
 class _Problem:
-    """A loss, where it starts, and the learning rate of Adam on θ; None where θ stays."""
+    """A loss, its least value, the number of units, and the learning rate of Adam on θ; None where θ stays."""
 
     title: str
     f: Loss
     units: int
+    least: float = 0.0
     learning_rate: float | None = None
 
 
@@ -50,7 +51,7 @@ Twice θ stays at 0: on the quadratic of the part before, (1/200) Σ (b_i - .499
 units the first loss is linear while its derivative dL/dh says otherwise, so an estimator that goes by the derivative can gain
 little; on the second it can gain much. Then the toy of Tucker et al. 2017 (arXiv 1703.07370) and Grathwohl et al. 2018 (arXiv
 1711.00123): one unit and (b - t)², θ moving by Adam along the estimator's own gradient, from 0, one draw a step. The loss there
-is exact; its minimum is t², at P(b = 1) = 0. All estimators have their default options; K is not the same for all."""
+is exact, and shown above its minimum, t², at P(b = 1) = 0. Estimators have their default options; K is not the same for all."""
     quick: ClassVar = {"steps": 20, "checkpoints": 3, "draws": 100}
 
     steps: int = Field(1000, ge=1)
@@ -71,7 +72,7 @@ is exact; its minimum is t², at P(b = 1) = 0. All estimators have their default
         }
 
     def table(self, results: Results) -> str:
-        """A table a problem: variance at some steps, and the loss where θ moves."""
+        """A table a problem: variance at some steps, and the loss above its minimum where θ moves."""
         parts = []
         for name, problem in self._problems().items():
             rows = [row for row in results.values() if row["problem"] == name]
@@ -82,8 +83,10 @@ is exact; its minimum is t², at P(b = 1) = 0. All estimators have their default
             for row in rows:
                 found, last = _by_step(row), row["points"][-1]
                 at = [(found.get(step) or last)["variance"] for step in steps]
-                cells.append([row["estimator"], row["evaluations"], *at, *([last["loss"]] if moves else [])])
-            table = markdown([*head, *([f"loss, step {self.steps}"] if moves else [])], cells)
+                cells.append(
+                    [row["estimator"], row["evaluations"], *at, *([last["loss"] - problem.least] if moves else [])]
+                )
+            table = markdown([*head, *([f"loss - t², step {self.steps}"] if moves else [])], cells)
             parts.append(f"**{problem.title}**\n\n{table}")
         return "\n\n".join(parts)
 
@@ -106,6 +109,7 @@ is exact; its minimum is t², at P(b = 1) = 0. All estimators have their default
                 f"(b - {target})², one unit, θ moving",
                 registry.objective("quadratic", target=target),
                 1,
+                target**2,
                 self.learning_rate,
             )
             for target in (0.45, 0.499)
@@ -174,24 +178,26 @@ is exact; its minimum is t², at P(b = 1) = 0. All estimators have their default
     def _panel(self, results: Results, problem: str, learners: list[str], grey: list[str], field: str) -> Any:
         import altair  # noqa: PLC0415  # an extra
 
+        least = self._problems()[problem].least
         points = [
-            {"estimator": row["estimator"], "step": max(step, 0.5), "value": point[field]}
+            {"estimator": row["estimator"], "step": max(step, 0.5 * (field == "variance")), "value": value}
             for row in results.values()
             if row["problem"] == problem
             for point in row["points"]
             # a reference that does not move is a line from end to end
             for step in ([point["step"]] if len(row["points"]) > 1 else [0, self.steps])
-            if point[field] is not None and (field == "loss" or point[field] > 0)
+            if (value := (point[field] or 0.0) - (least if field == "loss" else 0.0)) > 0
         ]
-        x = altair.X("step:Q", title="steps (0 at the left edge)").scale(
-            type="log", domain=[0.5, self.steps], nice=False
-        )
-        x = x.axis(format="~s", tickCount=4, values=[1, 10, 100, 1000, 10_000])
-        y = altair.Y("value:Q", title="variance of one draw" if field == "variance" else "exact loss")
         if field == "variance":
-            y = y.scale(type="log").axis(format="~e", tickCount=6)
+            x = altair.X("step:Q", title="steps (0 at the left edge)")
+            x = x.scale(type="log", domain=[0.5, self.steps], nice=False).axis(
+                format="~s", values=[1, 10, 100, 1e3, 1e4]
+            )
+            y = altair.Y("value:Q", title="variance of one draw").scale(type="log")
         else:
-            y = y.scale(zero=False).axis(format="~g", tickCount=5)
+            x = altair.X("step:Q", title="steps").scale(domain=[0, self.steps], nice=False).axis(tickCount=6)
+            y = altair.Y("value:Q", title="exact loss above t²").scale(type="log", nice=False)
+        y = y.axis(format="~e", tickCount=6)
         chart = altair.Chart(values(points)).mark_line(strokeWidth=2, clip=True)
         encoded = chart.encode(x=x, y=y, **lines(learners, grey))
         return encoded.properties(width=380, height=230, title=self._problems()[problem].title)

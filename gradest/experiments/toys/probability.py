@@ -69,7 +69,7 @@ local_expectation sums out each unit in turn, at D + 1 evaluations."""
         named = {f"{_logit(p):.3f}": f"{p:g}" for p in ticks}
         labels = " : ".join(f"abs(datum.value - {at}) < 0.01 ? '{name}'" for at, name in named.items()) + " : ''"
         x = altair.X("logit:Q", title="p = P(b = 1), logit scale").scale(nice=False)
-        x = x.axis(values=[_logit(p) for p in ticks], labelExpr=labels)
+        x = x.axis(values=[_logit(p) for p in ticks], labelExpr=labels, labelFlush=False)
         y = altair.Y("variance_per_evaluation:Q", title="variance of one draw × K evaluations")
         y = y.scale(type="log").axis(format="~e", tickCount=8)
         chart = altair.Chart(values(points)).mark_line(strokeWidth=2, point=altair.OverlayMarkDef(size=30))

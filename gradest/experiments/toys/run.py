@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gradest.errors import InvalidInput
+from gradest.errors import GradestError, InvalidInput
 from gradest.experiments.checkpoint import write_atomically
 from gradest.experiments.toys.learning import Learning
 from gradest.experiments.toys.part import Part
@@ -69,8 +69,12 @@ def _finish(part: Part, record: Record, bar: Progress) -> None:
     shown = bar.add_task(part.name, total=len(tasks), what="")
     for done, (name, task) in enumerate(tasks.items()):
         bar.update(shown, completed=done, what=name)
-        if name not in record.results:
+        if name in record.results:
+            continue
+        try:
             record.add(name, task(partial(_tick, bar, shown, done)))
+        except GradestError as error:
+            raise GradestError(f"{part.name}, {name}: {error}") from error
     bar.update(shown, completed=len(tasks), what="")
 
 
@@ -94,11 +98,7 @@ def _bar(enabled: bool) -> Progress:
 
 def _settings(part: Part) -> dict[str, Any]:
     """What the numbers of a part depend on, as plain JSON."""
-    return {**part.model_dump(mode="json"), **_versions()}
-
-
-def _versions() -> dict[str, str]:
-    return {"gradest": version("gradest"), "torch": torch.__version__}
+    return {**part.model_dump(mode="json"), "gradest": version("gradest"), "torch": torch.__version__}
 
 
 def _write_report(out: Path) -> None:
