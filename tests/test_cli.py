@@ -603,3 +603,85 @@ def test_certify_says_what_is_at_fault(run: Run, certified_package: Path, monkey
 def test_certify_refuses_what_it_does_not_know(run: Run, certified_package: Path) -> None:
     assert "no estimator rlo" in run("certify", "rlo", "--package", "certified").err
     assert "no estimator is registered from a package 'nowhere'" in run("certify", "--package", "nowhere").err
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[str]:
+    from gradest_service.app import running
+
+    with running() as url:
+        yield url
+
+
+REMOTE = [
+    ["list", "--json"],
+    ["list", "neurons"],
+    ["describe", "rloo", "--json"],
+    ["describe", "bernoulli", "--kind", "neuron", "--json"],
+    ["sample", "noisy_rectifier:std=2,distribution=gaussian", "--a", "[[3, -1]]", "--samples", "3", "--seed", "7", "--json"],
+    ["sample", "bernoulli", "--a", "1,2", "--seed", "7", "--dtype", "float64", "--json"],
+    ["compare", "--a", "0.3,-1", "--draws", "20", "--seed", "1", "--estimator", "rloo:samples=3", "--json"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", REMOTE, ids=" ".join)
+def test_a_service_answers_as_this_process_does(run: Run, service: str, arguments: list[str]) -> None:
+    here, there = run(*arguments), run(*arguments, "--url", service)
+    assert there.err == ""
+    if "--json" not in arguments:
+        assert there.out == here.out
+        return
+    found, wanted = there.json, here.json
+    if arguments[0] == "compare":
+        assert all(row.pop("seconds") >= 0 for row in [*found["rows"], *wanted["rows"]])
+    assert found == wanted
+
+
+def test_tables_of_a_service(run: Run, service: str) -> None:
+    assert "reinforce, estimator: loss times score" in run("describe", "reinforce", "--url", service).out
+    shown = run("sample", "bernoulli", "--a", "0,1", "--samples", "2", "--seed", "7", "--url", service).out
+    assert "bernoulli, samples: 2, seed:" in shown
+    assert "E[h]" not in shown  # the neuron may be unknown here
+    assert "rloo" in run("compare", "--a", "0", "--draws", "5", "--estimator", "rloo", "--url", service).out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["sample", "bernouli", "--a", "1"], "404 Not Found: "),
+        (["sample", '{"std": 1}', "--a", "1"], "422 "),
+        (["describe", "bernulli"], "no plugin is named 'bernulli'. Did you mean bernoulli?"),
+        (["compare", "--a", "1", "--estimator", "pathwise"], "pathwise does not fit bernoulli"),
+    ],
+)
+def test_an_error_of_a_service_is_one_line_too(run: Run, service: str, arguments: list[str], reason: str) -> None:
+    ran = run(*arguments, "--url", service)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert reason in ran.err
+
+
+def test_markdown_is_of_what_is_here(run: Run, service: str) -> None:
+    assert run("list", "estimators", "--markdown", "--url", service).code == 1
+
+
+def test_the_api_key_comes_from_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gradest.client
+
+    seen = []
+
+    class Spy(gradest.client.Client):
+        def __init__(self, url: str, *, api_key: str | None) -> None:
+            seen.append(api_key)
+            super().__init__(url, retries=0)
+
+    monkeypatch.setattr(gradest.client, "Client", Spy)
+    for key in ("hunter2", None):
+        if key:
+            monkeypatch.setenv("GRADEST_API_KEY", key)
+        else:
+            monkeypatch.delenv("GRADEST_API_KEY")
+        ran = run("sample", "bernoulli", "--a", "1", "--url", "http://127.0.0.1:1")
+        assert ran.code == 1
+        assert "Is the service running there?" in ran.err
+        assert "hunter2" not in ran.err
+    assert seen == ["hunter2", None]

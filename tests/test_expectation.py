@@ -10,7 +10,7 @@ import torch
 import gradest
 from gradest import expectation
 from gradest.errors import Incompatible, InvalidInput, TooManyPoints
-from gradest.expectation import closed_form
+from gradest.expectation import closed_form, first_non_finite
 
 A = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.1, -0.2]], dtype=torch.float64)
 
@@ -360,3 +360,17 @@ def test_closed_form_where_there_is_one():
     assert value.item() == pytest.approx(0.250001, rel=1e-6)
     assert closed_form(lambda h: h.sum(-1), many, neuron) is None
     assert closed_form(lambda h: h.sum(-1), many[:5], neuron)[0].item() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_the_first_entry_that_is_not_finite_is_found(dtype):
+    x = torch.zeros(3, 4, dtype=dtype)
+    assert first_non_finite(x) is None
+    assert first_non_finite(x[:0]) is None
+    assert first_non_finite(torch.full_like(x, torch.finfo(dtype).max)) is None  # though their sum may overflow
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        x[1, 2] = bad
+        x[2, 0] = torch.inf
+        assert first_non_finite(x) == [1, 2]
+        assert first_non_finite(x.T) == [0, 2]
+    assert first_non_finite(x[1, 2]) == []

@@ -5,9 +5,7 @@ What a command needs is imported when it runs: torch takes seconds, and `gradest
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +19,6 @@ from gradest.errors import GradestError, InvalidInput
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from gradest.plugin import Plugin
 
 __all__ = ["app", "main"]
 
@@ -43,6 +39,10 @@ Numbers = Annotated[
     typer.Option("--a", help='Pre-activations: "0.3,-1,2", a nested JSON array, a JSON file, or - for standard input.'),
 ]
 Seed = Annotated[int | None, typer.Option(help="Of the noise; a fresh one, which is reported, if not given.")]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", help="Ask the service there, with the API key in GRADEST_API_KEY if it needs one."),
+]
 AsDtype = Annotated[Dtype, typer.Option(help="The type in which --a is read.")]
 _SPEC = "a name, name:key=value,key=value, or JSON"
 
@@ -73,18 +73,20 @@ def list_plugins(
     kind: Annotated[Listing | None, typer.Argument(help="All kinds if not given.")] = None,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print estimators as a Markdown table.")] = False,
+    url: Url = None,
 ) -> None:
     """Show what is registered, and the plugins that did not load."""
-    from gradest.catalog import describe, describe_plugins, estimators_to_markdown
+    from gradest.catalog import estimators_to_markdown
     from gradest.cli.display import print_json, show_catalog
+    from gradest.cli.source import find_source
 
     if markdown:
-        if kind != "estimators":
+        if kind != "estimators" or url is not None:
             raise InvalidInput("--markdown is for the estimators: gradest list estimators --markdown")
         print(estimators_to_markdown())
         return
-    found = {f"{name}s": [describe(cls) for cls in table.values()] for name, table in _tables().items()}
-    found |= describe_plugins()
+    with find_source(url) as source:
+        found = source.catalog()
     shown = {name: rows for name, rows in found.items() if kind in (None, name) or name == "failures"}
     if as_json:
         print_json(shown)
@@ -97,24 +99,28 @@ def describe(
     name: Annotated[str, typer.Argument(help="Of a neuron, an estimator or an objective.")],
     kind: Annotated[Kind | None, typer.Option(help="Which it is, where the name is of several kinds.")] = None,
     as_json: Json = False,
+    url: Url = None,
 ) -> None:
     """Show one plugin: its formula, options, capabilities, bias and cost."""
-    from gradest import catalog
     from gradest.cli.display import print_json, show_description
+    from gradest.cli.source import KINDS, find_source
     from gradest.registry import unknown_plugin
 
-    found = {of: table for of, table in _tables().items() if name in table and kind in (None, of)}
-    if len(found) > 1:
-        raise InvalidInput(f"{name!r} is the name of {' and '.join(found)}: say which with --kind")
-    if not found:
-        known = {other for of, table in _tables().items() if kind in (None, of) for other in table}
-        raise unknown_plugin(kind or "plugin", name, sorted(known))
-    ((of, table),) = found.items()
-    description = {"kind": of, **catalog.describe_fully(table[name])}
+    with find_source(url) as source:
+        catalog = source.catalog()
+        names = {of: [entry["name"] for entry in catalog[f"{of}s"]] for of in KINDS if kind in (None, of)}
+        found = [of for of in names if name in names[of]]
+        if len(found) > 1:
+            raise InvalidInput(f"{name!r} is the name of {' and '.join(found)}: say which with --kind")
+        if not found:
+            raise unknown_plugin(kind or "plugin", name, sorted({known for of in names for known in names[of]}))
+        (of,) = found
+        description, text = source.describe(of, name)
+    description = {"kind": of, **description}
     if as_json:
         print_json(description)
     else:
-        show_description(description, inspect.getdoc(table[name]) or "")
+        show_description(description, text)
 
 
 @app.command()
@@ -128,18 +134,21 @@ def sample(
     ] = None,
     dtype: AsDtype = "float32",
     as_json: Json = False,
+    url: Url = None,
 ) -> None:
     """Draw independent outputs of a neuron."""
     from gradest.cli.display import print_json, show_samples
+    from gradest.cli.source import find_source
     from gradest.random import fresh_seed
 
-    unit = gradest.neuron(read_spec(neuron), **read_options(option or []))
-    at, seed = _tensor(a, dtype), fresh_seed() if seed is None else seed
-    h = gradest.sample(unit, at, samples, seed)
+    seed = fresh_seed() if seed is None else seed
+    spec = {**read_spec(neuron), **read_options(option or [])}
+    with find_source(url) as source:
+        found = source.sample(spec, _tensor(a, dtype), samples, seed)
     if as_json:
-        print_json({"neuron": unit.spec(), "seed": seed, "h": h.tolist()})
+        print_json({"neuron": found.spec, "seed": seed, "h": found.h.tolist()})
     else:
-        show_samples(unit.label(), seed, {"a": at, "E[h]": unit.mean(at), "P(h > 0)": unit.active_probability(at)}, h)
+        show_samples(found.label, seed, found.columns, found.h)
 
 
 @app.command()
@@ -155,16 +164,18 @@ def compare(
     dtype: AsDtype = "float32",
     plot: Annotated[Path | None, typer.Option(help=f"Save a chart: a file in {', '.join(_CHARTS)}.")] = None,
     as_json: Json = False,
+    url: Url = None,
 ) -> None:
     """Hold estimators against the exact gradient: bias, variance and cost."""
     from gradest.cli.display import Bars, print_json, show_comparison
+    from gradest.cli.source import find_source
 
     if plot is not None and plot.suffix not in _CHARTS:
         raise InvalidInput(f"--plot {plot}: the name of a chart ends in {', '.join(_CHARTS)}")
-    unit, loss = gradest.neuron(read_spec(neuron)), gradest.objective(read_spec(objective))
+    unit, loss = read_spec(neuron), read_spec(objective)
     chosen = [read_spec(text) for text in estimator] if estimator else None
-    with Bars() as bars:
-        comparison = gradest.compare(loss, _tensor(a, dtype), unit, chosen, draws, seed, progress=bars.show)
+    with find_source(url) as source, Bars() as bars:
+        comparison = source.compare(loss, _tensor(a, dtype), unit, chosen, draws, seed, bars.show)
     if as_json:
         print_json(comparison.to_dict())
     else:
@@ -345,11 +356,6 @@ def demo() -> None:
     from gradest.experiments.demo import run
 
     run()
-
-
-def _tables() -> dict[str, Mapping[str, type[Plugin]]]:
-    registry = gradest.registry
-    return {"neuron": registry.neurons, "estimator": registry.estimators, "objective": registry.objectives}
 
 
 def _tensor(text: str, dtype: Dtype) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,8 @@ def show_catalog(found: dict[str, list[dict[str, Any]]]) -> None:
 def show_description(description: dict[str, Any], text: str) -> None:
     """A plugin: its own words, its options, and what else is known of it."""
     show(Text.assemble((description["name"], "bold"), f", {description['kind']}: {description['summary']}"))
-    show(Text(f"\n{text}\n"))
+    if text:
+        show(Text(f"\n{text}\n"))
     options = description["options"]
     required = options.get("required", [])
     _show_rows(
@@ -116,7 +117,7 @@ def _bias(record: dict[str, Any]) -> str:
     return f"{record['bias'] * scale:.2g} ± {record['standard_error'] * scale:.2g}{unit}"
 
 
-def show_samples(neuron: str, seed: int, columns: dict[str, Tensor], samples: Tensor) -> None:
+def show_samples(neuron: str, seed: int, columns: Mapping[str, Tensor], samples: Tensor) -> None:
     """A row for each unit: the columns, tensors of one shape; the mean of its samples; and the first of them."""
     shape, flat = samples.shape[1:], samples.flatten(1)
     columns = {**{name: values.flatten() for name, values in columns.items()}, "mean": flat.float().mean(0)}

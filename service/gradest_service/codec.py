@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 from torch import Tensor
 
+from gradest.expectation import first_non_finite
 from gradest.wire import SAFETENSORS as SAFETENSORS_TYPE
 from gradest.wire import Malformed, join_tensors, pack, split_tensors, unpack
 from gradest_service.limits import check_elements, check_json_body
@@ -174,9 +175,8 @@ def decode_a(value: Any, dtype: str | None, shape: Sequence[int] | None, setting
 
 
 def _check_finite(field: str, tensor: Tensor, kind: str = "") -> None:
-    finite = torch.isfinite(tensor)
-    if not bool(finite.all()):
-        index = (~finite).nonzero()[0].tolist()
+    index = first_non_finite(tensor)
+    if index is not None:
         raise Problem(422, f"{_at(field, index)} is not a finite number{kind}; only finite ones are taken.")
 
 

@@ -47,7 +47,7 @@ class Settings(BaseModel):
     batch_elements: int = Field(1 << 18, ge=1, description="that are computed on together at the most")
 
     max_body_bytes: int = Field(32 << 20, ge=1, description="of a request's body")
-    max_json_bytes: int = Field(8 << 20, ge=1, description="of a request's body if it is JSON")
+    max_json_bytes: int = Field(4 << 20, ge=1, description="of a request's body if it is JSON")
     max_elements: int = Field(1 << 22, ge=1, description="of one tensor in a request or an answer")
     max_json_elements: int = Field(1 << 16, ge=1, description="of one tensor in JSON, in a request or an answer")
     max_samples: int = Field(1 << 16, ge=0, description="samples of one request")

@@ -147,7 +147,9 @@ def test_tensors_are_views_of_the_body_and_aligned():
     body[place : place + 8] = bytes(8)
     assert found["c"].item() == 0
     odd = body_of({"b": entry("U8", [1], 0, 1), "a": entry("F32", [1], 1, 5)}, b"x" + torch.ones(1).numpy().tobytes())
-    assert unpack(odd)[0]["a"].item() == 1
+    aligned = unpack(odd)[0]["a"]
+    assert aligned.item() == 1
+    assert aligned.data_ptr() % 4 == 0
 
 
 def test_tensors_may_share_memory():

@@ -1,5 +1,7 @@
 """What the service answers is what the library gives here, bit for bit, for the same seed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -140,6 +142,20 @@ def test_expect_in_every_type(either, estimator, dtype):
             assert torch.allclose(found, wanted, rtol=0.02)
         else:
             assert_same(found, wanted)
+
+
+def test_expect_with_a_value_that_is_not_linear_and_weights_of_every_row(client, registered):
+    class Spread(gradest.registry.estimators["vimco"]):
+        name, summary = "spread", "vimco, which states its weights for every row"
+
+        def forward(self, neuron, a, key, state):
+            draw = super().forward(neuron, a, key, state)
+            return replace(draw, weights=draw.weights[:, None].expand(-1, len(a)))
+
+    registered(Spread)
+    here, there = expect_both(client, "bernoulli", "spread", torch.float32)
+    for found, wanted in zip(there[:3], here[:3], strict=True):
+        assert_same(found, wanted)
 
 
 @pytest.mark.parametrize("estimator", ["rloo", "vimco", "straight_through", "reinforce_average"])

@@ -1,0 +1,135 @@
+"""Who answers the commands that take --url: this process, or a service."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor
+
+import gradest
+from gradest.catalog import describe, describe_fully, describe_plugins
+from gradest.comparison import Comparison
+
+if TYPE_CHECKING:
+    from gradest.client import Client
+
+__all__ = ["KINDS", "Sampled", "Source", "find_source"]
+
+KINDS = ("neuron", "estimator", "objective")
+API_KEY = "GRADEST_API_KEY"
+
+Spec = Mapping[str, Any]
+Progress = Callable[[str, int, int], None]
+
+
+class Sampled(NamedTuple):
+    """Samples, with what is known of the neuron that gave them."""
+
+    spec: Spec
+    label: str
+    h: Tensor
+    columns: Mapping[str, Tensor]
+
+
+class Source(ABC):
+    """Has the plugins and computes with them."""
+
+    @abstractmethod
+    def catalog(self) -> dict[str, list[dict[str, Any]]]:
+        """What is registered, by kind, the distributions, and what did not load."""
+
+    @abstractmethod
+    def describe(self, kind: str, name: str) -> tuple[dict[str, Any], str]:
+        """The description of one plugin, and its own words."""
+
+    @abstractmethod
+    def sample(self, neuron: Spec, a: Tensor, samples: int, seed: int) -> Sampled:
+        """Independent outputs."""
+
+    @abstractmethod
+    def compare(
+        self,
+        objective: Spec,
+        a: Tensor,
+        neuron: Spec,
+        estimators: Sequence[Spec] | None,
+        draws: int,
+        seed: int | None,
+        progress: Progress,
+    ) -> Comparison:
+        """Estimators side by side."""
+
+
+class _Here(Source):
+    def catalog(self) -> dict[str, list[dict[str, Any]]]:
+        tables = {f"{kind}s": getattr(gradest.registry, f"{kind}s") for kind in KINDS}
+        return {name: [describe(cls) for cls in table.values()] for name, table in tables.items()} | describe_plugins()
+
+    def describe(self, kind: str, name: str) -> tuple[dict[str, Any], str]:
+        cls = getattr(gradest.registry, f"{kind}s")[name]
+        return describe_fully(cls), inspect.getdoc(cls) or ""
+
+    def sample(self, neuron: Spec, a: Tensor, samples: int, seed: int) -> Sampled:
+        unit = gradest.neuron(neuron)
+        h = gradest.sample(unit, a, samples, seed)
+        columns = {"a": a, "E[h]": unit.mean(a), "P(h > 0)": unit.active_probability(a)}
+        return Sampled(unit.spec(), unit.label(), h, columns)
+
+    def compare(
+        self,
+        objective: Spec,
+        a: Tensor,
+        neuron: Spec,
+        estimators: Sequence[Spec] | None,
+        draws: int,
+        seed: int | None,
+        progress: Progress,
+    ) -> Comparison:
+        loss = gradest.objective(objective)
+        return gradest.compare(loss, a, neuron, estimators, draws, seed, progress=progress)
+
+
+class _There(Source):
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def catalog(self) -> dict[str, list[dict[str, Any]]]:
+        tables = {f"{kind}s": getattr(self._client, f"{kind}s")() for kind in KINDS}
+        return {name: list(table.values()) for name, table in tables.items()} | self._client.plugins()
+
+    def describe(self, kind: str, name: str) -> tuple[dict[str, Any], str]:
+        return getattr(self._client, kind)(name), ""
+
+    def sample(self, neuron: Spec, a: Tensor, samples: int, seed: int) -> Sampled:
+        h = self._client.sample(neuron, a, samples, seed)
+        options = ", ".join(f"{key}={value}" for key, value in neuron.items() if key != "name")
+        return Sampled(neuron, f"{neuron['name']}({options})" if options else neuron["name"], h, {"a": a})
+
+    def compare(
+        self,
+        objective: Spec,
+        a: Tensor,
+        neuron: Spec,
+        estimators: Sequence[Spec] | None,
+        draws: int,
+        seed: int | None,
+        progress: Progress,
+    ) -> Comparison:
+        return self._client.compare(objective, a, neuron, estimators, draws, seed, progress=progress)
+
+
+@contextmanager
+def find_source(url: str | None) -> Iterator[Source]:
+    """The service at `url`, with the API key that the environment has, or this process if that is None."""
+    if url is None:
+        yield _Here()
+        return
+    from gradest.client import Client
+
+    with Client(url, api_key=os.environ.get(API_KEY)) as client:
+        yield _There(client)
