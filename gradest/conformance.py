@@ -150,9 +150,10 @@ def _cases(registry: Registry, info: PluginInfo) -> Iterator[Case]:
     for objective in objectives:
         for of_objective in testing.OBJECTIVE_CHECKS:
             yield Case("objective", objective.label(), "", _name(of_objective), partial(of_objective, objective))
-    others: list[Neuron] = [cls() for cls in registry.neurons.values() if cls not in info.neurons.values()]
+    built_in = [cls for cls in registry.neurons.values() if cls not in info.neurons.values()]
     for estimator in estimators:
-        yield from _pairs(estimator, [*neurons, *others], testing.neurons(registry))
+        in_other_forms = (cls.build(**options) for cls in built_in for options in cls.examples)
+        yield from _pairs(estimator, [*neurons, *(cls() for cls in built_in)], in_other_forms)
     for cls in registry.estimators.values():
         if cls not in info.estimators.values():
             yield from _pairs(cls(), neurons, None)

@@ -252,7 +252,14 @@ def estimate(
     return so_far()
 
 
-def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target | None = None) -> tuple[Tensor, Tensor]:
+def exact(
+    f: Loss,
+    a: Tensor,
+    neuron: NeuronSpec = "bernoulli",
+    target: Target | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
     """E[f(h)] `[*batch]` and its gradient in a `[*batch, *event]`, by summing over the units' joint law, in chunks.
 
     Exact for units with finitely many outputs, up to 20 binary ones; for others as accurate as their `law`, which for continuous
@@ -260,6 +267,7 @@ def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target |
     2^20 points.
 
     target: another expectation than E[f(h)], such as `estimator.target()`; of n samples it takes the n-th power of the points.
+    progress: progress(done, points) is called after each chunk; what it raises ends the work.
     """
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron).double().requires_grad_()
@@ -270,7 +278,7 @@ def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target |
         total = count(neuron, event, values.shape[0])
         del values
         if target is not None and target.samples > 1:
-            return _exact_of_samples(f, a, wide, neuron, total, target)
+            return _exact_of_samples(f, a, wide, neuron, total, target, progress)
         chunk = max(1, _CHUNK // max(1, wide.numel()))
         loss = torch.zeros(wide.shape[: wide.ndim - neuron.event_ndim], dtype=torch.float64, device=a.device)
         gradient = torch.zeros_like(wide)
@@ -283,12 +291,20 @@ def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target |
                 (step,) = torch.autograd.grad(part.sum(), wide)
                 gradient += step
             loss += part.detach()
+            if progress:
+                progress(min(first + chunk, total), total)
     dtype = _at_least_float32(a)
     return loss.to(dtype), gradient.detach().to(dtype)
 
 
 def _exact_of_samples(
-    f: Loss, a: Tensor, wide: Tensor, neuron: Neuron, total: int, target: Target
+    f: Loss,
+    a: Tensor,
+    wide: Tensor,
+    neuron: Neuron,
+    total: int,
+    target: Target,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[Tensor, Tensor]:
     """`exact` for several samples: the losses of all configurations once, then every way to draw `samples` of these."""
     ways = total**target.samples
@@ -309,6 +325,8 @@ def _exact_of_samples(
         value += part.detach()
         steps = torch.autograd.grad(part.sum(), given)
         slopes = [slope + step for slope, step in zip(slopes, steps, strict=True)]
+        if progress:
+            progress(min(first + chunk, ways), ways)
     moving = [(x, slope) for x, slope in zip((weights, losses), slopes, strict=True) if x.requires_grad]
     gradient = torch.zeros_like(wide)
     if moving:
@@ -317,7 +335,14 @@ def _exact_of_samples(
     return value.to(dtype), gradient.detach().to(dtype)
 
 
-def closed_form(f: Loss, a: Tensor, neuron: Neuron, target: Target | None = None) -> tuple[Tensor, Tensor] | None:
+def closed_form(
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    target: Target | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor] | None:
     """What `exact` gives, by the objective's own closed form where it has one; None where neither is to be had."""
     try:
         if isinstance(f, Objective) and (target is None or target.samples == 1):
@@ -329,7 +354,7 @@ def closed_form(f: Loss, a: Tensor, neuron: Neuron, target: Target | None = None
                     (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
                     dtype = _at_least_float32(a)
                     return loss.detach().to(dtype), gradient.to(dtype)
-        return exact(f, a, neuron, target)
+        return exact(f, a, neuron, target, progress=progress)
     except TooManyPoints:
         return None
 

@@ -29,7 +29,7 @@ class Mine(MonteCarlo):
     name, summary, needs, capabilities = "mine", "loss times score", frozenset({"loss"}), (Discrete,)
 
     def accepts(self, neuron):
-        return neuron.name == "bernoulli"
+        return neuron.name in ("bernoulli", "third")
 
     def bias(self, neuron):
         return Bias.NONE
@@ -188,11 +188,11 @@ BROKEN = {
     "assertion of its own": (
         """
         def evaluations(self, neuron, event_shape):
-            assert event_shape == ()
+            assert event_shape == (), "no event"
             return 1
         """,
         "shapes_and_dtypes",
-        r"raises AssertionError: .*in evaluations",
+        r"raises AssertionError: no event \(plugin_.*\.py:\d+, in evaluations\)",
     ),
     "no neuron": (
         """
@@ -276,11 +276,33 @@ def test_a_right_plugin_passes(written: Any, check: Any) -> None:
 def test_what_is_tried_on_what(written: Any) -> None:
     cases = collect(find(str(written(HEAD + GOOD + FOOT)))).cases
     tried = {(case.kind, case.plugin, case.neuron) for case in cases}
-    assert {("neuron", "third", ""), ("objective", "cube", ""), ("estimator", "mine", "bernoulli")} <= tried
+    assert {
+        ("neuron", "third", ""),
+        ("objective", "cube", ""),
+        ("estimator", "mine", "bernoulli"),
+        ("estimator", "mine", "third"),
+    } <= tried
     assert ("estimator", "rebar", "third") in tried, "its neurons are tried under built-in estimators"
     assert all("third" in (neuron, plugin) or plugin in ("mine", "cube") for _, plugin, neuron in tried)
     assert len({str(case) for case in cases}) == len(cases)
     assert all(case.run().passed for case in cases if case.kind != "estimator" or case.plugin == "reinforce")
+
+
+def test_a_neuron_that_cannot_be_built_leaves_the_rest_to_be_checked(written: Any) -> None:
+    source = GOOD.replace('"-1 or 2", -1.0, 2.0', '"-1 or 2", -1.0, 2.0\n    examples = ({"no_such": 1},)')
+    source = source.replace("    pass\n", "    def accepts(self, neuron):\n        return False\n", 1)
+    report = run_checks(find(str(written(HEAD + source + FOOT))))
+    assert [(result.plugin, result.check) for result in report.results if not result.passed] == [
+        ("third", "examples"),
+        ("mine", "accepts"),
+    ]
+    assert [result.plugin for result in report.results if result.passed] == ["cube"]
+
+
+def test_an_estimator_that_fits_a_built_in_neuron_only_with_options_is_tried_there(written: Any) -> None:
+    body = "    def accepts(self, neuron):\n        return neuron.label() == 'binomial(trials=1)'\n"
+    cases = collect(find(str(written(HEAD + body + FOOT))), bias=False).cases
+    assert {case.neuron for case in cases} == {"binomial(trials=1)"}
 
 
 def test_progress_is_told(written: Any) -> None:

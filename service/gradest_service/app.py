@@ -20,6 +20,7 @@ from starlette.responses import Response
 import gradest
 from gradest_service import metrics, schemas
 from gradest_service.auth import OPEN, Keys
+from gradest_service.batching import Batcher
 from gradest_service.docs import add_docs
 from gradest_service.load import Load
 from gradest_service.middleware import Envelope
@@ -70,6 +71,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.limiter = CapacityLimiter(settings.threads)
     app.state.load = Load(settings)
+    app.state.batcher = (
+        Batcher(app.state.limiter, settings.batch_wait_seconds, settings.batch_elements) if settings.batching else None
+    )
     counts = metrics.Metrics() if settings.metrics and metrics.available() else None
     keys = Keys(settings.api_keys) if settings.api_keys else None
     app.add_middleware(Envelope, settings=settings, load=app.state.load, keys=keys, metrics=counts)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from anyio import from_thread
+
 from gradest_service.auth import Key
 
-__all__ = ["Call", "charge", "current"]
+__all__ = ["Call", "charge", "current", "stop_if_told"]
 
 
 @dataclass(slots=True)
@@ -35,3 +37,8 @@ def charge(elements: int) -> None:
         call.elements += elements
         if call.key is not None:
             call.key.charge(elements)
+
+
+def stop_if_told(*_: object) -> None:
+    """A report of progress, from a thread of the pool, that ends the work once its deadline is over or its client is gone."""
+    from_thread.check_cancelled()

@@ -20,13 +20,13 @@ import gradest
 from gradest.comparison import Comparison, comparable
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, TooManyPoints, UnknownPlugin
 from gradest.estimator import Estimator, State, Target, event_shape
-from gradest.expectation import check_pre_activations, closed_form
+from gradest.expectation import Estimate, check_pre_activations, closed_form
 from gradest.neuron import Binary, Neuron
 from gradest.objective import Objective
 from gradest.plugin import Plugin
 from gradest.random import MAX_SEED
 from gradest_service import joint, limits
-from gradest_service.calls import charge
+from gradest_service.calls import charge, stop_if_told
 from gradest_service.codec import check_options, decode_a, decode_state, decode_tensor
 from gradest_service.problems import Problem, describe_faults
 from gradest_service.schemas import (
@@ -132,8 +132,10 @@ def backward(request: BackwardRequest, settings: Settings, as_json: bool) -> Pas
     )
 
 
-def estimate(request: EstimateRequest, settings: Settings, as_json: bool) -> Callable[[], EstimateAnswer]:
-    """`gradest.estimate`, and the exact values where they are to be had."""
+def estimate(
+    request: EstimateRequest, settings: Settings, as_json: bool
+) -> Callable[[Callable[[Estimate], None] | None], EstimateAnswer]:
+    """`gradest.estimate`, and the exact values where they are to be had; it may be watched."""
     neuron, a = _inputs(request, settings)
     limits.check_answer(settings, limits.size(a.shape), "the gradient", as_json)
     estimator, wide = _fitting(request.estimator, "estimator", neuron, a, settings)
@@ -145,10 +147,21 @@ def estimate(request: EstimateRequest, settings: Settings, as_json: bool) -> Cal
     charge(work)
     seed = _seed(request.seed)
 
-    def run() -> EstimateAnswer:
-        found = gradest.estimate(objective, a, neuron, estimator, request.draws, seed)
-        too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, estimator.target()))
-        exact = None if too_long else closed_form(objective, a, neuron, estimator.target())
+    def run(watch: Callable[[Estimate], None] | None = None) -> EstimateAnswer:
+        found = gradest.estimate(
+            objective,
+            a,
+            neuron,
+            estimator,
+            request.draws,
+            seed,
+            target_standard_error=request.target_standard_error,
+            progress=stop_if_told,
+            watch=watch,
+        )
+        target = estimator.target()
+        too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, target))
+        exact = None if too_long else closed_form(objective, a, neuron, target, progress=stop_if_told)
         return EstimateAnswer(
             loss=found.loss,
             gradient=found.gradient,
@@ -216,6 +229,7 @@ def recommend(request: RecommendRequest, settings: Settings) -> dict[str, Any]:
         a=a,
         draws=request.draws,
         seed=_seed(request.seed),
+        progress=stop_if_told,
     ).to_dict()
 
 

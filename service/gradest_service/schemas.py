@@ -117,6 +117,12 @@ class EstimateRequest(Request):
     estimator: Plugin = Field(examples=["rloo"])
     objective: Plugin = Field(examples=[{"name": "quadratic", "target": 0.499}])
     draws: Draws = Field(1000, description=_DRAWS)
+    target_standard_error: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="to stop at, of every coordinate of the gradient; draws is then the cap",
+    )
     seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
 
 

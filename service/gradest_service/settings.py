@@ -40,6 +40,12 @@ class Settings(BaseModel):
     max_requests: int = Field(256, ge=1, description="requests that a process holds, waiting ones included")
     max_pending_bytes: int = Field(1 << 28, ge=1, description="bodies that a process holds, all together")
 
+    batching: bool = Field(
+        True, description="whether requests of one kind are computed on together; answers are the same"
+    )
+    batch_wait_seconds: float = Field(0, ge=0, description="that a request waits for others even if a thread is free")
+    batch_elements: int = Field(1 << 18, ge=1, description="that are computed on together at the most")
+
     max_body_bytes: int = Field(32 << 20, ge=1, description="of a request's body")
     max_json_bytes: int = Field(4 << 20, ge=1, description="of a request's body if it is JSON")
     max_elements: int = Field(1 << 22, ge=1, description="of one tensor in a request or an answer")

@@ -57,6 +57,7 @@ class _Supervisor:
         self._folder = folder
         self._workers: list[_Worker] = []
         self._stopping = False
+        self._exit_code = 0
 
     def run(self) -> None:
         """Until all workers have ended."""
@@ -70,6 +71,8 @@ class _Supervisor:
                 wait([worker.process.sentinel for worker in self._workers], timeout=0.2)
                 for worker in [worker for worker in self._workers if not worker.process.is_alive()]:
                     self._replace(worker)
+            if self._exit_code:
+                raise SystemExit(self._exit_code)
         finally:
             for worker in self._workers:
                 worker.process.kill()
@@ -93,14 +96,16 @@ class _Supervisor:
         if self._stopping:
             return
         if process.exitcode == FAILED:
-            self._stop()  # what keeps one from starting keeps them all
-            raise SystemExit(FAILED)
+            self._exit_code = FAILED  # what keeps one from starting keeps them all
+            self._stop()
+            return
         _LOG.error("worker %s ended with %s; another takes its place", process.pid, process.exitcode)
         time.sleep(max(0.0, worker.started + _PAUSE - time.monotonic()))
         self._start()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stopping:
+            self._exit_code = 128 + number
             for worker in self._workers:
                 worker.process.kill()
         else:

@@ -80,6 +80,7 @@ def test_every_route_needs_a_key_but_two(start, file, refused):
         {"Authorization": "Bearer ü".encode("latin-1")},
         {"X-API-Key": ALICE},
         [("Authorization", "Bearer x"), ("Authorization", f"Bearer {ALICE}")],
+        [("Authorization", f"Bearer {ALICE}"), ("Authorization", "Bearer x")],
     ],
 )
 def test_what_is_no_key(start, file, refused, headers):

@@ -12,7 +12,12 @@ from gradest.expectation import ask, closed_form, tell
 from gradest.random import Key
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-PAIRS = testing.pairs(gradest.registry)
+PAIRS = [
+    pytest.param(
+        estimator, neuron, marks=[pytest.mark.slow] if estimator.model_fields_set | neuron.model_fields_set else []
+    )
+    for estimator, neuron in testing.pairs(gradest.registry)
+]
 SHAPES = [(2, 3), (3,), (1,), (2, 2, 2), (0, 3), (2, 0), (0, 2, 3)]
 
 
@@ -61,7 +66,9 @@ def test_sample_of_every_shape(either, shape):
         )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])], ids=str
+)
 @pytest.mark.parametrize(("estimator", "neuron"), PAIRS, ids=lambda plugin: plugin.label())
 def test_forward_and_backward(client, neuron, estimator, dtype):
     check_forward_and_backward(client, neuron, estimator, dtype)
@@ -273,9 +280,12 @@ def test_exact_is_none_where_there_is_none(client):
 def test_compare(client, dtype):
     a = pre_activations("bernoulli", dtype)
     objective = gradest.objective("quadratic", target=0.499)
-    here = gradest.compare(objective, a, "bernoulli", draws=30, seed=4).to_dict()
+    chosen = ["rloo", "reinforce_average", "enumeration", "straight_through"]
+    here = gradest.compare(objective, a, "bernoulli", chosen, draws=30, seed=4).to_dict()
     seen = []
-    table = client.compare(objective, a, "bernoulli", draws=30, seed=4, progress=lambda *report: seen.append(report))
+    table = client.compare(
+        objective, a, "bernoulli", chosen, draws=30, seed=4, progress=lambda *report: seen.append(report)
+    )
     there = table.to_dict()
     for row in (*here["rows"], *there["rows"]):
         assert row.pop("seconds") >= 0

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 
@@ -139,7 +142,7 @@ def test_a_line_a_request(start, caplog, tmp_path):
         service.post("/v1/sample", json=SAMPLE, headers={"Authorization": f"Bearer {key}", "X-Request-ID": "run-7"})
         service.get("/nowhere%0aforged")
         eventually(lambda: len(caplog.records) == 2)  # a line is written when its answer is out
-    first, second = caplog.records
+    first, second = sorted(caplog.records, key=lambda record: record.fields["status"])
     fields = first.fields
     assert fields.pop("seconds") > 0
     assert fields.pop("bytes_in") > 0
@@ -222,6 +225,22 @@ def test_the_id_is_on_what_plugins_log(start, registered, logged):
     lines = [json.loads(line) for line in read().splitlines()]
     assert lines
     assert {(line["logger"], line["request_id"]) for line in lines} == {("talking", "run-8")}
+
+
+def test_a_dead_worker_s_requests_are_forgotten_and_its_counts_are_not(tmp_path):
+    def run(code):
+        code = f"import os; from gradest_service.metrics import *; from gradest_service.calls import Call; m = Metrics(); {code}"
+        environment = {**os.environ, metrics.FOLDER: str(tmp_path)}
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        return process.pid, process.communicate(timeout=60)[0]
+
+    dead, _ = run("m.begin(); m.begin(); m.end(Call('x', 'GET', '/livez'), 200, 0.5); os._exit(9)")
+    show = "print(m.render().decode())"
+    assert "gradest_requests_in_progress 1.0" in run(show)[1]
+    metrics.forget(dead, str(tmp_path))
+    _, shown = run(show)
+    assert "gradest_requests_in_progress 1.0" not in shown
+    assert 'gradest_requests_total{method="GET",route="/livez",status="200"} 1.0' in shown
 
 
 def test_no_globals():
