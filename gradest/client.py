@@ -347,7 +347,7 @@ def _plain(value: Any) -> Any:
 
 
 def _decode(content_type: str, body: bytearray, device: torch.device | None) -> Any:
-    """The fields of an answer; raises ValueError."""
+    """The fields of an answer, their tensors on `device`; raises any error if it is malformed."""
     if content_type == SAFETENSORS:
         tensors, metadata = unpack(body)
         fields = from_json(metadata.get("response", ""))
@@ -372,6 +372,13 @@ def _with_non_finite(numbers: Any) -> Any:
 
 
 # --- sending ---------------------------------------------------------------------------------------------------------------
+
+
+class _Fields(dict[str, Any]):
+    """The fields of an answer."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ServiceError(200, "Not a gradest service", f"the answer has no field {name}")
 
 
 class _Answer:
@@ -410,7 +417,7 @@ class _Answer:
         except Exception:  # whatever is wrong with it, a service did not write it
             fields = None
         if self._response.is_success and fields is not None:
-            return fields
+            return _Fields(fields) if isinstance(fields, dict) else fields
         if isinstance(fields, dict) and "status" in fields:
             raise _problem(fields)
         title = self._response.reason_phrase or "Error"

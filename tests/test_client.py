@@ -463,6 +463,7 @@ def test_problem_details_and_plain_text_are_one_kind_of_error(kind):
         httpx.Response(200, json={"tensors": {"h": {"shape": [1], "dtype": "float32"}}}),
         httpx.Response(200, json={"tensors": {"h": {"shape": [3], "dtype": "float32"}}, "h": [1]}),
         httpx.Response(200, json={"tensors": []}),
+        httpx.Response(200, json={}),
     ],
 )
 def test_a_malformed_answer_is_a_service_error(answer):
