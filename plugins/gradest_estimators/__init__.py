@@ -11,6 +11,7 @@ from gradest_estimators.double_cv import DoubleCv
 from gradest_estimators.enumeration import Enumeration
 from gradest_estimators.evolution import Evolution
 from gradest_estimators.gumbel_rao import GumbelRao
+from gradest_estimators.gumbel_softmax import GumbelSoftmax
 from gradest_estimators.held_noise import HeldNoise
 from gradest_estimators.local_expectation import LocalExpectation
 from gradest_estimators.measure_valued import MeasureValued
@@ -53,6 +54,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         Enumeration,
         Evolution,
         GumbelRao,
+        GumbelSoftmax,
         HeldNoise,
         LocalExpectation,
         MeasureValued,

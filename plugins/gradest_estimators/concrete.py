@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State
 from gradest.kernels.reference import leading_mean
-from gradest.neuron import LogisticBinary, Neuron
+from gradest.neuron import LogisticBinary, Neuron, Relaxable
 from gradest.random import Key
 
 
@@ -26,7 +27,7 @@ class Concrete(MonteCarlo):
     reference = "Maddison, Mnih, Teh 2017, arXiv 1611.00712; Jang, Gu, Poole 2017, arXiv 1611.01144"
     needs = frozenset({"grad"})
     off_support = True
-    capabilities = (LogisticBinary,)
+    capabilities: ClassVar[tuple[type[Neuron], ...]] = (LogisticBinary,)
 
     examples = ({}, {"samples": 3, "temperature": 1.0})
 
@@ -50,7 +51,7 @@ class Concrete(MonteCarlo):
         return leading_mean(gradient), state
 
     def _relax(self, draw: Draw, a: Tensor) -> Tensor:
-        assert isinstance(draw.neuron, LogisticBinary)
+        assert isinstance(draw.neuron, Relaxable)
         return draw.neuron.relax(a, draw.saved["noise"], self.temperature)
 
 

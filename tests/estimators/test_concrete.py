@@ -44,3 +44,19 @@ def test_the_two_differ_in_where_they_ask_alone():
     assert torch.equal(*gradients)
     s = (one.points[0] + 1) / 2
     assert torch.allclose(gradients[0], grad[0] * 2 * s * (1 - s) / 0.5, rtol=1e-5)
+
+
+def test_gumbel_softmax_is_unbiased_for_the_relaxed_loss():
+    """Which is the loss of the relaxed unit, whose law is a quadrature."""
+    a = torch.tensor([[0.4, -0.9, 0.1]], dtype=torch.float64)
+    weight = torch.tensor([1.0, -0.7, 0.5], dtype=torch.float64)
+
+    def cubic(h):
+        return ((h * weight).sum((-1, -2)) + 0.3) ** 3
+
+    _, wanted = gradest.exact(cubic, a, {"name": "gumbel_softmax", "temperature": 0.5})
+    found = gradest.estimate(cubic, a, "categorical", "gumbel_softmax", draws=100_000, seed=1)
+    assert float(((found.gradient - wanted) / found.standard_error).abs().max()) < 5  # false alarm below 2e-6
+    assert bool((wanted.abs() > 20 * found.standard_error).any())
+    draw = gradest.estimator("gumbel_softmax").forward(gradest.neuron("categorical"), a, gradest.Key(1), {})
+    assert torch.equal(draw.points.argmax(-1), gradest.sample("categorical", a, 1, 1).argmax(-1))
