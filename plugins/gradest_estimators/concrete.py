@@ -51,7 +51,7 @@ class Concrete(MonteCarlo):
 
     def _relax(self, draw: Draw, a: Tensor) -> Tensor:
         assert isinstance(draw.neuron, LogisticBinary)
-        return draw.neuron.relax(a, draw.saved["noise"], self.temperature)
+        return draw.neuron.relax(a, draw.noise(), self.temperature)
 
 
 class StraightThroughConcrete(Concrete):
