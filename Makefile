@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 .PHONY: test lint demo bench clean
 
 test: lint
-	$(PYTEST) -n 2 -m "not gpu and not benchmark"
+	$(PYTEST) -n 2 --dist loadgroup -m "not gpu and not benchmark"
 
 lint: $(READY)
 	$(BIN)/ruff check .

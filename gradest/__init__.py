@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 from gradest._lazy import attach
 
 if TYPE_CHECKING:
-    from gradest.client import Client
+    from gradest.client import AsyncClient, Client
     from gradest.comparison import Comparison, compare
     from gradest.errors import GradestError
     from gradest.estimator import Bias, Draw, Estimator, Feedback, MonteCarlo, State, Target
@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PLUGIN_API",
+    "AsyncClient",
     "Bias",
     "Binary",
     "Client",
@@ -109,7 +110,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "gradest.client": ["Client"],
+    "gradest.client": ["AsyncClient", "Client"],
     "gradest.comparison": ["Comparison", "compare"],
     "gradest.errors": ["GradestError"],
     "gradest.estimator": ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State", "Target"],

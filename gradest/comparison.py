@@ -19,7 +19,16 @@ from gradest.objective import Loss
 from gradest.random import check_seed, fresh_seed
 from gradest.registry import registry
 
-__all__ = ["Comparison", "Row", "comparable", "compare", "cosine_of", "in_standard_errors", "relative_error"]
+__all__ = [
+    "Comparison",
+    "Row",
+    "comparable",
+    "compare",
+    "cosine_of",
+    "in_standard_errors",
+    "is_feasible",
+    "relative_error",
+]
 
 
 @dataclass(frozen=True)
@@ -133,26 +142,28 @@ def compare(
 
     estimators: by default every registered one that fits and estimates the gradient of E[f(h)], with its default options, but
     for those that would need to enumerate too many points. One with another target that is named here is held against the
-    exact gradient of that, and its row says so. progress(estimator, done, draws) is called as draws are made. executor: as for
+    exact gradient of that, and its row says so. progress(estimator, done, draws) is called as draws are made,
+    and with "exact" and points where the exact gradient takes many. executor: as for
     `estimate`; the figures do not depend on it, but for the seconds. Raises what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     if estimators is None:
-        chosen = [estimator for estimator in comparable(neuron) if _is_feasible(estimator, neuron, a)]
+        chosen = [estimator for estimator in comparable(neuron) if is_feasible(estimator, neuron, a)]
     else:
         chosen = [registry.estimator(spec) for spec in estimators]
         for estimator in chosen:
             registry.check_fit(neuron, estimator)
-    exact = _exact_gradient(f, a, neuron, Target())
+    on_exact = (lambda done, points: progress("exact", done, points)) if progress else None
+    exact = _exact_gradient(f, a, neuron, Target(), on_exact)
     rows = []
     for estimator in chosen:
         label = estimator.label()
         report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
         found = estimate(f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report)
         target = estimator.target()
-        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target)
+        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, on_exact)
         rows.append(_row(estimator, neuron, found, truth))
     return Comparison(neuron.label(), draws, seed, tuple(rows), exact)
 
@@ -188,12 +199,15 @@ def relative_error(cosine: float, snr: float, draws: float) -> float:
     return math.sqrt(max(0.0, 1 - cosine**2 * share))
 
 
-def _exact_gradient(f: Loss, a: Tensor, neuron: Neuron, target: Target) -> Tensor | None:
-    found = closed_form(f, a, neuron, target)
+def _exact_gradient(
+    f: Loss, a: Tensor, neuron: Neuron, target: Target, progress: Callable[[int, int], None] | None
+) -> Tensor | None:
+    found = closed_form(f, a, neuron, target, progress=progress)
     return None if found is None else found[1]
 
 
-def _is_feasible(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
+def is_feasible(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
+    """Whether a draw at `a` takes no more points than the limit of an enumeration."""
     try:
         estimator.evaluations(neuron, event_shape(neuron, a))
     except TooManyPoints:

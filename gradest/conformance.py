@@ -1,187 +1,225 @@
-"""Running the conformance kit on a plugin: what `gradest check` and `pytest --gradest-plugin` share.
+"""The conformance kit on a whole plugin, in plain data: what `gradest check` prints and `pytest --gradest-plugin` runs.
 
-subject = find("my-plugin")                   # or a module, a .py file, a project's folder
-for case in cases(subject):
-    print(case.id, run(case) or "passed")
+A plugin is loaded into a registry of its own, beside the built-ins and nothing else. Its neurons and objectives go through
+their checks in each of their `examples`. Its estimators, in each of theirs, are tried on every neuron that they accept, its
+own and the built-in ones; its neurons also under every built-in estimator that accepts them, which is what finds a fault in a
+capability, such as a relaxation, that only estimators use. Built-ins have their default options there.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import tomllib
+import os
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Literal, TypeVar
+
+import torch
 
 from gradest import testing
 from gradest.checks import STRANGE_ERRORS
-from gradest.discovery import GROUP, discover, normalised
-from gradest.errors import GradestError, PluginError
+from gradest.discovery import Source, installed
 from gradest.estimator import Estimator
 from gradest.neuron import Neuron
 from gradest.plugin import Plugin
-from gradest.registry import PluginInfo, Registry
+from gradest.registry import PluginFailure, PluginInfo, Registry
 
-__all__ = ["Case", "Subject", "cases", "find", "run"]
+__all__ = ["Case", "Kind", "Report", "Result", "Suite", "collect", "run_checks"]
+
+Kind = Literal["plugin", "neuron", "estimator", "objective"]
+AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
+
+_LIBRARIES = tuple(f"{Path(library.__file__ or '').parent}{os.sep}" for library in (testing, torch))
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is checked: a plugin's classes, in a registry that has the built-in ones beside it."""
+class Result:
+    """How one check went."""
 
-    name: str
-    registry: Registry
-    plugins: tuple[PluginInfo, ...]
-    failures: tuple[str, ...]
-    """What of it could not be registered, and why."""
+    kind: Kind
+    plugin: str
+    """The label of the neuron, estimator or objective."""
+    neuron: str
+    """The label of the neuron that an estimator was tried on, else ""."""
+    check: str
+    diagnosis: str
+    """What is wrong; "" where the check passed."""
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.diagnosis
 
 
 @dataclass(frozen=True)
 class Case:
-    """One check of one plugin; of an estimator, on one neuron."""
+    """One check, of one neuron or objective or of an estimator on a neuron, not yet made."""
+
+    kind: Kind
+    plugin: str
+    neuron: str
+    check: str
+    test: Callable[[], None]
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, [self.plugin, self.neuron, self.check]))
+
+    def run(self) -> Result:
+        """Make the check. Whatever the plugin's code raises is its failure."""
+        started, diagnosis = time.perf_counter(), ""
+        try:
+            self.test()
+        except STRANGE_ERRORS as error:
+            diagnosis = _diagnosis(error)
+        return Result(
+            self.kind, self.plugin, self.neuron, self.check, diagnosis, round(time.perf_counter() - started, 3)
+        )
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What there is to check of a plugin; no cases where it did not load."""
 
     plugin: str
-    neuron: str | None
-    check: str
-    call: Callable[[], None]
+    failures: tuple[PluginFailure, ...]
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """How all checks of a plugin went."""
+
+    plugin: str
+    failures: tuple[PluginFailure, ...]
+    results: tuple[Result, ...]
 
     @property
-    def id(self) -> str:
-        """A name for reports."""
-        return "-".join(part for part in (self.plugin, self.neuron, self.check) if part)
+    def passed(self) -> bool:
+        """Whether it loaded and passed every check."""
+        return not self.failures and all(result.passed for result in self.results)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain data."""
+        results = [{**asdict(result), "passed": result.passed} for result in self.results]
+        failures = [asdict(failure) for failure in self.failures]
+        return {"plugin": self.plugin, "passed": self.passed, "failures": failures, "results": results}
 
 
-def find(target: str) -> Subject:
-    """The plugin that `target` names: an installed distribution, a module, a .py file, or a folder with a pyproject.toml.
+def run_checks(source: Source, *, bias: bool = True, progress: Callable[[int, int], None] | None = None) -> Report:
+    """Check the plugin; `bias` and `source` as for `collect`. `progress` is told how many of how many checks are done."""
+    suite = collect(source, bias=bias)
+    results: list[Result] = []
+    for case in suite.cases:
+        if progress is not None:
+            progress(len(results), len(suite.cases))
+        results.append(case.run())
+    return Report(suite.plugin, suite.failures, tuple(results))
 
-    A file or folder need not be installed; where it is, what is in the folder is checked. Raises PluginError if there is none.
+
+def collect(source: Source, *, bias: bool = True) -> Suite:
+    """Load the plugin, and say what there is to check.
+
+    source: what `gradest.discovery.find` gives.
+    bias: whether to measure it, which takes longer than all other checks together.
     """
-    path = Path(target)
-    if path.suffix == ".py" or path.is_dir():
-        return _register(target, _of_folder(path) if path.is_dir() else {path.stem: partial(_import_file, path)})
-    if any(normalised(source.distribution) == normalised(target) for source in discover()):
-        return _of_distribution(target)
-    if _is_module(target):
-        return _register(target, {target: partial(importlib.import_module, target)})
-    raise PluginError(
-        f"{target!r} is no installed distribution with plugins, no module, no .py file and no folder with a pyproject.toml; "
-        "`gradest list plugins` shows what is installed"
+    built_in = [] if source.built_in else [other for other in installed() if other.built_in]
+    registry = Registry([*built_in, source])
+    cases = (
+        case for info in registry.plugins if info.distribution == source.distribution for case in _cases(registry, info)
     )
+    kept = tuple(case for case in cases if bias or case.check != _BIAS)
+    return Suite(source.distribution, registry.failures, kept)
 
 
-def cases(subject: Subject, bias: bool = True) -> Iterator[Case]:
-    """Every check: of neurons and objectives, and of estimators on each neuron they accept, of the plugin's own or built in.
-
-    bias: whether the claims of bias are measured, which takes seconds for each pair.
-    """
-    neurons = testing.neurons(subject.registry)
-    for info in subject.plugins:
-        for neuron in _examples(info.neurons.values()):
-            yield from _checks(neuron, None, testing.NEURON_CHECKS)
-        for estimator in _examples(info.estimators.values()):
-            yield from _estimator_cases(estimator, neurons, bias)
-        for objective in _examples(info.objectives.values()):
-            yield from _checks(objective, None, testing.OBJECTIVE_CHECKS)
-
-
-def run(case: Case) -> str | None:
-    """None if the check passes, else a diagnosis."""
-    try:
-        case.call()
-    except AssertionError as error:
-        return str(error) or "an assertion failed"
-    except STRANGE_ERRORS as error:
-        at = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno})"
-    return None
+def _cases(registry: Registry, info: PluginInfo) -> Iterator[Case]:
+    """The checks of what the plugin brings, and a case that fails for all that stands in the way of one."""
+    broken: list[Case] = []
+    neurons = _build("neuron", info.neurons.values(), broken)
+    estimators = _build("estimator", info.estimators.values(), broken)
+    objectives = _build("objective", info.objectives.values(), broken)
+    if not (neurons or estimators or objectives or broken):
+        broken.append(_failing("plugin", info.distribution, "brings_something", "its hooks return no class at all"))
+    yield from broken
+    for neuron in neurons:
+        for check in testing.NEURON_CHECKS:
+            yield Case("neuron", neuron.label(), "", _name(check), partial(check, neuron))
+    for objective in objectives:
+        for of_objective in testing.OBJECTIVE_CHECKS:
+            yield Case("objective", objective.label(), "", _name(of_objective), partial(of_objective, objective))
+    built_in = [cls for cls in registry.neurons.values() if cls not in info.neurons.values()]
+    for estimator in estimators:
+        in_other_forms = (cls.build(**options) for cls in built_in for options in cls.examples)
+        yield from _pairs(estimator, [*neurons, *(cls() for cls in built_in)], in_other_forms)
+    for cls in registry.estimators.values():
+        if cls not in info.estimators.values():
+            yield from _pairs(cls(), neurons, None)
 
 
-# --- finding ---
-
-
-def _of_distribution(name: str) -> Subject:
-    registry = Registry(load=name)
-    plugins = tuple(info for info in registry.plugins if normalised(info.distribution) == normalised(name))
-    return Subject(name, registry, plugins, tuple(map(str, registry.failures)))
-
-
-def _of_folder(folder: Path) -> dict[str, Callable[[], ModuleType]]:
-    """The hook modules of a project, by the entry points of its pyproject.toml."""
-    try:
-        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
-        points: dict[str, str] = project["project"]["entry-points"][GROUP]
-    except FileNotFoundError as error:
-        raise PluginError(f"{folder} has no pyproject.toml") from error
-    except (KeyError, TypeError, tomllib.TOMLDecodeError) as error:
-        raise PluginError(f"{folder}/pyproject.toml has no table [project.entry-points.{GROUP}]: {error}") from error
-    roots = [str(root.resolve()) for root in (folder / "src", folder) if root.is_dir()]
-    sys.path[:0] = [root for root in roots if root not in sys.path]
-    return {name: partial(importlib.import_module, module) for name, module in points.items()}
-
-
-def _import_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise PluginError(f"{path} is no Python file that can be read")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # pydantic looks a class's module up to resolve its annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
-
-
-def _register(name: str, hooks: dict[str, Callable[[], ModuleType]]) -> Subject:
-    registry = Registry(load="")
-    built_in = len(registry.plugins)
-    failures = []
-    for point, load in hooks.items():
+def _pairs(estimator: Estimator, neurons: Iterable[Neuron], further: Iterable[Neuron] | None) -> Iterator[Case]:
+    """The checks on the neurons that the estimator accepts; if there is none, on those of `further`, one of which must fit."""
+    fits = False
+    for neuron in neurons:
         try:
-            registry.register(load())
-        except GradestError as error:
-            failures.append(str(error))
+            accepted = estimator.accepts(neuron)
         except STRANGE_ERRORS as error:
-            failures.append(f"{point}: import: {type(error).__name__}: {error}")
-    return Subject(name, registry, registry.plugins[built_in:], tuple(failures))
+            yield _failing("estimator", estimator.label(), "accepts", _diagnosis(error), neuron.label())
+            accepted, fits = False, True
+        if accepted:
+            fits = True
+            for check in testing.ESTIMATOR_CHECKS:
+                test = partial(check, estimator, neuron)
+                yield Case("estimator", estimator.label(), neuron.label(), _name(check), test)
+    if fits or further is None:
+        return
+    found = list(_pairs(estimator, further, None))
+    wanted = " and ".join(capability.__name__ for capability in estimator.capabilities)
+    reason = f"it accepts no neuron, its plugin's or built-in: `capabilities` asks for {wanted}, and accepts() decides"
+    yield from found or [_failing("estimator", estimator.label(), "accepts", reason)]
 
 
-# --- cases ---
-
-
-def _examples(classes: Any) -> Iterator[Any]:
+def _build(kind: Kind, classes: Iterable[type[AnyPlugin]], broken: list[Case]) -> list[AnyPlugin]:
+    """The classes in each of their examples; those that cannot be built go to `broken`."""
+    built = []
     for cls in classes:
-        for options in cls.examples:
-            yield cls.build(**options)
+        try:
+            built += [cls.build(**options) for options in cls.examples]
+        except STRANGE_ERRORS as error:
+            broken.append(
+                _failing(kind, cls.name, "examples", f"cannot be built from its examples: {_diagnosis(error)}")
+            )
+    return built
 
 
-def _checks(plugin: Plugin, neuron: Neuron | None, checks: Sequence[Callable[..., None]]) -> Iterator[Case]:
-    arguments = (plugin,) if neuron is None else (plugin, neuron)
-    for check in checks:
-        label = None if neuron is None else neuron.label()
-        yield Case(plugin.label(), label, check.__name__, partial(check, *arguments))
+def _failing(kind: Kind, plugin: str, check: str, reason: str, neuron: str = "") -> Case:
+    def fail() -> None:
+        raise _Stated(reason)
+
+    return Case(kind, plugin, neuron, check, fail)
 
 
-def _estimator_cases(estimator: Estimator, neurons: Sequence[Neuron], bias: bool) -> Iterator[Case]:
-    fitting = [neuron for neuron in neurons if estimator.accepts(neuron)]
-    if not fitting:
-        yield Case(estimator.label(), None, "estimator_accepts_a_neuron", _accepts_none)
-    checks = [check for check in testing.ESTIMATOR_CHECKS if bias or check is not testing.estimator_bias_is_as_claimed]
-    for neuron in fitting:
-        yield from _checks(estimator, neuron, checks)
+class _Stated(Exception):
+    """Its text is the whole diagnosis."""
 
 
-def _accepts_none() -> None:
-    raise AssertionError(
-        "accepts no neuron, neither a built-in one nor one of this plugin: see `capabilities` and `accepts`"
-    )
+def _diagnosis(error: BaseException) -> str:
+    """What the kit says; of an exception in the plugin's own code also its type, and where it arose."""
+    text = " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    from_the_kit = isinstance(error, AssertionError) and frames[-1].filename == testing.__file__
+    if text and (from_the_kit or isinstance(error, _Stated)):
+        return text
+    theirs = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    where = f" ({Path(theirs[-1].filename).name}:{theirs[-1].lineno}, in {theirs[-1].name})" if theirs else ""
+    return f"raises {type(error).__name__}: {text}{where}"
+
+
+def _name(check: Callable[..., None]) -> str:
+    """Of a check, without the kind of plugin that it is for."""
+    return check.__name__.partition("_")[2]
+
+
+_BIAS = _name(testing.estimator_bias_is_as_claimed)

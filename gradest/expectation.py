@@ -47,9 +47,6 @@ EstimatorSpec = Spec | Estimator
 _CHUNK = 1 << 20  # elements of points that are held at once
 _STEP = 256  # draws of the first steps; see _step
 _BLOCK = 1 << 20  # elements of points in one block, at the most: a part of what a result is, unlike _CHUNK
-_BLOCK_DRAWS = (
-    1 << 14
-)  # draws of one block, at the most: torch adds up more of a single number by as many parts as it has threads
 _AHEAD = 1 << 24  # elements of blocks that wait to be merged, at the most
 _WARM_UP = 1 << 31  # the repetitions from here on are those that warm a state up
 
@@ -203,6 +200,7 @@ def estimate(
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     _check_count("draws", draws, least=1)
     _check_target(target_standard_error)
+    registry.check_fit(neuron, estimator)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     start = time.perf_counter()
@@ -228,7 +226,7 @@ def estimate(
         )
 
     size = max(1, a.numel())
-    blocks = _blocks(draws, most=max(1, min(_BLOCK_DRAWS, _BLOCK // (evaluations * size))))
+    blocks = _blocks(draws, most=max(1, _BLOCK // (evaluations * size)))
     run = _Block(f, a.detach(), neuron, estimator, key, state)
     with closing(run_in_order(run, blocks, executor, window=max(8, min(256, _AHEAD // size)))) as results:
         for more_gradients, more_losses in results:
@@ -244,7 +242,14 @@ def estimate(
     return so_far()
 
 
-def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target | None = None) -> tuple[Tensor, Tensor]:
+def exact(
+    f: Loss,
+    a: Tensor,
+    neuron: NeuronSpec = "bernoulli",
+    target: Target | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
     """E[f(h)] `[*batch]` and its gradient in a `[*batch, *event]`, by summing over the units' joint law, in chunks.
 
     Exact for units with finitely many outputs, up to 20 binary ones; for others as accurate as their `law`, which for continuous
@@ -252,6 +257,7 @@ def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target |
     2^20 points.
 
     target: another expectation than E[f(h)], such as `estimator.target()`; of n samples it takes the n-th power of the points.
+    progress: progress(done, points) is called after each chunk; what it raises ends the work.
     """
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron).double().requires_grad_()
@@ -262,7 +268,7 @@ def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target |
         total = count(neuron, event, values.shape[0])
         del values
         if target is not None and target.samples > 1:
-            return _exact_of_samples(f, a, wide, neuron, total, target)
+            return _exact_of_samples(f, a, wide, neuron, total, target, progress)
         chunk = max(1, _CHUNK // max(1, wide.numel()))
         loss = torch.zeros(wide.shape[: wide.ndim - neuron.event_ndim], dtype=torch.float64, device=a.device)
         gradient = torch.zeros_like(wide)
@@ -275,12 +281,20 @@ def exact(f: Loss, a: Tensor, neuron: NeuronSpec = "bernoulli", target: Target |
                 (step,) = torch.autograd.grad(part.sum(), wide)
                 gradient += step
             loss += part.detach()
+            if progress:
+                progress(min(first + chunk, total), total)
     dtype = _at_least_float32(a)
     return loss.to(dtype), gradient.detach().to(dtype)
 
 
 def _exact_of_samples(
-    f: Loss, a: Tensor, wide: Tensor, neuron: Neuron, total: int, target: Target
+    f: Loss,
+    a: Tensor,
+    wide: Tensor,
+    neuron: Neuron,
+    total: int,
+    target: Target,
+    progress: Callable[[int, int], None] | None,
 ) -> tuple[Tensor, Tensor]:
     """`exact` for several samples: the losses of all configurations once, then every way to draw `samples` of these."""
     ways = total**target.samples
@@ -301,6 +315,8 @@ def _exact_of_samples(
         value += part.detach()
         steps = torch.autograd.grad(part.sum(), given)
         slopes = [slope + step for slope, step in zip(slopes, steps, strict=True)]
+        if progress:
+            progress(min(first + chunk, ways), ways)
     moving = [(x, slope) for x, slope in zip((weights, losses), slopes, strict=True) if x.requires_grad]
     gradient = torch.zeros_like(wide)
     if moving:
@@ -309,7 +325,14 @@ def _exact_of_samples(
     return value.to(dtype), gradient.detach().to(dtype)
 
 
-def closed_form(f: Loss, a: Tensor, neuron: Neuron, target: Target | None = None) -> tuple[Tensor, Tensor] | None:
+def closed_form(
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    target: Target | None = None,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor] | None:
     """What `exact` gives, by the objective's own closed form where it has one; None where neither is to be had."""
     try:
         if isinstance(f, Objective) and (target is None or target.samples == 1):
@@ -321,7 +344,7 @@ def closed_form(f: Loss, a: Tensor, neuron: Neuron, target: Target | None = None
                     (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
                     dtype = _at_least_float32(a)
                     return loss.detach().to(dtype), gradient.to(dtype)
-        return exact(f, a, neuron, target)
+        return exact(f, a, neuron, target, progress=progress)
     except TooManyPoints:
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -93,6 +93,7 @@ def recommend(
     a: Tensor | None = None,
     draws: int = 1000,
     seed: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Recommendation:
     """Rank the estimators that fit the neuron and what the caller can bring.
 
@@ -100,8 +101,8 @@ def recommend(
     evaluations: of the loss, that one step may cost; None for any number, and errors are then those of 100.
     unbiased: only estimators without bias. saturated: units are sure of themselves, p within 0.03 of 0 or 1.
     units: of an event, as many as `a` has, else 10; some estimators ask for the loss at points for every unit.
-    f, a: the caller's own case. With both, the error is measured there, by `compare` with `draws` and `seed`; else it is the
-        mean over the losses of the certificates.
+    f, a: the caller's own case. With both, the error is measured there, by `compare` with `draws`, `seed` and `progress`; else
+        it is the mean over the losses of the certificates.
 
     Raises InvalidInput, and what `compare` raises.
     """
@@ -119,7 +120,8 @@ def recommend(
             chosen.append(_spend(estimator, neuron, event, evaluations) if evaluations else estimator)
     if f is not None and a is not None:
         source = "measured on the objective given"
-        errors = _measured(f, a, neuron, chosen, budget, draws, seed)
+        table = compare(f, a, neuron, chosen, draws, seed, progress=progress)
+        errors = [row.error(budget) for row in table.rows]
     else:
         source = f"certificates: four losses of two units, {_logits(saturated)} logits"
         errors = [_certified(estimator, neuron, event, _logits(saturated), budget) for estimator in chosen]
@@ -217,19 +219,6 @@ def _certified(estimator: Estimator, neuron: Neuron, event: tuple[int, ...], log
         return None
     certified = type(estimator)()  # with its default options, of which more draws are had for the budget
     return found.error(logits, budget / certified.evaluations(neuron, event))
-
-
-def _measured(
-    f: Loss,
-    a: Tensor,
-    neuron: Neuron,
-    chosen: Sequence[Estimator],
-    budget: int,
-    draws: int,
-    seed: int | None,
-) -> list[float | None]:
-    table = compare(f, a, neuron, chosen, draws, seed)
-    return [row.error(budget) for row in table.rows]
 
 
 def _reasons(

@@ -11,6 +11,7 @@ import difflib
 import inspect
 import logging
 import os
+import sys
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,11 +73,11 @@ class Registry:
             none are).
         GRADEST_STRICT_PLUGINS: 1 raises PluginError for the first plugin that fails instead of recording it.
 
-    load: the same list as GRADEST_LOAD_PLUGINS, for this registry alone and in its place.
+    sources: what to load, in place of what is installed.
     """
 
-    def __init__(self, load: str | None = None) -> None:
-        self._restriction = load
+    def __init__(self, sources: Sequence[Source] | None = None) -> None:
+        self._sources = sources
         self._lock = threading.RLock()
         self._loaded = False
         self._plugins: tuple[PluginInfo, ...] = ()
@@ -179,7 +180,7 @@ class Registry:
             # from here on a plugin that looks something up while it loads sees what is there so far
             self._loaded = True
             try:
-                for source in discover(self._restriction):
+                for source in discover() if self._sources is None else self._sources:
                     self._load_source(source)
             except BaseException:
                 self._loaded, self._plugins, self._failures = False, (), ()
@@ -191,6 +192,7 @@ class Registry:
         try:
             if not source.entry_points:
                 raise Rejected("missing", "GRADEST_LOAD_PLUGINS names it, but no such plugin distribution is installed")
+            sys.path[:0] = [folder for folder in map(str, source.folders) if folder not in sys.path]
             for point in source.entry_points:
                 at = point.name
                 stage.add_hooks(at, _import(point))

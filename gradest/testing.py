@@ -10,6 +10,9 @@
 A check is a function that raises AssertionError with a diagnosis. Statistical checks are seeded, so they either pass always or
 fail always; for a right implementation and a new seed, each compared number fails with probability below 6e-7 (five standard
 errors). `measure_bias` draws until a wrong sign or a factor of two would show as at least ten standard errors.
+
+`gradest.conformance` runs all of them on a whole plugin, for `gradest check` and `pytest --gradest-plugin`.
+(To pytest: PYTEST_DONT_REWRITE, a diagnosis is all that a failing assertion should say.)
 """
 
 from __future__ import annotations
@@ -288,11 +291,25 @@ def estimator_bias_is_as_claimed(estimator: Estimator, neuron: Neuron) -> None:
     """Unbiased where it claims to be, on a linear, a quadratic, a cubic and a two-layer network loss; biased where it must."""
     records = list(measure_bias(estimator, neuron))
     wrong = [record for record in records if record.promised and not record.agrees]
-    assert not wrong, f"claims bias {estimator.bias(neuron)}, but: " + "; ".join(map(str, wrong))
+    assert not wrong, f"claims bias {estimator.bias(neuron)}, but: {'; '.join(map(str, wrong))}{_guess(wrong)}"
     if not estimator.bias(neuron).unbiased:
-        closer = measure_bias(estimator, neuron, draws=MAX_DRAWS)  # a small bias needs more draws to be seen
+        # a small bias needs more draws to be seen
+        closer = (record for draws in (1 << 16, MAX_DRAWS) for record in measure_bias(estimator, neuron, draws=draws))
         seen = any(not record.agrees for record in chain(records, closer))
         assert seen, f"claims bias {estimator.bias(neuron)}, but no loss shows any; Bias.NONE may be the right claim"
+
+
+def _guess(wrong: Sequence[BiasRecord]) -> str:
+    """What the direction of the estimates says of the fault."""
+    if all(record.cosine < -0.98 for record in wrong):
+        return ". The estimates point the other way: is a sign wrong?"
+    if all(record.cosine > 0.98 for record in wrong):
+        shares = [round(100 * record.bias / record.gradient) for record in wrong]
+        return (
+            f". The estimates point the right way, and are off by {min(shares)} to {max(shares)} % of the gradient: is there a"
+            " wrong factor, or does a baseline depend on the very sample whose loss it is subtracted from?"
+        )
+    return ""
 
 
 # --- objectives --------------------------------------------------------------------------------------------------------------

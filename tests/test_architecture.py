@@ -28,6 +28,10 @@ FILES = {
 NAMES_ARE_DATA = {
     "gradest/experiments/gaters.py",  # a table of the source, by the names of its neurons and estimators
     "gradest/experiments/demo.py",  # shows the built-ins at work
+    "gradest/experiments/toys/quadratic.py",  # like the three that follow, a table or a figure of a paper
+    "gradest/experiments/toys/learning.py",
+    "gradest/experiments/toys/probability.py",
+    "gradest/experiments/toys/polynomial.py",
     "gradest/bias.py",  # calls losses of its own by their degree, which is also the name of an objective
 }
 

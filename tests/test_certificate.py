@@ -10,7 +10,7 @@ import torch
 
 import gradest
 import gradest_estimators
-from gradest import certificate, testing
+from gradest import certificate
 from gradest.bias import LOGITS, LOSSES
 from gradest.comparison import relative_error
 from gradest_estimators.rloo import Rloo
@@ -19,10 +19,12 @@ from gradest_neurons.bernoulli import Bernoulli
 
 ROOT = Path(__file__).parents[1]
 KEPT = certificate.load((Path(gradest_estimators.__file__).parent / certificate.CERTIFICATES_FILE).read_text())
+NEURONS = [cls() for cls in gradest.registry.neurons.values()]
 DEFAULTS = [
     (estimator, neuron)
-    for estimator, neuron in testing.pairs(gradest.registry)
-    if not estimator.model_fields_set and not neuron.model_fields_set
+    for estimator in (cls() for cls in gradest.registry.estimators.values())
+    for neuron in NEURONS
+    if estimator.accepts(neuron)
 ]
 
 

@@ -80,7 +80,21 @@ def test_help_is_fast_and_needs_no_torch() -> None:
     shown = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True, check=True).stdout
     spent = cpu_seconds() - before
     assert "set()" in shown
-    for command in ("list", "describe", "sample", "compare", "train", "serve", "demo"):
+    commands = (
+        "list",
+        "describe",
+        "sample",
+        "compare",
+        "recommend",
+        "certify",
+        "new-plugin",
+        "check",
+        "train",
+        "reproduce",
+        "serve",
+        "demo",
+    )
+    for command in commands:
         assert f" {command} " in shown
     assert spent < 0.5, f"`gradest --help` takes {spent:.2f} s"
 
@@ -103,6 +117,8 @@ def test_version(run: Run) -> None:
         ["sample", "bernoulli"],
         ["sample", "bernoulli", "--a", "1", "--samples", "x"],
         ["train", "--nope"],
+        ["reproduce", "toy"],
+        ["reproduce", "toys", "--seed", "-1"],
     ],
 )
 def test_a_wrong_command_line_is_exit_code_2(run: Run, arguments: list[str]) -> None:
@@ -478,6 +494,28 @@ def test_train_gaters_trains_all_of_them(run: Run) -> None:
     assert [result["settings"]["gates"] for result in found] == [20] * len(GATERS)
     shown = run(*small).out
     assert "stochastic_times_smooth + held_noise" in shown
+
+
+def test_reproduce_toys_has_its_options_and_writes_its_report(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gradest.experiments.toys.probability import Probability
+
+    pytest.importorskip("altair")
+    pytest.importorskip("vl_convert")
+    monkeypatch.setattr(Probability, "quick", {"units": 3, "places": 3, "draws": 20})
+    small = ["reproduce", "toys", "--quick", "--part", "probability", "--seed", "4", "--out", str(tmp_path)]
+    ran = run(*small)
+    assert (ran.code, ran.out) == (0, f"{tmp_path / 'report.md'}\n")
+    found = json.loads((tmp_path / "probability.json").read_text())["settings"]
+    assert (found["units"], found["draws"], found["seed"]) == (3, 20, 4)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".svg", ".png", ".md"}
+    assert "seed 4 (now 5)" in run(*small, "--seed", "5").err
+    assert "reproduce toys" in run("reproduce", "toys", "--help").out
+    ran = run("reproduce", "toys", "--part", "probabilty", "--out", str(tmp_path / "other"))
+    assert (ran.code, ran.out) == (1, "")
+    assert "no part is named 'probabilty'; there are: quadratic, learning, probability, polynomial" in ran.err
+    assert not (tmp_path / "other").exists()
 
 
 def test_serve_serves_and_stops() -> None:

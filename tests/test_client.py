@@ -1,9 +1,13 @@
 """The client: what it sends, what it gives back, and what its errors say. tests/service holds its numbers to the library's."""
 
+import asyncio
 import dataclasses
+import email.utils
 import inspect
+import json
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
@@ -12,6 +16,7 @@ import torch
 import gradest
 from gradest.client import RemoteDraw, RemoteEstimate, RemoteGradient
 from gradest.errors import InvalidInput, ServiceError
+from gradest.wire import pack, unpack
 from gradest_service.app import running
 
 A = torch.tensor([[0.5, -1.0]])
@@ -31,7 +36,7 @@ def answering(status, body=b"", content_type="text/plain", seen=None, **headers)
             seen.append(request)
         return httpx.Response(status, content=body, headers={"Content-Type": content_type, **headers})
 
-    return gradest.Client("http://service", transport=httpx.MockTransport(answer))
+    return gradest.Client("http://service", http_transport=httpx.MockTransport(answer))
 
 
 @pytest.mark.parametrize("name", ["sample", "estimate", "compare"])
@@ -43,7 +48,7 @@ def test_signatures_are_the_library_s(name):
     wanted = [parameter for parameter in theirs if parameter not in ("f", "state", "warm_up")]
     found = [parameter for parameter in ours if parameter not in ("self", "objective")]
     assert found == [parameter for parameter in wanted if parameter in found]
-    assert set(wanted) - set(found) <= {"progress"}
+    assert set(wanted) - set(found) <= {"progress", "executor", "target_standard_error", "watch"}
 
 
 def test_registry(client):
@@ -197,7 +202,7 @@ def test_a_timeout_is_a_service_error():
     def stall(request):
         raise httpx.ReadTimeout("", request=request)
 
-    client = gradest.Client("http://service", transport=httpx.MockTransport(stall))
+    client = gradest.Client("http://service", http_transport=httpx.MockTransport(stall))
     with client, pytest.raises(ServiceError, match="ReadTimeout"):
         client.sample("bernoulli", A)
 
@@ -205,3 +210,317 @@ def test_a_timeout_is_a_service_error():
 def test_importing_gradest_imports_neither_torch_nor_httpx():
     code = "import gradest, sys; assert not {'torch', 'httpx'} & set(sys.modules); gradest.Client; assert 'httpx' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- sending: tries, waits and deadlines; nothing really sleeps ---
+
+SAFETENSORS = {"Content-Type": "application/vnd.safetensors"}
+PROBLEM = {"Content-Type": "application/problem+json"}
+KINDS = [gradest.Client, gradest.AsyncClient]
+
+
+def good(seed=1):
+    body = pack({"h": torch.ones(1, 1, 2)}, {"response": f'{{"seed": {seed}}}'})
+    return lambda: httpx.Response(200, content=body, headers=SAFETENSORS)
+
+
+def busy(status=503, **headers):
+    return lambda: httpx.Response(status, content=b"later", headers=headers)
+
+
+class Scripted:
+    """A client whose service gives these answers in turn, or raises them, the last for ever; time passes only as it waits."""
+
+    def __init__(self, kind, *script, **options):
+        self.now, self.waits, self.requests, self.script = 0.0, [], [], list(script)
+        self.client = kind("http://service", http_transport=httpx.MockTransport(self.answer), **options)
+        self.client.clock, self.client.jitter = lambda: self.now, lambda: 1.0
+        self.client._sleep = self.sleep if kind is gradest.Client else self.sleep_async
+
+    def answer(self, request):
+        self.requests.append(request)
+        step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if callable(step):
+            step = step()
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+    def sleep(self, seconds):
+        self.waits.append(seconds)
+        self.now += seconds
+
+    async def sleep_async(self, seconds):
+        self.sleep(seconds)
+
+    def __getattr__(self, name):
+        def call(*args, **kwargs):
+            found = getattr(self.client, name)(*args, **kwargs)
+            return asyncio.run(found) if inspect.iscoroutine(found) else found
+
+        return call
+
+
+LOST = [httpx.ConnectError("refused"), httpx.ReadError(""), httpx.RemoteProtocolError("closed"), httpx.WriteError("")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trouble", [busy(503), busy(429), *LOST], ids=["503", "429", *map(repr, LOST)])
+def test_what_may_pass_is_tried_again(kind, trouble):
+    service = Scripted(kind, trouble, trouble, trouble, good())
+    assert service.sample("bernoulli", A).shape == (1, 1, 2)
+    assert service.waits == [0.1, 0.2, 0.4]
+    assert len({request.content for request in service.requests}) == 1  # the seed too
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("trouble", [500, 502, 422, 404, "ReadTimeout", "ConnectTimeout", "UnsupportedProtocol"])
+def test_what_will_not_pass_is_not(kind, trouble):
+    trouble = getattr(httpx, trouble)("") if isinstance(trouble, str) else busy(trouble)
+    service = Scripted(kind, trouble, good())
+    with pytest.raises(ServiceError):
+        service.sample("bernoulli", A)
+    assert (service.waits, len(service.requests)) == ([], 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tries_end(kind):
+    service = Scripted(kind, busy(429), retries=2)
+    with pytest.raises(ServiceError, match="429 Too Many Requests: later"):
+        service.sample("bernoulli", A)
+    assert (service.waits, len(service.requests)) == ([0.1, 0.2], 3)
+    once = Scripted(kind, LOST[0], retries=0)
+    with pytest.raises(ServiceError, match=r"http://service: refused\. Is the service running") as caught:
+        once.neurons()
+    assert (caught.value.status, len(once.requests)) == (0, 1)
+
+
+def test_waits_grow_to_a_limit_and_are_a_random_part_of_it():
+    service = Scripted(gradest.Client, busy(), retries=9, timeout=None)
+    with pytest.raises(ServiceError):
+        service.sample("bernoulli", A)
+    assert service.waits == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0]
+    service = Scripted(gradest.Client, busy(), retries=50, timeout=None)
+    service.client.jitter = gradest.Client.jitter
+    with pytest.raises(ServiceError):
+        service.sample("bernoulli", A)
+    late = service.waits[6:]
+    assert all(0 <= wait < 5 for wait in late)
+    assert 1.5 < sum(late) / len(late) < 3.5  # their mean is 2.5, with a standard error of 0.22
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_retry_after_is_the_least_wait(kind):
+    later = email.utils.formatdate(time.time() + 20, usegmt=True)
+    answers = [busy(**{"Retry-After": value}) for value in ("3", later, "soon", "-1", "Wed, 99 Foo 2020 00:00:00 GMT")]
+    service = Scripted(kind, *answers, good(), retries=5)
+    service.sample("bernoulli", A)
+    assert service.waits[0] == 3.1
+    assert 18 < service.waits[1] < 20.3
+    assert service.waits[2:] == [0.4, 0.8, 1.6]
+
+
+def test_a_connection_lost_after_retry_after_does_not_wait_for_it():
+    service = Scripted(gradest.Client, busy(**{"Retry-After": "3"}), LOST[0], good())
+    service.sample("bernoulli", A)
+    assert service.waits == [3.1, 0.2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_wait_goes_past_the_deadline(kind):
+    service = Scripted(kind, busy(**{"Retry-After": "30"}), timeout=60)
+    with pytest.raises(ServiceError, match="503"):
+        service.sample("bernoulli", A)
+    assert len(service.waits) == 1  # a second one would end at 60.3
+    given = [request.extensions["timeout"]["read"] for request in service.requests]
+    assert given == [60.0, pytest.approx(29.9)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_that_drips_past_the_deadline(kind):
+    service = Scripted(kind, good())
+
+    class Drip(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self):
+            for _ in range(100):
+                service.now += 1
+                yield b"x"
+
+        async def __aiter__(self):
+            for chunk in self:
+                yield chunk
+
+    service.script = [lambda: httpx.Response(200, stream=Drip(), headers=SAFETENSORS)]
+    service.client.timeout = 10
+    with pytest.raises(ServiceError, match="no whole answer within 10 seconds"):
+        service.sample("bernoulli", A)
+    assert service.now == 11
+    assert len(service.requests) == 1
+
+
+def stream(*events, end=b""):
+    text = b"".join(b"event: %s\ndata: %s\n\n" % (name, json.dumps(data).encode()) for name, data in events)
+    return httpx.Response(200, content=text + end, headers={"Content-Type": "text/event-stream"})
+
+
+ROW = dict.fromkeys([field.name for field in dataclasses.fields(gradest.comparison.Row)], 1.0)
+RESULT = {"neuron": "bernoulli", "draws": 2, "seed": 1, "rows": [{**ROW, "snr": "Infinity"}], "exact": None}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stream_that_breaks_is_asked_for_again(kind):
+    class Broken(httpx.SyncByteStream, httpx.AsyncByteStream):
+        def __iter__(self):
+            yield stream((b"progress", {"estimator": "x", "done": 1, "draws": 2})).content
+            raise httpx.RemoteProtocolError("closed")
+
+        async def __aiter__(self):
+            for chunk in self:
+                yield chunk
+
+    broken = httpx.Response(200, stream=Broken(), headers={"Content-Type": "text/event-stream"})
+    seen = []
+    service = Scripted(kind, broken, stream((b"result", RESULT)))
+    found = service.compare("linear", A, progress=lambda *report: seen.append(report))
+    assert found.rows[0].snr == torch.inf
+    assert seen == [("x", 1, 2)]
+    assert len({request.content for request in service.requests}) == 1
+
+
+def test_a_stream_may_take_longer_than_the_timeout_while_something_comes():
+    service = Scripted(gradest.Client, good(), timeout=10)
+
+    class Slow(httpx.SyncByteStream):
+        def __iter__(self):
+            for _ in range(5):
+                service.now += 8
+                yield b": still running\n\n"
+            yield stream((b"result", RESULT)).content
+
+    service.script = [lambda: httpx.Response(200, stream=Slow(), headers={"Content-Type": "text/event-stream"})]
+    assert service.compare("linear", A).draws == 2
+    assert service.now == 40
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_api_key_is_sent_and_never_shown(kind):
+    service = Scripted(kind, busy(401), api_key="hunter2")
+    with pytest.raises(ServiceError) as caught:
+        service.sample("bernoulli", A)
+    assert service.requests[0].headers["authorization"] == "Bearer hunter2"
+    assert "hunter2" not in f"{caught.value!r} {service.client!r}"
+    keyless = Scripted(kind, good())
+    keyless.sample("bernoulli", A)
+    assert "authorization" not in keyless.requests[0].headers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("transport", ["safetensors", "json"])
+def test_what_is_sent_and_asked_for(kind, transport):
+    service = Scripted(kind, good(), transport=transport)
+    service.sample({"name": "noisy_rectifier", "std": 2.0}, A.double().T, 3, seed=5)
+    (request,) = service.requests
+    media = {"json": "application/json", "safetensors": "application/vnd.safetensors"}[transport]
+    assert (request.headers["content-type"], request.headers["accept"]) == (media, media)
+    wanted = {"samples": 3, "seed": 5, "dtype": "float64", "shape": [2, 1]}
+    wanted["neuron"] = {"name": "noisy_rectifier", "std": 2.0}
+    if transport == "json":
+        assert json.loads(request.content) == {**wanted, "a": [[0.5], [-1.0]]}
+    else:
+        found, metadata = unpack(request.content)
+        assert json.loads(metadata["request"]) == wanted
+        assert torch.equal(found["a"], A.double().T)
+
+
+def test_a_transport_that_is_none():
+    with pytest.raises(InvalidInput, match="safetensors, json"):
+        gradest.Client("http://service", transport="pickle")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_problem_details_and_plain_text_are_one_kind_of_error(kind):
+    problem = {"status": 422, "title": "Unprocessable", "detail": "a is wrong", "request_id": "r"}
+    for answer in (
+        httpx.Response(422, json=problem, headers=PROBLEM),
+        httpx.Response(422, text="a is wrong", headers={"X-Request-ID": "r"}),
+        httpx.Response(422, text="a is wrong", headers={**SAFETENSORS, "X-Request-ID": "r"}),
+    ):
+        service = Scripted(kind, answer)
+        with pytest.raises(ServiceError, match="a is wrong") as caught:
+            service.sample("bernoulli", A)
+        assert (caught.value.status, caught.value.request_id) == (422, "r")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, content=good()().content[:-1], headers=SAFETENSORS),
+        httpx.Response(200, content=pack({"h": torch.ones(1)}, {}), headers=SAFETENSORS),
+        httpx.Response(200, content=pack({"seed.h": torch.ones(1)}, {"response": '{"seed": 1}'}), headers=SAFETENSORS),
+        httpx.Response(200, json={"tensors": {"h": {"shape": [1], "dtype": "hunter2"}}, "h": [1]}),
+        httpx.Response(200, json={"tensors": {"h": {"shape": [1], "dtype": "float32"}}}),
+        httpx.Response(200, json={"tensors": {"h": {"shape": [3], "dtype": "float32"}}, "h": [1]}),
+        httpx.Response(200, json={"tensors": []}),
+    ],
+)
+def test_a_malformed_answer_is_a_service_error(answer):
+    with pytest.raises(ServiceError, match="Not a gradest service"):
+        Scripted(gradest.Client, answer).sample("bernoulli", A)
+
+
+def test_both_clients_have_the_same_methods():
+    names = {name for name, value in vars(gradest.Client).items() if not name.startswith("_") and callable(value)}
+    assert names >= {"sample", "forward", "backward", "expect", "estimate", "compare", "plugins", "version", "neuron"}
+    for name in names:
+        ours, theirs = getattr(gradest.Client, name), getattr(gradest.AsyncClient, name)
+        assert inspect.signature(ours) == inspect.signature(theirs)
+        assert ours.__doc__ == theirs.__doc__ or name == "close"
+        assert ours.__doc__
+
+
+def test_expect_has_the_library_s_signature():
+    ours = inspect.signature(gradest.Client.expect).parameters
+    theirs = inspect.signature(gradest.expect).parameters
+    assert list(ours) == ["self", *theirs]
+    assert {name: ours[name].default for name in theirs} == {name: theirs[name].default for name in theirs}
+
+
+def test_async_calls_run_side_by_side_and_are_the_library_s(client):
+    async def main():
+        async with gradest.AsyncClient(client.url) as remote:
+            drawn = remote.forward("bernoulli", "disarm", A, seed=3)
+            samples = [remote.sample("noisy_rectifier", A, 3, seed=seed) for seed in range(20)]
+            a = A.clone().requires_grad_()
+            value = remote.expect(lambda h: (h**2).sum(-1), a, estimator="disarm", seed=3)
+            table = remote.compare("quadratic", A, estimators=["rloo"], draws=10, seed=1)
+            found = await asyncio.gather(drawn, value, remote.estimate("linear", A, draws=5, seed=1), table, *samples)
+            found[1][0].sum().backward()
+            return a.grad, *found
+
+    grad, draw, (value, state), estimate, table, *samples = asyncio.run(main())
+    a = A.clone().requires_grad_()
+    wanted, _ = gradest.expect(lambda h: (h**2).sum(-1), a, estimator="disarm", seed=3)
+    wanted.sum().backward()
+    assert torch.equal(value, wanted)
+    assert torch.equal(grad, a.grad)
+    assert state == {}
+    assert draw.points.shape == (2, 1, 2)
+    assert torch.equal(estimate.gradient, gradest.estimate(gradest.objective("linear"), A, draws=5, seed=1).gradient)
+    assert [row.estimator for row in table.rows] == ["rloo"]
+    for seed, h in enumerate(samples):
+        assert torch.equal(h, gradest.sample("noisy_rectifier", A, 3, seed=seed))
+
+
+def test_connections_are_kept(client):
+    for seed in range(5):
+        client.sample("bernoulli", A, seed=seed)
+    assert len(client._http._transport._pool.connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("f", "match"),
+    [(lambda h: h.sum(), "to losses"), (lambda h: 1.0, "float"), (lambda h: h.sum(-1).repeat(2, 1), "losses")],
+)
+def test_a_loss_of_another_shape_is_refused_here(client, f, match):
+    with pytest.raises((InvalidInput, ServiceError), match=match):
+        client.expect(f, A, seed=1)

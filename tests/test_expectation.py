@@ -186,9 +186,13 @@ def test_bad_arguments_are_refused():
         gradest.expect(lambda h: (h.detach() > 0).double().sum(-1), A, estimator="straight_through")
     with pytest.raises(Incompatible, match=r"Discrete.*fit noisy_rectifier: .*held_noise, pathwise"):
         gradest.expect(loss, A, neuron="noisy_rectifier", estimator="straight_through")
+    with pytest.raises(Incompatible, match="Discrete"):
+        gradest.estimate(loss, A, neuron="noisy_rectifier", estimator="nvil")
 
 
-def test_estimate_is_the_mean_and_variance_of_single_draws():
+@pytest.mark.parametrize("step", [256, 12])
+def test_estimate_is_the_mean_and_variance_of_single_draws(monkeypatch, step):
+    monkeypatch.setattr(expectation, "_STEP", step)  # one block, and several
     draws = 64
     found = gradest.estimate(loss, A, estimator="rloo", draws=draws, seed=3)
     singles = []

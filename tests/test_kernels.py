@@ -122,3 +122,18 @@ def test_the_environment_forces_a_kernel(monkeypatch):
     monkeypatch.setenv("GRADEST_KERNELS", "gpu")
     with pytest.raises(InvalidInput, match="GRADEST_KERNELS is reference or cpu, or not set; it is 'gpu'"):
         select("uniform", device)
+
+
+@pytest.mark.parametrize("terms", [(1 << 14) + 1, 1 << 15, 100_000])
+def test_sums_do_not_depend_on_threads(terms):
+    x = torch.rand(terms, 2, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found += [leading_sum(x)[0], leading_sum(x[:, 0]), leading_sum(x[:, :1])[0]]
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(map(float, found))) == 1
+    assert float(found[0]) == pytest.approx(float(x[:, 0].double().sum()), rel=1e-6)

@@ -57,9 +57,16 @@ def shell(tmp_path):
 
 def test_every_block_is_of_a_kind_that_is_run_here():
     handled = [*blocks("python"), *blocks("toml")]
-    handled += [
-        only("sh", word) for word in ("make demo", "gradest serve", "curl", "gradest recommend", "gradest compare")
-    ]
+    shell = (
+        "make demo",
+        "gradest serve --port",
+        "gradest serve --new",
+        "curl",
+        "gradest check",
+        "gradest recommend",
+        "gradest compare",
+    )
+    handled += [only("sh", word) for word in shell]
     assert sorted(handled) == sorted(text for _, text in BLOCKS)
 
 
@@ -89,11 +96,18 @@ def test_curl_block(url, shell):
 
 
 def test_serve_block(shell):
-    block = only("sh", "gradest serve").strip().removesuffix("&").replace("8000", "0")
+    block = only("sh", "gradest serve --port").strip().removesuffix("&").replace("8000", "0")
     out = shell(
         f"{block} > out & for i in $(seq 300); do grep -q listening out && break; sleep 0.1; done; kill $!; wait $!; cat out"
     )
     assert "gradest is listening on http://127.0.0.1:" in out
+
+
+def test_keys_block(shell, tmp_path):
+    out = shell(only("sh", "gradest serve --new"))
+    assert re.fullmatch(r"alice sha256:[0-9a-f]{64}\n", (tmp_path / "keys").read_text())
+    for shown in ("host +│ 0.0.0.0 +│ --host", "workers +│ 2 ", "api_keys +│ keys "):
+        assert re.search(shown, out)
 
 
 def test_compare_block(shell, tmp_path):
@@ -140,6 +154,13 @@ def test_plugin_blocks(tmp_path):
     spec.loader.exec_module(plugin)
     for check in testing.NEURON_CHECKS:
         check(plugin.Shifted())
+
+
+def test_new_plugin_block(shell):
+    """What is written conforms; `-e` would stop at a check that fails."""
+    out = shell(only("sh", "gradest check"))
+    assert "my-plugin is there" in out
+    assert re.search(r"my-plugin conforms: (\d+) of \1 checks passed", out)
 
 
 def test_names_in_the_table_of_advice_exist():

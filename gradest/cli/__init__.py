@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 import gradest
-from gradest.cli.arguments import Json, build_settings, read_numbers, read_options, read_spec, settings_command
+from gradest.cli.arguments import Json, read_numbers, read_options, read_spec, settings_command
 from gradest.errors import GradestError, InvalidInput
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}  # to a co
 _CHARTS = (".html", ".json", ".pdf", ".png", ".svg")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+reproduce = typer.Typer(no_args_is_help=True, help="Run again what papers report, with every estimator.")
+app.add_typer(reproduce, name="reproduce")
 
 
 Kind = Literal["neuron", "estimator", "objective"]
@@ -221,22 +224,6 @@ def recommend(
 
 
 @app.command()
-def check(
-    plugin: Annotated[
-        str, typer.Argument(help="A distribution, a module, a .py file, or a folder with a pyproject.toml.")
-    ],
-    fast: Annotated[
-        bool, typer.Option("--fast", help="Leave out the measurement of bias, which takes longest.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Run the conformance kit on a plugin, installed or not; exit code 1 if something is wrong with it."""
-    from gradest.cli.checking import check_plugin
-
-    check_plugin(plugin, not fast, as_json)
-
-
-@app.command()
 def certify(
     names: Annotated[list[str] | None, typer.Argument(help="Estimators to measure again.", metavar="NAME...")] = None,
     package: Annotated[str, typer.Option(help="The package whose estimators are meant.")] = "gradest_estimators",
@@ -253,6 +240,41 @@ def certify(
     write_certificates(names or [], package, out, everything, as_json)
 
 
+@app.command("new-plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(help="Of the plugin's distribution, such as my-plugin.")],
+    directory: Annotated[Path, typer.Option(help="The folder in which a folder of that name is made.")] = Path(),
+) -> None:
+    """Write a package with a neuron, an estimator, their tests and a CI file, to start a plugin from."""
+    from gradest.cli.scaffold import write_plugin
+
+    folder = write_plugin(name, directory)
+    print(f"{folder} is there. Next: pip install -e '{folder}[test]', then `gradest check {folder}`")
+
+
+@app.command()
+def check(
+    plugin: Annotated[
+        str, typer.Argument(help="A .py file, a project's folder, an installed distribution or a module.")
+    ],
+    fast: Annotated[bool, typer.Option("--fast", help="Leave out the measurement of bias.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the conformance kit on somebody's plugin; exit code 1 if anything fails."""
+    from gradest.cli.display import Bars, print_json, show_report
+    from gradest.conformance import run_checks
+    from gradest.discovery import find
+
+    source = find(plugin)
+    with Bars() as bars:
+        report = run_checks(source, bias=not fast, progress=partial(bars.show, source.distribution))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        show_report(report.to_dict())
+    raise typer.Exit(not report.passed)
+
+
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def train(context: typer.Context) -> None:
     """Train the gated network of the source's experiment (arXiv 1308.3432, section 5) through any neuron and estimator."""
@@ -264,14 +286,57 @@ def train(context: typer.Context) -> None:
 @app.command(context_settings=_PASS_ON, add_help_option=False)
 def serve(context: typer.Context) -> None:
     """Serve the registry over HTTP."""
+    from gradest.cli.display import show_settings
+    from gradest_service import sources
     from gradest_service.app import serve
+    from gradest_service.auth import new_key
     from gradest_service.settings import Settings
 
-    def run(given: dict[str, Any]) -> None:
-        """Serve the registry over HTTP."""
-        serve(build_settings(Settings, given))
+    def run(
+        given: dict[str, Any],
+        *,
+        config: Annotated[
+            Path | None, typer.Option(help="A TOML file of settings; GRADEST_SERVICE_CONFIG too.")
+        ] = None,
+        show: Annotated[bool, typer.Option("--show-settings", help="Show settings and their sources; stop.")] = False,
+        name: Annotated[
+            str | None, typer.Option("--new-api-key", help="Make a key of this name and its line for --api-keys; stop.")
+        ] = None,
+    ) -> None:
+        """Serve the registry over HTTP. A setting comes from its flag, GRADEST_SERVICE_NAME, or a file, in this order."""
+        if name is not None:
+            key, line = new_key(name)
+            print(f"The key, which is not shown again: {key}", file=sys.stderr)
+            print(line)
+            return
+        found = sources.find_settings(given, config)
+        if show:
+            show_settings(sources.show(found))
+        else:
+            serve(found.settings)
 
     settings_command(Settings, run)(context.args, prog_name=context.command_path)
+
+
+@reproduce.command()
+def toys(
+    out: Annotated[Path, typer.Option(help="A folder for data (JSON), plots (SVG, PNG) and report.md.")] = Path(
+        "runs/toys"
+    ),
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="quadratic, learning, probability or polynomial; may be repeated. All, if not given."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few draws and steps: half a minute.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+) -> None:
+    """The small problems by which papers compare estimators: variance, learning, bias. Some minutes.
+
+    Run again into the same folder, it goes on where it stopped.
+    """
+    from gradest.experiments.toys.run import choose, reproduce_toys
+
+    print(reproduce_toys(out, choose(part, quick=quick, seed=seed), progress=True))
 
 
 @app.command()

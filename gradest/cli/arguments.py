@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from gradest.errors import InvalidInput, InvalidOptions
 
@@ -20,7 +21,7 @@ __all__ = ["Json", "build_settings", "read_numbers", "read_options", "read_spec"
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Settings = TypeVar("Settings", bound=BaseModel)
 
-_METAVARS = {int: "INTEGER", float: "NUMBER", bool: "true|false", Path: "PATH"}
+_METAVARS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 
 def read_numbers(text: str) -> Any:
@@ -90,7 +91,7 @@ def build_settings(model: type[Settings], given: dict[str, Any]) -> Settings:
 def settings_command(model: type[BaseModel], run: Callable[..., None]) -> typer.Typer:
     """A command line with a flag for each field of the model, and one for each further parameter of `run`.
 
-    run(given, ...) is called with the fields that were given, as text: the model checks them, and has the defaults.
+    run(given, ...) is called with the fields that were given, as text or bool: the model checks them, and has the defaults.
     """
 
     def command(**flags: Any) -> None:
@@ -102,15 +103,7 @@ def settings_command(model: type[BaseModel], run: Callable[..., None]) -> typer.
             name,
             inspect.Parameter.KEYWORD_ONLY,
             default=None,
-            annotation=Annotated[
-                str | None,
-                typer.Option(
-                    _flag(name),
-                    help=field.description,
-                    metavar=_metavar(field.annotation),
-                    show_default=False if field.default is None else str(field.default),
-                ),
-            ],
+            annotation=_option(name, field),
         )
         for name, field in model.model_fields.items()
     ]
@@ -120,6 +113,21 @@ def settings_command(model: type[BaseModel], run: Callable[..., None]) -> typer.
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     return app
+
+
+def _option(name: str, field: FieldInfo) -> Any:
+    """The flag of a field: a switch, --x or --no-x, where it is a bool."""
+    shown = False if field.default is None else str(field.default)
+    if field.annotation is bool:
+        flag, no = _flag(name), _flag(f"no_{name}")
+        return Annotated[
+            bool | None,
+            typer.Option(f"{flag}/{no}", help=field.description, show_default=no if not field.default else flag),
+        ]
+    return Annotated[
+        str | None,
+        typer.Option(_flag(name), help=field.description, metavar=_metavar(field.annotation), show_default=shown),
+    ]
 
 
 def _flag(field: str) -> str:

@@ -20,11 +20,12 @@ __all__ = [
     "print_json",
     "show",
     "show_catalog",
-    "show_check",
     "show_comparison",
     "show_description",
     "show_recommendation",
+    "show_report",
     "show_samples",
+    "show_settings",
 ]
 
 _MOST_ROWS = 100  # of samples
@@ -153,21 +154,32 @@ def show_recommendation(found: dict[str, Any]) -> None:
     _show_rows(["not for this case", "why"], others)
 
 
-def show_check(report: dict[str, Any]) -> None:
-    """A row for each plugin, or pair, and then every diagnosis."""
-    _show_rows(["did not register"], ([failure] for failure in report["failures"]))
-    pairs: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
-    for check in report["checks"]:
-        pairs.setdefault((check["plugin"], check["neuron"]), []).append(check)
-    rows = []
-    for (plugin, neuron), checks in pairs.items():
-        wrong = [check["check"] for check in checks if check["diagnosis"] is not None]
-        rows.append([plugin, neuron, len(checks), f"fails {', '.join(wrong)}" if wrong else "passes"])
-    _show_rows(["plugin", "on", "checks", "outcome"], rows, report["name"])
-    for check in report["checks"]:
-        if check["diagnosis"] is not None:
-            where = f"{check['plugin']} on {check['neuron']}" if check["neuron"] else check["plugin"]
-            show(Text.assemble((f"{where}, {check['check']}: ", "bold red"), check["diagnosis"]))
+def show_report(report: dict[str, Any]) -> None:
+    """A row for each neuron and objective, and for each estimator on a neuron; then what is wrong."""
+    results = report["results"]
+    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for result in results:
+        rows.setdefault((result["kind"], result["plugin"], result["neuron"]), []).append(result)
+    table = (
+        [
+            *key,
+            f"{sum(result['passed'] for result in row)} of {len(row)}",
+            f"{sum(result['seconds'] for result in row):.1f}",
+            "passes" if all(result["passed"] for result in row) else "FAILS",
+        ]
+        for key, row in rows.items()
+    )
+    _show_rows(["kind", "plugin", "neuron", "checks passed", "seconds", ""], table, report["plugin"])
+    wrong = ["plugin", "neuron", "check", "diagnosis"]
+    _show_rows(wrong, ([row[name] for name in wrong] for row in results if not row["passed"]), "what is wrong")
+    show_catalog({"failures": report["failures"]})
+    verdict = "conforms" if report["passed"] else "does not conform" if results else "did not load"
+    show(f"{report['plugin']} {verdict}: {sum(row['passed'] for row in results)} of {len(results)} checks passed")
+
+
+def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:
+    """A row for each setting."""
+    _show_rows(["setting", "value", "from"], rows)
 
 
 class Bars(Progress):

@@ -10,4 +10,5 @@ tenth of the linear experts of a larger one is computed. The gates are the stoch
     checkpoint  files that survive an interrupt at any moment
     training    `train`, a run; it resumes exactly
     gaters      the source's four gaters and its baseline, as a table
+    toys        beside the source: the small problems by which papers compare estimators
 """

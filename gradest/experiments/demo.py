@@ -58,7 +58,7 @@ def run(seed: int = 0) -> None:
 @contextmanager
 def _service() -> Iterator[tuple[str, Callable[[], int]]]:
     """A `gradest serve` of its own on a free port: its URL, and how to stop it."""
-    command = [sys.executable, "-m", "gradest", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "gradest", "serve", "--port", "0", "--log-level", "warning"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
 
         def stop() -> int:

@@ -26,6 +26,7 @@ __all__ = [
     "widen",
 ]
 
+_TERMS = 1 << 14
 _MASK32 = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
@@ -60,7 +61,12 @@ def logit(u: Tensor) -> Tensor:
 
 
 def leading_sum(x: Tensor) -> Tensor:
-    """Sum over the first dimension, as a sum over a contiguous last one: the order of additions is then fixed."""
+    """Sum over the first dimension, as a sum over a contiguous last one: the order of additions is then fixed.
+
+    2^14 terms at a time: torch adds up 2^15 or more of a single row by as many parts as it has threads.
+    """
+    if x.shape[0] > _TERMS:
+        x = torch.stack([leading_sum(part) for part in torch.split(x, _TERMS)])
     return x.movedim(0, -1).contiguous().sum(-1)
 
 

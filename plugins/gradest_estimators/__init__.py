@@ -25,7 +25,8 @@ from gradest_estimators.reinforce_centered import ReinforceCentered
 from gradest_estimators.reinmax import ReinMax
 from gradest_estimators.relax import Relax, RelaxRebar
 from gradest_estimators.rloo import Rloo
-from gradest_estimators.slope_annealed import SlopeAnnealed
+from gradest_estimators.rodeo import Rodeo
+from gradest_estimators.slope_annealed_straight_through import SlopeAnnealedStraightThrough
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
 from gradest_estimators.spsa import Spsa
 from gradest_estimators.straight_through import StraightThrough
@@ -67,7 +68,8 @@ def gradest_estimators() -> list[type[Estimator]]:
         Relax,
         RelaxRebar,
         Rloo,
-        SlopeAnnealed,
+        Rodeo,
+        SlopeAnnealedStraightThrough,
         SmoothedPerturbation,
         Spsa,
         StraightThrough,

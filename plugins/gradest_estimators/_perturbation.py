@@ -18,8 +18,8 @@ class Perturbation(Estimator):
     """ĝ = (L(f(a + cΔ, z)) - L(f(a - cΔ, z))) / (2c) · Δ: a finite difference along a random direction Δ, E[ΔΔᵀ] = 1.
 
     It needs the loss alone, of any neuron. Both points share their noise z: for a unit that jumps this makes the variance go
-    with 1/c instead of 1/c². With J(a) = E[L], E[ĝ] is the mean over Δ of (J(a + cΔ) - J(a - cΔ))/(2c) Δ, the gradient of a
-    smoothed J, which differs from that of J by O(c²). The value is the mean of the losses, of the perturbed units as well.
+    with 1/c instead of 1/c². With J(a) = E[L], E[ĝ] is the mean over Δ of (J(a + cΔ) - J(a - cΔ))/(2c) Δ, which differs
+    from the gradient of J by O(c²). The value is the mean of the losses, of the perturbed units as well.
     """
 
     needs = frozenset({"loss"})

@@ -21,7 +21,7 @@ class StraightThrough(MonteCarlo):
         that it trains best.
     derivative="sigmoid": d = slope · (high - low) σ(slope a)(1 - σ(slope a)). With slope 1 it is dE[h]/da, hence exact for a
         loss that is linear in each unit, and biased beyond. A one-hot unit has the derivative of softmax(slope a),
-        slope (diag p - ppᵀ). `slope_annealed` lets the slope grow with the steps.
+        slope (diag p - ppᵀ). `slope_annealed_straight_through` lets the slope grow with the steps.
     derivative="clipped": d = slope · 1[|a| <= 1] (Hubara et al. 2016, arXiv 1602.02830).
     """
 

@@ -42,6 +42,7 @@ class Vimco(ScoreFunction):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Σ_k (V - V_k) score_k."""
         loss = feedback.get_loss()
+        loss = loss - loss.amin(0)  # the same for all of them, which V - V_k does not see
         value = self.target().combine(loss)
         credit = torch.stack([value - self._without(loss, k) for k in range(self.samples)])
         return leading_sum(per_event(credit, draw.neuron) * scores(draw)), state

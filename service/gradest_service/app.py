@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import signal
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
-import uvicorn
+import torch
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
@@ -18,33 +18,45 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import gradest
-from gradest_service import schemas
+from gradest_service import metrics, schemas
+from gradest_service.auth import OPEN, Keys
+from gradest_service.batching import Batcher
+from gradest_service.docs import add_docs
+from gradest_service.load import Load
 from gradest_service.middleware import Envelope
 from gradest_service.problems import ProblemDetails, from_http_exception, to_response
 from gradest_service.routes import router
+from gradest_service.server import Server, run_process
 from gradest_service.settings import Settings
+from gradest_service.workers import run_workers
 
 __all__ = ["Service", "create_app", "running", "serve"]
 
+_LOG = logging.getLogger("gradest_service")
 _MODELS = [getattr(schemas, name) for name in schemas.__all__] + [ProblemDetails]
+_REF = "#/components/schemas/{model}"
 
 
 class Service(FastAPI):
-    """FastAPI, with the schemas of the raw bodies in its OpenAPI document."""
+    """FastAPI, with the schemas of the raw bodies and the keys in its OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
         document = super().openapi()
         _, definitions = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
         document["components"] = {"schemas": definitions["$defs"]}
+        if self.state.settings.api_keys:
+            scheme = {"type": "http", "scheme": "bearer", "description": "An API key, from whoever runs the service."}
+            document["components"]["securitySchemes"] = {"key": scheme}
+            document["security"] = [{"key": []}]
+            for path in OPEN & document["paths"].keys():
+                for operation in document["paths"][path].values():
+                    operation["security"] = []
         return document
 
 
-_REF = "#/components/schemas/{model}"
-
-
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service as an ASGI application. It keeps no state but its settings and its pool of threads."""
+    """The service as an ASGI application. It keeps no more than its settings, its threads, its counts and its keys."""
     settings = settings or Settings()
     app = Service(
         title="gradest",
@@ -52,38 +64,49 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="Sampling from stochastic neurons, and gradients of expected losses through them.",
         lifespan=_lifespan,
         redirect_slashes=False,
+        openapi_url="/openapi.json" if settings.docs else None,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.settings = settings
     app.state.limiter = CapacityLimiter(settings.threads)
-    app.add_middleware(Envelope, max_body_bytes=settings.max_body_bytes)
+    app.state.load = Load(settings)
+    app.state.batcher = (
+        Batcher(app.state.limiter, settings.batch_wait_seconds, settings.batch_elements) if settings.batching else None
+    )
+    counts = metrics.Metrics() if settings.metrics and metrics.available() else None
+    keys = Keys(settings.api_keys) if settings.api_keys else None
+    app.add_middleware(Envelope, settings=settings, load=app.state.load, keys=keys, metrics=counts)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.include_router(router)
+    if settings.docs:
+        add_docs(app)
+    if counts is not None:
+        _add_metrics(app, counts)
     return app
 
 
 def serve(settings: Settings | None = None) -> None:
-    """Run the service until SIGINT or SIGTERM. Prints the address, with the port it got, once it accepts connections."""
-    server = _Server(settings or Settings())
+    """Run the service until SIGINT or SIGTERM. Prints the address, with the port it got, once it accepts connections.
 
-    def stop(*_: object) -> None:
-        server.should_exit = True
-
-    # uvicorn takes the signals while it runs and raises them again at its end, where these handlers let it end well
-    kept = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        server.run()
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+    At the first signal it finishes what it has accepted, after SIGTERM when it has shown for a while that it is about to stop;
+    at the second it ends at once.
+    """
+    settings = settings or Settings()
+    if settings.workers == 1:
+        run_process(settings, create_app)
+    else:
+        run_workers(settings, create_app)
 
 
 @contextmanager
 def running(settings: Settings | None = None) -> Iterator[str]:
     """A service in a thread of this process, on a free port unless the settings name one; gives its URL.
 
-    For notebooks and tests: it shares this process's registry.
+    For notebooks and tests: it shares this process's registry, and is one worker.
     """
-    server = _Server(settings or Settings(port=0), announce=False)
+    settings = settings or Settings(port=0)
+    server = Server(settings, create_app(settings))
 
     def run() -> None:
         with suppress(SystemExit):  # how uvicorn ends if it cannot start
@@ -101,41 +124,27 @@ def running(settings: Settings | None = None) -> Iterator[str]:
         thread.join()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, with the address told when the socket accepts."""
-
-    def __init__(self, settings: Settings, announce: bool = True) -> None:
-        config = uvicorn.Config(
-            create_app(settings),
-            host=settings.host,
-            port=settings.port,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.shutdown_seconds,
-        )
-        super().__init__(config)
-        self.accepting = threading.Event()
-        self.url = ""
-        self._announce = announce
-
-    async def startup(self, sockets: Any = None) -> None:
-        """Bind the socket."""
-        await super().startup(sockets)
-        if not self.started:
-            return
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        self.accepting.set()
-        if self._announce:
-            print(f"gradest is listening on {self.url}", flush=True)
+def _add_metrics(app: FastAPI, counts: metrics.Metrics) -> None:
+    @app.get("/metrics", tags=["service"], responses={200: {"description": "Counts", "content": {"text/plain": {}}}})
+    async def show_metrics() -> Response:
+        """What Prometheus scrapes."""
+        return Response(await to_thread.run_sync(counts.render), headers={"Content-Type": counts.media_type})
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load the plugins before the first request."""
-    await to_thread.run_sync(lambda: gradest.registry.plugins)
+    """Load the plugins, and try one, before the first request."""
+    await to_thread.run_sync(_warm_up)
     yield
+
+
+def _warm_up() -> None:
+    """The first sample of a process takes seconds, because code is loaded for it; so it is made before anyone waits."""
+    for name, cls in list(gradest.registry.neurons.items())[:1]:
+        try:
+            gradest.sample(name, torch.zeros([2] * cls.event_ndim), samples=1, seed=0)
+        except Exception:  # a plugin's own fault, which its users will see
+            _LOG.exception("the first sample, from %s, failed", name)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

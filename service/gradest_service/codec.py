@@ -1,7 +1,7 @@
 """Bytes to fields and tensors, and back.
 
-A codec turns a body into named fields and an answer into a body. There is one, for JSON; another content type is another
-entry of `CODECS`. A tensor is a nested list in JSON; one that a codec has decoded already is taken as it is.
+A codec turns a body into named fields and an answer into a body. There are two: JSON for people, where a tensor is a nested
+list, and safetensors, where it is its bytes and what else there is stands as JSON in the metadata.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 from torch import Tensor
 
-from gradest_service.limits import check_elements
+from gradest.wire import SAFETENSORS as SAFETENSORS_TYPE
+from gradest.wire import Malformed, join_tensors, pack, split_tensors, unpack
+from gradest_service.limits import check_elements, check_json_body
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
@@ -24,8 +26,11 @@ __all__ = [
     "CODECS",
     "DTYPES",
     "JSON",
+    "SAFETENSORS",
     "Codec",
+    "answer_codec",
     "check_options",
+    "decode_a",
     "decode_state",
     "decode_tensor",
     "find_codec",
@@ -48,19 +53,24 @@ class Codec:
     """One content type."""
 
     media_type: str
-    decode: Callable[[bytes], dict[str, Any]]
+    decode: Callable[[bytearray, Settings], dict[str, Any]]
     encode: Callable[[Any], bytes]
 
 
-def _decode_json(body: bytes) -> dict[str, Any]:
+def _decode_json(body: bytearray, settings: Settings) -> dict[str, Any]:
     """The fields of a JSON object."""
-    fields = parse_json(body, "The body")
+    check_json_body(settings, len(body))
+    return _parse_object(body, "The body")
+
+
+def _parse_object(text: str | bytearray, what: str) -> dict[str, Any]:
+    fields = parse_json(text, what)
     if not isinstance(fields, dict):
-        raise Problem(422, "The body must be a JSON object, with the request's fields by name.")
+        raise Problem(422, f"{what} must be a JSON object, with the request's fields by name.")
     return fields
 
 
-def parse_json(text: str | bytes, what: str) -> Any:
+def parse_json(text: str | bytes | bytearray, what: str) -> Any:
     """JSON. Not-a-number and infinity are let through here, to be refused where they stand."""
     try:
         return from_json(text, allow_inf_nan=True)
@@ -91,8 +101,27 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"an answer cannot hold a {type(value).__name__}")
 
 
+def _decode_safetensors(body: bytearray, settings: Settings) -> dict[str, Any]:
+    """The tensors by their fields' names, and the fields of the JSON object under the metadata key `request`."""
+    try:
+        tensors, metadata = unpack(body)
+        text = metadata.get("request")
+        if text is None:
+            raise Malformed("its metadata has no key `request`, where the other fields stand as JSON")
+        return join_tensors(_parse_object(text, "`request` in the metadata"), tensors)
+    except Malformed as error:
+        raise Problem(400, f"The body is not the safetensors that it should be: {error}.") from error
+
+
+def _encode_safetensors(answer: BaseModel) -> bytes:
+    """The tensors by their fields' names, and the other fields as JSON under the metadata key `response`."""
+    rest, tensors = split_tensors(answer.model_dump(exclude={"tensors"}))  # the header tells their shapes and dtypes
+    return pack(tensors, {"response": to_json(rest, inf_nan_mode="strings").decode()})
+
+
 JSON = Codec("application/json", _decode_json, _encode_json)
-CODECS = {codec.media_type: codec for codec in (JSON,)}
+SAFETENSORS = Codec(SAFETENSORS_TYPE, _decode_safetensors, _encode_safetensors)
+CODECS = {codec.media_type: codec for codec in (JSON, SAFETENSORS)}
 
 
 def find_codec(content_type: str) -> Codec:
@@ -110,28 +139,45 @@ def decode_tensor(
     settings: Settings,
     shape: Sequence[int] | None = None,
 ) -> Tensor:
-    """A tensor from a nested list of finite numbers; 422 names the place of the first fault, 413 the cap.
+    """A tensor from a nested list, or from a tensor, of finite numbers; 422 names the place of the first fault, 413 the cap.
 
     shape: what the tensor must have. JSON cannot say the dims behind one of size 0, so a tensor without elements takes them
     from here.
     """
+    as_json = not isinstance(value, Tensor)
     if isinstance(value, Tensor):
         numbers, found = value, tuple(value.shape)
-        _check_size(field, found, settings)
+        _check_size(field, found, settings, as_json)
+        if not (value.is_floating_point() if dtype.is_floating_point else value.dtype == dtype):
+            wanted = "floating point" if dtype.is_floating_point else _name(dtype)
+            raise Problem(422, f"{field} must be {wanted}, not {_name(value.dtype)}.")
     else:
         flat, found = _flatten(field, value, settings)
         numbers = _to_numbers(field, flat, found, dtype)
     if shape is not None and tuple(shape) != found:
-        _check_size(field, shape, settings)
+        _check_size(field, shape, settings, as_json)
         if numbers.numel() or math.prod(shape) or tuple(shape[: len(found)]) != found:
             raise Problem(422, f"{field} must have shape {list(shape)}, not {list(found)}.")
         numbers = numbers.reshape(tuple(shape))
     tensor = numbers.to(dtype)
+    _check_finite(field, tensor, f" of {_name(dtype)}")
+    return tensor
+
+
+def decode_a(value: Any, dtype: str | None, shape: Sequence[int] | None, settings: Settings) -> Tensor:
+    """The pre-activations, in `dtype`; if that is None in their own, or in float32 if they are JSON."""
+    if dtype is None:
+        dtype = _name(value.dtype) if isinstance(value, Tensor) else "float32"
+        if dtype not in DTYPES:
+            raise Problem(422, f"a must be one of {', '.join(DTYPES)}, not {dtype}.")
+    return decode_tensor("a", value, DTYPES[dtype], settings, shape)
+
+
+def _check_finite(field: str, tensor: Tensor, kind: str = "") -> None:
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):
         index = (~finite).nonzero()[0].tolist()
-        raise Problem(422, f"{_at(field, index)} is not a finite number of {_name(dtype)}; only finite ones are taken.")
-    return tensor
+        raise Problem(422, f"{_at(field, index)} is not a finite number{kind}; only finite ones are taken.")
 
 
 def decode_state(value: Mapping[str, Any], like: Mapping[str, Tensor], settings: Settings) -> dict[str, Tensor]:
@@ -148,8 +194,11 @@ def decode_state(value: Mapping[str, Any], like: Mapping[str, Tensor], settings:
 def check_options(field: str, spec: Any, settings: Settings) -> None:
     """Refuse options with non-finite numbers (422) or with more values than a tensor may have (413)."""
     for count, (place, leaf) in enumerate(_leaves(field, spec), 1):
-        check_elements(settings, f"{field}'s options", (count,))
-        if isinstance(leaf, float) and not math.isfinite(leaf):
+        check_elements(settings, f"{field}'s options", (count,), as_json=True)
+        if isinstance(leaf, Tensor):
+            _check_size(f"{field}'s options", leaf.shape, settings, as_json=False)
+            _check_finite(field, leaf)
+        elif isinstance(leaf, float) and not math.isfinite(leaf):
             raise Problem(422, f"{place} is not a finite number; only finite ones are taken.")
 
 
@@ -176,15 +225,15 @@ def _flatten(field: str, value: Any, settings: Settings) -> tuple[list[Any], tup
                     422, f"{field} is not rectangular: {_at(field, _unravel(position, shape))} differs in size."
                 )
         shape.append(size)
-        _check_size(field, shape, settings)
+        _check_size(field, shape, settings, as_json=True)
         level = [number for item in level for number in item]
     return level, tuple(shape)
 
 
-def _check_size(field: str, shape: Sequence[int], settings: Settings) -> None:
+def _check_size(field: str, shape: Sequence[int], settings: Settings, as_json: bool) -> None:
     if len(shape) > _MAX_DIMS:
         raise Problem(422, f"{field} may have {_MAX_DIMS} dims at most.")
-    check_elements(settings, field, shape)
+    check_elements(settings, field, shape, as_json)
 
 
 def _to_numbers(field: str, flat: list[Any], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -216,13 +265,21 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def answer_codec(accept: str) -> Codec:
+    """The form of an answer: JSON unless an Accept header prefers safetensors."""
+    return SAFETENSORS if prefers(accept, SAFETENSORS.media_type, JSON.media_type) else JSON
+
+
 def prefers(accept: str, media_type: str, default: str) -> bool:
-    """Whether an Accept header ranks `media_type` above `default`, by RFC 9110's quality values."""
-    return _quality(accept, media_type) > _quality(accept, default)
+    """Whether an Accept header ranks `media_type` above `default`, by RFC 9110's quality values.
+
+    Of two equal ones it prefers what it names over what a wildcard stands for.
+    """
+    return _rank(accept, media_type) > _rank(accept, default)
 
 
-def _quality(accept: str, media_type: str) -> float:
-    """The quality of the most specific range that matches."""
+def _rank(accept: str, media_type: str) -> tuple[float, int]:
+    """The quality of the most specific range that matches, and how specific it is."""
     ranges: dict[str, float] = {}
     for part in accept.split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
@@ -231,5 +288,7 @@ def _quality(accept: str, media_type: str) -> float:
             ranges[name] = float(quality)
         except ValueError:
             ranges[name] = 0.0
-    matching = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
-    return next((ranges[name] for name in matching if name in ranges), 0.0)
+    matching = ("*/*", f"{media_type.partition('/')[0]}/*", media_type)
+    specific = max((rank for rank, name in enumerate(matching) if name in ranges), default=0)
+    best = ranges.get(matching[specific], 0.0)
+    return best, specific if best else 0

@@ -15,24 +15,26 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gradest_service.codec import JSON
-from gradest_service.operations import Progress
 from gradest_service.problems import INTERNAL_ERROR, from_exception
 
-__all__ = ["EventStream"]
+__all__ = ["EventStream", "Report"]
+
+Report = Callable[[dict[str, Any]], None]
+"""Sends a `progress` event with these fields, and ends the work if nobody waits for it."""
 
 _LOG = logging.getLogger("gradest_service")
 _QUIET = 15.0  # seconds without an event after which a comment keeps the connection alive
 
 
 class EventStream(Response):
-    """Answers with the events of `run`, which is called in a thread of the limiter with a place to report progress to.
+    """Answers with the events of `run`, which is called in a thread of the limiter with what sends a `progress` event.
 
     If the client goes away, `run` is stopped at its next report.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, run: Callable[[Progress], Any], limiter: anyio.CapacityLimiter, request_id: str) -> None:
+    def __init__(self, run: Callable[[Report], Any], limiter: anyio.CapacityLimiter, request_id: str) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._run = run
@@ -65,16 +67,13 @@ class EventStream(Response):
         scope.cancel()
 
     async def _produce(self, reports: MemoryObjectSendStream[bytes]) -> None:
-        def progress(estimator: str, done: int, draws: int) -> None:
+        def report(fields: dict[str, Any]) -> None:
             from_thread.check_cancelled()
-            if not done:  # a step of a warm-up
-                return
-            event = _event("progress", {"estimator": estimator, "done": done, "draws": draws})
-            from_thread.run_sync(reports.send_nowait, event)
+            from_thread.run_sync(reports.send_nowait, _event("progress", fields))
 
         async with reports:
             try:
-                answer = await to_thread.run_sync(functools.partial(self._run, progress), limiter=self._limiter)
+                answer = await to_thread.run_sync(functools.partial(self._run, report), limiter=self._limiter)
                 reports.send_nowait(_event("result", answer))
             except Exception as error:
                 problem = from_exception(error)

@@ -42,11 +42,14 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class Told:
-    """What backward answers: the gradient `[*batch, *event]`, the value `[*batch]` if there was a loss, and the next state."""
+    """What backward answers: the gradient `[*batch, *event]`, the next state and, if there was a loss, the value `[*batch]` and
+    its derivative in the losses, `[K]` or `[K, *batch]`: forward's weights, where the value is linear in the losses.
+    """
 
     gradient: Tensor
-    value: Tensor | None
     state: State
+    value: Tensor | None
+    weights: Tensor | None
 
 
 def sample_rows(neuron: Neuron, samples: int, requests: Sequence[Rows]) -> list[Tensor]:
@@ -59,9 +62,8 @@ def forward(neuron: Neuron, estimator: Estimator, requests: Sequence[Rows], stat
     """The estimator's forward for each. A state, which belongs to one request, is given with one request alone."""
     joined = _Joined(neuron, requests)
     draw, _ = ask(neuron, estimator, joined.a, joined.key, state)
-    weights = [draw.weights] * len(requests) if draw.weights.ndim == 1 else joined.part_losses(draw.weights)
     points = joined.part(draw.points.to(joined.a.dtype), leading=1)
-    return [Asked(*asked) for asked in zip(points, weights, strict=True)]
+    return [Asked(*asked) for asked in zip(points, joined.part_weights(draw.weights), strict=True)]
 
 
 def backward(neuron: Neuron, estimator: Estimator, requests: Sequence[Rows], state: State | None = None) -> list[Told]:
@@ -71,7 +73,9 @@ def backward(neuron: Neuron, estimator: Estimator, requests: Sequence[Rows], sta
     loss, grad = joined.join_losses(), joined.join_grads()
     gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
     gradients = joined.part(gradient.to(joined.a.dtype), leading=0)
-    return [Told(one, value, after) for one, value in zip(gradients, joined.values(estimator, draw, loss), strict=True)]
+    return [
+        Told(one, after, *value) for one, value in zip(gradients, joined.values(estimator, draw, loss), strict=True)
+    ]
 
 
 class _Joined:
@@ -118,10 +122,24 @@ class _Joined:
         parts = torch.split(x, self._sizes, 1)
         return [part.reshape(len(part), *batch) for part, batch in zip(parts, self._batches, strict=True)]
 
-    def values(self, estimator: Estimator, draw: Draw, loss: Tensor | None) -> Sequence[Tensor | None]:
-        """The estimate of the target for each request; None without a loss."""
+    def values(
+        self, estimator: Estimator, draw: Draw, loss: Tensor | None
+    ) -> Sequence[tuple[Tensor, Tensor] | tuple[None, None]]:
+        """The estimate of the target for each request, and its derivative in the losses; None and None without a loss."""
         if loss is None:
-            return [None] * len(self._sizes)
-        value = estimator.value(draw, loss.to(draw.a.dtype))
-        parts = torch.split(value, self._sizes)
-        return [part.reshape(batch) for part, batch in zip(parts, self._batches, strict=True)]
+            return [(None, None)] * len(self._sizes)
+        with torch.enable_grad():
+            loss = loss.to(draw.a.dtype).detach().requires_grad_()
+            value = estimator.value(draw, loss)
+        weights = draw.weights
+        if type(estimator).value is not Estimator.value:
+            (weights,) = torch.autograd.grad(value.sum(), loss)
+        values = [
+            part.reshape(batch)
+            for part, batch in zip(torch.split(value.detach(), self._sizes), self._batches, strict=True)
+        ]
+        return list(zip(values, self.part_weights(weights), strict=True))
+
+    def part_weights(self, weights: Tensor) -> list[Tensor]:
+        """`[K]`, or `[K, rows]` to one `[K, *batch]` a request."""
+        return [weights] * len(self._sizes) if weights.ndim == 1 else self.part_losses(weights)

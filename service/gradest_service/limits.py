@@ -14,6 +14,7 @@ from gradest.errors import TooManyPoints
 from gradest.estimator import Estimator, Target, event_shape
 from gradest.neuron import Neuron
 from gradest.objective import Objective
+from gradest.wire import SAFETENSORS
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
@@ -22,6 +23,7 @@ __all__ = [
     "check_draws",
     "check_elements",
     "check_estimators",
+    "check_json_body",
     "check_points",
     "check_samples",
     "exact_work",
@@ -31,6 +33,7 @@ __all__ = [
     "work",
 ]
 
+_FAST = f"Send tensors as safetensors, with Content-Type: {SAFETENSORS}."
 _WARM_UP = 100  # steps that a stateful estimator takes before its draws
 
 
@@ -39,32 +42,48 @@ def size(shape: Iterable[int]) -> int:
     return math.prod(max(1, dim) for dim in shape)
 
 
-def check_elements(settings: Settings, field: str, shape: Sequence[int]) -> None:
+def check_json_body(settings: Settings, size: int) -> None:
+    """The cap on a body, or a part of it, that is parsed as JSON."""
+    if size > settings.max_json_bytes:
+        raise Problem(413, f"JSON may have {settings.max_json_bytes} bytes. {_FAST} Or send fewer rows in a request.")
+
+
+def check_elements(settings: Settings, field: str, shape: Sequence[int], as_json: bool) -> None:
     """The cap on one tensor of a request."""
-    if size(shape) > settings.max_elements:
+    if as_json and size(shape) > settings.max_json_elements:
         raise Problem(
             413,
-            f"{field} may have {settings.max_elements} elements in JSON. Send fewer rows in a request, and more requests.",
+            f"{field} may have {settings.max_json_elements} elements in JSON. {_FAST} Or send fewer rows in a request.",
+        )
+    if size(shape) > settings.max_elements:
+        raise Problem(
+            413, f"{field} may have {settings.max_elements} elements. Send fewer rows in a request, and more requests."
         )
 
 
-def check_answer(settings: Settings, elements: int, what: str) -> None:
+def check_answer(settings: Settings, elements: int, what: str, as_json: bool) -> None:
     """The cap on one tensor of an answer."""
+    if as_json and elements > settings.max_json_elements:
+        raise Problem(
+            413,
+            f"{what} would be {_show(elements)} elements; an answer in JSON holds {settings.max_json_elements}. "
+            f"Ask for safetensors, with Accept: {SAFETENSORS}, or for less in a request.",
+        )
     if elements > settings.max_elements:
         raise Problem(
             413,
-            f"{what} would be {_show(elements)} elements; an answer in JSON holds {settings.max_elements}. "
+            f"{what} would be {_show(elements)} elements; an answer holds {settings.max_elements}. "
             "Send fewer rows, or ask for less in a request, and send more requests.",
         )
 
 
-def check_samples(settings: Settings, samples: int, a: Tensor) -> None:
+def check_samples(settings: Settings, samples: int, a: Tensor, as_json: bool) -> None:
     """The cap on samples, and on the answer that they make."""
     if samples > settings.max_samples:
         raise Problem(
             413, f"samples may be {settings.max_samples} at most. Send more requests, each with its own seed."
         )
-    check_answer(settings, samples * size(a.shape), "samples x a")
+    check_answer(settings, samples * size(a.shape), "samples x a", as_json)
 
 
 def check_draws(settings: Settings, draws: int) -> None:

@@ -1,26 +1,33 @@
-"""What each request asks for, by calls to gradest alone: a request in, an answer out, nothing kept in between."""
+"""What each request asks for, by calls to gradest alone; nothing is kept from one request to the next.
+
+Each operation first checks all that can be refused about its request, and gives what then computes the answer: a function, or
+a `Pass`, which may run together with others. `as_json` is whether the answer will be JSON, which holds less.
+"""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 import gradest
 from gradest.comparison import Comparison, comparable
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, TooManyPoints, UnknownPlugin
-from gradest.estimator import Estimator, Feedback, State, Target
-from gradest.expectation import ask, check_pre_activations, closed_form, tell
-from gradest.neuron import Neuron
+from gradest.estimator import Estimator, State, Target, event_shape
+from gradest.expectation import Estimate, check_pre_activations, closed_form
+from gradest.neuron import Binary, Neuron
 from gradest.objective import Objective
 from gradest.plugin import Plugin
-from gradest.random import MAX_SEED, Key
-from gradest_service import limits
-from gradest_service.codec import DTYPES, check_options, decode_state, decode_tensor
+from gradest.random import MAX_SEED
+from gradest_service import joint, limits
+from gradest_service.calls import charge, stop_if_told
+from gradest_service.codec import check_options, decode_a, decode_state, decode_tensor
 from gradest_service.problems import Problem, describe_faults
 from gradest_service.schemas import (
     BackwardAnswer,
@@ -38,78 +45,143 @@ from gradest_service.schemas import (
 )
 from gradest_service.settings import Settings
 
-__all__ = ["Progress", "backward", "estimate", "forward", "plan_comparison", "recommend", "sample", "unknown_plugin"]
+__all__ = [
+    "Pass",
+    "Progress",
+    "backward",
+    "estimate",
+    "forward",
+    "plan_comparison",
+    "recommend",
+    "sample",
+    "unknown_plugin",
+]
 
 Progress = Callable[[str, int, int], None]
 _MEASURED_EVALUATIONS = 100  # what a step may cost where the caller of a measured recommendation does not say
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
+Result = TypeVar("Result")
 
 
-def sample(request: SampleRequest, settings: Settings) -> SampleAnswer:
+@dataclass(frozen=True)
+class Pass(Generic[Result]):
+    """A request that is checked and ready: its rows, what computes on them, and what makes the answer of the result.
+
+    Requests of the same `kind`, which is None for one that must stay alone, have the same `work`, and it may take their rows
+    together: `work([rows, ...])` has a result for each. `elements` is how much there is to do.
+    """
+
+    kind: Hashable
+    work: Callable[[Sequence[joint.Rows]], Sequence[Result]]
+    rows: joint.Rows
+    elements: int
+    answer: Callable[[Result], BaseModel]
+
+    def __call__(self) -> BaseModel:
+        """The answer, computed alone."""
+        return self.answer(self.work([self.rows])[0])
+
+
+def sample(request: SampleRequest, settings: Settings, as_json: bool) -> Pass[Tensor]:
     """`gradest.sample`."""
     neuron, a = _inputs(request, settings)
-    limits.check_samples(settings, request.samples, a)
+    limits.check_samples(settings, request.samples, a, as_json)
+    charge(request.samples * a.numel())
     seed = _seed(request.seed)
-    h = gradest.sample(neuron, a, request.samples, seed)
-    return SampleAnswer(h=h, seed=seed)
-
-
-def forward(request: ForwardRequest, settings: Settings) -> ForwardAnswer:
-    """The first half of a gradient: `gradest.expectation.ask`."""
-    seed = _seed(request.seed)
-    draw, _, estimator, a = _ask(request, seed, settings)
-    points = draw.points.to(a.dtype)
-    return ForwardAnswer(
-        points=points,
-        weights=draw.weights,
-        needs=sorted(estimator.needs, reverse=True),
-        seed=seed,
+    return Pass(
+        kind=("sample", request.samples, _key(neuron), *_form(neuron, a)),
+        work=partial(joint.sample_rows, neuron, request.samples),
+        rows=joint.Rows(a, seed),
+        elements=request.samples * a.numel(),
+        answer=lambda h: SampleAnswer(h=h if as_json else _compact(neuron, h), seed=seed),
     )
 
 
-def backward(request: BackwardRequest, settings: Settings) -> BackwardAnswer:
+def forward(request: ForwardRequest, settings: Settings, as_json: bool) -> Pass[joint.Asked]:
+    """The first half of a gradient: `gradest.expectation.ask`."""
+    seed = _seed(request.seed)
+    pair = _pair(request, settings, as_json)
+    return Pass(
+        kind=pair.kind("forward"),
+        work=partial(joint.forward, pair.neuron, pair.estimator, state=pair.state),
+        rows=joint.Rows(pair.a, seed),
+        elements=pair.elements,
+        answer=lambda asked: ForwardAnswer(
+            points=asked.points, weights=asked.weights, needs=sorted(pair.estimator.needs, reverse=True), seed=seed
+        ),
+    )
+
+
+def backward(request: BackwardRequest, settings: Settings, as_json: bool) -> Pass[joint.Told]:
     """The second half: draws again what forward drew, and `gradest.expectation.tell`s it the losses."""
-    draw, state, estimator, a = _ask(request, request.seed, settings)
-    points, batch = draw.points.shape, draw.points.ndim - draw.neuron.event_ndim
-    given = {
-        name: None if value is None else decode_tensor(name, value, torch.float64, settings, shape)
-        for name, value, shape in (("loss", request.loss, points[:batch]), ("grad", request.grad, points))
-    }
-    gradient, after = tell(estimator, draw, Feedback(**given), state)
-    loss = given["loss"]
-    value = None if loss is None else estimator.value(draw, loss.to(draw.a.dtype))
-    return BackwardAnswer(gradient=gradient.to(a.dtype), value=value, state=dict(after))
+    pair = _pair(request, settings, as_json)
+    event = event_shape(pair.neuron, pair.a)
+    losses = (pair.estimator.evaluations(pair.neuron, event), *pair.a.shape[: pair.a.ndim - len(event)])
+    loss, grad = (
+        None if value is None else decode_tensor(name, value, pair.wide.dtype, settings, shape)
+        for name, value, shape in (("loss", request.loss, losses), ("grad", request.grad, (*losses, *event)))
+    )
+    return Pass(
+        kind=pair.kind("backward", loss is None, grad is None),
+        work=partial(joint.backward, pair.neuron, pair.estimator, state=pair.state),
+        rows=joint.Rows(pair.a, request.seed, loss, grad),
+        elements=pair.elements,
+        answer=lambda told: BackwardAnswer(
+            gradient=told.gradient, value=told.value, weights=told.weights, state=dict(told.state)
+        ),
+    )
 
 
-def estimate(request: EstimateRequest, settings: Settings) -> EstimateAnswer:
-    """`gradest.estimate`, and the exact values where they are to be had."""
+def estimate(
+    request: EstimateRequest, settings: Settings, as_json: bool
+) -> Callable[[Callable[[Estimate], None] | None], EstimateAnswer]:
+    """`gradest.estimate`, and the exact values where they are to be had; it may be watched."""
     neuron, a = _inputs(request, settings)
+    limits.check_answer(settings, limits.size(a.shape), "the gradient", as_json)
     estimator, wide = _fitting(request.estimator, "estimator", neuron, a, settings)
     objective = _objective(request.objective, neuron, wide, settings)
     limits.check_draws(settings, request.draws)
     work = limits.work(settings, neuron, estimator, objective, wide, request.draws)
     if limits.exceeds_work(settings, work):
         raise _too_much(work, settings)
-    found = gradest.estimate(objective, a, neuron, estimator, request.draws, _seed(request.seed))
-    too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, estimator.target()))
-    exact = None if too_long else closed_form(objective, a, neuron, estimator.target())
-    return EstimateAnswer(
-        loss=found.loss,
-        gradient=found.gradient,
-        variance=found.variance,
-        standard_error=found.standard_error,
-        draws=found.draws,
-        evaluations=found.evaluations,
-        seconds=found.seconds,
-        seed=found.seed,
-        state=dict(found.state),
-        exact=None if exact is None else Exact(loss=exact[0], gradient=exact[1]),
-    )
+    charge(work)
+    seed = _seed(request.seed)
+
+    def run(watch: Callable[[Estimate], None] | None = None) -> EstimateAnswer:
+        found = gradest.estimate(
+            objective,
+            a,
+            neuron,
+            estimator,
+            request.draws,
+            seed,
+            target_standard_error=request.target_standard_error,
+            progress=stop_if_told,
+            watch=watch,
+        )
+        target = estimator.target()
+        too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, target))
+        exact = None if too_long else closed_form(objective, a, neuron, target, progress=stop_if_told)
+        return EstimateAnswer(
+            loss=found.loss,
+            gradient=found.gradient,
+            variance=found.variance,
+            standard_error=found.standard_error,
+            draws=found.draws,
+            evaluations=found.evaluations,
+            seconds=found.seconds,
+            seed=found.seed,
+            state=dict(found.state),
+            exact=None if exact is None else Exact(loss=exact[0], gradient=exact[1]),
+        )
+
+    return run
 
 
 def plan_comparison(request: CompareRequest, settings: Settings) -> Callable[[Progress | None], Comparison]:
     """Everything that can be refused about a comparison, before it starts; then what starts it."""
     neuron, a = _inputs(request, settings)
+    limits.check_answer(settings, limits.size(a.shape), "the exact gradient", as_json=True)
     wide = check_pre_activations(a, neuron)
     objective = _objective(request.objective, neuron, wide, settings)
     limits.check_draws(settings, request.draws)
@@ -143,6 +215,7 @@ def recommend(request: RecommendRequest, settings: Settings) -> dict[str, Any]:
         total = limits.measurement_work(settings, neuron, objective, wide, request.draws, evaluations)
         if limits.exceeds_work(settings, total + limits.exact_work(neuron, objective, wide, Target())):
             raise _too_much(total, settings)
+        charge(total)
     elif request.objective is not None or request.a is not None:
         raise Problem(422, "To measure, send both objective and a; without either, the certificates speak.")
     return gradest.recommend(
@@ -156,12 +229,13 @@ def recommend(request: RecommendRequest, settings: Settings) -> dict[str, Any]:
         a=a,
         draws=request.draws,
         seed=_seed(request.seed),
+        progress=stop_if_told,
     ).to_dict()
 
 
 def _inputs(request: Request, settings: Settings) -> tuple[Neuron, Tensor]:
     neuron = _build("neuron", request.neuron, gradest.registry.neuron, gradest.registry.neurons, settings)
-    a = decode_tensor("a", request.a, DTYPES[request.dtype], settings, request.shape)
+    a = decode_a(request.a, request.dtype, request.shape, settings)
     check_pre_activations(a, neuron)
     return neuron, a
 
@@ -175,17 +249,47 @@ def _fitting(spec: Any, field: str, neuron: Neuron, a: Tensor, settings: Setting
     return estimator, wide
 
 
-def _ask(
-    request: ForwardRequest | BackwardRequest, seed: int, settings: Settings
-) -> tuple[gradest.Draw, State, Estimator, Tensor]:
+@dataclass(frozen=True)
+class _Pair:
+    """What forward and backward have in common; the state is None at the first step."""
+
+    neuron: Neuron
+    estimator: Estimator
+    a: Tensor
+    wide: Tensor
+    state: State | None
+    stateful: bool
+    elements: int
+
+    def kind(self, *more: Hashable) -> Hashable:
+        return None if self.stateful else (*more, _key(self.neuron), _key(self.estimator), *_form(self.neuron, self.a))
+
+
+def _pair(request: ForwardRequest | BackwardRequest, settings: Settings, as_json: bool) -> _Pair:
     neuron, a = _inputs(request, settings)
     estimator, wide = _fitting(request.estimator, "estimator", neuron, a, settings)
-    limits.check_answer(settings, limits.check_points(settings, neuron, estimator, wide), "points")
-    state: State = estimator.init(neuron, wide)
-    if request.state is not None:
-        state = decode_state(request.state, state, settings)
-    draw, state = ask(neuron, estimator, a, Key(seed), state)
-    return draw, state, estimator, a
+    points = limits.check_points(settings, neuron, estimator, wide)
+    limits.check_answer(settings, points, "points", as_json)
+    charge(points)
+    first = estimator.init(neuron, wide)
+    limits.check_answer(settings, max((x.numel() for x in first.values()), default=0), "the state", as_json)
+    state = None if request.state is None else decode_state(request.state, first, settings)
+    return _Pair(neuron, estimator, a, wide, state, bool(first), points)
+
+
+def _key(plugin: Plugin) -> Hashable:
+    return plugin.name, plugin.model_dump_json()
+
+
+def _form(neuron: Neuron, a: Tensor) -> tuple[Hashable, Hashable]:
+    return a.dtype, event_shape(neuron, a)
+
+
+def _compact(neuron: Neuron, h: Tensor) -> Tensor:
+    """A byte for each output of a binary unit, where its two values fit in it."""
+    if isinstance(neuron, Binary) and {neuron.low, neuron.high} <= set(range(256)):
+        return h.to(torch.uint8)
+    return h
 
 
 def _objective(spec: Any, neuron: Neuron, a: Tensor, settings: Settings) -> Objective:
@@ -277,6 +381,7 @@ def _check_total(
     total = sum(limits.work(settings, neuron, estimator, objective, a, request.draws) for estimator in estimators)
     if limits.exceeds_work(settings, total):
         raise _too_much(total, settings)
+    charge(total)
 
 
 def _too_much(work: int, settings: Settings) -> Problem:

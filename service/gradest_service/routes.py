@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -17,15 +18,21 @@ from starlette.responses import RedirectResponse, Response
 import gradest
 from gradest import catalog
 from gradest.errors import PluginError, UnknownPlugin
+from gradest.expectation import Estimate
 from gradest_service import operations, schemas
-from gradest_service.codec import CODECS, JSON, find_codec, parse_json, prefers
-from gradest_service.events import EventStream
+from gradest_service.batching import Batcher
+from gradest_service.calls import stop_if_told
+from gradest_service.codec import CODECS, JSON, SAFETENSORS, Codec, answer_codec, find_codec, parse_json, prefers
+from gradest_service.events import EventStream, Report
 from gradest_service.problems import MEDIA_TYPE, Problem, ProblemDetails, describe_faults
 from gradest_service.settings import Settings
 
 __all__ = ["router"]
 
 Result = TypeVar("Result")
+_SMALL_BYTES = 1 << 13  # of a body, and
+_SMALL_ELEMENTS = 1 << 11  # of an answer, that the event loop's thread reads and writes itself
+_REPORT_SECONDS = 0.1  # between the events of an estimate
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 AnyRequest = TypeVar("AnyRequest", bound=schemas.Request)
 Endpoint = Callable[[Request], Any]
@@ -34,6 +41,18 @@ Endpoint = Callable[[Request], Any]
 def _refer(model: type[BaseModel]) -> dict[str, Any]:
     """A place in the OpenAPI document that holds this model; the application adds the models themselves."""
     return {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+
+
+def _body(model: type[BaseModel], media_type: str) -> dict[str, Any]:
+    """A body that holds this model."""
+    if media_type != SAFETENSORS.media_type:
+        return _refer(model)
+    key = "request" if issubclass(model, schemas.Request) else "response"
+    description = (
+        f"Tensors by the names of the fields of {model.__name__}, those inside a field as state.NAME or objective.NAME; "
+        f"the other fields as a JSON object, in text, under the key `{key}` of the metadata."
+    )
+    return {"schema": {"type": "string", "format": "binary", "description": description}}
 
 
 router = APIRouter(
@@ -51,25 +70,77 @@ async def compare(request: Request) -> Response:
     fields = await _read(request)
     run = await _in_pool(request, lambda: operations.plan_comparison(fields(schemas.CompareRequest), settings))
     if prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
-        answer = await _in_pool(request, lambda: JSON.encode(run(None).to_dict()))
+        answer = await _in_pool(request, lambda: JSON.encode(run(stop_if_told).to_dict()))
         return Response(answer, media_type=JSON.media_type)
-    return EventStream(lambda progress: run(progress).to_dict(), request.app.state.limiter, request.state.request_id)
+
+    def stream(report: Report) -> dict[str, Any]:
+        def progress(estimator: str, done: int, draws: int) -> None:
+            stop_if_told()
+            if done:  # else it is a step of a warm-up
+                report({"estimator": estimator, "done": done, "draws": draws})
+
+        return run(progress).to_dict()
+
+    return EventStream(stream, request.app.state.limiter, request.state.request_id)
+
+
+async def estimate(request: Request) -> Response:
+    """The mean and the variance of many draws; as a stream of what there is so far, if Accept prefers text/event-stream."""
+    settings: Settings = request.app.state.settings
+    body = await _read(request)
+    accept = request.headers.get("accept", "")
+    codec = answer_codec(accept)
+    streamed = prefers(accept, EventStream.media_type, JSON.media_type)
+    as_json = streamed or codec is JSON
+    run = await _in_pool(request, lambda: operations.estimate(body(schemas.EstimateRequest), settings, as_json))
+    if not streamed:
+        return Response(await _in_pool(request, lambda: codec.encode(run(None))), media_type=codec.media_type)
+
+    def stream(report: Report) -> schemas.EstimateAnswer:
+        told = time.monotonic()
+
+        def watch(found: Estimate) -> None:
+            nonlocal told
+            if time.monotonic() - told >= _REPORT_SECONDS:
+                told = time.monotonic()
+                so_far = {name: getattr(found, name) for name in ("draws", "loss", "gradient", "standard_error")}
+                report(so_far)
+
+        return run(watch)
+
+    return EventStream(stream, request.app.state.limiter, request.state.request_id)
 
 
 def _add_operation(
     path: str,
-    operation: Callable[[AnyRequest, Settings], BaseModel],
+    operation: Callable[[AnyRequest, Settings, bool], operations.Pass[Any]],
     schema: type[AnyRequest],
     answer: type[BaseModel],
 ) -> None:
+    """A route whose requests may be computed on together with others of their kind."""
+
     async def endpoint(request: Request) -> Response:
         settings: Settings = request.app.state.settings
-        fields = await _read(request)
-        body = await _in_pool(request, lambda: JSON.encode(operation(fields(schema), settings)))
-        return Response(body, media_type=JSON.media_type)
+        batcher: Batcher | None = request.app.state.batcher
+        body = await _read(request)
+        codec = answer_codec(request.headers.get("accept", ""))
+
+        def prepare() -> operations.Pass[Any]:
+            return operation(body(schema), settings, codec is JSON)
+
+        # what takes less time than to hand it to a thread is done at once
+        ready = prepare() if body.size <= _SMALL_BYTES else await _in_pool(request, prepare)
+        if batcher is None or ready.kind is None:
+            answered = await _in_pool(request, lambda: codec.encode(ready()))
+            return Response(answered, media_type=codec.media_type)
+        result = await batcher.run(ready.kind, ready.work, ready.rows, ready.elements)
+        if ready.elements <= _SMALL_ELEMENTS:
+            return Response(codec.encode(ready.answer(result)), media_type=codec.media_type)
+        answered = await _in_pool(request, lambda: codec.encode(ready.answer(result)))
+        return Response(answered, media_type=codec.media_type)
 
     endpoint.__doc__ = operation.__doc__
-    _add_post(path, endpoint, schema, answer, JSON.media_type)
+    _add_post(path, endpoint, schema, answer, *CODECS)
 
 
 def _add_post(
@@ -82,15 +153,15 @@ def _add_post(
         name=path.rpartition("/")[2],
         tags=["estimation"],
         summary=request.__doc__,
-        responses={200: {"description": answer.__doc__, "content": {media: _refer(answer) for media in media_types}}},
-        openapi_extra={"requestBody": {"required": True, "content": {media: _refer(request) for media in CODECS}}},
+        responses={200: {"description": answer.__doc__, "content": {t: _body(answer, t) for t in media_types}}},
+        openapi_extra={"requestBody": {"required": True, "content": {t: _body(request, t) for t in CODECS}}},
     )
 
 
 _add_operation("/v1/sample", operations.sample, schemas.SampleRequest, schemas.SampleAnswer)
 _add_operation("/v1/forward", operations.forward, schemas.ForwardRequest, schemas.ForwardAnswer)
 _add_operation("/v1/backward", operations.backward, schemas.BackwardRequest, schemas.BackwardAnswer)
-_add_operation("/v1/estimate", operations.estimate, schemas.EstimateRequest, schemas.EstimateAnswer)
+_add_post("/v1/estimate", estimate, schemas.EstimateRequest, schemas.EstimateAnswer, *CODECS, EventStream.media_type)
 _add_post(
     "/v1/compare", compare, schemas.CompareRequest, schemas.CompareAnswer, EventStream.media_type, JSON.media_type
 )
@@ -181,7 +252,8 @@ async def livez() -> Response:
 
 @router.get("/readyz", tags=["service"], responses=_JSON_ANSWER)
 async def readyz(request: Request) -> Response:
-    """Whether the plugins are loaded, so that requests can be answered; 503 if they cannot be."""
+    """Whether requests are welcome: plugins loaded, room for more, not about to stop; 503 if not."""
+    request.app.state.load.check_ready()
 
     def load() -> dict[str, Any]:
         try:
@@ -217,14 +289,28 @@ async def index() -> Response:
 # --- the way in and out ---
 
 
-async def _read(request: Request) -> Callable[[type[AnyRequest]], AnyRequest]:
-    """The body, and what turns it into a request: parsing is left to the pool."""
+class _Body:
+    """A request's body, which becomes a request of a schema when it is called: that is left to the pool."""
+
+    def __init__(self, body: bytearray, codec: Codec, settings: Settings) -> None:
+        self.size = len(body)
+        self._body = body
+        self._codec = codec
+        self._settings = settings
+
+    def __call__(self, schema: type[AnyRequest]) -> AnyRequest:
+        return _validate(schema, self._codec.decode(self._body, self._settings), "body")
+
+
+async def _read(request: Request) -> _Body:
     codec = find_codec(request.headers.get("content-type", ""))
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem(415, "Send the body as it is, without a Content-Encoding.")
-    body = await request.body()
-
-    return lambda schema: _validate(schema, codec.decode(body), "body")
+    settings: Settings = request.app.state.settings
+    body = bytearray()  # tensors are views of it, which torch grants of what may be written to alone
+    async for chunk in request.stream():
+        body += chunk
+    return _Body(body, codec, settings)
 
 
 def _validate(schema: type[AnyModel], found: Any, place: str) -> AnyModel:

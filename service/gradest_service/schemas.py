@@ -1,6 +1,6 @@
 """The fields of requests and answers: what is checked, what /docs shows, and what a codec writes.
 
-Tensors are `Any` here, since each content type has its own form of them; the JSON Schema says what they are in JSON.
+Tensors are `Any` here, since each content type has its own form of them: the JSON Schema says what they are in JSON.
 """
 
 from __future__ import annotations
@@ -71,7 +71,11 @@ class Request(BaseModel):
     shape: list[Size] | None = Field(
         None, description="the shape of a; needed only for what JSON cannot say, as [0, 3]"
     )
-    dtype: Dtype = Field("float32", description="the type in which a is read; points and gradients come back in it")
+    dtype: Dtype | None = Field(
+        None,
+        description="the type in which a is read, and in which points and gradients come back; null takes its own from a "
+        "tensor, and float32 from JSON",
+    )
 
 
 class SampleRequest(Request):
@@ -113,6 +117,12 @@ class EstimateRequest(Request):
     estimator: Plugin = Field(examples=["rloo"])
     objective: Plugin = Field(examples=[{"name": "quadratic", "target": 0.499}])
     draws: Draws = Field(1000, description=_DRAWS)
+    target_standard_error: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="to stop at, of every coordinate of the gradient; draws is then the cap",
+    )
     seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
 
 
@@ -165,7 +175,7 @@ class Answer(BaseModel):
 class SampleAnswer(Answer):
     """Samples."""
 
-    h: NumbersOut = Field(description="[samples, *batch, *event]")
+    h: NumbersOut = Field(description="[samples, *batch, *event]; in safetensors uint8 for binary units")
     seed: int
 
 
@@ -186,6 +196,10 @@ class BackwardAnswer(Answer):
     gradient: NumbersOut = Field(description="[*batch, *event]")
     value: NumbersOut | None = Field(
         description="the estimate of E[loss], [*batch], in at least float32; null without a loss"
+    )
+    weights: NumbersOut | None = Field(
+        description="d value / d loss, [K] or [K, *batch]: what the parameters of the loss are to be trained with; forward's "
+        "weights, unless what is estimated is not linear in the losses; null without a loss"
     )
     state: NamedOut = Field(description="for the next step, in at least float32; empty where the estimator has none")
 

@@ -15,14 +15,25 @@ def name_of(value: object) -> str:
     return value.label() if isinstance(value, gradest.Plugin) else value.__name__
 
 
+def takes_long(check, pair):
+    """The measurement of bias takes seconds: of options other than the defaults it is left to the slow tests."""
+    return check is testing.estimator_bias_is_as_claimed and any(plugin.model_fields_set for plugin in pair)
+
+
+ESTIMATOR_CASES = [
+    pytest.param(check, pair, marks=[pytest.mark.slow] if takes_long(check, pair) else [])
+    for check in testing.ESTIMATOR_CHECKS
+    for pair in testing.pairs(gradest.registry)
+]
+
+
 @pytest.mark.parametrize("neuron", testing.neurons(gradest.registry), ids=name_of)
 @pytest.mark.parametrize("check", testing.NEURON_CHECKS, ids=name_of)
 def test_neuron(check, neuron):
     check(neuron)
 
 
-@pytest.mark.parametrize("pair", testing.pairs(gradest.registry), ids=name_of)
-@pytest.mark.parametrize("check", testing.ESTIMATOR_CHECKS, ids=name_of)
+@pytest.mark.parametrize(("check", "pair"), ESTIMATOR_CASES, ids=name_of)
 def test_estimator(check, pair):
     check(*pair)
 

@@ -1,4 +1,4 @@
-"""slope_annealed: straight_through with the slope of the step, which the state counts."""
+"""slope_annealed_straight_through: straight_through with the slope of the step, which the state counts."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def f(h):
 
 
 def gradients(steps, **options):
-    estimator, state, found = gradest.estimator("slope_annealed", **options), None, []
+    estimator, state, found = gradest.estimator("slope_annealed_straight_through", **options), None, []
     for step in range(steps):
         a = A.clone().requires_grad_()
         loss, state = gradest.expect(f, a, "bernoulli", estimator, seed=step, state=state)
@@ -39,12 +39,16 @@ def test_each_step_is_straight_through_with_its_slope(derivative):
 
 
 def test_the_state_is_saved_with_a_layer():
-    model = torch.nn.Sequential(gradest.nn.Stochastic("bernoulli", {"name": "slope_annealed", "rate": 0.5}))
+    model = torch.nn.Sequential(
+        gradest.nn.Stochastic("bernoulli", {"name": "slope_annealed_straight_through", "rate": 0.5})
+    )
     for _ in range(3):
         model(A.clone().requires_grad_()).sum().backward()
     saved = model.state_dict()
     assert saved["0.state_steps"] == 3
-    again = torch.nn.Sequential(gradest.nn.Stochastic("bernoulli", {"name": "slope_annealed", "rate": 0.5}))
+    again = torch.nn.Sequential(
+        gradest.nn.Stochastic("bernoulli", {"name": "slope_annealed_straight_through", "rate": 0.5})
+    )
     again.load_state_dict(saved)
     results = []
     for layer in (model, again):

@@ -109,6 +109,28 @@ def test_double_cv_has_the_gradient_as_its_mean_at_any_alpha(alpha, samples, uni
     assert torch.allclose(value, loss, rtol=1e-10)
 
 
+def rodeo_state(estimator, neuron, a, **averages):
+    """A state in which every part does something; with these centres and spreads of what the network sees."""
+    state = estimator.init(neuron, a)
+    numbers = {"outer": 0.8, "linear": 1.1, "constant": 0.3, "alpha": 0.4}
+    state |= {name: state[name] + value for name, value in numbers.items()}
+    given = {"weight": 0.5, "spread": 2.0, "first": [0.9, -0.3], "second": [4.0, 1.5]} | averages
+    return state | {name: torch.tensor(value, dtype=torch.float64) for name, value in given.items()}
+
+
+@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize(("samples", "units"), [(2, 1), (2, 2), (3, 2), (2, 3)])
+def test_rodeo_has_the_gradient_as_its_mean_at_any_state(samples, units, neuron):
+    neuron, a, estimator = gradest.neuron(neuron), logits(units), gradest.estimator("rodeo", samples=samples)
+    state = rodeo_state(estimator, neuron, a)
+    gradient, value, square = over_all(curved, a, neuron, estimator, draws=samples, state=state)
+    loss, truth = gradest.exact(curved, a, neuron)
+    assert torch.allclose(gradient, truth, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(value, loss, rtol=1e-12)
+    rloo = over_all(curved, a, neuron, gradest.estimator("rloo", samples=samples), draws=samples)[2]
+    assert not torch.allclose(square, rloo, rtol=0.05)  # the control variates are no small correction
+
+
 @pytest.mark.parametrize("neuron", NEURONS)
 def test_reinmax_is_exact_for_quadratics_and_no_further(neuron):
     neuron, a, reinmax = gradest.neuron(neuron), logits(3), gradest.estimator("reinmax")
@@ -307,6 +329,131 @@ def test_double_cv_keeps_its_state_over_an_empty_batch():
     assert estimator.backward(draw, feedback, state)[1] == state
 
 
+# --- rodeo ---------------------------------------------------------------------------------------------------------------------
+
+
+def feedback_of(f, draw):
+    points = draw.points.clone().requires_grad_()
+    loss = f(points)
+    return gradest.Feedback(loss.detach(), torch.autograd.grad(loss.sum(), points)[0])
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_rodeo_by_hand(samples):
+    """The formula term by term, with the Stein operator written out for functions of y alone."""
+    neuron, a = gradest.neuron("bipolar"), logits(3)
+    estimator = gradest.estimator("rodeo", samples=samples, hidden=2)
+    state = rodeo_state(estimator, neuron, a)
+    draw = estimator.forward(neuron, a, gradest.Key(5), state)
+    feedback = feedback_of(curved, draw)
+    h, loss, grad, p = draw.points, feedback.loss, feedback.grad, sigmoid(a)
+    centre = state["first"] / 0.5
+    scale = (state["second"] / 0.5 - centre**2).sqrt()
+
+    def others(k):
+        return [j for j in range(samples) if j != k]
+
+    def surrogate(k, y):
+        level = sum(loss[j] for j in others(k)) / (samples - 1)
+        seen = sum(grad[j] @ (y - h[j]) for j in others(k)) / (samples - 1)
+        x = ((torch.stack([level, seen]) - centre) / scale).clamp(-30, 30) / 2**0.5
+        hidden = torch.tanh(state["inner"][:, :2] @ x + state["inner"][:, 2])
+        return 3 * 2.0 * (state["constant"] + state["linear"] @ x + state["outer"] @ hidden / 2**0.5)
+
+    def stein(g, y):
+        total = 0.0
+        for i in range(3):
+            flipped = y.clone()
+            flipped[i] *= -1
+            total = total + torch.where(y[i] > 0, 1 - p[i], p[i]) * (g(flipped) - g(y)) / 3
+        return total
+
+    wanted = torch.zeros(3, dtype=torch.float64)
+    for k in range(samples):
+        baseline = sum(loss[j] + 1.4 * stein(lambda y, j=j: surrogate(j, y), h[j]) for j in others(k)) / (samples - 1)
+        vector = stein(lambda y, k=k: surrogate(k, y) * neuron.score(y, a), h[k])
+        wanted += ((loss[k] - baseline) * neuron.score(h[k], a) + vector) / samples
+    assert torch.allclose(estimator.backward(draw, feedback, state)[0], wanted, rtol=1e-12)
+
+
+def test_rodeo_starts_as_rloo():
+    neuron, a, estimator = gradest.neuron("bernoulli"), logits(3).expand(20, 3), gradest.estimator("rodeo", samples=4)
+    draw = estimator.forward(neuron, a, gradest.Key(1), estimator.init(neuron, a))
+    gradient, _ = estimator.backward(draw, feedback_of(curved, draw), estimator.init(neuron, a))
+    wanted, _ = gradest.estimator("rloo", samples=4).backward(draw, feedback_of(curved, draw), {})
+    assert torch.allclose(gradient, wanted, rtol=1e-12)
+
+
+def test_what_rodeo_leaves_of_a_linear_loss():
+    """With H = D/2 (the loss as the other sample sees it - E[L]) and α = 2, ½ score (L(h) - L(h flipped))."""
+    neuron, a, w = gradest.neuron("bernoulli"), logits(3), torch.tensor([1.1, -0.7, 0.4], dtype=torch.float64)
+    estimator, centre = gradest.estimator("rodeo", hidden=0), float(sigmoid(a) @ w)
+    state = rodeo_state(estimator, neuron, a, weight=1.0, spread=1.0, first=[centre, 0.0], second=[1 + centre**2, 1.0])
+    state |= {"linear": torch.full((2,), 2**-0.5, dtype=torch.float64)}
+    state |= {name: torch.tensor(value, dtype=torch.float64) for name, value in (("constant", 0.0), ("alpha", 2.0))}
+    draw = estimator.forward(neuron, a.expand(20, 3), gradest.Key(1), state)
+    gradient, _ = estimator.backward(draw, feedback_of(lambda h: (h * w.to(h)).sum(-1), draw), state)
+    assert torch.allclose(gradient, (draw.points - sigmoid(a)).abs().mean(0) * w / 2, rtol=1e-10)
+
+
+def rows_of(f, a, estimator, steps, rows=8):
+    """The state after some steps on a batch of rows."""
+    estimator, state, a = gradest.estimator(estimator), None, a.expand(rows, -1).clone().requires_grad_()
+    for seed in range(steps):
+        _, state = gradest.expect(f, a, estimator=estimator, seed=seed, state=state)
+    return state
+
+
+def mean_variance(f, a, estimator, state=None):
+    return gradest.estimate(f, a, estimator=estimator, draws=2000, seed=1, state=state).variance.mean().item()
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e12])
+def test_rodeo_falls_far_below_rloo_and_double_cv(size):
+    """Of single precision, and the same for a loss of any size."""
+    a = torch.linspace(-1, 1, 50)
+
+    def f(h):
+        return size * (h.sum(-1) - 30) ** 2
+
+    rodeo = mean_variance(f, a, "rodeo", rows_of(f, a, "rodeo", 50))
+    assert rodeo < 0.15 * mean_variance(f, a, "rloo")
+    assert rodeo < 0.7 * mean_variance(f, a, "double_cv")
+
+
+def test_rodeo_knows_the_level_where_the_derivative_says_nothing():
+    toy, a = gradest.objective("quadratic", target=0.499), torch.zeros(200)
+    spec = {"name": "rodeo", "samples": 3, "hidden": 0}
+    rloo = mean_variance(toy, a, {"name": "rloo", "samples": 3})
+    assert mean_variance(toy, a, spec, rows_of(toy, a, spec, 60)) == pytest.approx(2 / 3 * rloo, rel=0.07)
+
+
+def test_rodeo_keeps_averages_of_what_its_network_sees():
+    neuron, a, estimator = gradest.neuron("bernoulli"), logits(3).expand(5, 3), gradest.estimator("rodeo", decay=0.8)
+    state = rodeo_state(estimator, neuron, a)
+    draw = estimator.forward(neuron, a, gradest.Key(2), state)
+    feedback = feedback_of(curved, draw)
+    _, after = estimator.backward(draw, feedback, state)
+    (one, two), (up, down), apart = feedback.loss, feedback.grad, draw.points[0] - draw.points[1]
+    seen = torch.stack([torch.cat([two, one]), torch.cat([(down * apart).sum(-1), -(up * apart).sum(-1)])], -1)
+    assert after["weight"].item() == pytest.approx(0.8 * 0.5 + 0.2)
+    assert after["spread"].item() == pytest.approx(0.8 * 2 + 0.2 * ((one - two) ** 2 / 2).mean().item())
+    assert torch.allclose(after["first"], 0.8 * state["first"] + 0.2 * seen.mean(0))
+    assert torch.allclose(after["second"], 0.8 * state["second"] + 0.2 * (seen**2).mean(0))
+
+
+def test_a_constant_loss_teaches_rodeo_nothing():
+    a, state = torch.zeros(4, 3), None
+    for seed in range(3):
+        value, state = gradest.expect(
+            lambda h: 0 * h.sum(-1) + 0.1, a.requires_grad_(), estimator="rodeo", seed=seed, state=state
+        )
+        (gradient,) = torch.autograd.grad(value.sum(), a)
+        assert torch.equal(gradient, torch.zeros(4, 3))
+    assert all(torch.isfinite(value).all() for value in state.values())
+    assert not state["linear"].any()
+
+
 # --- points --------------------------------------------------------------------------------------------------------------------
 
 
@@ -356,7 +503,7 @@ def test_the_sides_of_smoothed_perturbation_by_hand():
 
 
 @pytest.mark.parametrize(
-    "name", ["disarm", "local_expectation", "bitflip", "ugc", "muprop", "arms", "double_cv", "reinmax"]
+    "name", ["disarm", "local_expectation", "bitflip", "ugc", "muprop", "arms", "double_cv", "rodeo", "reinmax"]
 )
 def test_an_event_without_units(name):
     loss, _ = gradest.expect(lambda h: h.sum(-1) + 3, torch.zeros(2, 0, requires_grad=True), estimator=name)

@@ -1,4 +1,4 @@
-"""rebar, relax, relax_rebar and nvil: what their formulas average to, and what their control variates learn."""
+"""rebar, relax, relax_rebar, nvil and rodeo: what their formulas average to, and what their control variates learn."""
 
 import math
 
@@ -16,9 +16,15 @@ from gradest_neurons.categorical import Categorical
 
 TOY = gradest.objective("quadratic", target=0.499)
 RELAXING = ("rebar", "relax", "relax_rebar")
-LEARNED = ("nvil", *RELAXING)
+LEARNED = ("nvil", "rodeo", *RELAXING)
 NETWORK = ("inner", "outer", "linear", "constant")
-PARAMETERS = {"nvil": NETWORK, "rebar": ("eta",), "relax": NETWORK, "relax_rebar": ("eta", *NETWORK)}
+PARAMETERS = {
+    "nvil": NETWORK,
+    "rodeo": (*NETWORK, "alpha"),
+    "rebar": ("eta",),
+    "relax": NETWORK,
+    "relax_rebar": ("eta", *NETWORK),
+}
 
 
 def cubic(h):
@@ -289,10 +295,12 @@ def test_relax_learns_the_toy(name):
     assert abs(found.gradient.item() - 5.0e-4) < 5 * found.standard_error.item()
 
 
-@pytest.mark.parametrize(("name", "share"), [("rebar", 0.65), ("relax", 0.45), ("relax_rebar", 0.4), ("nvil", 0.85)])
+@pytest.mark.parametrize(
+    ("name", "share"), [("rebar", 0.65), ("relax", 0.45), ("relax_rebar", 0.4), ("nvil", 0.85), ("rodeo", 0.3)]
+)
 def test_learning_lowers_the_variance(name, share):
     spec = {"name": name, **({"eta": 0.0} if "eta" in PARAMETERS[name] else {})}
-    plain = variance(cubic, A, "reinforce")
+    plain = variance(cubic, A, "rloo" if name == "rodeo" else "reinforce")
     assert variance(cubic, A, spec, gradest.estimator(spec).init(Bernoulli(), A)) == pytest.approx(plain, rel=1e-6)
     state = trained(spec, cubic, A.expand(64, 3).clone(), 150)
     assert variance(cubic, A, spec, state) < share * plain

@@ -75,6 +75,7 @@ def test_wheel_has_the_entry_points_and_the_licence(wheel: zipfile.ZipFile) -> N
         "estimators": "gradest_estimators",
         "objectives": "gradest_objectives",
     }
+    assert dict(points["pytest11"]) == {"gradest": "gradest.pytest_plugin"}
     assert dict(points["console_scripts"]) == {"gradest": "gradest.cli:main"}
     assert "Permission is hereby granted" in read(wheel, "licenses/LICENSE")
 
@@ -85,7 +86,7 @@ def test_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Description-Content-Type"] == "text/markdown"
-    assert {"dev", "demo", "data", "plot"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"dev", "demo", "data", "plot", "ray"} <= set(metadata.get_all("Provides-Extra", []))
 
 
 def test_sdist_holds_what_building_and_testing_take(sdist: set[str]) -> None:

@@ -26,6 +26,12 @@ def client(url):
         yield found
 
 
+@pytest.fixture(scope="session")
+def json_client(url):
+    with gradest.Client(url, transport="json") as found:
+        yield found
+
+
 @pytest.fixture
 def start(request):
     """Starts a service with settings of the test's own: start(max_draws=3) gives an httpx client of it."""

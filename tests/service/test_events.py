@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import gradest
+from gradest.comparison import comparable
 from gradest.errors import InvalidInput
 from gradest.objective import Objective
 
@@ -25,7 +26,7 @@ def test_progress_then_one_result(http):
     assert answer.headers["cache-control"] == "no-cache"
     assert answer.headers["x-request-id"]
     events = parse(answer.text)
-    fitting = list(gradest.registry.fitting(gradest.neuron("bernoulli")))
+    fitting = [estimator.name for estimator in comparable(gradest.neuron("bernoulli"))]
     assert [data["estimator"] for name, data in events if name == "progress"] == fitting
     assert [name for name, _ in events] == ["progress"] * len(fitting) + ["result"]
     assert events[0][1] == {"estimator": fitting[0], "done": 20, "draws": 20}
@@ -36,8 +37,9 @@ def test_progress_then_one_result(http):
 
 
 def test_json_alone_is_the_result(http):
-    streamed = parse(http.post("/v1/compare", json=BODY).text)[-1][1]
-    alone = http.post("/v1/compare", json=BODY, headers={"Accept": "application/json"}).json()
+    body = {**BODY, "estimators": ["rloo", "reinforce_average", "straight_through"]}
+    streamed = parse(http.post("/v1/compare", json=body).text)[-1][1]
+    alone = http.post("/v1/compare", json=body, headers={"Accept": "application/json"}).json()
     for row in (*streamed["rows"], *alone["rows"]):
         del row["seconds"]
     assert alone == streamed
@@ -140,3 +142,47 @@ def test_a_quiet_stream_is_kept_alive(start, registered, monkeypatch):
         assert next(lines) == ": still running"
         release.set()
         assert "event: result" in list(lines)
+
+
+ESTIMATE = {
+    "neuron": "bernoulli",
+    "estimator": "rloo",
+    "objective": {"name": "quadratic", "target": 0.3, "reduction": "sum"},
+    "a": [[0.5, -1.0, 2.0, 0.1]] * 50,
+    "draws": 60_000,
+    "seed": 3,
+}
+STREAM = {"Accept": "text/event-stream"}
+
+
+def test_an_estimate_streams_what_there_is_so_far(http):
+    events = parse(http.post("/v1/estimate", json=ESTIMATE, headers=STREAM).text)
+    alone = http.post("/v1/estimate", json=ESTIMATE).json()
+    name, result = events[-1]
+    assert name == "result"
+    assert {**result, "seconds": 0} == {**alone, "seconds": 0}
+    progress = [data for name, data in events if name == "progress"]
+    assert progress
+    draws = [data["draws"] for data in progress]
+    assert draws == sorted(set(draws))
+    errors = [torch.tensor(data["standard_error"]).max() for data in progress]
+    assert errors[-1] <= errors[0]
+    assert torch.tensor(progress[0]["gradient"]).shape == (50, 4)
+
+
+def test_an_estimate_stops_where_it_is_good_enough(http):
+    target = 0.002
+    found = http.post("/v1/estimate", json={**ESTIMATE, "target_standard_error": target}).json()
+    assert 256 <= found["draws"] < ESTIMATE["draws"]
+    assert torch.tensor(found["standard_error"]).max() <= target
+    a = torch.tensor(ESTIMATE["a"])
+    wanted = gradest.estimate(
+        gradest.objective(ESTIMATE["objective"]), a, draws=ESTIMATE["draws"], seed=3, target_standard_error=target
+    )
+    assert found["draws"] == wanted.draws
+    assert torch.equal(torch.tensor(found["gradient"]), wanted.gradient)
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, "NaN", "small"])
+def test_a_target_must_be_a_positive_number(http, refused, wrong):
+    refused(http.post("/v1/estimate", json={**ESTIMATE, "target_standard_error": wrong}), 422)

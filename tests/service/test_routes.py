@@ -114,7 +114,7 @@ def test_openapi(http):
         assert post["responses"]["default"]["content"].keys() == {"application/problem+json"}
     gets = {path for path, item in document["paths"].items() if "get" in item}
     kinds = {f"/v1/{kind}s{tail}" for kind in KINDS for tail in ("", "/{name}")}
-    assert gets == kinds | {"/v1/plugins", "/v1/recommend", "/livez", "/readyz", "/version"}
+    assert gets == kinds | {"/v1/plugins", "/v1/recommend", "/livez", "/readyz", "/metrics", "/version"}
     identifiers = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
     assert len(identifiers) == len(set(identifiers))
     for reference in _references(document):

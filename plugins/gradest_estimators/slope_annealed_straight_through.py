@@ -13,14 +13,14 @@ from gradest.neuron import Neuron
 from gradest_estimators.straight_through import StraightThrough
 
 
-class SlopeAnnealed(StraightThrough):
+class SlopeAnnealedStraightThrough(StraightThrough):
     """`straight_through` whose slope at step t is min(max_slope, slope + rate · t): the smooth function becomes the unit's step.
 
     The number of steps taken is the state. It is read before it grows, so the first step has the slope that is given. The
     source adds 0.04 an epoch, up to 5, to the slope of a hard sigmoid; here a step counts, and the sigmoid is the unit's own.
     """
 
-    name = "slope_annealed"
+    name = "slope_annealed_straight_through"
     summary = "straight_through with a sigmoid that grows steeper with the steps"
     reference = "Chung, Ahn, Bengio 2017, arXiv 1609.01704"
 

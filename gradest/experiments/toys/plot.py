@@ -1,0 +1,76 @@
+"""What the charts have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from gradest.errors import GradestError
+from gradest.experiments.checkpoint import write_atomically
+
+__all__ = ["check_plots", "colour", "lines", "values", "write_chart"]
+
+_PALETTE = (
+    "#4c78a8",
+    "#f58518",
+    "#e45756",
+    "#72b7b2",
+    "#54a24b",
+    "#b279a2",
+    "#eeca3b",
+    "#9d755d",
+    "#ff9da6",
+    "#1b7837",
+)
+_GREYS = ("#111111", "#6b6b6b", "#a0a0a0", "#c4c4c4")
+
+
+def check_plots() -> None:
+    """Raise GradestError, with what to install, unless plots can be written."""
+    missing = [name for name in ("altair", "vl_convert") if find_spec(name) is None]
+    if missing:
+        raise GradestError(f"plots need {' and '.join(missing)}: pip install 'gradest[plot]'")
+
+
+def values(rows: Sequence[dict[str, Any]]) -> Any:
+    """Rows as altair's data, in the chart itself."""
+    import altair  # noqa: PLC0415  # an extra
+
+    return altair.InlineData(values=list(rows))
+
+
+def colour(names: Sequence[str], field: str = "estimator") -> Any:
+    """A colour of its own for each name."""
+    return _colour(names, [_PALETTE[place % len(_PALETTE)] for place in range(len(names))], field, "circle")
+
+
+def lines(names: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """Encodings of lines: a colour for each estimator, and a dashed shade of grey for each reference."""
+    import altair  # noqa: PLC0415  # an extra
+
+    domain = [*names, *references]
+    shades = [_PALETTE[place % len(_PALETTE)] for place in range(len(names))]
+    shades += [_GREYS[place % len(_GREYS)] for place in range(len(references))]
+    dashes = [[1, 0]] * len(names) + [[6, 4]] * len(references)
+    dash = altair.StrokeDash("estimator:N").scale(domain=domain, range=dashes).legend(None)
+    return {"color": _colour(domain, shades, "estimator", "stroke"), "strokeDash": dash}
+
+
+def _colour(domain: Sequence[str], shades: Sequence[str], field: str, symbol: str) -> Any:
+    import altair  # noqa: PLC0415  # an extra
+
+    legend = altair.Legend(labelLimit=0, symbolType=symbol, symbolStrokeWidth=3, symbolSize=160, title=None)
+    return altair.Color(f"{field}:N").scale(domain=list(domain), range=list(shades)).legend(legend)
+
+
+def write_chart(chart: Any, folder: Path, name: str) -> None:
+    """NAME.svg and NAME.png."""
+    chart = chart.configure_axis(labelFontSize=11, titleFontSize=12, gridColor="#e8e8e8").configure_legend(
+        labelFontSize=12
+    )
+    chart = chart.configure_title(fontSize=13, anchor="start", subtitleFontSize=11, subtitleColor="#555")
+    chart = chart.configure_header(labelFontSize=12, title=None).configure_view(stroke="#ccc")
+    write_atomically(folder / f"{name}.svg", lambda new: chart.save(new, format="svg"))
+    write_atomically(folder / f"{name}.png", lambda new: chart.save(new, format="png", scale_factor=2))

@@ -1,0 +1,189 @@
+"""API keys: who may come in, how often, and for how much work.
+
+A key is 256 random bits. The service's file holds its SHA-256, a line a key, with the limits that the key has:
+
+    alice sha256:9f86d081...                                       # no limits
+    bob   sha256:60303ae2... requests_per_second=5 elements_per_minute=1000000
+
+The file is read again whenever it changes. Let a new one take its place in a single step (`mv new keys`). One that cannot be
+read, or has a fault, leaves the keys that were in force, and the log says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import math
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gradest.errors import InvalidInput
+from gradest_service.problems import Problem
+
+__all__ = ["OPEN", "Bucket", "Key", "Keys", "new_key"]
+
+OPEN = frozenset({"/livez", "/readyz"})
+"""The paths that need no key. All others do, those that do not exist too."""
+
+_LOG = logging.getLogger("gradest_service")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_HASH = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+class Bucket:
+    """A token bucket: it fills at a rate up to its capacity, and what is taken may leave it in debt.
+
+    So a cost that is known only once a request is let in can be charged: whoever owes waits until that is paid off.
+    """
+
+    def __init__(self, rate: float, capacity: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.rate = rate
+        self.capacity = capacity
+        self._clock = clock
+        self._level = capacity
+        self._at = clock()
+        self._lock = threading.Lock()  # threads at work take from it
+
+    def wait(self, amount: float) -> float:
+        """The seconds until the bucket holds `amount`; 0 if it does already."""
+        with self._lock:
+            now = self._clock()
+            self._level = min(self.capacity, self._level + self.rate * (now - self._at))
+            self._at = now
+            return max(0.0, (amount - self._level) / self.rate)
+
+    def take(self, amount: float) -> None:
+        """Take `amount`, whether it is there or not."""
+        with self._lock:
+            self._level -= amount
+
+
+@dataclass
+class Key:
+    """One key, by its hash, and its limits; None is no limit."""
+
+    name: str
+    digest: bytes = field(repr=False)
+    requests_per_second: float | None = None
+    elements_per_minute: float | None = None
+
+    def __post_init__(self) -> None:
+        rate, elements = self.requests_per_second, self.elements_per_minute
+        self._requests = None if rate is None else Bucket(rate, max(1.0, rate))
+        self._elements = None if elements is None else Bucket(elements / 60, elements)
+
+    def admit(self) -> None:
+        """Count a request; raises a 429 that says when to come again if a limit is reached."""
+        if self._elements is not None and (wait := self._elements.wait(1)):
+            raise _limited(f"This key may compute {self.elements_per_minute:g} elements a minute.", wait)
+        if self._requests is not None:
+            if wait := self._requests.wait(1):
+                raise _limited(f"This key may send {self.requests_per_second:g} requests a second.", wait)
+            self._requests.take(1)
+
+    def charge(self, elements: int) -> None:
+        """Take what a request computes from the budget."""
+        if self._elements is not None:
+            self._elements.take(elements)
+
+
+class Keys:
+    """The keys of a file, read again when it changes. A key whose line stays as it was keeps what it has used up."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = _stamp(path)
+        self._keys = _read(path)
+
+    def identify(self, authorization: Sequence[str]) -> Key:
+        """The key of a request's Authorization headers; a 401 without a right one."""
+        self._refresh()
+        scheme, _, token = (authorization[0] if len(authorization) == 1 else "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise _unauthorized("Send an API key: Authorization: Bearer KEY.", "Bearer")
+        digest = hashlib.sha256(token.strip().encode("latin-1")).digest()
+        # all are compared, whichever fits, so that the time tells nothing
+        found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
+        if not found:
+            raise _unauthorized("There is no such API key.", 'Bearer error="invalid_token"')
+        return found[0]
+
+    def _refresh(self) -> None:
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            found = _read(self._path)
+        except InvalidInput as error:
+            _LOG.error("the API keys stay as they were: %s", error)
+            return
+        kept = {repr(key) + key.digest.hex(): key for key in self._keys}
+        self._keys = [kept.get(repr(key) + key.digest.hex(), key) for key in found]
+        _LOG.info("%d API keys are in force", len(found))
+
+
+def new_key(name: str) -> tuple[str, str]:
+    """A new key, which its holder gets and nobody else, and the line of the file that lets it in."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput("a key's name has letters, digits and . _ -, 64 at most")
+    key = f"gradest_{secrets.token_urlsafe(32)}"
+    return key, f"{name} sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def _read(path: Path) -> list[Key]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"API keys: {error}") from error
+    keys = []
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if words:
+            try:
+                keys.append(_parse(words))
+            except ValueError as error:
+                raise InvalidInput(f"API keys, {path}, line {number}: {error}") from error
+    for what, found in (("name", [key.name for key in keys]), ("hash", [key.digest for key in keys])):
+        if len(set(found)) < len(found):
+            raise InvalidInput(f"API keys, {path}: two lines have the same {what}")
+    return keys
+
+
+def _parse(words: list[str]) -> Key:
+    name, digest = words[0], _HASH.fullmatch(words[1] if len(words) > 1 else "")
+    if not _NAME.fullmatch(name) or digest is None:
+        raise ValueError("it is not NAME sha256:HASH, with 64 hexadecimal digits")
+    limits = {}
+    for word in words[2:]:
+        limit, _, value = word.partition("=")
+        if limit not in ("requests_per_second", "elements_per_minute") or limit in limits:
+            raise ValueError("the limits are requests_per_second=NUMBER and elements_per_minute=NUMBER")
+        limits[limit] = float(value)
+        if not (limits[limit] > 0 and math.isfinite(limits[limit])):
+            raise ValueError(f"{limit} is a number above 0")
+    return Key(name, bytes.fromhex(digest[1]), **limits)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What differs when the file does."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _unauthorized(detail: str, challenge: str) -> Problem:
+    return Problem(401, detail, headers={"WWW-Authenticate": challenge})
+
+
+def _limited(detail: str, wait: float) -> Problem:
+    return Problem(429, f"{detail} Send it again later.", headers={"Retry-After": str(math.ceil(wait))})

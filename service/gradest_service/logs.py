@@ -1,0 +1,75 @@
+"""The log: a line a request and a line an error, as text or as JSON, with the request's id on all that happens in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+from gradest_service.calls import Call, current
+from gradest_service.settings import Settings
+
+__all__ = ["log_request", "set_up"]
+
+_REQUESTS = logging.getLogger("gradest_service.requests")
+
+
+def set_up(settings: Settings) -> None:
+    """Send the log of this process to standard error. For processes of the service's own."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("gradest_service").setLevel(settings.log_level.upper())
+
+
+def log_request(call: Call, status: int, seconds: float) -> None:
+    """The line of a request that is over."""
+    if not _REQUESTS.isEnabledFor(logging.INFO):
+        return
+    fields = {
+        "method": call.method,
+        "route": call.route,
+        "status": status,
+        "seconds": round(seconds, 6),
+        "elements": call.elements,
+        "bytes_in": call.bytes_in,
+        "bytes_out": call.bytes_out,
+        "key": call.key.name if call.key else "",
+    }
+    _REQUESTS.info("answered", extra={"fields": fields})
+
+
+class _Json(logging.Formatter):
+    """An object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class _Text(logging.Formatter):
+    """Words a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f" {name}={value}" for name, value in _fields(record).items() if value != "")
+        line = f"{_time(record)} {record.levelname} {record.getMessage()}{fields}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    call = current.get()
+    return ({"request_id": call.request_id} if call else {}) | getattr(record, "fields", {})
+
+
+def _time(record: logging.LogRecord) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"

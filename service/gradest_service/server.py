@@ -1,0 +1,123 @@
+"""uvicorn as the service runs it: an address that is told, and a stop that a load balancer sees before the port closes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from gradest_service import logs
+from gradest_service.load import Load
+from gradest_service.settings import Settings
+
+__all__ = ["FAILED", "Server", "announce", "run_process", "url_of"]
+
+FAILED = 3
+"""The exit code of a service that could not start; uvicorn's."""
+
+_LOG = logging.getLogger("gradest_service")
+
+
+class Server(uvicorn.Server):
+    """One process's server.
+
+    A first signal to stop makes /readyz say so, for `drain_seconds` unless it comes from a keyboard; then the port is closed, and
+    what was accepted is finished. A second one ends the process.
+    """
+
+    def __init__(self, settings: Settings, app: FastAPI) -> None:
+        password = settings.ssl_keyfile_password
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ssl_certfile=settings.ssl_certfile,
+            ssl_keyfile=settings.ssl_keyfile,
+            ssl_keyfile_password=None if password is None else password.get_secret_value(),
+            timeout_graceful_shutdown=settings.grace(),
+        )
+        super().__init__(config)
+        self.accepting = threading.Event()
+        self.url = ""
+        self.on_accepting: Callable[[str], None] = lambda url: None
+        self.obeys_second_signal = True
+        self._settings = settings
+        self._load: Load = app.state.load
+        self._closes_at: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Bind the port."""
+        await super().startup(sockets)
+        if self.started:
+            self.url = url_of(self._settings, self.servers[0].sockets[0])
+            self.accepting.set()
+            self.on_accepting(self.url)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal to stop."""
+        if self._closes_at is None:
+            drain = 0 if sig == signal.SIGINT else self._settings.drain_seconds
+            self._closes_at = time.monotonic() + drain
+            self._load.draining = True
+        elif self.obeys_second_signal:
+            os._exit(128 + sig)  # threads at work would keep an orderly exit waiting
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether it is time to close the port."""
+        if self._closes_at is not None and time.monotonic() >= self._closes_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def run_process(
+    settings: Settings,
+    create_app: Callable[[Settings], FastAPI],
+    sockets: Sequence[socket.socket] = (),
+    on_accepting: Callable[[str], None] | None = None,
+) -> None:
+    """Serve from this process until a signal; on these sockets if there are any, as a worker that others watch."""
+    logs.set_up(settings)
+    server = Server(settings, create_app(settings))
+    server.on_accepting = on_accepting or announce
+    server.obeys_second_signal = not sockets
+    server.run(list(sockets) or None)
+    if not server.started:
+        raise SystemExit(FAILED)
+    if _threads_at_work():
+        # uvicorn has told their clients; the interpreter would wait for them, for ever if they hang
+        _LOG.warning("requests were still at work when the time to stop was over")
+        os._exit(1)
+
+
+def _threads_at_work() -> bool:
+    """Whether threads of this process go on; idle ones of the pool end by themselves."""
+    threads = [
+        thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()
+    ]
+    for thread in threads:
+        thread.join(1)
+    return any(thread.is_alive() for thread in threads)
+
+
+def announce(url: str) -> None:
+    """Tell where the service is."""
+    print(f"gradest is listening on {url}", flush=True)
+
+
+def url_of(settings: Settings, listener: socket.socket) -> str:
+    """The address of a bound socket."""
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if settings.ssl_certfile else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,160 @@
+"""The service on two replicas: the answers of one process, also while a replica dies."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from gradest_service.app import running
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
+A = [[0.3, -1.0, 2.0], [0.1, 0.0, -0.2]]
+BASE = {"neuron": "bernoulli", "a": A, "seed": 7}
+DRAWN = {**BASE, "objective": "quadratic", "draws": 500}
+RLOO = {"name": "rloo", "samples": 3}
+REQUESTS = [
+    ("GET", "/v1/neurons", None),
+    ("GET", "/v1/estimators/relax", None),
+    ("GET", "/v1/recommend?neuron=bernoulli&bring=loss", None),
+    ("GET", "/version", None),
+    ("POST", "/v1/sample", {**BASE, "neuron": "noisy_rectifier", "samples": 9}),
+    ("POST", "/v1/forward", {**BASE, "estimator": "rebar"}),
+    ("POST", "/v1/backward", {**BASE, "estimator": RLOO, "loss": [[0.5, 1.0], [2.0, 0.1], [0.0, 0.3]]}),
+    ("POST", "/v1/estimate", {**DRAWN, "estimator": "nvil"}),
+    ("POST", "/v1/compare", {**DRAWN, "estimators": ["rloo", "straight_through"]}),
+    ("POST", "/v1/sample", {**BASE, "a": "no numbers"}),
+    ("POST", "/v1/estimate", {**DRAWN, "estimator": "nothing"}),
+    ("GET", "/v1/neurons/nothing", None),
+]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    with running() as url:
+        yield url
+
+
+def strip(value):
+    """Without what tells one answer from another to the same request."""
+    if isinstance(value, dict):
+        return {name: strip(part) for name, part in value.items() if name not in ("seconds", "request_id")}
+    return [strip(part) for part in value] if isinstance(value, list) else value
+
+
+def ask(url, method, path, body):
+    answer = httpx.request(method, url + path, json=body, headers={"Accept": "application/json"}, timeout=60)
+    return answer.status_code, answer.headers["content-type"], strip(answer.json())
+
+
+@pytest.mark.parametrize(("method", "path", "body"), REQUESTS)
+def test_answers_are_those_of_one_process(on_ray, alone, replicas, method, path, body):
+    assert len(replicas()) == 2
+    wanted = ask(alone, method, path, body)
+    with ThreadPoolExecutor(8) as pool:  # so many at a time that both replicas get some
+        for answer in pool.map(lambda _: ask(on_ray, method, path, body), range(8)):
+            assert answer == wanted
+
+
+def test_events_are_streamed(on_ray, alone):
+    body = {**DRAWN, "estimators": ["rloo", "straight_through"]}
+    names = []
+    for url in (on_ray, alone):
+        with httpx.stream("POST", url + "/v1/compare", json=body, timeout=60) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            names.append([line for line in answer.iter_lines() if line.startswith("event:")])
+    assert names[0] == names[1]
+    assert names[0][-1] == "event: result"
+
+
+def test_request_ids_are_kept(on_ray):
+    answer = httpx.get(on_ray + "/v1/neurons/nothing", headers={"X-Request-ID": "run-1"})
+    assert answer.json()["request_id"] == "run-1"
+
+
+def test_a_replica_that_dies_loses_nothing_that_is_sent_again(on_ray, alone, cluster, replicas):
+    """Eight clients ask without a pause; what fails while a replica is killed they send again, as it was."""
+    body = {**DRAWN, "estimator": "rloo", "draws": 20_000}
+    wanted = [ask(alone, "POST", "/v1/estimate", {**body, "seed": seed}) for seed in range(8)]
+    stop, failed, answered = threading.Event(), [], [0] * 8
+
+    def client(seed):
+        while not stop.is_set():
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    answer = httpx.post(on_ray + "/v1/estimate", json={**body, "seed": seed}, timeout=60)
+                    if answer.status_code == 200:
+                        break
+                    failed.append((answer.status_code, answer.headers["content-type"]))
+                except httpx.TransportError as error:
+                    failed.append((0, type(error).__name__))
+                assert time.monotonic() < deadline, failed
+                time.sleep(0.1)
+            assert strip(answer.json()) == wanted[seed][2]
+            answered[seed] += 1
+
+    before = replicas()
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            clients = [pool.submit(client, seed) for seed in range(8)]
+            time.sleep(2)
+            killed = sorted(before)[0]
+            at_kill = sum(answered)
+            cluster.kill(cluster.get_actor(killed, namespace="serve"))
+            deadline = time.monotonic() + 60
+            while len(replicas() - before) == 0:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            time.sleep(3)
+        finally:
+            stop.set()
+        for done in clients:
+            done.result()
+    assert killed not in replicas()
+    assert all(answered)
+    assert sum(answered) > at_kill > 0
+    assert "application/problem+json" not in [kind for _, kind in failed]  # so a client can tell them from an answer
+
+
+def test_a_full_queue_is_429_with_a_time(on_ray):
+    """One replica that holds one request, and a queue of one: of eight at a time most are turned away at once."""
+    from ray import serve
+
+    from gradest_service.ray import Scale, build
+
+    scale = Scale(max_replicas=1, cpus=0.1, max_ongoing_requests=1, max_queued_requests=1, retry_after=3)
+    serve.run(build(scale=scale), name="small", route_prefix="/small")
+    body = {**DRAWN, "estimator": "rloo", "draws": 100_000}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: httpx.post(on_ray + "/small/v1/estimate", json=body, timeout=60), range(8)))
+    serve.delete("small")
+    assert {answer.status_code for answer in answers} == {200, 429}
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.headers["retry-after"] for answer in refused} == {"3"}
+    assert max(answer.elapsed.total_seconds() for answer in refused) < 1
+
+
+def test_scale_comes_from_the_environment(cluster, monkeypatch):
+    from pydantic import ValidationError
+
+    from gradest_service.ray import Scale
+
+    assert Scale.from_environment().options()["num_replicas"] == 1
+    monkeypatch.setenv("GRADEST_RAY_REPLICAS", "2")
+    monkeypatch.setenv("GRADEST_RAY_MAX_REPLICAS", "5")
+    monkeypatch.setenv("GRADEST_RAY_GPUS", "0.25")
+    monkeypatch.setenv("GRADEST_LOAD_PLUGINS", "gradest")
+    options = Scale.from_environment().options()
+    assert "num_replicas" not in options
+    assert options["autoscaling_config"] == {"min_replicas": 2, "max_replicas": 5, "target_ongoing_requests": 2}
+    assert options["ray_actor_options"]["num_gpus"] == 0.25
+    assert options["ray_actor_options"]["runtime_env"] == {"env_vars": {"GRADEST_LOAD_PLUGINS": "gradest"}}
+    monkeypatch.setenv("GRADEST_RAY_MAX_REPLICAS", "1")
+    with pytest.raises(ValidationError, match="max_replicas is at least replicas"):
+        Scale.from_environment()
+    monkeypatch.setenv("GRADEST_RAY_REPLICA", "2")
+    with pytest.raises(ValidationError, match="replica"):
+        Scale.from_environment()

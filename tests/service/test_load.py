@@ -1,0 +1,188 @@
+"""What a process holds is bounded, and so is the time: refused early, answered on time, and stopped where nobody waits."""
+
+import socket
+import threading
+import time
+from contextlib import suppress
+
+import httpx
+import pytest
+
+import gradest
+
+JSON = {"Content-Type": "application/json"}
+SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1}
+
+
+class Gate(gradest.Objective):
+    """Lets nothing through until it is opened."""
+
+    name, summary = "gate", "waits"
+
+    def __call__(self, points):
+        if points.shape[0]:
+            type(self).asked.release()
+            assert type(self).open.wait(30)
+        return points.mean(-1)
+
+
+GATED = {"neuron": "bernoulli", "estimator": "rloo", "objective": "gate", "a": [0.0] * 3, "draws": 1, "seed": 1}
+
+
+@pytest.fixture
+def gate(registered):
+    Gate.asked, Gate.open = threading.Semaphore(0), threading.Event()
+    registered(Gate)
+    yield Gate
+    Gate.open.set()
+
+
+def in_thread(call):
+    """Runs a call in a thread; joining it gives the result."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(call()))
+    thread.start()
+
+    def join():
+        thread.join()
+        return results[0]
+
+    return join
+
+
+def eventually(true, seconds=20):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_full_service_refuses_at_once_and_says_when(start, gate, refused):
+    service = start(max_requests=3, threads=1)
+    held = [in_thread(lambda: service.post("/v1/estimate", json=GATED)) for _ in range(3)]
+    assert gate.asked.acquire(timeout=20)
+    eventually(lambda: service.get("/readyz").status_code == 503)
+    began = time.perf_counter()
+    answer = service.post("/v1/sample", json=SAMPLE)
+    assert time.perf_counter() - began < 1
+    assert "3 requests" in refused(answer, 429)["detail"]
+    assert answer.headers["retry-after"] == "1"
+    assert refused(service.get("/readyz"), 503)
+    assert service.get("/readyz").headers["retry-after"] == "1"
+    assert service.get("/livez").status_code == 200
+    gate.open.set()
+    assert [join().status_code for join in held] == [200] * 3
+    eventually(lambda: service.get("/readyz").status_code == 200)
+    assert service.post("/v1/sample", json=SAMPLE).status_code == 200
+
+
+def connect(service, head):
+    connection = socket.create_connection((service.base_url.host, service.base_url.port), timeout=20)
+    connection.sendall(b"POST /v1/sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + head)
+    return connection
+
+
+def test_the_bodies_in_progress_are_bounded_together(start, refused):
+    service = start(max_body_bytes=1000, max_pending_bytes=2500)
+    state = lambda: service.post("/v1/sample", content=b" " * 900, headers=JSON)  # noqa: E731
+    with connect(service, b"Content-Length: 1000\r\n\r\n"), connect(service, b"Content-Length: 1000\r\n\r\n"):
+        eventually(lambda: state().status_code == 429)
+        answer = state()
+        assert "room" in refused(answer, 429)["detail"]
+        assert answer.headers["retry-after"] == "1"
+        assert service.post("/v1/sample", json=SAMPLE).status_code == 200  # a small one still fits
+        with connect(service, b"Transfer-Encoding: chunked\r\n\r\n190\r\n" + b" " * 400 + b"\r\n") as chunked:
+            chunked.sendall(b"c8\r\n" + b" " * 200 + b"\r\n")  # 600 in all, undeclared
+            assert chunked.recv(100).startswith(b"HTTP/1.1 429")
+    eventually(lambda: state().status_code == 400)  # they have gone, and their room is free: blanks are no JSON
+
+
+def test_the_deadline_answers_though_the_work_cannot_be_stopped(start, gate, refused):
+    service = start(deadline_seconds=0.5, threads=1)
+    began = time.perf_counter()
+    answer = service.post("/v1/estimate", json=GATED)
+    assert "0.5 seconds" in refused(answer, 504)["detail"]
+    assert 0.4 < time.perf_counter() - began < 5
+    waiting = service.post("/v1/sample", json=SAMPLE)  # its thread is still taken
+    refused(waiting, 504)
+    gate.open.set()
+    eventually(lambda: service.post("/v1/sample", json=SAMPLE).status_code == 200)
+
+
+def test_work_past_the_deadline_keeps_its_place_until_it_ends(start, gate):
+    service = start(deadline_seconds=0.3, threads=1, max_requests=1)
+    assert service.post("/v1/estimate", json=GATED).status_code == 504
+    assert service.post("/v1/sample", json=SAMPLE).status_code == 429
+    gate.open.set()
+    eventually(lambda: service.post("/v1/sample", json=SAMPLE).status_code == 200)
+
+
+def test_a_body_that_does_not_come_is_told_so(start):
+    service = start(deadline_seconds=0.5)
+    with connect(service, b"Content-Length: 100\r\n\r\n{") as slow:
+        answer = slow.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"application/problem+json" in answer
+    assert service.get("/livez").status_code == 200
+
+
+class Endless(gradest.Objective):
+    """Counts how often it is asked: over a hundred times by these requests, for more than twenty seconds."""
+
+    name, summary = "endless", "counts"
+
+    def __call__(self, points):
+        if points.shape[0]:
+            type(self).asked += 1
+            time.sleep(0.2)
+        return points.mean(-1)
+
+
+_WORK = {"neuron": "bernoulli", "objective": "endless", "a": [0.0] * 4000, "draws": 16000, "seed": 1}
+ENDLESS = {"compare": {**_WORK, "estimators": ["rloo"]}, "estimate": {**_WORK, "estimator": "rloo"}}
+
+
+@pytest.fixture
+def endless(registered):
+    Endless.asked = 0
+    registered(Endless)
+    return Endless
+
+
+def stopped(endless):
+    """Waits until the objective is asked no more, and gives how often it was."""
+    while True:
+        asked = endless.asked
+        time.sleep(1)
+        if endless.asked == asked:
+            return asked
+
+
+WAYS = [("compare", "application/json"), ("compare", "text/event-stream"), ("estimate", "application/json")]
+
+
+@pytest.mark.parametrize(("path", "accept"), WAYS)
+def test_the_deadline_stops_the_work(start, endless, path, accept):
+    service = start(deadline_seconds=1, threads=1)
+    try:
+        answer = service.post(f"/v1/{path}", json=ENDLESS[path], headers={"Accept": accept})
+    except httpx.RemoteProtocolError:
+        answer = None  # a stream that had begun is cut, so that it does not look whole
+    assert (answer is None) == (accept == "text/event-stream")
+    assert answer is None or answer.status_code == 504
+    assert 1 < stopped(endless) < 30
+    assert service.post("/v1/sample", json=SAMPLE).status_code == 200  # the thread is free
+
+
+@pytest.mark.parametrize(("path", "accept"), WAYS)
+def test_work_stops_when_its_client_goes_away(start, endless, path, accept):
+    service = start(threads=1)
+    impatient = httpx.Client(base_url=service.base_url, timeout=1)
+    with (
+        suppress(httpx.ReadTimeout),
+        impatient,
+        impatient.stream("POST", f"/v1/{path}", json=ENDLESS[path], headers={"Accept": accept}),
+    ):
+        time.sleep(0.5)  # and leaves
+    assert 1 < stopped(endless) < 30
+    assert service.post("/v1/sample", json=SAMPLE).status_code == 200

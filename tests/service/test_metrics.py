@@ -1,0 +1,253 @@
+"""What is counted and logged of each request."""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import gradest
+from gradest_service import logs, metrics
+from gradest_service.app import create_app
+from gradest_service.calls import Call, current
+from gradest_service.settings import Settings
+
+SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1, "samples": 3}
+
+
+def scrape(service):
+    """Every sample by its name and labels."""
+    answer = service.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def eventually(true, seconds=20):
+    """Waits for what happens after an answer is out."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def service(start):
+    return start(max_body_bytes=10_000)
+
+
+def test_requests_are_counted_by_route_method_and_status(service):
+    for _ in range(3):
+        service.post("/v1/sample", json=SAMPLE)
+    service.post("/v1/sample", json={})
+    service.post("/v1/sample", content=b"x" * 10_001)
+    service.get("/v1/neurons/bernoulli")
+    service.get("/v1/neurons/nothing")
+    service.get("/nowhere/1")
+    service.get("/nowhere/2")
+    service.put("/livez")
+    service.request("PROPFIND", "/v1/sample")
+
+    def counted():
+        found = {name: value for name, value in scrape(service).items() if name.startswith("gradest_requests_total")}
+        return {tuple(re.findall(r'"([^"]*)"', name)): value for name, value in found.items() if "/metrics" not in name}
+
+    eventually(lambda: ("other", "/v1/sample", "405") in counted())
+    assert counted() == {  # method, route, status
+        ("POST", "/v1/sample", "200"): 3,
+        ("POST", "/v1/sample", "422"): 1,
+        ("POST", "none", "413"): 1,
+        ("GET", "/v1/neurons/{name}", "200"): 1,
+        ("GET", "/v1/neurons/{name}", "404"): 1,
+        ("GET", "none", "404"): 2,
+        ("PUT", "/livez", "405"): 1,
+        ("other", "/v1/sample", "405"): 1,
+    }
+
+
+def test_elements_bytes_and_latency(service):
+    sent = service.build_request("POST", "/v1/sample", json=SAMPLE)
+    received = len(service.send(sent).content)
+    route = '{route="/v1/sample"}'
+    eventually(lambda: f"gradest_elements_total{route}" in scrape(service))
+    found = scrape(service)
+    assert found[f"gradest_elements_total{route}"] == 30
+    assert found[f"gradest_received_bytes_total{route}"] == len(sent.content)
+    assert found[f"gradest_sent_bytes_total{route}"] == received
+    assert found[f"gradest_request_seconds_count{route}"] == 1
+    assert 0 < found[f"gradest_request_seconds_sum{route}"] < 60
+    assert found['gradest_request_seconds_bucket{le="+Inf",route="/v1/sample"}'] == 1
+
+
+def test_a_refused_request_computes_nothing(service):
+    service.post("/v1/sample", json={**SAMPLE, "samples": 10**9})
+    name = 'gradest_elements_total{route="/v1/sample"}'
+    eventually(lambda: name in scrape(service))
+    assert scrape(service)[name] == 0
+
+
+def test_requests_in_progress(service, registered):
+    entered, release = threading.Semaphore(0), threading.Event()
+
+    class Waiting(gradest.Objective):
+        name, summary = "waiting", "waits"
+
+        def __call__(self, points):
+            if points.shape[0]:
+                entered.release()
+                assert release.wait(20)
+            return points.mean(-1)
+
+    registered(Waiting)
+    body = {"neuron": "bernoulli", "estimator": "rloo", "objective": "waiting", "a": [0.0], "draws": 1}
+    posts = [threading.Thread(target=service.post, args=("/v1/estimate",), kwargs={"json": body}) for _ in range(2)]
+    for post in posts:
+        post.start()
+    for _ in posts:
+        assert entered.acquire(timeout=20)
+    assert scrape(service)["gradest_requests_in_progress"] == 3  # and the scrape itself
+    release.set()
+    for post in posts:
+        post.join()
+    eventually(lambda: scrape(service)["gradest_requests_in_progress"] == 1)
+
+
+def test_two_apps_count_apart(start):
+    one, other = start(), start()
+    one.get("/livez")
+    eventually(lambda: any("/livez" in name for name in scrape(one)))
+    assert not any("/livez" in name for name in scrape(other))
+
+
+def test_metrics_can_be_turned_off_or_not_be_installed(start, refused, monkeypatch):
+    refused(start(metrics=False).get("/metrics"), 404)
+    monkeypatch.setattr(metrics, "available", lambda: False)
+    service = start()
+    refused(service.get("/metrics"), 404)
+    assert service.post("/v1/sample", json=SAMPLE).status_code == 200
+
+
+def test_a_line_a_request(start, caplog, tmp_path):
+    from gradest_service.auth import new_key
+
+    key, entry = new_key("alice")
+    (tmp_path / "keys").write_text(entry)
+    service = start(api_keys=tmp_path / "keys")
+    with caplog.at_level(logging.INFO, "gradest_service.requests"):
+        service.post("/v1/sample", json=SAMPLE, headers={"Authorization": f"Bearer {key}", "X-Request-ID": "run-7"})
+        service.get("/nowhere%0aforged")
+        eventually(lambda: len(caplog.records) == 2)  # a line is written when its answer is out
+    first, second = sorted(caplog.records, key=lambda record: record.fields["status"])
+    fields = first.fields
+    assert fields.pop("seconds") > 0
+    assert fields.pop("bytes_in") > 0
+    assert fields.pop("bytes_out") > 0
+    assert fields == {"method": "POST", "route": "/v1/sample", "status": 200, "elements": 30, "key": "alice"}
+    assert (second.fields["status"], second.fields["route"], second.fields["key"]) == (401, "none", "")
+    assert key not in caplog.text
+
+
+@pytest.fixture
+def logged(capsys):
+    """Sets up the service's log in a format, and gives what it wrote; the tests' own handlers come back afterwards."""
+    root, own = logging.getLogger(), logging.getLogger("gradest_service")
+    kept = root.handlers[:], root.level, own.level
+
+    def set_up(**settings):
+        logs.set_up(Settings(**settings))
+        return lambda: capsys.readouterr().err
+
+    yield set_up
+    root.handlers[:] = kept[0]
+    root.setLevel(kept[1])
+    own.setLevel(kept[2])
+
+
+def test_json_logs(logged):
+    read = logged(log_format="json")
+    token = current.set(Call("run-7", "GET"))
+    try:
+        logs.log_request(Call("run-7", "GET", "/v1/sample", elements=3), 200, 0.25)
+        try:
+            raise ValueError("line\nbreak")
+        except ValueError:
+            logging.getLogger("gradest_service").exception("request %s failed", "run-7")
+    finally:
+        current.reset(token)
+    logging.getLogger("elsewhere").warning("hello")
+    answered, failed, other = map(json.loads, read().splitlines())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", answered.pop("time"))
+    assert answered == {
+        "level": "info",
+        "logger": "gradest_service.requests",
+        "message": "answered",
+        "request_id": "run-7",
+        "method": "GET",
+        "route": "/v1/sample",
+        "status": 200,
+        "seconds": 0.25,
+        "elements": 3,
+        "bytes_in": 0,
+        "bytes_out": 0,
+        "key": "",
+    }
+    assert (failed["level"], failed["request_id"]) == ("error", "run-7")
+    assert "ValueError: line\nbreak" in failed["exception"]
+    assert (other["message"], "request_id" in other) == ("hello", False)
+
+
+def test_text_logs_and_levels(logged):
+    read = logged(log_level="warning")
+    logs.log_request(Call("run-7", "GET"), 200, 0.25)
+    logging.getLogger("gradest_service").warning("attention")
+    (line,) = read().splitlines()
+    assert line.endswith("Z WARNING attention")
+
+
+def test_the_id_is_on_what_plugins_log(start, registered, logged):
+    class Talking(gradest.Objective):
+        name, summary = "talking", "logs"
+
+        def __call__(self, points):
+            logging.getLogger("talking").warning("computing")
+            return points.mean(-1)
+
+    registered(Talking)
+    service = start()
+    read = logged(log_format="json", log_level="warning")
+    body = {"neuron": "bernoulli", "estimator": "rloo", "objective": "talking", "a": [0.0], "draws": 1}
+    service.post("/v1/estimate", json=body, headers={"X-Request-ID": "run-8"})
+    lines = [json.loads(line) for line in read().splitlines()]
+    assert lines
+    assert {(line["logger"], line["request_id"]) for line in lines} == {("talking", "run-8")}
+
+
+def test_a_dead_worker_s_requests_are_forgotten_and_its_counts_are_not(tmp_path):
+    def run(code):
+        code = f"import os; from gradest_service.metrics import *; from gradest_service.calls import Call; m = Metrics(); {code}"
+        environment = {**os.environ, metrics.FOLDER: str(tmp_path)}
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        return process.pid, process.communicate(timeout=60)[0]
+
+    dead, _ = run("m.begin(); m.begin(); m.end(Call('x', 'GET', '/livez'), 200, 0.5); os._exit(9)")
+    show = "print(m.render().decode())"
+    assert "gradest_requests_in_progress 1.0" in run(show)[1]
+    metrics.forget(dead, str(tmp_path))
+    _, shown = run(show)
+    assert "gradest_requests_in_progress 1.0" not in shown
+    assert 'gradest_requests_total{method="GET",route="/livez",status="200"} 1.0' in shown
+
+
+def test_no_globals():
+    """An application leaves nothing in prometheus-client's own registry, nor in the log's handlers."""
+    from prometheus_client import REGISTRY
+
+    before, handlers = set(REGISTRY._names_to_collectors), logging.getLogger().handlers[:]
+    create_app()
+    assert set(REGISTRY._names_to_collectors) == before
+    assert logging.getLogger().handlers == handlers

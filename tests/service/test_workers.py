@@ -1,0 +1,193 @@
+"""Several processes on one port: one that dies is replaced, counts are told together, and all of them end with the service."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SAMPLE = {"neuron": "bernoulli", "a": [[0.3, -1.0, 2.0]], "samples": 4, "seed": 7}
+
+
+@contextmanager
+def serving(*flags, **environment):
+    """`gradest serve` with two workers: the supervisor's process and the URL."""
+    command = [
+        sys.executable,
+        "-m",
+        "gradest",
+        "serve",
+        "--workers",
+        "2",
+        "--port",
+        "0",
+        "--drain-seconds",
+        "1",
+        *flags,
+    ]
+    pipe = subprocess.PIPE
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        try:
+            url = process.stdout.readline().rpartition(" ")[2].strip()
+            assert url, process.stderr.read()
+            yield process, url
+        finally:
+            process.kill()
+
+
+def children(process):
+    """The ids of the workers: all children but the one that multiprocessing keeps."""
+    found = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def eventually(true, seconds=60):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def scrape(url, name):
+    """The sum of a metric over its labels."""
+    lines = [line for line in httpx.get(f"{url}/metrics", timeout=60).text.splitlines() if line.startswith(name)]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def test_all_workers_answer_alike_and_count_together():
+    with serving() as (process, url):
+        assert len(children(process)) == 2
+        answers = {httpx.post(f"{url}/v1/sample", json=SAMPLE, timeout=60).text for _ in range(40)}
+        assert len(answers) == 1
+        eventually(lambda: scrape(url, 'gradest_requests_total{method="POST",route="/v1/sample",status="200"}') == 40)
+        assert scrape(url, "gradest_elements_total") == 40 * 12
+        assert 'pid="' not in httpx.get(f"{url}/metrics").text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_a_killed_worker_is_replaced_and_its_counts_stay():
+    with serving() as (process, url):
+        victim, other = children(process)
+        stop, failures, done = threading.Event(), [], []
+
+        def ask():  # one connection a request, as many clients have
+            while not stop.is_set():
+                try:
+                    done.append(httpx.post(f"{url}/v1/sample", json=SAMPLE, timeout=60).status_code)
+                except httpx.HTTPError as error:
+                    failures.append(error)
+
+        askers = [threading.Thread(target=ask) for _ in range(4)]
+        for asker in askers:
+            asker.start()
+        eventually(lambda: len(done) > 40)
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: len(children(process)) == 2 and victim not in children(process))
+        after = len(done)
+        eventually(lambda: len(done) > after + 100)
+        stop.set()
+        for asker in askers:
+            asker.join()
+        assert alive(other)
+        assert set(done) == {200}
+        assert len(failures) <= 4  # at most what each client had on its way to the worker that was killed
+        counted = lambda: scrape(url, 'gradest_requests_total{method="POST",route="/v1/sample",status="200"}')  # noqa: E731
+        eventually(lambda: len(done) <= counted() <= len(done) + len(failures))
+        eventually(lambda: scrape(url, "gradest_requests_in_progress") == 1)  # the dead worker's are forgotten
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert len(re.findall(f"worker {victim} ended with -9; another takes its place", log)) == 1
+
+
+def test_stopping_drains_every_worker_and_finishes_what_was_accepted():
+    with serving("--drain-seconds", "8") as (process, url):
+        workers = children(process)
+        body = {**SAMPLE, "estimator": "rloo", "objective": "quadratic", "draws": 400_000}
+        del body["samples"]
+        answers = []
+        posts = [
+            threading.Thread(
+                target=lambda: answers.append(httpx.post(f"{url}/v1/estimate", json=body, timeout=60).status_code)
+            )
+            for _ in range(4)
+        ]
+        for post in posts:
+            post.start()
+        eventually(lambda: scrape(url, "gradest_requests_in_progress") > 1)
+        os.kill(workers[0], signal.SIGTERM)  # as when a whole group is told; the supervisor tells them again
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert {httpx.get(f"{url}/readyz", timeout=60).status_code for _ in range(10)} == {503}
+        for post in posts:
+            post.join()
+        assert answers == [200] * 4
+        assert process.wait(30) == 0
+        assert not any(map(alive, workers))
+
+
+def test_a_second_signal_kills():
+    with serving("--drain-seconds", "600") as (process, url):
+        workers = children(process)
+        process.send_signal(signal.SIGTERM)
+        eventually(lambda: httpx.get(f"{url}/readyz", timeout=60).status_code == 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
+        eventually(lambda: not any(map(alive, workers)))
+
+
+def test_workers_do_not_outlive_a_killed_supervisor():
+    with serving() as (process, url):
+        workers = children(process)
+        process.kill()
+        eventually(lambda: not any(map(alive, workers)))
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/livez")
+
+
+def test_what_keeps_a_worker_from_starting_ends_the_service(tmp_path):
+    (tmp_path / "keys").write_text("nonsense")
+    command = [
+        sys.executable,
+        "-m",
+        "gradest",
+        "serve",
+        "--workers",
+        "2",
+        "--port",
+        "0",
+        "--api-keys",
+        tmp_path / "keys",
+    ]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (found.returncode, found.stdout) == (3, "")
+    assert "line 1" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_taken_port_is_an_error():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [sys.executable, "-m", "gradest", "serve", "--workers", "2", "--port", str(taken.getsockname()[1])]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1
+    assert found.stderr.startswith("gradest: ")
+    assert "in use" in found.stderr
