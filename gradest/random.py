@@ -143,10 +143,11 @@ class Key:
     def fused(self, kernel: str, a: Tensor, draws: int, event_ndim: int, *options: float) -> Tensor | None:
         """What the kernel of this name draws for `a` `[*batch, *event]` at this key's uniform noise, `[draws, *a.shape]`.
 
-        None where this device has no such kernel, or where autograd would want to see inside it.
+        None where this device has no such kernel, where autograd would want to see inside it, and for a subclass whose
+        numbers come from elsewhere.
         """
         draw = fused(kernel, a.device)
-        if draw is None or (a.requires_grad and torch.is_grad_enabled()):
+        if draw is None or (a.requires_grad and torch.is_grad_enabled()) or type(self).uniform is not Key.uniform:
             return None
         split = a.ndim - event_ndim
         rows = a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
