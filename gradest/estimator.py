@@ -100,6 +100,10 @@ class Draw:
     weights: Tensor
     saved: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def noise(self) -> Tensor:
+        """The noise of the points, drawn anew from the key; for a draw whose points are `neuron.sample` at it."""
+        return self.neuron.noise(self.key, self.a, self.points.shape[0])
+
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
@@ -185,7 +189,7 @@ class Estimator(Plugin):
 class MonteCarlo(Estimator):
     """An estimator that evaluates the loss at independent samples of the neuron, and only there.
 
-    A subclass writes `bias` and `backward`; `draw.saved["noise"]` holds the noise of the points.
+    A subclass writes `bias` and `backward`. Nothing but the points is kept: `draw.noise()` gives their noise again.
     """
 
     samples: int = Field(1, ge=1, description="how many independent samples a draw averages over")
@@ -196,7 +200,6 @@ class MonteCarlo(Estimator):
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Asks for the loss at `samples` independent outputs of the neuron."""
-        noise = neuron.noise(key, a, self.samples)
-        points = neuron.forward(a, noise)
+        points = neuron.sample(key, a, self.samples)
         weights = torch.full((self.samples,), 1 / self.samples, dtype=a.dtype, device=a.device)
-        return Draw(neuron, a, key, points, weights, {"noise": noise})
+        return Draw(neuron, a, key, points, weights)

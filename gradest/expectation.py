@@ -89,8 +89,7 @@ def sample(neuron: NeuronSpec, a: Tensor, samples: int = 1, seed: int | Key | No
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron)
     _check_count("samples", samples, least=0)
-    noise = neuron.noise(_to_key(seed), wide, samples)
-    return neuron.forward(wide, noise).to(a.dtype)
+    return neuron.sample(_to_key(seed), wide, samples).to(a.dtype)
 
 
 def ask(neuron: Neuron, estimator: Estimator, a: Tensor, key: Key, state: State | None = None) -> tuple[Draw, State]:

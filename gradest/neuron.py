@@ -7,11 +7,12 @@ says otherwise; h like the broadcast of a and noise. Every method preserves the 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from gradest.kernels import portable
 from gradest.kernels.reference import logit, sigmoid, softplus, widen
 from gradest.plugin import Plugin
 from gradest.random import Key
@@ -43,6 +44,22 @@ class Neuron(Plugin):
     @abstractmethod
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """The output h = f(a, z)."""
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """`draws` outputs, `[draws, *a.shape]`: the bits of forward(a, noise(key, a, draws)), perhaps without holding the noise.
+
+        A neuron may have a kernel that draws and computes in one pass. Subclasses that change forward or noise do not inherit it.
+        """
+        return self.forward(a, self.noise(key, a, draws))
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        sample, forward, noise = (
+            next(place for place, base in enumerate(cls.__mro__) if name in vars(base))
+            for name in ("sample", "forward", "noise")
+        )
+        if sample > min(forward, noise):
+            cls.sample = Neuron.sample  # type: ignore[method-assign]
 
     @abstractmethod
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
@@ -175,7 +192,13 @@ class LogisticBinary(Binary, Relaxable):
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """High where noise < σ(a), compared in at least float32."""
-        return self.low + (self.high - self.low) * (noise < sigmoid(a)).to(a.dtype)
+        wide = widen(a)
+        return (self.low + (self.high - self.low) * (noise < portable.sigmoid(wide)).to(wide.dtype)).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = key.fused("binary", a, draws, self.event_ndim, self.low, self.high)
+        return super().sample(key, a, draws) if h is None else h
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """-softplus(-a) where high, -softplus(a) where low."""
@@ -220,8 +243,18 @@ class SoftmaxOneHot(Relaxable):
         return torch.log_softmax(widen(a), -1) - torch.log(-torch.log(noise))
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
-        """One where `perturbed` is largest, else 0."""
-        return self.one_hot(self.perturbed(a, noise).argmax(-1), a)
+        """One at the class that `perturbed` is largest at, else 0.
+
+        That is the first to arrive in a race of exponential times -log(noise) / softmax(a), in which K draws share softmax(a).
+        """
+        wide = widen(a)
+        wait = portable.exp(wide.amax(-1, keepdim=True) - wide)
+        return self.one_hot((-portable.log(noise) * wait).argmin(-1), a)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = key.fused("one_hot", a, draws, self.event_ndim, a.shape[-1])
+        return super().sample(key, a, draws) if h is None else h
 
     def one_hot(self, index: Tensor, a: Tensor) -> Tensor:
         """The output of class `index` `[...]`, `[..., classes]` with the classes and the dtype of a."""

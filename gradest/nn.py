@@ -86,7 +86,7 @@ class _StochasticModule(nn.Module):
         if self.evaluation == "threshold":
             return self.neuron.threshold(a, self.threshold)
         wide = check_pre_activations(a, self.neuron)
-        return self.neuron.forward(wide, self.neuron.noise(_key(a, self.neuron.event_ndim), wide, 1))[0].to(a.dtype)
+        return self.neuron.sample(_key(a, self.neuron.event_ndim), wide, 1)[0].to(a.dtype)
 
 
 class Stochastic(_StochasticModule):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from gradest.errors import InvalidInput
-from gradest.kernels import select
-from gradest.kernels.reference import threefry
+from gradest.kernels import fused, select
+from gradest.kernels.reference import threefry, widen
 
 __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
 
@@ -38,7 +38,8 @@ def _to_word(value: int | Tensor) -> Tensor:
             return value.view(torch.int32)
         value = value.to(torch.int64) & _MASK32
         return torch.where(value > 0x7FFFFFFF, value - (1 << 32), value).to(torch.int32)
-    return _to_word(torch.tensor(value & _MASK32, dtype=torch.int64))
+    value &= _MASK32
+    return torch.tensor(value - (1 << 32) if value >> 31 else value, dtype=torch.int32)
 
 
 def _unsigned(word: Tensor) -> Tensor:
@@ -133,15 +134,35 @@ class Key:
         See `gradest.kernels.reference.uniform_from_words` for the bits. float16 and bfloat16 cannot hold an open interval
         (1 - 2**-24 rounds to 1), so for them the noise is float32.
         """
-        rows = torch.arange(math.prod(batch_shape)).reshape(batch_shape) if self.rows is None else self.rows
+        device = torch.device(device)
+        noise: Tensor = select("uniform", device)(
+            *self._words(batch_shape, device), draws, math.prod(event_shape), torch.promote_types(dtype, torch.float32)
+        )
+        return noise.reshape(draws, *batch_shape, *event_shape)
+
+    def fused(self, kernel: str, a: Tensor, draws: int, event_ndim: int, *options: float) -> Tensor | None:
+        """What the kernel of this name draws for `a` `[*batch, *event]` at this key's uniform noise, `[draws, *a.shape]`.
+
+        None where this device has no such kernel, where autograd would want to see inside it, and for a subclass whose
+        numbers come from elsewhere.
+        """
+        draw = fused(kernel, a.device)
+        if draw is None or (a.requires_grad and torch.is_grad_enabled()) or type(self).uniform is not Key.uniform:
+            return None
+        split = a.ndim - event_ndim
+        rows = a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
+        h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(rows), *options)
+        return h.to(a.dtype).reshape(draws, *a.shape)
+
+    def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor, int]:
+        """The words that say which noise it is, flat over the batch: of the seed, of the row, and the stream."""
+        rows = self.rows
+        if rows is None:
+            rows = torch.arange(math.prod(batch_shape), dtype=torch.int32, device=device).reshape(batch_shape)
         seed0, seed1, row = (
             word.to(device).expand(batch_shape).reshape(-1) for word in (*self._seed_words(), _to_word(rows))
         )
-        fill = select("uniform", torch.device(device))
-        noise: Tensor = fill(
-            (seed0, seed1), row, self.stream, draws, math.prod(event_shape), torch.promote_types(dtype, torch.float32)
-        )
-        return noise.reshape(draws, *batch_shape, *event_shape)
+        return (seed0, seed1), row, self.stream
 
     def _seed_words(self) -> tuple[Tensor, Tensor]:
         return _to_word(self.seed), _to_word(self.seed >> 32)

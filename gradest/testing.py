@@ -99,6 +99,16 @@ def neuron_is_pure(neuron: Neuron) -> None:
             neuron.score(first, a)
 
 
+def neuron_samples_are_forward(neuron: Neuron) -> None:
+    """`sample` has the bits of `forward` at the noise of the key, whatever kernel draws it."""
+    for a in chain(_inputs(neuron), _saturated(neuron), [_pre_activations(neuron, (700,)) * 3]):
+        for draws in (0, 1, 3):
+            wanted = neuron.forward(a, neuron.noise(Key(17), a, draws))
+            drawn = neuron.sample(Key(17), a, draws)
+            _expect_like("sample", drawn, wanted.shape, a)
+            _expect_bits("sample differs from forward at the same noise", drawn, wanted)
+
+
 def neuron_rows_are_independent(neuron: Neuron) -> None:
     """A row's bits are the same alone, in the middle of 1,000 others, and after a permutation of the batch."""
 
@@ -434,6 +444,7 @@ def _expect_close(name: str, given: Tensor, wanted: Tensor, tolerance: float) ->
 NEURON_CHECKS: tuple[Callable[[Neuron], None], ...] = (
     neuron_shapes_and_dtypes,
     neuron_is_pure,
+    neuron_samples_are_forward,
     neuron_rows_are_independent,
     neuron_survives_saturation,
     neuron_law_agrees,

@@ -1,5 +1,6 @@
 """The elementary functions: accuracy in the tails, finite derivatives, and bits that depend on neither position nor kernel."""
 
+import math
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
@@ -10,7 +11,7 @@ from scipy import special
 
 import gradest
 from gradest.errors import InvalidInput
-from gradest.kernels import cpu, reference, select
+from gradest.kernels import cpu, fused, portable, reference, select
 from gradest.kernels.quadrature import gauss_legendre
 from gradest.kernels.reference import leading_mean, leading_sum, logit, normal_cdf, sigmoid, softplus
 
@@ -43,7 +44,13 @@ def test_derivatives(function, dtype):
     np.testing.assert_allclose(slope.double(), wanted, atol=1e-7)
 
 
-@pytest.mark.parametrize("function", [sigmoid, softplus, logit, torch.exp, torch.special.ndtri, normal_cdf])
+EVERYWHERE_ALIKE = [
+    *(sigmoid, softplus, logit, torch.exp, torch.special.ndtri, normal_cdf),
+    *(portable.exp, portable.log, portable.logit, portable.sigmoid, portable.sqrt),
+]
+
+
+@pytest.mark.parametrize("function", EVERYWHERE_ALIKE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bits_do_not_depend_on_position(function, dtype):
     x = torch.rand(100_003, generator=torch.Generator().manual_seed(0), dtype=dtype) * 0.98 + 0.01
@@ -137,3 +144,156 @@ def test_sums_do_not_depend_on_threads(terms):
         torch.set_num_threads(before)
     assert len(set(map(float, found))) == 1
     assert float(found[0]) == pytest.approx(float(x[:, 0].double().sum()), rel=1e-6)
+
+
+ULPS = {"exp": 1, "log": 1, "sqrt": 1, "sigmoid": 3}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ULPS)
+def test_portable_functions_are_accurate(name, dtype):
+    """Against 64 bits of mantissa; in units in the last place."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.rand(200_000, generator=generator, dtype=torch.float64)
+    if name in ("exp", "sigmoid"):
+        x = torch.cat([158 * spread - 79, 2 * spread - 1]).to(dtype)
+    else:
+        fine = 24 if dtype == torch.float32 else 53
+        x = torch.cat([spread, 2 ** (-fine * spread), 1 - 2 ** (-fine * spread), 1e6 * spread]).to(dtype)
+        x = x[(x > 0) & (x != 1)]
+    exact = x.numpy().astype(np.longdouble)
+    wanted = 1 / (1 + np.exp(-exact)) if name == "sigmoid" else getattr(np, name)(exact)
+    unit = np.spacing(np.abs(wanted).astype(x.numpy().dtype)).astype(np.longdouble)
+    found = getattr(portable, name)(x).numpy().astype(np.longdouble)
+    assert np.abs((found - wanted) / unit).max() < ULPS[name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_portable_functions_in_the_tails(dtype):
+    x = torch.tensor([-1e4, -40.0, 0.0, 40.0, 1e4], dtype=dtype)
+    p = portable.sigmoid(x)
+    assert bool(torch.isfinite(portable.exp(x)).all())
+    assert 0 < float(p[0]) < 1e-34
+    assert float(p[1]) == pytest.approx(math.exp(-40), rel=1e-6)
+    assert p[2:].tolist() == [0.5, 1, 1]
+    assert portable.log(torch.ones(1, dtype=dtype)) == 0
+    assert bool(torch.isnan(portable.sigmoid(torch.tensor(torch.nan, dtype=dtype))))
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "logit", "sigmoid", "sqrt"])
+def test_portable_functions_have_derivatives(name):
+    x = torch.tensor([0.01, 0.3, 0.5, 0.8], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(getattr(portable, name), x)
+    assert torch.autograd.gradgradcheck(getattr(portable, name), x)
+    assert torch.equal(getattr(portable, name)(x), getattr(portable, name)(x.detach()))
+
+
+FUSED = {
+    "binary": "bernoulli",
+    "gated": "stochastic_times_smooth",
+    "rectified": "noisy_rectifier",
+    "one_hot": "categorical",
+}
+SHAPES = [
+    ((5,), (3,), 2),
+    ((), (1,), 1),
+    ((1,), (4099,), 2),
+    ((700, 2), (1,), 3),
+    ((300,), (7,), 2),
+    ((130,), (1030,), 1),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kernel", FUSED)
+def test_fused_kernels_have_the_references_bits(kernel, dtype, monkeypatch):
+    """At any shape, number of draws and size of a, and not only the noise: the samples."""
+    neuron, device = gradest.neuron(FUSED[kernel]), torch.device("cpu")
+    assert fused(kernel, device) is getattr(cpu, kernel)
+    for batch, event, draws in SHAPES:
+        generator = torch.Generator().manual_seed(len(batch) + draws)
+        classes = () if neuron.event_ndim == 1 else (1 + event[0] % 6,)
+        for scale in (1, 6, 1e4):
+            a = (scale * torch.randn(*batch, *event, *classes, generator=generator, dtype=torch.float64)).to(dtype)
+            before, key = a.clone(), gradest.Key(5, stream=2)
+            found = neuron.sample(key, a, draws)
+            with monkeypatch.context() as patch:
+                patch.setenv("GRADEST_KERNELS", "reference")
+                assert fused(kernel, device) is None
+                wanted = neuron.sample(key, a, draws)
+            assert found.dtype == dtype
+            assert torch.equal(found, wanted)
+            assert torch.equal(a, before)
+
+
+def test_many_classes():
+    neuron, a = gradest.neuron("categorical"), torch.randn(3, 2, 3000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(neuron.sample(gradest.Key(1), a, 2), neuron.forward(a, neuron.noise(gradest.Key(1), a, 2)))
+
+
+@pytest.mark.parametrize("kernel", FUSED)
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
+def test_nothing_to_draw(kernel, shape):
+    neuron = gradest.neuron(FUSED[kernel])
+    a = torch.zeros(*shape, *(4,) * (neuron.event_ndim - 1))
+    assert neuron.sample(gradest.Key(1), a, 2).shape == (2, *a.shape)
+    assert neuron.sample(gradest.Key(1), torch.zeros(2, *a.shape[1:]), 0).shape == (0, 2, *a.shape[1:])
+
+
+@pytest.mark.parametrize("kernel", FUSED)
+def test_samples_do_not_depend_on_threads_or_strides(kernel):
+    neuron = gradest.neuron(FUSED[kernel])
+    a = torch.randn(500, 100, *(7,) * (neuron.event_ndim - 1), generator=torch.Generator().manual_seed(0))
+    wanted, before = neuron.sample(gradest.Key(1), a, 3), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            assert torch.equal(neuron.sample(gradest.Key(1), a, 3), wanted)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(neuron.sample(gradest.Key(1), a.transpose(0, 1).contiguous().transpose(0, 1), 3), wanted)
+
+
+def test_what_changes_a_neuron_does_not_inherit_its_kernel():
+    bernoulli, key, a = type(gradest.neuron("bernoulli")), gradest.Key(1), torch.zeros(200, 3)
+
+    class Never(bernoulli):
+        def forward(self, a, noise):
+            return torch.zeros_like(noise)
+
+    class Quiet:
+        def noise(self, key, a, draws):
+            return torch.full((draws, *a.shape), 0.75)
+
+    class Mixed(Quiet, bernoulli):
+        pass
+
+    class Renamed(bernoulli):
+        high = 3.0
+
+    assert float(bernoulli().sample(key, a, 4).mean()) == pytest.approx(0.5, abs=0.1)
+    assert not bool(Never().sample(key, a, 4).any())
+    assert not bool(Mixed().sample(key, a, 4).any())
+    assert torch.equal(Renamed().sample(key, a, 4), 3 * bernoulli().sample(key, a, 4))
+    assert "sample" not in vars(Renamed)
+
+
+def test_samples_can_be_differentiated():
+    neuron, a = gradest.neuron("noisy_rectifier"), torch.zeros(50, requires_grad=True)
+    h = neuron.sample(gradest.Key(1), a, 1)
+    assert torch.equal(h, neuron.sample(gradest.Key(1), a.detach(), 1))
+    (slope,) = torch.autograd.grad(h.sum(), a)
+    assert torch.equal(slope, (h[0] > 0).float())
+
+
+def test_a_draw_holds_no_noise_and_gives_it_again():
+    neuron, estimator = gradest.neuron("noisy_rectifier"), gradest.estimator("held_noise", samples=3)
+    a = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    draw = estimator.forward(neuron, a, gradest.Key(1), {})
+    assert not draw.saved
+    assert torch.equal(neuron.forward(a, draw.noise()), draw.points)
+
+
+def test_memory_is_aligned_as_torch_aligns():
+    for units in (1, 3, 1000, 1 << 20):
+        assert gradest.Key(1).uniform((1,), (units,)).data_ptr() % 64 == 0

@@ -1,27 +1,39 @@
-"""Kernels for the CPU, compiled by numba: the same bits as the reference kernels, in one pass over memory.
+"""Kernels for the CPU, compiled by numba: the same bits as the reference, in one pass over memory.
 
 They are compiled at their first use and kept on disk. They release the interpreter's lock, and a large tensor is cut among as
 many threads as torch uses, which live no longer than the call; so they may be called from several threads, and after a fork.
+
+Each kernel walks over the elements of `[rows, units]` in blocks that stay in the cache. For a block it works out what all draws
+share, the row keys and what depends on `a` alone, and then draws. Its loops hold nothing that a vector unit cannot do:
+no calls, no conversion between unsigned integers and floating point, no index but the loop's own.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, uint32, uint64
+from numba import njit, types, uint32
+from numba.extending import overload
 from torch import Tensor
 
-__all__ = ["uniform"]
+from gradest.kernels.portable import CONSTANTS
 
+__all__ = ["binary", "gated", "one_hot", "rectified", "uniform"]
+
+_NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _PARITY = np.uint32(0x1BD11BDA)
+_BLOCK = 1024  # elements that are worked on at a time
 _PER_THREAD = 1 << 16  # elements that are worth a thread
 
-_compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = njit(nogil=True, cache=True)
+_compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = njit(nogil=True, cache=True, error_model="numpy")
 _inlined: Callable[[Callable[..., Any]], Callable[..., Any]] = njit(inline="always")
+
+# --- the random words --------------------------------------------------------------------------------------------------------
 
 
 @_inlined
@@ -55,47 +67,360 @@ def _threefry(k0: Any, k1: Any, c0: Any, c1: Any) -> Any:
 
 
 @_compiled
-def _fill_float32(seed0: Any, seed1: Any, rows: Any, stream: Any, out: Any, first: Any, last: Any) -> None:
-    """Uniform numbers in rows `first` to `last` of `out` `[draws, rows, units]`."""
-    draws, _, units = out.shape
-    for n in range(first, last):
-        k0, k1 = _threefry(seed0[n], seed1[n], rows[n], stream)
-        for draw in range(draws):
-            for unit in range(units):
-                x0, _x1 = _threefry(k0, k1, uint32(unit), uint32(draw))
-                out[draw, n, unit] = np.float32(np.int32((x0 >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
+def _prepare(
+    seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, first: Any, last: Any, keys: Any, where: Any
+) -> Any:
+    """The row keys and units of the elements `first` to `last`, into rows 0 to 2 of `where`; `keys` `[2, > size]` is scratch.
+
+    Returns whether the elements are of one row. Then only the first of them is written, and the others count up from it.
+    """
+    first_row, end_row = first // units, (last - 1) // units + 1
+    for i in range(end_row - first_row):
+        keys[0, i], keys[1, i] = _threefry(seed0[first_row + i], seed1[first_row + i], rows[first_row + i], stream)
+    if end_row == first_row + 1:
+        where[0, 0], where[1, 0], where[2, 0] = keys[0, 0], keys[1, 0], uint32(first - first_row * units)
+        return True
+    for i in range(end_row - first_row):
+        start = (first_row + i) * units
+        begin, end = max(first, start), min(last, start + units)
+        k0, k1, unit = keys[0, i], keys[1, i], uint32(begin - start)
+        begin, end = begin - first, end - first
+        key0, key1, unit_of = where[0, begin:end], where[1, begin:end], where[2, begin:end]
+        for j in range(key0.size):
+            key0[j], key1[j], unit_of[j] = k0, k1, uint32(unit + uint32(j))
+    return False
+
+
+def _draw(where: Any, in_row: Any, draw: Any, out: Any) -> None:
+    """The uniform numbers of a block in one draw, as `reference.uniform_from_words` makes them."""
+    raise NotImplementedError
+
+
+@overload(_draw)
+def _(where: Any, in_row: Any, draw: Any, out: Any) -> Any:
+    def narrow(where: Any, in_row: Any, draw: Any, out: Any) -> None:
+        if in_row:
+            k0, k1, unit = where[0, 0], where[1, 0], where[2, 0]
+            for i in range(out.size):
+                x0, _x1 = _threefry(k0, k1, uint32(unit + uint32(i)), uint32(draw))
+                out[i] = np.float32(np.int32((x0 >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
+        else:
+            for i in range(out.size):
+                x0, _x1 = _threefry(where[0, i], where[1, i], where[2, i], uint32(draw))
+                out[i] = np.float32(np.int32((x0 >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
+
+    def wide(where: Any, in_row: Any, draw: Any, out: Any) -> None:
+        # words first and numbers then, for which vectors hold half as many
+        high, low = where[3], where[4]
+        if in_row:
+            k0, k1, unit = where[0, 0], where[1, 0], where[2, 0]
+            for i in range(out.size):
+                high[i], low[i] = _threefry(k0, k1, uint32(unit + uint32(i)), uint32(draw))
+        else:
+            for i in range(out.size):
+                high[i], low[i] = _threefry(where[0, i], where[1, i], where[2, i], uint32(draw))
+        for i in range(out.size):
+            # signed words, as these convert in vectors; no step rounds
+            upper = np.float64(np.int32(high[i] ^ uint32(0x80000000))) + 2.0**31
+            out[i] = upper * 2.0**-32 + np.float64(np.int32((low[i] >> uint32(11)) | uint32(1))) * 2.0**-53
+
+    return narrow if out.dtype == types.float32 else wide
+
+
+# --- elementary functions, operation by operation as in `gradest.kernels.portable` --------------------------------------------
+
+
+def _polynomial(coefficients: tuple[float, ...], kind: Any) -> Any:
+    """Horner's scheme, unrolled: a compiled function of x."""
+    last = kind(coefficients[-1])
+    if len(coefficients) == 1:
+        return _inlined(lambda x: last)
+    before = _polynomial(coefficients[:-1], kind)
+    return _inlined(lambda x: before(x) * x + last)
+
+
+_N, _W = CONSTANTS[torch.float32], CONSTANTS[torch.float64]
+_N_EXP, _W_EXP = _polynomial(_N.exp, np.float32), _polynomial(_W.exp, np.float64)
+_N_LOG, _W_LOG = _polynomial(_N.log, np.float32), _polynomial(_W.log, np.float64)
+_N_LIMIT, _N_LN2, _N_PER_LN2 = np.float32(_N.limit), tuple(map(np.float32, _N.ln2)), np.float32(1 / sum(_N.ln2))
+_W_LIMIT, _W_LN2, _W_PER_LN2 = _W.limit, _W.ln2, 1 / sum(_W.ln2)
+_N_ROOT, _N_SHIFT = np.int32(_N.root_half), np.int32((_N.bias << _N.mantissa) - _N.root_half)
+_W_ROOT, _W_SHIFT = np.int64(_W.root_half), np.int64((_W.bias << _W.mantissa) - _W.root_half)
+_N_HALF, _W_HALF = np.int32(_N.bias << (_N.mantissa - 1)), np.int64(_W.bias << (_W.mantissa - 1))
+_N_STEPS, _W_STEPS = _N.steps, _W.steps
+_N_MASK, _W_MASK = np.int32((1 << _N.mantissa) - 1), np.int64((1 << _W.mantissa) - 1)
+
+
+def _exp(x: Any) -> Any:
+    raise NotImplementedError
+
+
+@overload(_exp, inline="always")
+def _(x: Any) -> Any:
+    def narrow(x: Any) -> Any:
+        x = min(max(x, -_N_LIMIT), _N_LIMIT)
+        z = np.floor(x * _N_PER_LN2 + np.float32(0.5))
+        r = x - z * _N_LN2[0] - z * _N_LN2[1]
+        y = _N_EXP(r) * r * r + r + np.float32(1)
+        return y * np.int32((np.int32(z) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+    def wide(x: Any) -> Any:
+        x = min(max(x, -_W_LIMIT), _W_LIMIT)
+        z = np.floor(x * _W_PER_LN2 + 0.5)
+        r = x - z * _W_LN2[0] - z * _W_LN2[1]
+        y = _W_EXP(r) * r * r + r + 1.0
+        return y * np.int64(np.int64(np.int32(z) + np.int32(1023)) << np.int64(52)).view(np.float64)
+
+    return narrow if x == types.float32 else wide
+
+
+def _log(x: Any) -> Any:
+    raise NotImplementedError
+
+
+@overload(_log, inline="always")
+def _(x: Any) -> Any:
+    def narrow(x: Any) -> Any:
+        shifted = np.int32(np.float32(x).view(np.int32) + _N_SHIFT)
+        k = np.float32(np.int32((shifted >> np.int32(23)) - np.int32(127)))
+        f = np.int32((shifted & _N_MASK) + _N_ROOT).view(np.float32) - np.float32(1)
+        s = f / (f + np.float32(2))
+        square = s * s
+        half = np.float32(0.5) * f * f
+        rest = s * (half + square * _N_LOG(square))
+        return k * _N_LN2[0] - ((half - (rest + k * _N_LN2[1])) - f)
+
+    def wide(x: Any) -> Any:
+        shifted = np.int64(np.float64(x).view(np.int64) + _W_SHIFT)
+        k = np.float64(np.int32((shifted >> np.int64(52)) - np.int64(1023)))
+        f = np.int64((shifted & _W_MASK) + _W_ROOT).view(np.float64) - 1.0
+        s = f / (f + 2.0)
+        square = s * s
+        half = 0.5 * f * f
+        rest = s * (half + square * _W_LOG(square))
+        return k * _W_LN2[0] - ((half - (rest + k * _W_LN2[1])) - f)
+
+    return narrow if x == types.float32 else wide
+
+
+def _sqrt(x: Any) -> Any:
+    raise NotImplementedError
+
+
+@overload(_sqrt, inline="always")
+def _(x: Any) -> Any:
+    def narrow(x: Any) -> Any:
+        y = np.int32((np.float32(x).view(np.int32) >> np.int32(1)) + _N_HALF).view(np.float32)
+        for _ in range(_N_STEPS):
+            y = np.float32(0.5) * (y + x / y)
+        return y
+
+    def wide(x: Any) -> Any:
+        y = np.int64((np.float64(x).view(np.int64) >> np.int64(1)) + _W_HALF).view(np.float64)
+        for _ in range(_W_STEPS):
+            y = 0.5 * (y + x / y)
+        return y
+
+    return narrow if x == types.float32 else wide
+
+
+@_inlined
+def _sigmoid(x: Any) -> Any:
+    one = type(x)(1)
+    return one / (_exp(-x) + one)
+
+
+# --- the kernels -------------------------------------------------------------------------------------------------------------
+#
+# `a` is flat, `out` `[draws, elements]`; a call does the elements `first` to `last`. Loops go over slices, whose own index starts
+# at 0: for another numba would look whether it is negative, and not vectorise.
 
 
 @_compiled
-def _fill_float64(seed0: Any, seed1: Any, rows: Any, stream: Any, out: Any, first: Any, last: Any) -> None:
-    draws, _, units = out.shape
-    for n in range(first, last):
-        k0, k1 = _threefry(seed0[n], seed1[n], rows[n], stream)
-        for draw in range(draws):
-            for unit in range(units):
-                x0, x1 = _threefry(k0, k1, uint32(unit), uint32(draw))
-                word = (uint64(x0) << uint64(21)) | uint64(x1 >> uint32(11)) | uint64(1)
-                out[draw, n, unit] = np.float64(np.int64(word)) * 2.0**-53
+def _uniform(seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, out: Any, first: Any, last: Any) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, units, at, at + size, keys, where)
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, out[draw, at : at + size])
 
 
-_FILL = {torch.float32: _fill_float32, torch.float64: _fill_float64}
+@_compiled
+def _binary(
+    seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any, low: Any, high: Any
+) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    p, u = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for i in range(size):
+            p[i] = _sigmoid(x[i])
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            h = out[draw, at : at + size]
+            for i in range(size):
+                h[i] = high if u[i] < p[i] else low
+
+
+@_compiled
+def _gated(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    zero = a.dtype.type(0)
+    r, u = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for i in range(size):
+            r[i] = _sqrt(_sigmoid(x[i]))
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            h = out[draw, at : at + size]
+            for i in range(size):
+                h[i] = r[i] if u[i] < r[i] else zero
+
+
+@_compiled
+def _rectified(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    zero, one = a.dtype.type(0), a.dtype.type(1)
+    u = np.empty(_BLOCK, a.dtype)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            h = out[draw, at : at + size]
+            for i in range(size):
+                z = x[i] + _log(u[i] / (one - u[i]))
+                h[i] = zero if z < zero else z
+
+
+def _order(x: Any) -> Any:
+    """A view of `x` as integers, in which positive numbers have the same order."""
+    raise NotImplementedError
+
+
+@overload(_order)
+def _(x: Any) -> Any:
+    kind = np.int32 if x.dtype == types.float32 else np.int64
+
+    def view(x: Any) -> Any:
+        return x.view(kind)
+
+    return view
+
+
+@_compiled
+def _one_hot(
+    seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any, classes: Any
+) -> None:
+    """`first` and `last` count units of several classes, which are in one block all of them."""
+    block = max(1, _BLOCK // classes) * classes
+    keys, where = np.empty((2, block + 1), np.uint32), np.empty((5, block), np.uint32)
+    w, u = np.empty(block, a.dtype), np.empty(block, a.dtype)
+    zero, one = a.dtype.type(0), a.dtype.type(1)
+    for at in range(first * classes, last * classes, block):
+        size = min(block, last * classes - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        for unit in range(0, size, classes):
+            x, y = a[at + unit : at + unit + classes], w[unit : unit + classes]
+            largest = x.max()
+            for i in range(classes):
+                y[i] = _exp(largest - x[i])
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            for i in range(size):
+                u[i] = -_log(u[i]) * w[i]
+            h = out[draw, at : at + size]
+            h[:] = zero
+            order = _order(u)
+            for unit in range(0, size, classes):
+                # the least, and then where it is: each is a loop that vectorises, which looking for both at once is not
+                arrivals = order[unit : unit + classes]
+                least = arrivals[0]
+                for i in range(classes):
+                    least = min(least, arrivals[i])
+                index = np.int32(classes)
+                for i in range(classes):
+                    index = min(index, np.int32(i) if arrivals[i] == least else np.int32(classes))
+                h[unit + index] = one
+
+
+# --- their callers -----------------------------------------------------------------------------------------------------------
 
 
 def uniform(
     seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, units: int, dtype: torch.dtype
 ) -> Tensor:
     """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers."""
-    out = torch.empty(draws, len(rows), units, dtype=dtype)
-    words = [np.ascontiguousarray(word.numpy()).view(np.uint32) for word in (*seed, rows)]
-    fill, filled = _FILL[dtype], out.numpy()
-    _in_threads(lambda first, last: fill(*words, np.uint32(stream), filled, first, last), len(rows), out.numel())
+    out = _empty(draws, len(rows), units, dtype=dtype)
+    flat, words = out.flatten(1).numpy(), _words(seed, rows, stream)
+    _in_threads(lambda first, last: _uniform(*words, units, flat, first, last), flat.shape[1], draws)
     return out
 
 
-def _in_threads(work: Callable[[int, int], None], rows: int, elements: int) -> None:
-    """work(first, last) over all rows, cut among threads where there is enough to do."""
-    parts = max(1, min(torch.get_num_threads(), rows, elements // _PER_THREAD))
-    edges = [rows * part // parts for part in range(parts + 1)]
+def binary(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, low: float, high: float
+) -> Tensor:
+    """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`."""
+    kind = _NUMPY[a.dtype]
+    return _sampled(_binary, seed, rows, stream, draws, a, kind(low), kind(low) + kind(high - low))
+
+
+def gated(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+    """r 1[u < r], r = √σ(a); arguments as for `binary`."""
+    return _sampled(_gated, seed, rows, stream, draws, a)
+
+
+def rectified(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+    """max(0, a + log(u / (1 - u))); arguments as for `binary`."""
+    return _sampled(_rectified, seed, rows, stream, draws, a)
+
+
+def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
+    """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
+    return _sampled(_one_hot, seed, rows, stream, draws, a, classes, size=classes)
+
+
+def _sampled(
+    kernel: Callable[..., None],
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    *options: Any,
+    size: int = 1,
+) -> Tensor:
+    out = _empty(draws, *a.shape, dtype=a.dtype)
+    words, given, flat = _words(seed, rows, stream), a.detach().flatten().numpy(), out.flatten(1).numpy()
+    _in_threads(
+        lambda first, last: kernel(*words, given, flat, first, last, *options), a.numel() // max(1, size), size * draws
+    )
+    return out
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """As torch.empty. numpy asks for large pages, without which the first touch of the memory takes as long as the drawing."""
+    spare = 64 // dtype.itemsize
+    memory = torch.from_numpy(np.empty(math.prod(shape) + spare, _NUMPY[dtype]))
+    aligned = -memory.data_ptr() % 64 // dtype.itemsize  # as torch aligns
+    return memory[aligned : aligned + math.prod(shape)].view(shape)
+
+
+def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> tuple[Any, ...]:
+    return (*(np.ascontiguousarray(word.numpy()).view(np.uint32) for word in (*seed, rows)), np.uint32(stream))
+
+
+def _in_threads(work: Callable[[int, int], None], elements: int, cost: int) -> None:
+    """work(first, last) over all elements, cut among threads where there is enough to do, at `cost` numbers an element."""
+    parts = max(1, min(torch.get_num_threads(), elements * cost // _PER_THREAD, elements))
+    edges = [elements * part // parts for part in range(parts + 1)]
     threads = [threading.Thread(target=work, args=edges[part : part + 2]) for part in range(1, parts)]
     for thread in threads:
         thread.start()

@@ -55,7 +55,7 @@ class AllFlips(UnbiasedBinary):
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Asks at a sample and its D flips; the weights of the flips are P(unit is not as in the sample) / D."""
-        h = neuron.forward(a, neuron.noise(key, a, 1))[0]
+        h = neuron.sample(key, a, 1)[0]
         units = a.shape[-1]
         points = h.repeat(units + 1, *[1] * a.ndim)
         points[1:].diagonal(dim1=0, dim2=-1).copy_(flip(neuron, h))

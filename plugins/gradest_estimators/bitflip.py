@@ -28,7 +28,7 @@ class Bitflip(UnbiasedBinary):
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Asks at a sample and at the same with one unit flipped."""
-        h = neuron.forward(a, neuron.noise(key, a, 1))
+        h = neuron.sample(key, a, 1)
         picked = pick(torch.ones_like(a, dtype=torch.bool), key)
         goes = torch.where(picked, flip_probability(neuron, h[0], a), 0).sum(-1)
         points = torch.cat([h, torch.where(picked, flip(neuron, h), h)])

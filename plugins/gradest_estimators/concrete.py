@@ -52,7 +52,7 @@ class Concrete(MonteCarlo):
 
     def _relax(self, draw: Draw, a: Tensor) -> Tensor:
         assert isinstance(draw.neuron, Relaxable)
-        return draw.neuron.relax(a, draw.saved["noise"], self.temperature)
+        return draw.neuron.relax(a, draw.noise(), self.temperature)
 
 
 class StraightThroughConcrete(Concrete):

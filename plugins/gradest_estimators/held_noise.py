@@ -32,4 +32,4 @@ class HeldNoise(MonteCarlo):
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over samples of `neuron.backward`."""
-        return leading_mean(draw.neuron.backward(draw.a, draw.saved["noise"], feedback.get_grad())), state
+        return leading_mean(draw.neuron.backward(draw.a, draw.noise(), feedback.get_grad())), state

@@ -34,7 +34,7 @@ class Muprop(OfLogits):
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Asks at a sample and at the mean; the value is the loss at the sample."""
-        points = torch.cat([neuron.forward(a, neuron.noise(key, a, 1)), neuron.mean(a)[None]])
+        points = torch.cat([neuron.sample(key, a, 1), neuron.mean(a)[None]])
         return Draw(neuron, a, key, points, a.new_tensor([1.0, 0.0]))
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:

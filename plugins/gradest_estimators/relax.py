@@ -43,7 +43,7 @@ class Relax(ControlVariate, MonteCarlo):
         """The mean over samples of L score, plus what the network adds."""
         neuron, a = draw.neuron, draw.a
         fresh = fresh_noise(neuron, draw.key, a, self.samples)
-        added = control(parameters, neuron, a, draw.points, draw.saved["noise"], fresh, self.temperature)
+        added = control(parameters, neuron, a, draw.points, draw.noise(), fresh, self.temperature)
         return leading_mean(per_event(feedback.get_loss(), neuron) * scores(draw) + added)
 
 

@@ -34,5 +34,5 @@ class StraightThroughGumbel(MonteCarlo):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over samples of the relaxation's derivative times L'."""
         assert isinstance(draw.neuron, SoftmaxOneHot)
-        relaxed = draw.neuron.relax(draw.a, draw.saved["noise"], self.temperature)
+        relaxed = draw.neuron.relax(draw.a, draw.noise(), self.temperature)
         return leading_mean(softmax_backward(relaxed, feedback.get_grad())) / self.temperature, state

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
+from gradest.kernels import portable
 from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import logit, sigmoid
+from gradest.kernels.reference import sigmoid
 from gradest.random import Key
 from gradest_neurons._squashed import Squashed
 
@@ -29,7 +30,7 @@ class BinaryConcrete(Squashed):
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """z, by the inverse distribution function of the uniform noise."""
-        return logit(key.uniform_like(a, draws))
+        return portable.logit(key.uniform_like(a, draws))
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """σ((a + z)/τ)."""

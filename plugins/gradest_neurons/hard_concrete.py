@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from gradest.kernels import portable
 from gradest.kernels.quadrature import gauss_legendre, spread
 from gradest.kernels.reference import leading_sum, logit, sigmoid, widen
 from gradest.neuron import Reparameterised
@@ -41,7 +42,7 @@ class HardConcrete(Reparameterised):
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """z, by the inverse distribution function of the uniform noise."""
-        return logit(key.uniform_like(a, draws))
+        return portable.logit(key.uniform_like(a, draws))
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """The stretched and clipped σ((a + z)/τ)."""

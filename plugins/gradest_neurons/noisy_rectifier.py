@@ -9,8 +9,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from gradest.kernels import portable
 from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import logit, normal_cdf, sigmoid, softplus, widen
+from gradest.kernels.reference import normal_cdf, sigmoid, softplus, widen
 from gradest.neuron import Reparameterised
 from gradest.random import Key
 
@@ -47,11 +48,16 @@ class NoisyRectifier(Reparameterised):
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """z, by the inverse distribution function of the uniform noise."""
         u = key.uniform_like(a, draws)
-        return logit(u) if self.distribution == "logistic" else self.scale * torch.special.ndtri(u)
+        return portable.logit(u) if self.distribution == "logistic" else self.scale * torch.special.ndtri(u)
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """max(0, a + z)."""
         return torch.relu(a + noise).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = key.fused("rectified", a, draws, self.event_ndim) if self.distribution == "logistic" else None
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · 1[a + z > 0]."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.kernels.reference import sigmoid, softplus
+from gradest.kernels import portable
+from gradest.kernels.reference import sigmoid, softplus, widen
 from gradest.neuron import Differentiable, Scored
+from gradest.random import Key
 
 
 class StochasticTimesSmooth(Differentiable, Scored):
@@ -24,12 +26,17 @@ class StochasticTimesSmooth(Differentiable, Scored):
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """√p where z < √p, else 0."""
-        r = _root(a)
+        r = _gate(a)
         return torch.where(noise < r, r, torch.zeros_like(r)).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = key.fused("gated", a, draws, self.event_ndim)
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · b · √p (1 - p) / 2."""
-        r = _root(a)
+        r = _gate(a)
         slope = 0.5 * r * sigmoid(-a)
         return torch.where(noise < r, grad_h * slope, torch.zeros_like(slope)).to(a.dtype)
 
@@ -51,6 +58,11 @@ class StochasticTimesSmooth(Differentiable, Scored):
         r = _root(a)
         off = sigmoid(-a) / (1 + r)  # 1 - r, without cancellation
         return torch.stack([torch.zeros_like(r), r]), torch.stack([off, r])
+
+
+def _gate(a: Tensor) -> Tensor:
+    """√σ(a) for a comparison with noise, with the bits of the kernel; not below 4e-18, which no noise is below either."""
+    return portable.sqrt(portable.sigmoid(widen(a)))
 
 
 def _root(a: Tensor) -> Tensor:
