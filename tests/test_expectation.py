@@ -360,3 +360,13 @@ def test_closed_form_where_there_is_one():
     assert value.item() == pytest.approx(0.250001, rel=1e-6)
     assert closed_form(lambda h: h.sum(-1), many, neuron) is None
     assert closed_form(lambda h: h.sum(-1), many[:5], neuron)[0].item() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_largest_numbers_are_finite(dtype):
+    largest = torch.finfo(dtype).max
+    a = torch.tensor([[largest, -largest, 0.0]], dtype=dtype)
+    assert gradest.sample("bernoulli", a, seed=1)[0, 0, :2].tolist() == [1, 0]
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        with pytest.raises(InvalidInput, match=r"a\[1, 2\] is"):
+            gradest.sample("bernoulli", torch.cat([a, torch.tensor([[0, 1, bad]], dtype=dtype)]), seed=1)

@@ -407,6 +407,8 @@ def _sampled(
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """As torch.empty. numpy asks for large pages, without which the first touch of the memory takes as long as the drawing."""
+    if math.prod(shape) < _PER_THREAD:
+        return torch.empty(shape, dtype=dtype)
     spare = 64 // dtype.itemsize
     memory = torch.from_numpy(np.empty(math.prod(shape) + spare, _NUMPY[dtype]))
     aligned = -memory.data_ptr() % 64 // dtype.itemsize  # as torch aligns
