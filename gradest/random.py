@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradest.errors import InvalidInput
 from gradest.kernels import fused, select
-from gradest.kernels.reference import threefry, widen
+from gradest.kernels.reference import signed_word, threefry, widen
 
 __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
 
@@ -38,8 +38,7 @@ def _to_word(value: int | Tensor) -> Tensor:
             return value.view(torch.int32)
         value = value.to(torch.int64) & _MASK32
         return torch.where(value > 0x7FFFFFFF, value - (1 << 32), value).to(torch.int32)
-    value &= _MASK32
-    return torch.tensor(value - (1 << 32) if value >> 31 else value, dtype=torch.int32)
+    return torch.tensor(signed_word(value), dtype=torch.int32)
 
 
 def _unsigned(word: Tensor) -> Tensor:
@@ -156,13 +155,15 @@ class Key:
 
     def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor, int]:
         """The words that say which noise it is, flat over the batch: of the seed, of the row, and the stream."""
-        rows = self.rows
-        if rows is None:
-            rows = torch.arange(math.prod(batch_shape), dtype=torch.int32, device=device).reshape(batch_shape)
-        seed0, seed1, row = (
-            word.to(device).expand(batch_shape).reshape(-1) for word in (*self._seed_words(), _to_word(rows))
-        )
-        return (seed0, seed1), row, self.stream
+        count = math.prod(batch_shape)
+
+        def flat(value: Tensor | int) -> Tensor:
+            if isinstance(value, int):
+                return torch.full((count,), signed_word(value), dtype=torch.int32, device=device)
+            return _to_word(value).to(device).expand(batch_shape).reshape(-1)
+
+        rows = torch.arange(count, dtype=torch.int32, device=device) if self.rows is None else flat(self.rows)
+        return (flat(self.seed), flat(self.seed >> 32)), rows, self.stream
 
     def _seed_words(self) -> tuple[Tensor, Tensor]:
         return _to_word(self.seed), _to_word(self.seed >> 32)

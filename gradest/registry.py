@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from types import MappingProxyType
@@ -116,15 +116,15 @@ class Registry:
 
         Raises UnknownPlugin with near matches, or InvalidOptions.
         """
-        return _build("neuron", Neuron, self.neurons, spec, options)
+        return _build("neuron", Neuron, lambda: self.neurons, spec, options)
 
     def estimator(self, spec: str | Mapping[str, Any] | Estimator | type[Estimator], /, **options: Any) -> Estimator:
         """An estimator, by the same rules as `neuron`."""
-        return _build("estimator", Estimator, self.estimators, spec, options)
+        return _build("estimator", Estimator, lambda: self.estimators, spec, options)
 
     def objective(self, spec: str | Mapping[str, Any] | Objective | type[Objective], /, **options: Any) -> Objective:
         """An objective, by the same rules as `neuron`."""
-        return _build("objective", Objective, self.objectives, spec, options)
+        return _build("objective", Objective, lambda: self.objectives, spec, options)
 
     def fitting(self, neuron: Neuron) -> dict[str, Estimator]:
         """The estimators, with default options, that accept the neuron."""
@@ -282,7 +282,11 @@ def _merged(tables: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _build(
-    kind: str, base: type[AnyPlugin], table: Mapping[str, type[AnyPlugin]], spec: Any, options: dict[str, Any]
+    kind: str,
+    base: type[AnyPlugin],
+    known: Callable[[], Mapping[str, type[AnyPlugin]]],
+    spec: Any,
+    options: dict[str, Any],
 ) -> AnyPlugin:
     if isinstance(spec, base):
         if options:
@@ -296,6 +300,7 @@ def _build(
         raise InvalidOptions(f'{kind}: give its name, {{"name": ..., **options}} or an instance, not {given}')
     if isinstance(spec, Mapping):
         options = {**{str(key): value for key, value in spec.items() if key != "name"}, **options}
+    table = known()
     if name not in table:
         raise unknown_plugin(kind, name, table)
     return table[name].build(**options)

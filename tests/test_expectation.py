@@ -374,3 +374,13 @@ def test_the_first_entry_that_is_not_finite_is_found(dtype):
         assert first_non_finite(x) == [1, 2]
         assert first_non_finite(x.T) == [0, 2]
     assert first_non_finite(x[1, 2]) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_largest_numbers_are_finite(dtype):
+    largest = torch.finfo(dtype).max
+    a = torch.tensor([[largest, -largest, 0.0]], dtype=dtype)
+    assert gradest.sample("bernoulli", a, seed=1)[0, 0, :2].tolist() == [1, 0]
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        with pytest.raises(InvalidInput, match=r"a\[1, 2\] is"):
+            gradest.sample("bernoulli", torch.cat([a, torch.tensor([[0, 1, bad]], dtype=dtype)]), seed=1)

@@ -152,7 +152,9 @@ ULPS = {"exp": 1, "log": 1, "sqrt": 1, "sigmoid": 3}
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ULPS)
 def test_portable_functions_are_accurate(name, dtype):
-    """Against 64 bits of mantissa; in units in the last place."""
+    """Against a wider format, in units in the last place."""
+    if np.finfo(np.longdouble).nmant <= np.finfo(np.float64).nmant and dtype == torch.float64:
+        pytest.skip("long double is no wider than float64 here")
     generator = torch.Generator().manual_seed(0)
     spread = torch.rand(200_000, generator=generator, dtype=torch.float64)
     if name in ("exp", "sigmoid"):

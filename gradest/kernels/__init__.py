@@ -8,6 +8,7 @@ GRADEST_KERNELS=reference, in the environment, has everything computed by the re
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
@@ -39,5 +40,10 @@ def _module(device: torch.device) -> Any:
     if wanted not in ("", *_MODULES):
         raise InvalidInput(f"GRADEST_KERNELS is {' or '.join(_MODULES)}, or not set; it is {wanted!r}")
     chosen = "reference" if device.type != "cpu" else wanted or "cpu"
-    # imported at its first use: numba takes a while
-    return importlib.import_module(_MODULES[chosen])
+    return _import(_MODULES[chosen])
+
+
+@functools.cache
+def _import(name: str) -> Any:
+    """The module, imported at its first use: numba takes a while."""
+    return importlib.import_module(name)

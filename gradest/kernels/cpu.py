@@ -91,6 +91,11 @@ def _prepare(
     return False
 
 
+@_inlined
+def _float32(x0: Any) -> Any:
+    return np.float32(np.int32((x0 >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
+
+
 def _draw(where: Any, in_row: Any, draw: Any, out: Any) -> None:
     """The uniform numbers of a block in one draw, as `reference.uniform_from_words` makes them."""
     raise NotImplementedError
@@ -103,11 +108,11 @@ def _(where: Any, in_row: Any, draw: Any, out: Any) -> Any:
             k0, k1, unit = where[0, 0], where[1, 0], where[2, 0]
             for i in range(out.size):
                 x0, _x1 = _threefry(k0, k1, uint32(unit + uint32(i)), uint32(draw))
-                out[i] = np.float32(np.int32((x0 >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
+                out[i] = _float32(x0)
         else:
             for i in range(out.size):
                 x0, _x1 = _threefry(where[0, i], where[1, i], where[2, i], uint32(draw))
-                out[i] = np.float32(np.int32((x0 >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
+                out[i] = _float32(x0)
 
     def wide(where: Any, in_row: Any, draw: Any, out: Any) -> None:
         # words first and numbers then, for which vectors hold half as many
@@ -407,6 +412,8 @@ def _sampled(
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """As torch.empty. numpy asks for large pages, without which the first touch of the memory takes as long as the drawing."""
+    if math.prod(shape) < _PER_THREAD:
+        return torch.empty(shape, dtype=dtype)
     spare = 64 // dtype.itemsize
     memory = torch.from_numpy(np.empty(math.prod(shape) + spare, _NUMPY[dtype]))
     aligned = -memory.data_ptr() % 64 // dtype.itemsize  # as torch aligns

@@ -19,6 +19,7 @@ __all__ = [
     "logit",
     "normal_cdf",
     "sigmoid",
+    "signed_word",
     "softplus",
     "threefry",
     "uniform",
@@ -80,7 +81,7 @@ def _rotate_left(x: Tensor, by: int) -> Tensor:
     return (x << by) | ((x >> (32 - by)) & ((1 << by) - 1))
 
 
-def _word(value: int) -> int:
+def signed_word(value: int) -> int:
     """A 32-bit pattern as the signed integer torch stores it as."""
     value &= _MASK32
     return value - (1 << 32) if value >> 31 else value
@@ -88,7 +89,7 @@ def _word(value: int) -> int:
 
 def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Threefry-2x32, 20 rounds (Salmon et al. 2011), on int32 tensors that hold 32-bit patterns and broadcast together."""
-    schedule = (key[0], key[1], key[0] ^ key[1] ^ _word(0x1BD11BDA))
+    schedule = (key[0], key[1], key[0] ^ key[1] ^ signed_word(0x1BD11BDA))
     x0 = counter[0] + schedule[0]
     x1 = counter[1] + schedule[1]
     for block in range(5):
@@ -107,7 +108,7 @@ def uniform(
 
     A row's key is Threefry(seed, (row, stream)); a number's word is Threefry(key, (unit, draw)).
     """
-    word = torch.tensor(_word(stream), dtype=torch.int32, device=rows.device)
+    word = torch.tensor(signed_word(stream), dtype=torch.int32, device=rows.device)
     key0, key1 = (key[:, None] for key in threefry(seed, (rows, word)))
     unit = torch.arange(units, dtype=torch.int32, device=rows.device)
     draw = torch.arange(draws, dtype=torch.int32, device=rows.device)[:, None, None]
