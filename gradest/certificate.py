@@ -242,15 +242,9 @@ def _line(cells: Sequence[Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return (
-        f"{value:.2g}"
-        if value < 100
-        else f"{value:.0f}"
-        if value < 1e5
-        else "∞"
-        if math.isinf(value)
-        else f"{value:.1e}"
-    )
+    if math.isinf(value):
+        return "∞"
+    return f"{value:.2g}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.1e}"
 
 
 def _rounded(record: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ many threads as torch uses, which live no longer than the call; so they may be c
 Each kernel walks over the elements of `[rows, units]` in blocks that stay in the cache. For a block it works out what all draws
 share, the row keys and what depends on `a` alone, and then draws. Its loops hold nothing that a vector unit cannot do:
 no calls, no conversion between unsigned integers and floating point, no index but the loop's own.
+
+A function whose body raises NotImplementedError is a name for numba alone, which takes the overload that follows it.
 """
 
 from __future__ import annotations
