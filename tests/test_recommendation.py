@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gradest
+from gradest.certificate import kept
 from gradest.errors import InvalidInput
 
 
@@ -70,6 +71,14 @@ def test_rows_are_sorted_by_error_and_more_evaluations_lessen_it():
     (before,) = [row.error for row in few.rows if row.estimator["name"] == "disarm"]
     (after,) = [row.error for row in many.rows if row.estimator["name"] == "disarm"]
     assert after < before
+
+
+def test_the_error_is_that_of_as_many_certified_draws_as_the_evaluations_pay_for():
+    """K is of the event that is asked about, not of the certificate's two units."""
+    found = {row.estimator["name"]: row.error for row in gradest.recommend("bernoulli", ["loss"], 12, units=5).rows}
+    for name, evaluations in (("disarm", 2), ("local_expectation", 6), ("reinforce", 1)):
+        (certificate,) = [c for c in kept(gradest.registry.estimators[name]) if c.neuron == "bernoulli"]
+        assert found[name] == certificate.error("moderate", 12 / evaluations)
 
 
 def test_near_certain_units_want_another_estimator():
