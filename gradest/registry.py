@@ -83,21 +83,22 @@ class Registry:
         self._plugins: tuple[PluginInfo, ...] = ()
         self._failures: tuple[PluginFailure, ...] = ()
         self._registered: list[tuple[object, PluginInfo]] = []
+        self._tables: tuple[object, dict[str, Mapping[str, Any]]] = (None, {})
 
     @property
     def neurons(self) -> Mapping[str, type[Neuron]]:
         """The neurons by name, sorted."""
-        return _merged(info.neurons for info in self.plugins)
+        return self._table("neurons")
 
     @property
     def estimators(self) -> Mapping[str, type[Estimator]]:
         """The estimators by name, sorted."""
-        return _merged(info.estimators for info in self.plugins)
+        return self._table("estimators")
 
     @property
     def objectives(self) -> Mapping[str, type[Objective]]:
         """The objectives by name, sorted."""
-        return _merged(info.objectives for info in self.plugins)
+        return self._table("objectives")
 
     @property
     def plugins(self) -> tuple[PluginInfo, ...]:
@@ -172,6 +173,15 @@ class Registry:
                     self._plugins = tuple(kept for kept in self._plugins if kept is not info)
                     return
         raise PluginError(f"{plugin!r} was not registered here, so it cannot be unregistered")
+
+    def _table(self, kind: str) -> Mapping[str, Any]:
+        """The classes of all plugins, put together once for each set of plugins."""
+        plugins = self.plugins
+        made_from, tables = self._tables
+        if made_from is not plugins:
+            tables = {f"{kind}s": _merged(getattr(info, f"{kind}s") for info in plugins) for kind in _KINDS}
+            self._tables = plugins, tables
+        return tables[kind]
 
     def _load(self) -> None:
         with self._lock:

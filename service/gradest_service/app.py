@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
@@ -24,6 +24,7 @@ from gradest_service.batching import Batcher
 from gradest_service.docs import add_docs
 from gradest_service.load import Load
 from gradest_service.middleware import Envelope
+from gradest_service.pool import Pool
 from gradest_service.problems import ProblemDetails, from_http_exception, to_response
 from gradest_service.routes import router
 from gradest_service.server import Server, run_process
@@ -69,12 +70,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.limiter = CapacityLimiter(settings.threads)
     app.state.load = Load(settings)
-    app.state.batcher = (
-        Batcher(app.state.limiter, settings.batch_wait_seconds, settings.batch_elements) if settings.batching else None
-    )
     counts = metrics.Metrics() if settings.metrics and metrics.available() else None
+    app.state.pool = Pool(settings.threads, counts)
+    app.state.batcher = None
+    if settings.batching:
+        observe = None if counts is None else counts.observe_batch
+        app.state.batcher = Batcher(app.state.pool, settings.batch_wait_seconds, settings.batch_elements, observe)
     keys = Keys(settings.api_keys) if settings.api_keys else None
     app.add_middleware(Envelope, settings=settings, load=app.state.load, keys=keys, metrics=counts)
     app.add_exception_handler(HTTPException, _on_http_exception)

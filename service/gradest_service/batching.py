@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from gradest_service.pool import Pool
 
 __all__ = ["Batcher"]
 
@@ -29,19 +30,23 @@ class _Group(Generic[Item, Answer]):
 
 
 class Batcher:
-    """Runs the work of concurrent requests of one kind as one call in a thread of the limiter.
+    """Runs the work of concurrent requests of one kind as one call in a thread of the pool.
 
     The first request of a kind waits for a free thread, and for `max_wait` seconds at the most beyond that; whatever of its kind
     comes meanwhile joins it, up to `max_elements`. So nothing is delayed while threads are idle and `max_wait` is 0, and the
     more there is to do the more is done at once.
 
-    If a pass fails, each of its requests is run alone, so that an error reaches only the request that it belongs to.
+    If a pass fails, each of its requests is run alone, so that an error reaches only the request that it belongs to. Whoever
+    gives up before its turn is left out. `observe` is told how many requests each pass is for.
     """
 
-    def __init__(self, limiter: CapacityLimiter, max_wait: float, max_elements: int) -> None:
-        self._limiter = limiter
+    def __init__(
+        self, pool: Pool, max_wait: float, max_elements: int, observe: Callable[[int], None] | None = None
+    ) -> None:
+        self._pool = pool
         self._max_wait = max_wait
         self._max_elements = max_elements
+        self._observe = observe
         self._open: dict[Hashable, _Group[Any, Any]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
@@ -67,13 +72,13 @@ class Batcher:
             if self._max_wait:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(group.full.wait(), self._max_wait)
-            async with self._limiter:
+            async with self._pool.turn():
                 if self._open.get(kind) is group:
                     del self._open[kind]
-                # whoever gave up while it waited is left out
                 waiting = [pair for pair in zip(group.items, group.answers, strict=True) if not pair[1].done()]
-                items = [item for item, _ in waiting]
-                outcomes = await to_thread.run_sync(_outcomes, group.work, items, limiter=CapacityLimiter(1))
+                if self._observe is not None and waiting:
+                    self._observe(len(waiting))
+                outcomes = await self._pool.run_now(partial(_outcomes, group.work, waiting))
             for (_, answer), outcome in zip(waiting, outcomes, strict=True):
                 if answer.done():
                     continue
@@ -86,11 +91,15 @@ class Batcher:
                 answer.cancel()  # of those that have no outcome, because the service stops
 
 
-def _outcomes(work: Work[Any, Any], items: Sequence[Any]) -> list[Any]:
-    """The answer to each item, or the error that it alone gives."""
-    if not items:
-        return []
+def _outcomes(work: Work[Any, Any], waiting: Sequence[tuple[Any, asyncio.Future[Any]]]) -> list[Any]:
+    """The answer to each item, or the error that it alone gives; None to one that nobody waits for any more."""
+    wanted = [item for item, answer in waiting if not answer.done()]
+    if not wanted:
+        return [None] * len(waiting)
     try:
-        return list(work(items))
+        if len(wanted) == len(waiting):
+            return list(work(wanted))
     except Exception as error:
-        return [error] if len(items) == 1 else [outcome for item in items for outcome in _outcomes(work, [item])]
+        if len(waiting) == 1:
+            return [error]
+    return [outcome for pair in waiting for outcome in _outcomes(work, [pair])]

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-from anyio import from_thread, to_thread
+from anyio import from_thread
 from anyio.streams.memory import MemoryObjectSendStream
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gradest_service.codec import JSON
+from gradest_service.pool import Pool
 from gradest_service.problems import INTERNAL_ERROR, from_exception
 
 __all__ = ["EventStream", "Report"]
@@ -27,18 +28,18 @@ _QUIET = 15.0  # seconds without an event after which a comment keeps the connec
 
 
 class EventStream(Response):
-    """Answers with the events of `run`, which is called in a thread of the limiter with what sends a `progress` event.
+    """Answers with the events of `run`, which is called in a thread of the pool with what sends a `progress` event.
 
     If the client goes away, `run` is stopped at its next report.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, run: Callable[[Report], Any], limiter: anyio.CapacityLimiter, request_id: str) -> None:
+    def __init__(self, run: Callable[[Report], Any], pool: Pool, request_id: str) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._run = run
-        self._limiter = limiter
+        self._pool = pool
         self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +74,7 @@ class EventStream(Response):
 
         async with reports:
             try:
-                answer = await to_thread.run_sync(functools.partial(self._run, report), limiter=self._limiter)
+                answer = await self._pool.run(functools.partial(self._run, report))
                 reports.send_nowait(_event("result", answer))
             except Exception as error:
                 problem = from_exception(error)

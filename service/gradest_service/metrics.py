@@ -17,6 +17,7 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def available() -> bool:
@@ -45,6 +46,15 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livesum",
         )
+        self._waiting = Gauge(
+            "gradest_requests_waiting",
+            "Passes that wait for a thread; with batching a pass may be for several requests.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self._batch = Histogram(
+            "gradest_batch_requests", "Requests that one pass was for.", buckets=_BATCHES, registry=self._registry
+        )
         self._elements = Counter(
             "gradest_elements", "Elements sampled or estimated from.", ["route"], registry=self._registry
         )
@@ -54,6 +64,14 @@ class Metrics:
     def begin(self) -> None:
         """A request is here."""
         self._in_progress.inc()
+
+    def wait(self, more: int) -> None:
+        """So many more wait for a thread."""
+        self._waiting.inc(more)
+
+    def observe_batch(self, requests: int) -> None:
+        """A pass for so many requests starts."""
+        self._batch.observe(requests)
 
     def end(self, call: Call, status: int, seconds: float) -> None:
         """It is answered; status 499 says that its client went away."""

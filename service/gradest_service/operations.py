@@ -84,7 +84,7 @@ class Pass(Generic[Result]):
 
 def sample(request: SampleRequest, settings: Settings, as_json: bool) -> Pass[Tensor]:
     """`gradest.sample`."""
-    neuron, a = _inputs(request, settings)
+    neuron, a, _ = _inputs(request, settings)
     limits.check_samples(settings, request.samples, a, as_json)
     charge(request.samples * a.numel())
     seed = _seed(request.seed)
@@ -136,9 +136,9 @@ def estimate(
     request: EstimateRequest, settings: Settings, as_json: bool
 ) -> Callable[[Callable[[Estimate], None] | None], EstimateAnswer]:
     """`gradest.estimate`, and the exact values where they are to be had; it may be watched."""
-    neuron, a = _inputs(request, settings)
+    neuron, a, wide = _inputs(request, settings)
     limits.check_answer(settings, limits.size(a.shape), "the gradient", as_json)
-    estimator, wide = _fitting(request.estimator, "estimator", neuron, a, settings)
+    estimator, _ = _fitting(request.estimator, "estimator", neuron, wide, settings)
     objective = _objective(request.objective, neuron, wide, settings)
     limits.check_draws(settings, request.draws)
     work = limits.work(settings, neuron, estimator, objective, wide, request.draws)
@@ -180,9 +180,8 @@ def estimate(
 
 def plan_comparison(request: CompareRequest, settings: Settings) -> Callable[[Progress | None], Comparison]:
     """Everything that can be refused about a comparison, before it starts; then what starts it."""
-    neuron, a = _inputs(request, settings)
+    neuron, a, wide = _inputs(request, settings)
     limits.check_answer(settings, limits.size(a.shape), "the exact gradient", as_json=True)
-    wide = check_pre_activations(a, neuron)
     objective = _objective(request.objective, neuron, wide, settings)
     limits.check_draws(settings, request.draws)
     if request.estimators is None:
@@ -190,7 +189,7 @@ def plan_comparison(request: CompareRequest, settings: Settings) -> Callable[[Pr
     else:
         limits.check_estimators(settings, len(request.estimators))
         estimators = [
-            _fitting(spec, f"estimators.{position}", neuron, a, settings)[0]
+            _fitting(spec, f"estimators.{position}", neuron, wide, settings)[0]
             for position, spec in enumerate(request.estimators)
         ]
     _check_total(request, settings, neuron, wide, objective, estimators)
@@ -233,20 +232,18 @@ def recommend(request: RecommendRequest, settings: Settings) -> dict[str, Any]:
     ).to_dict()
 
 
-def _inputs(request: Request, settings: Settings) -> tuple[Neuron, Tensor]:
+def _inputs(request: Request, settings: Settings) -> tuple[Neuron, Tensor, Tensor]:
+    """The neuron, `a`, and `a` as estimators compute with it."""
     neuron = _build("neuron", request.neuron, gradest.registry.neuron, gradest.registry.neurons, settings)
     a = decode_a(request.a, request.dtype, request.shape, settings)
-    check_pre_activations(a, neuron)
-    return neuron, a
+    return neuron, a, check_pre_activations(a, neuron)
 
 
-def _fitting(spec: Any, field: str, neuron: Neuron, a: Tensor, settings: Settings) -> tuple[Estimator, Tensor]:
-    """The estimator, checked against the neuron and the cap on its points, and `a` as it computes with it."""
+def _fitting(spec: Any, field: str, neuron: Neuron, a: Tensor, settings: Settings) -> tuple[Estimator, int]:
+    """The estimator, checked against the neuron, and the elements of its points, checked against their cap."""
     estimator = _build(field, spec, gradest.registry.estimator, gradest.registry.estimators, settings)
     gradest.registry.check_fit(neuron, estimator)
-    wide = check_pre_activations(a, neuron)
-    limits.check_points(settings, neuron, estimator, wide)
-    return estimator, wide
+    return estimator, limits.check_points(settings, neuron, estimator, a)
 
 
 @dataclass(frozen=True)
@@ -266,9 +263,8 @@ class _Pair:
 
 
 def _pair(request: ForwardRequest | BackwardRequest, settings: Settings, as_json: bool) -> _Pair:
-    neuron, a = _inputs(request, settings)
-    estimator, wide = _fitting(request.estimator, "estimator", neuron, a, settings)
-    points = limits.check_points(settings, neuron, estimator, wide)
+    neuron, a, wide = _inputs(request, settings)
+    estimator, points = _fitting(request.estimator, "estimator", neuron, wide, settings)
     limits.check_answer(settings, points, "points", as_json)
     charge(points)
     first = estimator.init(neuron, wide)

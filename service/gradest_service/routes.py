@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 import torch
-from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
@@ -24,6 +23,7 @@ from gradest_service.batching import Batcher
 from gradest_service.calls import stop_if_told
 from gradest_service.codec import CODECS, JSON, SAFETENSORS, Codec, answer_codec, find_codec, parse_json, prefers
 from gradest_service.events import EventStream, Report
+from gradest_service.pool import Pool
 from gradest_service.problems import MEDIA_TYPE, Problem, ProblemDetails, describe_faults
 from gradest_service.settings import Settings
 
@@ -81,7 +81,7 @@ async def compare(request: Request) -> Response:
 
         return run(progress).to_dict()
 
-    return EventStream(stream, request.app.state.limiter, request.state.request_id)
+    return EventStream(stream, request.app.state.pool, request.state.request_id)
 
 
 async def estimate(request: Request) -> Response:
@@ -108,7 +108,7 @@ async def estimate(request: Request) -> Response:
 
         return run(watch)
 
-    return EventStream(stream, request.app.state.limiter, request.state.request_id)
+    return EventStream(stream, request.app.state.pool, request.state.request_id)
 
 
 def _add_operation(
@@ -322,8 +322,8 @@ def _validate(schema: type[AnyModel], found: Any, place: str) -> AnyModel:
 
 async def _in_pool(request: Request, work: Callable[[], Result]) -> Result:
     """Run `work` in a thread; as many at a time as the settings say, the others wait."""
-    limiter: CapacityLimiter = request.app.state.limiter
-    return await to_thread.run_sync(work, limiter=limiter)
+    pool: Pool = request.app.state.pool
+    return await pool.run(work)
 
 
 async def _json(request: Request, describe: Callable[[], Any]) -> Response:

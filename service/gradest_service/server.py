@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -90,7 +91,15 @@ def run_process(
     """Serve from this process until a signal; on these sockets if there are any, as a worker that others watch."""
     logs.set_up(settings)
     server = Server(settings, create_app(settings))
-    server.on_accepting = on_accepting or announce
+    told = on_accepting or announce
+
+    def start(url: str) -> None:
+        # what is loaded by now stays: the collector need not walk through all of torch again and again
+        gc.collect()
+        gc.freeze()
+        told(url)
+
+    server.on_accepting = start
     server.obeys_second_signal = not sockets
     server.run(list(sockets) or None)
     if not server.started:

@@ -6,7 +6,6 @@ import time
 
 import pytest
 import torch
-from anyio import CapacityLimiter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from gradest.expectation import ask, tell
 from gradest.random import Key
 from gradest_service import joint
 from gradest_service.batching import Batcher
+from gradest_service.pool import Pool
 
 STATELESS = [
     (estimator, neuron)
@@ -112,7 +112,7 @@ class Recorder:
 def test_what_comes_while_the_pool_is_busy_runs_together():
     async def main():
         work = Recorder()
-        batcher = Batcher(CapacityLimiter(1), 0, 100)
+        batcher = Batcher(Pool(1), 0, 100)
         work.gate.clear()
         first = asyncio.create_task(batcher.run("k", work, 1, 1))
         await asyncio.sleep(0.05)
@@ -129,7 +129,7 @@ def test_what_comes_while_the_pool_is_busy_runs_together():
 def test_an_idle_service_does_not_wait():
     async def main():
         work, began = Recorder(), time.perf_counter()
-        assert await Batcher(CapacityLimiter(1), 0, 100).run("k", work, 1, 1) == 2
+        assert await Batcher(Pool(1), 0, 100).run("k", work, 1, 1) == 2
         assert time.perf_counter() - began < 0.5
 
     run(main())
@@ -138,7 +138,7 @@ def test_an_idle_service_does_not_wait():
 def test_a_wait_gathers_and_a_full_batch_ends_it():
     async def main():
         work = Recorder()
-        batcher = Batcher(CapacityLimiter(4), 5.0, 6)
+        batcher = Batcher(Pool(4), 5.0, 6)
         began = time.perf_counter()
         answers = await asyncio.gather(*(batcher.run("k", work, item, 2) for item in range(3)))
         assert answers == [0, 2, 4]
@@ -151,7 +151,7 @@ def test_a_wait_gathers_and_a_full_batch_ends_it():
 def test_no_batch_is_larger_than_the_cap_but_for_one_large_request():
     async def main():
         work = Recorder()
-        batcher = Batcher(CapacityLimiter(1), 0.05, 4)
+        batcher = Batcher(Pool(1), 0.05, 4)
         await asyncio.gather(*(batcher.run("k", work, item, size) for item, size in enumerate([3, 3, 1, 9, 1])))
         assert sorted(map(sorted, work.passes)) == [[0], [1, 2], [3], [4]]
 
@@ -161,7 +161,7 @@ def test_no_batch_is_larger_than_the_cap_but_for_one_large_request():
 def test_an_error_reaches_its_own_request_alone():
     async def main():
         work = Recorder()
-        batcher = Batcher(CapacityLimiter(1), 0.05, 100)
+        batcher = Batcher(Pool(1), 0.05, 100)
         outcomes = await asyncio.gather(
             *(batcher.run("k", work, item, 1) for item in ("a", "bad", "b")), return_exceptions=True
         )
@@ -174,7 +174,7 @@ def test_an_error_reaches_its_own_request_alone():
 def test_whoever_gives_up_is_left_out():
     async def main():
         work = Recorder()
-        batcher = Batcher(CapacityLimiter(1), 0, 100)
+        batcher = Batcher(Pool(1), 0, 100)
         work.gate.clear()
         first = asyncio.create_task(batcher.run("k", work, 1, 1))
         await asyncio.sleep(0.05)

@@ -100,8 +100,8 @@ def test_settings_are_checked_and_fixed():
 
 def test_apps_share_nothing():
     one, other = create_app(Settings(threads=1)), create_app()
-    assert one.state.limiter is not other.state.limiter
-    assert (one.state.limiter.total_tokens, other.state.limiter.total_tokens) == (1, 2)
+    assert one.state.pool is not other.state.pool
+    assert (one.state.pool.threads, other.state.pool.threads) == (1, 2)
     assert other.state.settings == Settings()
 
 
