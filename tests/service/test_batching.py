@@ -6,7 +6,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import gradest
@@ -167,6 +167,76 @@ def test_an_error_reaches_its_own_request_alone():
         )
         assert outcomes[0::2] == ["aa", "bb"]
         assert isinstance(outcomes[1], ValueError)
+
+    run(main())
+
+
+SPECS = [
+    ("bernoulli", "disarm"),
+    ("bernoulli", {"name": "rloo", "samples": 3}),
+    ("noisy_rectifier", "pathwise"),
+    ("categorical", "reinforce_centered"),
+    ("stochastic_times_smooth", "held_noise"),
+]
+
+
+async def ask_over_http(client, seed):
+    """One client's request, made of its seed alone, and whether each answer has the bits of the library's own."""
+    random = torch.Generator().manual_seed(seed)
+    neuron, estimator = SPECS[seed % len(SPECS)]
+    neuron, estimator = gradest.neuron(neuron), gradest.estimator(estimator)
+    batch = [(), (1,), (3,), (2, 2), (0,)][int(torch.randint(5, (), generator=random))]
+    dtype = [torch.float32, torch.float64, torch.bfloat16][int(torch.randint(3, (), generator=random))]
+    a = torch.randn((*batch, *(3, 4)[: neuron.event_ndim]), generator=random, dtype=torch.float64).to(dtype)
+    same = [torch.equal(await client.sample(neuron, a, 2, seed), gradest.sample(neuron, a, 2, seed))]
+    asked = await client.forward(neuron, estimator, a, seed)
+    draw, state = ask(neuron, estimator, a, Key(seed))
+    same.append(torch.equal(asked.points, draw.points.to(dtype)))
+    loss, grad = loss_of(draw.points, neuron.event_ndim)
+    grad = grad if "grad" in estimator.needs else None
+    told = await client.backward(neuron, estimator, a, seed, loss, grad, state=state or None)
+    same.append(torch.equal(told.gradient, tell(estimator, draw, Feedback(loss, grad), state)[0].to(dtype)))
+    return same
+
+
+def test_64_clients_at_once_get_the_answers_of_the_library(start):
+    service = start(threads=1, batch_wait_seconds=0.01)
+
+    @settings(max_examples=2, deadline=None, derandomize=True, phases=[Phase.generate])  # shrinking would take minutes
+    @given(seeds=st.lists(st.integers(0, 10_000), min_size=64, max_size=64))
+    def check(seeds):
+        async def main():
+            async with gradest.AsyncClient(str(service.base_url)) as client:
+                return await asyncio.gather(*(ask_over_http(client, seed) for seed in seeds))
+
+        assert run(main()) == [[True] * 3] * 64
+
+    check()
+    lines = dict(line.rsplit(" ", 1) for line in service.get("/metrics").text.splitlines() if line[0] != "#")
+    passes, requests = (float(lines[f"gradest_batch_requests_{of}"]) for of in ("count", "sum"))
+    assert requests >= 64 * 3
+    assert requests > 2 * passes, "they ran together"
+
+
+def test_a_failed_pass_is_not_repeated_for_whoever_gave_up():
+    async def main():
+        passes, gate = [], threading.Event()
+
+        def work(items):
+            passes.append(list(items))
+            if len(items) > 1:
+                gate.wait(10)
+                raise ValueError("together")
+            return items
+
+        batcher = Batcher(Pool(1), 0.05, 100)
+        gone, stays = (asyncio.create_task(batcher.run("k", work, item, 1)) for item in (1, 2))
+        await asyncio.sleep(0.2)
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        gate.set()
+        assert await stays == 2
+        assert passes == [[1, 2], [2]]
 
     run(main())
 

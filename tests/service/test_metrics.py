@@ -251,3 +251,45 @@ def test_no_globals():
     create_app()
     assert set(REGISTRY._names_to_collectors) == before
     assert logging.getLogger().handlers == handlers
+
+
+def test_what_waits_for_a_thread_and_what_ran_together_is_counted(start, registered):
+    """One request holds the only thread; of three that wait meanwhile two are of one kind, so two passes wait."""
+    held, may_go = threading.Event(), threading.Event()
+
+    class Held(type(gradest.neuron("bernoulli"))):
+        """Waits."""
+
+        name = "held"
+
+        def forward(self, a, noise):
+            held.set()
+            may_go.wait(20)
+            return super().forward(a, noise)
+
+    registered(Held)
+    service = start(threads=1)
+
+    def send(neuron):
+        thread = threading.Thread(target=lambda: service.post("/v1/sample", json={**SAMPLE, "neuron": neuron}))
+        thread.start()
+        return thread
+
+    try:
+        threads = [send("held")]
+        assert held.wait(20)
+        threads += [send(neuron) for neuron in ("bernoulli", "bernoulli", "bipolar")]
+        eventually(lambda: scrape(service)["gradest_requests_waiting"] == 2 and requests_in(service) == 4)
+    finally:
+        may_go.set()
+    for thread in threads:
+        thread.join()
+    eventually(lambda: scrape(service)["gradest_requests_waiting"] == 0)
+    found = scrape(service)
+    assert (found["gradest_batch_requests_count"], found["gradest_batch_requests_sum"]) == (3, 4)
+    assert found['gradest_batch_requests_bucket{le="1.0"}'] == 2
+
+
+def requests_in(service):
+    """Those in progress, less the scrape itself."""
+    return scrape(service)["gradest_requests_in_progress"] - 1
