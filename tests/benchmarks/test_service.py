@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
+import socket
 import statistics
 import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
 import torch
 
 import gradest
+from gradest.estimator import Feedback
+from gradest.expectation import ask, tell
+from gradest.random import Key
 from gradest.wire import SAFETENSORS, pack, unpack
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
@@ -28,8 +36,23 @@ pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 SECONDS = 3.0
 
 
+class Server(NamedTuple):
+    url: str
+    pid: int
+
+    def memory(self) -> tuple[int, int]:
+        """Its memory now, and the most that it ever was, in MB."""
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        found = {
+            name: int(rest.split()[0]) // 1000
+            for name, _, rest in (line.partition(":") for line in lines)
+            if "kB" in rest
+        }
+        return found["VmRSS"], found["VmHWM"]
+
+
 @contextmanager
-def process(*arguments: str) -> Iterator[str]:
+def process(*arguments: str) -> Iterator[Server]:
     """A server in a process of its own, which prints its address when it accepts."""
     with subprocess.Popen(
         [sys.executable, *arguments], stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
@@ -37,20 +60,18 @@ def process(*arguments: str) -> Iterator[str]:
         assert server.stdout is not None
         line = server.stdout.readline()
         try:
-            yield line.rpartition(" ")[2].strip()
+            yield Server(line.rpartition(" ")[2].strip(), server.pid)
         finally:
             server.terminate()
             server.wait(60)
 
 
-@contextmanager
-def gradest_server(**settings: object) -> Iterator[str]:
+def gradest_server(**settings: object) -> AbstractContextManager[Server]:
     flags = [
         f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name.replace('_', '-')}={value}"
         for name, value in settings.items()
     ]
-    with process("-m", "gradest", "serve", "--port=0", "--log-level=warning", "--drain-seconds=0", *flags) as url:
-        yield url
+    return process("-m", "gradest", "serve", "--port=0", "--log-level=warning", "--drain-seconds=0", *flags)
 
 
 PLAIN = """
@@ -93,9 +114,11 @@ async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, r
     return int(head.split(b" ", 2)[1]), await reader.readexactly(length)
 
 
-async def load(url: str, requests: list[bytes], clients: int, seconds: float = SECONDS) -> tuple[float, list[float]]:
+async def load(
+    server: Server, requests: list[bytes], clients: int, seconds: float = SECONDS
+) -> tuple[float, list[float]]:
     """Requests a second and the latency of each; every client sends the requests in turn on a connection of its own."""
-    host, port = url.removeprefix("http://").split(":")
+    host, port = server.url.removeprefix("http://").split(":")
     latencies: list[float] = []
     begin = time.perf_counter() + 0.5  # connections and caches are warm by then
 
@@ -113,9 +136,9 @@ async def load(url: str, requests: list[bytes], clients: int, seconds: float = S
     return len(latencies) * len(requests) / seconds, latencies
 
 
-def measure(url: str, requests: list[bytes], clients: int) -> tuple[float, float, float]:
+def measure(server: Server, requests: list[bytes], clients: int) -> tuple[float, float, float]:
     """Requests a second, and the median and the 99th percentile of a round, in milliseconds."""
-    rate, latencies = asyncio.run(load(url, requests, clients))
+    rate, latencies = asyncio.run(load(server, requests, clients))
     ordered = sorted(latencies)
     return rate, 1e3 * statistics.median(ordered), 1e3 * ordered[int(0.99 * (len(ordered) - 1))]
 
@@ -143,22 +166,22 @@ def test_transport() -> None:
         rows.append((name, *(f"{figure:.1f}" for figure in figures)))
         return figures
 
-    with gradest_server(max_body_bytes=1 << 24) as url:
-        ours = row("gradest, safetensors", measure(url, [request], 1))
+    with gradest_server(max_body_bytes=1 << 24) as server:
+        ours = row("gradest, safetensors", measure(server, [request], 1))
         answer = httpx.post(
-            f"{url}/v1/sample",
+            f"{server.url}/v1/sample",
             content=request.partition(b"\r\n\r\n")[2],
             headers={"Content-Type": SAFETENSORS, "Accept": SAFETENSORS},
         ).content
         assert torch.equal(unpack(answer)[0]["h"].float(), gradest.sample("bernoulli", a, seed=1))
-    with process("-c", textwrap.dedent(PLAIN), str(len(answer))) as url:
+    with process("-c", textwrap.dedent(PLAIN), str(len(answer))) as server:
         floor = row(
             "bare route, same bodies",
-            measure(url, [message("/echo", request.partition(b"\r\n\r\n")[2], SAFETENSORS)], 1),
+            measure(server, [message("/echo", request.partition(b"\r\n\r\n")[2], SAFETENSORS)], 1),
         )
         lists = row(
             "FastAPI, list[list[float]]",
-            measure(url, [message("/lists", json.dumps(a.tolist()).encode(), "application/json")], 1),
+            measure(server, [message("/lists", json.dumps(a.tolist()).encode(), "application/json")], 1),
         )
     show("sample of 256 x 1024", rows)
     print(f"  in process: {call:.1f} ms; ours / (in process + bare route) = {ours[1] / (call + floor[1]):.2f}")
@@ -178,12 +201,118 @@ def test_batching() -> None:
     requests = forward_and_backward()
     rows, rates = [("batching", "requests/s", "median ms", "p99 ms")], {}
     for batching in (True, False, True, False):
-        with gradest_server(batching=batching) as url:
-            figures = measure(url, requests, 64)
+        with gradest_server(batching=batching) as server:
+            figures = measure(server, requests, 64)
         rates.setdefault(batching, []).append(figures[0])
         rows.append((str(batching), *(f"{figure:.1f}" for figure in figures)))
     show("disarm, 64 clients", rows)
     print(f"  with batching over without: {max(rates[True]) / max(rates[False]):.2f}")
+
+
+LITSERVE = """
+    import socket, sys
+    import litserve, torch
+    import gradest
+    from gradest.estimator import Feedback
+    from gradest.expectation import ask, tell
+    from gradest.random import Key
+
+    NEURON, ESTIMATOR = gradest.neuron("bernoulli"), gradest.estimator("disarm")
+
+    class Rows(litserve.LitAPI):
+        def setup(self, device):
+            torch.set_num_threads(1)
+
+        def decode_request(self, request):
+            return request
+
+        def batch(self, requests):
+            a = torch.tensor([request["a"] for request in requests])
+            key = Key(torch.tensor([request["seed"] for request in requests]), torch.zeros(len(a), dtype=torch.int64))
+            draw, state = ask(NEURON, ESTIMATOR, a, key)
+            return draw, state, [request.get("loss") for request in requests]
+
+        def unbatch(self, output):
+            return output
+
+        def encode_response(self, output):
+            return output
+
+    class Forward(Rows):
+        def predict(self, batch):
+            draw, _, _ = batch
+            return [{"points": points.tolist()} for points in draw.points.unbind(1)]
+
+    class Backward(Rows):
+        def predict(self, batch):
+            draw, state, losses = batch
+            gradient, _ = tell(ESTIMATOR, draw, Feedback(torch.tensor(losses).T), state)
+            return [{"gradient": row.tolist()} for row in gradient]
+
+    if __name__ == "__main__":
+        batching = {"max_batch_size": 64, "batch_timeout": 0.002}
+        apis = [Forward(api_path="/forward", **batching), Backward(api_path="/backward", **batching)]
+        server = litserve.LitServer(apis, accelerator="cpu", fast_queue=True)
+        server.run(host="127.0.0.1", port=int(sys.argv[1]), num_api_servers=1, log_level="error", generate_client_file=False)
+"""
+
+
+@contextmanager
+def litserve_server(folder: Path) -> Iterator[Server]:
+    """LitServe with the same function and its own batching; its workers import the script, so it is a file."""
+    (folder / "lit.py").write_text(textwrap.dedent(LITSERVE))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(
+        [sys.executable, "lit.py", str(port)], cwd=folder, start_new_session=True, **silent
+    ) as server:
+        url = f"http://127.0.0.1:{port}"
+        try:
+            until = time.monotonic() + 60
+            while True:
+                try:
+                    if httpx.get(f"{url}/health").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    assert time.monotonic() < until
+                time.sleep(0.2)
+            yield Server(url, server.pid)
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)  # with its workers
+
+
+def test_litserve(tmp_path: Path) -> None:
+    """The same with LitServe, which takes JSON, beside this service with safetensors and with JSON."""
+    pytest.importorskip("litserve", reason="make bench installs it")
+    a = torch.randn(1, 200)
+    key = Key(5)
+    draw, state = ask(gradest.neuron("bernoulli"), gradest.estimator("disarm"), a, key)
+    wanted, _ = tell(gradest.estimator("disarm"), draw, Feedback(torch.tensor([[1.0], [2.0]])), state)
+    fields = {"neuron": "bernoulli", "estimator": "disarm", "seed": 5, "a": a.tolist()}
+    ours = [
+        message("/v1/forward", json.dumps(fields).encode(), "application/json"),
+        message("/v1/backward", json.dumps({**fields, "loss": [[1.0], [2.0]]}).encode(), "application/json"),
+    ]
+    theirs = [
+        message("/forward", json.dumps({"a": a[0].tolist(), "seed": 5}).encode(), "application/json"),
+        message("/backward", json.dumps({"a": a[0].tolist(), "seed": 5, "loss": [1, 2]}).encode(), "application/json"),
+    ]
+    rows, rates = [("server", "requests/s", "median ms", "p99 ms")], dict[str, list[float]]()
+    for name in ("LitServe, JSON", "gradest, JSON", "gradest, safetensors") * 2:
+        is_ours = name.startswith("gradest")
+        with gradest_server() if is_ours else litserve_server(tmp_path) as server:
+            if not is_ours:
+                answer = httpx.post(f"{server.url}/backward", content=theirs[1].partition(b"\r\n\r\n")[2]).json()
+                assert torch.equal(torch.tensor([answer["gradient"]]), wanted)
+            requests = forward_and_backward() if "safetensors" in name else ours if is_ours else theirs
+            figures = measure(server, requests, 64)
+        rates.setdefault(name, []).append(figures[0])
+        rows.append((name, *(f"{figure:.1f}" for figure in figures)))
+    show("disarm, 64 clients", rows)
+    for name in list(rates)[1:]:
+        print(f"  {name} over LitServe: {max(rates[name]) / max(rates['LitServe, JSON']):.2f}")
 
 
 def test_load() -> None:
@@ -191,25 +320,75 @@ def test_load() -> None:
     requests = forward_and_backward()
     rows = [("workers", "clients", "requests/s", "median ms", "p99 ms")]
     for workers in (1, 2):
-        with gradest_server(workers=workers, max_requests=1024) as url:
+        with gradest_server(workers=workers, max_requests=1024) as server:
             for clients in (1, 8, 64, 256):
-                rows.append((str(workers), str(clients), *(f"{x:.1f}" for x in measure(url, requests, clients))))
+                rows.append((str(workers), str(clients), *(f"{x:.1f}" for x in measure(server, requests, clients))))
     show("disarm, by load", rows)
 
 
 def test_ping_under_a_flood() -> None:
-    """/livez while eight clients send bodies of 1 MiB, and the peak memory of the process."""
+    """/livez while eight clients send bodies of 1 MiB."""
     flood = safetensors("/v1/sample", {"a": torch.randn(256, 1024)}, neuron="bernoulli", seed=1)
     ping = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
-    async def both(url: str) -> list[float]:
-        _, (_, latencies) = await asyncio.gather(load(url, [flood], 8), load(url, [ping], 1))
-        return sorted(latencies)
+    async def both(server: Server) -> list[float]:
+        _, (_, latencies) = await asyncio.gather(load(server, [flood], 8), load(server, [ping], 1))
+        return latencies
 
-    with gradest_server(max_body_bytes=1 << 24) as url:
-        calm = sorted(asyncio.run(load(url, [ping], 1))[1])
-        busy = asyncio.run(both(url))
-    rows = [("", "median ms", "p99 ms")]
-    for name, found in (("calm", calm), ("under the flood", busy)):
-        rows.append((name, f"{1e3 * statistics.median(found):.2f}", f"{1e3 * found[int(0.99 * (len(found) - 1))]:.2f}"))
-    show("/livez", rows)
+    with gradest_server() as server:
+        calm = asyncio.run(load(server, [ping], 1))[1]
+        busy = asyncio.run(both(server))
+    show("/livez", [("", "median ms", "p99 ms"), latency("calm", calm), latency("under the flood", busy)])
+
+
+def test_overload() -> None:
+    """64 clients with maximal requests at a service that holds 8 of them: how soon the others are refused, and its memory.
+
+    The bodies are of 16 MiB, as many elements as a tensor may have by default; and then the same without a cap on requests but
+    with the default one on the bytes of bodies in progress.
+    """
+    request = safetensors("/v1/sample", {"a": torch.randn(1024, 4096)}, neuron="bernoulli", seed=1)
+    rows = [("held at most", "answered", "refused", "refusal median ms", "p99 ms", "memory before MB", "peak MB")]
+
+    head, _, body = request.partition(b"\r\n\r\n")
+    head += b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+
+    async def status_of(reader: asyncio.StreamReader) -> int:
+        return int((await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1])
+
+    async def flood(server: Server) -> dict[int, list[float]]:
+        host, port = server.url.removeprefix("http://").split(":")
+        found: dict[int, list[float]] = {200: [], 429: []}
+        end = time.perf_counter() + 2 * SECONDS
+
+        async def client() -> None:
+            while time.perf_counter() < end:
+                reader, writer = await asyncio.open_connection(host, int(port))
+                began = time.perf_counter()
+                writer.write(head)
+                status = await status_of(reader)
+                if status == 100:  # it is let in
+                    writer.write(body)
+                    status = await status_of(reader)
+                found[status].append(time.perf_counter() - began)
+                writer.close()
+                if status == 429:
+                    await asyncio.sleep(0.1)
+
+        await asyncio.gather(*(client() for _ in range(64)))
+        return found
+
+    for name, settings in (("8 requests", {"max_requests": 8}), ("256 MiB", {"max_requests": 1024})):
+        with gradest_server(**settings) as server:
+            measure(server, forward_and_backward(), 1)
+            before, _ = server.memory()
+            found = asyncio.run(flood(server))
+            _, peak = server.memory()
+        _, median, p99 = latency("", found[429])
+        rows.append((name, str(len(found[200])), str(len(found[429])), median, p99, str(before), str(peak)))
+    show("overload", rows)
+
+
+def latency(name: str, seconds: list[float]) -> tuple[str, str, str]:
+    ordered = sorted(seconds)
+    return name, f"{1e3 * statistics.median(ordered):.2f}", f"{1e3 * ordered[int(0.99 * (len(ordered) - 1))]:.2f}"
