@@ -723,13 +723,13 @@ def test_recommend_is_the_library_s(client, kind):
     case = {"neuron": gradest.neuron("bernoulli"), "bring": ["loss", "grad"], "evaluations": 4, "unbiased": True}
     for more in ({}, {"units": 3, "saturated": True, "neuron": {"name": "categorical"}, "evaluations": None}):
         assert service.recommend(**{**case, **more}) == gradest.recommend(**{**case, **more})
-    measured = {"a": torch.tensor([[0.3, -1.0, 1e-8]]), "draws": 50, "seed": 7, "evaluations": 4}
-    for loss in ({"name": "polynomial", "power": 3.0, "target": 0.1}, gradest.objective("quadratic")):
-        wanted = gradest.recommend(f=gradest.objective(loss), **measured)
-        assert service.recommend(objective=loss, **measured) == wanted
+    measured = {"a": torch.tensor([[0.3, -1e-8]]), "draws": 20, "seed": 7, "bring": ["grad"]}
+    loss = {"name": "polynomial", "power": 3.0, "target": 0.1}
+    wanted = gradest.recommend(f=gradest.objective(loss), **measured)
+    for sent in (loss, gradest.objective(loss)):
+        assert service.recommend(objective=sent, **measured) == wanted
     with pytest.raises(InvalidInput, match="float32"):
         service.recommend(objective="quadratic", a=A.double())
-    assert client.recommend() == gradest.recommend()
     with pytest.raises(ServiceError, match="bring"):
         client.recommend(bring="loss")
 
