@@ -621,6 +621,10 @@ REMOTE = [
     ["sample", "noisy_rectifier:std=2,distribution=gaussian", "--a", "[[3, -1]]", "--samples", "3", "--seed", "7", "--json"],
     ["sample", "bernoulli", "--a", "1,2", "--seed", "7", "--dtype", "float64", "--json"],
     ["compare", "--a", "0.3,-1", "--draws", "20", "--seed", "1", "--estimator", "rloo:samples=3", "--json"],
+    ["recommend", "--neuron", "noisy_rectifier:std=2,distribution=gaussian", "--bring", "loss, grad", "--evaluations", "4", "--unbiased", "--json"],
+    ["recommend", "--saturated", "--units", "3"],
+    ["recommend", "--objective", "polynomial:power=3,target=0.4", "--a", "0.5,1", "--draws", "20", "--seed", "1",
+     "--bring", "grad", "--json"],
 ]  # fmt: skip
 
 
@@ -652,6 +656,9 @@ def test_tables_of_a_service(run: Run, service: str) -> None:
         (["sample", '{"std": 1}', "--a", "1"], "422 "),
         (["describe", "bernulli"], "no plugin is named 'bernulli'. Did you mean bernoulli?"),
         (["compare", "--a", "1", "--estimator", "pathwise"], "pathwise does not fit bernoulli"),
+        (["recommend", "--neuron", "bernouli"], "404 Not Found: "),
+        (["recommend", "--a", "1"], "objective and a"),
+        (["list", "estimators", "--markdown"], "without --url"),
     ],
 )
 def test_an_error_of_a_service_is_one_line_too(run: Run, service: str, arguments: list[str], reason: str) -> None:
@@ -660,8 +667,14 @@ def test_an_error_of_a_service_is_one_line_too(run: Run, service: str, arguments
     assert reason in ran.err
 
 
-def test_markdown_is_of_what_is_here(run: Run, service: str) -> None:
-    assert run("list", "estimators", "--markdown", "--url", service).code == 1
+def test_each_command_takes_a_url_or_says_why_not(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those that write a plugin, serve and show, which have nothing to ask."""
+    monkeypatch.setenv("COLUMNS", "250")
+    assert "Commands with --url ask a service; the others work on" in run("--help").out
+    for command in ("list", "describe", "sample", "compare", "recommend"):
+        assert " --url " in run(command, "--help").out
+    for command in ("certify", "check", "train", "reproduce toys"):
+        assert "There is no --url: " in run(*command.split(), "--help").out
 
 
 def test_the_api_key_comes_from_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -680,8 +693,9 @@ def test_the_api_key_comes_from_the_environment(run: Run, monkeypatch: pytest.Mo
             monkeypatch.setenv("GRADEST_API_KEY", key)
         else:
             monkeypatch.delenv("GRADEST_API_KEY")
-        ran = run("sample", "bernoulli", "--a", "1", "--url", "http://127.0.0.1:1")
-        assert ran.code == 1
-        assert "Is the service running there?" in ran.err
-        assert "hunter2" not in ran.err
-    assert seen == ["hunter2", None]
+        for command in (["sample", "bernoulli", "--a", "1"], ["recommend"]):
+            ran = run(*command, "--url", "http://127.0.0.1:1")
+            assert ran.code == 1
+            assert "Is the service running there?" in ran.err
+            assert "hunter2" not in ran.err
+    assert seen == ["hunter2", "hunter2", None, None]

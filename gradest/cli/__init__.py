@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-import gradest
 from gradest.cli.arguments import Json, read_numbers, read_options, read_spec, settings_command
 from gradest.errors import GradestError, InvalidInput
 
@@ -65,7 +64,10 @@ def _version(given: bool) -> None:
 def _global(
     _: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")] = False,
 ) -> None:
-    """Stochastic neurons, estimators of their gradients, and how they compare."""
+    """Stochastic neurons, estimators of their gradients, and how they compare.
+
+    Commands with --url ask a service; the others work on code, files and processors that are here.
+    """
 
 
 @app.command("list")
@@ -82,7 +84,9 @@ def list_plugins(
 
     if markdown:
         if kind != "estimators" or url is not None:
-            raise InvalidInput("--markdown is for the estimators: gradest list estimators --markdown")
+            raise InvalidInput(
+                "--markdown is for the estimators here: gradest list estimators --markdown, without --url"
+            )
         print(estimators_to_markdown())
         return
     with find_source(url) as source:
@@ -175,7 +179,15 @@ def compare(
     unit, loss = read_spec(neuron), read_spec(objective)
     chosen = [read_spec(text) for text in estimator] if estimator else None
     with find_source(url) as source, Bars() as bars:
-        comparison = source.compare(loss, _tensor(a, dtype), unit, chosen, draws, seed, bars.show)
+        comparison = source.compare(
+            loss,
+            a=_tensor(a, dtype),
+            neuron=unit,
+            estimators=chosen,
+            draws=draws,
+            seed=seed,
+            progress=bars.show,
+        )
     if as_json:
         print_json(comparison.to_dict())
     else:
@@ -209,25 +221,25 @@ def recommend(
     draws: Annotated[int, typer.Option(help="Of the measurement.")] = 1000,
     seed: Seed = None,
     as_json: Json = False,
+    url: Url = None,
 ) -> None:
     """Rank the estimators that fit your case, with reasons, from their certificates or by measuring on your loss."""
     from gradest.cli.display import print_json, show_recommendation
+    from gradest.cli.source import find_source
 
-    loss = None if objective is None else gradest.objective(read_spec(objective))
-    at = None if a is None else _tensor(a, "float32")
-    wanted: Any = [word.strip() for word in bring.split(",")]
-    found = gradest.recommend(
-        read_spec(neuron),
-        wanted,
-        evaluations,
-        unbiased=unbiased,
-        saturated=saturated,
-        units=units,
-        f=loss,
-        a=at,
-        draws=draws,
-        seed=seed,
-    ).to_dict()
+    with find_source(url) as source:
+        found = source.recommend(
+            None if objective is None else read_spec(objective),
+            neuron=read_spec(neuron),
+            bring=[word.strip() for word in bring.split(",")],
+            evaluations=evaluations,
+            unbiased=unbiased,
+            saturated=saturated,
+            units=units,
+            a=None if a is None else _tensor(a, "float32"),
+            draws=draws,
+            seed=seed,
+        ).to_dict()
     if as_json:
         print_json(found)
     else:
@@ -244,7 +256,8 @@ def certify(
 ) -> None:
     """Measure bias and variance of a package's estimators, where the code has changed since, and write certificates.
 
-    The package keeps them in certificates.json. What is interrupted goes on when it is run again.
+    The package keeps them in certificates.json. What is interrupted goes on when it is run again. There is no --url: a
+    certificate is of the code that is here.
     """
     from gradest.cli.certifying import write_certificates
 
@@ -271,7 +284,10 @@ def check(
     fast: Annotated[bool, typer.Option("--fast", help="Leave out the measurement of bias.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the conformance kit on somebody's plugin; exit code 1 if anything fails."""
+    """Run the conformance kit on somebody's plugin; exit code 1 if anything fails.
+
+    There is no --url: the plugin's code is here, and a service runs only plugins that its owner installed.
+    """
     from gradest.cli.display import Bars, print_json, show_report
     from gradest.conformance import run_checks
     from gradest.discovery import find
@@ -343,7 +359,7 @@ def toys(
 ) -> None:
     """The small problems by which papers compare estimators: variance, learning, bias. Some minutes.
 
-    Run again into the same folder, it goes on where it stopped.
+    Run again into the same folder, it goes on where it stopped. There is no --url: what is learned is here.
     """
     from gradest.experiments.toys.run import choose, reproduce_toys
 

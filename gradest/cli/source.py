@@ -5,18 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 import gradest
 from gradest.catalog import describe, describe_fully, describe_plugins
 from gradest.comparison import Comparison
-
-if TYPE_CHECKING:
-    from gradest.client import Client
+from gradest.recommendation import Recommendation
 
 __all__ = ["KINDS", "Sampled", "Source", "find_source"]
 
@@ -24,7 +22,6 @@ KINDS = ("neuron", "estimator", "objective")
 API_KEY = "GRADEST_API_KEY"
 
 Spec = Mapping[str, Any]
-Progress = Callable[[str, int, int], None]
 
 
 class Sampled(NamedTuple):
@@ -37,7 +34,10 @@ class Sampled(NamedTuple):
 
 
 class Source(ABC):
-    """Has the plugins and computes with them."""
+    """Has the plugins and computes with them: a library, this one or a client, which has the same functions."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
 
     @abstractmethod
     def catalog(self) -> dict[str, list[dict[str, Any]]]:
@@ -51,18 +51,20 @@ class Source(ABC):
     def sample(self, neuron: Spec, a: Tensor, samples: int, seed: int) -> Sampled:
         """Independent outputs."""
 
+    def compare(self, objective: Spec, **case: Any) -> Comparison:
+        """`gradest.compare`: estimators side by side."""
+        found: Comparison = self._library.compare(**self._loss(objective), **case)
+        return found
+
+    def recommend(self, objective: Spec | None, **case: Any) -> Recommendation:
+        """`gradest.recommend`: estimators for a case, best first."""
+        loss = {} if objective is None else self._loss(objective)
+        found: Recommendation = self._library.recommend(**loss, **case)
+        return found
+
     @abstractmethod
-    def compare(
-        self,
-        objective: Spec,
-        a: Tensor,
-        neuron: Spec,
-        estimators: Sequence[Spec] | None,
-        draws: int,
-        seed: int | None,
-        progress: Progress,
-    ) -> Comparison:
-        """Estimators side by side."""
+    def _loss(self, objective: Spec) -> dict[str, Any]:
+        """The argument by which the library is told the loss."""
 
 
 class _Here(Source):
@@ -80,54 +82,32 @@ class _Here(Source):
         columns = {"a": a, "E[h]": unit.mean(a), "P(h > 0)": unit.active_probability(a)}
         return Sampled(unit.spec(), unit.label(), h, columns)
 
-    def compare(
-        self,
-        objective: Spec,
-        a: Tensor,
-        neuron: Spec,
-        estimators: Sequence[Spec] | None,
-        draws: int,
-        seed: int | None,
-        progress: Progress,
-    ) -> Comparison:
-        loss = gradest.objective(objective)
-        return gradest.compare(loss, a, neuron, estimators, draws, seed, progress=progress)
+    def _loss(self, objective: Spec) -> dict[str, Any]:
+        return {"f": gradest.objective(objective)}
 
 
 class _There(Source):
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
     def catalog(self) -> dict[str, list[dict[str, Any]]]:
-        tables = {f"{kind}s": getattr(self._client, f"{kind}s")() for kind in KINDS}
-        return {name: list(table.values()) for name, table in tables.items()} | self._client.plugins()
+        tables = {f"{kind}s": getattr(self._library, f"{kind}s")() for kind in KINDS}
+        return {name: list(table.values()) for name, table in tables.items()} | self._library.plugins()
 
     def describe(self, kind: str, name: str) -> tuple[dict[str, Any], str]:
-        return getattr(self._client, kind)(name), ""
+        return getattr(self._library, kind)(name), ""
 
     def sample(self, neuron: Spec, a: Tensor, samples: int, seed: int) -> Sampled:
-        h = self._client.sample(neuron, a, samples, seed)
+        h = self._library.sample(neuron, a, samples, seed)
         options = ", ".join(f"{key}={value}" for key, value in neuron.items() if key != "name")
         return Sampled(neuron, f"{neuron['name']}({options})" if options else neuron["name"], h, {"a": a})
 
-    def compare(
-        self,
-        objective: Spec,
-        a: Tensor,
-        neuron: Spec,
-        estimators: Sequence[Spec] | None,
-        draws: int,
-        seed: int | None,
-        progress: Progress,
-    ) -> Comparison:
-        return self._client.compare(objective, a, neuron, estimators, draws, seed, progress=progress)
+    def _loss(self, objective: Spec) -> dict[str, Any]:
+        return {"objective": objective}
 
 
 @contextmanager
 def find_source(url: str | None) -> Iterator[Source]:
     """The service at `url`, with the API key that the environment has, or this process if that is None."""
     if url is None:
-        yield _Here()
+        yield _Here(gradest)
         return
     from gradest.client import Client
 

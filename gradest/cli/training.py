@@ -25,7 +25,10 @@ def _train(
     gaters: Annotated[bool, typer.Option("--gaters", help="Train the source's gaters, one after the other.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the gated network of the source's experiment (arXiv 1308.3432, section 5) through any neuron and estimator."""
+    """Train the gated network of the source's experiment (arXiv 1308.3432, section 5) through any neuron and estimator.
+
+    There is no --url: the network, its data and its loss are here.
+    """
     specs: dict[str, Any] = {name: read_spec(given[name]) for name in ("neuron", "estimator") if name in given}
     settings = build_settings(Settings, {**given, **specs})
     if gaters and specs:

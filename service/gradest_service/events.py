@@ -20,7 +20,7 @@ from gradest_service.problems import INTERNAL_ERROR, from_exception
 
 __all__ = ["EventStream", "Report"]
 
-Report = Callable[[dict[str, Any]], None]
+Report = Callable[[Any], None]
 """Sends a `progress` event with these fields, and ends the work if nobody waits for it."""
 
 _LOG = logging.getLogger("gradest_service")
@@ -68,7 +68,7 @@ class EventStream(Response):
         scope.cancel()
 
     async def _produce(self, reports: MemoryObjectSendStream[bytes]) -> None:
-        def report(fields: dict[str, Any]) -> None:
+        def report(fields: Any) -> None:
             from_thread.check_cancelled()
             from_thread.run_sync(reports.send_nowait, _event("progress", fields))
 

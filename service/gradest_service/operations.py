@@ -54,6 +54,7 @@ __all__ = [
     "plan_comparison",
     "recommend",
     "sample",
+    "to_answer",
     "unknown_plugin",
 ]
 
@@ -162,20 +163,25 @@ def estimate(
         target = estimator.target()
         too_long = limits.exceeds_work(settings, limits.exact_work(neuron, objective, wide, target))
         exact = None if too_long else closed_form(objective, a, neuron, target, progress=stop_if_told)
-        return EstimateAnswer(
-            loss=found.loss,
-            gradient=found.gradient,
-            variance=found.variance,
-            standard_error=found.standard_error,
-            draws=found.draws,
-            evaluations=found.evaluations,
-            seconds=found.seconds,
-            seed=found.seed,
-            state=dict(found.state),
-            exact=None if exact is None else Exact(loss=exact[0], gradient=exact[1]),
-        )
+        return to_answer(found, exact)
 
     return run
+
+
+def to_answer(found: Estimate, exact: tuple[Tensor, Tensor] | None = None) -> EstimateAnswer:
+    """The estimate as it is sent."""
+    return EstimateAnswer(
+        loss=found.loss,
+        gradient=found.gradient,
+        variance=found.variance,
+        standard_error=found.standard_error,
+        draws=found.draws,
+        evaluations=found.evaluations,
+        seconds=found.seconds,
+        seed=found.seed,
+        state=dict(found.state),
+        exact=None if exact is None else Exact(loss=exact[0], gradient=exact[1]),
+    )
 
 
 def plan_comparison(request: CompareRequest, settings: Settings) -> Callable[[Progress | None], Comparison]:

@@ -103,8 +103,7 @@ async def estimate(request: Request) -> Response:
             nonlocal told
             if time.monotonic() - told >= _REPORT_SECONDS:
                 told = time.monotonic()
-                so_far = {name: getattr(found, name) for name in ("draws", "loss", "gradient", "standard_error")}
-                report(so_far)
+                report(operations.to_answer(found))
 
         return run(watch)
 
