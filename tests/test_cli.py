@@ -621,10 +621,11 @@ REMOTE = [
     ["sample", "noisy_rectifier:std=2,distribution=gaussian", "--a", "[[3, -1]]", "--samples", "3", "--seed", "7", "--json"],
     ["sample", "bernoulli", "--a", "1,2", "--seed", "7", "--dtype", "float64", "--json"],
     ["compare", "--a", "0.3,-1", "--draws", "20", "--seed", "1", "--estimator", "rloo:samples=3", "--json"],
-    ["recommend", "--neuron", "noisy_rectifier:std=2,distribution=gaussian", "--bring", "loss, grad", "--evaluations", "4", "--unbiased", "--json"],
+    ["recommend", "--neuron", "noisy_rectifier:std=2,distribution=gaussian", "--bring", "loss, grad", "--evaluations", "4",
+     "--unbiased", "--json"],
     ["recommend", "--saturated", "--units", "3"],
     ["recommend", "--objective", "polynomial:power=3,target=0.4", "--a", "0.5,1", "--draws", "20", "--seed", "1",
-     "--bring", "grad", "--json"],
+     "--bring", "grad", "--evaluations", "4", "--json"],
 ]  # fmt: skip
 
 

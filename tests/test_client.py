@@ -723,7 +723,7 @@ def test_recommend_is_the_library_s(client, kind):
     case = {"neuron": gradest.neuron("bernoulli"), "bring": ["loss", "grad"], "evaluations": 4, "unbiased": True}
     for more in ({}, {"units": 3, "saturated": True, "neuron": {"name": "categorical"}, "evaluations": None}):
         assert service.recommend(**{**case, **more}) == gradest.recommend(**{**case, **more})
-    measured = {"a": torch.tensor([[0.3, -1e-8]]), "draws": 20, "seed": 7, "bring": ["grad"]}
+    measured = {"a": torch.tensor([[0.3, -1e-8]]), "draws": 20, "seed": 7, "bring": ["grad"], "evaluations": 4}
     loss = {"name": "polynomial", "power": 3.0, "target": 0.1}
     wanted = gradest.recommend(f=gradest.objective(loss), **measured)
     for sent in (loss, gradest.objective(loss)):

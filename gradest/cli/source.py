@@ -89,7 +89,7 @@ class _Here(Source):
 class _There(Source):
     def catalog(self) -> dict[str, list[dict[str, Any]]]:
         tables = {f"{kind}s": getattr(self._library, f"{kind}s")() for kind in KINDS}
-        return {name: list(table.values()) for name, table in tables.items()} | self._library.plugins()
+        return {**{name: list(table.values()) for name, table in tables.items()}, **self._library.plugins()}
 
     def describe(self, kind: str, name: str) -> tuple[dict[str, Any], str]:
         return getattr(self._library, kind)(name), ""

@@ -204,7 +204,8 @@ def recommend(
 ) -> Call[Recommendation]:
     """`gradest.recommend`: the estimators that fit a case, best first, from certificates.
 
-    With an objective and `a`, which is float32, it is measured there. All of it travels in the URL, so `a` is small.
+    With an objective and `a`, in float32, it is measured there, of estimators within 100 `evaluations` if None are given. All of
+    it travels in the URL, so `a` is to be small.
     """
     case: dict[str, Any] = {
         "neuron": to_spec(neuron),
