@@ -86,15 +86,17 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.status = status
+        self.title = _TITLES.get(status, "Error")
         self.detail = detail
         self.faults = tuple(faults)
         self.headers = dict(headers or {})
 
     def details(self, request_id: str) -> ProblemDetails:
         """The body of the answer."""
-        title = _TITLES.get(self.status, "Error")
         errors = list(self.faults)
-        return ProblemDetails(title=title, status=self.status, detail=self.detail, request_id=request_id, errors=errors)
+        return ProblemDetails(
+            title=self.title, status=self.status, detail=self.detail, request_id=request_id, errors=errors
+        )
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -61,7 +61,7 @@ def add_fields(context, body):
 @schemathesis.hook
 def map_path_parameters(context, path_parameters):
     """Of the names in a path every other is one that there is."""
-    name = path_parameters.get("name")
+    name = (path_parameters or {}).get("name")
     if isinstance(name, str) and len(name) % 2:
         names = PLUGINS[context.operation.path.split("/")[2].removesuffix("s")]
         path_parameters["name"] = names[len(name) % len(names)]
