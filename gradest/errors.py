@@ -9,6 +9,7 @@ __all__ = [
     "InvalidOptions",
     "MissingLoss",
     "PluginError",
+    "PluginFault",
     "ServiceError",
     "TooManyPoints",
     "UnknownPlugin",
@@ -45,6 +46,10 @@ class MissingLoss(GradestError, RuntimeError):
 
 class PluginError(GradestError):
     """A plugin could not be loaded or registered."""
+
+
+class PluginFault(GradestError, RuntimeError):
+    """A plugin broke its contract; the message names it and the method."""
 
 
 class ServiceError(GradestError):

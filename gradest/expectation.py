@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from gradest.enumeration import MAX_POINTS, configurations, count
-from gradest.errors import InvalidInput, TooManyPoints
+from gradest.errors import InvalidInput, PluginFault, TooManyPoints
 from gradest.estimator import Draw, Estimator, Feedback, State, Target, event_shape
 from gradest.executors import run_in_order
 from gradest.kernels.reference import leading_mean, widen
 from gradest.neuron import Neuron
 from gradest.objective import Loss, Objective
+from gradest.plugin import Plugin
 from gradest.random import Key, check_seed, fresh_seed
 from gradest.registry import registry
 
@@ -37,8 +38,10 @@ __all__ = [
     "exact",
     "expect",
     "first_non_finite",
+    "first_state",
     "sample",
     "tell",
+    "value_of",
 ]
 
 Spec = str | Mapping[str, Any]
@@ -89,16 +92,20 @@ def sample(neuron: NeuronSpec, a: Tensor, samples: int = 1, seed: int | Key | No
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron)
     _check_count("samples", samples, least=0)
-    return neuron.sample(_to_key(seed), wide, samples).to(a.dtype)
+    h = neuron.sample(_to_key(seed), wide, samples)
+    _check_result(neuron, "sample", h, (samples, *a.shape))
+    return h.to(a.dtype)
 
 
 def ask(neuron: Neuron, estimator: Estimator, a: Tensor, key: Key, state: State | None = None) -> tuple[Draw, State]:
     """Checks the pair and `a`, and draws: the first half of a gradient. Returns the draw, and the state to tell it with."""
     registry.check_fit(neuron, estimator)
     wide = check_pre_activations(a, neuron)
-    state = estimator.init(neuron, wide) if state is None else state
+    state = first_state(estimator, neuron, wide) if state is None else state
     with torch.no_grad():
-        return estimator.forward(neuron, wide, key, state), state
+        draw = estimator.forward(neuron, wide, key, state)
+        _check_draw(estimator, neuron, wide, key, draw)
+    return draw, state
 
 
 def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
@@ -111,7 +118,51 @@ def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> 
             raise InvalidInput(f"{name} must have shape {list(wanted)}, not {list(given.shape)}")
     widened = Feedback(*(None if x is None else x.detach().to(draw.a.dtype) for x in (feedback.loss, feedback.grad)))
     with torch.no_grad():
-        return estimator.backward(draw, widened, state)
+        told = estimator.backward(draw, widened, state)
+    if not isinstance(told, tuple) or len(told) != 2:
+        raise PluginFault(f"{estimator.name}.backward must give a gradient and a state")
+    _check_result(estimator, "backward", told[0], draw.a.shape)
+    _check_state(estimator, "backward", told[1])
+    return told
+
+
+def first_state(estimator: Estimator, neuron: Neuron, a: Tensor) -> State:
+    """`estimator.init`, checked."""
+    state = estimator.init(neuron, a)
+    _check_state(estimator, "init", state)
+    return state
+
+
+def value_of(estimator: Estimator, draw: Draw, loss: Tensor) -> Tensor:
+    """`estimator.value`, checked."""
+    value = estimator.value(draw, loss)
+    _check_result(estimator, "value", value, loss.shape[1:])
+    return value
+
+
+def _check_draw(estimator: Estimator, neuron: Neuron, a: Tensor, key: Key, draw: Draw) -> None:
+    evaluations = estimator.evaluations(neuron, event_shape(neuron, a))
+    points = draw.points if isinstance(draw, Draw) else draw
+    try:
+        _check_result(estimator, "forward", points, (evaluations, *a.shape))
+    except PluginFault:
+        _check_result(neuron, "sample", neuron.sample(key, a, 1), (1, *a.shape))  # then it was not the estimator
+        raise
+    batch = a.shape[: a.ndim - neuron.event_ndim]
+    _check_result(estimator, "forward", draw.weights, (evaluations,), (evaluations, *batch))
+
+
+def _check_result(plugin: Plugin, method: str, found: object, *shapes: tuple[int, ...]) -> None:
+    if isinstance(found, Tensor) and found.is_floating_point() and found.shape in shapes:
+        return
+    got = f"{list(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+    wanted = " or ".join(str(list(shape)) for shape in shapes)
+    raise PluginFault(f"{plugin.name}.{method} must give floats of shape {wanted}, not {got}")
+
+
+def _check_state(estimator: Estimator, method: str, state: object) -> None:
+    if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
+        raise PluginFault(f"{estimator.name}.{method} must give a state: tensors by name")
 
 
 def expect(
@@ -136,10 +187,10 @@ def expect(
     draw, state = ask(neuron, estimator, a, _to_key(seed), state)
     points = draw.points.to(a.dtype)
     if not torch.is_grad_enabled():
-        return estimator.value(draw, _losses(f, points, neuron)), state
+        return value_of(estimator, draw, _losses(f, points, neuron)), state
     loss, grad = _evaluate(f, points, neuron, estimator, keep_graph=True)
     gradient, state = tell(estimator, draw, Feedback(loss.detach(), grad), state)
-    value = estimator.value(draw, loss)
+    value = value_of(estimator, draw, loss)
     # zero in value, and the estimate in gradient
     carrier = ((a - a.detach()) * gradient.to(a.dtype)).flatten(a.ndim - neuron.event_ndim).sum(-1)
     return value + carrier, state
@@ -364,8 +415,9 @@ def _losses(f: Loss, points: Tensor, neuron: Neuron) -> Tensor:
     wanted = points.shape[: points.ndim - neuron.event_ndim]
     if not isinstance(loss, Tensor) or loss.shape != wanted:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        name = f"{f.name}.__call__" if isinstance(f, Objective) else "f"
         raise InvalidInput(
-            f"f must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it gave {got}"
+            f"{name} must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it gave {got}"
         )
     return loss
 
@@ -418,7 +470,7 @@ def _one_chunk(
     loss = loss.reshape(evaluations, n, *loss.shape[1:])
     grad = None if grad is None else grad.reshape(draw.points.shape)
     gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
-    return gradient, estimator.value(draw, widen(loss)), after
+    return gradient, value_of(estimator, draw, widen(loss)), after
 
 
 def _put(whole: Tensor | None, part: Tensor, first: int, total: int) -> Tensor:
@@ -470,7 +522,7 @@ class _Block:
 def _warm(
     f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, steps: int, report: Callable[[], object]
 ) -> State:
-    state = estimator.init(neuron, check_pre_activations(a, neuron))
+    state = first_state(estimator, neuron, check_pre_activations(a, neuron))
     for step in range(steps if state else 0):
         for _, _, after in _draws(f, a, neuron, estimator, key, state, 1, first=_WARM_UP + step):
             state = after

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from anyio import to_thread
+from anyio import create_task_group, to_thread
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
@@ -25,7 +25,7 @@ from gradest_service.docs import add_docs
 from gradest_service.load import Load
 from gradest_service.middleware import Envelope
 from gradest_service.pool import Pool
-from gradest_service.problems import ProblemDetails, from_http_exception, to_response
+from gradest_service.problems import REF, ProblemDetails, documented, from_http_exception, to_response
 from gradest_service.routes import router
 from gradest_service.server import Server, run_process
 from gradest_service.settings import Settings
@@ -35,7 +35,6 @@ __all__ = ["Service", "create_app", "running", "serve"]
 
 _LOG = logging.getLogger("gradest_service")
 _MODELS = [getattr(schemas, name) for name in schemas.__all__] + [ProblemDetails]
-_REF = "#/components/schemas/{model}"
 
 
 class Service(FastAPI):
@@ -44,15 +43,18 @@ class Service(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document."""
         document = super().openapi()
-        _, definitions = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
+        _, definitions = models_json_schema([(model, "validation") for model in _MODELS], ref_template=REF)
         document["components"] = {"schemas": definitions["$defs"]}
         if self.state.settings.api_keys:
             scheme = {"type": "http", "scheme": "bearer", "description": "An API key, from whoever runs the service."}
             document["components"]["securitySchemes"] = {"key": scheme}
             document["security"] = [{"key": []}]
-            for path in OPEN & document["paths"].keys():
-                for operation in document["paths"][path].values():
-                    operation["security"] = []
+            for path, item in document["paths"].items():
+                for operation in item.values():
+                    if path in OPEN:
+                        operation["security"] = []
+                    else:
+                        operation["responses"] |= {"401": documented(401)[401]}
         return document
 
 
@@ -127,7 +129,16 @@ def running(settings: Settings | None = None) -> Iterator[str]:
 
 
 def _add_metrics(app: FastAPI, counts: metrics.Metrics) -> None:
-    @app.get("/metrics", tags=["service"], responses={200: {"description": "Counts", "content": {"text/plain": {}}}})
+    counted: dict[int | str, dict[str, Any]] = {
+        200: {"description": "Counts", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    }
+
+    @app.get(
+        "/metrics",
+        tags=["service"],
+        response_class=Response,
+        responses=counted | documented(413, 429, 500, 503, 504),
+    )
     async def show_metrics() -> Response:
         """What Prometheus scrapes."""
         return Response(await to_thread.run_sync(counts.render), headers={"Content-Type": counts.media_type})
@@ -135,9 +146,12 @@ def _add_metrics(app: FastAPI, counts: metrics.Metrics) -> None:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load the plugins, and try one, before the first request."""
+    """Load the plugins, and try one, before the first request; then watch the threads."""
     await to_thread.run_sync(_warm_up)
-    yield
+    async with create_task_group() as group:
+        group.start_soon(app.state.load.watch, app.state.pool)
+        yield
+        group.cancel_scope.cancel()
 
 
 def _warm_up() -> None:

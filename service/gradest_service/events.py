@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 
 from gradest_service.codec import JSON
 from gradest_service.pool import Pool
-from gradest_service.problems import INTERNAL_ERROR, from_exception
+from gradest_service.problems import Problem, from_exception, internal_error
 
-__all__ = ["EventStream", "Report"]
+__all__ = ["EventStream", "Report", "error_event"]
 
 Report = Callable[[Any], None]
 """Sends a `progress` event with these fields, and ends the work if nobody waits for it."""
@@ -80,8 +80,13 @@ class EventStream(Response):
                 problem = from_exception(error)
                 if problem is None:
                     _LOG.exception("request %s failed", self._request_id)
-                    problem = INTERNAL_ERROR
-                reports.send_nowait(_event("error", problem.details(self._request_id).model_dump()))
+                    problem = internal_error(error)
+                reports.send_nowait(error_event(problem, self._request_id))
+
+
+def error_event(problem: Problem, request_id: str) -> bytes:
+    """The last event of a stream that went wrong."""
+    return _event("error", problem.details(request_id).model_dump())
 
 
 def _event(name: str, fields: Any) -> bytes:

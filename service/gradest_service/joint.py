@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradest.estimator import Draw, Estimator, Feedback, State, event_shape
-from gradest.expectation import ask, sample, tell
+from gradest.expectation import ask, sample, tell, value_of
 from gradest.neuron import Neuron
 from gradest.random import Key
 
@@ -130,7 +130,7 @@ class _Joined:
             return [(None, None)] * len(self._sizes)
         with torch.enable_grad():
             loss = loss.to(draw.a.dtype).detach().requires_grad_()
-            value = estimator.value(draw, loss)
+            value = value_of(estimator, draw, loss)
         weights = draw.weights
         if type(estimator).value is not Estimator.value:
             (weights,) = torch.autograd.grad(value.sum(), loss)

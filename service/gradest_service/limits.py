@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradest.comparison import comparable
 from gradest.enumeration import MAX_POINTS, count
-from gradest.errors import TooManyPoints
+from gradest.errors import PluginFault, TooManyPoints
 from gradest.estimator import Estimator, Target, event_shape
 from gradest.neuron import Neuron
 from gradest.objective import Objective
@@ -100,7 +100,10 @@ def check_estimators(settings: Settings, estimators: int) -> None:
 
 def check_points(settings: Settings, neuron: Neuron, estimator: Estimator, a: Tensor) -> int:
     """The cap on what one draw holds in memory; returns its size, K x size of a. Raises TooManyPoints too."""
-    points = estimator.evaluations(neuron, event_shape(neuron, a)) * size(a.shape)
+    evaluations = estimator.evaluations(neuron, event_shape(neuron, a))
+    if not isinstance(evaluations, int) or evaluations < 1:
+        raise PluginFault(f"{estimator.name}.evaluations must give a whole number above 0")
+    points = evaluations * size(a.shape)
     if points > settings.max_points:
         raise Problem(
             413,

@@ -15,10 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradest_service.auth import OPEN, Keys
 from gradest_service.calls import Call, current
+from gradest_service.events import EventStream, error_event
 from gradest_service.load import Load
 from gradest_service.logs import log_request
 from gradest_service.metrics import Metrics
-from gradest_service.problems import INTERNAL_ERROR, STOPPING, Problem, from_exception, to_response
+from gradest_service.problems import STOPPING, Problem, from_exception, internal_error, to_response
 from gradest_service.settings import Settings
 
 __all__ = ["Envelope"]
@@ -26,6 +27,7 @@ __all__ = ["Envelope"]
 _LOG = logging.getLogger("gradest_service")
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _HEADER = "X-Request-ID"
+_LAST_WORD = 1.0  # seconds in which a client takes the end of its stream
 _GONE = 499  # the log's status of a request whose client went away
 _HEADERS = {  # unless the answer has its own
     "Cache-Control": "no-store",
@@ -82,9 +84,8 @@ class Envelope:
         try:
             await self._pass_on(scope, headers, exchange)
         except asyncio.CancelledError:  # the time of a stopping server is over
-            if not exchange.started:
-                with anyio.CancelScope(shield=True):
-                    await exchange.close_with(STOPPING, scope)
+            with anyio.CancelScope(shield=True):
+                await exchange.close_with(STOPPING, scope)
             raise
         except ClientDisconnect:
             _LOG.info("the client went away")
@@ -92,9 +93,8 @@ class Envelope:
             problem = from_exception(error)
             if problem is None:
                 _LOG.exception("request %s failed", exchange.call.request_id)
-            if exchange.started:
+            if not await exchange.close_with(problem or internal_error(error), scope):
                 raise  # half an answer is out: cut the connection rather than end it as if it were whole
-            await exchange.close_with(problem or INTERNAL_ERROR, scope)
 
     async def _pass_on(self, scope: Scope, headers: Headers, exchange: _Exchange) -> None:
         """Let the application answer in a task of its own, which outlives the answer where its work cannot be stopped."""
@@ -125,10 +125,8 @@ class Envelope:
             return
         exchange.work.cancel()
         task.add_done_callback(_forget_error)
-        if not exchange.started:
-            raise exchange.too_late()
-        exchange.closed = True
-        _LOG.warning("request %s: its time was over before its answer was complete", exchange.call.request_id)
+        if not await exchange.close_with(exchange.too_late(), scope):
+            _LOG.warning("request %s: its time was over before its answer was complete", exchange.call.request_id)
 
 
 class _Exchange:
@@ -147,6 +145,7 @@ class _Exchange:
         self._entered = False
         self._held = 0
         self._whole = False
+        self._streams = False
         self._watch: asyncio.Task[None] | None = None
         self._gone = asyncio.Event()
 
@@ -195,10 +194,20 @@ class _Exchange:
         if not self.closed:
             await self._pass_on(message)
 
-    async def close_with(self, problem: Problem, scope: Scope) -> None:
-        """Answer with a problem, and with nothing else afterwards."""
+    async def close_with(self, problem: Problem, scope: Scope) -> bool:
+        """Answer with a problem, and with nothing else afterwards: the last event of a stream that has begun.
+
+        False if part of an answer of another kind is out already.
+        """
         self.closed = True
-        await to_response(problem, Request(scope))(scope, self._receive, self._pass_on)
+        if not self.started:
+            await to_response(problem, Request(scope))(scope, self._receive, self._pass_on)
+            return True
+        if self._streams:
+            last = {"type": "http.response.body", "body": error_event(problem, self.call.request_id)}
+            with anyio.move_on_after(_LAST_WORD):  # a client that does not read is not waited for
+                await self._pass_on(last)
+        return self._streams
 
     async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -206,6 +215,7 @@ class _Exchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[_HEADER] = self.call.request_id
+            self._streams = headers.get("content-type", "").startswith(EventStream.media_type)
             for name, value in _HEADERS.items():
                 headers.setdefault(name, value)
             if self._load.draining:

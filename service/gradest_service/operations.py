@@ -18,9 +18,9 @@ from torch import Tensor
 
 import gradest
 from gradest.comparison import Comparison, comparable
-from gradest.errors import GradestError, InvalidInput, InvalidOptions, TooManyPoints, UnknownPlugin
+from gradest.errors import GradestError, InvalidInput, InvalidOptions, PluginFault, TooManyPoints, UnknownPlugin
 from gradest.estimator import Estimator, State, Target, event_shape
-from gradest.expectation import Estimate, check_pre_activations, closed_form
+from gradest.expectation import Estimate, check_pre_activations, closed_form, first_state
 from gradest.neuron import Binary, Neuron
 from gradest.objective import Objective
 from gradest.plugin import Plugin
@@ -49,6 +49,7 @@ __all__ = [
     "Pass",
     "Progress",
     "backward",
+    "calls_own_code_alone",
     "estimate",
     "forward",
     "plan_comparison",
@@ -60,6 +61,7 @@ __all__ = [
 
 Progress = Callable[[str, int, int], None]
 _MEASURED_EVALUATIONS = 100  # what a step may cost where the caller of a measured recommendation does not say
+_OWN = "gradest"  # the distribution
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 Result = TypeVar("Result")
 
@@ -81,6 +83,13 @@ class Pass(Generic[Result]):
     def __call__(self) -> BaseModel:
         """The answer, computed alone."""
         return self.answer(self.work([self.rows])[0])
+
+
+def calls_own_code_alone() -> bool:
+    """Whether nothing but gradest's own plugins is registered: what else there is may be asked even where it is not named,
+    as by an error that lists what fits.
+    """
+    return all(info.distribution == _OWN for info in gradest.registry.plugins)
 
 
 def sample(request: SampleRequest, settings: Settings, as_json: bool) -> Pass[Tensor]:
@@ -273,7 +282,7 @@ def _pair(request: ForwardRequest | BackwardRequest, settings: Settings, as_json
     estimator, points = _fitting(request.estimator, "estimator", neuron, wide, settings)
     limits.check_answer(settings, points, "points", as_json)
     charge(points)
-    first = estimator.init(neuron, wide)
+    first = first_state(estimator, neuron, wide)
     limits.check_answer(settings, max((x.numel() for x in first.values()), default=0), "the state", as_json)
     state = None if request.state is None else decode_state(request.state, first, settings)
     return _Pair(neuron, estimator, a, wide, state, bool(first), points)
@@ -308,8 +317,10 @@ def _objective(spec: Any, neuron: Neuron, a: Tensor, settings: Settings) -> Obje
         if not has_tensors:
             raise
         raise _misfit(objective, a) from error
-    if not fits and has_tensors:
-        raise _misfit(objective, a)
+    if not fits:
+        raise (
+            _misfit(objective, a) if has_tensors else PluginFault(f"{objective.name}.__call__ must give a loss a point")
+        )
     return objective
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -27,6 +27,10 @@ class Pool:
         """`work()`, in a thread, when it is its turn."""
         async with self.turn():
             return await self.run_now(work)
+
+    def takers(self) -> Collection[object]:
+        """Who has the threads that are not free."""
+        return self._turns.statistics().borrowers
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:

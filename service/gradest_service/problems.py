@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,22 +12,28 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gradest.errors import Incompatible, InvalidInput, InvalidOptions, TooManyPoints, UnknownPlugin
+from gradest.errors import Incompatible, InvalidInput, InvalidOptions, PluginFault, TooManyPoints, UnknownPlugin
+from gradest_service.blame import where
 
 __all__ = [
-    "INTERNAL_ERROR",
     "MEDIA_TYPE",
+    "REF",
     "STOPPING",
     "Fault",
     "Problem",
     "ProblemDetails",
     "describe_faults",
+    "documented",
     "from_exception",
     "from_http_exception",
+    "internal_error",
+    "to_bytes",
     "to_response",
 ]
 
 MEDIA_TYPE = "application/problem+json"
+REF = "#/components/schemas/{model}"
+"""Where the OpenAPI document has a model; the application adds them all."""
 
 _TITLES = {
     400: "Bad Request",
@@ -37,11 +44,13 @@ _TITLES = {
     413: "Content Too Large",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
+    431: "Request Header Fields Too Large",
     429: "Too Many Requests",
     500: "Internal Server Error",
     503: "Service Unavailable",
     504: "Gateway Timeout",
 }
+_HEADERS_OF = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
 _STATUSES: dict[type[Exception], int] = {
     UnknownPlugin: 404,
     TooManyPoints: 413,
@@ -77,18 +86,31 @@ class Problem(Exception):
     ) -> None:
         super().__init__(detail)
         self.status = status
+        self.title = _TITLES.get(status, "Error")
         self.detail = detail
         self.faults = tuple(faults)
         self.headers = dict(headers or {})
 
     def details(self, request_id: str) -> ProblemDetails:
         """The body of the answer."""
-        title = _TITLES.get(self.status, "Error")
         errors = list(self.faults)
-        return ProblemDetails(title=title, status=self.status, detail=self.detail, request_id=request_id, errors=errors)
+        return ProblemDetails(
+            title=self.title, status=self.status, detail=self.detail, request_id=request_id, errors=errors
+        )
 
 
-INTERNAL_ERROR = Problem(500, "The service failed on this request. Its log has the reason under this request_id.")
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Answers with these statuses, as the OpenAPI document has them."""
+    schema = {"$ref": REF.format(model=ProblemDetails.__name__)}
+    return {
+        status: {
+            "description": _TITLES[status],
+            "content": {MEDIA_TYPE: {"schema": schema}},
+            "headers": {name: {"required": True, "schema": {"type": "string"}} for name in _HEADERS_OF.get(status, ())},
+        }
+        for status in statuses
+    }
+
 
 STOPPING = Problem(
     503, "The service is stopping and could not finish this request. Send it again.", headers={"Retry-After": "1"}
@@ -103,6 +125,16 @@ def from_exception(error: Exception) -> Problem | None:
         if isinstance(error, kind):
             return Problem(status, str(error))
     return None
+
+
+def internal_error(error: Exception) -> Problem:
+    """The problem that an unexpected error is: a plugin's fault, where it was raised in one, or the service's."""
+    place = where(frame for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))))
+    if isinstance(error, PluginFault):
+        what = f"{error}."
+    else:
+        what = f"{place} failed on this request." if place else "The service failed on this request."
+    return Problem(500, f"{what} The service's log has the reason under this request_id.")
 
 
 def from_http_exception(error: HTTPException) -> Problem:
@@ -134,5 +166,9 @@ def _fault(found: ErrorDetails, known: Sequence[str], prefix: str) -> Fault:
 
 def to_response(problem: Problem, request: Request) -> Response:
     """The answer."""
-    body: dict[str, Any] = problem.details(request.state.request_id).model_dump(exclude_defaults=True)
-    return Response(to_json({"type": "about:blank", **body}), problem.status, problem.headers, MEDIA_TYPE)
+    return Response(to_bytes(problem, request.state.request_id), problem.status, problem.headers, MEDIA_TYPE)
+
+
+def to_bytes(problem: Problem, request_id: str) -> bytes:
+    """The answer's body."""
+    return to_json({"type": "about:blank", **problem.details(request_id).model_dump(exclude_defaults=True)})

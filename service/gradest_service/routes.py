@@ -24,7 +24,7 @@ from gradest_service.calls import stop_if_told
 from gradest_service.codec import CODECS, JSON, SAFETENSORS, Codec, answer_codec, find_codec, parse_json, prefers
 from gradest_service.events import EventStream, Report
 from gradest_service.pool import Pool
-from gradest_service.problems import MEDIA_TYPE, Problem, ProblemDetails, describe_faults
+from gradest_service.problems import REF, Problem, ProblemDetails, describe_faults, documented
 from gradest_service.settings import Settings
 
 __all__ = ["router"]
@@ -40,11 +40,18 @@ Endpoint = Callable[[Request], Any]
 
 def _refer(model: type[BaseModel]) -> dict[str, Any]:
     """A place in the OpenAPI document that holds this model; the application adds the models themselves."""
-    return {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+    return {"schema": {"$ref": REF.format(model=model.__name__)}}
+
+
+def _answer(description: str, content: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """The answer of a request that went well."""
+    return {200: {"description": description, "content": content}}
 
 
 def _body(model: type[BaseModel], media_type: str) -> dict[str, Any]:
     """A body that holds this model."""
+    if media_type == EventStream.media_type:
+        return {"schema": {"oneOf": [_event("progress", _PROGRESS[model]), _event("result", model), _ERROR_EVENT]}}
     if media_type != SAFETENSORS.media_type:
         return _refer(model)
     key = "request" if issubclass(model, schemas.Request) else "response"
@@ -55,10 +62,21 @@ def _body(model: type[BaseModel], media_type: str) -> dict[str, Any]:
     return {"schema": {"type": "string", "format": "binary", "description": description}}
 
 
-router = APIRouter(
-    default_response_class=Response,
-    responses={"default": {"description": "An error", "content": {MEDIA_TYPE: _refer(ProblemDetails)}}},
-)
+def _event(name: str, data: type[BaseModel]) -> dict[str, Any]:
+    """One event of a stream, its data this model as JSON."""
+    content = {"type": "string", "contentMediaType": JSON.media_type, "contentSchema": _refer(data)["schema"]}
+    return {"type": "object", "properties": {"event": {"const": name}, "data": content}, "required": ["event", "data"]}
+
+
+_PROGRESS: dict[type[BaseModel], type[BaseModel]] = {
+    schemas.EstimateAnswer: schemas.EstimateSoFar,
+    schemas.CompareAnswer: schemas.Progress,
+}
+_ERROR_EVENT = _event("error", ProblemDetails)
+_COUNTED = documented(413, 429, 500, 503, 504)  # what may come of any request but those for the service's health
+_HEALTH = documented(413, 500)
+
+router = APIRouter(default_response_class=Response)
 
 
 # --- estimation ---
@@ -127,8 +145,9 @@ def _add_operation(
         def prepare() -> operations.Pass[Any]:
             return operation(body(schema), settings, codec is JSON)
 
-        # what takes less time than to hand it to a thread is done at once
-        ready = prepare() if body.size <= _SMALL_BYTES else await _in_pool(request, prepare)
+        # what takes less time than to hand it to a thread is done at once, unless it calls others' code, which may hang
+        at_once = body.size <= _SMALL_BYTES and operations.calls_own_code_alone()
+        ready = prepare() if at_once else await _in_pool(request, prepare)
         if batcher is None or ready.kind is None:
             answered = await _in_pool(request, lambda: codec.encode(ready()))
             return Response(answered, media_type=codec.media_type)
@@ -152,7 +171,9 @@ def _add_post(
         name=path.rpartition("/")[2],
         tags=["estimation"],
         summary=request.__doc__,
-        responses={200: {"description": answer.__doc__, "content": {t: _body(answer, t) for t in media_types}}},
+        responses=_answer(answer.__doc__ or "", {t: _body(answer, t) for t in media_types})
+        | documented(400, 404, 408, 415, 422)
+        | _COUNTED,
         openapi_extra={"requestBody": {"required": True, "content": {t: _body(request, t) for t in CODECS}}},
     )
 
@@ -169,7 +190,7 @@ _add_post(
 # --- what is registered ---
 
 
-def _add_catalog(kind: str, describe: Callable[[Any], dict[str, Any]]) -> None:
+def _add_catalog(kind: str, describe: Callable[[Any], dict[str, Any]], description: type[BaseModel]) -> None:
     def table() -> Mapping[str, type]:
         found: Mapping[str, type] = getattr(gradest.registry, f"{kind}s")
         return found
@@ -188,21 +209,26 @@ def _add_catalog(kind: str, describe: Callable[[Any], dict[str, Any]]) -> None:
     async def show(request: Request, name: str) -> Response:
         return await _json(request, lambda: describe_fully(name))
 
-    for path, endpoint, summary in (
-        (f"/v1/{kind}s", list_all, f"Every {kind}"),
-        (f"/v1/{kind}s/{{name}}", show, f"One {kind}"),
+    one = _refer(description)
+    every = {"schema": {"type": "array", "items": one["schema"]}}
+    for path, endpoint, summary, schema, errors in (
+        (f"/v1/{kind}s", list_all, f"Every {kind}", every, _COUNTED),
+        (f"/v1/{kind}s/{{name}}", show, f"One {kind}", one, documented(404) | _COUNTED),
     ):
-        router.add_api_route(path, endpoint, name=summary, summary=summary, tags=["registry"], responses=_JSON_ANSWER)
+        responses = _answer(summary, {JSON.media_type: schema}) | errors
+        router.add_api_route(path, endpoint, name=summary, summary=summary, tags=["registry"], responses=responses)
 
 
-_JSON_ANSWER: dict[int | str, dict[str, Any]] = {200: {"description": "Descriptions", "content": {JSON.media_type: {}}}}
-
-_add_catalog("neuron", catalog.describe_neuron)
-_add_catalog("estimator", catalog.describe_estimator)
-_add_catalog("objective", catalog.describe_objective)
+def _json_answer(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    return _answer(model.__doc__ or "", {JSON.media_type: _refer(model)})
 
 
-@router.get("/v1/plugins", tags=["registry"], responses=_JSON_ANSWER)
+_add_catalog("neuron", catalog.describe_neuron, schemas.NeuronDescription)
+_add_catalog("estimator", catalog.describe_estimator, schemas.EstimatorDescription)
+_add_catalog("objective", catalog.describe_objective, schemas.ObjectiveDescription)
+
+
+@router.get("/v1/plugins", tags=["registry"], responses=_json_answer(schemas.Plugins) | _COUNTED)
 async def plugins(request: Request) -> Response:
     """What each distribution registered, and what did not load."""
     return await _json(request, catalog.describe_plugins)
@@ -216,7 +242,14 @@ async def recommend(request: Request) -> Response:
     return await _json(request, lambda: operations.recommend(work, settings))
 
 
-_QUERY = schemas.RecommendRequest.model_json_schema()["properties"]
+def _parameter(schema: dict[str, Any]) -> dict[str, Any]:
+    """A field in a query: left out rather than null, and in JSON where it is no plain word, number or list of words."""
+    while "anyOf" in schema:
+        schema = schema["anyOf"][0]
+    return {"content": {JSON.media_type: {"schema": schema}}} if "$ref" in schema else {"schema": schema}
+
+
+_QUERY = schemas.RecommendRequest.model_json_schema(ref_template=REF)["properties"]
 router.add_api_route(
     "/v1/recommend",
     recommend,
@@ -224,10 +257,11 @@ router.add_api_route(
     name="recommend",
     summary="Which estimator fits",
     tags=["registry"],
-    responses=_JSON_ANSWER,
+    responses=_json_answer(schemas.RecommendAnswer) | documented(400, 404, 422) | _COUNTED,
     openapi_extra={
         "parameters": [
-            {"name": name, "in": "query", "schema": schema, "explode": False} for name, schema in _QUERY.items()
+            {"name": name, "in": "query", "description": schema["description"], "explode": False, **_parameter(schema)}
+            for name, schema in _QUERY.items()
         ]
     },
 )
@@ -237,19 +271,19 @@ def _query_value(name: str, text: str) -> Any:
     """A list where the field is one, and JSON where the text is no plain word."""
     if name == "bring":
         return [word.strip() for word in text.split(",")]
-    return parse_json(text, name) if text[:1] in ("{", "[") else text
+    return parse_json(text, name) if name == "a" or text[:1] in ("{", "[") else text
 
 
 # --- the service itself ---
 
 
-@router.get("/livez", tags=["service"], responses=_JSON_ANSWER)
+@router.get("/livez", tags=["service"], responses=_json_answer(schemas.Status) | _HEALTH)
 async def livez() -> Response:
     """Whether the process answers at all."""
     return Response(JSON.encode({"status": "alive"}), media_type=JSON.media_type)
 
 
-@router.get("/readyz", tags=["service"], responses=_JSON_ANSWER)
+@router.get("/readyz", tags=["service"], responses=_json_answer(schemas.Ready) | documented(503) | _HEALTH)
 async def readyz(request: Request) -> Response:
     """Whether requests are welcome: plugins loaded, room for more, not about to stop; 503 if not."""
     request.app.state.load.check_ready()
@@ -265,16 +299,18 @@ async def readyz(request: Request) -> Response:
     return Response(JSON.encode(found), media_type=JSON.media_type)
 
 
-@router.get("/version", tags=["service"], responses=_JSON_ANSWER)
+_VERSIONS = {
+    "gradest": version("gradest"),
+    "plugin_api": gradest.PLUGIN_API,
+    "torch": torch.__version__,
+    "python": platform.python_version(),
+}
+
+
+@router.get("/version", tags=["service"], responses=_json_answer(schemas.Versions) | _COUNTED)
 async def show_version() -> Response:
     """The versions of what computes the answers."""
-    versions = {
-        "gradest": version("gradest"),
-        "plugin_api": gradest.PLUGIN_API,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    return Response(JSON.encode(versions), media_type=JSON.media_type)
+    return Response(JSON.encode(_VERSIONS), media_type=JSON.media_type)
 
 
 @router.get("/", include_in_schema=False)

@@ -5,11 +5,17 @@ Tensors are `Any` here, since each content type has its own form of them: the JS
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, RootModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
+from gradest.certificate import Certificate
 from gradest.random import MAX_SEED
+from gradest.recommendation import Recommendation
+from gradest.registry import PluginFailure
 
 __all__ = [
     "BackwardAnswer",
@@ -18,38 +24,62 @@ __all__ = [
     "CompareRequest",
     "EstimateAnswer",
     "EstimateRequest",
+    "EstimateSoFar",
+    "EstimatorDescription",
     "Exact",
     "ForwardAnswer",
     "ForwardRequest",
+    "NeuronDescription",
+    "ObjectiveDescription",
+    "Plugins",
+    "Progress",
+    "Ready",
+    "RecommendAnswer",
     "RecommendRequest",
     "Request",
     "SampleAnswer",
     "SampleRequest",
+    "Status",
+    "Versions",
 ]
 
-_NUMBERS = {"description": "a number, or a rectangular nested array of numbers", "type": ["number", "array"]}
-_NUMBERS_OUT = {
-    "description": 'a number, or a nested array of numbers; "NaN", "Infinity" and "-Infinity" stand for what JSON cannot say',
-    "type": ["number", "string", "array"],
-}
-_PLUGIN = {
-    "description": 'a name, or {"name": ..., and its options}',
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "object",
-            "properties": {"name": {"type": "string"}},
-            "required": ["name"],
-            "additionalProperties": True,
-        },
-    ],
-}
 
-Numbers = Annotated[Any, WithJsonSchema(_NUMBERS)]
-NumbersOut = Annotated[Any, WithJsonSchema(_NUMBERS_OUT)]
-Plugin = Annotated[Any, WithJsonSchema(_PLUGIN)]
-Named = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": _NUMBERS})]
-NamedOut = Annotated[Any, WithJsonSchema({"type": "object", "additionalProperties": _NUMBERS_OUT})]
+class NestedNumbers(RootModel["float | list[NestedNumbers]"]):
+    """A number, or a rectangular nested array of numbers."""
+
+
+class NestedNumbersOut(RootModel['float | Literal["NaN", "Infinity", "-Infinity"] | list[NestedNumbersOut]']):
+    """A number, or a nested array of numbers; "NaN", "Infinity" and "-Infinity" stand for what JSON cannot say."""
+
+
+class NamedPlugin(BaseModel):
+    """A plugin by its name; what else there is are its options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Like:
+    """In the JSON Schema as this type is, though it is not checked like it: tensors have other forms than nested arrays."""
+
+    core: CoreSchema
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(self.core)
+
+
+def _schema_of(kind: Any) -> _Like:
+    return _Like(TypeAdapter(kind).core_schema)
+
+
+Numbers = Annotated[Any, _schema_of(NestedNumbers)]
+NumbersOut = Annotated[Any, _schema_of(NestedNumbersOut)]
+Plugin = Annotated[Any, _schema_of(str | NamedPlugin)]
+Named = Annotated[dict[str, Any], _schema_of(dict[str, NestedNumbers])]
+NamedOut = Annotated[Any, _schema_of(dict[str, NestedNumbersOut])]
+Figure = float | Literal["NaN", "Infinity", "-Infinity"]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=MAX_SEED)]
 Size = Annotated[int, Field(strict=True, ge=0)]
 Draws = Annotated[int, Field(strict=True, ge=1)]
@@ -232,12 +262,12 @@ class Row(BaseModel):
     estimator: str
     claim: str = Field(description="the bias that the estimator claims")
     evaluations: int
-    bias: float | None = Field(description="root mean square over coordinates of (mean gradient - exact gradient)")
-    bias_in_se: float | None = Field(description="the same in standard errors; near 1 for an unbiased estimator")
-    variance: float = Field(description="of one draw, mean over coordinates")
-    snr: float | str = Field(description="|mean gradient| / sqrt(summed variance of one draw)")
-    cosine: float | str | None = Field(description="of the angle between the mean gradient and the exact one")
-    efficiency: float | str = Field(description="1 / (variance * evaluations)")
+    bias: Figure | None = Field(description="root mean square over coordinates of (mean gradient - exact gradient)")
+    bias_in_se: Figure | None = Field(description="the same in standard errors; near 1 for an unbiased estimator")
+    variance: Figure = Field(description="of one draw, mean over coordinates")
+    snr: Figure = Field(description="|mean gradient| / sqrt(summed variance of one draw)")
+    cosine: Figure | None = Field(description="of the angle between the mean gradient and the exact one")
+    efficiency: Figure = Field(description="1 / (variance * evaluations)")
     seconds: float
 
 
@@ -249,3 +279,101 @@ class CompareAnswer(BaseModel):
     seed: int
     rows: list[Row]
     exact: NumbersOut | None = Field(description=_EXACT.format("gradient, [*batch, *event]"))
+
+
+class EstimateSoFar(BaseModel):
+    """What an estimate has found so far."""
+
+    draws: int
+    loss: NumbersOut
+    gradient: NumbersOut
+    standard_error: NumbersOut
+
+
+class Progress(BaseModel):
+    """How far a comparison is with one estimator; or, as `exact`, with the points of the exact gradient."""
+
+    estimator: str
+    done: int
+    draws: int
+
+
+# --- what is registered, and how the service is ---
+
+
+class Description(BaseModel):
+    """What every plugin says of itself."""
+
+    name: str
+    summary: str
+    reference: str
+    options: dict[str, Any] = Field(description="the JSON Schema of its options")
+    capabilities: list[str]
+
+
+class NeuronDescription(Description):
+    """A neuron."""
+
+    event_ndim: int
+    estimators: list[str] = Field(description="those that fit it")
+
+
+class EstimatorDescription(Description):
+    """An estimator, on the neurons that it fits."""
+
+    needs: list[Literal["loss", "grad"]]
+    off_support: bool
+    target: str
+    needs_capabilities: list[str]
+    neurons: list[str]
+    bias: dict[str, str]
+    evaluations: dict[str, dict[str, int | None]] = Field(description="K by neuron and number of units")
+    certificates: list[Certificate] | None = Field(None, description="what was measured; in the list of all left out")
+
+
+class ObjectiveDescription(Description):
+    """An objective."""
+
+
+class Distribution(BaseModel):
+    """What one distribution registered."""
+
+    distribution: str
+    version: str
+    neurons: list[str]
+    estimators: list[str]
+    objectives: list[str]
+
+
+class Plugins(BaseModel):
+    """What each distribution registered, and what did not load."""
+
+    plugins: list[Distribution]
+    failures: list[PluginFailure]
+
+
+class RecommendAnswer(RootModel[Recommendation]):
+    """The estimators that fit, best first, and why the others do not."""
+
+
+class Status(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class Ready(BaseModel):
+    """Requests are welcome."""
+
+    status: Literal["ready"]
+    plugins: int
+    failures: int
+
+
+class Versions(BaseModel):
+    """Of what computes the answers."""
+
+    gradest: str
+    plugin_api: int
+    torch: str
+    python: str

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from gradest_service import logs
 from gradest_service.load import Load
+from gradest_service.protocol import protocol
 from gradest_service.settings import Settings
 
 __all__ = ["FAILED", "Server", "announce", "run_process", "url_of"]
@@ -38,6 +39,7 @@ class Server(uvicorn.Server):
         password = settings.ssl_keyfile_password
         config = uvicorn.Config(
             app,
+            http=protocol(settings),
             host=settings.host,
             port=settings.port,
             log_config=None,

@@ -1,5 +1,6 @@
 """What a process holds is bounded, and so is the time: refused early, answered on time, and stopped where nobody waits."""
 
+import json
 import socket
 import threading
 import time
@@ -162,14 +163,17 @@ WAYS = [("compare", "application/json"), ("compare", "text/event-stream"), ("est
 
 
 @pytest.mark.parametrize(("path", "accept"), WAYS)
-def test_the_deadline_stops_the_work(start, endless, path, accept):
+def test_the_deadline_stops_the_work(start, endless, refused, path, accept):
     service = start(deadline_seconds=1, threads=1)
-    try:
-        answer = service.post(f"/v1/{path}", json=ENDLESS[path], headers={"Accept": accept})
-    except httpx.RemoteProtocolError:
-        answer = None  # a stream that had begun is cut, so that it does not look whole
-    assert (answer is None) == (accept == "text/event-stream")
-    assert answer is None or answer.status_code == 504
+    answer = service.post(f"/v1/{path}", json=ENDLESS[path], headers={"Accept": accept, "X-Request-ID": "late"})
+    if accept == "text/event-stream":  # it had begun, and its last event tells
+        *_, event, data = answer.text.strip().split("\n")
+        assert event == "event: error"
+        problem = json.loads(data.removeprefix("data: "))
+    else:
+        problem = refused(answer, 504)
+    assert (problem["status"], problem["request_id"]) == (504, "late")
+    assert "1 seconds" in problem["detail"]
     assert 1 < stopped(endless) < 30
     assert service.post("/v1/sample", json=SAMPLE).status_code == 200  # the thread is free
 
