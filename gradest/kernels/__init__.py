@@ -24,15 +24,14 @@ _MODULES = {"reference": "gradest.kernels.reference", "cpu": "gradest.kernels.cp
 
 
 def fused(name: str, device: torch.device) -> Callable[..., Any] | None:
-    """The fused kernel of this name for tensors on this device, or None where there is none. Raises as `select` does."""
+    """The fused kernel of this name for tensors on this device, or None. Raises InvalidInput if GRADEST_KERNELS names none."""
     kernel: Callable[..., Any] | None = getattr(_module(device), name, None)
     return kernel
 
 
 def select(name: str, device: torch.device) -> Callable[..., Any]:
-    """The kernel of this name for tensors on this device. Raises InvalidInput if GRADEST_KERNELS names none."""
-    kernel: Callable[..., Any] = getattr(_module(device), name)
-    return kernel
+    """The kernel of this name for tensors on this device, or else the reference. Raises as `fused` does."""
+    return fused(name, device) or getattr(_import(_MODULES["reference"]), name)  # type: ignore[no-any-return]
 
 
 def _module(device: torch.device) -> Any:

@@ -26,9 +26,22 @@ from numba import njit, types, uint32
 from numba.extending import overload
 from torch import Tensor
 
+from gradest.kernels import reference
 from gradest.kernels.portable import CONSTANTS
 
-__all__ = ["binary", "gated", "one_hot", "rectified", "uniform"]
+__all__ = [
+    "antithetic",
+    "antithetic_score",
+    "binary",
+    "gated",
+    "gated_backward",
+    "logistic_backward",
+    "logistic_score",
+    "one_hot",
+    "rectified",
+    "rectified_backward",
+    "uniform",
+]
 
 _NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _PARITY = np.uint32(0x1BD11BDA)
@@ -341,7 +354,7 @@ def _(x: Any) -> Any:
 
 @_compiled
 def _sigmoids(x: Any, out: Any, power: Any) -> None:
-    """σ of each; `power` is scratch."""
+    """σ(x) of each; `power` is scratch."""
     one = x.dtype.type(1)
     for i in range(x.size):
         power[i], out[i] = _reduced(-x[i])
@@ -349,6 +362,20 @@ def _sigmoids(x: Any, out: Any, power: Any) -> None:
         out[i] = _small_exp(out[i])
     for i in range(x.size):
         out[i] = one / (out[i] * _power_of_two(power[i]) + one)
+
+
+@_compiled
+def _both_sigmoids(x: Any, p: Any, q: Any, power: Any) -> None:
+    """σ(x) and σ(-x) of each; `power` is scratch."""
+    one = x.dtype.type(1)
+    for i in range(x.size):
+        power[i], q[i] = _reduced(-x[i])
+    for i in range(x.size):
+        q[i] = _small_exp(q[i])
+    for i in range(x.size):
+        e = q[i] * _power_of_two(power[i])
+        p[i] = one / (e + one)
+        q[i] = e * p[i]
 
 
 # --- the kernels -------------------------------------------------------------------------------------------------------------
@@ -383,6 +410,26 @@ def _binary(
             h = out[draw, at : at + size]
             for i in range(size):
                 h[i] = high if u[i] < p[i] else low
+
+
+@_compiled
+def _antithetic(
+    seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any, low: Any, high: Any
+) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    p, u = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    one, pairs = a.dtype.type(1), len(out) // 2
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        _sigmoids(a[at : at + size], p, u)
+        for draw in range(pairs):
+            _draw(where, in_row, draw, u[:size])
+            h, mirror = out[draw, at : at + size], out[pairs + draw, at : at + size]
+            for i in range(size):
+                h[i] = high if u[i] < p[i] else low
+            for i in range(size):
+                mirror[i] = high if one - u[i] < p[i] else low
 
 
 @_compiled
@@ -472,6 +519,86 @@ def _one_hot(
                 h[unit + index] = one
 
 
+@_compiled
+def _logistic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: Any, high: Any) -> None:
+    p, q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    units = a.size // weights.shape[1]
+    at = first
+    while at < last:
+        row = at // units
+        size = min(_BLOCK, (row + 1) * units - at, last - at)
+        _both_sigmoids(a[at : at + size], p, q, power)
+        total = out[at : at + size]
+        for k in range(len(h)):
+            weight, x = weights[k, row], h[k, at : at + size]
+            if k == 0:
+                for i in range(size):
+                    total[i] = weight * (q[i] if x[i] == high else -p[i])
+            else:
+                for i in range(size):
+                    total[i] += weight * (q[i] if x[i] == high else -p[i])
+        at += size
+
+
+@_compiled
+def _antithetic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: Any, high: Any) -> None:
+    size_of, p, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    zero, one = a.dtype.type(0), a.dtype.type(1)
+    units, pairs = a.size // weights.shape[1], len(weights)
+    at = first
+    while at < last:
+        row = at // units
+        size = min(_BLOCK, (row + 1) * units - at, last - at)
+        x, total, magnitude = a[at : at + size], out[at : at + size], size_of[:size]
+        for i in range(size):
+            magnitude[i] = abs(x[i])
+        _sigmoids(magnitude, p, power)
+        for k in range(pairs):
+            weight, one_of, other = weights[k, row], h[k, at : at + size], h[pairs + k, at : at + size]
+            if k == 0:
+                for i in range(size):
+                    total[i] = zero
+            for i in range(size):
+                total[i] += weight * ((one if one_of[i] == high else zero) - (one if other[i] == high else zero))
+        for i in range(size):
+            total[i] *= p[i]
+        at += size
+
+
+@_compiled
+def _logistic_backward(a: Any, grad: Any, out: Any, first: Any, last: Any, slope: Any, height: Any) -> None:
+    x, p, q, power = np.empty((4, _BLOCK), a.dtype)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        given, g, y = a[at : at + size], grad[at : at + size], out[at : at + size]
+        for i in range(size):
+            x[i] = slope * given[i]
+        _both_sigmoids(x[:size], p, q, power)
+        for i in range(size):
+            y[i] = g[i] * (height * (p[i] * q[i]))
+
+
+@_compiled
+def _gated_backward(a: Any, h: Any, grad: Any, out: Any, first: Any, last: Any) -> None:
+    p, q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    zero, half = a.dtype.type(0), a.dtype.type(0.5)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        _both_sigmoids(a[at : at + size], p, q, power)
+        for draw in range(len(h)):
+            x, g, y = h[draw, at : at + size], grad[draw, at : at + size], out[draw, at : at + size]
+            for i in range(size):
+                y[i] = g[i] * (half * x[i] * q[i]) if x[i] > zero else zero
+
+
+@_compiled
+def _rectified_backward(h: Any, grad: Any, out: Any, first: Any, last: Any) -> None:
+    zero = h.dtype.type(0)
+    x, g, y = h[first:last], grad[first:last], out[first:last]
+    for i in range(x.size):
+        y[i] = g[i] if x[i] > zero else zero
+
+
 # --- their callers -----------------------------------------------------------------------------------------------------------
 
 
@@ -493,6 +620,14 @@ def binary(
     return _sampled(_binary, seed, rows, stream, draws, a, kind(low), kind(low) + kind(high - low))
 
 
+def antithetic(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, pairs: int, a: Tensor, low: float, high: float
+) -> Tensor:
+    """`binary` at u and at 1 - u, `[2 pairs, rows, units]`: first all at u, then all at 1 - u."""
+    kind = _NUMPY[a.dtype]
+    return _sampled(_antithetic, seed, rows, stream, pairs, a, kind(low), kind(low) + kind(high - low), points=2)
+
+
 def gated(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
     """r 1[u < r], r = √σ(a); arguments as for `binary`."""
     return _sampled(_gated, seed, rows, stream, draws, a)
@@ -508,6 +643,53 @@ def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, 
     return _sampled(_one_hot, seed, rows, stream, draws, a, classes, size=classes)
 
 
+def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+    """As `reference.logistic_score`."""
+    if len(h) > reference.FEW or not len(h):
+        return reference.logistic_score(a, h, weights, high)
+    out = _empty(*a.shape, dtype=a.dtype)
+    given = _flat(a), _flat(h, 1), _flat(weights, 1), _flat(out)
+    high = _NUMPY[a.dtype](high)
+    _in_threads(lambda first, last: _logistic_score(*given, first, last, high), a.numel(), len(h))
+    return out
+
+
+def antithetic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+    """As `reference.antithetic_score`."""
+    if len(weights) > reference.FEW or not len(weights):
+        return reference.antithetic_score(a, h, weights, high)
+    out = _empty(*a.shape, dtype=a.dtype)
+    given = _flat(a), _flat(h, 1), _flat(weights, 1), _flat(out)
+    high = _NUMPY[a.dtype](high)
+    _in_threads(lambda first, last: _antithetic_score(*given, first, last, high), a.numel(), len(h))
+    return out
+
+
+def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: float | Tensor) -> Tensor:
+    """As `reference.logistic_backward`."""
+    kind, out = _NUMPY[a.dtype], _empty(*a.shape, dtype=a.dtype)
+    given = _flat(a), _flat(grad), _flat(out)
+    options = kind(slope), kind(height)
+    _in_threads(lambda first, last: _logistic_backward(*given, first, last, *options), a.numel(), 1)
+    return out
+
+
+def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+    """As `reference.gated_backward`."""
+    out = _empty(*h.shape, dtype=a.dtype)
+    given = _flat(a), _flat(h, 1), _flat(grad, 1), _flat(out, 1)
+    _in_threads(lambda first, last: _gated_backward(*given, first, last), a.numel(), len(h))
+    return out
+
+
+def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
+    """As `reference.rectified_backward`."""
+    out = _empty(*h.shape, dtype=h.dtype)
+    given = _flat(h), _flat(grad), _flat(out)
+    _in_threads(lambda first, last: _rectified_backward(*given, first, last), h.numel(), 1)
+    return out
+
+
 def _sampled(
     kernel: Callable[..., None],
     seed: tuple[Tensor, Tensor],
@@ -517,16 +699,17 @@ def _sampled(
     a: Tensor,
     *options: Any,
     size: int = 1,
+    points: int = 1,
 ) -> Tensor:
-    out = _empty(draws, *a.shape, dtype=a.dtype)
-    words, given, flat = _words(seed, rows, stream), a.detach().flatten().numpy(), out.flatten(1).numpy()
+    out = _empty(points * draws, *a.shape, dtype=a.dtype)
+    words, given, flat = _words(seed, rows, stream), _flat(a), out.flatten(1).numpy()
     _in_threads(
         lambda first, last: kernel(*words, given, flat, first, last, *options), a.numel() // max(1, size), size * draws
     )
     return out
 
 
-class _Memory(np.ndarray):  # type: ignore[type-arg]
+class _Memory(np.ndarray):
     """Bytes that wait for another tensor of their size once their own is gone: at most 3 of at most 128 MiB, the last ones.
 
     A tensor of a step is as large as that of the step before, and to have fresh pages mapped can take several times as long as
@@ -562,8 +745,13 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return memory[aligned : aligned + size].view(dtype).view(shape)
 
 
+def _flat(x: Tensor, leading: int = 0) -> Any:
+    """An array of the elements behind the leading dims, which shares the memory of a contiguous tensor."""
+    return x.detach().reshape(*x.shape[:leading], math.prod(x.shape[leading:])).contiguous().numpy()
+
+
 def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> tuple[Any, ...]:
-    return (*(np.ascontiguousarray(word.numpy()).view(np.uint32) for word in (*seed, rows)), np.uint32(stream))
+    return (*(word.contiguous().numpy().view(np.uint32) for word in (*seed, rows)), np.uint32(stream))
 
 
 def _in_threads(work: Callable[[int, int], None], elements: int, cost: int) -> None:
