@@ -256,7 +256,9 @@ class _Emit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, ticket: _Ticket) -> tuple[Tensor, Tensor]:
         ctx.ticket, ctx.dtype = ticket, a.dtype
-        h = ticket.draw.points[0].to(a.dtype).data  # the memory of the points, but no view of them: it may be written to
+        h = (
+            ticket.draw.points[0].to(a.dtype).data
+        )  # the memory of the points, but no view of them: it may be written to
         ticket.emitted = h.detach()  # counts the writes to h
         return h, a.new_zeros((), dtype=ticket.draw.a.dtype)
 

@@ -30,6 +30,7 @@ from gradest.kernels import reference
 from gradest.kernels.portable import CONSTANTS
 
 __all__ = [
+    "all_finite",
     "antithetic",
     "antithetic_score",
     "binary",
@@ -567,7 +568,12 @@ def _antithetic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: 
 
 @_compiled
 def _logistic_backward(a: Any, grad: Any, out: Any, first: Any, last: Any, slope: Any, height: Any) -> None:
-    x, p, q, power = np.empty((4, _BLOCK), a.dtype)
+    x, p, q, power = (
+        np.empty(_BLOCK, a.dtype),
+        np.empty(_BLOCK, a.dtype),
+        np.empty(_BLOCK, a.dtype),
+        np.empty(_BLOCK, a.dtype),
+    )
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
         given, g, y = a[at : at + size], grad[at : at + size], out[at : at + size]
@@ -597,6 +603,16 @@ def _rectified_backward(h: Any, grad: Any, out: Any, first: Any, last: Any) -> N
     x, g, y = h[first:last], grad[first:last], out[first:last]
     for i in range(x.size):
         y[i] = g[i] if x[i] > zero else zero
+
+
+@_compiled
+def _largest_bits(bits: Any, first: Any, last: Any, mask: Any) -> Any:
+    """The largest of `bits` under `mask`."""
+    largest = bits.dtype.type(0)
+    x = bits[first:last]
+    for i in range(x.size):
+        largest = max(largest, x[i] & mask)
+    return largest
 
 
 # --- their callers -----------------------------------------------------------------------------------------------------------
@@ -641,6 +657,19 @@ def rectified(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int
 def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
     """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
     return _sampled(_one_hot, seed, rows, stream, draws, a, classes, size=classes)
+
+
+def all_finite(x: Tensor) -> bool:
+    """As `reference.all_finite`, but never False where all are finite."""
+    if x.numel() < _PER_THREAD or x.dtype not in _NUMPY:
+        return reference.all_finite(x)
+    # the exponents of infinity and NaN are larger than all others
+    constants = CONSTANTS[x.dtype]
+    bits = _flat(x.detach().view(constants.integer))
+    kind = bits.dtype.type
+    mask, found = kind(torch.iinfo(constants.integer).max), []
+    _in_threads(lambda first, last: found.append(_largest_bits(bits, first, last, mask)), bits.size, 1)
+    return int(max(found)) < (2 * constants.bias + 1) << constants.mantissa
 
 
 def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
