@@ -31,7 +31,7 @@ def fused(name: str, device: torch.device) -> Callable[..., Any] | None:
 
 def select(name: str, device: torch.device) -> Callable[..., Any]:
     """The kernel of this name for tensors on this device, or else the reference. Raises as `fused` does."""
-    return fused(name, device) or getattr(_import(_MODULES["reference"]), name)  # type: ignore[no-any-return]
+    return fused(name, device) or getattr(_import(_MODULES["reference"]), name)
 
 
 def _module(device: torch.device) -> Any:

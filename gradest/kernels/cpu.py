@@ -623,7 +623,7 @@ def uniform(
 ) -> Tensor:
     """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers."""
     out = _empty(draws, len(rows), units, dtype=dtype)
-    flat, words = out.flatten(1).numpy(), _words(seed, rows, stream)
+    flat, words = _flat(out, 1), _words(seed, rows, stream)
     _in_threads(lambda first, last: _uniform(*words, units, flat, first, last), flat.shape[1], draws)
     return out
 
@@ -668,8 +668,12 @@ def all_finite(x: Tensor) -> bool:
     bits = _flat(x.detach().view(constants.integer))
     kind = bits.dtype.type
     mask, found = kind(torch.iinfo(constants.integer).max), []
-    _in_threads(lambda first, last: found.append(_largest_bits(bits, first, last, mask)), bits.size, 1)
-    return int(max(found)) < (2 * constants.bias + 1) << constants.mantissa
+
+    def look(first: int, last: int) -> None:
+        found.append(int(_largest_bits(bits, first, last, mask)))
+
+    _in_threads(look, bits.size, 1)
+    return max(found) < (2 * constants.bias + 1) << constants.mantissa
 
 
 def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
@@ -731,7 +735,7 @@ def _sampled(
     points: int = 1,
 ) -> Tensor:
     out = _empty(points * draws, *a.shape, dtype=a.dtype)
-    words, given, flat = _words(seed, rows, stream), _flat(a), out.flatten(1).numpy()
+    words, given, flat = _words(seed, rows, stream), _flat(a), _flat(out, 1)
     _in_threads(
         lambda first, last: kernel(*words, given, flat, first, last, *options), a.numel() // max(1, size), size * draws
     )
@@ -776,7 +780,8 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 def _flat(x: Tensor, leading: int = 0) -> Any:
     """An array of the elements behind the leading dims, which shares the memory of a contiguous tensor."""
-    return x.detach().reshape(*x.shape[:leading], math.prod(x.shape[leading:])).contiguous().numpy()
+    array = x.detach().contiguous().numpy()  # numpy takes a fraction of torch's time to change a shape
+    return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:]))
 
 
 def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> tuple[Any, ...]:
@@ -786,6 +791,9 @@ def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> tuple[Any,
 def _in_threads(work: Callable[[int, int], None], elements: int, cost: int) -> None:
     """work(first, last) over all elements, cut among threads where there is enough to do, at `cost` numbers an element."""
     parts = max(1, min(torch.get_num_threads(), elements * cost // _PER_THREAD, elements))
+    if parts == 1:
+        work(0, elements)
+        return
     edges = [elements * part // parts for part in range(parts + 1)]
     threads = [threading.Thread(target=work, args=edges[part : part + 2]) for part in range(1, parts)]
     for thread in threads:

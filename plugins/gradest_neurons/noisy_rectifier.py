@@ -65,7 +65,8 @@ class NoisyRectifier(Reparameterised):
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · 1[h > 0]."""
-        return select("rectified_backward", a.device)(h, grad_h.to(h.dtype)).to(a.dtype)  # type: ignore[no-any-return]
+        wide = widen(h)
+        return select("rectified_backward", a.device)(wide, grad_h.to(wide.dtype)).to(a.dtype)  # type: ignore[no-any-return]
 
     def mean(self, a: Tensor) -> Tensor:
         """E[h]; for gaussian noise in a form that keeps its digits in the lower tail, where a Φ + s φ cancels."""

@@ -40,10 +40,10 @@ class StochasticTimesSmooth(Differentiable, Scored):
         return gated_backward(widen(a), torch.where(noise < r, r, 0), grad_h).to(a.dtype)
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
-        """grad_h · h (1 - p) / 2."""
-        wide = widen(a)
-        kernel = select("gated_backward", a.device)
-        return kernel(wide, h.to(wide.dtype), grad_h.to(wide.dtype)).to(a.dtype)  # type: ignore[no-any-return]
+        """grad_h · h (1 - p) / 2, where h is as exact as √p."""
+        if widen(a).dtype != h.dtype:
+            return super().pullback(key, a, h, grad_h)
+        return select("gated_backward", a.device)(a, h, grad_h.to(a.dtype))  # type: ignore[no-any-return]
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """d log P(b)/da = (b - r)(1 + r)/2, r = √p; for b = 1 that is (1 - p)/2, which does not cancel."""
