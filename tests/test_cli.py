@@ -154,7 +154,9 @@ def test_list_shows_what_computes_each_neuron(run: Run, monkeypatch: pytest.Monk
     assert list(on_cpu) == list(gradest.registry.neurons)
     assert on_cpu["bernoulli"] == on_cpu["noisy_rectifier"] == ("fused", "fused")
     assert on_cpu["categorical"] == ("fused", "torch")
-    assert on_cpu["gaussian"] == ("noise fused", "noise fused")
+    assert on_cpu["gaussian"] == ("fused", "torch")
+    assert on_cpu["poisson"] == ("noise fused", "torch")
+    assert on_cpu["gumbel_softmax"] == ("noise fused", "noise fused")
     assert on_cpu["heaviside"] == ("torch", None)
     monkeypatch.setenv("GRADEST_KERNELS", "reference")
     found = run("list", "--kernels", "--json").json

@@ -47,7 +47,7 @@ def test_derivatives(function, dtype):
 
 EVERYWHERE_ALIKE = [
     *(sigmoid, softplus, logit, torch.exp, torch.special.ndtri, normal_cdf),
-    *(portable.exp, portable.log, portable.logit, portable.sigmoid, portable.sqrt),
+    *(portable.exp, portable.log, portable.logit, portable.ndtri, portable.sigmoid, portable.sqrt),
 ]
 
 
@@ -147,6 +147,16 @@ def test_sums_do_not_depend_on_threads(terms):
     assert float(found[0]) == pytest.approx(float(x[:, 0].double().sum()), rel=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "bits", "tolerance"), [(torch.float32, 24, 1e-6), (torch.float64, 53, 2e-15)])
+def test_the_normal_quantile_is_accurate(dtype, bits, tolerance):
+    spread = torch.rand(100_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u = torch.cat([spread, 2 ** (-bits * spread), 1 - 2 ** (-bits * spread)])
+    step = 2.0**-bits
+    u = (step * (2 * torch.floor(u / (2 * step)) + 1)).clamp(max=1 - step)  # as noise is
+    wanted = special.ndtri(u.numpy())
+    np.testing.assert_allclose(portable.ndtri(u.to(dtype)).double(), wanted, rtol=tolerance, atol=tolerance * 1e-3)
+
+
 ULPS = {"exp": 1, "log": 1, "sqrt": 1, "sigmoid": 3}
 
 
@@ -196,7 +206,10 @@ FUSED = {
     "gated": "stochastic_times_smooth",
     "rectified": "noisy_rectifier",
     "one_hot": "categorical",
+    "concrete": {"name": "hard_concrete", "temperature": 0.3},
+    "normal": {"name": "noisy_rectifier", "distribution": "gaussian", "std": 0.7},
 }
+MORE = [("concrete", "binary_concrete"), ("normal", "gaussian"), ("normal", {"name": "noisy_sigmoid", "std": 1.5})]
 SHAPES = [
     ((5,), (3,), 2),
     ((), (1,), 1),
@@ -208,10 +221,10 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("kernel", FUSED)
-def test_fused_kernels_have_the_references_bits(kernel, dtype, monkeypatch):
+@pytest.mark.parametrize(("kernel", "spec"), [*FUSED.items(), *MORE])
+def test_fused_kernels_have_the_references_bits(kernel, spec, dtype, monkeypatch):
     """At any shape, number of draws and size of a, and not only the noise: the samples."""
-    neuron, device = gradest.neuron(FUSED[kernel]), torch.device("cpu")
+    neuron, device = gradest.neuron(spec), torch.device("cpu")
     assert fused(kernel, device) is getattr(cpu, kernel)
     for batch, event, draws in SHAPES:
         generator = torch.Generator().manual_seed(len(batch) + draws)
@@ -286,7 +299,7 @@ def test_backward_kernels_are_the_derivatives():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", ["noisy_rectifier", "stochastic_times_smooth"])
+@pytest.mark.parametrize("name", ["noisy_rectifier", "stochastic_times_smooth", "gaussian"])
 def test_pullback_is_backward_at_the_noise_drawn_again(name, dtype):
     neuron, key = gradest.neuron(name), gradest.Key(1)
     for given in of_backward(torch.float32, scale=3):

@@ -34,10 +34,12 @@ __all__ = [
     "antithetic",
     "antithetic_score",
     "binary",
+    "concrete",
     "gated",
     "gated_backward",
     "logistic_backward",
     "logistic_score",
+    "normal",
     "one_hot",
     "rectified",
     "rectified_backward",
@@ -241,6 +243,12 @@ _W_LIMIT, _W_LN2, _W_PER_LN2 = _W.limit, _W.ln2, 1 / sum(_W.ln2)
 _N_ROOT, _N_SHIFT = np.int32(_N.root_half), np.int32((_N.bias << _N.mantissa) - _N.root_half)
 _W_ROOT, _W_SHIFT = np.int64(_W.root_half), np.int64((_W.bias << _W.mantissa) - _W.root_half)
 _N_HALF, _W_HALF = np.int32(_N.bias << (_N.mantissa - 1)), np.int64(_W.bias << (_W.mantissa - 1))
+(_N_MIDDLE, _N_MIDDLE_BY), (_N_TAIL, _N_TAIL_BY) = (
+    (_polynomial(top, np.float32), _polynomial(bottom, np.float32)) for top, bottom in _N.normal
+)
+(_W_MIDDLE, _W_MIDDLE_BY), (_W_TAIL, _W_TAIL_BY), (_W_FAR, _W_FAR_BY) = (
+    (_polynomial(top, np.float64), _polynomial(bottom, np.float64)) for top, bottom in _W.normal
+)
 _N_STEPS, _W_STEPS = _N.steps, _W.steps
 _N_MASK, _W_MASK = np.int32((1 << _N.mantissa) - 1), np.int64((1 << _W.mantissa) - 1)
 
@@ -353,6 +361,32 @@ def _(x: Any) -> Any:
     return narrow if x == types.float32 else wide
 
 
+def _ndtri(u: Any) -> Any:
+    raise NotImplementedError
+
+
+@overload(_ndtri, inline="always")
+def _(u: Any) -> Any:
+    def narrow(u: Any) -> Any:
+        q = u - np.float32(0.5)
+        r = np.float32(0.180625) - q * q
+        z = q * (_N_MIDDLE(r) / _N_MIDDLE_BY(r))
+        r = _sqrt(-_log(min(u, np.float32(1) - u))) - np.float32(1.6)
+        far = _N_TAIL(r) / _N_TAIL_BY(r)
+        return z if abs(q) <= np.float32(0.425) else (-far if q < np.float32(0) else far)
+
+    def wide(u: Any) -> Any:
+        q = u - 0.5
+        r = 0.180625 - q * q
+        z = q * (_W_MIDDLE(r) / _W_MIDDLE_BY(r))
+        r = _sqrt(-_log(min(u, 1.0 - u)))
+        near, beyond = r - 1.6, r - 5.0
+        far = _W_TAIL(near) / _W_TAIL_BY(near) if r <= 5.0 else _W_FAR(beyond) / _W_FAR_BY(beyond)
+        return z if abs(q) <= 0.425 else (-far if q < 0.0 else far)
+
+    return narrow if u == types.float32 else wide
+
+
 @_compiled
 def _sigmoids(x: Any, out: Any, power: Any) -> None:
     """σ(x) of each; `power` is scratch."""
@@ -450,6 +484,60 @@ def _gated(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, fir
             h = out[draw, at : at + size]
             for i in range(size):
                 h[i] = r[i] if u[i] < r[i] else zero
+
+
+@_compiled
+def _concrete(
+    seed0: Any,
+    seed1: Any,
+    rows: Any,
+    stream: Any,
+    a: Any,
+    out: Any,
+    first: Any,
+    last: Any,
+    per_temperature: Any,
+    lower: Any,
+    width: Any,
+) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    zero, one = a.dtype.type(0), a.dtype.type(1)
+    u, s, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            for i in range(size):
+                u[i] = (x[i] + _log(u[i] / (one - u[i]))) * per_temperature
+            _sigmoids(u[:size], s, power)
+            h = out[draw, at : at + size]
+            for i in range(size):
+                h[i] = min(max(lower + width * s[i], zero), one)
+
+
+@_compiled
+def _normal(
+    seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any, std: Any, shape: Any
+) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    zero = a.dtype.type(0)
+    u, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            h = out[draw, at : at + size]
+            for i in range(size):
+                u[i] = x[i] + std * _ndtri(u[i])
+            if shape == 2:
+                _sigmoids(u[:size], h, power)
+            else:
+                for i in range(size):
+                    h[i] = zero if shape == 1 and u[i] < zero else u[i]
 
 
 @_compiled
@@ -652,6 +740,28 @@ def gated(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a:
 def rectified(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
     """max(0, a + log(u / (1 - u))); arguments as for `binary`."""
     return _sampled(_rectified, seed, rows, stream, draws, a)
+
+
+def concrete(
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    per_temperature: float,
+    lower: float,
+    width: float,
+) -> Tensor:
+    """min(1, max(0, lower + width σ((a + log(u / (1 - u))) per_temperature))); arguments as for `binary`."""
+    kind = _NUMPY[a.dtype]
+    return _sampled(_concrete, seed, rows, stream, draws, a, kind(per_temperature), kind(lower), kind(width))
+
+
+def normal(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, std: float, shape: int
+) -> Tensor:
+    """f(a + std Φ⁻¹(u)), f the identity for shape 0, max(0, ·) for 1, σ for 2; arguments as for `binary`."""
+    return _sampled(_normal, seed, rows, stream, draws, a, _NUMPY[a.dtype](std), shape)
 
 
 def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:

@@ -48,7 +48,7 @@ class NoisyRectifier(Reparameterised):
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """z, by the inverse distribution function of the uniform noise."""
         u = key.uniform_like(a, draws)
-        return portable.logit(u) if self.distribution == "logistic" else self.scale * torch.special.ndtri(u)
+        return portable.logit(u) if self.distribution == "logistic" else self.scale * portable.ndtri(u)
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """max(0, a + z)."""
@@ -56,7 +56,10 @@ class NoisyRectifier(Reparameterised):
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """In one pass where there is a kernel."""
-        h = key.fused("rectified", a, draws, self.event_ndim) if self.distribution == "logistic" else None
+        if self.distribution == "logistic":
+            h = key.fused("rectified", a, draws, self.event_ndim)
+        else:
+            h = key.fused("normal", a, draws, self.event_ndim, self.scale, 1)
         return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
