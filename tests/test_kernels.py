@@ -435,7 +435,9 @@ def test_memory_is_used_again_only_once_its_tensor_is_gone():
     assert torch.equal(first, kept)
     assert torch.equal(part, wanted)
     del part
-    assert gradest.Key(2).uniform((1,), shape).data_ptr() in addresses - {first.data_ptr()}
+    fourth, fifth = (gradest.Key(2).uniform((1,), shape) for _ in range(2))
+    assert fourth.data_ptr() in addresses - {first.data_ptr()}
+    assert fourth.data_ptr() != fifth.data_ptr()
 
 
 def test_a_layer_may_be_changed_in_place():
