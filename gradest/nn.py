@@ -256,10 +256,11 @@ class _Emit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, ticket: _Ticket) -> tuple[Tensor, Tensor]:
         ctx.ticket, ctx.dtype = ticket, a.dtype
-        h = (
-            ticket.draw.points[0].to(a.dtype).data
-        )  # the memory of the points, but no view of them: it may be written to
-        ticket.emitted = h.detach()  # counts the writes to h
+        points, given = ticket.draw.points, ticket.draw.a
+        if points.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
+            points = points.clone()  # of a neuron that may emit `a` itself
+        h = points[0].to(a.dtype).data  # the memory of the points, yet no view of them: whoever has h may write to it
+        ticket.emitted = h.detach()  # counts those writes
         return h, a.new_zeros((), dtype=ticket.draw.a.dtype)
 
     @staticmethod

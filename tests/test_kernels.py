@@ -453,6 +453,16 @@ def test_a_layer_may_be_changed_in_place():
         assert bool(gradients[0].any())
 
 
+def test_what_emits_its_argument_does_not_lend_it():
+    class Identity(type(gradest.neuron("sigmoid"))):
+        def forward(self, a, noise):
+            return a.expand(len(noise), *a.shape)
+
+    a = torch.ones(3, 2, requires_grad=True)
+    gradest.nn.Stochastic(Identity(), "pathwise")(a).mul_(2)
+    assert torch.equal(a, torch.ones(3, 2))
+
+
 def test_a_draw_holds_no_noise_and_gives_it_again():
     neuron, estimator = gradest.neuron("noisy_rectifier"), gradest.estimator("held_noise", samples=3)
     a = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
