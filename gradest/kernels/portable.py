@@ -6,7 +6,8 @@ defines to the last bit, never contracted. (A square root would be one more, but
 Accuracy: exp, log and sqrt within 1 unit in the last place, sigmoid within 3.
 
 The methods: exp by x = z log 2 + r, and the Taylor series of e^r at |r| <= log 2 / 2; log by x = 2^k m, and the series of
-log m in (m - 1)/(m + 1), as in Sun's fdlibm; sqrt by Heron's rule, from half the exponent on.
+log m in (m - 1)/(m + 1), as in Sun's fdlibm; sqrt by Heron's rule, from half the exponent on; the normal quantile by Wichura
+1988, "Algorithm AS 241", which has one set of coefficients for 7 digits and one for 16.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CONSTANTS", "Constants", "exp", "log", "logit", "sigmoid", "sqrt"]
+__all__ = ["CONSTANTS", "Constants", "exp", "log", "logit", "ndtri", "sigmoid", "sqrt"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Constants:
     """The bits of √½, where mantissas begin in `log`."""
     steps: int
     """Of Heron's rule, which each double the digits of the 5 bits that the first guess has."""
+    normal: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
+    """Numerators and denominators, the highest power first, of Wichura's approximations: the middle, the tail, the far tail."""
 
 
 def _taylor(degree: int) -> tuple[float, ...]:
@@ -59,6 +62,16 @@ CONSTANTS = {
         log=(0.24279078841, 0.28498786688, 0.40000972152, 0.66666662693),
         root_half=0x3F3504F3,
         steps=3,
+        normal=(  # no number of 24 bits is in the far tail
+            (
+                (5.9109374720e01, 1.5929113202e02, 5.0434271938e01, 3.3871327179e00),
+                (6.7187563600e01, 7.8757757664e01, 1.7895169469e01, 1.0),
+            ),
+            (
+                (1.7023821103e-01, 1.3067284816e00, 2.7568153900e00, 1.4234372777e00),
+                (1.2021132975e-01, 7.3700164250e-01, 1.0),
+            ),
+        ),
     ),
     torch.float64: Constants(
         integer=torch.int64,
@@ -78,6 +91,83 @@ CONSTANTS = {
         ),
         root_half=0x3FE6A09E667F3BCD,
         steps=4,
+        normal=(
+            (
+                (
+                    *(
+                        2.5090809287301226727e3,
+                        3.3430575583588128105e4,
+                        6.7265770927008700853e4,
+                        4.5921953931549871457e4,
+                    ),
+                    *(
+                        1.3731693765509461125e4,
+                        1.9715909503065514427e3,
+                        1.3314166789178437745e2,
+                        3.3871328727963666080e0,
+                    ),
+                ),
+                (
+                    *(
+                        5.2264952788528545610e3,
+                        2.8729085735721942674e4,
+                        3.9307895800092710610e4,
+                        2.1213794301586595867e4,
+                    ),
+                    *(5.3941960214247511077e3, 6.8718700749205790830e2, 4.2313330701600911252e1, 1.0),
+                ),
+            ),
+            (
+                (
+                    *(
+                        7.74545014278341407640e-4,
+                        2.27238449892691845833e-2,
+                        2.41780725177450611770e-1,
+                        1.27045825245236838258e0,
+                    ),
+                    *(
+                        3.64784832476320460504e0,
+                        5.76949722146069140550e0,
+                        4.63033784615654529590e0,
+                        1.42343711074968357734e0,
+                    ),
+                ),
+                (
+                    *(
+                        1.05075007164441684324e-9,
+                        5.47593808499534494600e-4,
+                        1.51986665636164571966e-2,
+                        1.48103976427480074590e-1,
+                    ),
+                    *(6.89767334985100004550e-1, 1.67638483018380384940e0, 2.05319162663775882187e0, 1.0),
+                ),
+            ),
+            (
+                (
+                    *(
+                        2.01033439929228813265e-7,
+                        2.71155556874348757815e-5,
+                        1.24266094738807843860e-3,
+                        2.65321895265761230930e-2,
+                    ),
+                    *(
+                        2.96560571828504891230e-1,
+                        1.78482653991729133580e0,
+                        5.46378491116411436990e0,
+                        6.65790464350110377720e0,
+                    ),
+                ),
+                (
+                    *(
+                        2.0442631033899397856e-15,
+                        1.42151175831644588870e-7,
+                        1.84631831751005468180e-5,
+                        7.86869131145613259100e-4,
+                    ),
+                    *(1.48753612908506148525e-2, 1.36929880922735805310e-1, 5.99832206555887937690e-1, 1.0),
+                ),
+            ),
+        ),
     ),
 }
 
@@ -100,6 +190,19 @@ def sqrt(x: Tensor) -> Tensor:
 def logit(u: Tensor) -> Tensor:
     """log(u / (1 - u)), for u as `gradest.random` makes it: 1 - u is exact."""
     return log(u / (1 - u))
+
+
+def ndtri(u: Tensor) -> Tensor:
+    """The standard normal quantile of u, which is as `gradest.random` makes it. No derivative: noise has none."""
+    middle, *tails = CONSTANTS[u.dtype].normal
+    q = u - 0.5
+    r = 0.180625 - q * q
+    z = q * _ratio(middle, r)
+    r = _sqrt(-_log(torch.minimum(u, 1 - u)))
+    far = _ratio(tails[0], r - 1.6)
+    if len(tails) > 1:
+        far = torch.where(r <= 5, far, _ratio(tails[1], r - 5))
+    return torch.where(q.abs() <= 0.425, z, torch.where(q < 0, -far, far))
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -141,6 +244,10 @@ def _horner(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     for coefficient in coefficients[1:]:
         y = y * x + coefficient
     return y
+
+
+def _ratio(coefficients: tuple[tuple[float, ...], tuple[float, ...]], x: Tensor) -> Tensor:
+    return _horner(coefficients[0], x) / _horner(coefficients[1], x)
 
 
 _Function = Callable[[Tensor], Tensor]

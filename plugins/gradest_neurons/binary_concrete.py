@@ -34,7 +34,12 @@ class BinaryConcrete(Squashed):
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """σ((a + z)/τ)."""
-        return sigmoid((a + noise) / self.temperature).to(a.dtype)
+        return portable.sigmoid((a + noise) * (1 / self.temperature)).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = key.fused("concrete", a, draws, self.event_ndim, 1 / self.temperature, 0.0, 1.0)
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · h (1 - h)/τ."""

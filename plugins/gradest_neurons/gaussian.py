@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gradest.kernels import portable
 from gradest.kernels.quadrature import gauss_legendre, spread
 from gradest.kernels.reference import normal_cdf
 from gradest.neuron import Reparameterised
@@ -30,15 +31,23 @@ class Gaussian(Reparameterised):
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """s z, by the inverse distribution function of the uniform noise."""
-        z: Tensor = torch.special.ndtri(key.uniform_like(a, draws))
-        return self.std * z
+        return self.std * portable.ndtri(key.uniform_like(a, draws))
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """a + s z."""
         return (a + noise).to(a.dtype)
 
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = key.fused("normal", a, draws, self.event_ndim, self.std, 0)
+        return super().sample(key, a, draws) if h is None else h
+
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h."""
+        return grad_h.to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """grad_h, whatever the noise."""
         return grad_h.to(a.dtype)
 
     def mean(self, a: Tensor) -> Tensor:

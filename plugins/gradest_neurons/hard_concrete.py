@@ -46,7 +46,13 @@ class HardConcrete(Reparameterised):
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """The stretched and clipped σ((a + z)/τ)."""
-        return self._stretch(sigmoid((a + noise) / self.temperature)).clamp(0, 1).to(a.dtype)
+        return self._stretch(portable.sigmoid((a + noise) * (1 / self.temperature))).clamp(0, 1).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        width = self.upper - self.lower
+        h = key.fused("concrete", a, draws, self.event_ndim, 1 / self.temperature, self.lower, width)
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · (ζ - γ) s (1 - s)/τ between the clips, 0 at them."""

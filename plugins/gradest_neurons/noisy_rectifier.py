@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gradest.kernels import portable
+from gradest.kernels import portable, select
 from gradest.kernels.quadrature import gauss_legendre, spread
 from gradest.kernels.reference import normal_cdf, sigmoid, softplus, widen
 from gradest.neuron import Reparameterised
@@ -48,7 +48,7 @@ class NoisyRectifier(Reparameterised):
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """z, by the inverse distribution function of the uniform noise."""
         u = key.uniform_like(a, draws)
-        return portable.logit(u) if self.distribution == "logistic" else self.scale * torch.special.ndtri(u)
+        return portable.logit(u) if self.distribution == "logistic" else self.scale * portable.ndtri(u)
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """max(0, a + z)."""
@@ -56,12 +56,20 @@ class NoisyRectifier(Reparameterised):
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """In one pass where there is a kernel."""
-        h = key.fused("rectified", a, draws, self.event_ndim) if self.distribution == "logistic" else None
+        if self.distribution == "logistic":
+            h = key.fused("rectified", a, draws, self.event_ndim)
+        else:
+            h = key.fused("normal", a, draws, self.event_ndim, self.scale, 1)
         return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · 1[a + z > 0]."""
         return torch.where(a + noise > 0, grad_h, torch.zeros_like(grad_h)).to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """grad_h · 1[h > 0]."""
+        wide = widen(h)
+        return select("rectified_backward", a.device)(wide, grad_h.to(wide.dtype)).to(a.dtype)  # type: ignore[no-any-return]
 
     def mean(self, a: Tensor) -> Tensor:
         """E[h]; for gaussian noise in a form that keeps its digits in the lower tail, where a Φ + s φ cancels."""

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gradest.kernels import portable
 from gradest.kernels.quadrature import gauss_legendre, spread
 from gradest.kernels.reference import sigmoid
 from gradest.random import Key
@@ -31,12 +32,16 @@ class NoisySigmoid(Squashed):
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """s z, by the inverse distribution function of the uniform noise."""
-        z: Tensor = torch.special.ndtri(key.uniform_like(a, draws))
-        return self.std * z
+        return self.std * portable.ndtri(key.uniform_like(a, draws))
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """σ(a + s z)."""
-        return sigmoid(a + noise).to(a.dtype)
+        return portable.sigmoid(a + noise).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = key.fused("normal", a, draws, self.event_ndim, self.std, 2)
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · h (1 - h)."""
