@@ -74,7 +74,7 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
 def first_non_finite(x: Tensor) -> list[int] | None:
     """The index of the first entry that is infinite or not a number; None if there is none."""
     # a sum is finite only if all that is added is, and takes a tenth of the time; where it overflows the entries tell
-    if math.isfinite(float(x.sum(dtype=torch.float64))):
+    if math.isfinite(x.sum().item()):
         return None
     bad = (~torch.isfinite(x)).nonzero()
     return [int(place) for place in bad[0]] if len(bad) else None
@@ -140,9 +140,22 @@ def expect(
     loss, grad = _evaluate(f, points, neuron, estimator, keep_graph=True)
     gradient, state = tell(estimator, draw, Feedback(loss.detach(), grad), state)
     value = estimator.value(draw, loss)
-    # zero in value, and the estimate in gradient
-    carrier = ((a - a.detach()) * gradient.to(a.dtype)).flatten(a.ndim - neuron.event_ndim).sum(-1)
-    return value + carrier, state
+    if a.requires_grad:
+        value = _Carry.apply(value, a, gradient)  # type: ignore[no-untyped-call]
+    return value, state
+
+
+class _Carry(torch.autograd.Function):
+    """The value as it is; backward puts the estimator's gradient on `a`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient, ctx.dtype = gradient, a.dtype
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad, (grad[(..., *[None] * (ctx.gradient.ndim - grad.ndim))] * ctx.gradient).to(ctx.dtype), None
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,7 +43,7 @@ def sigmoid(x: Tensor) -> Tensor:
     x is clamped from below where exp(-x) would overflow, so that value and derivative stay finite at any x.
     """
     x = widen(x)
-    return 1 / (1 + torch.exp(-x.clamp(min=-80.0 if x.dtype == torch.float32 else -700.0)))
+    return (1 + torch.exp(-x.clamp_min(-80.0 if x.dtype == torch.float32 else -700.0))).reciprocal()
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -66,6 +66,8 @@ def leading_sum(x: Tensor) -> Tensor:
 
     2^14 terms at a time: torch adds up 2^15 or more of a single row by as many parts as it has threads.
     """
+    if x.shape[0] == 1:
+        return x[0]
     if x.shape[0] > _TERMS:
         x = torch.stack([leading_sum(part) for part in torch.split(x, _TERMS)])
     return x.movedim(0, -1).contiguous().sum(-1)
@@ -73,7 +75,7 @@ def leading_sum(x: Tensor) -> Tensor:
 
 def leading_mean(x: Tensor) -> Tensor:
     """Mean over the first dimension, added up as in `leading_sum`."""
-    return leading_sum(x) / x.shape[0]
+    return x[0] if x.shape[0] == 1 else leading_sum(x) / x.shape[0]
 
 
 def _rotate_left(x: Tensor, by: int) -> Tensor:
