@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from gradest.errors import Incompatible, InvalidInput, MissingLoss
-from gradest.estimator import Draw, Feedback, State
+from gradest.estimator import Draw, Estimator, Feedback, State
 from gradest.expectation import EstimatorSpec, NeuronSpec, ask, check_pre_activations, expect, tell
 from gradest.kernels.reference import widen
+from gradest.neuron import Neuron
 from gradest.objective import Loss
+from gradest.operators import Handle, emit
 from gradest.random import Key, fresh_seed
 from gradest.registry import registry
 
@@ -115,19 +117,23 @@ class Stochastic(_StochasticModule):
                 "use gradest.nn.Expectation(neuron, estimator), whose layer(f, a) evaluates f at all of them"
             )
         self._pending: weakref.WeakKeyDictionary[_Pass, tuple[_Ticket, Tensor]] = weakref.WeakKeyDictionary()
+        self._ears: list[Tensor] = []  # of passes in compiled code
+        self._handle = Handle(self)
         self._steps = 0  # how often the state has moved on
         self._merged = 0  # how many uses the last move is the average of
 
     def __getstate__(self) -> dict[str, Any]:
         # passes that wait for their backward belong to this object alone: copies start without
-        return {name: value for name, value in self.__dict__.items() if name != "_pending"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pending", "_ears", "_handle")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "_pending": weakref.WeakKeyDictionary()})  # type: ignore[no-untyped-call]
+        fresh = {"_pending": weakref.WeakKeyDictionary(), "_ears": [], "_handle": Handle(self)}
+        super().__setstate__({**state, **fresh})  # type: ignore[no-untyped-call]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, a: Tensor) -> Tensor:
         """One sample of the neuron in training; what `evaluation` says otherwise."""
+        if torch.compiler.is_compiling():
+            return self._compiled(a)
         if not self.training:
             return self._evaluate(a)
         draw, state = ask(self.neuron, self.estimator, a, _key(a, self.neuron.event_ndim), self._state_for(a))
@@ -141,6 +147,47 @@ class Stochastic(_StochasticModule):
             self._pending[waiting] = (ticket, anchor)
         out: Tensor = h
         return out
+
+    def _compiled(self, a: Tensor) -> Tensor:
+        """`forward` as torch.compile traces it."""
+        if not self.training and self.evaluation != "sample":
+            return self._evaluate(a)
+        state = list(self.state.values())
+        if not state and type(self.estimator).init is not Estimator.init:
+            self._begin(a)
+            state = list(self.state.values())
+        learns = self.training and torch.is_grad_enabled() and a.requires_grad
+        hears = learns and "loss" in self.estimator.needs
+        h, ear, _ = emit(self._handle, a if learns else a.detach(), state, hears, self.neuron.event_ndim)
+        if hears:
+            self._ears.append(ear)
+        return h
+
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="the shapes of this estimator's state follow from its input: call the model once before it is compiled, "
+        "under torch.no_grad() if you like"
+    )
+    def _begin(self, a: Tensor) -> None:
+        self._state_for(a)
+
+    def _emit(self, a: Tensor, state: list[Tensor]) -> tuple[Tensor, tuple[int, int]]:
+        key = _key(a, self.neuron.event_ndim)
+        draw, _ = ask(self.neuron, self.estimator, a, key, dict(zip(self.state, state, strict=True)))
+        return draw.points[0].to(a.dtype, copy=True), (key.seed, self._steps)
+
+    def _tell(
+        self, a: Tensor, state: list[Tensor], use: tuple[int, int], grad_h: Tensor, grad_ear: Tensor
+    ) -> Tensor:
+        seed, step = use
+        named = dict(zip(self.state, state, strict=True))
+        draw, _ = ask(self.neuron, self.estimator, a, _key(a, self.neuron.event_ndim, seed), named)
+        ticket, scale = _Ticket(self, draw, named, step), grad_ear.new_ones(())
+        if grad_ear.numel():
+            loss, factor, heard = grad_ear
+            scale = factor.flatten()[0]
+            if bool(heard.all()):
+                ticket.take(loss, 1.0)
+        return ticket.gradient(grad_h, scale).to(a.dtype)
 
     def _take_pending(self) -> list[tuple[_Ticket, Tensor]]:
         waiting = list(self._pending.values())
@@ -195,10 +242,25 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Literal["mean", "s
     share = 1 / max(1, loss.numel()) if reduction == "mean" else 1.0
     for layer in model.modules():
         if isinstance(layer, Stochastic):
+            for ear in layer._ears:
+                total = total + _Whisper.apply(ear, _spread(loss, ear.shape[1:], layer.neuron), share)  # type: ignore[no-untyped-call]
+            layer._ears = []
+            if torch.compiler.is_compiling():
+                continue
             for ticket, anchor in layer._take_pending():
                 ticket.take(loss, share)
                 total = total + anchor
     return total
+
+
+def _spread(loss: Tensor, batch: tuple[int, ...], neuron: Neuron) -> Tensor:
+    """The loss `[*batch]` of a layer, whose batch dims those of `loss` lead."""
+    if loss.shape != batch[: loss.ndim]:
+        raise InvalidInput(
+            f"the loss is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
+            f"{neuron.label()}; it is {list(loss.shape)}. Reduce the loss over its other dims, not over the batch"
+        )
+    return loss.detach()[(..., *[None] * (len(batch) - loss.ndim))].expand(batch)
 
 
 class _Pass:
@@ -216,13 +278,8 @@ class _Ticket:
         self.share = 1.0
 
     def take(self, loss: Tensor, share: float) -> None:
-        batch = self.draw.points.shape[1 : self.draw.points.ndim - self.layer.neuron.event_ndim]
-        if loss.shape != batch[: loss.ndim]:
-            raise InvalidInput(
-                f"the loss is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
-                f"{self.layer.neuron.label()}; it is {list(loss.shape)}. Reduce the loss over its other dims, not over the batch"
-            )
-        self.loss = loss.detach()[(..., *[None] * (len(batch) - loss.ndim))].expand(batch)
+        neuron = self.layer.neuron
+        self.loss = _spread(loss, self.draw.points.shape[1 : self.draw.points.ndim - neuron.event_ndim], neuron)
         self.share = share
 
     def gradient(self, grad_h: Tensor, scale: Tensor) -> Tensor:
@@ -272,9 +329,24 @@ class _Follow(torch.autograd.Function):
         return grad, None
 
 
-def _key(a: Tensor, event_ndim: int) -> Key:
-    """A fresh key for `a`, whose row numbers are global under torch.distributed."""
-    key = Key(fresh_seed())
+class _Whisper(torch.autograd.Function):
+    """A zero, whose backward tells an ear what there is to hear; see `gradest.operators`."""
+
+    @staticmethod
+    def forward(ctx: Any, ear: Tensor, loss: Tensor, share: float) -> Tensor:
+        ctx.save_for_backward(loss.to(ear.dtype))
+        ctx.share = share
+        return ear.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:
+        (loss,) = ctx.saved_tensors
+        return torch.stack([loss, (scale * ctx.share).expand_as(loss), torch.ones_like(loss)]), None, None
+
+
+def _key(a: Tensor, event_ndim: int, seed: int | None = None) -> Key:
+    """A key for `a`, a fresh one by default, whose row numbers are global under torch.distributed."""
+    key = Key(fresh_seed() if seed is None else seed)
     if not _is_distributed():
         return key
     batch = a.shape[: max(0, a.ndim - event_ndim)]
