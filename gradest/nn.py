@@ -17,15 +17,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from gradest.errors import Incompatible, InvalidInput, MissingLoss
 from gradest.estimator import Draw, Estimator, Feedback, State
 from gradest.expectation import EstimatorSpec, NeuronSpec, ask, check_pre_activations, expect, tell
+from gradest.kernels import transformed
 from gradest.kernels.reference import widen
 from gradest.neuron import Neuron
 from gradest.objective import Loss
-from gradest.operators import Handle, emit
-from gradest.random import Key, fresh_seed
+from gradest.operators import Handle, ear, emit
+from gradest.random import Key, fresh_seed, fresh_seed_tensor
 from gradest.registry import registry
 
 __all__ = ["Evaluation", "Expectation", "Stochastic", "broadcast_loss"]
@@ -134,6 +136,8 @@ class Stochastic(_StochasticModule):
         """One sample of the neuron in training; what `evaluation` says otherwise."""
         if torch.compiler.is_compiling():
             return self._compiled(a)
+        if transformed():
+            return self._transformed(a)
         if not self.training:
             return self._evaluate(a)
         draw, state = ask(self.neuron, self.estimator, a, _key(a, self.neuron.event_ndim), self._state_for(a))
@@ -148,6 +152,21 @@ class Stochastic(_StochasticModule):
         out: Tensor = h
         return out
 
+    def _transformed(self, a: Tensor) -> Tensor:
+        """`forward` inside a transform of torch.func."""
+        if not self.training:
+            return self._evaluate(a)
+        if self.estimator.init(self.neuron, torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)):
+            raise Incompatible(
+                f"{self.estimator.label()} carries a state from step to step, for which a transform of torch.func has no place; "
+                "use gradest.expect, which takes the state as an argument and returns the next one"
+            )
+        h, listening = _Pure.apply(a, fresh_seed_tensor(), self)  # type: ignore[no-untyped-call]
+        if "loss" in self.estimator.needs and torch.is_grad_enabled():
+            self._ears.append(listening)
+        out: Tensor = h
+        return out
+
     def _compiled(self, a: Tensor) -> Tensor:
         """`forward` as torch.compile traces it."""
         if not self.training and self.evaluation != "sample":
@@ -158,9 +177,10 @@ class Stochastic(_StochasticModule):
             state = list(self.state.values())
         learns = self.training and torch.is_grad_enabled() and a.requires_grad
         hears = learns and "loss" in self.estimator.needs
-        h, ear, _ = emit(self._handle, a if learns else a.detach(), state, hears, self.neuron.event_ndim)
+        given = a if learns else a.detach()
+        h, listening, _ = emit(self._handle, given, state, torch.empty(0), hears, self.neuron.event_ndim)
         if hears:
-            self._ears.append(ear)
+            self._ears.append(listening)
         return h
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator]
@@ -176,18 +196,25 @@ class Stochastic(_StochasticModule):
         return draw.points[0].to(a.dtype, copy=True), (key.seed, self._steps)
 
     def _tell(
-        self, a: Tensor, state: list[Tensor], use: tuple[int, int], grad_h: Tensor, grad_ear: Tensor
+        self, a: Tensor, state: list[Tensor], seed: int | Tensor, step: int, grad_h: Tensor, grad_ear: Tensor
     ) -> Tensor:
-        seed, step = use
+        if not a.numel():
+            return torch.zeros_like(a)
         named = dict(zip(self.state, state, strict=True))
         draw, _ = ask(self.neuron, self.estimator, a, _key(a, self.neuron.event_ndim, seed), named)
         ticket, scale = _Ticket(self, draw, named, step), grad_ear.new_ones(())
         if grad_ear.numel():
             loss, factor, heard = grad_ear
             scale = factor.flatten()[0]
-            if bool(heard.all()):
+            if transformed() or bool(heard.all()):  # no transform allows a look at numbers
                 ticket.take(loss, 1.0)
         return ticket.gradient(grad_h, scale).to(a.dtype)
+
+    def _take_ears(self) -> list[Tensor]:
+        ears, self._ears = self._ears, []
+        if torch.compiler.is_compiling() or transformed():
+            return ears
+        return [ear for ear in ears if not is_functorch_wrapped_tensor(ear)]  # those are of transforms that have ended
 
     def _take_pending(self) -> list[tuple[_Ticket, Tensor]]:
         waiting = list(self._pending.values())
@@ -217,15 +244,23 @@ class Expectation(_StochasticModule):
     thresholded output. Arguments as for `Stochastic`.
     """
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, f: Loss, a: Tensor) -> Tensor:
         """The estimate of E[f(h)], `[*batch]`."""
+        if torch.compiler.is_compiling():
+            return self._forward_outside(f, a)
         if not self.training:
             return f(self._evaluate(a)[None])[0]
         key = _key(a, self.neuron.event_ndim)
         value, state = expect(f, a, self.neuron, self.estimator, key, self._state_for(a))
         if torch.is_grad_enabled():
             self._set_state(_averaged_over_processes(state))
+        return value
+
+    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+        reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"
+    )
+    def _forward_outside(self, f: Loss, a: Tensor) -> Tensor:
+        value: Tensor = self(f, a)
         return value
 
 
@@ -235,6 +270,8 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Literal["mean", "s
     loss: `[*batch]`, one number an example, its dims leading in each layer's batch dims (a layer may have more of them, such
     as positions in an image, which then share their example's loss). It need not be differentiable. The scalar may be scaled,
     as gradient accumulation and loss scaling do. Every use of a layer since the last call whose output is still alive is told.
+    In compiled code and inside transforms of torch.func, alive or not: what is not to be told there runs under torch.no_grad().
+    A layer that is used inside such a transform is told inside it.
     """
     if reduction not in ("mean", "sum"):
         raise InvalidInput(f'reduction is "mean" or "sum", not {reduction!r}')
@@ -242,9 +279,8 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Literal["mean", "s
     share = 1 / max(1, loss.numel()) if reduction == "mean" else 1.0
     for layer in model.modules():
         if isinstance(layer, Stochastic):
-            for ear in layer._ears:
-                total = total + _Whisper.apply(ear, _spread(loss, ear.shape[1:], layer.neuron), share)  # type: ignore[no-untyped-call]
-            layer._ears = []
+            for listening in layer._take_ears():
+                total = total + _Whisper.apply(listening, _spread(loss, listening.shape[1:], layer.neuron), share)  # type: ignore[no-untyped-call]
             if torch.compiler.is_compiling():
                 continue
             for ticket, anchor in layer._take_pending():
@@ -329,14 +365,44 @@ class _Follow(torch.autograd.Function):
         return grad, None
 
 
+class _Pure(torch.autograd.Function):
+    """`gradest.operators.emit` for torch.func, of a layer without a state: plain torch, in which torch sees what it maps over."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, seed: Tensor, layer: Stochastic) -> tuple[Tensor, Tensor]:
+        neuron = layer.neuron
+        draw, _ = ask(neuron, layer.estimator, a, _key(a, neuron.event_ndim, seed), {})
+        return draw.points[0].to(a.dtype, copy=True), ear(a, "loss" in layer.estimator.needs, neuron.event_ndim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        a, seed, ctx.layer = inputs
+        ctx.save_for_backward(a, seed)
+        ctx.set_materialize_grads(False)  # what heard nothing gets None
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, grad_ear: Tensor | None) -> tuple[Tensor, None, None]:
+        a, seed = ctx.saved_tensors
+        grad_h = torch.zeros_like(a) if grad_h is None else grad_h
+        grad_ear = a.new_zeros(3, 0) if grad_ear is None else grad_ear
+        return ctx.layer._tell(a, [], seed, 0, grad_h, grad_ear), None, None
+
+
 class _Whisper(torch.autograd.Function):
     """A zero, whose backward tells an ear what there is to hear; see `gradest.operators`."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, ear: Tensor, loss: Tensor, share: float) -> Tensor:
-        ctx.save_for_backward(loss.to(ear.dtype))
-        ctx.share = share
+    def forward(ear: Tensor, loss: Tensor, share: float) -> Tensor:
         return ear.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        ear, loss, ctx.share = inputs
+        ctx.save_for_backward(loss.to(ear.dtype))
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:
@@ -344,7 +410,7 @@ class _Whisper(torch.autograd.Function):
         return torch.stack([loss, (scale * ctx.share).expand_as(loss), torch.ones_like(loss)]), None, None
 
 
-def _key(a: Tensor, event_ndim: int, seed: int | None = None) -> Key:
+def _key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None) -> Key:
     """A key for `a`, a fresh one by default, whose row numbers are global under torch.distributed."""
     key = Key(fresh_seed() if seed is None else seed)
     if not _is_distributed():
