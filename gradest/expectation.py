@@ -141,7 +141,8 @@ def expect(
     Raises Incompatible if the estimator does not fit the neuron, and what `sample` raises.
     """
     if torch.compiler.is_compiling():
-        return _expect_outside(f, a, neuron, estimator, seed, state)
+        outside: tuple[Tensor, State] = _expect_outside(f, a, neuron, estimator, seed, state)
+        return outside
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     draw, state = ask(neuron, estimator, a, _to_key(seed), state)
     points = draw.points.to(a.dtype)
@@ -158,7 +159,7 @@ def expect(
     return value, state
 
 
-@torch.compiler.disable(  # type: ignore[untyped-decorator]
+@torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
     reason="gradest.expect breaks the graph; where it must be whole use gradest.nn.Stochastic"
 )
 def _expect_outside(*arguments: Any) -> tuple[Tensor, State]:
@@ -411,7 +412,7 @@ def _evaluate(
     if "grad" not in estimator.needs:
         return _losses(f, points.detach(), neuron), None
     if transformed():
-        loss, pull = torch.func.vjp(lambda points: _losses(f, points, neuron), points.detach())
+        loss, pull, *_ = torch.func.vjp(lambda points: _losses(f, points, neuron), points.detach())
         return loss, pull(torch.ones_like(loss))[0].detach()
     points = points.detach().requires_grad_()
     with torch.enable_grad():

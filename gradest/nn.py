@@ -106,6 +106,10 @@ class Stochastic(_StochasticModule):
 
     The estimator's state is in buffers from the first training step on: it is in state_dict, and moves with the module. A
     layer that is used several times before one backward gives each use the same state, and averages their next ones.
+
+    torch.compile(fullgraph=True) keeps it in the graph, with any neuron and estimator. Where the estimator has a state, call the
+    model once before, as its shapes follow from the input. torch.func maps over a layer and differentiates it where the estimator
+    has no state and uses no autograd of its own; vmap's `randomness` says whether examples share their noise.
     """
 
     def __init__(
@@ -119,7 +123,7 @@ class Stochastic(_StochasticModule):
                 "use gradest.nn.Expectation(neuron, estimator), whose layer(f, a) evaluates f at all of them"
             )
         self._pending: weakref.WeakKeyDictionary[_Pass, tuple[_Ticket, Tensor]] = weakref.WeakKeyDictionary()
-        self._ears: list[Tensor] = []  # of passes in compiled code
+        self._ears: list[Tensor] = []  # of uses in compiled code, and inside transforms of torch.func
         self._handle = Handle(self)
         self._steps = 0  # how often the state has moved on
         self._merged = 0  # how many uses the last move is the average of
@@ -181,9 +185,10 @@ class Stochastic(_StochasticModule):
         h, listening, _ = emit(self._handle, given, state, torch.empty(0), hears, self.neuron.event_ndim)
         if hears:
             self._ears.append(listening)
-        return h
+        out: Tensor = h
+        return out
 
-    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="the shapes of this estimator's state follow from its input: call the model once before it is compiled, "
         "under torch.no_grad() if you like"
     )
@@ -193,7 +198,7 @@ class Stochastic(_StochasticModule):
     def _emit(self, a: Tensor, state: list[Tensor]) -> tuple[Tensor, tuple[int, int]]:
         key = _key(a, self.neuron.event_ndim)
         draw, _ = ask(self.neuron, self.estimator, a, key, dict(zip(self.state, state, strict=True)))
-        return draw.points[0].to(a.dtype, copy=True), (key.seed, self._steps)
+        return draw.points[0].to(a.dtype, copy=True), (int(key.seed), self._steps)
 
     def _tell(
         self, a: Tensor, state: list[Tensor], seed: int | Tensor, step: int, grad_h: Tensor, grad_ear: Tensor
@@ -247,7 +252,8 @@ class Expectation(_StochasticModule):
     def forward(self, f: Loss, a: Tensor) -> Tensor:
         """The estimate of E[f(h)], `[*batch]`."""
         if torch.compiler.is_compiling():
-            return self._forward_outside(f, a)
+            outside: Tensor = self._forward_outside(f, a)
+            return outside
         if not self.training:
             return f(self._evaluate(a)[None])[0]
         key = _key(a, self.neuron.event_ndim)
@@ -256,7 +262,7 @@ class Expectation(_StochasticModule):
             self._set_state(_averaged_over_processes(state))
         return value
 
-    @torch.compiler.disable(  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"
     )
     def _forward_outside(self, f: Loss, a: Tensor) -> Tensor:
@@ -280,7 +286,8 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Literal["mean", "s
     for layer in model.modules():
         if isinstance(layer, Stochastic):
             for listening in layer._take_ears():
-                total = total + _Whisper.apply(listening, _spread(loss, listening.shape[1:], layer.neuron), share)  # type: ignore[no-untyped-call]
+                spread = _spread(loss, listening.shape[1:], layer.neuron)
+                total = total + _Whisper.apply(listening, spread, share)  # type: ignore[no-untyped-call]
             if torch.compiler.is_compiling():
                 continue
             for ticket, anchor in layer._take_pending():

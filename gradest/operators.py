@@ -1,6 +1,6 @@
 """The torch operators that stand for a stochastic layer in a compiled graph.
 
-    gradest::emit(layer, a, state, salt, ...) -> h, ear, use              draws; `use` is the seed that it drew at, and the layer's step
+    gradest::emit(layer, a, state, salt, ...) -> h, ear, use            draws; `use` is the seed it drew at, and the layer's step
     gradest::tell(layer, a, state, use, grad_h, grad_ear) -> grad_a     draws again from the seed, and moves the state on
 
 torch.compile looks into neither, so any plugin may be inside. To it the layer is an opaque object, an input of the graph that
