@@ -179,7 +179,7 @@ class Estimator(Plugin):
         weights = draw.weights
         if weights.ndim < loss.ndim:
             weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]
-        return leading_sum(weights.to(loss.dtype) * loss)
+        return leading_sum(weights.to(loss.dtype if loss.is_floating_point() else weights.dtype) * loss)
 
     @abstractmethod
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from gradest.enumeration import MAX_POINTS, configurations, count
-from gradest.errors import InvalidInput, PluginFault, TooManyPoints
+from gradest.errors import Incompatible, InvalidInput, PluginFault, TooManyPoints
 from gradest.estimator import Draw, Estimator, Feedback, State, Target, event_shape
 from gradest.executors import run_in_order
-from gradest.kernels import select
+from gradest.kernels import select, transformed
 from gradest.kernels.reference import leading_mean, widen
 from gradest.neuron import Neuron
 from gradest.objective import Loss, Objective
 from gradest.plugin import Plugin
-from gradest.random import Key, check_seed, fresh_seed
+from gradest.random import Key, check_seed, fresh_seed, fresh_seed_tensor
 from gradest.registry import registry
 
 __all__ = [
@@ -67,7 +67,7 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
             f"{neuron.name} takes [*batch, *event] with {neuron.event_ndim} event dim(s) last; this tensor has {a.ndim} dims"
         )
     detached = a.detach()
-    index = first_non_finite(detached)
+    index = None if transformed() else first_non_finite(detached)  # no transform allows a look at numbers
     if index is not None:
         raise InvalidInput(
             f"pre-activations must be finite, but a[{', '.join(map(str, index))}] is {detached[tuple(index)]}"
@@ -117,8 +117,13 @@ def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> 
         if given is not None and given.shape != wanted:
             raise InvalidInput(f"{name} must have shape {list(wanted)}, not {list(given.shape)}")
     widened = Feedback(*(None if x is None else x.detach().to(draw.a.dtype) for x in (feedback.loss, feedback.grad)))
-    with torch.no_grad():
-        told = estimator.backward(draw, widened, state)
+    try:
+        with torch.no_grad():
+            told = estimator.backward(draw, widened, state)
+    except RuntimeError as error:
+        if transformed():
+            raise Incompatible(f"{estimator.label()} does not run inside a transform of torch.func: {error}") from error
+        raise
     if not isinstance(told, tuple) or len(told) != 2:
         raise PluginFault(f"{estimator.name}.backward must give a gradient and a state")
     _check_result(estimator, "backward", told[0], draw.a.shape)
@@ -180,9 +185,14 @@ def expect(
     seed: as for `sample`. f is given all K points at once, and its own parameters get their ordinary gradient. Returns the
     value and the next state, to be passed to the next call.
     Under torch.no_grad() the value alone is computed, and the state comes back as it was.
+    Inside torch.func.vmap a seed or Key that is not itself mapped over is one for all, as in a loop; give each its own by
+    mapping over a `Key(seeds)`'s seeds. seed=None goes by vmap's `randomness`. Pre-activations are not checked there.
 
     Raises Incompatible if the estimator does not fit the neuron, and what `sample` raises.
     """
+    if torch.compiler.is_compiling():
+        outside: tuple[Tensor, State] = _expect_outside(f, a, neuron, estimator, seed, state)
+        return outside
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     draw, state = ask(neuron, estimator, a, _to_key(seed), state)
     points = draw.points.to(a.dtype)
@@ -191,9 +201,33 @@ def expect(
     loss, grad = _evaluate(f, points, neuron, estimator, keep_graph=True)
     gradient, state = tell(estimator, draw, Feedback(loss.detach(), grad), state)
     value = value_of(estimator, draw, loss)
-    # zero in value, and the estimate in gradient
-    carrier = ((a - a.detach()) * gradient.to(a.dtype)).flatten(a.ndim - neuron.event_ndim).sum(-1)
-    return value + carrier, state
+    if transformed():
+        carrier = (a - a.detach()) * gradient.to(a.dtype)  # zero in value, and the estimate in gradient
+        return value + carrier.flatten(a.ndim - neuron.event_ndim).sum(-1), state
+    if a.requires_grad:
+        value = _Carry.apply(value, a, gradient)  # type: ignore[no-untyped-call]
+    return value, state
+
+
+@torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
+    reason="gradest.expect breaks the graph; where it must be whole use gradest.nn.Stochastic"
+)
+def _expect_outside(*arguments: Any) -> tuple[Tensor, State]:
+    """`expect`, called from compiled code."""
+    return expect(*arguments)
+
+
+class _Carry(torch.autograd.Function):
+    """The value as it is; backward puts the estimator's gradient on `a`."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
+        ctx.gradient, ctx.dtype = gradient, a.dtype
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grad, (grad[(..., *[None] * (ctx.gradient.ndim - grad.ndim))] * ctx.gradient).to(ctx.dtype), None
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,6 +462,9 @@ def _evaluate(
     """The losses at the points and, where the estimator needs it, their gradient in the points."""
     if "grad" not in estimator.needs:
         return _losses(f, points.detach(), neuron), None
+    if transformed():
+        loss, pull, *_ = torch.func.vjp(lambda points: _losses(f, points, neuron), points.detach())
+        return loss, pull(torch.ones_like(loss))[0].detach()
     points = points.detach().requires_grad_()
     with torch.enable_grad():
         loss = _losses(f, points, neuron)
@@ -531,7 +568,11 @@ def _warm(
 
 
 def _to_key(seed: int | Key | None) -> Key:
-    return seed if isinstance(seed, Key) else Key(fresh_seed() if seed is None else check_seed(seed))
+    if isinstance(seed, Key):
+        return seed
+    if seed is None:
+        return Key(fresh_seed_tensor() if transformed() else fresh_seed())
+    return Key(check_seed(seed))
 
 
 def _at_least_float32(a: Tensor) -> torch.dtype:

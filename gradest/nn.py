@@ -17,13 +17,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from gradest.errors import Incompatible, InvalidInput, MissingLoss
-from gradest.estimator import Draw, Feedback, State
+from gradest.estimator import Draw, Estimator, Feedback, State
 from gradest.expectation import EstimatorSpec, NeuronSpec, ask, check_pre_activations, expect, tell
+from gradest.kernels import transformed
 from gradest.kernels.reference import widen
+from gradest.neuron import Neuron
 from gradest.objective import Loss
-from gradest.random import Key, fresh_seed
+from gradest.operators import Handle, ear, emit
+from gradest.random import Key, fresh_seed, fresh_seed_tensor
 from gradest.registry import registry
 
 __all__ = ["Evaluation", "Expectation", "Stochastic", "broadcast_loss"]
@@ -102,6 +106,10 @@ class Stochastic(_StochasticModule):
 
     The estimator's state is in buffers from the first training step on: it is in state_dict, and moves with the module. A
     layer that is used several times before one backward gives each use the same state, and averages their next ones.
+
+    torch.compile(fullgraph=True) keeps it in the graph, with any neuron and estimator. Where the estimator has a state, call the
+    model once before, as its shapes follow from the input. torch.func maps over a layer and differentiates it where the estimator
+    has no state and uses no autograd of its own; vmap's `randomness` says whether examples share their noise.
     """
 
     def __init__(
@@ -115,19 +123,25 @@ class Stochastic(_StochasticModule):
                 "use gradest.nn.Expectation(neuron, estimator), whose layer(f, a) evaluates f at all of them"
             )
         self._pending: weakref.WeakKeyDictionary[_Pass, tuple[_Ticket, Tensor]] = weakref.WeakKeyDictionary()
+        self._ears: list[Tensor] = []  # of uses in compiled code, and inside transforms of torch.func
+        self._handle = Handle(self)
         self._steps = 0  # how often the state has moved on
         self._merged = 0  # how many uses the last move is the average of
 
     def __getstate__(self) -> dict[str, Any]:
         # passes that wait for their backward belong to this object alone: copies start without
-        return {name: value for name, value in self.__dict__.items() if name != "_pending"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pending", "_ears", "_handle")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "_pending": weakref.WeakKeyDictionary()})  # type: ignore[no-untyped-call]
+        fresh = {"_pending": weakref.WeakKeyDictionary(), "_ears": [], "_handle": Handle(self)}
+        super().__setstate__({**state, **fresh})  # type: ignore[no-untyped-call]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, a: Tensor) -> Tensor:
         """One sample of the neuron in training; what `evaluation` says otherwise."""
+        if torch.compiler.is_compiling():
+            return self._compiled(a)
+        if transformed():
+            return self._transformed(a)
         if not self.training:
             return self._evaluate(a)
         draw, state = ask(self.neuron, self.estimator, a, _key(a, self.neuron.event_ndim), self._state_for(a))
@@ -141,6 +155,71 @@ class Stochastic(_StochasticModule):
             self._pending[waiting] = (ticket, anchor)
         out: Tensor = h
         return out
+
+    def _transformed(self, a: Tensor) -> Tensor:
+        """`forward` inside a transform of torch.func."""
+        if not self.training:
+            return self._evaluate(a)
+        if self.estimator.init(self.neuron, torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)):
+            raise Incompatible(
+                f"{self.estimator.label()} carries a state from step to step, for which a transform of torch.func has no place; "
+                "use gradest.expect, which takes the state as an argument and returns the next one"
+            )
+        h, listening = _Pure.apply(a, fresh_seed_tensor(), self)  # type: ignore[no-untyped-call]
+        if "loss" in self.estimator.needs and torch.is_grad_enabled():
+            self._ears.append(listening)
+        out: Tensor = h
+        return out
+
+    def _compiled(self, a: Tensor) -> Tensor:
+        """`forward` as torch.compile traces it."""
+        if not self.training and self.evaluation != "sample":
+            return self._evaluate(a)
+        state = list(self.state.values())
+        if not state and type(self.estimator).init is not Estimator.init:
+            self._begin(a)
+            state = list(self.state.values())
+        learns = self.training and torch.is_grad_enabled() and a.requires_grad
+        hears = learns and "loss" in self.estimator.needs
+        given = a if learns else a.detach()
+        h, listening, _ = emit(self._handle, given, state, torch.empty(0), hears, self.neuron.event_ndim)
+        if hears:
+            self._ears.append(listening)
+        out: Tensor = h
+        return out
+
+    @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
+        reason="the shapes of this estimator's state follow from its input: call the model once before it is compiled, "
+        "under torch.no_grad() if you like"
+    )
+    def _begin(self, a: Tensor) -> None:
+        self._state_for(a)
+
+    def _emit(self, a: Tensor, state: list[Tensor]) -> tuple[Tensor, tuple[int, int]]:
+        key = _key(a, self.neuron.event_ndim)
+        draw, _ = ask(self.neuron, self.estimator, a, key, dict(zip(self.state, state, strict=True)))
+        return draw.points[0].to(a.dtype, copy=True), (int(key.seed), self._steps)
+
+    def _tell(
+        self, a: Tensor, state: list[Tensor], seed: int | Tensor, step: int, grad_h: Tensor, grad_ear: Tensor
+    ) -> Tensor:
+        if not a.numel():
+            return torch.zeros_like(a)
+        named = dict(zip(self.state, state, strict=True))
+        draw, _ = ask(self.neuron, self.estimator, a, _key(a, self.neuron.event_ndim, seed), named)
+        ticket, scale = _Ticket(self, draw, named, step), grad_ear.new_ones(())
+        if grad_ear.numel():
+            loss, factor, heard = grad_ear
+            scale = factor.flatten()[0]
+            if transformed() or bool(heard.all()):  # no transform allows a look at numbers
+                ticket.take(loss, 1.0)
+        return ticket.gradient(grad_h, scale).to(a.dtype)
+
+    def _take_ears(self) -> list[Tensor]:
+        ears, self._ears = self._ears, []
+        if torch.compiler.is_compiling() or transformed():
+            return ears
+        return [ear for ear in ears if not is_functorch_wrapped_tensor(ear)]  # those are of transforms that have ended
 
     def _take_pending(self) -> list[tuple[_Ticket, Tensor]]:
         waiting = list(self._pending.values())
@@ -170,15 +249,24 @@ class Expectation(_StochasticModule):
     thresholded output. Arguments as for `Stochastic`.
     """
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, f: Loss, a: Tensor) -> Tensor:
         """The estimate of E[f(h)], `[*batch]`."""
+        if torch.compiler.is_compiling():
+            outside: Tensor = self._forward_outside(f, a)
+            return outside
         if not self.training:
             return f(self._evaluate(a)[None])[0]
         key = _key(a, self.neuron.event_ndim)
         value, state = expect(f, a, self.neuron, self.estimator, key, self._state_for(a))
         if torch.is_grad_enabled():
             self._set_state(_averaged_over_processes(state))
+        return value
+
+    @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
+        reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"
+    )
+    def _forward_outside(self, f: Loss, a: Tensor) -> Tensor:
+        value: Tensor = self(f, a)
         return value
 
 
@@ -188,6 +276,8 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Literal["mean", "s
     loss: `[*batch]`, one number an example, its dims leading in each layer's batch dims (a layer may have more of them, such
     as positions in an image, which then share their example's loss). It need not be differentiable. The scalar may be scaled,
     as gradient accumulation and loss scaling do. Every use of a layer since the last call whose output is still alive is told.
+    In compiled code and inside transforms of torch.func, alive or not: what is not to be told there runs under torch.no_grad().
+    A layer that is used inside such a transform is told inside it.
     """
     if reduction not in ("mean", "sum"):
         raise InvalidInput(f'reduction is "mean" or "sum", not {reduction!r}')
@@ -195,10 +285,25 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Literal["mean", "s
     share = 1 / max(1, loss.numel()) if reduction == "mean" else 1.0
     for layer in model.modules():
         if isinstance(layer, Stochastic):
+            for listening in layer._take_ears():
+                spread = _spread(loss, listening.shape[1:], layer.neuron)
+                total = total + _Whisper.apply(listening, spread, share)  # type: ignore[no-untyped-call]
+            if torch.compiler.is_compiling():
+                continue
             for ticket, anchor in layer._take_pending():
                 ticket.take(loss, share)
                 total = total + anchor
     return total
+
+
+def _spread(loss: Tensor, batch: tuple[int, ...], neuron: Neuron) -> Tensor:
+    """The loss `[*batch]` of a layer, whose batch dims those of `loss` lead."""
+    if loss.shape != batch[: loss.ndim]:
+        raise InvalidInput(
+            f"the loss is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
+            f"{neuron.label()}; it is {list(loss.shape)}. Reduce the loss over its other dims, not over the batch"
+        )
+    return loss.detach()[(..., *[None] * (len(batch) - loss.ndim))].expand(batch)
 
 
 class _Pass:
@@ -217,13 +322,8 @@ class _Ticket:
         self.emitted = draw.points
 
     def take(self, loss: Tensor, share: float) -> None:
-        batch = self.draw.points.shape[1 : self.draw.points.ndim - self.layer.neuron.event_ndim]
-        if loss.shape != batch[: loss.ndim]:
-            raise InvalidInput(
-                f"the loss is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
-                f"{self.layer.neuron.label()}; it is {list(loss.shape)}. Reduce the loss over its other dims, not over the batch"
-            )
-        self.loss = loss.detach()[(..., *[None] * (len(batch) - loss.ndim))].expand(batch)
+        neuron = self.layer.neuron
+        self.loss = _spread(loss, self.draw.points.shape[1 : self.draw.points.ndim - neuron.event_ndim], neuron)
         self.share = share
 
     def gradient(self, grad_h: Tensor, scale: Tensor) -> Tensor:
@@ -281,9 +381,54 @@ class _Follow(torch.autograd.Function):
         return grad, None
 
 
-def _key(a: Tensor, event_ndim: int) -> Key:
-    """A fresh key for `a`, whose row numbers are global under torch.distributed."""
-    key = Key(fresh_seed())
+class _Pure(torch.autograd.Function):
+    """`gradest.operators.emit` for torch.func, of a layer without a state: plain torch, in which torch sees what it maps over."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, seed: Tensor, layer: Stochastic) -> tuple[Tensor, Tensor]:
+        neuron = layer.neuron
+        draw, _ = ask(neuron, layer.estimator, a, _key(a, neuron.event_ndim, seed), {})
+        return draw.points[0].to(a.dtype, copy=True), ear(a, "loss" in layer.estimator.needs, neuron.event_ndim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        a, seed, ctx.layer = inputs
+        ctx.save_for_backward(a, seed)
+        ctx.set_materialize_grads(False)  # what heard nothing gets None
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, grad_ear: Tensor | None) -> tuple[Tensor, None, None]:
+        a, seed = ctx.saved_tensors
+        grad_h = torch.zeros_like(a) if grad_h is None else grad_h
+        grad_ear = a.new_zeros(3, 0) if grad_ear is None else grad_ear
+        return ctx.layer._tell(a, [], seed, 0, grad_h, grad_ear), None, None
+
+
+class _Whisper(torch.autograd.Function):
+    """A zero, whose backward tells an ear what there is to hear; see `gradest.operators`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(ear: Tensor, loss: Tensor, share: float) -> Tensor:
+        return ear.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        ear, loss, ctx.share = inputs
+        ctx.save_for_backward(loss.to(ear.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:
+        (loss,) = ctx.saved_tensors
+        return torch.stack([loss, (scale * ctx.share).expand_as(loss), torch.ones_like(loss)]), None, None
+
+
+def _key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None) -> Key:
+    """A key for `a`, a fresh one by default, whose row numbers are global under torch.distributed."""
+    key = Key(fresh_seed() if seed is None else seed)
     if not _is_distributed():
         return key
     batch = a.shape[: max(0, a.ndim - event_ndim)]

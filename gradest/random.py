@@ -73,7 +73,12 @@ def threefry2x32(key: _Words, counter: _Words) -> tuple[Tensor, Tensor] | tuple[
 
 def fresh_seed() -> int:
     """A seed from torch's global generator, so that `torch.manual_seed` rules what follows."""
-    return int(torch.randint(0, MAX_SEED, ()))
+    return int(fresh_seed_tensor())
+
+
+def fresh_seed_tensor() -> Tensor:
+    """The same as a tensor. Inside torch.func.vmap its `randomness` says whether all have one, or each its own."""
+    return torch.randint(0, MAX_SEED, ())
 
 
 def check_seed(seed: int) -> int:

@@ -84,6 +84,7 @@ class Registry:
         self._failures: tuple[PluginFailure, ...] = ()
         self._registered: list[tuple[object, PluginInfo]] = []
         self._tables: tuple[object, dict[str, Mapping[str, Any]]] = (None, {})
+        self._built: tuple[tuple[PluginInfo, ...], dict[tuple[str, str], Any]] = ((), {})
 
     @property
     def neurons(self) -> Mapping[str, type[Neuron]]:
@@ -117,15 +118,15 @@ class Registry:
 
         Raises UnknownPlugin with near matches, or InvalidOptions.
         """
-        return _build("neuron", Neuron, lambda: self.neurons, spec, options)
+        return self._find("neuron", Neuron, spec, options)
 
     def estimator(self, spec: str | Mapping[str, Any] | Estimator | type[Estimator], /, **options: Any) -> Estimator:
         """An estimator, by the same rules as `neuron`."""
-        return _build("estimator", Estimator, lambda: self.estimators, spec, options)
+        return self._find("estimator", Estimator, spec, options)
 
     def objective(self, spec: str | Mapping[str, Any] | Objective | type[Objective], /, **options: Any) -> Objective:
         """An objective, by the same rules as `neuron`."""
-        return _build("objective", Objective, lambda: self.objectives, spec, options)
+        return self._find("objective", Objective, spec, options)
 
     def fitting(self, neuron: Neuron) -> dict[str, Estimator]:
         """The estimators, with default options, that accept the neuron."""
@@ -182,6 +183,20 @@ class Registry:
             tables = {f"{kind}s": _merged(getattr(info, f"{kind}s") for info in plugins) for kind in _KINDS}
             self._tables = plugins, tables
         return tables[kind]
+
+    def _find(self, kind: str, base: type[AnyPlugin], spec: Any, options: dict[str, Any]) -> AnyPlugin:
+        if isinstance(spec, base) and not options:
+            return spec
+        if not isinstance(spec, str) or options:
+            return _build(kind, base, lambda: self._table(f"{kind}s"), spec, options)
+        # instances are frozen, so everyone who gives the name alone may have the same one, for as long as no plugin comes or goes
+        plugins, built = self.plugins, self._built
+        if built[0] is not plugins:
+            built = self._built = (plugins, {})
+        if (kind, spec) not in built[1]:
+            built[1][kind, spec] = _build(kind, base, lambda: self._table(f"{kind}s"), spec, options)
+        found: AnyPlugin = built[1][kind, spec]
+        return found
 
     def _load(self) -> None:
         with self._lock:

@@ -20,7 +20,7 @@ import torch
 
 from gradest.errors import InvalidInput
 
-__all__ = ["fused", "record", "select", "why"]
+__all__ = ["fused", "record", "select", "transformed", "why"]
 
 _MODULES = {"reference": "gradest.kernels.reference", "cpu": "gradest.kernels.cpu"}
 
@@ -62,11 +62,17 @@ def select(name: str, device: torch.device) -> Callable[..., Any]:
     return fused(name, device) or getattr(_import(_MODULES["reference"]), name)
 
 
+def transformed() -> bool:
+    """Whether this runs inside torch.func.vmap, grad, or another of torch's function transforms."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def _module(device: torch.device) -> Any:
     wanted = os.environ.get("GRADEST_KERNELS", "")
     if wanted not in ("", *_MODULES):
         raise InvalidInput(f"GRADEST_KERNELS is {' or '.join(_MODULES)}, or not set; it is {wanted!r}")
-    chosen = "reference" if device.type != "cpu" else wanted or "cpu"
+    # what torch.func transforms is plain torch, through which it sees
+    chosen = "reference" if device.type != "cpu" or transformed() else wanted or "cpu"
     return _import(_MODULES[chosen])
 
 

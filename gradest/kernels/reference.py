@@ -57,7 +57,7 @@ def sigmoid(x: Tensor) -> Tensor:
     x is clamped from below where exp(-x) would overflow, so that value and derivative stay finite at any x.
     """
     x = widen(x)
-    return 1 / (1 + torch.exp(-x.clamp(min=-80.0 if x.dtype == torch.float32 else -700.0)))
+    return (1 + torch.exp(-x.clamp_min(-80.0 if x.dtype == torch.float32 else -700.0))).reciprocal()
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -1,0 +1,151 @@
+"""What gradest adds to a training step so small that arithmetic costs nothing: `make bench`, or
+`pytest -m benchmark -s tests/benchmarks/test_overhead.py`.
+
+Each case is forward and backward at a batch of 1 x 10 with a quadratic loss, against the same estimator written by hand in
+torch. Both take turns; what is printed is the median of the differences between neighbours, with the quartiles, in
+microseconds. Nothing is asserted but that both sides estimate the same gradient.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import gradest
+from gradest.expectation import ask, tell
+from gradest.nn import Expectation, Stochastic, broadcast_loss
+
+pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
+
+ROUNDS, REPEAT = 41, 50
+WEIGHT = torch.linspace(-1, 1, 10)
+Step = Callable[[Tensor], object]
+
+
+def f(h: Tensor) -> Tensor:
+    return (h * WEIGHT).sum(-1) ** 2
+
+
+def reinforce(a: Tensor) -> None:
+    p = torch.sigmoid(a.detach())
+    h = (torch.rand_like(p) < p).float()
+    loss = f(h)
+    carry(a, loss, loss[..., None] * (h - p))
+
+
+def rloo(a: Tensor) -> None:
+    p = torch.sigmoid(a.detach())
+    h = (torch.rand(2, *a.shape) < p).float()
+    loss = f(h)
+    mean = loss.mean(0)
+    carry(a, mean, ((loss - mean)[..., None] * (h - p)).sum(0))
+
+
+def disarm(a: Tensor) -> None:
+    p, u = torch.sigmoid(a.detach()), torch.rand_like(a)
+    h = torch.stack([u < p, 1 - u < p]).float()
+    loss = f(h)
+    carry(a, loss.mean(0), 0.5 * (loss[0] - loss[1])[..., None] * (h[0] - h[1]) * torch.sigmoid(a.detach().abs()))
+
+
+def carry(a: Tensor, value: Tensor, gradient: Tensor) -> None:
+    (value + ((a - a.detach()) * gradient).sum(-1)).mean().backward()
+
+
+def straight_through(a: Tensor) -> None:
+    p = torch.sigmoid(a.detach())
+    h = (torch.rand_like(p) < p).float()
+    f(h + a - a.detach()).mean().backward()
+
+
+BY_HAND: dict[str, Step] = {
+    "reinforce": reinforce,
+    "rloo": rloo,
+    "disarm": disarm,
+    "straight_through": straight_through,
+}
+
+
+def expect(name: str) -> Step:
+    return lambda a: gradest.expect(f, a, "bernoulli", name)[0].mean().backward()
+
+
+def expect_built(name: str) -> Step:
+    neuron, estimator = gradest.neuron("bernoulli"), gradest.estimator(name)
+    return lambda a: gradest.expect(f, a, neuron, estimator)[0].mean().backward()
+
+
+def ask_and_tell(name: str) -> Step:
+    neuron, estimator = gradest.neuron("bernoulli"), gradest.estimator(name)
+
+    def step(a: Tensor) -> None:
+        draw, state = ask(neuron, estimator, a, gradest.Key(3))
+        points = draw.points.requires_grad_("grad" in estimator.needs)
+        loss = f(points)
+        grad = torch.autograd.grad(loss.sum(), points)[0] if "grad" in estimator.needs else None
+        a.grad, _ = tell(estimator, draw, gradest.Feedback(loss.detach(), grad), state)
+
+    return step
+
+
+def expectation_layer(name: str) -> Step:
+    layer = Expectation("bernoulli", name)
+    return lambda a: layer(f, a).mean().backward()
+
+
+def stochastic_layer(name: str) -> Step:
+    layer = Stochastic("bernoulli", name)
+    if name == "straight_through":
+        return lambda a: f(layer(a)).mean().backward()
+    return lambda a: broadcast_loss(layer, f(layer(a))).backward()
+
+
+WAYS = {
+    "expect, by name": expect,
+    "expect": expect_built,
+    "ask and tell": ask_and_tell,
+    "nn.Expectation": expectation_layer,
+    "nn.Stochastic": stochastic_layer,
+}
+
+
+def seconds(step: Step, given: Tensor) -> float:
+    start = time.perf_counter()
+    for _ in range(REPEAT):
+        step(given.detach().requires_grad_())
+    return (time.perf_counter() - start) / REPEAT
+
+
+def mean_gradient(step: Step, given: Tensor, steps: int = 400) -> Tensor:
+    a = given.expand(64, -1).clone().requires_grad_()
+    total = torch.zeros(10)
+    for _ in range(steps):
+        a.grad = None
+        step(a)
+        assert a.grad is not None
+        total += a.grad.sum(0)
+    return total / steps
+
+
+@pytest.mark.parametrize("estimator", BY_HAND)
+def test_overhead(estimator):
+    torch.manual_seed(0)
+    by_hand, given = BY_HAND[estimator], torch.randn(1, 10)
+    print(f"\n{estimator}, 1 x 10 float32, forward and backward, µs; by hand {1e6 * seconds(by_hand, given):.0f}")
+    print(f"  {'':18} {'median':>8} {'over by hand':>13} {'quartiles':>15}")
+    for way, make in WAYS.items():
+        if way == "nn.Stochastic" and estimator in ("rloo", "disarm"):
+            continue  # two samples do not fit a layer that emits one
+        step = make(estimator)
+        if way != "ask and tell":
+            gap = (mean_gradient(step, given) - mean_gradient(by_hand, given)).abs().max()
+            assert gap < 0.5 * mean_gradient(by_hand, given).abs().max()
+        seconds(step, given)
+        pairs = [(seconds(step, given), seconds(by_hand, given)) for _ in range(ROUNDS)]
+        low, middle, high = statistics.quantiles([1e6 * (x - y) for x, y in pairs], n=4)
+        print(f"  {way:18} {1e6 * statistics.median(x for x, _ in pairs):8.0f} {middle:13.0f} {low:7.0f}-{high:.0f}")
