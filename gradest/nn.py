@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from gradest.ears import ear, whisper
 from gradest.errors import Incompatible, InvalidInput, MissingLoss
 from gradest.estimator import Draw, Estimator, Feedback, State
 from gradest.expectation import EstimatorSpec, NeuronSpec, ask, check_pre_activations, expect, tell
@@ -26,9 +27,13 @@ from gradest.kernels import transformed
 from gradest.kernels.reference import widen
 from gradest.neuron import Neuron
 from gradest.objective import Loss
-from gradest.operators import Handle, ear, emit
 from gradest.random import Key, fresh_seed, fresh_seed_tensor
 from gradest.registry import registry
+
+try:
+    from gradest.operators import Handle, emit
+except ImportError:  # before torch 2.13 no operator takes an object
+    Handle = emit = None  # type: ignore[assignment, misc]
 
 __all__ = ["Evaluation", "Expectation", "Stochastic", "broadcast_loss"]
 
@@ -107,9 +112,10 @@ class Stochastic(_StochasticModule):
     The estimator's state is in buffers from the first training step on: it is in state_dict, and moves with the module. A
     layer that is used several times before one backward gives each use the same state, and averages their next ones.
 
-    torch.compile(fullgraph=True) keeps it in the graph, with any neuron and estimator. Where the estimator has a state, call the
-    model once before, as its shapes follow from the input. torch.func maps over a layer and differentiates it where the estimator
-    has no state and uses no autograd of its own; vmap's `randomness` says whether examples share their noise.
+    torch.compile(fullgraph=True) keeps it in the graph, with any neuron and estimator, from torch 2.13 on; with an older torch it
+    breaks the graph. Where the estimator has a state, call the model once before, as its shapes follow from the input.
+    torch.func maps over a layer and differentiates it where the estimator has no state and uses no autograd of its own; vmap's
+    `randomness` says whether examples share their noise.
     """
 
     def __init__(
@@ -124,7 +130,7 @@ class Stochastic(_StochasticModule):
             )
         self._pending: weakref.WeakKeyDictionary[_Pass, tuple[_Ticket, Tensor]] = weakref.WeakKeyDictionary()
         self._ears: list[Tensor] = []  # of uses in compiled code, and inside transforms of torch.func
-        self._handle = Handle(self)
+        self._handle = None if emit is None else Handle(self)
         self._steps = 0  # how often the state has moved on
         self._merged = 0  # how many uses the last move is the average of
 
@@ -133,13 +139,17 @@ class Stochastic(_StochasticModule):
         return {name: value for name, value in self.__dict__.items() if name not in ("_pending", "_ears", "_handle")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        fresh = {"_pending": weakref.WeakKeyDictionary(), "_ears": [], "_handle": Handle(self)}
+        fresh = {
+            "_pending": weakref.WeakKeyDictionary(),
+            "_ears": [],
+            "_handle": None if emit is None else Handle(self),
+        }
         super().__setstate__({**state, **fresh})  # type: ignore[no-untyped-call]
 
     def forward(self, a: Tensor) -> Tensor:
         """One sample of the neuron in training; what `evaluation` says otherwise."""
         if torch.compiler.is_compiling():
-            return self._compiled(a)
+            return self._outside(a) if emit is None else self._compiled(a)
         if transformed():
             return self._transformed(a)
         if not self.training:
@@ -155,6 +165,13 @@ class Stochastic(_StochasticModule):
             self._pending[waiting] = (ticket, anchor)
         out: Tensor = h
         return out
+
+    @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
+        reason="a gradest.nn.Stochastic layer is part of a whole graph from torch 2.13 on"
+    )
+    def _outside(self, a: Tensor) -> Tensor:
+        h: Tensor = self(a)
+        return h
 
     def _transformed(self, a: Tensor) -> Tensor:
         """`forward` inside a transform of torch.func."""
@@ -287,7 +304,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Literal["mean", "s
         if isinstance(layer, Stochastic):
             for listening in layer._take_ears():
                 spread = _spread(loss, listening.shape[1:], layer.neuron)
-                total = total + _Whisper.apply(listening, spread, share)  # type: ignore[no-untyped-call]
+                total = total + whisper(listening, spread, share)
             if torch.compiler.is_compiling():
                 continue
             for ticket, anchor in layer._take_pending():
@@ -404,26 +421,6 @@ class _Pure(torch.autograd.Function):
         grad_h = torch.zeros_like(a) if grad_h is None else grad_h
         grad_ear = a.new_zeros(3, 0) if grad_ear is None else grad_ear
         return ctx.layer._tell(a, [], seed, 0, grad_h, grad_ear), None, None
-
-
-class _Whisper(torch.autograd.Function):
-    """A zero, whose backward tells an ear what there is to hear; see `gradest.operators`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(ear: Tensor, loss: Tensor, share: float) -> Tensor:
-        return ear.new_zeros(())
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
-        ear, loss, ctx.share = inputs
-        ctx.save_for_backward(loss.to(ear.dtype))
-
-    @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None]:
-        (loss,) = ctx.saved_tensors
-        return torch.stack([loss, (scale * ctx.share).expand_as(loss), torch.ones_like(loss)]), None, None
 
 
 def _key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None) -> Key:

@@ -6,9 +6,7 @@
 torch.compile looks into neither, so any plugin may be inside. To it the layer is an opaque object, an input of the graph that
 nothing is specialised on. The seed is taken as the operator runs, from the generator that eager code takes it from. torch would
 merge two operators with equal arguments; it never takes two empty tensors for equal, and so each use is given one as its salt.
-
-The ear is zeros `[3, *batch]`, through which the loss comes back: `gradest.nn.broadcast_loss` has its gradient be, for each
-example, the loss, what backward's scalar holds that loss times, and 1. It is `[0]` where the estimator needs no loss.
+For the ear see `gradest.ears`.
 """
 
 from __future__ import annotations
@@ -21,12 +19,12 @@ from torch import Tensor
 from torch._library.opaque_object import register_opaque_type
 from torch._opaque_base import OpaqueBase
 
-from gradest.kernels.reference import widen
+from gradest.ears import ear
 
 if TYPE_CHECKING:
     from gradest.nn import Stochastic
 
-__all__ = ["Handle", "ear", "emit"]
+__all__ = ["Handle", "emit"]
 
 
 class Handle(OpaqueBase):
@@ -62,11 +60,6 @@ def _(
     handle: Any, a: Tensor, state: list[Tensor], salt: Tensor, hears: bool, event_ndim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     return a.new_empty(a.shape), ear(a, hears, event_ndim), torch.empty(2, dtype=torch.int64)
-
-
-def ear(a: Tensor, hears: bool, event_ndim: int) -> Tensor:
-    """An ear for `a`, `[*batch, *event]`, or the one that does not hear."""
-    return widen(a).new_zeros((3, *a.shape[: a.ndim - event_ndim]) if hears else (0,))
 
 
 @torch.library.custom_op("gradest::tell", mutates_args=())

@@ -2,6 +2,9 @@
 
 import copy
 import functools
+import subprocess
+import sys
+import textwrap
 import warnings
 
 import pytest
@@ -290,3 +293,24 @@ def test_many_points_break_the_graph_and_work():
         assert torch.allclose(*found)
         with pytest.raises(Exception, match="breaks the graph"):
             whole(way)(a)
+
+
+def test_with_a_torch_whose_operators_take_no_objects_a_layer_breaks_the_graph():
+    script = """
+        import sys
+        sys.modules["torch._library.opaque_object"] = None  # as if it were not there
+        import torch, gradest
+        layer = gradest.nn.Stochastic("bernoulli", "straight_through")
+        a = torch.zeros(4, 3, requires_grad=True)
+        compiled = torch.compile(lambda a: layer(a) * 2, backend="eager")
+        compiled(a).sum().backward()
+        assert torch.equal(a.grad, torch.full((4, 3), 2.0)), a.grad
+        try:
+            torch.compile(lambda a: layer(a) * 2, backend="eager", fullgraph=True)(a)
+        except Exception as error:
+            assert "from torch 2.13 on" in str(error), error
+        else:
+            raise AssertionError("it must say why")
+    """
+    ran = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
