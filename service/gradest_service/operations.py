@@ -310,14 +310,14 @@ def _objective(spec: Any, neuron: Neuron, a: Tensor, settings: Settings) -> Obje
     batch = nothing.shape[: nothing.ndim - neuron.event_ndim]
     has_tensors = any(isinstance(option, Tensor) and option.ndim for option in dict(objective).values())
     try:
-        fits = objective(nothing).shape == batch
+        losses = objective(nothing)
     except GradestError:
         raise
     except Exception as error:
         if not has_tensors:
             raise
         raise _misfit(objective, a) from error
-    if not fits:
+    if not isinstance(losses, Tensor) or losses.shape != batch:
         raise (
             _misfit(objective, a) if has_tensors else PluginFault(f"{objective.name}.__call__ must give a loss a point")
         )

@@ -206,17 +206,25 @@ def _add_catalog(kind: str, describe: Callable[[Any], dict[str, Any]], descripti
     async def list_all(request: Request) -> Response:
         return await _json(request, lambda: [describe(cls) for cls in table().values()])
 
-    async def show(request: Request, name: str) -> Response:
-        return await _json(request, lambda: describe_fully(name))
+    async def show(request: Request) -> Response:
+        return await _json(request, lambda: describe_fully(request.path_params["name"]))
+
+    def add(path: str, endpoint: Endpoint, summary: str, schema: dict[str, Any], *, named: bool) -> None:
+        # declared here, for FastAPI would promise a 422 of its own with it
+        name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+        router.add_api_route(
+            path,
+            endpoint,
+            name=summary,
+            summary=summary,
+            tags=["registry"],
+            responses=_answer(summary, {JSON.media_type: schema}) | (documented(404) if named else {}) | _COUNTED,
+            openapi_extra={"parameters": [name]} if named else None,
+        )
 
     one = _refer(description)
-    every = {"schema": {"type": "array", "items": one["schema"]}}
-    for path, endpoint, summary, schema, errors in (
-        (f"/v1/{kind}s", list_all, f"Every {kind}", every, _COUNTED),
-        (f"/v1/{kind}s/{{name}}", show, f"One {kind}", one, documented(404) | _COUNTED),
-    ):
-        responses = _answer(summary, {JSON.media_type: schema}) | errors
-        router.add_api_route(path, endpoint, name=summary, summary=summary, tags=["registry"], responses=responses)
+    add(f"/v1/{kind}s", list_all, f"Every {kind}", {"schema": {"type": "array", "items": one["schema"]}}, named=False)
+    add(f"/v1/{kind}s/{{name}}", show, f"One {kind}", one, named=True)
 
 
 def _json_answer(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:

@@ -177,6 +177,7 @@ class RecommendRequest(BaseModel):
     neuron: Plugin = Field("bernoulli", description='a name, or {"name": ..., and its options}')
     bring: list[Literal["loss", "grad", "relaxed"]] = Field(
         ["loss"],
+        min_length=1,
         description="what the caller can bring, separated by commas: loss; grad, dL/dh; relaxed, both between outputs too",
     )
     evaluations: int | None = Field(None, ge=1, description="of the loss, that one step may cost; any if not given")

@@ -1,5 +1,6 @@
 """How a process stops: seen coming, without losing what it accepted, and at once if told twice."""
 
+import json
 import os
 import signal
 import subprocess
@@ -142,3 +143,49 @@ def test_the_process_ends_even_where_a_plugin_hangs():
         assert hanging().status_code == 504
         assert process.wait(20) == 1
         assert "still at work" in process.stderr.read()
+
+
+def test_under_load_every_accepted_request_is_answered():
+    """Clients with a connection a request, before, during and after the signal: each is answered, or never let in."""
+    with serving(drain_seconds=1, threads=1) as (process, client):
+        url, stop, outcomes = f"{client.base_url}/v1/estimate", threading.Event(), []
+
+        def ask():
+            while not stop.is_set():
+                try:
+                    outcomes.append(httpx.post(url, json=slow(0.02), timeout=60).status_code)
+                except httpx.ConnectError:
+                    return  # the port is closed
+                except httpx.HTTPError as error:
+                    outcomes.append(error)
+
+        askers = [threading.Thread(target=ask) for _ in range(8)]
+        for asker in askers:
+            asker.start()
+        for _ in range(10):
+            begun(process)
+        process.send_signal(signal.SIGTERM)
+        drain = threading.Thread(target=process.stdout.read)
+        drain.start()
+        assert process.wait(30) == 0
+        stop.set()
+        for thread in (*askers, drain):
+            thread.join()
+        assert len(outcomes) > 20
+        assert set(outcomes) == {200}
+
+
+def test_a_stream_that_is_stopped_says_so():
+    with serving(drain_seconds=0, shutdown_seconds=1) as (process, client):
+        body, answers = slow(600), []
+        headers = {"Accept": "text/event-stream"}
+        asker = threading.Thread(
+            target=lambda: answers.append(client.post("/v1/estimate", json=body, headers=headers).text)
+        )
+        asker.start()
+        begun(process)
+        process.send_signal(signal.SIGTERM)
+        asker.join(20)
+        event, data = answers[0].strip().split("\n")
+        assert event == "event: error"
+        assert json.loads(data.removeprefix("data: "))["status"] == 503

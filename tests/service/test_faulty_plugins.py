@@ -108,7 +108,6 @@ def longer(x):
 
 
 nothing = on_result(lambda x: None)
-ODD = {"neuron": {"neuron": "odd"}, "estimator": {"estimator": "odd"}, "objective": {"objective": "odd"}}
 BODIES = {
     "sample": {"neuron": "bernoulli", "a": [[0.5, -1.0, 2.0]], "seed": 1},
     "forward": {"neuron": "bernoulli", "estimator": "straight_through", "a": [[0.5, -1.0, 2.0]], "seed": 1},

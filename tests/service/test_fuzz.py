@@ -71,7 +71,7 @@ def test_the_whole_document_is_true(start):
     service = start(**SMALL)
     fuzz(service, "-n", "40")
     paths = httpx.get(f"{service.base_url}/openapi.json").json()["paths"]
-    assert accepted(service) == paths.keys() - {"/metrics"}  # that counts itself later
+    assert accepted(service) >= paths.keys() - {"/metrics"}  # that counts itself later
 
 
 @pytest.mark.slow
