@@ -19,7 +19,6 @@ from gradest.kernels import fused, reference, select
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
-on_device = [] if INTERPRETED else [pytest.mark.gpu]
 
 NEURONS = {
     "binary": "bernoulli",
@@ -33,13 +32,8 @@ if not INTERPRETED:
     SHAPES += [(70_000, 7, 2), (7, 70_001, 3), (3000, 1024, 2), (1, 1, 300)]
 
 
-def group(*marks):
-    def mark(test):
-        for one in (*on_device, *marks):
-            test = one(test)
-        return test
-
-    return mark
+def on_a_device(test):
+    return test if INTERPRETED else pytest.mark.gpu(test)
 
 
 @pytest.fixture(autouse=True)
@@ -57,25 +51,17 @@ def test_in_the_interpreter():
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 20
 
 
-def words(rows):
-    generator = torch.Generator().manual_seed(rows)
-    seed0, seed1, row = torch.randint(-(1 << 31), 1 << 31, (3, rows), generator=generator).int()
-    return (seed0, seed1), row
-
-
-def on(device, seed, rows):
-    return (seed[0].to(device), seed[1].to(device)), rows.to(device)
-
-
-@group()
+@on_a_device
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "units", "draws"), SHAPES)
 def test_uniform_numbers_are_the_references_bits(rows, units, draws, dtype):
-    seed, row = words(rows)
-    for stream in (3, (1 << 32) - 1):
-        found = select("uniform", DEVICE)(*on(DEVICE, seed, row), stream, draws, units, dtype)
-        assert found.dtype == dtype
-        assert torch.equal(found.cpu(), reference.uniform(seed, row, stream, draws, units, dtype))
+    generator = torch.Generator().manual_seed(rows)
+    *seed, row = torch.randint(-(1 << 31), 1 << 31, (3, rows), generator=generator).int()
+    stream = (1 << 32) - rows
+    words = (seed[0].to(DEVICE), seed[1].to(DEVICE)), row.to(DEVICE)
+    found = select("uniform", DEVICE)(*words, stream, draws, units, dtype)
+    assert found.dtype == dtype
+    assert torch.equal(found.cpu(), reference.uniform(seed, row, stream, draws, units, dtype))
 
 
 def both(neuron, key, a, draws, monkeypatch):
@@ -97,7 +83,7 @@ def pre_activations(rows, units, *, classes=0, dtype=torch.float32):
     return (a * torch.tensor([1.0, 6, 300, 1e4])[torch.randint(4, shape, generator=generator)]).to(dtype).to(DEVICE)
 
 
-@group()
+@on_a_device
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
 @pytest.mark.parametrize("kernel", NEURONS)
 def test_fused_kernels_have_the_references_bits(kernel, dtype, monkeypatch):
@@ -110,7 +96,7 @@ def test_fused_kernels_have_the_references_bits(kernel, dtype, monkeypatch):
         assert torch.equal(found, wanted)
 
 
-@group()
+@on_a_device
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_two_values_of_a_binary_unit(dtype, monkeypatch):
     class Odd(type(gradest.neuron("bernoulli"))):
@@ -122,7 +108,7 @@ def test_the_two_values_of_a_binary_unit(dtype, monkeypatch):
     assert torch.equal(found, wanted)
 
 
-@group()
+@on_a_device
 @pytest.mark.parametrize("classes", [1, 1025, 2500])
 def test_many_classes(classes, monkeypatch):
     a = pre_activations(1, 2, classes=classes) / 300
@@ -130,7 +116,7 @@ def test_many_classes(classes, monkeypatch):
     assert torch.equal(found, wanted)
 
 
-@group()
+@on_a_device
 @pytest.mark.parametrize("kernel", NEURONS)
 def test_strides_and_rows(kernel, monkeypatch):
     """Of a, of seeds and of row numbers: a row has the same bits alone."""
@@ -143,7 +129,7 @@ def test_strides_and_rows(kernel, monkeypatch):
     assert torch.equal(alone, found[:, 3:])
 
 
-@group()
+@on_a_device
 @pytest.mark.parametrize("kernel", NEURONS)
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
 def test_nothing_to_draw(kernel, shape):
@@ -151,6 +137,36 @@ def test_nothing_to_draw(kernel, shape):
     a = torch.zeros(*shape, *(4,) * (neuron.event_ndim - 1), device=DEVICE)
     assert neuron.sample(gradest.Key(1), a, 2).shape == (2, *a.shape)
     assert neuron.sample(gradest.Key(1), torch.zeros(2, *a.shape[1:], device=DEVICE), 0).shape == (0, 2, *a.shape[1:])
+
+
+POINTERS = {**dict.fromkeys(("seed0", "seed1", "rows"), "*i32"), **dict.fromkeys(("out", "a"), "*{}")}
+CONSTANTS = {"ROWS": 2, "UNITS": 512, "GROUPS": 2, "CLASSES": 512, "LOW": -0.1, "HIGH": 0.7}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize("kernel", ["uniform", *NEURONS])
+def test_compiled_arithmetic_is_as_ieee_defines_it(kernel, dtype):
+    """No fused multiplication and addition, no approximate division, no flush to 0; needs no device."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from gradest.kernels import cuda
+
+    function = getattr(cuda, f"_{kernel}")
+    for units in (None, 1):  # Triton compiles another kernel where an integer is 1
+        constants = {name: value for name, value in {**CONSTANTS, "units": units}.items() if value is not None}
+        constants = {name: constants[name] for name in function.arg_names if name in constants}
+        types = {name: POINTERS.get(name, "i32").format(dtype) for name in function.arg_names}
+        source = ASTSource(function, {**types, **dict.fromkeys(constants, "constexpr")}, constants)
+        made = triton.compile(source, GPUTarget("cuda", 90, 32), cuda.IEEE).asm["ptx"]
+        # floor is rounding to an integer, and a subnormal number is not what it is given
+        found = {i for i in re.findall(r"\S+\.f(?:32|64)\S*", made) if i != "cvt.rmi.ftz.f32.f32"}
+        exact = r"(add|sub|mul|div)\.rn|cvt\.r[a-z]+|(abs|neg|mov|setp\.[a-z]+|selp|min|max|ld|st)"
+        assert f"mul.rn.f{dtype[2:]}" in found
+        assert not {i for i in found if not re.fullmatch(rf"({exact})(\.[a-z][0-9]+)+", i)}
 
 
 @pytest.mark.skipif(INTERPRETED, reason="here they may be")
@@ -171,3 +187,56 @@ def test_the_device_chooses_the_kernels(monkeypatch):
     monkeypatch.setenv("GRADEST_KERNELS", "")
     monkeypatch.setattr(torch.version, "hip", "6.0")
     assert select("uniform", device) is reference.uniform
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs the device's memory")
+@pytest.mark.parametrize(("units", "draws"), [(2049, 1), (700, 3)])
+def test_more_than_two_to_the_31_numbers(units, draws):
+    rows = (1 << 20) + 3
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("needs 24 GiB of the device's memory")
+    neuron, a = gradest.neuron("noisy_rectifier"), torch.randn(rows, units, device=DEVICE)
+    h = neuron.sample(gradest.Key(1), a, draws)
+    for row in (0, rows // 2, rows - 1):
+        key = gradest.Key(1, rows=torch.tensor([row], device=DEVICE))
+        assert torch.equal(h[:, row : row + 1], neuron.sample(key, a[row : row + 1], draws))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs streams")
+def test_kernels_run_on_the_current_stream():
+    neuron, a = gradest.neuron("bernoulli"), torch.zeros(1000, 1000, device=DEVICE)
+    neuron.sample(gradest.Key(1), a, 1)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # so that a kernel on another stream would come before what fills a
+        a.fill_(-1e4)
+        h = neuron.sample(gradest.Key(1), a, 1)
+    stream.synchronize()
+    assert not bool(h.any())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs the device")
+def test_kernels_in_a_captured_graph():
+    neuron, key, a = gradest.neuron("noisy_rectifier"), gradest.Key(1), torch.zeros(100, 100, device=DEVICE)
+    neuron.sample(key, a, 2)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        h = neuron.sample(key, a, 2)
+    a.normal_()
+    graph.replay()
+    assert torch.equal(h, neuron.sample(key, a, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs the device")
+def test_every_device_draws_the_same():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two devices")
+    neuron, a = gradest.neuron("bernoulli"), torch.randn(100, 100, device="cuda:0")
+    h = neuron.sample(gradest.Key(1), a.to("cuda:1"), 2)
+    assert h.device == torch.device("cuda:1")
+    assert torch.equal(h.cpu(), neuron.sample(gradest.Key(1), a, 2).cpu())

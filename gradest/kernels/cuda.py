@@ -184,7 +184,7 @@ def _uniform(seed0, seed1, rows, stream, draws, row_count, units, out, ROWS: tl.
     k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     for draw in range(draws):
         tl.store(out + at, _draw(k0, k1, unit, draw, out.dtype.element_ty), mask=inside)
-        out += row_count * units
+        out += row_count.to(tl.int64) * units
 
 
 @_compiled
@@ -209,7 +209,7 @@ def _binary(
     for draw in range(draws):
         u = _draw(k0, k1, unit, draw, p.dtype)
         tl.store(out + at, tl.where(u < p, high, low), mask=inside)
-        out += row_count * units
+        out += row_count.to(tl.int64) * units
 
 
 @_compiled
@@ -219,7 +219,7 @@ def _gated(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl
     for draw in range(draws):
         u = _draw(k0, k1, unit, draw, r.dtype)
         tl.store(out + at, tl.where(u < r, r, 0), mask=inside)
-        out += row_count * units
+        out += row_count.to(tl.int64) * units
 
 
 @_compiled
@@ -230,7 +230,7 @@ def _rectified(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS
         u = _draw(k0, k1, unit, draw, x.dtype)
         z = x + _log(_divide(u, 1.0 - u))
         tl.store(out + at, tl.where(z < 0, 0, z), mask=inside)
-        out += row_count * units
+        out += row_count.to(tl.int64) * units
 
 
 @_inlined
@@ -283,7 +283,7 @@ def _one_hot(
             c = first + tl.arange(0, CLASSES)[None, :]
             h = (c == index[:, None]).to(a.dtype.element_ty)
             tl.store(out + at + c, h, mask=real & (c < classes))
-        out += row_count * units
+        out += row_count.to(tl.int64) * units
 
 
 # --- their callers -----------------------------------------------------------------------------------------------------------
