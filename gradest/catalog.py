@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from gradest.certificate import kept
 from gradest.errors import TooManyPoints
 from gradest.estimator import Estimator, Target
-from gradest.neuron import Neuron
+from gradest.kernels import record, why
+from gradest.neuron import Differentiable, Neuron, Scored
 from gradest.objective import Objective
 from gradest.plugin import Plugin
+from gradest.random import Key
 from gradest.registry import registry
 
 __all__ = [
     "describe",
     "describe_estimator",
     "describe_fully",
+    "describe_kernels",
     "describe_neuron",
     "describe_objective",
     "describe_plugins",
@@ -51,6 +56,45 @@ def describe_estimator(cls: type[Estimator]) -> dict[str, Any]:
         "bias": {name: str(estimator.bias(neuron)) for name, neuron in fitting.items()},
         "evaluations": {name: _evaluations(estimator, neuron) for name, neuron in fitting.items()},
     }
+
+
+def describe_kernels() -> dict[str, list[dict[str, Any]]]:
+    """What computes each neuron with default options on each device: found by drawing, and going back, on a small tensor.
+
+    forward and backward: "fused", in a kernel of the device's own; "noise fused", where the noise alone comes from one; or
+    "torch". Backward is `weighted_score` or `pullback`, None for a neuron that has neither.
+    """
+    devices = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
+    return {
+        "devices": [
+            *({"device": device.type, "kernels": why(device)} for device in devices),
+            *([] if len(devices) > 1 else [{"device": "cuda", "kernels": "none, for torch sees no such device"}]),
+        ],
+        "kernels": [
+            {"neuron": name, "device": device.type, **_kernels(cls(), device)}
+            for device in devices
+            for name, cls in registry.neurons.items()
+        ],
+    }
+
+
+def _kernels(neuron: Neuron, device: torch.device) -> dict[str, str | None]:
+    key, a = Key(0), torch.zeros(1, *(2,) * neuron.event_ndim, device=device)
+    with torch.no_grad():
+        with record() as forward:
+            h = neuron.sample(key, a, 1)
+        with record() as backward:
+            if isinstance(neuron, Scored):
+                neuron.weighted_score(h, a, h.new_ones(1, 1))
+            if isinstance(neuron, Differentiable):
+                neuron.pullback(key, a, h, h)
+    known = isinstance(neuron, Scored | Differentiable)
+    return {"forward": _kind(forward), "backward": _kind(backward) if known else None}
+
+
+def _kind(taken: dict[str, str]) -> str:
+    own = [name for name, module in taken.items() if module != "reference"]
+    return "torch" if not own else "noise fused" if own == ["uniform"] else "fused"
 
 
 def describe_objective(cls: type[Objective]) -> dict[str, Any]:

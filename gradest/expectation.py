@@ -22,6 +22,7 @@ from gradest.enumeration import MAX_POINTS, configurations, count
 from gradest.errors import InvalidInput, TooManyPoints
 from gradest.estimator import Draw, Estimator, Feedback, State, Target, event_shape
 from gradest.executors import run_in_order
+from gradest.kernels import select
 from gradest.kernels.reference import leading_mean, widen
 from gradest.neuron import Neuron
 from gradest.objective import Loss, Objective
@@ -73,8 +74,7 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
 
 def first_non_finite(x: Tensor) -> list[int] | None:
     """The index of the first entry that is infinite or not a number; None if there is none."""
-    # a sum is finite only if all that is added is, and takes a tenth of the time; where it overflows the entries tell
-    if math.isfinite(float(x.sum(dtype=torch.float64))):
+    if select("all_finite", x.device)(x):
         return None
     bad = (~torch.isfinite(x)).nonzero()
     return [int(place) for place in bad[0]] if len(bad) else None

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gradest.kernels import portable
-from gradest.kernels.reference import logit, sigmoid, softplus, widen
+from gradest.kernels import portable, select
+from gradest.kernels.reference import leading_sum, logit, sigmoid, softplus, widen
 from gradest.plugin import Plugin
 from gradest.random import Key
 
@@ -29,6 +29,19 @@ __all__ = [
     "SoftmaxOneHot",
     "Step",
 ]
+
+
+_SHORTCUTS = {
+    "sample": ("forward", "noise"),
+    "antithetic": ("forward", "noise"),
+    "pullback": ("forward", "noise", "backward"),
+    "weighted_score": ("score",),
+}
+"""Methods that may be kernels, and the methods that they stand for."""
+
+
+def _place(cls: type, name: str) -> int:
+    return next(place for place, base in enumerate(cls.__mro__) if name in vars(base))
 
 
 class Neuron(Plugin):
@@ -52,14 +65,21 @@ class Neuron(Plugin):
         """
         return self.forward(a, self.noise(key, a, draws))
 
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """`backward` at the noise of h = sample(key, a, draws), `[draws, *a.shape]`, perhaps without drawing it again.
+
+        An output can tell all that backward takes from its noise. Subclasses that change forward, noise or backward do not
+        inherit what makes use of that.
+        """
+        return self.backward(a, self.noise(key, a, h.shape[0]), grad_h)
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        sample, forward, noise = (
-            next(place for place, base in enumerate(cls.__mro__) if name in vars(base))
-            for name in ("sample", "forward", "noise")
-        )
-        if sample > min(forward, noise):
-            cls.sample = Neuron.sample  # type: ignore[method-assign]
+        for shortcut, parts in _SHORTCUTS.items():
+            owner = next((base for base in cls.__mro__ if shortcut in vars(base)), None)
+            if owner is not None and any(_place(cls, part) < cls.__mro__.index(owner) for part in parts):
+                first = next(base for base in reversed(cls.__mro__) if shortcut in vars(base))
+                setattr(cls, shortcut, vars(first)[shortcut])
 
     @abstractmethod
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
@@ -100,6 +120,13 @@ class Scored(Neuron):
     @abstractmethod
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """d log P(the choice behind h | a) / da, with the value that belongs to the choice held."""
+
+    def weighted_score(self, h: Tensor, a: Tensor, weights: Tensor) -> Tensor:
+        """Σ_k weights_k score(h_k, a), for h `[K, *a.shape]` and weights `[K, *batch]`; perhaps in one pass.
+
+        Subclasses that change score do not inherit a kernel.
+        """
+        return leading_sum(weights[(..., *[None] * self.event_ndim)] * self.score(h, a))
 
 
 class Discrete(Scored):
@@ -174,6 +201,11 @@ class Binary(Discrete, Step):
         """(low, high)."""
         return torch.tensor([self.low, self.high])
 
+    def antithetic(self, key: Key, a: Tensor, pairs: int) -> Tensor:
+        """Outputs at noise u and then at 1 - u, `[2 pairs, *a.shape]`; perhaps without holding the noise."""
+        noise = self.noise(key, a, pairs)
+        return torch.cat([self.forward(a, noise), self.forward(a, 1 - noise)])
+
     def is_high(self, h: Tensor) -> Tensor:
         """1 where h is high and 0 where it is low, in the dtype of h."""
         return (h - self.low) / (self.high - self.low)
@@ -199,6 +231,19 @@ class LogisticBinary(Binary, Relaxable):
         """In one pass where there is a kernel."""
         h = key.fused("binary", a, draws, self.event_ndim, self.low, self.high)
         return super().sample(key, a, draws) if h is None else h
+
+    def antithetic(self, key: Key, a: Tensor, pairs: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = key.fused("antithetic", a, pairs, self.event_ndim, self.low, self.high)
+        return super().antithetic(key, a, pairs) if h is None else h
+
+    def weighted_score(self, h: Tensor, a: Tensor, weights: Tensor) -> Tensor:
+        """In one pass where there is a kernel."""
+        if any(x.requires_grad for x in (h, a, weights)) and torch.is_grad_enabled():
+            return super().weighted_score(h, a, weights)
+        wide = widen(a)
+        kernel = select("logistic_score", a.device)
+        return kernel(wide, h.to(wide.dtype), weights.to(wide.dtype), self.high).to(a.dtype)  # type: ignore[no-any-return]
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """-softplus(-a) where high, -softplus(a) where low."""

@@ -214,6 +214,7 @@ class _Ticket:
         self.layer, self.draw, self.state, self.step = layer, draw, state, step
         self.loss: Tensor | None = None
         self.share = 1.0
+        self.emitted = draw.points
 
     def take(self, loss: Tensor, share: float) -> None:
         batch = self.draw.points.shape[1 : self.draw.points.ndim - self.layer.neuron.event_ndim]
@@ -227,6 +228,9 @@ class _Ticket:
 
     def gradient(self, grad_h: Tensor, scale: Tensor) -> Tensor:
         estimator = self.layer.estimator
+        if self.emitted._version:  # the points may have been written over
+            with torch.no_grad():
+                self.draw = estimator.forward(self.draw.neuron, self.draw.a, self.draw.key, self.state)
         grad = grad_h[None] if "grad" in estimator.needs else None
         if "loss" not in estimator.needs:
             gradient, state = tell(estimator, self.draw, Feedback(None, grad), self.state)
@@ -252,7 +256,11 @@ class _Emit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, ticket: _Ticket) -> tuple[Tensor, Tensor]:
         ctx.ticket, ctx.dtype = ticket, a.dtype
-        return ticket.draw.points[0].to(a.dtype, copy=True), a.new_zeros((), dtype=ticket.draw.a.dtype)
+        h = (
+            ticket.draw.points[0].to(a.dtype).data
+        )  # the memory of the points, but no view of them: it may be written to
+        ticket.emitted = h.detach()  # counts the writes to h
+        return h, a.new_zeros((), dtype=ticket.draw.a.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor, grad_anchor: Tensor) -> tuple[Tensor, None]:

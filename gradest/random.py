@@ -140,7 +140,7 @@ class Key:
         return noise.reshape(draws, *batch_shape, *event_shape)
 
     def fused(self, kernel: str, a: Tensor, draws: int, event_ndim: int, *options: float) -> Tensor | None:
-        """What the kernel of this name draws for `a` `[*batch, *event]` at this key's uniform noise, `[draws, *a.shape]`.
+        """What the kernel of this name draws for `a` `[*batch, *event]` at this key's uniform noise, `[points, *a.shape]`.
 
         None where this device has no such kernel, where autograd would want to see inside it, and for a subclass whose
         numbers come from elsewhere.
@@ -151,7 +151,7 @@ class Key:
         split = a.ndim - event_ndim
         rows = a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
         h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(rows), *options)
-        return h.to(a.dtype).reshape(draws, *a.shape)
+        return h.to(a.dtype).reshape(len(h), *a.shape)
 
     def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor, int]:
         """The words that say which noise it is, flat over the batch: of the seed, of the row, and the stream."""

@@ -147,6 +147,22 @@ def test_list_shows_every_name(run: Run) -> None:
     assert "did not load" not in shown
 
 
+def test_list_shows_what_computes_each_neuron(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run("list", "--kernels", "--json").json
+    assert found["devices"][0] == {"device": "cpu", "kernels": "cpu"}
+    on_cpu = {row["neuron"]: (row["forward"], row["backward"]) for row in found["kernels"] if row["device"] == "cpu"}
+    assert list(on_cpu) == list(gradest.registry.neurons)
+    assert on_cpu["bernoulli"] == on_cpu["noisy_rectifier"] == ("fused", "fused")
+    assert on_cpu["categorical"] == ("fused", "torch")
+    assert on_cpu["gaussian"] == ("noise fused", "noise fused")
+    assert on_cpu["heaviside"] == ("torch", None)
+    monkeypatch.setenv("GRADEST_KERNELS", "reference")
+    found = run("list", "--kernels", "--json").json
+    assert found["devices"][0] == {"device": "cpu", "kernels": "reference, for GRADEST_KERNELS=reference"}
+    assert {(row["forward"], row["backward"]) for row in found["kernels"]} == {("torch", "torch"), ("torch", None)}
+    assert "reference, for GRADEST_KERNELS=reference" in run("list", "--kernels").out
+
+
 def test_list_shows_plugins_that_did_not_load(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     failure = PluginFailure("acme", "1.0", "broken", "import", "ImportError: no [module]")
     monkeypatch.setattr(type(gradest.registry), "failures", (failure,))

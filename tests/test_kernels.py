@@ -10,6 +10,7 @@ import torch
 from scipy import special
 
 import gradest
+import gradest.nn
 from gradest.errors import InvalidInput
 from gradest.kernels import cpu, fused, portable, reference, select
 from gradest.kernels.quadrature import gauss_legendre
@@ -228,6 +229,111 @@ def test_fused_kernels_have_the_references_bits(kernel, dtype, monkeypatch):
             assert torch.equal(a, before)
 
 
+def of_backward(dtype, scale=1.0):
+    """Pre-activations, outputs, gradients and weights of 1 to 9 draws, in shapes that blocks do not divide evenly."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((5, 3), (3, 2, 1100), (700, 2), (1, 1), (0, 3), (2, 0)):
+        for draws in (1, 2, 3, reference.FEW, reference.FEW + 1):
+            a = (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
+            h = torch.rand(draws, *shape, generator=generator, dtype=dtype).round()
+            grad = torch.randn(draws, *shape, generator=generator, dtype=dtype)
+            yield a, h, grad, torch.randn(draws, *shape[:-1], generator=generator, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1, 6, 1e4])
+def test_backward_kernels_have_the_references_bits(dtype, scale):
+    for a, h, grad, weights in of_backward(dtype, scale):
+        positive = h * grad.abs()
+        pairs = torch.cat([h, h.flip(-1)])
+        for name, arguments in (
+            ("logistic_score", (a, h, weights, 1.0)),
+            ("antithetic_score", (a, pairs, weights, 1.0)),
+            ("logistic_backward", (a, grad[0], 1.3, 2.6)),
+            ("gated_backward", (a, positive, grad)),
+            ("rectified_backward", (positive, grad)),
+        ):
+            copies = [x.clone() if isinstance(x, torch.Tensor) else x for x in arguments]
+            found, wanted = getattr(cpu, name)(*arguments), getattr(reference, name)(*arguments)
+            assert found.dtype == wanted.dtype == dtype
+            assert torch.equal(found, wanted), name
+            strided = [x.mT.contiguous().mT if isinstance(x, torch.Tensor) and x.ndim > 1 else x for x in arguments]
+            assert torch.equal(getattr(cpu, name)(*strided), wanted), name
+            assert all(map(same, copies, arguments))
+
+
+def same(one, two):
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+
+
+def test_backward_kernels_are_the_derivatives():
+    """Against the definitions, in float64."""
+    for a, h, grad, weights in of_backward(torch.float64):
+        p = special.expit(a.numpy())
+        b, g, w = h.numpy(), grad.numpy(), weights.numpy()[..., None]
+        pairs = np.concatenate([b, b[..., ::-1]])
+        for found, wanted in (
+            (cpu.logistic_score(a, h, weights, 1.0), (w * (b - p)).sum(0)),
+            (
+                cpu.antithetic_score(a, torch.from_numpy(pairs), weights, 1.0),
+                (w * (b - b[..., ::-1])).sum(0) * special.expit(np.abs(a.numpy())),
+            ),
+            (cpu.logistic_backward(a, grad[0], 1.0, 2.0), 2 * p * (1 - p) * g[0]),
+            (cpu.gated_backward(a, h * torch.from_numpy(p) ** 0.5, grad), b * g * p**0.5 * (1 - p) / 2),
+            (cpu.rectified_backward(h, grad), b * g),
+        ):
+            np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["noisy_rectifier", "stochastic_times_smooth"])
+def test_pullback_is_backward_at_the_noise_drawn_again(name, dtype):
+    neuron, key = gradest.neuron(name), gradest.Key(1)
+    for given in of_backward(torch.float32, scale=3):
+        a, _, grad, _ = (x.to(dtype) for x in given)
+        h = neuron.sample(key, a, len(grad))
+        wanted = neuron.backward(a, neuron.noise(key, a, len(grad)), grad)
+        assert torch.equal(neuron.pullback(key, a, h, grad), wanted)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "bipolar"])
+def test_antithetic_outputs_are_those_of_mirrored_noise(name, monkeypatch):
+    neuron, key = gradest.neuron(name), gradest.Key(1)
+    for a, *_ in of_backward(torch.float32, scale=3):
+        noise = neuron.noise(key, a, 3)
+        wanted = torch.cat([neuron.forward(a, noise), neuron.forward(a, 1 - noise)])
+        assert torch.equal(neuron.antithetic(key, a, 3), wanted)
+        with monkeypatch.context() as patch:
+            patch.setenv("GRADEST_KERNELS", "reference")
+            assert torch.equal(neuron.antithetic(key, a, 3), wanted)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "bipolar", "categorical"])
+def test_weighted_score_is_the_sum_of_scores(name):
+    neuron = gradest.neuron(name)
+    a = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    h = neuron.sample(gradest.Key(1), a, 3)
+    weights = torch.randn(3, *a.shape[: 3 - neuron.event_ndim], dtype=torch.float64)
+    wanted = sum(w[(..., *[None] * neuron.event_ndim)] * neuron.score(x, a) for w, x in zip(weights, h, strict=True))
+    assert torch.allclose(neuron.weighted_score(h, a, weights), wanted, rtol=1e-12, atol=1e-14)
+    moving = a.clone().requires_grad_()
+    assert neuron.weighted_score(h, moving, weights).requires_grad
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_one_entry_that_is_not_finite_is_seen(size, dtype):
+    a = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert cpu.all_finite(a)
+    for place in (0, size // 2 + 1, size - 1):
+        for bad in (torch.inf, -torch.inf, torch.nan):
+            spoilt = a.clone()
+            spoilt[place] = bad
+            assert not cpu.all_finite(spoilt)
+    if size > 1000 and dtype != torch.bfloat16:
+        assert cpu.all_finite(torch.full((size,), torch.finfo(dtype).max, dtype=dtype))
+
+
 def test_many_classes():
     neuron, a = gradest.neuron("categorical"), torch.randn(3, 2, 3000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(neuron.sample(gradest.Key(1), a, 2), neuron.forward(a, neuron.noise(gradest.Key(1), a, 2)))
@@ -273,11 +379,27 @@ def test_what_changes_a_neuron_does_not_inherit_its_kernel():
     class Renamed(bernoulli):
         high = 3.0
 
+    class Scoreless(bernoulli):
+        def score(self, h, a):
+            return torch.zeros_like(h)
+
+    class Steep(type(gradest.neuron("noisy_rectifier"))):
+        def backward(self, a, noise, grad_h):
+            return 2 * super().backward(a, noise, grad_h)
+
     assert float(bernoulli().sample(key, a, 4).mean()) == pytest.approx(0.5, abs=0.1)
     assert not bool(Never().sample(key, a, 4).any())
     assert not bool(Mixed().sample(key, a, 4).any())
     assert torch.equal(Renamed().sample(key, a, 4), 3 * bernoulli().sample(key, a, 4))
     assert "sample" not in vars(Renamed)
+    h = bernoulli().sample(key, a, 2)
+    assert bool(bernoulli().weighted_score(h, a, torch.ones(2, 200)).any())
+    assert not bool(Scoreless().weighted_score(h, a, torch.ones(2, 200)).any())
+    assert not bool(Never().antithetic(key, a, 4).any())
+    assert not bool(Mixed().antithetic(key, a, 4)[:4].any())
+    assert torch.equal(Renamed().antithetic(key, a, 4), 3 * bernoulli().antithetic(key, a, 4))
+    z, ones = Steep().sample(key, a, 2), torch.ones(2, 200, 3)
+    assert torch.equal(Steep().pullback(key, a, z, ones), 2 * (z > 0))
 
 
 def test_samples_can_be_differentiated():
@@ -286,6 +408,34 @@ def test_samples_can_be_differentiated():
     assert torch.equal(h, neuron.sample(gradest.Key(1), a.detach(), 1))
     (slope,) = torch.autograd.grad(h.sum(), a)
     assert torch.equal(slope, (h[0] > 0).float())
+
+
+def test_memory_is_used_again_only_once_its_tensor_is_gone():
+    key, shape = gradest.Key(1), (1 << 19,)
+    first, second = key.uniform((1,), shape), gradest.Key(2).uniform((1,), shape)
+    kept, addresses = first.clone(), {first.data_ptr(), second.data_ptr()}
+    part = second[0, 0, 5:9]
+    wanted = part.clone()
+    del second
+    third = gradest.Key(3).uniform((1,), shape)
+    assert third.data_ptr() not in addresses
+    assert torch.equal(first, kept)
+    assert torch.equal(part, wanted)
+    del part
+    assert gradest.Key(2).uniform((1,), shape).data_ptr() in addresses - {first.data_ptr()}
+
+
+def test_a_layer_may_be_changed_in_place():
+    for neuron, estimator in (("noisy_rectifier", "pathwise"), ("bernoulli", "straight_through")):
+        layer = gradest.nn.Stochastic(neuron, estimator)
+        a = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        gradients = []
+        for change in (lambda h: h + 3, lambda h: h.add_(3)):
+            torch.manual_seed(1)
+            (gradient,) = torch.autograd.grad(change(layer(a)).square().sum(), a)
+            gradients.append(gradient)
+        assert torch.equal(*gradients)
+        assert bool(gradients[0].any())
 
 
 def test_a_draw_holds_no_noise_and_gives_it_again():

@@ -73,10 +73,13 @@ def list_plugins(
     kind: Annotated[Listing | None, typer.Argument(help="All kinds if not given.")] = None,
     as_json: Json = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print estimators as a Markdown table.")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Show what computes each neuron, on each device of this machine.")
+    ] = False,
     url: Url = None,
 ) -> None:
     """Show what is registered, and the plugins that did not load."""
-    from gradest.catalog import estimators_to_markdown
+    from gradest.catalog import describe_kernels, estimators_to_markdown
     from gradest.cli.display import print_json, show_catalog
     from gradest.cli.source import find_source
 
@@ -85,9 +88,14 @@ def list_plugins(
             raise InvalidInput("--markdown is for the estimators: gradest list estimators --markdown")
         print(estimators_to_markdown())
         return
-    with find_source(url) as source:
-        found = source.catalog()
-    shown = {name: rows for name, rows in found.items() if kind in (None, name) or name == "failures"}
+    if kernels:
+        if kind is not None or url is not None:
+            raise InvalidInput("--kernels is for all neurons, on this machine: gradest list --kernels")
+        shown = describe_kernels()
+    else:
+        with find_source(url) as source:
+            found = source.catalog()
+        shown = {name: rows for name, rows in found.items() if kind in (None, name) or name == "failures"}
     if as_json:
         print_json(shown)
     else:

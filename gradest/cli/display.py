@@ -64,6 +64,8 @@ def show_catalog(found: dict[str, list[dict[str, Any]]]) -> None:
         "objectives": ["name", "options", "summary"],
         "plugins": ["distribution", "version", "neurons", "estimators", "objectives"],
         "failures": ["distribution", "version", "entry_point", "phase", "error"],
+        "devices": ["device", "kernels"],
+        "kernels": ["neuron", "device", "forward", "backward"],
     }
     for kind, rows in found.items():
         title = "plugins that did not load" if kind == "failures" else kind

@@ -13,28 +13,55 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
 from gradest.errors import InvalidInput
 
-__all__ = ["fused", "select"]
+__all__ = ["fused", "record", "select", "why"]
 
 _MODULES = {name: f"gradest.kernels.{name}" for name in ("reference", "cpu", "cuda")}
 
 
+_taken: ContextVar[dict[str, str] | None] = ContextVar("taken", default=None)
+
+
+@contextmanager
+def record() -> Iterator[dict[str, str]]:
+    """Inside, the names of the kernels that are taken are put into what it gives, each with the module it is of."""
+    taken: dict[str, str] = {}
+    token = _taken.set(taken)
+    try:
+        yield taken
+    finally:
+        _taken.reset(token)
+
+
+def why(device: torch.device) -> str:
+    """Which kernels a tensor on this device has, and the reason."""
+    chosen, wanted = _module(device).__name__.rpartition(".")[2], os.environ.get("GRADEST_KERNELS", "")
+    if wanted:
+        return f"{chosen}, for GRADEST_KERNELS={wanted}"
+    return chosen if chosen != "reference" else f"reference, for there are no others for {device.type} here"
+
+
 def fused(name: str, device: torch.device) -> Callable[..., Any] | None:
-    """The fused kernel of this name for tensors on this device, or None where there is none. Raises as `select` does."""
-    kernel: Callable[..., Any] | None = getattr(_module(device), name, None)
+    """The fused kernel of this name for tensors on this device, or None. Raises InvalidInput if GRADEST_KERNELS names none."""
+    module = _module(device)
+    kernel: Callable[..., Any] | None = getattr(module, name, None)
+    taken = _taken.get()
+    if taken is not None and kernel is not None:
+        taken[name] = module.__name__.rpartition(".")[2]
     return kernel
 
 
 def select(name: str, device: torch.device) -> Callable[..., Any]:
-    """The kernel of this name for tensors on this device. Raises InvalidInput if GRADEST_KERNELS names none."""
-    kernel: Callable[..., Any] = getattr(_module(device), name)
-    return kernel
+    """The kernel of this name for tensors on this device, or else the reference. Raises as `fused` does."""
+    return fused(name, device) or getattr(_import(_MODULES["reference"]), name)
 
 
 def _module(device: torch.device) -> Any:

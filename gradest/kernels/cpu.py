@@ -5,7 +5,9 @@ many threads as torch uses, which live no longer than the call; so they may be c
 
 Each kernel walks over the elements of `[rows, units]` in blocks that stay in the cache. For a block it works out what all draws
 share, the row keys and what depends on `a` alone, and then draws. Its loops hold nothing that a vector unit cannot do:
-no calls, no conversion between unsigned integers and floating point, no index but the loop's own.
+no calls, no conversion between unsigned integers and floating point, no index but the loop's own. And they are short: a long
+chain of operations that wait for one another fills the processor's queue before those of the next element are in sight, so a
+cipher cut in five loops, and a sigmoid in three, take little more than half the time.
 
 A function whose body raises NotImplementedError is a name for numba alone, which takes the overload that follows it.
 """
@@ -14,8 +16,9 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,14 +26,29 @@ from numba import njit, types, uint32
 from numba.extending import overload
 from torch import Tensor
 
+from gradest.kernels import reference
 from gradest.kernels.portable import CONSTANTS
 
-__all__ = ["binary", "gated", "one_hot", "rectified", "uniform"]
+__all__ = [
+    "all_finite",
+    "antithetic",
+    "antithetic_score",
+    "binary",
+    "gated",
+    "gated_backward",
+    "logistic_backward",
+    "logistic_score",
+    "one_hot",
+    "rectified",
+    "rectified_backward",
+    "uniform",
+]
 
 _NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _PARITY = np.uint32(0x1BD11BDA)
-_BLOCK = 1024  # elements that are worked on at a time
+_BLOCK = 512  # elements that are worked on at a time: with their words and numbers they fit into 32 KiB
 _PER_THREAD = 1 << 16  # elements that are worth a thread
+_REUSED = 1 << 20  # bytes from which on memory is kept for another tensor
 
 _compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = njit(nogil=True, cache=True, error_model="numpy")
 _inlined: Callable[[Callable[..., Any]], Callable[..., Any]] = njit(inline="always")
@@ -44,7 +62,9 @@ def _rotate_left(x: Any, by: Any) -> Any:
 
 
 @_inlined
-def _four_rounds(x0: Any, x1: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+def _four_rounds(x0: Any, x1: Any, k0: Any, k1: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Adds the words of the key, and then goes on by four rounds."""
+    x0, x1 = uint32(x0 + k0), uint32(x1 + k1)
     x0 = uint32(x0 + x1)
     x1 = uint32(_rotate_left(x1, a) ^ x0)
     x0 = uint32(x0 + x1)
@@ -57,15 +77,40 @@ def _four_rounds(x0: Any, x1: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
 
 
 @_inlined
+def _first(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
+    return _four_rounds(x0, x1, k0, k1, 13, 15, 26, 6)
+
+
+@_inlined
+def _second(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
+    return _four_rounds(x0, x1, k1, uint32(uint32(k0 ^ k1 ^ _PARITY) + uint32(1)), 17, 29, 16, 24)
+
+
+@_inlined
+def _third(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
+    return _four_rounds(x0, x1, uint32(k0 ^ k1 ^ _PARITY), uint32(k0 + uint32(2)), 13, 15, 26, 6)
+
+
+@_inlined
+def _fourth(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
+    return _four_rounds(x0, x1, k0, uint32(k1 + uint32(3)), 17, 29, 16, 24)
+
+
+@_inlined
+def _fifth(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
+    k2 = uint32(k0 ^ k1 ^ _PARITY)
+    x0, x1 = _four_rounds(x0, x1, k1, uint32(k2 + uint32(4)), 13, 15, 26, 6)
+    return uint32(x0 + k2), uint32(x1 + k0 + uint32(5))
+
+
+@_inlined
 def _threefry(k0: Any, k1: Any, c0: Any, c1: Any) -> Any:
     """Threefry-2x32, 20 rounds, as in `gradest.kernels.reference.threefry`."""
-    k2 = uint32(k0 ^ k1 ^ _PARITY)
-    x0, x1 = _four_rounds(uint32(c0 + k0), uint32(c1 + k1), 13, 15, 26, 6)
-    x0, x1 = _four_rounds(uint32(x0 + k1), uint32(x1 + k2 + uint32(1)), 17, 29, 16, 24)
-    x0, x1 = _four_rounds(uint32(x0 + k2), uint32(x1 + k0 + uint32(2)), 13, 15, 26, 6)
-    x0, x1 = _four_rounds(uint32(x0 + k0), uint32(x1 + k1 + uint32(3)), 17, 29, 16, 24)
-    x0, x1 = _four_rounds(uint32(x0 + k1), uint32(x1 + k2 + uint32(4)), 13, 15, 26, 6)
-    return uint32(x0 + k2), uint32(x1 + k0 + uint32(5))
+    x0, x1 = _first(c0, c1, k0, k1)
+    x0, x1 = _second(x0, x1, k0, k1)
+    x0, x1 = _third(x0, x1, k0, k1)
+    x0, x1 = _fourth(x0, x1, k0, k1)
+    return _fifth(x0, x1, k0, k1)
 
 
 @_compiled
@@ -98,40 +143,82 @@ def _float32(x0: Any) -> Any:
     return np.float32(np.int32((x0 >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
 
 
-def _draw(where: Any, in_row: Any, draw: Any, out: Any) -> None:
-    """The uniform numbers of a block in one draw, as `reference.uniform_from_words` makes them."""
+def _at(x: Any, i: Any) -> Any:
+    """x[i], or x where it is one number for all."""
     raise NotImplementedError
 
 
-@overload(_draw)
-def _(where: Any, in_row: Any, draw: Any, out: Any) -> Any:
-    def narrow(where: Any, in_row: Any, draw: Any, out: Any) -> None:
-        if in_row:
-            k0, k1, unit = where[0, 0], where[1, 0], where[2, 0]
-            for i in range(out.size):
-                x0, _x1 = _threefry(k0, k1, uint32(unit + uint32(i)), uint32(draw))
-                out[i] = _float32(x0)
-        else:
-            for i in range(out.size):
-                x0, _x1 = _threefry(where[0, i], where[1, i], where[2, i], uint32(draw))
-                out[i] = _float32(x0)
+@overload(_at, inline="always")
+def _(x: Any, i: Any) -> Any:
+    def one_for_each(x: Any, i: Any) -> Any:
+        return x[i]
 
-    def wide(where: Any, in_row: Any, draw: Any, out: Any) -> None:
-        # words first and numbers then, for which vectors hold half as many
-        high, low = where[3], where[4]
-        if in_row:
-            k0, k1, unit = where[0, 0], where[1, 0], where[2, 0]
-            for i in range(out.size):
-                high[i], low[i] = _threefry(k0, k1, uint32(unit + uint32(i)), uint32(draw))
-        else:
-            for i in range(out.size):
-                high[i], low[i] = _threefry(where[0, i], where[1, i], where[2, i], uint32(draw))
+    def one_for_all(x: Any, i: Any) -> Any:
+        return x
+
+    return one_for_each if isinstance(x, types.Array) else one_for_all
+
+
+def _unit(x: Any, i: Any) -> Any:
+    """x[i], or x + i where only the first is given."""
+    raise NotImplementedError
+
+
+@overload(_unit, inline="always")
+def _(x: Any, i: Any) -> Any:
+    def each(x: Any, i: Any) -> Any:
+        return x[i]
+
+    def counted(x: Any, i: Any) -> Any:
+        return uint32(x + uint32(i))
+
+    return each if isinstance(x, types.Array) else counted
+
+
+def _numbers(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -> None:
+    """The uniform numbers of units in one draw, as `reference.uniform_from_words` makes them; words `x` and `y` are scratch."""
+    raise NotImplementedError
+
+
+@overload(_numbers)
+def _(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -> Any:
+    @_inlined
+    def until_the_fourth(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any) -> None:
+        for i in range(x.size):
+            x[i], y[i] = _first(_unit(unit, i), uint32(draw), _at(k0, i), _at(k1, i))
+        for i in range(x.size):
+            x[i], y[i] = _second(x[i], y[i], _at(k0, i), _at(k1, i))
+        for i in range(x.size):
+            x[i], y[i] = _third(x[i], y[i], _at(k0, i), _at(k1, i))
+        for i in range(x.size):
+            x[i], y[i] = _fourth(x[i], y[i], _at(k0, i), _at(k1, i))
+
+    def narrow(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -> None:
+        until_the_fourth(k0, k1, unit, draw, x, y)
+        for i in range(out.size):
+            word, _rest = _fifth(x[i], y[i], _at(k0, i), _at(k1, i))
+            out[i] = np.float32(np.int32((word >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
+
+    def wide(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -> None:
+        until_the_fourth(k0, k1, unit, draw, x, y)
+        for i in range(out.size):
+            x[i], y[i] = _fifth(x[i], y[i], _at(k0, i), _at(k1, i))
         for i in range(out.size):
             # signed words, as these convert in vectors; no step rounds
-            upper = np.float64(np.int32(high[i] ^ uint32(0x80000000))) + 2.0**31
-            out[i] = upper * 2.0**-32 + np.float64(np.int32((low[i] >> uint32(11)) | uint32(1))) * 2.0**-53
+            upper = np.float64(np.int32(x[i] ^ uint32(0x80000000))) + 2.0**31
+            out[i] = upper * 2.0**-32 + np.float64(np.int32((y[i] >> uint32(11)) | uint32(1))) * 2.0**-53
 
     return narrow if out.dtype == types.float32 else wide
+
+
+@_inlined
+def _draw(where: Any, in_row: Any, draw: Any, out: Any) -> None:
+    """The uniform numbers of a block in one draw."""
+    x, y = where[3, : out.size], where[4, : out.size]
+    if in_row:
+        _numbers(where[0, 0], where[1, 0], where[2, 0], draw, x, y, out)
+    else:
+        _numbers(where[0], where[1], where[2], draw, x, y, out)
 
 
 # --- elementary functions, operation by operation as in `gradest.kernels.portable` --------------------------------------------
@@ -158,27 +245,62 @@ _N_STEPS, _W_STEPS = _N.steps, _W.steps
 _N_MASK, _W_MASK = np.int32((1 << _N.mantissa) - 1), np.int64((1 << _W.mantissa) - 1)
 
 
-def _exp(x: Any) -> Any:
+def _reduced(x: Any) -> Any:
+    """z, a whole number, and r with x = z log 2 + r."""
     raise NotImplementedError
 
 
-@overload(_exp, inline="always")
+@overload(_reduced, inline="always")
 def _(x: Any) -> Any:
     def narrow(x: Any) -> Any:
         x = min(max(x, -_N_LIMIT), _N_LIMIT)
         z = np.floor(x * _N_PER_LN2 + np.float32(0.5))
-        r = x - z * _N_LN2[0] - z * _N_LN2[1]
-        y = _N_EXP(r) * r * r + r + np.float32(1)
-        return y * np.int32((np.int32(z) + np.int32(127)) << np.int32(23)).view(np.float32)
+        return z, x - z * _N_LN2[0] - z * _N_LN2[1]
 
     def wide(x: Any) -> Any:
         x = min(max(x, -_W_LIMIT), _W_LIMIT)
         z = np.floor(x * _W_PER_LN2 + 0.5)
-        r = x - z * _W_LN2[0] - z * _W_LN2[1]
-        y = _W_EXP(r) * r * r + r + 1.0
-        return y * np.int64(np.int64(np.int32(z) + np.int32(1023)) << np.int64(52)).view(np.float64)
+        return z, x - z * _W_LN2[0] - z * _W_LN2[1]
 
     return narrow if x == types.float32 else wide
+
+
+def _small_exp(r: Any) -> Any:
+    """e^r."""
+    raise NotImplementedError
+
+
+@overload(_small_exp, inline="always")
+def _(r: Any) -> Any:
+    def narrow(r: Any) -> Any:
+        return _N_EXP(r) * r * r + r + np.float32(1)
+
+    def wide(r: Any) -> Any:
+        return _W_EXP(r) * r * r + r + 1.0
+
+    return narrow if r == types.float32 else wide
+
+
+def _power_of_two(z: Any) -> Any:
+    """2^z."""
+    raise NotImplementedError
+
+
+@overload(_power_of_two, inline="always")
+def _(z: Any) -> Any:
+    def narrow(z: Any) -> Any:
+        return np.int32((np.int32(z) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+    def wide(z: Any) -> Any:
+        return np.int64(np.int64(np.int32(z) + np.int32(1023)) << np.int64(52)).view(np.float64)
+
+    return narrow if z == types.float32 else wide
+
+
+@_inlined
+def _exp(x: Any) -> Any:
+    z, r = _reduced(x)
+    return _small_exp(r) * _power_of_two(z)
 
 
 def _log(x: Any) -> Any:
@@ -231,10 +353,30 @@ def _(x: Any) -> Any:
     return narrow if x == types.float32 else wide
 
 
-@_inlined
-def _sigmoid(x: Any) -> Any:
-    one = type(x)(1)
-    return one / (_exp(-x) + one)
+@_compiled
+def _sigmoids(x: Any, out: Any, power: Any) -> None:
+    """σ(x) of each; `power` is scratch."""
+    one = x.dtype.type(1)
+    for i in range(x.size):
+        power[i], out[i] = _reduced(-x[i])
+    for i in range(x.size):
+        out[i] = _small_exp(out[i])
+    for i in range(x.size):
+        out[i] = one / (out[i] * _power_of_two(power[i]) + one)
+
+
+@_compiled
+def _both_sigmoids(x: Any, p: Any, q: Any, power: Any) -> None:
+    """σ(x) and σ(-x) of each; `power` is scratch."""
+    one = x.dtype.type(1)
+    for i in range(x.size):
+        power[i], q[i] = _reduced(-x[i])
+    for i in range(x.size):
+        q[i] = _small_exp(q[i])
+    for i in range(x.size):
+        e = q[i] * _power_of_two(power[i])
+        p[i] = one / (e + one)
+        q[i] = e * p[i]
 
 
 # --- the kernels -------------------------------------------------------------------------------------------------------------
@@ -263,13 +405,32 @@ def _binary(
         size = min(_BLOCK, last - at)
         in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
         x = a[at : at + size]
-        for i in range(size):
-            p[i] = _sigmoid(x[i])
+        _sigmoids(x, p, u)
         for draw in range(len(out)):
             _draw(where, in_row, draw, u[:size])
             h = out[draw, at : at + size]
             for i in range(size):
                 h[i] = high if u[i] < p[i] else low
+
+
+@_compiled
+def _antithetic(
+    seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any, low: Any, high: Any
+) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    p, u = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    one, pairs = a.dtype.type(1), len(out) // 2
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        _sigmoids(a[at : at + size], p, u)
+        for draw in range(pairs):
+            _draw(where, in_row, draw, u[:size])
+            h, mirror = out[draw, at : at + size], out[pairs + draw, at : at + size]
+            for i in range(size):
+                h[i] = high if u[i] < p[i] else low
+            for i in range(size):
+                mirror[i] = high if one - u[i] < p[i] else low
 
 
 @_compiled
@@ -281,8 +442,9 @@ def _gated(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, fir
         size = min(_BLOCK, last - at)
         in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
         x = a[at : at + size]
+        _sigmoids(x, r, u)
         for i in range(size):
-            r[i] = _sqrt(_sigmoid(x[i]))
+            r[i] = _sqrt(r[i])
         for draw in range(len(out)):
             _draw(where, in_row, draw, u[:size])
             h = out[draw, at : at + size]
@@ -358,6 +520,101 @@ def _one_hot(
                 h[unit + index] = one
 
 
+@_compiled
+def _logistic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: Any, high: Any) -> None:
+    p, q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    units = a.size // weights.shape[1]
+    at = first
+    while at < last:
+        row = at // units
+        size = min(_BLOCK, (row + 1) * units - at, last - at)
+        _both_sigmoids(a[at : at + size], p, q, power)
+        total = out[at : at + size]
+        for k in range(len(h)):
+            weight, x = weights[k, row], h[k, at : at + size]
+            if k == 0:
+                for i in range(size):
+                    total[i] = weight * (q[i] if x[i] == high else -p[i])
+            else:
+                for i in range(size):
+                    total[i] += weight * (q[i] if x[i] == high else -p[i])
+        at += size
+
+
+@_compiled
+def _antithetic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: Any, high: Any) -> None:
+    size_of, p, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    zero, one = a.dtype.type(0), a.dtype.type(1)
+    units, pairs = a.size // weights.shape[1], len(weights)
+    at = first
+    while at < last:
+        row = at // units
+        size = min(_BLOCK, (row + 1) * units - at, last - at)
+        x, total, magnitude = a[at : at + size], out[at : at + size], size_of[:size]
+        for i in range(size):
+            magnitude[i] = abs(x[i])
+        _sigmoids(magnitude, p, power)
+        for k in range(pairs):
+            weight, one_of, other = weights[k, row], h[k, at : at + size], h[pairs + k, at : at + size]
+            if k == 0:
+                for i in range(size):
+                    total[i] = zero
+            for i in range(size):
+                total[i] += weight * ((one if one_of[i] == high else zero) - (one if other[i] == high else zero))
+        for i in range(size):
+            total[i] *= p[i]
+        at += size
+
+
+@_compiled
+def _logistic_backward(a: Any, grad: Any, out: Any, first: Any, last: Any, slope: Any, height: Any) -> None:
+    x, p, q, power = (
+        np.empty(_BLOCK, a.dtype),
+        np.empty(_BLOCK, a.dtype),
+        np.empty(_BLOCK, a.dtype),
+        np.empty(_BLOCK, a.dtype),
+    )
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        given, g, y = a[at : at + size], grad[at : at + size], out[at : at + size]
+        for i in range(size):
+            x[i] = slope * given[i]
+        _both_sigmoids(x[:size], p, q, power)
+        for i in range(size):
+            y[i] = g[i] * (height * (p[i] * q[i]))
+
+
+@_compiled
+def _gated_backward(a: Any, h: Any, grad: Any, out: Any, first: Any, last: Any) -> None:
+    p, q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    zero, half = a.dtype.type(0), a.dtype.type(0.5)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        _both_sigmoids(a[at : at + size], p, q, power)
+        for draw in range(len(h)):
+            x, g, y = h[draw, at : at + size], grad[draw, at : at + size], out[draw, at : at + size]
+            for i in range(size):
+                y[i] = g[i] * (half * x[i] * q[i]) if x[i] > zero else zero
+
+
+@_compiled
+def _rectified_backward(h: Any, grad: Any, out: Any, first: Any, last: Any) -> None:
+    zero = h.dtype.type(0)
+    x, g, y = h[first:last], grad[first:last], out[first:last]
+    for i in range(x.size):
+        y[i] = g[i] if x[i] > zero else zero
+
+
+@_compiled
+def _largest_bits(bits: Any, first: Any, last: Any, mask: Any) -> Any:
+    """The largest of `bits` under `mask`."""
+    largest = bits.dtype.type(0)
+    x = bits[first:last]
+    for i in range(x.size):
+        largest = max(largest, x[i] & mask)
+    return largest
+
+
 # --- their callers -----------------------------------------------------------------------------------------------------------
 
 
@@ -366,7 +623,7 @@ def uniform(
 ) -> Tensor:
     """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers."""
     out = _empty(draws, len(rows), units, dtype=dtype)
-    flat, words = out.flatten(1).numpy(), _words(seed, rows, stream)
+    flat, words = _flat(out, 1), _words(seed, rows, stream)
     _in_threads(lambda first, last: _uniform(*words, units, flat, first, last), flat.shape[1], draws)
     return out
 
@@ -377,6 +634,14 @@ def binary(
     """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`."""
     kind = _NUMPY[a.dtype]
     return _sampled(_binary, seed, rows, stream, draws, a, kind(low), kind(low) + kind(high - low))
+
+
+def antithetic(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, pairs: int, a: Tensor, low: float, high: float
+) -> Tensor:
+    """`binary` at u and at 1 - u, `[2 pairs, rows, units]`: first all at u, then all at 1 - u."""
+    kind = _NUMPY[a.dtype]
+    return _sampled(_antithetic, seed, rows, stream, pairs, a, kind(low), kind(low) + kind(high - low), points=2)
 
 
 def gated(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
@@ -394,6 +659,70 @@ def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, 
     return _sampled(_one_hot, seed, rows, stream, draws, a, classes, size=classes)
 
 
+def all_finite(x: Tensor) -> bool:
+    """As `reference.all_finite`, but never False where all are finite."""
+    if x.numel() < _PER_THREAD or x.dtype not in _NUMPY:
+        return reference.all_finite(x)
+    # the exponents of infinity and NaN are larger than all others
+    constants = CONSTANTS[x.dtype]
+    bits = _flat(x.detach().view(constants.integer))
+    kind = bits.dtype.type
+    mask, found = kind(torch.iinfo(constants.integer).max), []
+
+    def look(first: int, last: int) -> None:
+        found.append(int(_largest_bits(bits, first, last, mask)))
+
+    _in_threads(look, bits.size, 1)
+    return max(found) < (2 * constants.bias + 1) << constants.mantissa
+
+
+def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+    """As `reference.logistic_score`."""
+    if len(h) > reference.FEW or not len(h):
+        return reference.logistic_score(a, h, weights, high)
+    out = _empty(*a.shape, dtype=a.dtype)
+    given = _flat(a), _flat(h, 1), _flat(weights, 1), _flat(out)
+    high = _NUMPY[a.dtype](high)
+    _in_threads(lambda first, last: _logistic_score(*given, first, last, high), a.numel(), len(h))
+    return out
+
+
+def antithetic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+    """As `reference.antithetic_score`."""
+    if len(weights) > reference.FEW or not len(weights):
+        return reference.antithetic_score(a, h, weights, high)
+    out = _empty(*a.shape, dtype=a.dtype)
+    given = _flat(a), _flat(h, 1), _flat(weights, 1), _flat(out)
+    high = _NUMPY[a.dtype](high)
+    _in_threads(lambda first, last: _antithetic_score(*given, first, last, high), a.numel(), len(h))
+    return out
+
+
+def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: float | Tensor) -> Tensor:
+    """As `reference.logistic_backward`."""
+    kind, out = _NUMPY[a.dtype], _empty(*a.shape, dtype=a.dtype)
+    given = _flat(a), _flat(grad), _flat(out)
+    options = kind(slope), kind(height)
+    _in_threads(lambda first, last: _logistic_backward(*given, first, last, *options), a.numel(), 1)
+    return out
+
+
+def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+    """As `reference.gated_backward`."""
+    out = _empty(*h.shape, dtype=a.dtype)
+    given = _flat(a), _flat(h, 1), _flat(grad, 1), _flat(out, 1)
+    _in_threads(lambda first, last: _gated_backward(*given, first, last), a.numel(), len(h))
+    return out
+
+
+def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
+    """As `reference.rectified_backward`."""
+    out = _empty(*h.shape, dtype=h.dtype)
+    given = _flat(h), _flat(grad), _flat(out)
+    _in_threads(lambda first, last: _rectified_backward(*given, first, last), h.numel(), 1)
+    return out
+
+
 def _sampled(
     kernel: Callable[..., None],
     seed: tuple[Tensor, Tensor],
@@ -403,32 +732,68 @@ def _sampled(
     a: Tensor,
     *options: Any,
     size: int = 1,
+    points: int = 1,
 ) -> Tensor:
-    out = _empty(draws, *a.shape, dtype=a.dtype)
-    words, given, flat = _words(seed, rows, stream), a.detach().flatten().numpy(), out.flatten(1).numpy()
+    out = _empty(points * draws, *a.shape, dtype=a.dtype)
+    words, given, flat = _words(seed, rows, stream), _flat(a), _flat(out, 1)
     _in_threads(
         lambda first, last: kernel(*words, given, flat, first, last, *options), a.numel() // max(1, size), size * draws
     )
     return out
 
 
+class _Memory(np.ndarray):
+    """Bytes that wait for another tensor of their size once their own is gone: at most 3 of at most 128 MiB, the last ones.
+
+    A tensor of a step is as large as that of the step before, and to have fresh pages mapped can take several times as long as
+    the drawing.
+    """
+
+    spare: ClassVar[deque[Any]] = deque(maxlen=3)
+
+    @classmethod
+    def of(cls, size: int) -> _Memory:
+        for _ in range(len(cls.spare)):
+            try:
+                memory = cls.spare.popleft()
+            except IndexError:  # another thread has taken it
+                break
+            if memory.size == size:
+                return memory.view(cls)  # type: ignore[no-any-return]
+            cls.spare.append(memory)
+        return np.empty(size, np.uint8).view(cls)  # numpy asks for large pages, which torch does not
+
+    def __del__(self) -> None:
+        if type(self.base) is np.ndarray and self.size <= 1 << 27:
+            self.spare.append(self.base)
+
+
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """As torch.empty. numpy asks for large pages, without which the first touch of the memory takes as long as the drawing."""
-    if math.prod(shape) < _PER_THREAD:
+    """As torch.empty."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _REUSED:
         return torch.empty(shape, dtype=dtype)
-    spare = 64 // dtype.itemsize
-    memory = torch.from_numpy(np.empty(math.prod(shape) + spare, _NUMPY[dtype]))
-    aligned = -memory.data_ptr() % 64 // dtype.itemsize  # as torch aligns
-    return memory[aligned : aligned + math.prod(shape)].view(shape)
+    memory = torch.from_numpy(_Memory.of(size + 64))
+    aligned = -memory.data_ptr() % 64  # as torch aligns
+    return memory[aligned : aligned + size].view(dtype).view(shape)
+
+
+def _flat(x: Tensor, leading: int = 0) -> Any:
+    """An array of the elements behind the leading dims, which shares the memory of a contiguous tensor."""
+    array = x.detach().contiguous().numpy()  # numpy takes a fraction of torch's time to change a shape
+    return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:]))
 
 
 def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> tuple[Any, ...]:
-    return (*(np.ascontiguousarray(word.numpy()).view(np.uint32) for word in (*seed, rows)), np.uint32(stream))
+    return (*(word.contiguous().numpy().view(np.uint32) for word in (*seed, rows)), np.uint32(stream))
 
 
 def _in_threads(work: Callable[[int, int], None], elements: int, cost: int) -> None:
     """work(first, last) over all elements, cut among threads where there is enough to do, at `cost` numbers an element."""
     parts = max(1, min(torch.get_num_threads(), elements * cost // _PER_THREAD, elements))
+    if parts == 1:
+        work(0, elements)
+        return
     edges = [elements * part // parts for part in range(parts + 1)]
     threads = [threading.Thread(target=work, args=edges[part : part + 2]) for part in range(1, parts)]
     for thread in threads:

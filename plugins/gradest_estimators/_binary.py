@@ -37,9 +37,9 @@ class Antithetic(UnbiasedBinary):
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Asks at h and at its mirror h~."""
-        noise = neuron.noise(key, a, self.samples // 2)
-        points = torch.cat([neuron.forward(a, noise), neuron.forward(a, 1 - noise)])
-        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples), {"noise": noise})
+        assert isinstance(neuron, Binary)
+        points = neuron.antithetic(key, a, self.samples // 2)
+        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))
 
 
 class AllFlips(UnbiasedBinary):

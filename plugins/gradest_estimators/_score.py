@@ -27,6 +27,12 @@ def scores(draw: Draw) -> Tensor:
     return draw.neuron.score(draw.points, draw.a)
 
 
+def weighted_score(draw: Draw, weights: Tensor) -> Tensor:
+    """Σ_k weights_k d log P(h_k | a)/da, `[*batch, *event]`, from weights `[K, *batch]`."""
+    assert isinstance(draw.neuron, Discrete)
+    return draw.neuron.weighted_score(draw.points, draw.a, weights)
+
+
 class OfLogits(Estimator):
     """An estimator for units whose pre-activations are logits: binary with P(high) = σ(a), or one-hot with P = softmax(a)."""
 

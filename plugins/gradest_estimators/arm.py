@@ -24,4 +24,5 @@ class Arm(Antithetic):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over pairs."""
         at, at_mirror = feedback.get_loss().chunk(2)
-        return leading_mean(per_event(at_mirror - at, draw.neuron) * (draw.saved["noise"] - 0.5)), state
+        noise = draw.neuron.noise(draw.key, draw.a, self.samples // 2)
+        return leading_mean(per_event(at_mirror - at, draw.neuron) * (noise - 0.5)), state

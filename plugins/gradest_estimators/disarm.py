@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, per_event
-from gradest.kernels.reference import leading_mean, sigmoid
+from gradest.estimator import Draw, Feedback, State
+from gradest.kernels import select
 from gradest.neuron import Binary
 from gradest_estimators._binary import Antithetic
 
@@ -25,13 +25,12 @@ class Disarm(Antithetic):
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over pairs."""
-        return leading_mean(disarm(draw.points, feedback.get_loss(), draw)), state
+        return disarm(draw.points, feedback.get_loss(), draw), state
 
 
 def disarm(pairs: Tensor, loss: Tensor, draw: Draw) -> Tensor:
-    """The estimate of each pair, `[n, *batch, units]`, from points `[2n, ...]` in the order of `Antithetic` and their losses."""
+    """The mean of the estimate over pairs, from points `[2n, ...]` in the order of `Antithetic` and losses `[2n, *batch]`."""
     assert isinstance(draw.neuron, Binary)
-    h, mirror = pairs.chunk(2)
     at, at_mirror = loss.chunk(2)
-    apart = (h - mirror) / (draw.neuron.high - draw.neuron.low)
-    return 0.5 * per_event(at - at_mirror, draw.neuron) * apart * sigmoid(draw.a.abs())
+    kernel = select("antithetic_score", draw.a.device)
+    return kernel(draw.a, pairs, (at - at_mirror) / len(pairs), draw.neuron.high)  # type: ignore[no-any-return]

@@ -31,5 +31,5 @@ class HeldNoise(MonteCarlo):
         return Bias.NONE if isinstance(neuron, Reparameterised) else Bias.BIASED
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """The mean over samples of `neuron.backward`."""
-        return leading_mean(draw.neuron.backward(draw.a, draw.noise(), feedback.get_grad())), state
+        """The mean over samples of `neuron.pullback`."""
+        return leading_mean(draw.neuron.pullback(draw.key, draw.a, draw.points, feedback.get_grad())), state

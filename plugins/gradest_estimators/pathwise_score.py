@@ -31,6 +31,6 @@ class PathwiseScore(MonteCarlo):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over samples of both terms."""
         neuron, a = draw.neuron, draw.a
-        path = neuron.backward(a, draw.noise(), feedback.get_grad())
+        path = neuron.pullback(draw.key, a, draw.points, feedback.get_grad())
         score = neuron.score(draw.points, a)  # type: ignore[attr-defined]  # `capabilities` says Scored
         return leading_mean(path + per_event(feedback.get_loss(), neuron) * score), state

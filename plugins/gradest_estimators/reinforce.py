@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, per_event
-from gradest.kernels.reference import leading_mean
-from gradest_estimators._score import ScoreFunction, scores
+from gradest.estimator import Draw, Feedback, State
+from gradest_estimators._score import ScoreFunction, weighted_score
 
 
 class Reinforce(ScoreFunction):
@@ -20,4 +19,4 @@ class Reinforce(ScoreFunction):
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over samples of loss times score."""
-        return leading_mean(per_event(feedback.get_loss(), draw.neuron) * scores(draw)), state
+        return weighted_score(draw, feedback.get_loss() / self.samples), state

@@ -6,10 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, per_event
-from gradest.kernels.reference import leading_mean
+from gradest.estimator import Draw, Feedback, State
 from gradest.neuron import Neuron
-from gradest_estimators._score import ScoreFunction, scores
+from gradest_estimators._score import ScoreFunction, weighted_score
 
 
 class ReinforceAverage(ScoreFunction):
@@ -34,7 +33,7 @@ class ReinforceAverage(ScoreFunction):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Uses the average, then moves it towards the mean loss of this step."""
         loss, total, weight = feedback.get_loss(), state["total"], state["weight"]
-        gradient = leading_mean(per_event(loss - self.average(state).to(loss), draw.neuron) * scores(draw))
+        gradient = weighted_score(draw, (loss - self.average(state).to(loss)) / self.samples)
         if not loss.numel():
             return gradient, state
         keep, new = self.decay, 1 - self.decay

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, per_event
-from gradest.kernels.reference import leading_mean, leading_sum
-from gradest_estimators._score import ScoreFunction, scores
+from gradest.estimator import Draw, Feedback, State
+from gradest.kernels.reference import leading_mean
+from gradest_estimators._score import ScoreFunction, weighted_score
 
 
 class Rloo(ScoreFunction):
@@ -25,4 +25,4 @@ class Rloo(ScoreFunction):
         """Σ_k (L_k - mean L) score_k / (K - 1)."""
         loss = feedback.get_loss()
         centred = loss - leading_mean(loss)
-        return leading_sum(per_event(centred, draw.neuron) * scores(draw)) / (self.samples - 1), state
+        return weighted_score(draw, centred / (self.samples - 1)), state

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State
-from gradest.kernels.reference import leading_mean, sigmoid
+from gradest.kernels import select
+from gradest.kernels.reference import leading_mean
 from gradest.neuron import Binary, Discrete, LogisticBinary, Neuron, SoftmaxOneHot
 from gradest_estimators._one_hot import softmax_backward
 
@@ -58,11 +59,11 @@ class StraightThrough(MonteCarlo):
         """The mean over samples of dL/dh, times d at this slope."""
         neuron, a, grad = draw.neuron, draw.a, leading_mean(feedback.get_grad())
         if self.derivative == "identity":
-            return slope * grad
+            return grad if isinstance(slope, float) and slope == 1 else slope * grad
         if self.derivative == "clipped":
             return slope * grad * (a.abs() <= 1)
         if isinstance(neuron, SoftmaxOneHot):
             return slope * softmax_backward(neuron.probability(slope * a), grad)
         assert isinstance(neuron, Binary)
-        x = slope * a
-        return slope * (neuron.high - neuron.low) * grad * sigmoid(x) * sigmoid(-x)
+        kernel = select("logistic_backward", a.device)
+        return kernel(a, grad, slope, slope * (neuron.high - neuron.low))  # type: ignore[no-any-return]

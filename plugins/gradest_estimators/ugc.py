@@ -52,4 +52,4 @@ class Ugc(UnbiasedBinary):
         rises = rise(draw.neuron, draw.points[0], loss[0], loss[2])
         scale = extreme.sum(-1, keepdim=True).to(loss.dtype)
         flips = torch.where(draw.saved["picked"], scale * slope(draw.a) * rises, 0)
-        return torch.where(extreme, flips, disarm(draw.points[:2], losses[:2], draw)[0]), state
+        return torch.where(extreme, flips, disarm(draw.points[:2], losses[:2], draw)), state

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gradest.kernels import portable
+from gradest.kernels import portable, select
 from gradest.kernels.quadrature import gauss_legendre, spread
 from gradest.kernels.reference import normal_cdf, sigmoid, softplus, widen
 from gradest.neuron import Reparameterised
@@ -62,6 +62,11 @@ class NoisyRectifier(Reparameterised):
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · 1[a + z > 0]."""
         return torch.where(a + noise > 0, grad_h, torch.zeros_like(grad_h)).to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """grad_h · 1[h > 0]."""
+        wide = widen(h)
+        return select("rectified_backward", a.device)(wide, grad_h.to(wide.dtype)).to(a.dtype)  # type: ignore[no-any-return]
 
     def mean(self, a: Tensor) -> Tensor:
         """E[h]; for gaussian noise in a form that keeps its digits in the lower tail, where a Φ + s φ cancels."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.kernels import portable
-from gradest.kernels.reference import sigmoid, softplus, widen
+from gradest.kernels import portable, select
+from gradest.kernels.reference import gated_backward, sigmoid, softplus, widen
 from gradest.neuron import Differentiable, Scored
 from gradest.random import Key
 
@@ -37,8 +37,13 @@ class StochasticTimesSmooth(Differentiable, Scored):
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · b · √p (1 - p) / 2."""
         r = _gate(a)
-        slope = 0.5 * r * sigmoid(-a)
-        return torch.where(noise < r, grad_h * slope, torch.zeros_like(slope)).to(a.dtype)
+        return gated_backward(widen(a), torch.where(noise < r, r, 0), grad_h).to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """grad_h · h (1 - p) / 2, where h is as exact as √p."""
+        if widen(a).dtype != h.dtype:
+            return super().pullback(key, a, h, grad_h)
+        return select("gated_backward", a.device)(a, h, grad_h.to(a.dtype))  # type: ignore[no-any-return]
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """d log P(b)/da = (b - r)(1 + r)/2, r = √p; for b = 1 that is (1 - p)/2, which does not cancel."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import gradest
+import gradest.nn
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 
@@ -82,14 +83,64 @@ def eager_gate(a: Tensor) -> Tensor:
     return torch.where(torch.rand_like(a) < root, root, torch.zeros_like(a))
 
 
-@pytest.mark.parametrize(
-    ("name", "eager"), [("noisy_rectifier", eager_rectifier), ("stochastic_times_smooth", eager_gate)]
-)
+SMOOTH = [("noisy_rectifier", eager_rectifier), ("stochastic_times_smooth", eager_gate)]
+
+
+@pytest.mark.parametrize(("name", "eager"), SMOOTH)
 def test_smooth_neurons(name, eager):
     neuron, key, a = gradest.neuron(name), gradest.Key(1), torch.randn(2048, 4096)
     compare(
         f"{name}, 2048 x 4096 float32",
         {"gradest": lambda: neuron.sample(key, a, 1), "the same in eager torch": lambda: eager(a)},
+    )
+
+
+def step(layer: Callable[[Tensor], Tensor], a: Tensor, grad: Tensor) -> Tensor:
+    (found,) = torch.autograd.grad(layer(a), a, grad)
+    return found
+
+
+@pytest.mark.parametrize(("name", "eager"), SMOOTH)
+def test_steps_of_smooth_layers(name, eager):
+    layer = gradest.nn.Stochastic(name, "held_noise")
+    a, grad = torch.randn(2048, 4096, requires_grad=True), torch.randn(2048, 4096)
+    compare(
+        f"{name}, forward and backward, 2048 x 4096 float32",
+        {"gradest": lambda: step(layer, a, grad), "the same in eager torch": lambda: step(eager, a, grad)},
+    )
+
+
+class EagerStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, derivative: str) -> Tensor:
+        p = torch.sigmoid(a)
+        ctx.save_for_backward(p)
+        ctx.derivative = derivative
+        return (torch.rand_like(p) < p).float()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (p,) = ctx.saved_tensors
+        return grad if ctx.derivative == "identity" else grad * p * (1 - p), None
+
+
+@pytest.mark.parametrize("derivative", ["identity", "sigmoid"])
+def test_steps_of_a_straight_through_layer(derivative):
+    layer = gradest.nn.Stochastic("bernoulli", {"name": "straight_through", "derivative": derivative})
+    a, grad = torch.randn(4096, 4096, requires_grad=True), torch.randn(4096, 4096)
+
+    def detached(a: Tensor) -> Tensor:
+        through = a if derivative == "identity" else torch.sigmoid(a)
+        h = (torch.rand_like(a) < torch.sigmoid(a)).float()
+        return through + (h - through).detach()
+
+    compare(
+        f"bernoulli, straight_through {derivative}, forward and backward, 4096 x 4096 float32",
+        {
+            "gradest": lambda: step(layer, a, grad),
+            "p + (h - p).detach(), eager": lambda: step(detached, a, grad),
+            "an autograd function, eager": lambda: step(lambda a: EagerStraightThrough.apply(a, derivative), a, grad),
+        },
     )
 
 
@@ -119,27 +170,36 @@ def test_small_batches():
         )
 
 
-def test_one_call_of_expect():
-    neuron, estimator, weight, given = (
-        gradest.neuron("bernoulli"),
-        gradest.estimator("rloo"),
-        torch.randn(10),
-        torch.randn(1, 10),
-    )
+@pytest.mark.parametrize(("rows", "units"), [(1, 10), (64, 200)])
+@pytest.mark.parametrize("estimator", ["rloo", "disarm"])
+def test_one_call_of_expect(estimator, rows, units):
+    neuron, weight, given = gradest.neuron("bernoulli"), torch.randn(units), torch.randn(rows, units)
+    ours_by_name = gradest.estimator(estimator)
 
     def f(h: Tensor) -> Tensor:
         return (h * weight).sum(-1) ** 2
 
     def ours() -> None:
         a = given.clone().requires_grad_()
-        gradest.expect(f, a, neuron, estimator, seed=3)[0].sum().backward()
+        gradest.expect(f, a, neuron, ours_by_name, seed=3)[0].sum().backward()
 
     def by_hand() -> None:
         a = given.clone().requires_grad_()
-        p = torch.sigmoid(a)
-        h = (torch.rand(2, 1, 10) < p).float()
-        loss = f(h)
-        gradient = ((loss - loss.mean(0))[..., None] * (h - p.detach())).sum(0)
+        p = torch.sigmoid(a.detach())
+        if estimator == "rloo":
+            h = (torch.rand(2, rows, units) < p).float()
+            loss = f(h)
+            gradient = ((loss - loss.mean(0))[..., None] * (h - p)).sum(0)
+        else:
+            u = torch.rand(rows, units)
+            h = torch.stack([u < p, 1 - u < p]).float()
+            loss = f(h)
+            gradient = 0.5 * (loss[0] - loss[1])[..., None] * (h[0] - h[1]) * torch.sigmoid(a.detach().abs())
         (loss.mean(0) + ((a - a.detach()) * gradient).sum(-1)).sum().backward()
 
-    compare("expect and backward, rloo, 1 x 10", {"gradest": ours, "by hand": by_hand}, rounds=25, repeat=50)
+    compare(
+        f"expect and backward, {estimator}, {rows} x {units}",
+        {"gradest": ours, "by hand": by_hand},
+        rounds=25,
+        repeat=50,
+    )
