@@ -19,10 +19,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gradest.kernels import reference
 from gradest.kernels.portable import CONSTANTS
 from gradest.kernels.reference import signed_word
 
-__all__ = ["binary", "gated", "one_hot", "rectified", "uniform"]
+__all__ = [
+    "IEEE",
+    "antithetic",
+    "antithetic_score",
+    "binary",
+    "gated",
+    "gated_backward",
+    "logistic_score",
+    "one_hot",
+    "rectified",
+    "rectified_backward",
+    "uniform",
+]
 
 IEEE = {"enable_fp_fusion": False}
 """What Triton is told to compile these kernels: no contraction of a product and a sum."""
@@ -32,7 +45,7 @@ _LEAST = 32  # neighbours that a tile is wide, so that memory is read in whole s
 
 _N_STEP, _W_STEP = tl.constexpr(2.0**-24), tl.constexpr(2.0**-53)
 
-_compiled: Callable[..., Any] = triton.jit(do_not_specialize=["stream", "draws", "row_count"])
+_compiled: Callable[..., Any] = triton.jit(do_not_specialize=["stream", "draws", "points", "row_count"])
 _inlined: Callable[..., Any] = triton.jit
 
 # --- the random words --------------------------------------------------------------------------------------------------------
@@ -72,15 +85,21 @@ def _row_keys(seed0, seed1, rows, stream, row, inside):
 
 
 @_inlined
-def _tile(seed0, seed1, rows, stream, row_count, units, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """This program's keys `[ROWS, 1]`, unit numbers `[1, UNITS]`, and places in memory `[ROWS, UNITS]` with their mask."""
+def _places(row_count, units, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """This program's rows `[ROWS]` and units `[UNITS]`, and places in memory `[ROWS, UNITS]` with their mask."""
     across = tl.cdiv(units, UNITS)
     program = tl.program_id(0).to(tl.int64)
     row = program // across * ROWS + tl.arange(0, ROWS)
     unit = program % across * UNITS + tl.arange(0, UNITS)
-    k0, k1 = _row_keys(seed0, seed1, rows, stream, row, row < row_count)
     inside = (row < row_count)[:, None] & (unit < units)[None, :]
-    at = row[:, None] * units + unit[None, :]
+    return row, unit, row[:, None] * units + unit[None, :], inside
+
+
+@_inlined
+def _tile(seed0, seed1, rows, stream, row_count, units, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """This program's keys `[ROWS, 1]`, unit numbers `[1, UNITS]`, and places in memory `[ROWS, UNITS]` with their mask."""
+    row, unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    k0, k1 = _row_keys(seed0, seed1, rows, stream, row, row < row_count)
     return k0[:, None], k1[:, None], unit.to(tl.uint32)[None, :], at, inside
 
 
@@ -170,8 +189,17 @@ def _sqrt(x):
 
 
 @_inlined
+def _both_sigmoids(x):
+    """σ(x) and σ(-x), the second as e^-x σ(x)."""
+    e = _exp(-x)
+    p = _divide(tl.full(x.shape, 1.0, x.dtype), e + 1.0)
+    return p, e * p
+
+
+@_inlined
 def _sigmoid(x):
-    return _divide(tl.full(x.shape, 1.0, x.dtype), _exp(-x) + 1.0)
+    p, _q = _both_sigmoids(x)
+    return p
 
 
 # --- the kernels -------------------------------------------------------------------------------------------------------------
@@ -210,6 +238,33 @@ def _binary(
         u = _draw(k0, k1, unit, draw, p.dtype)
         tl.store(out + at, tl.where(u < p, high, low), mask=inside)
         out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _antithetic(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    points,
+    row_count,
+    units,
+    out,
+    a,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    p = _sigmoid(tl.load(a + at, mask=inside, other=0))
+    low, high = tl.full(p.shape, LOW, p.dtype), tl.full(p.shape, HIGH, p.dtype)
+    count = row_count.to(tl.int64) * units
+    for draw in range(points // 2):
+        u = _draw(k0, k1, unit, draw, p.dtype)
+        tl.store(out + at, tl.where(u < p, high, low), mask=inside)
+        tl.store(out + points // 2 * count + at, tl.where(1.0 - u < p, high, low), mask=inside)
+        out += count
 
 
 @_compiled
@@ -286,6 +341,61 @@ def _one_hot(
         out += row_count.to(tl.int64) * units
 
 
+@_compiled
+def _logistic_score(
+    draws, row_count, units, out, a, h, weights, HIGH: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr
+):
+    row, _unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    p, q = _both_sigmoids(tl.load(a + at, mask=inside, other=0))
+    total = tl.zeros_like(p)
+    for _ in range(draws):
+        weight = tl.load(weights + row, mask=row < row_count, other=0)[:, None]
+        total += weight * tl.where(tl.load(h + at, mask=inside, other=0) == HIGH, q, -p)
+        h += row_count.to(tl.int64) * units
+        weights += row_count
+    tl.store(out + at, total, mask=inside)
+
+
+@_compiled
+def _antithetic_score(
+    draws, row_count, units, out, a, h, weights, HIGH: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr
+):
+    row, _unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    p = _sigmoid(tl.abs(tl.load(a + at, mask=inside, other=0)))
+    total, count = tl.zeros_like(p), row_count.to(tl.int64) * units
+    for _ in range(draws):
+        weight = tl.load(weights + row, mask=row < row_count, other=0)[:, None]
+        first = (tl.load(h + at, mask=inside, other=0) == HIGH).to(p.dtype)
+        second = (tl.load(h + draws * count + at, mask=inside, other=0) == HIGH).to(p.dtype)
+        total += weight * (first - second)
+        h += count
+        weights += row_count
+    tl.store(out + at, total * p, mask=inside)
+
+
+@_compiled
+def _gated_backward(draws, row_count, units, out, a, h, grad, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    _row, _unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    _p, q = _both_sigmoids(tl.load(a + at, mask=inside, other=0))
+    for _ in range(draws):
+        x, g = tl.load(h + at, mask=inside, other=0), tl.load(grad + at, mask=inside, other=0)
+        tl.store(out + at, tl.where(x > 0, g * (x * 0.5 * q), 0), mask=inside)
+        h += row_count.to(tl.int64) * units
+        grad += row_count.to(tl.int64) * units
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _rectified_backward(draws, row_count, units, out, h, grad, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    _row, _unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    for _ in range(draws):
+        x, g = tl.load(h + at, mask=inside, other=0), tl.load(grad + at, mask=inside, other=0)
+        tl.store(out + at, tl.where(x > 0, g, 0), mask=inside)
+        h += row_count.to(tl.int64) * units
+        grad += row_count.to(tl.int64) * units
+        out += row_count.to(tl.int64) * units
+
+
 # --- their callers -----------------------------------------------------------------------------------------------------------
 
 
@@ -294,15 +404,21 @@ def uniform(
 ) -> Tensor:
     """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers."""
     out = torch.empty(draws, len(rows), units, dtype=dtype, device=rows.device)
-    return _over_units(_uniform, seed, rows, stream, out)
+    return _by_tiles(_uniform, out, (*_words(seed, rows, stream), *out.shape))
 
 
 def binary(
     seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, low: float, high: float
 ) -> Tensor:
     """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`."""
-    up = float(torch.tensor(low, dtype=a.dtype) + torch.tensor(high - low, dtype=a.dtype))
-    return _sampled(_binary, seed, rows, stream, draws, a, LOW=low, HIGH=up)
+    return _sampled(_binary, seed, rows, stream, draws, a, **_values(low, high, a.dtype))
+
+
+def antithetic(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, pairs: int, a: Tensor, low: float, high: float
+) -> Tensor:
+    """`binary` at u and at 1 - u, `[2 pairs, rows, units]`: first all at u, then all at 1 - u."""
+    return _sampled(_antithetic, seed, rows, stream, 2 * pairs, a, **_values(low, high, a.dtype))
 
 
 def gated(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
@@ -317,54 +433,75 @@ def rectified(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int
 
 def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
     """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
-    width = min(triton.next_power_of_2(max(1, classes)), _TILE)
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
-    programs = triton.cdiv(a.numel() // max(1, classes), _TILE // width)
-    return _launch(
-        _one_hot,
-        programs,
-        seed,
-        rows,
-        stream,
-        out,
-        a.detach().contiguous(),
-        classes,
-        GROUPS=_TILE // width,
-        CLASSES=width,
-    )
+    width = min(triton.next_power_of_2(max(1, classes)), _TILE)
+    height = _TILE // width
+    programs = triton.cdiv(a.numel() // max(1, classes), height)
+    given = (*_words(seed, rows, stream), *out.shape, out, a, classes)
+    return _launch(_one_hot, programs, out, given, GROUPS=height, CLASSES=width)
+
+
+def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+    """As `reference.logistic_score`."""
+    if len(weights) > reference.FEW:
+        return reference.logistic_score(a, h, weights, high)
+    return _scored(_logistic_score, a, h, weights, high)
+
+
+def antithetic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+    """As `reference.antithetic_score`."""
+    if len(weights) > reference.FEW:
+        return reference.antithetic_score(a, h, weights, high)
+    return _scored(_antithetic_score, a, h, weights, high)
+
+
+def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+    """As `reference.gated_backward`."""
+    out = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    return _by_tiles(_gated_backward, out, (len(h), 1, a.numel()), a, h, grad)
+
+
+def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
+    """As `reference.rectified_backward`."""
+    out = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    return _by_tiles(_rectified_backward, out, (1, 1, h.numel()), h, grad)
 
 
 def _sampled(
     kernel: Any, seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, **options: float
 ) -> Tensor:
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
-    return _over_units(kernel, seed, rows, stream, out, a.detach().contiguous(), **options)
+    return _by_tiles(kernel, out, (*_words(seed, rows, stream), *out.shape), a, **options)
 
 
-def _over_units(
-    kernel: Any, seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, out: Tensor, *a: Tensor, **options: float
-) -> Tensor:
-    _, row_count, units = out.shape
+def _scored(kernel: Any, a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+    out, units = torch.empty(a.shape, dtype=a.dtype, device=a.device), a.shape[-1]
+    return _by_tiles(kernel, out, (len(weights), a.numel() // max(1, units), units), a, h, weights, HIGH=high)
+
+
+def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> tuple[Tensor | int, ...]:
+    return *seed, rows, signed_word(stream)
+
+
+def _values(low: float, high: float, dtype: torch.dtype) -> dict[str, float]:
+    """The two values of a binary unit, as low + (high - low) · 1 rounds the second."""
+    return {"LOW": low, "HIGH": float(torch.tensor(low, dtype=dtype) + torch.tensor(high - low, dtype=dtype))}
+
+
+def _by_tiles(kernel: Any, out: Tensor, given: tuple[Tensor | int, ...], *more: Tensor, **options: float) -> Tensor:
+    """Launches a kernel of tiles of rows and units; `given` ends with how many there are of both."""
+    *_, row_count, units = given
     width = _width(units)
     height = _TILE // width
     programs = triton.cdiv(row_count, height) * triton.cdiv(units, width)
-    return _launch(kernel, programs, seed, rows, stream, out, *a, **options, ROWS=height, UNITS=width)
+    return _launch(kernel, programs, out, (*given, out, *more), **options, ROWS=height, UNITS=width)
 
 
-def _launch(
-    kernel: Any,
-    programs: int,
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
-    stream: int,
-    out: Tensor,
-    *given: Any,
-    **options: Any,
-) -> Tensor:
+def _launch(kernel: Any, programs: int, out: Tensor, given: tuple[Tensor | int, ...], **options: float) -> Tensor:
     if out.numel():
-        words = (word.contiguous() for word in (*seed, rows))
         with torch.cuda.device_of(out):
-            kernel[(programs,)](*words, signed_word(stream), *out.shape, out, *given, **options, **IEEE)
+            given = tuple(x.detach().contiguous() if isinstance(x, Tensor) else x for x in given)
+            kernel[(programs,)](*given, **options, **IEEE)
     return out
 
 
