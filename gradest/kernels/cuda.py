@@ -37,6 +37,8 @@ __all__ = [
     "uniform",
 ]
 
+_Words = tuple[Tensor | int, ...]
+
 IEEE = {"enable_fp_fusion": False}
 """What Triton is told to compile these kernels: no contraction of a product and a sum."""
 
@@ -404,7 +406,7 @@ def uniform(
 ) -> Tensor:
     """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers."""
     out = torch.empty(draws, len(rows), units, dtype=dtype, device=rows.device)
-    return _by_tiles(_uniform, out, (*_words(seed, rows, stream), *out.shape))
+    return _by_tiles(_uniform, out, out.shape, words=_words(seed, rows, stream))
 
 
 def binary(
@@ -471,7 +473,7 @@ def _sampled(
     kernel: Any, seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, **options: float
 ) -> Tensor:
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
-    return _by_tiles(kernel, out, (*_words(seed, rows, stream), *out.shape), a, **options)
+    return _by_tiles(kernel, out, out.shape, a, words=_words(seed, rows, stream), **options)
 
 
 def _scored(kernel: Any, a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
@@ -479,7 +481,7 @@ def _scored(kernel: Any, a: Tensor, h: Tensor, weights: Tensor, high: float) -> 
     return _by_tiles(kernel, out, (len(weights), a.numel() // max(1, units), units), a, h, weights, HIGH=high)
 
 
-def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> tuple[Tensor | int, ...]:
+def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> _Words:
     return *seed, rows, signed_word(stream)
 
 
@@ -488,13 +490,15 @@ def _values(low: float, high: float, dtype: torch.dtype) -> dict[str, float]:
     return {"LOW": low, "HIGH": float(torch.tensor(low, dtype=dtype) + torch.tensor(high - low, dtype=dtype))}
 
 
-def _by_tiles(kernel: Any, out: Tensor, given: tuple[Tensor | int, ...], *more: Tensor, **options: float) -> Tensor:
-    """Launches a kernel of tiles of rows and units; `given` ends with how many there are of both."""
-    *_, row_count, units = given
+def _by_tiles(
+    kernel: Any, out: Tensor, size: tuple[int, ...], *given: Tensor, words: _Words = (), **options: float
+) -> Tensor:
+    """Launches a kernel of tiles of rows and units; `size` is the number of draws, of rows, and of units."""
+    _, row_count, units = size
     width = _width(units)
     height = _TILE // width
     programs = triton.cdiv(row_count, height) * triton.cdiv(units, width)
-    return _launch(kernel, programs, out, (*given, out, *more), **options, ROWS=height, UNITS=width)
+    return _launch(kernel, programs, out, (*words, *size, out, *given), **options, ROWS=height, UNITS=width)
 
 
 def _launch(kernel: Any, programs: int, out: Tensor, given: tuple[Tensor | int, ...], **options: float) -> Tensor:
