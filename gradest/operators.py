@@ -66,7 +66,10 @@ def _(
 def _tell(handle: Handle, a: Tensor, state: list[Tensor], use: Tensor, grad_h: Tensor, grad_ear: Tensor) -> Tensor:
     seed, step = use.tolist()
     with _autograd():
-        return handle.layer._tell(a, state, seed, step, grad_h, grad_ear)
+        gradient = handle.layer._tell(a, state, seed, step, grad_h, grad_ear)
+    # an estimator may hand on what it was given, which an operator must not
+    lent = gradient.untyped_storage().data_ptr() == grad_h.untyped_storage().data_ptr()
+    return gradient.clone() if lent else gradient
 
 
 @_tell.register_fake

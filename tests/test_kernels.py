@@ -128,7 +128,7 @@ def test_the_environment_forces_a_kernel(monkeypatch):
     monkeypatch.setenv("GRADEST_KERNELS", "reference")
     assert select("uniform", device) is reference.uniform
     monkeypatch.setenv("GRADEST_KERNELS", "gpu")
-    with pytest.raises(InvalidInput, match="GRADEST_KERNELS is reference or cpu, or not set; it is 'gpu'"):
+    with pytest.raises(InvalidInput, match="GRADEST_KERNELS is reference, cpu, cuda, or not set; it is 'gpu'"):
         select("uniform", device)
 
 

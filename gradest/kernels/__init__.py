@@ -2,14 +2,16 @@
 
     reference    plain torch, on any device: uniform noise, from which a neuron makes its output in torch
     cpu          numba, for CPU tensors: the noise, and fused kernels that make the output of a neuron as they draw
+    cuda         Triton, for CUDA tensors, where it is installed: the same
 
-GRADEST_KERNELS=reference, in the environment, has everything computed by the reference.
+GRADEST_KERNELS, in the environment, is the one to use where it can be; elsewhere the reference is used. With
+GRADEST_KERNELS=cuda and TRITON_INTERPRET=1 Triton's interpreter runs the kernels for CUDA on CPU tensors, slowly.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from gradest.errors import InvalidInput
 
 __all__ = ["fused", "record", "select", "transformed", "why"]
 
-_MODULES = {"reference": "gradest.kernels.reference", "cpu": "gradest.kernels.cpu"}
+_MODULES = {name: f"gradest.kernels.{name}" for name in ("reference", "cpu", "cuda")}
 
 
 _taken: ContextVar[dict[str, str] | None] = ContextVar("taken", default=None)
@@ -70,13 +72,26 @@ def transformed() -> bool:
 def _module(device: torch.device) -> Any:
     wanted = os.environ.get("GRADEST_KERNELS", "")
     if wanted not in ("", *_MODULES):
-        raise InvalidInput(f"GRADEST_KERNELS is {' or '.join(_MODULES)}, or not set; it is {wanted!r}")
-    # what torch.func transforms is plain torch, through which it sees
-    chosen = "reference" if device.type != "cpu" or transformed() else wanted or "cpu"
-    return _import(_MODULES[chosen])
+        raise InvalidInput(f"GRADEST_KERNELS is {', '.join(_MODULES)}, or not set; it is {wanted!r}")
+    if transformed():  # what torch.func transforms is plain torch, through which it sees
+        return _import(_MODULES["reference"])
+    if wanted == "cuda" and device.type == "cpu":
+        if not _has_triton() or os.environ.get("TRITON_INTERPRET") != "1":
+            raise InvalidInput(
+                "GRADEST_KERNELS is cuda, but a tensor is on the CPU: put it on a CUDA device, or unset GRADEST_KERNELS "
+                "(for tests: with triton installed and TRITON_INTERPRET=1 the kernels are interpreted on the CPU)"
+            )
+        return _import(_MODULES["cuda"])
+    there = device.type == "cpu" or (device.type == "cuda" and torch.version.hip is None and _has_triton())
+    return _import(_MODULES[device.type if there and wanted in ("", device.type) else "reference"])
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
 def _import(name: str) -> Any:
-    """The module, imported at its first use: numba takes a while."""
+    """The module, imported at its first use: numba and Triton take a while."""
     return importlib.import_module(name)

@@ -1,0 +1,517 @@
+"""Kernels for CUDA devices, compiled by Triton: the bits of the reference, in one pass over memory.
+
+A program does a tile of rows and units: it works out what all draws share, the row keys and what depends on `a` alone, and then
+draws; nothing but the output is written. The formulas are those of `gradest.kernels.portable`, operation by operation. They
+have the same bits because a compiler is allowed nothing here that IEEE 754 does not define: launches forbid it to contract a
+product and a sum, and divisions are rounded to nearest.
+
+Kernels are compiled at their first use, for which Triton wants a C compiler, and kept on disk. With TRITON_INTERPRET=1 in the
+environment before Triton is imported they run on CPU tensors, slowly, by an interpreter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gradest.kernels import reference
+from gradest.kernels.portable import CONSTANTS
+from gradest.kernels.reference import signed_word
+
+__all__ = [
+    "IEEE",
+    "antithetic",
+    "antithetic_score",
+    "binary",
+    "gated",
+    "gated_backward",
+    "logistic_score",
+    "one_hot",
+    "rectified",
+    "rectified_backward",
+    "uniform",
+]
+
+_Words = tuple[Tensor | int, ...]
+
+IEEE = {"enable_fp_fusion": False}
+"""What Triton is told to compile these kernels: no contraction of a product and a sum."""
+
+_TILE = 1024  # numbers that a program draws at a time; with 4 warps, 8 a thread, which share the work for a row
+_LEAST = 32  # neighbours that a tile is wide, so that memory is read in whole sectors
+
+_N_STEP, _W_STEP = tl.constexpr(2.0**-24), tl.constexpr(2.0**-53)
+
+_compiled: Callable[..., Any] = triton.jit(do_not_specialize=["stream", "draws", "points", "row_count"])
+_inlined: Callable[..., Any] = triton.jit
+
+# --- the random words --------------------------------------------------------------------------------------------------------
+
+
+@_inlined
+def _four_rounds(x0, x1, a: tl.constexpr, b: tl.constexpr, c: tl.constexpr, d: tl.constexpr):
+    x0 += x1
+    x1 = ((x1 << a) | (x1 >> (32 - a))) ^ x0
+    x0 += x1
+    x1 = ((x1 << b) | (x1 >> (32 - b))) ^ x0
+    x0 += x1
+    x1 = ((x1 << c) | (x1 >> (32 - c))) ^ x0
+    x0 += x1
+    x1 = ((x1 << d) | (x1 >> (32 - d))) ^ x0
+    return x0, x1
+
+
+@_inlined
+def _threefry(k0, k1, c0, c1):
+    """Threefry-2x32, 20 rounds, as in `gradest.kernels.reference.threefry`, on uint32."""
+    k2 = k0 ^ k1 ^ 0x1BD11BDA
+    x0, x1 = _four_rounds(c0 + k0, c1 + k1, 13, 15, 26, 6)
+    x0, x1 = _four_rounds(x0 + k1, x1 + k2 + 1, 17, 29, 16, 24)
+    x0, x1 = _four_rounds(x0 + k2, x1 + k0 + 2, 13, 15, 26, 6)
+    x0, x1 = _four_rounds(x0 + k0, x1 + k1 + 3, 17, 29, 16, 24)
+    x0, x1 = _four_rounds(x0 + k1, x1 + k2 + 4, 13, 15, 26, 6)
+    return x0 + k2, x1 + k0 + 5
+
+
+@_inlined
+def _row_keys(seed0, seed1, rows, stream, row, inside):
+    k0 = tl.load(seed0 + row, mask=inside, other=0).to(tl.uint32, bitcast=True)
+    k1 = tl.load(seed1 + row, mask=inside, other=0).to(tl.uint32, bitcast=True)
+    number = tl.load(rows + row, mask=inside, other=0).to(tl.uint32, bitcast=True)
+    return _threefry(k0, k1, number, stream)
+
+
+@_inlined
+def _places(row_count, units, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """This program's rows `[ROWS]` and units `[UNITS]`, and places in memory `[ROWS, UNITS]` with their mask."""
+    across = tl.cdiv(units, UNITS)
+    program = tl.program_id(0).to(tl.int64)
+    row = program // across * ROWS + tl.arange(0, ROWS)
+    unit = program % across * UNITS + tl.arange(0, UNITS)
+    inside = (row < row_count)[:, None] & (unit < units)[None, :]
+    return row, unit, row[:, None] * units + unit[None, :], inside
+
+
+@_inlined
+def _tile(seed0, seed1, rows, stream, row_count, units, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """This program's keys `[ROWS, 1]`, unit numbers `[1, UNITS]`, and places in memory `[ROWS, UNITS]` with their mask."""
+    row, unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    k0, k1 = _row_keys(seed0, seed1, rows, stream, row, row < row_count)
+    return k0[:, None], k1[:, None], unit.to(tl.uint32)[None, :], at, inside
+
+
+@_inlined
+def _draw(k0, k1, unit, draw, dtype: tl.constexpr):
+    """The uniform numbers of a tile in one draw, as `reference.uniform_from_words` makes them."""
+    x0, x1 = _threefry(k0, k1, unit, draw)
+    word = (x0.to(tl.uint64) << 21) | (x1 >> 11) if dtype == tl.float64 else x0 >> 8
+    return (word | 1).to(dtype) * (_W_STEP if dtype == tl.float64 else _N_STEP)
+
+
+# --- elementary functions, operation by operation as in `gradest.kernels.portable` --------------------------------------------
+
+_N, _W = CONSTANTS[torch.float32], CONSTANTS[torch.float64]
+_N_EXP, _W_EXP = tl.constexpr(_N.exp), tl.constexpr(_W.exp)
+_N_LOG, _W_LOG = tl.constexpr(_N.log), tl.constexpr(_W.log)
+_N_EXP_TERMS, _W_EXP_TERMS = tl.constexpr(len(_N.exp)), tl.constexpr(len(_W.exp))
+_N_LOG_TERMS, _W_LOG_TERMS = tl.constexpr(len(_N.log)), tl.constexpr(len(_W.log))
+_N_LN2, _W_LN2 = tl.constexpr(_N.ln2), tl.constexpr(_W.ln2)
+_N_PER_LN2, _W_PER_LN2 = tl.constexpr(1 / sum(_N.ln2)), tl.constexpr(1 / sum(_W.ln2))
+_N_LIMIT, _W_LIMIT = tl.constexpr(_N.limit), tl.constexpr(_W.limit)
+_N_BITS, _W_BITS = tl.constexpr(_N.mantissa), tl.constexpr(_W.mantissa)
+_N_BIAS, _W_BIAS = tl.constexpr(_N.bias), tl.constexpr(_W.bias)
+_N_ROOT, _W_ROOT = tl.constexpr(_N.root_half), tl.constexpr(_W.root_half)
+_N_SHIFT = tl.constexpr((_N.bias << _N.mantissa) - _N.root_half)
+_W_SHIFT = tl.constexpr((_W.bias << _W.mantissa) - _W.root_half)
+_N_MASK, _W_MASK = tl.constexpr((1 << _N.mantissa) - 1), tl.constexpr((1 << _W.mantissa) - 1)
+_N_HALF, _W_HALF = tl.constexpr(_N.bias << (_N.mantissa - 1)), tl.constexpr(_W.bias << (_W.mantissa - 1))
+_N_STEPS, _W_STEPS = tl.constexpr(_N.steps), tl.constexpr(_W.steps)
+
+
+@_inlined
+def _horner(coefficients: tl.constexpr, terms: tl.constexpr, x):
+    y = tl.full(x.shape, coefficients[0], x.dtype)
+    for i in tl.static_range(1, terms):
+        y = y * x + coefficients[i]
+    return y
+
+
+@_inlined
+def _divide(x, y):
+    """x / y rounded to nearest, which plain division is in float64 alone, and `tl.div_rn` has for float32 alone."""
+    return x / y if y.dtype == tl.float64 else tl.div_rn(x, y)
+
+
+@_inlined
+def _integer(x):
+    return x.to(tl.int64 if x.dtype == tl.float64 else tl.int32, bitcast=True)
+
+
+@_inlined
+def _exp(x):
+    wide: tl.constexpr = x.dtype == tl.float64
+    limit: tl.constexpr = _W_LIMIT if wide else _N_LIMIT
+    ln2: tl.constexpr = _W_LN2 if wide else _N_LN2
+    x = tl.where(x < -limit, -limit, x)
+    x = tl.where(x > limit, limit, x)
+    z = tl.floor(x * (_W_PER_LN2 if wide else _N_PER_LN2) + 0.5)
+    r = x - z * ln2[0] - z * ln2[1]
+    y = _horner(_W_EXP if wide else _N_EXP, _W_EXP_TERMS if wide else _N_EXP_TERMS, r) * r * r + r + 1.0
+    power = (z.to(tl.int64 if wide else tl.int32) + (_W_BIAS if wide else _N_BIAS)) << (_W_BITS if wide else _N_BITS)
+    return y * power.to(x.dtype, bitcast=True)
+
+
+@_inlined
+def _log(x):
+    wide: tl.constexpr = x.dtype == tl.float64
+    ln2: tl.constexpr = _W_LN2 if wide else _N_LN2
+    shifted = _integer(x) + (_W_SHIFT if wide else _N_SHIFT)
+    k = ((shifted >> (_W_BITS if wide else _N_BITS)) - (_W_BIAS if wide else _N_BIAS)).to(x.dtype)
+    m = (shifted & (_W_MASK if wide else _N_MASK)) + (_W_ROOT if wide else _N_ROOT)
+    f = m.to(x.dtype, bitcast=True) - 1.0
+    s = _divide(f, f + 2.0)
+    square = s * s
+    half = f * 0.5 * f
+    rest = s * (half + square * _horner(_W_LOG if wide else _N_LOG, _W_LOG_TERMS if wide else _N_LOG_TERMS, square))
+    return k * ln2[0] - ((half - (rest + k * ln2[1])) - f)
+
+
+@_inlined
+def _sqrt(x):
+    wide: tl.constexpr = x.dtype == tl.float64
+    y = ((_integer(x) >> 1) + (_W_HALF if wide else _N_HALF)).to(x.dtype, bitcast=True)
+    for _ in tl.static_range(_W_STEPS if wide else _N_STEPS):
+        y = (y + _divide(x, y)) * 0.5
+    return y
+
+
+@_inlined
+def _both_sigmoids(x):
+    """σ(x) and σ(-x), the second as e^-x σ(x)."""
+    e = _exp(-x)
+    p = _divide(tl.full(x.shape, 1.0, x.dtype), e + 1.0)
+    return p, e * p
+
+
+@_inlined
+def _sigmoid(x):
+    p, _q = _both_sigmoids(x)
+    return p
+
+
+# --- the kernels -------------------------------------------------------------------------------------------------------------
+#
+# `a` is `[row_count, units]`, `out` `[draws, row_count, units]`, both contiguous.
+
+
+@_compiled
+def _uniform(seed0, seed1, rows, stream, draws, row_count, units, out, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    for draw in range(draws):
+        tl.store(out + at, _draw(k0, k1, unit, draw, out.dtype.element_ty), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _binary(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    p = _sigmoid(tl.load(a + at, mask=inside, other=0))
+    low, high = tl.full(p.shape, LOW, p.dtype), tl.full(p.shape, HIGH, p.dtype)
+    for draw in range(draws):
+        u = _draw(k0, k1, unit, draw, p.dtype)
+        tl.store(out + at, tl.where(u < p, high, low), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _antithetic(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    points,
+    row_count,
+    units,
+    out,
+    a,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    p = _sigmoid(tl.load(a + at, mask=inside, other=0))
+    low, high = tl.full(p.shape, LOW, p.dtype), tl.full(p.shape, HIGH, p.dtype)
+    count = row_count.to(tl.int64) * units
+    for draw in range(points // 2):
+        u = _draw(k0, k1, unit, draw, p.dtype)
+        tl.store(out + at, tl.where(u < p, high, low), mask=inside)
+        tl.store(out + points // 2 * count + at, tl.where(1.0 - u < p, high, low), mask=inside)
+        out += count
+
+
+@_compiled
+def _gated(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    r = _sqrt(_sigmoid(tl.load(a + at, mask=inside, other=0)))
+    for draw in range(draws):
+        u = _draw(k0, k1, unit, draw, r.dtype)
+        tl.store(out + at, tl.where(u < r, r, 0), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _rectified(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    for draw in range(draws):
+        u = _draw(k0, k1, unit, draw, x.dtype)
+        z = x + _log(_divide(u, 1.0 - u))
+        tl.store(out + at, tl.where(z < 0, 0, z), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@_inlined
+def _race(k0, k1, place, draw, wait, inside):
+    """Arrival times `[GROUPS, CLASSES]`: the least is the class drawn."""
+    return tl.where(inside, -_log(_draw(k0, k1, place, draw, wait.dtype)) * wait, float("inf"))
+
+
+@_compiled
+def _one_hot(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    classes,
+    GROUPS: tl.constexpr,
+    CLASSES: tl.constexpr,
+):
+    """A tile is of groups, the units of several classes that make the `units` numbers of a row, and of their classes.
+
+    More classes than a tile is wide are gone through tile by tile, for the largest `a`, for the first arrival, and to write.
+    """
+    group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    row, start = group * classes // units, group * classes % units
+    real = row < row_count
+    k0, k1 = _row_keys(seed0, seed1, rows, stream, row, real)
+    k0, k1, start, real = k0[:, None], k1[:, None], start[:, None], real[:, None]
+    at = (group * classes)[:, None]
+    largest = tl.full((GROUPS,), float("-inf"), a.dtype.element_ty)
+    for first in range(0, classes, CLASSES):
+        c = first + tl.arange(0, CLASSES)[None, :]
+        x = tl.load(a + at + c, mask=real & (c < classes), other=float("-inf"))
+        largest = tl.maximum(largest, tl.max(x, 1))
+    for draw in range(draws):
+        least, index = tl.full((GROUPS,), float("inf"), a.dtype.element_ty), tl.zeros((GROUPS,), tl.int32)
+        for first in range(0, classes, CLASSES):
+            c = first + tl.arange(0, CLASSES)[None, :]
+            inside = real & (c < classes)
+            wait = _exp(largest[:, None] - tl.load(a + at + c, mask=inside, other=0))
+            arrivals = _race(k0, k1, (start + c).to(tl.uint32), draw, wait, inside)
+            earliest, where = tl.min(arrivals, 1, return_indices=True)
+            index = tl.where(earliest < least, first + where, index)
+            least = tl.minimum(least, earliest)
+        for first in range(0, classes, CLASSES):
+            c = first + tl.arange(0, CLASSES)[None, :]
+            h = (c == index[:, None]).to(a.dtype.element_ty)
+            tl.store(out + at + c, h, mask=real & (c < classes))
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _logistic_score(
+    draws, row_count, units, out, a, h, weights, HIGH: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr
+):
+    row, _unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    p, q = _both_sigmoids(tl.load(a + at, mask=inside, other=0))
+    total = tl.zeros_like(p)
+    for _ in range(draws):
+        weight = tl.load(weights + row, mask=row < row_count, other=0)[:, None]
+        total += weight * tl.where(tl.load(h + at, mask=inside, other=0) == HIGH, q, -p)
+        h += row_count.to(tl.int64) * units
+        weights += row_count
+    tl.store(out + at, total, mask=inside)
+
+
+@_compiled
+def _antithetic_score(
+    draws, row_count, units, out, a, h, weights, HIGH: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr
+):
+    row, _unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    p = _sigmoid(tl.abs(tl.load(a + at, mask=inside, other=0)))
+    total, count = tl.zeros_like(p), row_count.to(tl.int64) * units
+    for _ in range(draws):
+        weight = tl.load(weights + row, mask=row < row_count, other=0)[:, None]
+        first = (tl.load(h + at, mask=inside, other=0) == HIGH).to(p.dtype)
+        second = (tl.load(h + draws * count + at, mask=inside, other=0) == HIGH).to(p.dtype)
+        total += weight * (first - second)
+        h += count
+        weights += row_count
+    tl.store(out + at, total * p, mask=inside)
+
+
+@_compiled
+def _gated_backward(draws, row_count, units, out, a, h, grad, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    _row, _unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    _p, q = _both_sigmoids(tl.load(a + at, mask=inside, other=0))
+    for _ in range(draws):
+        x, g = tl.load(h + at, mask=inside, other=0), tl.load(grad + at, mask=inside, other=0)
+        tl.store(out + at, tl.where(x > 0, g * (x * 0.5 * q), 0), mask=inside)
+        h += row_count.to(tl.int64) * units
+        grad += row_count.to(tl.int64) * units
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _rectified_backward(draws, row_count, units, out, h, grad, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    _row, _unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    for _ in range(draws):
+        x, g = tl.load(h + at, mask=inside, other=0), tl.load(grad + at, mask=inside, other=0)
+        tl.store(out + at, tl.where(x > 0, g, 0), mask=inside)
+        h += row_count.to(tl.int64) * units
+        grad += row_count.to(tl.int64) * units
+        out += row_count.to(tl.int64) * units
+
+
+# --- their callers -----------------------------------------------------------------------------------------------------------
+
+
+def uniform(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, units: int, dtype: torch.dtype
+) -> Tensor:
+    """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers."""
+    out = torch.empty(draws, len(rows), units, dtype=dtype, device=rows.device)
+    return _by_tiles(_uniform, out, out.shape, words=_words(seed, rows, stream))
+
+
+def binary(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, low: float, high: float
+) -> Tensor:
+    """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`."""
+    return _sampled(_binary, seed, rows, stream, draws, a, **_values(low, high, a.dtype))
+
+
+def antithetic(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, pairs: int, a: Tensor, low: float, high: float
+) -> Tensor:
+    """`binary` at u and at 1 - u, `[2 pairs, rows, units]`: first all at u, then all at 1 - u."""
+    return _sampled(_antithetic, seed, rows, stream, 2 * pairs, a, **_values(low, high, a.dtype))
+
+
+def gated(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+    """r 1[u < r], r = √σ(a); arguments as for `binary`."""
+    return _sampled(_gated, seed, rows, stream, draws, a)
+
+
+def rectified(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+    """max(0, a + log(u / (1 - u))); arguments as for `binary`."""
+    return _sampled(_rectified, seed, rows, stream, draws, a)
+
+
+def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
+    """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
+    out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
+    width = min(triton.next_power_of_2(max(1, classes)), _TILE)
+    height = _TILE // width
+    programs = triton.cdiv(a.numel() // max(1, classes), height)
+    given = (*_words(seed, rows, stream), *out.shape, out, a, classes)
+    return _launch(_one_hot, programs, out, given, GROUPS=height, CLASSES=width)
+
+
+def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+    """As `reference.logistic_score`."""
+    if len(weights) > reference.FEW:
+        return reference.logistic_score(a, h, weights, high)
+    return _scored(_logistic_score, a, h, weights, high)
+
+
+def antithetic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+    """As `reference.antithetic_score`."""
+    if len(weights) > reference.FEW:
+        return reference.antithetic_score(a, h, weights, high)
+    return _scored(_antithetic_score, a, h, weights, high)
+
+
+def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+    """As `reference.gated_backward`."""
+    out = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    return _by_tiles(_gated_backward, out, (len(h), 1, a.numel()), a, h, grad)
+
+
+def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
+    """As `reference.rectified_backward`."""
+    out = torch.empty(h.shape, dtype=h.dtype, device=h.device)
+    return _by_tiles(_rectified_backward, out, (1, 1, h.numel()), h, grad)
+
+
+def _sampled(
+    kernel: Any, seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, **options: float
+) -> Tensor:
+    out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
+    return _by_tiles(kernel, out, out.shape, a, words=_words(seed, rows, stream), **options)
+
+
+def _scored(kernel: Any, a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+    out, units = torch.empty(a.shape, dtype=a.dtype, device=a.device), a.shape[-1]
+    return _by_tiles(kernel, out, (len(weights), a.numel() // max(1, units), units), a, h, weights, HIGH=high)
+
+
+def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> _Words:
+    return *seed, rows, signed_word(stream)
+
+
+def _values(low: float, high: float, dtype: torch.dtype) -> dict[str, float]:
+    """The two values of a binary unit, as low + (high - low) · 1 rounds the second."""
+    return {"LOW": low, "HIGH": float(torch.tensor(low, dtype=dtype) + torch.tensor(high - low, dtype=dtype))}
+
+
+def _by_tiles(
+    kernel: Any, out: Tensor, size: tuple[int, ...], *given: Tensor, words: _Words = (), **options: float
+) -> Tensor:
+    """Launches a kernel of tiles of rows and units; `size` is the number of draws, of rows, and of units."""
+    _, row_count, units = size
+    width = _width(units)
+    height = _TILE // width
+    programs = triton.cdiv(row_count, height) * triton.cdiv(units, width)
+    return _launch(kernel, programs, out, (*words, *size, out, *given), **options, ROWS=height, UNITS=width)
+
+
+def _launch(kernel: Any, programs: int, out: Tensor, given: tuple[Tensor | int, ...], **options: float) -> Tensor:
+    if out.numel():
+        with torch.cuda.device_of(out):
+            given = tuple(x.detach().contiguous() if isinstance(x, Tensor) else x for x in given)
+            kernel[(programs,)](*given, **options, **IEEE)
+    return out
+
+
+def _width(units: int) -> int:
+    """How many units a tile is wide: a power of two, of which an eighth at most is idle where that can be had."""
+    width: int = min(triton.next_power_of_2(max(1, units)), _TILE)
+    while width > _LEAST and -units % width > units // 8:
+        width //= 2
+    return width

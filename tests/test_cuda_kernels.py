@@ -1,0 +1,280 @@
+"""The kernels for CUDA devices: on such a device (marker gpu), or else in Triton's interpreter, in a process of its own.
+
+The tests of bits are the same for both; the interpreter takes a sixth of a second for a tile, so it gets few of them. What it
+cannot show is what the compiler does: the code that it makes is looked at for instructions that are not IEEE's.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gradest
+from gradest.errors import InvalidInput
+from gradest.kernels import fused, reference, select
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
+
+NEURONS = {
+    "binary": "bernoulli",
+    "gated": "stochastic_times_smooth",
+    "rectified": "noisy_rectifier",
+    "one_hot": "categorical",
+}
+DTYPES = [torch.float32, torch.float64]
+SHAPES = [(5, 3, 2), (1, 1030, 1), (1030, 1, 1), (40, 33, 2)]  # rows, units, draws
+if not INTERPRETED:
+    SHAPES += [(70_000, 7, 2), (7, 70_001, 3), (3000, 1024, 2), (1, 1, 300)]
+
+
+def on_a_device(test):
+    return test if INTERPRETED else pytest.mark.gpu(test)
+
+
+@pytest.fixture(autouse=True)
+def _forced(monkeypatch):
+    monkeypatch.setenv("GRADEST_KERNELS", "cuda")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+@pytest.mark.slow
+def test_in_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 20
+
+
+@on_a_device
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "units", "draws"), SHAPES)
+def test_uniform_numbers_are_the_references_bits(rows, units, draws, dtype):
+    generator = torch.Generator().manual_seed(rows)
+    *seed, row = torch.randint(-(1 << 31), 1 << 31, (3, rows), generator=generator).int()
+    stream = (1 << 32) - rows
+    words = (seed[0].to(DEVICE), seed[1].to(DEVICE)), row.to(DEVICE)
+    found = select("uniform", DEVICE)(*words, stream, draws, units, dtype)
+    assert found.dtype == dtype
+    assert torch.equal(found.cpu(), reference.uniform(seed, row, stream, draws, units, dtype))
+
+
+def both(neuron, key, a, draws, monkeypatch):
+    """What the kernel draws, and what the reference does on the CPU."""
+    before = a.clone()
+    found = neuron.sample(key, a, draws)
+    assert torch.equal(a, before)
+    assert found.device.type == DEVICE.type
+    with monkeypatch.context() as patch:
+        patch.setenv("GRADEST_KERNELS", "reference")
+        return found.cpu(), neuron.sample(key, a.cpu(), draws)
+
+
+def pre_activations(rows, units, *, classes=0, dtype=torch.float32):
+    """Of all sizes: of a few units, of hundreds, and saturated."""
+    generator = torch.Generator().manual_seed(rows)
+    shape = (rows, units, classes) if classes else (rows, units)
+    a = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return (a * torch.tensor([1.0, 6, 300, 1e4])[torch.randint(4, shape, generator=generator)]).to(dtype).to(DEVICE)
+
+
+@on_a_device
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
+@pytest.mark.parametrize("kernel", NEURONS)
+def test_fused_kernels_have_the_references_bits(kernel, dtype, monkeypatch):
+    neuron = gradest.neuron(NEURONS[kernel])
+    assert fused(kernel, DEVICE).__module__ == "gradest.kernels.cuda"
+    for rows, units, draws in SHAPES[:1] + SHAPES[3:]:
+        a = pre_activations(rows, units, classes=(neuron.event_ndim - 1) * 5, dtype=dtype)
+        found, wanted = both(neuron, gradest.Key(5, stream=2), a, draws, monkeypatch)
+        assert found.dtype == dtype
+        assert torch.equal(found, wanted)
+
+
+@on_a_device
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_two_values_of_a_binary_unit(dtype, monkeypatch):
+    class Odd(type(gradest.neuron("bernoulli"))):
+        low = -0.1
+        high = 0.7
+
+    found, wanted = both(Odd(), gradest.Key(5), pre_activations(9, 9, dtype=dtype), 2, monkeypatch)
+    assert len(wanted.unique()) == 2
+    assert torch.equal(found, wanted)
+
+
+@on_a_device
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mirrored_noise(dtype, monkeypatch):
+    neuron, a = gradest.neuron("bipolar"), pre_activations(9, 9, dtype=dtype)
+    found = neuron.antithetic(gradest.Key(5), a, 3)
+    monkeypatch.setenv("GRADEST_KERNELS", "reference")
+    assert torch.equal(found.cpu(), neuron.antithetic(gradest.Key(5), a.cpu(), 3))
+
+
+BACKWARD = ["logistic_score", "antithetic_score", "gated_backward", "rectified_backward"]
+
+
+@on_a_device
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", BACKWARD)
+def test_backward_kernels_have_the_references_bits(kernel, dtype):
+    for shape, draws in (((3, 2, 40), 2), ((1100, 1), 1), ((0, 3), 2), ((2, 0), 2), ((3, 2), reference.FEW + 1)):
+        generator = torch.Generator().manual_seed(draws)
+        a = pre_activations(*shape, dtype=dtype) if len(shape) == 2 else pre_activations(*shape[:2], classes=shape[2])
+        a = a.to(dtype).mT.contiguous().mT
+        h = torch.rand(2 * draws, *shape, generator=generator, dtype=dtype).round() * 0.7
+        grad = torch.randn(2 * draws, *shape, generator=generator, dtype=dtype)
+        weights = torch.randn(2 * draws, *shape[:-1], generator=generator, dtype=dtype)
+        arguments = {
+            "logistic_score": (a, h[:draws], weights[:draws], 0.7),
+            "antithetic_score": (a, h, weights[:draws], 0.7),
+            "gated_backward": (a, h, grad),
+            "rectified_backward": (h, grad),
+        }[kernel]
+        found = select(kernel, DEVICE)(*(x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in arguments))
+        wanted = getattr(reference, kernel)(*(x.cpu() if isinstance(x, torch.Tensor) else x for x in arguments))
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found.cpu(), wanted)
+
+
+@on_a_device
+@pytest.mark.parametrize("classes", [1, 1025, 2500])
+def test_many_classes(classes, monkeypatch):
+    a = pre_activations(1, 2, classes=classes) / 300
+    found, wanted = both(gradest.neuron("categorical"), gradest.Key(1), a, 2, monkeypatch)
+    assert torch.equal(found, wanted)
+
+
+@on_a_device
+@pytest.mark.parametrize("kernel", NEURONS)
+def test_strides_and_rows(kernel, monkeypatch):
+    """Of a, of seeds and of row numbers: a row has the same bits alone."""
+    neuron = gradest.neuron(NEURONS[kernel])
+    a = pre_activations(3, 4, classes=(neuron.event_ndim - 1) * 3).transpose(0, 1)
+    numbers = torch.tensor([[7, 1], [1 << 40, 2], [3, 3], [(1 << 53) - 1, 1 << 31]], device=DEVICE)
+    found, wanted = both(neuron, gradest.Key(*numbers.T), a, 2, monkeypatch)
+    assert torch.equal(found, wanted)
+    alone, _ = both(neuron, gradest.Key(*numbers[3:].T), a[3:], 2, monkeypatch)
+    assert torch.equal(alone, found[:, 3:])
+
+
+@on_a_device
+@pytest.mark.parametrize("kernel", NEURONS)
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_nothing_to_draw(kernel, shape):
+    neuron = gradest.neuron(NEURONS[kernel])
+    a = torch.zeros(*shape, *(4,) * (neuron.event_ndim - 1), device=DEVICE)
+    assert neuron.sample(gradest.Key(1), a, 2).shape == (2, *a.shape)
+    assert neuron.sample(gradest.Key(1), torch.zeros(2, *a.shape[1:], device=DEVICE), 0).shape == (0, 2, *a.shape[1:])
+
+
+POINTERS = {
+    **dict.fromkeys(("seed0", "seed1", "rows"), "*i32"),
+    **dict.fromkeys(("out", "a", "h", "grad", "weights"), "*{}"),
+}
+CONSTANTS = {"ROWS": 2, "UNITS": 64, "GROUPS": 2, "CLASSES": 64, "LOW": -0.1, "HIGH": 0.7}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize("kernel", ["uniform", "antithetic", *NEURONS, *BACKWARD])
+def test_compiled_arithmetic_is_as_ieee_defines_it(kernel, dtype):
+    """No fused multiplication and addition, no approximate division, no flush to 0; needs no device."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from gradest.kernels import cuda
+
+    function = getattr(cuda, f"_{kernel}")
+    for units in (None, 1):  # Triton compiles another kernel where an integer is 1
+        constants = {name: value for name, value in {**CONSTANTS, "units": units}.items() if value is not None}
+        constants = {name: constants[name] for name in function.arg_names if name in constants}
+        types = {name: POINTERS.get(name, "i32").format(dtype) for name in function.arg_names}
+        source = ASTSource(function, {**types, **dict.fromkeys(constants, "constexpr")}, constants)
+        made = triton.compile(source, GPUTarget("cuda", 90, 32), cuda.IEEE).asm["ptx"]
+        # floor is rounding to an integer, and a subnormal number is not what it is given
+        found = {i for i in re.findall(r"\S+\.f(?:32|64)\S*", made) if i != "cvt.rmi.ftz.f32.f32"}
+        exact = r"(add|sub|mul|div)\.rn|cvt\.r[a-z]+|(abs|neg|mov|setp\.[a-z]+|selp|min|max|ld|st)"
+        assert found
+        assert not {i for i in found if not re.fullmatch(rf"({exact})(\.[a-z][0-9]+)+", i)}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="here they may be")
+def test_tensors_on_the_cpu_are_not_for_cuda(monkeypatch):
+    with pytest.raises(InvalidInput, match="a tensor is on the CPU: put it on a CUDA device, or unset GRADEST_KERNELS"):
+        gradest.Key(1).uniform((2,), (3,))
+    monkeypatch.delenv("GRADEST_KERNELS")
+    assert select("uniform", torch.device("cpu")).__module__ == "gradest.kernels.cpu"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
+def test_the_device_chooses_the_kernels(monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    device = torch.device("cuda")
+    for wanted, module in (("", "cuda"), ("cuda", "cuda"), ("cpu", "reference"), ("reference", "reference")):
+        monkeypatch.setenv("GRADEST_KERNELS", wanted)
+        assert select("uniform", device).__module__ == f"gradest.kernels.{module}"
+    monkeypatch.setenv("GRADEST_KERNELS", "")
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert select("uniform", device) is reference.uniform
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs the device's memory")
+@pytest.mark.parametrize(("units", "draws"), [(2049, 1), (700, 3)])
+def test_more_than_two_to_the_31_numbers(units, draws):
+    rows = (1 << 20) + 3
+    if torch.cuda.mem_get_info()[0] < 24 << 30:
+        pytest.skip("needs 24 GiB of the device's memory")
+    neuron, a = gradest.neuron("noisy_rectifier"), torch.randn(rows, units, device=DEVICE)
+    h = neuron.sample(gradest.Key(1), a, draws)
+    for row in (0, rows // 2, rows - 1):
+        key = gradest.Key(1, rows=torch.tensor([row], device=DEVICE))
+        assert torch.equal(h[:, row : row + 1], neuron.sample(key, a[row : row + 1], draws))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs streams")
+def test_kernels_run_on_the_current_stream():
+    neuron, a = gradest.neuron("bernoulli"), torch.zeros(1000, 1000, device=DEVICE)
+    neuron.sample(gradest.Key(1), a, 1)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # so that a kernel on another stream would come before what fills a
+        a.fill_(-1e4)
+        h = neuron.sample(gradest.Key(1), a, 1)
+    stream.synchronize()
+    assert not bool(h.any())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs the device")
+def test_kernels_in_a_captured_graph():
+    neuron, key, a = gradest.neuron("noisy_rectifier"), gradest.Key(1), torch.zeros(100, 100, device=DEVICE)
+    neuron.sample(key, a, 2)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        h = neuron.sample(key, a, 2)
+    a.normal_()
+    graph.replay()
+    assert torch.equal(h, neuron.sample(key, a, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs the device")
+def test_every_device_draws_the_same():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two devices")
+    neuron, a = gradest.neuron("bernoulli"), torch.randn(100, 100, device="cuda:0")
+    h = neuron.sample(gradest.Key(1), a.to("cuda:1"), 2)
+    assert h.device == torch.device("cuda:1")
+    assert torch.equal(h.cpu(), neuron.sample(gradest.Key(1), a, 2).cpu())
