@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import platform
@@ -39,16 +40,19 @@ class Bench:
         """Milliseconds a call, by contender, `rounds` of each (a third if short).
 
         The contenders take turns, A, B, A, B, so that a machine that slows down slows all of them. A turn is as many calls as
-        fill `turn` seconds (a quarter if short), at least one.
+        take `turn` seconds (a quarter if short), up to a factor of two, after one that is not counted.
         """
         rounds, turn = (max(3, rounds // 3), turn / 4) if self.short else (rounds, turn)
-        repeat = {}
+        repeat = dict.fromkeys(contenders, 1)
         for name, call in contenders.items():
-            seconds(call, 1)  # kernels compile, caches fill
-            repeat[name] = max(1, round(turn / seconds(call, 1)))
+            seconds(call, 1)  # kernels compile, peers start
+            while seconds(call, repeat[name]) < turn / 2:
+                repeat[name] *= 2
+        gc.freeze()  # else collections would walk through all that pytest holds
         found: dict[Any, list[float]] = {name: [] for name in contenders}
         for _ in range(rounds):
             for name, call in contenders.items():
+                seconds(call, 1)
                 found[name].append(1e3 * seconds(call, repeat[name]) / repeat[name])
         return found
 

@@ -84,13 +84,13 @@ def pyro_reinforce() -> Gradient:
     given = logits()
     objective = TraceGraph_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
 
-    def guide(a: Tensor) -> Tensor:
+    def guide(a: Tensor) -> None:
         with pyro.plate("batch", BATCH):
-            return pyro.sample("h", Bernoulli(logits=a, validate_args=False).to_event(1))
+            pyro.sample("h", Bernoulli(logits=a).to_event(1))
 
     def model(a: Tensor) -> None:
-        h = guide(a.detach())
-        with pyro.plate("costs", BATCH):
+        with pyro.plate("batch", BATCH):
+            h = pyro.sample("h", Bernoulli(logits=a.detach()).to_event(1))
             pyro.factor("loss", -loss(h) / BATCH)
 
     def gradient() -> Tensor:
