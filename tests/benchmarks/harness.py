@@ -78,9 +78,18 @@ class Bench:
             )
         assert at_least.keys() <= samples.keys()
 
-    def grow(self, title: str, axis: str, samples: Samples, unit: str = "ms", at_most: float | None = None) -> None:
-        """Keeps the curve of the medians against the sizes that are the keys of `samples`, and its slope.
+    def grow(
+        self,
+        title: str,
+        axis: str,
+        samples: Samples,
+        unit: str = "ms",
+        overhead: bool = True,
+        at_most: float | None = None,
+    ) -> None:
+        """Keeps the curve of the medians against the sizes that are the keys of `samples`, and its slope, round by round.
 
+        overhead: whether the value at the least size stands for what does not grow, and is subtracted first.
         at_most: the slope that was asked for.
         """
         sizes = list(samples)
@@ -88,7 +97,7 @@ class Bench:
             {"title": title, "axis": axis, "unit": unit}
             | {"points": [[size, statistics.median(samples[size])] for size in sizes]}
         )
-        slopes = [slope(sizes, values) for values in zip(*samples.values(), strict=True)]
+        slopes = [slope(sizes, values, overhead) for values in zip(*samples.values(), strict=True)]
         self._keep(title, f"slope in {axis}", "", slopes, None, {"at_most": at_most})
 
     def _keep(
@@ -137,16 +146,17 @@ def quartiles(samples: Sequence[float]) -> list[float]:
     return [*samples] * 3 if len(samples) == 1 else statistics.quantiles(samples, n=4, method="inclusive")
 
 
-def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The exponent s of value = overhead + c·sizeˢ, by least squares on logarithms.
+def slope(sizes: Sequence[float], values: Sequence[float], overhead: bool = True) -> float:
+    """The exponent s of value = c·sizeˢ, by least squares on logarithms; with an overhead, of value - values[0] = c·sizeˢ.
 
-    The least value stands for the overhead. What is under four times as much does not count, but for the two largest sizes.
+    Then only values above 4·values[0] count, and the last two in any case.
     """
-    overhead = min(values)
+    fixed = values[0] if overhead else 0.0
+    last = len(sizes) - 2
     above = [
-        (math.log(size), math.log(max(value - overhead, 1e-9 * value)))
-        for size, value in zip(sizes, values, strict=True)
-        if value > 4 * overhead or size in sorted(sizes)[-2:]
+        (math.log(size), math.log(max(value - fixed, 1e-9 * value)))
+        for place, (size, value) in enumerate(zip(sizes, values, strict=True))
+        if value > 4 * fixed or place >= last
     ]
     return statistics.linear_regression(*zip(*above, strict=True)).slope
 

@@ -83,34 +83,37 @@ def charts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
     import altair as alt
 
     ratios = [
-        {"what": f"{row['title']}: {row['name']}"}
-        | dict(zip(("low", "gradest is … times as fast", "high"), row["ratio"], strict=True))
-        | {"asked": (row["asked"] or {}).get("at_least")}
+        {"what": f"{row['title']}: {row['name']}", "asked": (row["asked"] or {}).get("at_least"), "equal": 1}
+        | dict(zip(("low", "middle", "high"), row["ratio"], strict=True))
         for row in results["rows"]
         if row["ratio"]
     ]
     if ratios:
-        base = alt.Chart(alt.InlineData(values=ratios)).encode(y=alt.Y("what:N", sort=None, title=None))
-        x = alt.X("gradest is … times as fast:Q", scale=alt.Scale(type="log"))
+        title = "gradest is … times as fast (red: what was asked for)"
+        x, log = {"title": title, "type": "quantitative"}, alt.Scale(type="log")
+        base = alt.Chart(alt.InlineData(values=ratios), width=480).encode(
+            y=alt.Y("what:N", sort=None, title=None, axis=alt.Axis(labelLimit=600))
+        )
         parts = [
-            base.mark_rule().encode(x="low:Q", x2="high:Q"),
-            base.mark_point(filled=True, size=50).encode(x=x),
-            base.mark_tick(color="red", thickness=2).encode(x="asked:Q"),
-            alt.Chart(alt.InlineData(values=[{"equal": 1}])).mark_rule(strokeDash=[4, 4]).encode(x="equal:Q"),
+            base.mark_rule(strokeWidth=2).encode(x=alt.X("low", scale=log, **x), x2="high"),
+            base.mark_point(filled=True, size=50).encode(x=alt.X("middle", **x)),
+            base.mark_tick(color="red", thickness=2).encode(x=alt.X("asked", **x)),
+            base.mark_tick(color="black", thickness=1).encode(x=alt.X("equal", **x)),
         ]
-        yield "ratios", svg(alt.layer(*parts).properties(width=480).configure_axisY(labelLimit=600))
+        yield "ratios", svg(alt.layer(*parts))
     panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for curve in results["curves"]:
         panels.setdefault((curve["title"], curve["unit"]), []).extend(
             {"size": size, "value": value, "axis": curve["axis"]} for size, value in curve["points"]
         )
     if panels:
+        axis, log = alt.Axis(tickCount=5, grid=False, format="~s"), alt.Scale(type="log", nice=False)
         drawn = [
             alt.Chart(alt.InlineData(values=points), title=title, width=320, height=240)
             .mark_line(point=True)
             .encode(
-                x=alt.X("size:Q", scale=alt.Scale(type="log")),
-                y=alt.Y("value:Q", title=unit, scale=alt.Scale(type="log")),
+                x=alt.X("size:Q", title=None, scale=log, axis=axis),
+                y=alt.Y("value:Q", title=unit, scale=log, axis=axis),
                 color=alt.Color("axis:N", title="number of"),
             )
             for (title, unit), points in panels.items()
@@ -122,7 +125,7 @@ def svg(chart: Any) -> str:
     """The chart as SVG."""
     import vl_convert
 
-    return vl_convert.vegalite_to_svg(chart.to_json())
+    return str(vl_convert.vegalite_to_svg(chart.configure(aria=False).to_json()))
 
 
 def main(folder: Path, document: Path) -> None:
