@@ -36,6 +36,11 @@ def test_slope(overhead, size):
     assert found == pytest.approx(1.2, abs=1e-6)
 
 
+def test_slope_counts_what_is_above_the_overhead():
+    values = [1.0, 4.0, 11.0, 101.0, 10_001.0]  # above it by 3, 10, 100 and 10⁴ at 1, 10, 100 and 1000
+    assert slope([0.1, 1, 10, 100, 1000], values) == pytest.approx(1.5)  # of the last three, whose steps are 1 and 2
+
+
 def test_slope_of_a_constant():
     assert slope([1, 10, 100], [5.0, 5.0, 5.0], overhead=False) == pytest.approx(0)
 
