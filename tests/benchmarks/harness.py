@@ -48,6 +48,7 @@ class Bench:
             seconds(call, 1)  # kernels compile, peers start
             while seconds(call, repeat[name]) < turn / 2:
                 repeat[name] *= 2
+        gc.collect()
         gc.freeze()  # else collections would walk through all that pytest holds
         found: dict[Any, list[float]] = {name: [] for name in contenders}
         for _ in range(rounds):

@@ -15,8 +15,8 @@ HEAD = """# Benchmarks
 Written by `make bench`, which installs the peers, measures everything again and draws the charts.
 
 What is compared takes turns, so that the machine's moods hit all of it. Each number is a median, with the quartiles in brackets;
-*gradest is* says how many times as fast as the other it is (for requests a second, memory and the like: as good), round by round,
-and `bold` what missed what was asked for. A slope is the exponent s of overhead + c·sizeˢ.
+*gradest is* says how many times as fast as the other it is (where the unit is not a time: as good), round by round; below 1 the
+other is ahead. A slope is the exponent s of overhead + c·sizeˢ.
 """
 
 
