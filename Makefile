@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 
 # The machine's cores run whole tests side by side; a test of small tensors gains nothing from threads of its own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
@@ -20,8 +21,11 @@ lint: $(READY)
 demo: $(READY)
 	$(BIN)/gradest demo
 
-bench: $(READY)
-	$(BIN)/pytest -m benchmark -s
+# Rewrites BENCHMARKS.md. With SHORT=1 it takes three minutes, and its document and charts are in runs/benchmarks.
+RESULTS := $(if $(SHORT),runs/benchmarks,tests/benchmarks/results)
+bench: $(PEERS)
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m benchmark -s tests/benchmarks --results $(RESULTS) $(if $(SHORT),--short)
+	$(BIN)/python tests/benchmarks/report.py $(RESULTS) $(if $(SHORT),$(RESULTS)/)BENCHMARKS.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -31,4 +35,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("gradest needs Python 3.11 or newer; for example: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(PEERS): $(READY)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
 	touch $@

@@ -1,0 +1,140 @@
+"""From results.json to text: the table, the charts, BENCHMARKS.md. `python tests/benchmarks/report.py FOLDER DOCUMENT`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HEAD = """# Benchmarks
+
+Written by `make bench`, which installs the peers, measures everything again and draws the charts.
+
+What is compared takes turns, so that the machine's moods hit all of it. Each number is a median, with the quartiles in brackets;
+*gradest is* says how many times as fast as the other it is (where the unit is not a time: as good), round by round; below 1 the
+other is ahead. A slope is the exponent s of overhead + c·sizeˢ.
+"""
+
+
+def markdown(results: dict[str, Any], folder: str) -> str:
+    """The document, whose charts lie in `folder`."""
+    about = {**results["machine"], "date": results["date"], "command": f"`{results['command']}`"}
+    about["versions"] = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    lines = [HEAD, *(f"- {name}: {value}" for name, value in about.items())]
+    lines += ["", f"![How many times as fast gradest is]({folder}/ratios.svg)"]
+    lines += ["", "| what | who | median (quartiles) | gradest is | asked | reached |", "|---|---|---|---|---|---|"]
+    title = None
+    for row in results["rows"]:
+        cells = ["" if row["title"] == title else row["title"], row["name"], spread(row["quartiles"], row["unit"])]
+        cells += [times(row), asked(row), {None: "", True: "yes", False: "**no**"}[reached(row)]]
+        lines.append("| " + " | ".join(cells) + " |")
+        title = row["title"]
+    lines += ["", f"![How time and memory grow]({folder}/growth.svg)"]
+    return "\n".join(lines) + "\n"
+
+
+def spread(quartiles: list[float], unit: str) -> str:
+    """The median, and the quartiles if they differ."""
+    low, middle, high = (f"{x:.3g}" if abs(x) < 1000 else f"{x:.0f}" for x in quartiles)
+    return f"{middle} {unit}".strip() + (f" ({low} to {high})" if low != high else "")
+
+
+def times(row: dict[str, Any]) -> str:
+    """The ratio."""
+    return spread(row["ratio"], "×") if row["ratio"] else ""
+
+
+def asked(row: dict[str, Any]) -> str:
+    """The bound that was asked for."""
+    return "".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in (row["asked"] or {}).items())
+
+
+def reached(row: dict[str, Any]) -> bool | None:
+    """Whether the median is within the bound; None where nothing was asked."""
+    match row["asked"]:
+        case {"at_least": bound}:
+            return row["ratio"][1] >= bound
+        case {"at_most": bound}:
+            return row["quartiles"][1] <= bound
+    return None
+
+
+def bars(rows: list[dict[str, Any]], width: int = 20) -> str:
+    """The ratios as bars on a logarithmic scale: to the right where gradest is faster, to the left where the other is."""
+    compared = [row for row in rows if row["ratio"]]
+    names = [f"{row['title']}: {row['name']}" for row in compared]
+    longest = max(map(len, names), default=0)
+    most = max((abs(math.log(row["ratio"][1])) for row in compared), default=1) or 1
+    lines = []
+    for name, row in zip(names, compared, strict=True):
+        length = round(width * math.log(row["ratio"][1]) / most)
+        left, right = ("█" * max(0, -length)).rjust(width), ("█" * max(0, length)).ljust(width)
+        verdict = {None: "", True: f", {asked(row)}: reached", False: f", {asked(row)}: MISSED"}[reached(row)]
+        lines.append(f"{name:{longest}} {left}|{right} {row['ratio'][1]:.2f}×{verdict}")
+    return "\n".join(lines)
+
+
+def charts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and SVG of the charts: the ratios with their quartiles and what was asked, and growth on logarithmic scales."""
+    import altair as alt
+
+    ratios = [
+        {"what": f"{row['title']}: {row['name']}", "asked": (row["asked"] or {}).get("at_least"), "equal": 1}
+        | dict(zip(("low", "middle", "high"), row["ratio"], strict=True))
+        for row in results["rows"]
+        if row["ratio"]
+    ]
+    if ratios:
+        title = "gradest is … times as fast (red: what was asked for)"
+        x, log = {"title": title, "type": "quantitative"}, alt.Scale(type="log")
+        base = alt.Chart(alt.InlineData(values=ratios), width=480).encode(
+            y=alt.Y("what:N", sort=None, title=None, axis=alt.Axis(labelLimit=600))
+        )
+        parts = [
+            base.mark_rule(strokeWidth=2).encode(x=alt.X("low", scale=log, **x), x2="high"),
+            base.mark_point(filled=True, size=50).encode(x=alt.X("middle", **x)),
+            base.mark_tick(color="red", thickness=2).encode(x=alt.X("asked", **x)),
+            base.mark_tick(color="black", thickness=1).encode(x=alt.X("equal", **x)),
+        ]
+        yield "ratios", svg(alt.layer(*parts))
+    panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for curve in results["curves"]:
+        panels.setdefault((curve["title"], curve["unit"]), []).extend(
+            {"size": size, "value": value, "axis": curve["axis"]} for size, value in curve["points"]
+        )
+    if panels:
+        axis, log = alt.Axis(tickCount=5, grid=False, format="~s"), alt.Scale(type="log", nice=False)
+        drawn = [
+            alt.Chart(alt.InlineData(values=points), title=title, width=320, height=240)
+            .mark_line(point=True)
+            .encode(
+                x=alt.X("size:Q", title=None, scale=log, axis=axis),
+                y=alt.Y("value:Q", title=unit, scale=log, axis=axis),
+                color=alt.Color("axis:N", title="number of"),
+            )
+            for (title, unit), points in panels.items()
+        ]
+        yield "growth", svg(alt.concat(*drawn, columns=2))
+
+
+def svg(chart: Any) -> str:
+    """The chart as SVG."""
+    import vl_convert
+
+    return str(vl_convert.vegalite_to_svg(chart.configure(aria=False).to_json()))
+
+
+def main(folder: Path, document: Path) -> None:
+    """Writes the charts beside results.json, and the document."""
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    for name, text in charts(results):
+        (folder / f"{name}.svg").write_text(text, encoding="utf-8")
+    document.write_text(markdown(results, os.path.relpath(folder, document.parent)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
