@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from gradest.conditional import ConditionalLinear
 from gradest.errors import Incompatible, InvalidInput, MissingLoss
 from gradest.estimator import Draw, Feedback, State
 from gradest.expectation import EstimatorSpec, NeuronSpec, ask, check_pre_activations, expect, tell
@@ -26,7 +27,7 @@ from gradest.objective import Loss
 from gradest.random import Key, fresh_seed
 from gradest.registry import registry
 
-__all__ = ["Evaluation", "Expectation", "Stochastic", "broadcast_loss"]
+__all__ = ["ConditionalLinear", "Evaluation", "Expectation", "Stochastic", "broadcast_loss"]
 
 Evaluation = Literal["mean", "sample", "threshold"]
 _STATE = "state_"

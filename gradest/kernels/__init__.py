@@ -3,6 +3,8 @@
     reference    plain torch, on any device: uniform noise, from which a neuron makes its output in torch
     cpu          numba, for CPU tensors: the noise, and fused kernels that make the output of a neuron as they draw
 
+conditional_reference and conditional_cpu compute linear layers under gates; these agree up to rounding.
+
 GRADEST_KERNELS=reference, in the environment, has everything computed by the reference.
 """
 
@@ -18,9 +20,9 @@ import torch
 
 from gradest.errors import InvalidInput
 
-__all__ = ["fused", "select"]
+__all__ = ["conditional", "fused", "select"]
 
-_MODULES = {"reference": "gradest.kernels.reference", "cpu": "gradest.kernels.cpu"}
+_NAMES = ("reference", "cpu")
 
 
 def fused(name: str, device: torch.device) -> Callable[..., Any] | None:
@@ -35,12 +37,21 @@ def select(name: str, device: torch.device) -> Callable[..., Any]:
     return kernel
 
 
+def conditional(device: torch.device, dtype: torch.dtype) -> Any:
+    """The module of kernels for a `gradest.nn.ConditionalLinear` of this dtype. Raises as `select` does."""
+    compiled = dtype in (torch.float32, torch.float64, torch.bfloat16)
+    return _import(f"gradest.kernels.conditional_{_chosen(device) if compiled else 'reference'}")
+
+
 def _module(device: torch.device) -> Any:
+    return _import(f"gradest.kernels.{_chosen(device)}")
+
+
+def _chosen(device: torch.device) -> str:
     wanted = os.environ.get("GRADEST_KERNELS", "")
-    if wanted not in ("", *_MODULES):
-        raise InvalidInput(f"GRADEST_KERNELS is {' or '.join(_MODULES)}, or not set; it is {wanted!r}")
-    chosen = "reference" if device.type != "cpu" else wanted or "cpu"
-    return _import(_MODULES[chosen])
+    if wanted not in ("", *_NAMES):
+        raise InvalidInput(f"GRADEST_KERNELS is {' or '.join(_NAMES)}, or not set; it is {wanted!r}")
+    return "reference" if device.type != "cpu" else wanted or "cpu"
 
 
 @functools.cache

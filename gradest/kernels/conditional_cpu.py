@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-__all__ = ["DTYPES", "Plan", "forward", "grad_input", "grad_weight", "plan"]
+__all__ = ["Plan", "forward", "grad_input", "grad_weight", "plan"]
 
 _CHUNK = 128  # examples whose inputs stay in the cache
 _EXAMPLES = 16  # examples that are a piece of work, in the gradient with respect to the inputs
@@ -36,9 +36,6 @@ _LIKE: dict[torch.dtype, Any] = {
     torch.float64: np.empty(0, np.float64),
     torch.bfloat16: np.empty(0, np.uint16),
 }
-
-DTYPES = frozenset(_LIKE)
-"""What weights may be."""
 
 _Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 _compiled: _Compiler = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
