@@ -51,11 +51,12 @@ class ConditionalLinear(nn.Linear):
         require no gradient cost nothing either way.
     sparse_gradient: give W a sparse gradient, of the rows alone that an example opened, as torch.nn.Embedding does; for
         optimisers that take it, such as SGD. A dense one has as many zeros to write as W has closed rows.
-    method: "sparse" skips, with bits that depend neither on the batch around an example nor on the number of threads, on the
-        CPU in float32, float64 and bfloat16. "dense" computes all and multiplies. "auto" takes the faster one, which it finds
-        by trying both at the first call for each number of examples (to a factor of 2) and share of open gates (to √2), and
-        keeps in `choices`; on other devices than the CPU it is "dense". The two differ by rounding, so runs that must repeat
-        to the bit name one, or take over the choices of another layer.
+    method: "sparse" skips what is closed; "dense" computes all and multiplies; a number is "sparse" where no larger share of the
+        gates is open, and "dense" otherwise. "auto" is the faster one, found by trying both at the first call for each number
+        of examples (to a factor of 2) and share of open gates (to √2), and kept in `choices`; on other devices than the CPU it
+        is "dense". The two differ by rounding: runs that must repeat to the bit do not leave it to "auto", or take over the
+        choices of another layer. Of the passes that skip, on the CPU in float32, float64 and bfloat16, the bits depend neither
+        on the batch around an example nor on the number of threads.
 
     Output and gradients are those of the dense layer, but for the order of sums: with n the number of products in a sum and u
     the unit roundoff of the dtype, each differs from the exact sum by at most n u Σ|products|, and as much again in the dense
@@ -73,7 +74,7 @@ class ConditionalLinear(nn.Linear):
         bias: bool = True,
         block_size: int = 1,
         *,
-        method: Method = "auto",
+        method: Method | float = "auto",
         closed_gate_gradient: bool = True,
         sparse_gradient: bool = False,
         device: torch.device | str | None = None,
@@ -83,8 +84,8 @@ class ConditionalLinear(nn.Linear):
             raise InvalidOptions(
                 f"blocks of {block_size} do not divide {out_features} outputs; choose a block_size that does"
             )
-        if method not in ("auto", "sparse", "dense"):
-            raise InvalidOptions(f'method is "auto", "sparse" or "dense", not {method!r}')
+        if method not in ("auto", "sparse", "dense") and not (isinstance(method, float | int) and 0 <= method <= 1):
+            raise InvalidOptions(f'method is "auto", "sparse", "dense" or a share from 0 to 1, not {method!r}')
         super().__init__(in_features, out_features, bias, device, dtype)
         self.block_size, self.method = block_size, method
         self.closed_gate_gradient, self.sparse_gradient = closed_gate_gradient, sparse_gradient
@@ -96,17 +97,15 @@ class ConditionalLinear(nn.Linear):
         return f"{super().extra_repr()}, block_size={self.block_size}, method={self.method}"
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, x: Tensor, gates: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, gates: Tensor) -> Tensor:
         """gates * (x W^T + b). Raises InvalidInput for shapes or dtypes that do not fit."""
-        weight, bias = self.weight, self.bias
         self._check(x, gates)
-        out_shape = (*x.shape[:-1], self.out_features)
-        # reshape(-1) cannot tell the number of examples if they have no features
-        rows = math.prod(x.shape[:-1])
-        x, gates = x.reshape(rows, -1).to(weight.dtype), gates.reshape(rows, gates.shape[-1]).to(weight.dtype)
+        batch, weight = x.shape[:-1], self.weight
+        if len(batch) != 1:  # a view costs as much as a tenth of the arithmetic of one example
+            x, gates = x.reshape(batch.numel(), x.shape[-1]), gates.reshape(batch.numel(), gates.shape[-1])
         with _without_autocast(x.device):
-            out: Tensor = _Gated.apply(x, gates, weight, bias, self)  # type: ignore[no-untyped-call]
-        return out.reshape(out_shape)
+            out: Tensor = _Gated.apply(x.to(weight.dtype), gates.to(weight.dtype), weight, self.bias, self)  # type: ignore[no-untyped-call]
+        return out if len(batch) == 1 else out.reshape(*batch, self.out_features)
 
     def _check(self, x: Tensor, gates: Tensor) -> None:
         blocks = self.out_features // self.block_size
@@ -129,7 +128,9 @@ class _Gated(torch.autograd.Function):
     """x `[examples, inputs]`, gates `[examples, blocks]`, W, b or None, and the layer, to the output `[examples, units]`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None, layer: ConditionalLinear) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None, layer: ConditionalLinear
+    ) -> Tensor:
         keep, use = ctx.needs_input_grad[1], _Use(layer, gates, weight)
 
         def dense() -> tuple[Tensor, Tensor | None]:
@@ -146,7 +147,7 @@ class _Gated(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gates, weight, experts = ctx.saved_tensors
         use, (need_x, need_gates, need_weight, need_bias, _) = ctx.use, ctx.needs_input_grad
@@ -190,19 +191,25 @@ class _Use:
 
     def fastest(self, what: tuple[Any, ...], sparse: Callable[[], _T], dense: Callable[[], _T]) -> tuple[str, _T]:
         """The method of the layer, or the faster one if it is "auto", and what it gives."""
-        method: str = self.layer.method
+        method: str | float = self.layer.method
         if method == "auto":
             method = self._choice(what, sparse, dense)
-        return method, (sparse if method == "sparse" else dense)()
+        elif method not in ("sparse", "dense"):
+            method = "sparse" if self.pairs <= float(method) * self.gates.numel() else "dense"
+        return str(method), (sparse if method == "sparse" else dense)()
+
+    @functools.cached_property
+    def pairs(self) -> int:
+        """How many gates are open."""
+        small = self.gates.numel() <= _SMALL
+        return int(self.plan.pairs if small else torch.count_nonzero(self.gates))
 
     def _choice(self, what: tuple[Any, ...], sparse: Callable[[], Any], dense: Callable[[], Any]) -> str:
         if self.gates.device.type != "cpu":
             return "dense"
-        small = self.gates.numel() <= _SMALL
-        pairs = self.plan.pairs if small else int(torch.count_nonzero(self.gates))
-        if not pairs:
+        if not self.pairs:
             return "sparse"
-        share = math.floor(2 * math.log2(pairs / self.gates.numel()))
+        share = math.floor(2 * math.log2(self.pairs / self.gates.numel()))
         key = (*what, str(self.gates.dtype), torch.get_num_threads(), len(self.gates).bit_length(), share)
         choices = self.layer.choices
         if key not in choices:

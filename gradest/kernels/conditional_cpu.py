@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 from torch import Tensor
 
 __all__ = ["Plan", "forward", "grad_input", "grad_weight", "plan"]
@@ -42,7 +43,7 @@ _compiled: _Compiler = njit(nogil=True, cache=True, error_model="numpy", fastmat
 _inlined: _Compiler = njit(inline="always")
 _intrinsic: _Compiler = intrinsic
 
-# --- what numba lacks: memory by its address, and sums whose order and vectors are those written here -----------------------------
+# --- what numba lacks: memory by its address, and sums in an order that is written down ---------------------------------------
 
 _INDEX = ir.IntType(64)
 _ONE = ir.Constant(_INDEX, 1)
@@ -53,7 +54,7 @@ def _pointer(typing: Any, address: Any, like: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(like.dtype)(types.int64, like), generate
+    return types.CPointer(like.dtype)(types.int64, like), generate  # type: ignore[no-untyped-call]
 
 
 @_inlined
@@ -93,7 +94,7 @@ def _multiply_add(builder: Any, place: Any, one: Any, other: Any) -> None:
 
 
 def _zero(builder: Any, kind: Any) -> Any:
-    return cgutils.alloca_once_value(builder, ir.Constant(kind, None))
+    return cgutils.alloca_once_value(builder, ir.Constant(kind, None))  # type: ignore[no-untyped-call]
 
 
 @_intrinsic
@@ -124,13 +125,13 @@ def _dots(typing: Any, x: Any, examples: Any, w: Any, units: Any) -> Any:
         whole = builder.sub(size, builder.urem(size, ir.Constant(_INDEX, lanes)))
         sums = [_zero(builder, _vector(number, lanes)) for _ in range(examples.count * units.count)]
         add_products(sums, ir.Constant(_INDEX, 0), whole, lanes)
-        totals = [cgutils.alloca_once_value(builder, _sum_of_lanes(builder, builder.load(place))) for place in sums]
+        totals = [cgutils.alloca_once_value(builder, _sum_of_lanes(builder, builder.load(place))) for place in sums]  # type: ignore[no-untyped-call]
         add_products(totals, whole, size, 1)
         return context.make_tuple(builder, signature.return_type, [builder.load(place) for place in totals])
 
     count = examples.count * units.count
-    rows = [types.UniTuple(types.int64, count) for _, count in sides]
-    return types.UniTuple(x.dtype, count)(x, rows[0], w, rows[1]), generate
+    rows = [types.UniTuple(types.int64, count) for _, count in sides]  # type: ignore[no-untyped-call]
+    return types.UniTuple(x.dtype, count)(x, rows[0], w, rows[1]), generate  # type: ignore[no-untyped-call]
 
 
 def _sum_of_lanes(builder: Any, vector: Any) -> Any:
@@ -201,8 +202,7 @@ def _list(gates_at: Any, batch: Any, blocks: Any, like: Any, starts: Any, member
             for b in range(begin, end):
                 listed[k] = b  # a closed one is overwritten by the next
                 k += gates[b, g] != 0
-            if k > starts[chunk, g]:
-                opened[g] = 0
+            opened[g] = max(opened[g], min(k - starts[chunk, g], 1) - 1)
         starts[chunk, blocks] = k
         pairs += k
     count = 0
@@ -234,29 +234,41 @@ def _forward(at: Any, size: Any, like: Any, kept: Any, starts: Any, members: Any
                 continue
             u, last = g * block, (g + 1) * block
             while u + 2 <= last:
-                k = begin
-                while k + 3 <= end:
-                    y = _dots(x, (listed[k], listed[k + 1], listed[k + 2]), w, (u, u + 1))
-                    for i in range(6):
-                        _put(listed[k + i // 2], u + i % 2, g, y[i], bias, gates, out, experts, experts_at)
-                    k += 3
-                while k < end:
-                    y = _dots(x, (listed[k],), w, (u, u + 1))
-                    for i in range(2):
-                        _put(listed[k], u + i, g, y[i], bias, gates, out, experts, experts_at)
-                    k += 1
+                _two_units(u, g, listed, begin, end, x, w, bias, gates, out, experts, experts_at)
                 u += 2
             if u < last:
-                k = begin
-                while k + 4 <= end:
-                    y = _dots(x, (listed[k], listed[k + 1], listed[k + 2], listed[k + 3]), w, (u,))
-                    for i in range(4):
-                        _put(listed[k + i], u, g, y[i], bias, gates, out, experts, experts_at)
-                    k += 4
-                while k < end:
-                    y = _dots(x, (listed[k],), w, (u,))
-                    _put(listed[k], u, g, y[0], bias, gates, out, experts, experts_at)
-                    k += 1
+                _one_unit(u, g, listed, begin, end, x, w, bias, gates, out, experts, experts_at)
+
+
+@_inlined
+def _two_units(
+    u: Any, g: Any, m: Any, k: Any, end: Any, x: Any, w: Any, bias: Any, gates: Any, out: Any, experts: Any, keep: Any
+) -> None:
+    while k + 3 <= end:
+        y = _dots(x, (m[k], m[k + 1], m[k + 2]), w, (u, u + 1))
+        for i in range(6):
+            _put(m[k + i // 2], u + i % 2, g, y[i], bias, gates, out, experts, keep)
+        k += 3
+    while k < end:
+        y = _dots(x, (m[k],), w, (u, u + 1))
+        for i in range(2):
+            _put(m[k], u + i, g, y[i], bias, gates, out, experts, keep)
+        k += 1
+
+
+@_inlined
+def _one_unit(
+    u: Any, g: Any, m: Any, k: Any, end: Any, x: Any, w: Any, bias: Any, gates: Any, out: Any, experts: Any, keep: Any
+) -> None:
+    while k + 4 <= end:
+        y = _dots(x, (m[k], m[k + 1], m[k + 2], m[k + 3]), w, (u,))
+        for i in range(4):
+            _put(m[k + i], u, g, y[i], bias, gates, out, experts, keep)
+        k += 4
+    while k < end:
+        y = _dots(x, (m[k],), w, (u,))
+        _put(m[k], u, g, y[0], bias, gates, out, experts, keep)
+        k += 1
 
 
 @_inlined
@@ -350,7 +362,7 @@ def _grad_weight(
 # --- their callers -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Plan:
     """Which gates `[batch, blocks]` are open. pairs: of an example and a block; blocks: that some example opens."""
 

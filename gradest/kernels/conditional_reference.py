@@ -34,8 +34,9 @@ class Plan:
 def plan(gates: Tensor) -> Plan:
     """As `gradest.kernels.conditional_cpu.plan`, and so the functions that follow."""
     blocks, examples = (gates != 0).T.nonzero().unbind(1)
-    found, counts = (each.tolist() for each in blocks.unique_consecutive(return_counts=True))
-    return Plan(gates, len(blocks), tuple(zip(found, examples.split(counts), strict=True)))
+    counts = blocks.bincount(minlength=gates.shape[1]).tolist()
+    lists = enumerate(torch.split(examples, counts))
+    return Plan(gates, len(blocks), tuple((g, listed) for g, listed in lists if len(listed)))
 
 
 def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
