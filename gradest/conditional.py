@@ -42,8 +42,8 @@ class ConditionalLinear(nn.Linear):
     """`layer(x, gates)` is gates * (x W^T + b), and only what the open gates let through is computed.
 
     x `[*batch, in_features]`, gates `[*batch, out_features / block_size]`, output `[*batch, out_features]`. A gate is closed
-    if it is 0 (NaN is open), and open or closed for `block_size` units beside each other. It is a torch.nn.Linear with the
-    same parameters. Source: Bengio, Léonard and Courville 2013 (arXiv 1308.3432), section 5.
+    if it is 0 (NaN is open), and open or closed for `block_size` units beside each other. Without gates it is the
+    torch.nn.Linear whose parameters it has. Source: Bengio, Léonard and Courville 2013 (arXiv 1308.3432), section 5.
 
     closed_gate_gradient: whether gates that require a gradient get it where they are closed, as straight-through estimators
         need: dL/dgate is the sum of dL/dout (x W^T + b) over the block, for which the forward pass computes all of x W^T.
@@ -59,9 +59,9 @@ class ConditionalLinear(nn.Linear):
         on the batch around an example nor on the number of threads.
 
     Output and gradients are those of the dense layer, but for the order of sums: with n the number of products in a sum and u
-    the unit roundoff of the dtype, each differs from the exact sum by at most n u Σ|products|, and as much again in the dense
-    layer. Sums of bfloat16 are in float32, and rounded once. Where every gate of a unit is closed, its output and the gradient
-    of its weights are exactly 0, also if the dense layer has 0 · inf = NaN there.
+    the unit roundoff of the dtype, each differs from the exact sum by at most (n + 2) u Σ|products|, and those of the dense layer
+    as much again. Sums of bfloat16 are in float32, and rounded once. What is closed has an output of exactly 0, and a row of W
+    that no example opens a gradient of exactly 0, also if the dense layer has 0 · inf = NaN there.
 
     Under autocast it computes in the dtype of its weights. It has no second derivative. `computed` counts multiply-adds; set it
     to `Computed()` to count anew.
@@ -97,8 +97,10 @@ class ConditionalLinear(nn.Linear):
         return f"{super().extra_repr()}, block_size={self.block_size}, method={self.method}"
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, x: Tensor, gates: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
         """gates * (x W^T + b). Raises InvalidInput for shapes or dtypes that do not fit."""
+        if gates is None:
+            return super().forward(x)
         self._check(x, gates)
         batch, weight = x.shape[:-1], self.weight
         if len(batch) != 1:  # a view costs as much as a tenth of the arithmetic of one example

@@ -430,6 +430,7 @@ def test_the_state_is_that_of_a_linear_layer():
     plain = torch.nn.Linear(10, 8)
     plain.load_state_dict(layer.state_dict())
     torch.testing.assert_close(layer(x, gates), gates.repeat_interleave(2, -1) * plain(x))
+    assert torch.equal(layer(x), plain(x))
     layer.load_state_dict(torch.nn.Linear(10, 8).state_dict())
     layer.choices["key",] = "dense"
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
