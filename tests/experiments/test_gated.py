@@ -168,7 +168,7 @@ def learn(network, x, y, steps=4):
 
 @pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
 def test_experts_that_skip_give_the_same_network(neuron, estimator):
-    event = (8,) if registry.neuron(neuron).event_ndim == 1 else (2, 4)
+    event = (4,) if registry.neuron(neuron).event_ndim == 1 else (2, 2)
     x, y = minibatch(20)
     networks = []
     for sparse in (False, True):
