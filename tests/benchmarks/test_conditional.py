@@ -52,7 +52,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_against_dense(dtype, two_threads):
     print(f"\n{INPUTS} inputs, {OPEN:.0%} of the gates open, {dtype}, 2 threads")
     print(f"  {'examples x units, block':24} {'method':14} {'pass':9} {'computed':>9} {'median ms':>10} {'quartiles':>15} "

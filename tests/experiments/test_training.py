@@ -295,21 +295,21 @@ def test_mnist_trains(tmp_path, monkeypatch, mnist_home):
 
 
 def test_sparse_experts_compute_what_is_open_and_change_nothing_else(small, tmp_path):
-    options = {"neuron": "stochastic_times_smooth", "estimator": "held_noise", "gates": 300, "epochs": 4}
+    options = {"estimator": "reinforce_centered", "gates": 200, "penalty_weight": 1.0}  # that closes gates at once
     dense, sparse = (train(small(**options, experts=experts)) for experts in ("dense", "sparse"))
     assert (dense.computed, dense.speedup) == (1, 1)
     assert dense.settings.experts == "dense"
     opened = [epoch.open_share for epoch in sparse.epochs]
-    assert min(opened) < 0.25
-    assert sparse.computed < 1
+    assert opened[-1] < 0.2
+    assert 0.05 < sparse.computed < 0.5
     assert sparse.speedup > 0
     for one, two in zip(dense.epochs, sparse.epochs, strict=True):
-        assert one.loss == pytest.approx(two.loss, rel=1e-3)
-        assert one.open_share == pytest.approx(two.open_share, rel=1e-3)
+        assert one.loss == pytest.approx(two.loss, rel=0.02)
+        assert one.open_share == pytest.approx(two.open_share, rel=0.02)
 
 
 def test_a_resumed_run_with_sparse_experts_gives_the_same_numbers(small, tmp_path, monkeypatch):
-    settings = small(neuron="rectifier", estimator="pathwise", experts="sparse", batch=100)
+    settings = small(estimator="reinforce_centered", experts="sparse", penalty_weight=1.0)
     whole = train(settings, out=tmp_path / "whole")
     with monkeypatch.context() as patch:
         strike(patch, 1, 5, interrupt)
