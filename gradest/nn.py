@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from gradest.conditional import ConditionalLinear
 from gradest.ears import ear, whisper
 from gradest.errors import Incompatible, InvalidInput, MissingLoss
 from gradest.estimator import Draw, Estimator, Feedback, State
@@ -35,7 +36,7 @@ try:
 except ImportError:  # before torch 2.13 no operator takes an object
     Handle = emit = None  # type: ignore[assignment, misc]
 
-__all__ = ["Evaluation", "Expectation", "Stochastic", "broadcast_loss"]
+__all__ = ["ConditionalLinear", "Evaluation", "Expectation", "Stochastic", "broadcast_loss"]
 
 Evaluation = Literal["mean", "sample", "threshold"]
 _STATE = "state_"

@@ -7,15 +7,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
 from gradest.errors import InvalidOptions
-from gradest.estimator import Estimator
-from gradest.experiments.sparsity import Penalty
+from gradest.estimator import Estimator, Feedback
+from gradest.expectation import ask, tell
+from gradest.experiments.sparsity import Penalty, probe
 from gradest.neuron import Neuron
-from gradest.nn import Evaluation, Expectation, Stochastic, broadcast_loss
+from gradest.nn import ConditionalLinear, Evaluation, Expectation, Stochastic, broadcast_loss
+from gradest.random import Key
 
-__all__ = ["GatedNetwork", "Objective", "level_for_share"]
+__all__ = ["GatedNetwork", "Objective", "level_for_share", "looks_at_closed_gates"]
+
+_GAIN = 0.25  # the share of open gates up to which skipping pays
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +40,8 @@ class GatedNetwork(nn.Module):
 
     gater: inputs -> hidden tanh units -> one pre-activation a gate. experts: inputs -> gates, linear. The unit is
     gradest.nn.Stochastic where the estimator asks for one point, and gradest.nn.Expectation otherwise, with all of the network
-    from the gates on as its f. For a neuron of several classes a unit, the gates are units times classes: a one-hot unit of
+    from the gates on as its f. Sparse experts compute what the gates let through, where these are few; several points share
+    one dense product instead. For a neuron of several classes a unit, the gates are units times classes: a one-hot unit of
     C classes has 1 / C of its gates open.
 
     Weights start uniform on ±√(6 / (in + out)), those of the gater's second layer on four times that; biases start at 0.
@@ -56,6 +61,7 @@ class GatedNetwork(nn.Module):
         event: tuple[int, ...],
         penalty: Penalty,
         evaluation: Evaluation = "mean",
+        sparse_experts: bool = False,
     ) -> None:
         super().__init__()
         if len(event) != neuron.event_ndim:
@@ -67,7 +73,12 @@ class GatedNetwork(nn.Module):
         self.event = event
         proposal = nn.Linear(hidden, gates)
         self.gater = nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), proposal)
-        self.experts = nn.Linear(inputs, gates)
+        self.experts = ConditionalLinear(
+            inputs,
+            gates,
+            method=_GAIN if sparse_experts else "dense",
+            closed_gate_gradient=looks_at_closed_gates(neuron, estimator),
+        )
         self.readout = nn.Linear(gates, outputs)
         one_point = estimator.evaluations(neuron, event) == 1
         self.unit = (Stochastic if one_point else Expectation)(neuron, estimator, evaluation)
@@ -88,16 +99,19 @@ class GatedNetwork(nn.Module):
     def objective(self, x: Tensor, y: Tensor) -> Objective:
         """The training objective of a minibatch: inputs `[batch, inputs]`, classes `[batch]`."""
         a = self.pre_activations(x)
-        experts = self.experts(x)
 
-        def f(points: Tensor) -> Tensor:
-            gates = self._flat(points)
-            logits = self.readout(gates * experts)
+        def loss(gates: Tensor, gated: Tensor) -> Tensor:
+            logits = self.readout(gated)
             labels = y.expand(logits.shape[:-1])
             loss = cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").reshape(labels.shape)
             return loss + self.penalty.of_gates(gates)
 
-        losses = f(self.unit(a)[None])[0] if isinstance(self.unit, Stochastic) else self.unit(f, a)
+        if isinstance(self.unit, Stochastic):
+            gates = self._flat(self.unit(a))
+            losses = loss(gates, self.experts(x, gates))
+        else:
+            experts = linear(x, self.experts.weight, self.experts.bias)
+            losses = self.unit(lambda points: loss(self._flat(points), self._flat(points) * experts), a)
         probability = self._flat(self.neuron.active_probability(a))
         total = broadcast_loss(self, losses) + self.penalty.of_probability(probability)
         return Objective(total, losses.detach().mean(), probability.detach().mean())
@@ -108,7 +122,7 @@ class GatedNetwork(nn.Module):
             raise RuntimeError("a gated network is trained on its objective(x, y); call eval() before forward")
         a = self.pre_activations(x)
         gates = self._flat(self.unit(a) if isinstance(self.unit, Stochastic) else self.unit(lambda h: h, a))
-        return self.readout(gates * self.experts(x)), gates
+        return self.readout(self.experts(x, gates)), gates
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, share: float) -> None:
@@ -118,6 +132,19 @@ class GatedNetwork(nn.Module):
 
     def _flat(self, units: Tensor) -> Tensor:
         return units.flatten(units.ndim - len(self.event))
+
+
+def looks_at_closed_gates(neuron: Neuron, estimator: Estimator) -> bool:
+    """Whether the estimator's gradient depends on dL/dh where h is 0, as a straight-through estimator's does. It is tried out."""
+    if "grad" not in estimator.needs:
+        return False
+    a = probe(neuron)
+    a = a.repeat(32, *[1] * (a.ndim - 1))
+    draw, state = ask(neuron, estimator, a, Key(0))
+    loss = draw.points.new_zeros(draw.points.shape[: draw.points.ndim - neuron.event_ndim])
+    closed = (draw.points == 0).to(a.dtype)
+    with_it, without = (tell(estimator, draw, Feedback(loss, grad), state)[0] for grad in (closed, closed * 0))
+    return not torch.equal(with_it, without)
 
 
 def level_for_share(probability: Tensor, share: float) -> Tensor:

@@ -79,6 +79,8 @@ def to_table(results: Sequence[Result]) -> Table:
     table = Table(title="Gated network", caption="errors of the network with the best validation error")
     table.add_column("neuron + estimator")
     columns = ["train loss", "train %", "valid %", "test %", "open %", "epoch", "seconds"]
+    skipping = any(result.settings.experts == "sparse" for result in results)
+    columns += ["computed %", "speed-up"] * skipping
     for name in columns + ["source: valid %", "test %"] * on_mnist:
         table.add_column(name, justify="right")
     for result in results:
@@ -91,6 +93,8 @@ def to_table(results: Sequence[Result]) -> Table:
             f"{result.best_epoch}/{len(result.epochs)}",
             f"{result.seconds:.0f}",
         ]
+        if skipping:
+            cells += [f"{100 * result.computed:.1f}", f"{result.speedup:.1f}"]
         if on_mnist:
             pair = (result.settings.neuron, result.settings.estimator)
             figures = next((gater.published for gater in GATERS if (gater.neuron, gater.estimator) == pair), ())

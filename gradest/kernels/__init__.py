@@ -4,6 +4,8 @@
     cpu          numba, for CPU tensors: the noise, and fused kernels that make the output of a neuron as they draw
     cuda         Triton, for CUDA tensors, where it is installed: the same
 
+conditional_reference and conditional_cpu compute linear layers under gates; these agree up to rounding.
+
 GRADEST_KERNELS, in the environment, is the one to use where it can be; elsewhere the reference is used. With
 GRADEST_KERNELS=cuda and TRITON_INTERPRET=1 Triton's interpreter runs the kernels for CUDA on CPU tensors, slowly.
 """
@@ -22,9 +24,9 @@ import torch
 
 from gradest.errors import InvalidInput
 
-__all__ = ["fused", "record", "select", "transformed", "why"]
+__all__ = ["conditional", "fused", "record", "select", "transformed", "why"]
 
-_MODULES = {name: f"gradest.kernels.{name}" for name in ("reference", "cpu", "cuda")}
+_NAMES = ("reference", "cpu", "cuda")
 
 
 _taken: ContextVar[dict[str, str] | None] = ContextVar("taken", default=None)
@@ -43,7 +45,7 @@ def record() -> Iterator[dict[str, str]]:
 
 def why(device: torch.device) -> str:
     """Which kernels a tensor on this device has, and the reason."""
-    chosen, wanted = _module(device).__name__.rpartition(".")[2], os.environ.get("GRADEST_KERNELS", "")
+    chosen, wanted = _chosen(device), os.environ.get("GRADEST_KERNELS", "")
     if wanted:
         return f"{chosen}, for GRADEST_KERNELS={wanted}"
     return chosen if chosen != "reference" else f"reference, for there are no others for {device.type} here"
@@ -61,7 +63,7 @@ def fused(name: str, device: torch.device) -> Callable[..., Any] | None:
 
 def select(name: str, device: torch.device) -> Callable[..., Any]:
     """The kernel of this name for tensors on this device, or else the reference. Raises as `fused` does."""
-    return fused(name, device) or getattr(_import(_MODULES["reference"]), name)
+    return fused(name, device) or getattr(_import("gradest.kernels.reference"), name)
 
 
 def transformed() -> bool:
@@ -69,21 +71,31 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def conditional(device: torch.device, dtype: torch.dtype) -> Any:
+    """The module of kernels for a `gradest.nn.ConditionalLinear` of this dtype. Raises as `fused` does."""
+    compiled = _chosen(device) == "cpu" and dtype in (torch.float32, torch.float64, torch.bfloat16)
+    return _import(f"gradest.kernels.conditional_{'cpu' if compiled else 'reference'}")
+
+
 def _module(device: torch.device) -> Any:
+    return _import(f"gradest.kernels.{_chosen(device)}")
+
+
+def _chosen(device: torch.device) -> str:
     wanted = os.environ.get("GRADEST_KERNELS", "")
-    if wanted not in ("", *_MODULES):
-        raise InvalidInput(f"GRADEST_KERNELS is {', '.join(_MODULES)}, or not set; it is {wanted!r}")
+    if wanted not in ("", *_NAMES):
+        raise InvalidInput(f"GRADEST_KERNELS is {', '.join(_NAMES)}, or not set; it is {wanted!r}")
     if transformed():  # what torch.func transforms is plain torch, through which it sees
-        return _import(_MODULES["reference"])
+        return "reference"
     if wanted == "cuda" and device.type == "cpu":
         if not _has_triton() or os.environ.get("TRITON_INTERPRET") != "1":
             raise InvalidInput(
                 "GRADEST_KERNELS is cuda, but a tensor is on the CPU: put it on a CUDA device, or unset GRADEST_KERNELS "
                 "(for tests: with triton installed and TRITON_INTERPRET=1 the kernels are interpreted on the CPU)"
             )
-        return _import(_MODULES["cuda"])
+        return "cuda"
     there = device.type == "cpu" or (device.type == "cuda" and torch.version.hip is None and _has_triton())
-    return _import(_MODULES[device.type if there and wanted in ("", device.type) else "reference"])
+    return device.type if there and wanted in ("", device.type) else "reference"
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gradest.errors import InvalidOptions, TooManyPoints
-from gradest.experiments.gated import GatedNetwork, level_for_share
+from gradest.experiments.gated import GatedNetwork, level_for_share, looks_at_closed_gates
 from gradest.experiments.sparsity import L1Penalty, Penalty, build_penalty
 from gradest.nn import Expectation, Stochastic
 from gradest.registry import registry
@@ -156,3 +156,56 @@ def test_more_gates_than_can_be_enumerated_are_refused_before_training():
 def test_an_event_of_the_wrong_rank_is_refused():
     with pytest.raises(InvalidOptions, match="events of 1 dim"):
         build(event=(2, 2))
+
+
+def learn(network, x, y, steps=4):
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        network.objective(x, y).total.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
+def test_experts_that_skip_give_the_same_network(neuron, estimator):
+    event = (4,) if registry.neuron(neuron).event_ndim == 1 else (2, 2)
+    x, y = minibatch(20)
+    networks = []
+    for sparse in (False, True):
+        network = build(neuron, estimator, event=event, sparse_experts=sparse).double()
+        network.experts.method = "sparse" if sparse else "dense"  # however many gates are open
+        torch.manual_seed(1)
+        learn(network, x.double(), y)
+        networks.append(network)
+    for one, two in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_closed_gates_are_looked_at_by_what_passes_a_gradient_through_a_choice():
+    found = {}
+    for neuron, estimator in PAIRS:
+        found[neuron, estimator] = looks_at_closed_gates(registry.neuron(neuron), registry.estimator(estimator))
+    assert found["bernoulli", "straight_through"]
+    assert found["categorical", "straight_through"]
+    for pair in (
+        *[("bernoulli", "reinforce_centered"), ("bernoulli", "rloo"), ("rectifier", "pathwise")],
+        *[("noisy_rectifier", "pathwise"), ("stochastic_times_smooth", "held_noise")],
+    ):
+        assert not found[pair], pair
+
+
+@pytest.mark.parametrize(("estimator", "forward"), [("reinforce_centered", False), ("straight_through", True)])
+def test_only_estimators_that_look_at_closed_gates_compute_them(estimator, forward):
+    network = build(estimator=estimator, event=(50,), sparse_experts=True)
+    torch.nn.init.constant_(network.gater[2].bias, -3.0)
+    network.objective(*minibatch()).total.backward()
+    computed = network.experts.computed
+    assert computed.of == 2 * 7 * 50 * 6  # forward, and with respect to the weights
+    share = computed.share - 0.5 * forward
+    assert 0 < share < 0.25
+
+
+def test_experts_are_dense_where_most_gates_are_open():
+    network = build("sigmoid", "pathwise", event=(50,), sparse_experts=True)
+    network.objective(*minibatch()).total.backward()
+    assert network.experts.computed.share == 1

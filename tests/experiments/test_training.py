@@ -29,8 +29,8 @@ PAIRS = [
 
 
 def numbers(result: Result) -> dict[str, object]:
-    """All of a result but the time that it took."""
-    return result.model_dump(mode="json", exclude={"seconds"})
+    """All of a result but the times that were measured."""
+    return result.model_dump(mode="json", exclude={"seconds", "speedup"})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -292,3 +292,29 @@ def test_mnist_trains(tmp_path, monkeypatch, mnist_home):
     result = train(settings)
     assert result.settings.data == "mnist"
     assert result.test.error < 0.5
+
+
+def test_sparse_experts_compute_what_is_open_and_change_nothing_else(small, tmp_path):
+    options = {"estimator": "reinforce_centered", "gates": 200, "penalty_weight": 1.0}  # that closes gates at once
+    dense, sparse = (train(small(**options, experts=experts)) for experts in ("dense", "sparse"))
+    assert (dense.computed, dense.speedup) == (1, 1)
+    assert dense.settings.experts == "dense"
+    opened = [epoch.open_share for epoch in sparse.epochs]
+    assert opened[-1] < 0.2
+    assert 0.05 < sparse.computed < 0.5
+    assert sparse.speedup > 0
+    for one, two in zip(dense.epochs, sparse.epochs, strict=True):
+        assert one.loss == pytest.approx(two.loss, rel=0.02)
+        assert one.open_share == pytest.approx(two.open_share, rel=0.02)
+
+
+def test_a_resumed_run_with_sparse_experts_gives_the_same_numbers(small, tmp_path, monkeypatch):
+    settings = small(estimator="reinforce_centered", experts="sparse", penalty_weight=1.0)
+    whole = train(settings, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        strike(patch, 1, 5, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, out=tmp_path / "cut")
+    assert numbers(train(settings, out=tmp_path / "cut", resume=True)) == numbers(whole)
+    assert whole.computed < 1
+    assert_same(tmp_path / "cut", tmp_path / "whole")

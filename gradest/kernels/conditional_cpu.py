@@ -1,0 +1,469 @@
+"""Kernels for the CPU of a linear layer that computes only what its gates let through.
+
+An open pair is an example and a block of units whose gate it opens. A plan lists, for every chunk of examples and every block,
+the examples that open it: each row of weights is then read once a chunk, for all of them. The order of every sum follows from
+the pair alone, so bits depend neither on the batch around an example nor on the number of threads.
+
+Tensors are handed over by address, since making numpy arrays of them takes as long as the arithmetic of one example. Threads
+are those of `gradest.kernels.cpu`, but take pieces of work from a common counter, so that one which starts late does less.
+"""
+
+from __future__ import annotations
+
+import _thread
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.numpy_support import carray
+from torch import Tensor
+
+__all__ = ["Plan", "forward", "grad_input", "grad_weight", "plan"]
+
+_CHUNK = 128  # examples whose inputs stay in the cache
+_EXAMPLES = 16  # examples that are a piece of work, in the gradient with respect to the inputs
+_UNITS = 32  # units that are one otherwise
+_PER_THREAD = 1 << 20  # multiply-adds that are worth a thread
+
+# by an empty array kernels are told a type; bfloat16 is its bits, which are the upper half of a float32
+_LIKE: dict[torch.dtype, Any] = {
+    torch.float32: np.empty(0, np.float32),
+    torch.float64: np.empty(0, np.float64),
+    torch.bfloat16: np.empty(0, np.uint16),
+}
+
+_Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+_compiled: _Compiler = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+_inlined: _Compiler = njit(inline="always")
+_intrinsic: _Compiler = intrinsic
+
+# --- what numba lacks: memory by its address, and sums in an order that is written down ---------------------------------------
+
+_INDEX = ir.IntType(64)
+_ONE = ir.Constant(_INDEX, 1)
+
+
+@_intrinsic
+def _pointer(typing: Any, address: Any, like: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(like.dtype)(types.int64, like), generate  # type: ignore[no-untyped-call]
+
+
+@_inlined
+def _matrix(address: Any, rows: Any, columns: Any, like: Any) -> Any:
+    return carray(_pointer(address, like), (rows, columns))
+
+
+@_intrinsic
+def _take(typing: Any, counter: Any) -> Any:
+    """The number at the address, which is then one more; safe between threads."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(values[0], _INDEX.as_pointer()), _ONE, "monotonic")
+
+    return types.int64(types.int64), generate
+
+
+def _vector(number: Any, width: int) -> Any:
+    return number if width == 1 else ir.VectorType(number, width)
+
+
+def _load(builder: Any, number: Any, row: Any, at: Any, width: int) -> Any:
+    """`width` numbers of a row; bits of bfloat16 are widened."""
+    narrow = row.type.pointee == ir.IntType(16)
+    kind = _vector(row.type.pointee, width)
+    value = builder.load(builder.bitcast(builder.gep(row, [at]), kind.as_pointer()), align=2 if narrow else 4)
+    if not narrow:
+        return value
+    word = _vector(ir.IntType(32), width)
+    shift = ir.Constant(word, 16 if width == 1 else [16] * width)
+    return builder.bitcast(builder.shl(builder.zext(value, word), shift), _vector(number, width))
+
+
+def _multiply_add(builder: Any, place: Any, one: Any, other: Any) -> None:
+    product = builder.fmul(one, other, flags=("contract",))
+    builder.store(builder.fadd(builder.load(place), product, flags=("contract",)), place)
+
+
+def _zero(builder: Any, kind: Any) -> Any:
+    return cgutils.alloca_once_value(builder, ir.Constant(kind, None))  # type: ignore[no-untyped-call]
+
+
+@_intrinsic
+def _dots(typing: Any, x: Any, examples: Any, w: Any, units: Any) -> Any:
+    """The dot products of rows of x with rows of w, all pairs, the units of an example beside each other.
+
+    Lane l adds up the products l, l + lanes, ...; the halves of the lanes are added until one is left; what does not fill the
+    lanes is added last.
+    """
+    sides = [(x, examples.count), (w, units.count)]
+    lanes = 512 // x.dtype.bitwidth
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        number = context.get_value_type(x.dtype)
+        size, rows = None, []
+        for (kind, count), array, numbers in zip(sides, values[::2], values[1::2], strict=True):
+            given = context.make_array(kind)(context, builder, array)
+            size = builder.extract_value(given.shape, 1)
+            begins = [builder.mul(builder.extract_value(numbers, i), size) for i in range(count)]
+            rows.append([builder.gep(given.data, [begin]) for begin in begins])
+
+        def add_products(sums: list[Any], begin: Any, end: Any, width: int) -> None:
+            with cgutils.for_range_slice(builder, begin, end, ir.Constant(_INDEX, width), inc=True) as (at, _):
+                left, right = ([_load(builder, number, row, at, width) for row in side] for side in rows)
+                for place, (one, other) in zip(sums, ((one, other) for one in left for other in right), strict=True):
+                    _multiply_add(builder, place, one, other)
+
+        whole = builder.sub(size, builder.urem(size, ir.Constant(_INDEX, lanes)))
+        sums = [_zero(builder, _vector(number, lanes)) for _ in range(examples.count * units.count)]
+        add_products(sums, ir.Constant(_INDEX, 0), whole, lanes)
+        totals = [cgutils.alloca_once_value(builder, _sum_of_lanes(builder, builder.load(place))) for place in sums]  # type: ignore[no-untyped-call]
+        add_products(totals, whole, size, 1)
+        return context.make_tuple(builder, signature.return_type, [builder.load(place) for place in totals])
+
+    count = examples.count * units.count
+    rows = [types.UniTuple(types.int64, count) for _, count in sides]  # type: ignore[no-untyped-call]
+    return types.UniTuple(x.dtype, count)(x, rows[0], w, rows[1]), generate  # type: ignore[no-untyped-call]
+
+
+def _sum_of_lanes(builder: Any, vector: Any) -> Any:
+    width = vector.type.count
+    while width > 1:
+        width //= 2
+        masks = [ir.Constant(ir.VectorType(ir.IntType(32), width), list(range(i, i + width))) for i in (0, width)]
+        vector = builder.fadd(*(builder.shuffle_vector(vector, ir.Constant(vector.type, None), mask) for mask in masks))
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
+def _combining(size: int) -> Any:
+    """A function that writes `size` bytes, or one number, from a column on: out[row] = Σ_k scale[k] * matrix[index[k]]."""
+
+    @_intrinsic
+    def combine(
+        typing: Any, out: Any, row: Any, column: Any, matrix: Any, index: Any, scale: Any, begin: Any, end: Any
+    ) -> Any:
+        width = max(1, 8 * size // out.dtype.bitwidth)
+
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            number = context.get_value_type(out.dtype)
+            target, source, listed, factor = (
+                context.make_array(signature.args[i])(context, builder, values[i]) for i in (0, 3, 4, 5)
+            )
+            columns = builder.extract_value(target.shape, 1)
+            total = _zero(builder, _vector(number, width))
+            with cgutils.for_range_slice(builder, values[6], values[7], _ONE, inc=True) as (k, _):
+                begins = builder.mul(builder.zext(builder.load(builder.gep(listed.data, [k])), _INDEX), columns)
+                given = _load(builder, number, builder.gep(source.data, [begins]), values[2], width)
+                by = builder.load(builder.gep(factor.data, [k]))
+                if width > 1:
+                    lane = ir.Constant(ir.IntType(32), 0)
+                    by = builder.insert_element(ir.Constant(given.type, None), by, lane)
+                    mask = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
+                    by = builder.shuffle_vector(by, ir.Constant(given.type, None), mask)
+                _multiply_add(builder, total, by, given)
+            place = builder.gep(target.data, [builder.add(builder.mul(values[1], columns), values[2])])
+            result = builder.load(total)
+            builder.store(result, builder.bitcast(place, result.type.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        integers = (types.int64, types.int64)
+        return types.none(out, *integers, matrix, index, scale, *integers), generate
+
+    return combine
+
+
+_WIDE, _NARROW = 256, 32  # bytes
+_combine_wide, _combine_narrow, _combine_one = _combining(_WIDE), _combining(_NARROW), _combining(0)
+
+# --- the kernels -------------------------------------------------------------------------------------------------------------
+#
+# `at` are addresses, the last of them of the counter; `size` is batch, inputs, blocks, units a block.
+# members[c, starts[c, g] : starts[c, g + 1]] are the examples of chunk c that open block g.
+
+
+@_compiled
+def _list(gates_at: Any, batch: Any, blocks: Any, like: Any, starts: Any, members: Any, opened: Any) -> Any:
+    """Fills the plan, and `opened` `[blocks]` with the number of each block among those that are open, or -1."""
+    gates, pairs = _matrix(gates_at, batch, blocks, like), 0
+    opened[:] = -1
+    for chunk in range(len(starts)):
+        listed, begin, k = members[chunk], chunk * _CHUNK, 0
+        end = min(begin + _CHUNK, batch)
+        for g in range(blocks):
+            starts[chunk, g] = k
+            for b in range(begin, end):
+                listed[k] = b  # a closed one is overwritten by the next
+                k += gates[b, g] != 0
+            opened[g] = max(opened[g], min(k - starts[chunk, g], 1) - 1)
+        starts[chunk, blocks] = k
+        pairs += k
+    count = 0
+    for g in range(blocks):
+        if opened[g] == 0:
+            opened[g] = count
+            count += 1
+    return pairs, count
+
+
+@_compiled
+def _forward(at: Any, size: Any, like: Any, kept: Any, starts: Any, members: Any) -> None:
+    (x_at, w_at, bias_at, gates_at, out_at, experts_at, counter), (batch, inputs, blocks, block) = at, size
+    units = blocks * block
+    x, w = _matrix(x_at, batch, inputs, like), _matrix(w_at, units, inputs, kept)
+    bias, gates = _matrix(bias_at, 1, units, like), _matrix(gates_at, batch, blocks, like)
+    out, experts = _matrix(out_at, batch, units, like), _matrix(experts_at, batch, units, like)
+    each = max(1, _UNITS // block)
+    pieces = -(-blocks // each)
+    while True:
+        piece = _take(counter)
+        if piece >= pieces * len(starts):
+            return
+        chunk, first = piece // pieces, piece % pieces * each
+        listed = members[chunk]
+        for g in range(first, min(first + each, blocks)):
+            begin, end = starts[chunk, g], starts[chunk, g + 1]
+            if begin == end:
+                continue
+            u, last = g * block, (g + 1) * block
+            while u + 2 <= last:
+                _two_units(u, g, listed, begin, end, x, w, bias, gates, out, experts, experts_at)
+                u += 2
+            if u < last:
+                _one_unit(u, g, listed, begin, end, x, w, bias, gates, out, experts, experts_at)
+
+
+@_inlined
+def _two_units(
+    u: Any, g: Any, m: Any, k: Any, end: Any, x: Any, w: Any, bias: Any, gates: Any, out: Any, experts: Any, keep: Any
+) -> None:
+    while k + 3 <= end:
+        y = _dots(x, (m[k], m[k + 1], m[k + 2]), w, (u, u + 1))
+        for i in range(6):
+            _put(m[k + i // 2], u + i % 2, g, y[i], bias, gates, out, experts, keep)
+        k += 3
+    while k < end:
+        y = _dots(x, (m[k],), w, (u, u + 1))
+        for i in range(2):
+            _put(m[k], u + i, g, y[i], bias, gates, out, experts, keep)
+        k += 1
+
+
+@_inlined
+def _one_unit(
+    u: Any, g: Any, m: Any, k: Any, end: Any, x: Any, w: Any, bias: Any, gates: Any, out: Any, experts: Any, keep: Any
+) -> None:
+    while k + 4 <= end:
+        y = _dots(x, (m[k], m[k + 1], m[k + 2], m[k + 3]), w, (u,))
+        for i in range(4):
+            _put(m[k + i], u, g, y[i], bias, gates, out, experts, keep)
+        k += 4
+    while k < end:
+        y = _dots(x, (m[k],), w, (u,))
+        _put(m[k], u, g, y[0], bias, gates, out, experts, keep)
+        k += 1
+
+
+@_inlined
+def _put(b: Any, u: Any, g: Any, y: Any, bias: Any, gates: Any, out: Any, experts: Any, keep: Any) -> None:
+    y += bias[0, u]
+    out[b, u] = gates[b, g] * y
+    if keep:
+        experts[b, u] = y
+
+
+@_compiled
+def _grad_input(at: Any, size: Any, like: Any, kept: Any) -> None:
+    (grad_at, w_at, gates_at, out_at, counter), (batch, inputs, blocks, block) = at, size
+    units = blocks * block
+    grad, w = _matrix(grad_at, batch, units, like), _matrix(w_at, units, inputs, kept)
+    gates, out = _matrix(gates_at, batch, blocks, like), _matrix(out_at, batch, inputs, like)
+    index, scale = np.empty(_EXAMPLES * units + 1, np.uint32), np.empty(_EXAMPLES * units + 1, like.dtype)
+    ends = np.zeros(_EXAMPLES + 1, np.int64)
+    while True:
+        first = _take(counter) * _EXAMPLES
+        if first >= batch:
+            return
+        count, k = min(_EXAMPLES, batch - first), 0
+        for i in range(count):
+            for g in range(blocks):
+                gate = gates[first + i, g]
+                if gate != 0:
+                    for u in range(g * block, (g + 1) * block):
+                        index[k], scale[k] = u, grad[first + i, u] * gate
+                        k += 1
+            ends[i + 1] = k
+        j = 0
+        while j + _WIDE // like.itemsize <= inputs:
+            for i in range(count):
+                _combine_wide(out, first + i, j, w, index, scale, ends[i], ends[i + 1])
+            j += _WIDE // like.itemsize
+        while j + _NARROW // like.itemsize <= inputs:
+            for i in range(count):
+                _combine_narrow(out, first + i, j, w, index, scale, ends[i], ends[i + 1])
+            j += _NARROW // like.itemsize
+        while j < inputs:
+            for i in range(count):
+                _combine_one(out, first + i, j, w, index, scale, ends[i], ends[i + 1])
+            j += 1
+
+
+@_compiled
+def _grad_weight(
+    at: Any, size: Any, like: Any, starts: Any, members: Any, opened: Any, compact: Any, fill: Any
+) -> None:
+    """compact: blocks that are closed have no rows in `out`. fill: they have, and need their zeros."""
+    (grad_at, x_at, gates_at, out_at, bias_at, counter), (batch, inputs, blocks, block) = at, size
+    units = blocks * block
+    grad, x = _matrix(grad_at, batch, units, like), _matrix(x_at, batch, inputs, like)
+    gates, out = _matrix(gates_at, batch, blocks, like), _matrix(out_at, units, inputs, like)
+    bias = _matrix(bias_at, 1, units, like)
+    index, gate, scale = np.empty(batch, np.uint32), np.empty(batch, like.dtype), np.empty(batch, like.dtype)
+    each = max(1, _UNITS // block)
+    pieces = -(-blocks // each)
+    while True:
+        piece = _take(counter)
+        if piece >= pieces:
+            return
+        for g in range(piece * each, min((piece + 1) * each, blocks)):
+            if opened[g] < 0 and not fill:
+                continue
+            count = 0
+            for chunk in range(len(starts)):
+                for k in range(starts[chunk, g], starts[chunk, g + 1]):
+                    index[count], gate[count] = members[chunk, k], gates[members[chunk, k], g]
+                    count += 1
+            for i in range(block):
+                u = g * block + i
+                row, total = opened[g] * block + i if compact else u, like.dtype.type(0)
+                for k in range(count):
+                    scale[k] = grad[index[k], u] * gate[k]
+                    total += scale[k]
+                bias[0, u] = total
+                j = 0
+                while j + _WIDE // like.itemsize <= inputs:
+                    _combine_wide(out, row, j, x, index, scale, 0, count)
+                    j += _WIDE // like.itemsize
+                while j + _NARROW // like.itemsize <= inputs:
+                    _combine_narrow(out, row, j, x, index, scale, 0, count)
+                    j += _NARROW // like.itemsize
+                while j < inputs:
+                    _combine_one(out, row, j, x, index, scale, 0, count)
+                    j += 1
+
+
+# --- their callers -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False, slots=True)
+class Plan:
+    """Which gates `[batch, blocks]` are open. pairs: of an example and a block; blocks: that some example opens."""
+
+    gates: Tensor
+    pairs: int
+    blocks: int
+    starts: Any
+    members: Any
+    opened: Any
+
+
+def plan(gates: Tensor) -> Plan:
+    """The plan for gates `[batch, blocks]`; a gate is closed if it is 0."""
+    gates, (batch, blocks) = gates.contiguous(), gates.shape
+    chunks = -(-batch // _CHUNK)
+    starts, opened = np.empty((chunks, blocks + 1), np.int32), np.empty(blocks, np.int32)
+    members = np.empty((chunks, min(batch, _CHUNK) * blocks + 1), np.int32)
+    pairs, count = _list(gates.data_ptr(), batch, blocks, _LIKE[gates.dtype], starts, members, opened)
+    return Plan(gates, pairs, count, starts, members, opened)
+
+
+def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
+    """gates * (x W^T + b), `[batch, units]`, and x W^T + b where the gates are open, 0 elsewhere, if it is to be kept.
+
+    x `[batch, inputs]` and bias `[units]` in the gates' dtype; weight `[units, inputs]` in the same, or bfloat16 for float32.
+    """
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+    out = x.new_zeros(len(x), len(weight))
+    experts = torch.zeros_like(out) if keep else None
+    size = _size(plan, weight)
+
+    def work(counter: int) -> None:
+        kept = 0 if experts is None else experts.data_ptr()
+        given = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), plan.gates.data_ptr())
+        like = _LIKE[x.dtype], _LIKE[weight.dtype]
+        _forward((*given, out.data_ptr(), kept, counter), size, *like, plan.starts, plan.members)
+
+    _in_threads(work, plan.pairs * size[3] * size[1])
+    return out, experts
+
+
+def grad_input(plan: Plan, grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient `[batch, inputs]` with respect to x, for `grad` `[batch, units]` with respect to the output."""
+    grad, weight = grad.contiguous(), weight.contiguous()
+    size = _size(plan, weight)
+    out = grad.new_empty(size[:2])
+
+    def work(counter: int) -> None:
+        given = (grad.data_ptr(), weight.data_ptr(), plan.gates.data_ptr(), out.data_ptr(), counter)
+        _grad_input(given, size, _LIKE[grad.dtype], _LIKE[weight.dtype])
+
+    _in_threads(work, plan.pairs * size[3] * size[1])
+    return out
+
+
+def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients with respect to W and b; compact: W's has the rows alone that an example opens, whose numbers come third."""
+    grad, x, (batch, blocks) = grad.contiguous(), x.contiguous(), plan.gates.shape
+    units, inputs = grad.shape[1], x.shape[1]
+    block = units // blocks
+    # where few blocks are open, torch writes the zeros of the others, in all threads
+    fill = not compact and 2 * plan.blocks > blocks
+    bias, index = x.new_zeros(units), None
+    if compact:
+        rows = np.flatnonzero(plan.opened >= 0)
+        index = torch.from_numpy(rows if block == 1 else (rows[:, None] * block + np.arange(block)).reshape(-1))
+        out = x.new_empty(len(index), inputs)
+    else:
+        out = x.new_empty(units, inputs) if fill else x.new_zeros(units, inputs)
+
+    def work(counter: int) -> None:
+        given = (grad.data_ptr(), x.data_ptr(), plan.gates.data_ptr(), out.data_ptr(), bias.data_ptr(), counter)
+        lists = plan.starts, plan.members, plan.opened
+        _grad_weight(given, (batch, inputs, blocks, block), _LIKE[x.dtype], *lists, compact, fill)
+
+    _in_threads(work, plan.pairs * block * inputs)
+    return out, bias, index
+
+
+def _size(plan: Plan, weight: Tensor) -> tuple[int, int, int, int]:
+    (batch, blocks), (units, inputs) = plan.gates.shape, weight.shape
+    return batch, inputs, blocks, units // blocks
+
+
+def _in_threads(work: Callable[[int], None], multiply_adds: int) -> None:
+    """work(address of a counter) in as many threads as torch uses, where there is enough to do."""
+    counter = torch.zeros(1, dtype=torch.int64)
+    at, waiting = counter.data_ptr(), []
+
+    def help_out(done: Any) -> None:
+        try:
+            work(at)
+        finally:
+            done.release()
+
+    # threading.Thread waits until the thread runs, which takes as long as the work may
+    for _ in range(min(torch.get_num_threads(), multiply_adds // _PER_THREAD) - 1):
+        done = _thread.allocate_lock()
+        done.acquire()
+        _thread.start_new_thread(help_out, (done,))
+        waiting.append(done)
+    work(at)
+    for done in waiting:
+        done.acquire()
