@@ -101,6 +101,10 @@ class Bench:
         slopes = [slope(sizes, values, overhead) for values in zip(*samples.values(), strict=True)]
         self._keep(title, f"slope in {axis}", "", slopes, None, {"at_most": at_most})
 
+    def bound(self, title: str, name: str, unit: str, samples: Sequence[float], at_most: float | None = None) -> None:
+        """Keeps a number that stands for itself, and the most that it was asked to be."""
+        self._keep(title, name, unit, samples, None, {"at_most": at_most})
+
     def _keep(
         self,
         title: str,

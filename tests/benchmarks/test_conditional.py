@@ -1,95 +1,65 @@
-"""How fast a linear layer is that skips what its gates close, as ratios to the dense one within one run: `make bench`, or
-`pytest -m benchmark -s tests/benchmarks/test_conditional.py`.
+"""How fast a linear layer is that skips what its gates close, against the dense one, gates * (x W^T + b) in plain torch.
 
-Layer and dense layer take turns, so that a busy machine slows both alike. The dense one is gates * (x W^T + b) in plain torch.
-Backward gives the gradients of x, W and b. The layer is asked for sparse ones of W where that is said. What was computed is
-checked before it is timed.
+Backward gives the gradients of x, W and b; the layer is asked for a sparse one of W where that is said.
 """
 
 from __future__ import annotations
-
-import statistics
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from gradest.conditional import Computed
 from gradest.nn import ConditionalLinear
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 
-INPUTS, OPEN, ROUNDS = 784, 0.1, 60
-CASES = [  # examples, units, units a gate
-    (1, 2000, 1),
-    (32, 2048, 64),
-    (32, 2000, 1),
-    (256, 2000, 1),
+INPUTS, OPEN = 784, 0.1
+CASES = [  # examples, units, units a gate, and how many times as fast as dense it was asked to be
+    (1, 2000, 1, 6),
+    (32, 2048, 64, 5),
+    (32, 2000, 1, 1.5),
+    (256, 2000, 1, None),
 ]
 
 
-def in_turns(calls: list[Callable[[], object]]) -> list[list[float]]:
-    for call in calls:
-        for _ in range(3):
-            call()  # kernels compile, caches fill, "auto" makes its choice
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(ROUNDS):
-        for call, times in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-    return seconds
-
-
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
+@pytest.mark.parametrize(("batch", "units", "block", "asked"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_against_dense(dtype, two_threads):
-    print(f"\n{INPUTS} inputs, {OPEN:.0%} of the gates open, {dtype}, 2 threads")
-    print(f"  {'examples x units, block':24} {'method':14} {'pass':9} {'computed':>9} {'median ms':>10} {'quartiles':>15} "
-          f"{'dense ms':>9} {'dense takes':>12}")  # fmt: skip
-    for batch, units, block in CASES:
-        torch.manual_seed(0)
-        gates = (torch.rand(batch, units // block) < OPEN).to(dtype)
-        x = torch.randn(batch, INPUTS, dtype=dtype, requires_grad=True)
-        wide, grad = gates.repeat_interleave(block, -1), torch.randn(batch, units, dtype=dtype)
-        for method, sparse_gradient in (("auto", False), ("sparse", False), ("sparse", True)):
-            layer = ConditionalLinear(
-                INPUTS, units, block_size=block, method=method, sparse_gradient=sparse_gradient, dtype=dtype
-            )
-            tensors = (x, layer.weight, layer.bias)
+def test_against_dense(bench, dtype, batch, units, block, asked):
+    if bench.short and dtype != torch.float32:
+        pytest.skip("the short form is of float32")
+    torch.manual_seed(0)
+    gates = (torch.rand(batch, units // block) < OPEN).to(dtype)
+    x = torch.randn(batch, INPUTS, dtype=dtype, requires_grad=True)
+    wide, grad = gates.repeat_interleave(block, -1), torch.randn(batch, units, dtype=dtype)
+    layers = {
+        name: ConditionalLinear(INPUTS, units, block_size=block, method=method, sparse_gradient=sparse, dtype=dtype)
+        for name, method, sparse in (
+            ("gradest", "auto", False),
+            ("sparse", "sparse", False),
+            ("sparse, and so W's gradient", "sparse", True),
+        )
+    }
+    weight, bias = layers["gradest"].weight, layers["gradest"].bias
+    for layer in layers.values():
+        layer.weight, layer.bias = weight, bias
 
-            def dense(tensors: tuple[Tensor, ...] = tensors, wide: Tensor = wide) -> Tensor:
-                return wide * linear(*tensors)
+    def dense() -> Tensor:
+        return wide * linear(x, weight, bias)
 
-            def ours(layer: ConditionalLinear = layer, x: Tensor = x, gates: Tensor = gates) -> Tensor:
-                return layer(x, gates)
-
-            y, y_dense = ours(), dense()
-            tolerance = {"rtol": 0.1, "atol": 0.3} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-4}
-            torch.testing.assert_close(y, y_dense, **tolerance)
-            back = [
-                lambda out=out, tensors=tensors, grad=grad: torch.autograd.grad(out, tensors, grad, retain_graph=True)
-                for out in (y, y_dense)
-            ]
-            for mine, theirs in zip(back[0](), back[1](), strict=True):
-                torch.testing.assert_close(mine.to_dense(), theirs, **tolerance)
-            name = method + ", sparse W'" * sparse_gradient
-            for kind, calls in (("forward", [ours, dense]), ("backward", back)):
-                layer.computed = Computed()
-                mine, theirs = in_turns(calls)
-                lower, middle, upper = (1e3 * t for t in statistics.quantiles(mine, n=4))
-                ratio = statistics.median(other / own for own, other in zip(mine, theirs, strict=True))
-                print(
-                    f"  {f'{batch} x {units}, {block}':24} {name:14} {kind:9} {layer.computed.share:9.1%} {middle:10.3f} "
-                    f"{lower:7.3f}-{upper:7.3f} {1e3 * statistics.median(theirs):9.3f} {ratio:11.2f}x"
-                )
+    forward = {name: lambda layer=layer: layer(x, gates) for name, layer in layers.items()} | {"dense": dense}
+    outputs = {name: call() for name, call in forward.items()}
+    backward = {
+        name: lambda out=out: torch.autograd.grad(out, (x, weight, bias), grad, retain_graph=True)
+        for name, out in outputs.items()
+    }
+    tolerance = {"rtol": 0.1, "atol": 0.3} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-4}
+    for name in layers:
+        torch.testing.assert_close(outputs[name], outputs["dense"], **tolerance)
+        for mine, theirs in zip(backward[name](), backward["dense"](), strict=True):
+            torch.testing.assert_close(mine.to_dense(), theirs, **tolerance)
+    kind = str(dtype).removeprefix("torch.")
+    for way, calls in (("forward", forward), ("backward", backward)):
+        title = f"{way} of {batch} x {INPUTS} to {units} in blocks of {block}, {OPEN:.0%} open, {kind}"
+        at_least = {"dense": asked} if asked and dtype == torch.float32 else None
+        bench.compare(title, bench.measure(calls, turn=0.04), at_least=at_least)

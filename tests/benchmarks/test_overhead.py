@@ -1,15 +1,11 @@
-"""What gradest adds to a training step so small that arithmetic costs nothing: `make bench`, or
-`pytest -m benchmark -s tests/benchmarks/test_overhead.py`.
+"""What gradest adds to a training step so small that arithmetic costs nothing.
 
 Each case is forward and backward at a batch of 1 x 10 with a quadratic loss, against the same estimator written by hand in
-torch. Both take turns; what is printed is the median of the differences between neighbours, with the quartiles, in
-microseconds. Nothing is asserted but that both sides estimate the same gradient.
+torch.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import pytest
@@ -22,7 +18,7 @@ from gradest.nn import Expectation, Stochastic, broadcast_loss
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 
-ROUNDS, REPEAT = 41, 50
+ASKED = 100  # microseconds at most
 WEIGHT = torch.linspace(-1, 1, 10)
 Step = Callable[[Tensor], object]
 
@@ -114,13 +110,6 @@ WAYS = {
 }
 
 
-def seconds(step: Step, given: Tensor) -> float:
-    start = time.perf_counter()
-    for _ in range(REPEAT):
-        step(given.detach().requires_grad_())
-    return (time.perf_counter() - start) / REPEAT
-
-
 def mean_gradient(step: Step, given: Tensor, steps: int = 400) -> Tensor:
     a = given.expand(64, -1).clone().requires_grad_()
     total = torch.zeros(10)
@@ -133,19 +122,19 @@ def mean_gradient(step: Step, given: Tensor, steps: int = 400) -> Tensor:
 
 
 @pytest.mark.parametrize("estimator", BY_HAND)
-def test_overhead(estimator):
+def test_overhead(bench, estimator):
     torch.manual_seed(0)
     by_hand, given = BY_HAND[estimator], torch.randn(1, 10)
-    print(f"\n{estimator}, 1 x 10 float32, forward and backward, µs; by hand {1e6 * seconds(by_hand, given):.0f}")
-    print(f"  {'':18} {'median':>8} {'over by hand':>13} {'quartiles':>15}")
+    steps = {"by hand": by_hand}
     for way, make in WAYS.items():
         if way == "nn.Stochastic" and estimator in ("rloo", "disarm"):
             continue  # two samples do not fit a layer that emits one
-        step = make(estimator)
+        steps[way] = make(estimator)
         if way != "ask and tell":
-            gap = (mean_gradient(step, given) - mean_gradient(by_hand, given)).abs().max()
+            gap = (mean_gradient(steps[way], given) - mean_gradient(by_hand, given)).abs().max()
             assert gap < 0.5 * mean_gradient(by_hand, given).abs().max()
-        seconds(step, given)
-        pairs = [(seconds(step, given), seconds(by_hand, given)) for _ in range(ROUNDS)]
-        low, middle, high = statistics.quantiles([1e6 * (x - y) for x, y in pairs], n=4)
-        print(f"  {way:18} {1e6 * statistics.median(x for x, _ in pairs):8.0f} {middle:13.0f} {low:7.0f}-{high:.0f}")
+    calls = {way: lambda step=step: step(given.detach().requires_grad_()) for way, step in steps.items()}
+    found = bench.measure(calls, rounds=25, turn=0.02)
+    for way in list(found)[1:]:
+        over = [1e3 * (x - y) for x, y in zip(found[way], found["by hand"], strict=True)]
+        bench.bound(f"{estimator}, 1 x 10, over by hand", way, "µs", over, at_most=ASKED if way == "expect" else None)

@@ -1,4 +1,4 @@
-"""How fast the service is, as ratios within one run: `make bench`, or `pytest -m benchmark -s tests/benchmarks/test_service.py`.
+"""How fast the service is, against plain FastAPI, LitServe, itself without batching, and under load.
 
 Each server is a process of its own; the load comes from this one, over plain sockets with bodies made beforehand, so that it
 costs the cores little. Nothing is asserted but that answers are right.
@@ -31,6 +31,8 @@ from gradest.estimator import Feedback
 from gradest.expectation import ask, tell
 from gradest.random import Key
 from gradest.wire import SAFETENSORS, pack, unpack
+
+from .harness import Bench
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 
@@ -140,56 +142,58 @@ async def load(
     return len(latencies) * len(requests) / seconds, latencies
 
 
-def measure(server: Server, requests: list[bytes], clients: int) -> tuple[float, float, float]:
+def measure(
+    server: Server, requests: list[bytes], clients: int, seconds: float = SECONDS
+) -> tuple[float, float, float]:
     """Requests a second, and the median and the 99th percentile of a round, in milliseconds."""
-    rate, latencies = asyncio.run(load(server, requests, clients))
-    ordered = sorted(latencies)
-    return rate, 1e3 * statistics.median(ordered), 1e3 * ordered[int(0.99 * (len(ordered) - 1))]
+    rate, latencies = asyncio.run(load(server, requests, clients, seconds))
+    return rate, *percentiles(latencies)
 
 
-def show(title: str, rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print(f"\n{title}")
-    for row in rows:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+def percentiles(seconds: list[float]) -> tuple[float, float]:
+    """The median and the 99th percentile, in milliseconds."""
+    ordered = sorted(seconds)
+    return 1e3 * statistics.median(ordered), 1e3 * ordered[int(0.99 * (len(ordered) - 1))]
 
 
-def test_transport() -> None:
+Figures = dict[str, list[tuple[float, float, float]]]
+"""What `measure` found, round by round, of each contender."""
+
+
+def keep(bench: Bench, title: str, found: Figures, at_least: dict[str, float]) -> None:
+    """The rates, compared; and the latencies."""
+    rates = {name: [rate for rate, _, _ in figures] for name, figures in found.items()}
+    bench.compare(title, rates, unit="requests/s", more_is_better=True, at_least=at_least)
+    for place, what in ((1, "median"), (2, "p99")):
+        for name, figures in found.items():
+            bench.bound(f"{title}: {what} latency", name, "ms", [figure[place] for figure in figures])
+
+
+def test_transport(bench: Bench) -> None:
     """256 x 1024 samples: safetensors against the bare transport, the call in process, and plain FastAPI over lists."""
-    a = torch.randn(256, 1024)
-    gradest.sample("bernoulli", a, seed=0)  # kernels are compiled at their first use
-    began, calls = time.perf_counter(), 0
-    while time.perf_counter() < began + SECONDS:
-        gradest.sample("bernoulli", a, seed=calls)
-        calls += 1
-    call = 1e3 * SECONDS / calls
+    a, rounds, seconds = torch.randn(256, 1024), 3, 0.5 if bench.short else 2.0
     request = safetensors("/v1/sample", {"a": a}, neuron="bernoulli", seed=1)
-    rows = [("what", "requests/s", "median ms", "p99 ms")]
-
-    def row(name: str, figures: tuple[float, float, float]) -> tuple[float, float, float]:
-        rows.append((name, *(f"{figure:.1f}" for figure in figures)))
-        return figures
-
+    body = request.partition(b"\r\n\r\n")[2]
+    call = bench.measure({"in process": lambda: gradest.sample("bernoulli", a, seed=1)}, rounds=9)["in process"]
+    found: Figures = {"gradest, safetensors": [], "FastAPI, list[list[float]]": [], "a bare route, the same bodies": []}
     with gradest_server(max_body_bytes=1 << 24) as server:
-        ours = row("gradest, safetensors", measure(server, [request], 1))
-        answer = httpx.post(
-            f"{server.url}/v1/sample",
-            content=request.partition(b"\r\n\r\n")[2],
-            headers={"Content-Type": SAFETENSORS, "Accept": SAFETENSORS},
-        ).content
+        headers = {"Content-Type": SAFETENSORS, "Accept": SAFETENSORS}
+        answer = httpx.post(f"{server.url}/v1/sample", content=body, headers=headers).content
         assert torch.equal(unpack(answer)[0]["h"].float(), gradest.sample("bernoulli", a, seed=1))
-    with process("-c", textwrap.dedent(PLAIN), str(len(answer))) as server:
-        floor = row(
-            "bare route, same bodies",
-            measure(server, [message("/echo", request.partition(b"\r\n\r\n")[2], SAFETENSORS)], 1),
-        )
-        lists = row(
-            "FastAPI, list[list[float]]",
-            measure(server, [message("/lists", json.dumps(a.tolist()).encode(), "application/json")], 1),
-        )
-    show("sample of 256 x 1024", rows)
-    print(f"  in process: {call:.1f} ms; ours / (in process + bare route) = {ours[1] / (call + floor[1]):.2f}")
-    print(f"  requests/s over plain FastAPI: {ours[0] / lists[0]:.1f}")
+        with process("-c", textwrap.dedent(PLAIN), str(len(answer))) as plain:
+            lists = message("/lists", json.dumps(a.tolist()).encode(), "application/json")
+            for _ in range(rounds):
+                for name, address, sent in (
+                    ("gradest, safetensors", server, request),
+                    ("FastAPI, list[list[float]]", plain, lists),
+                    ("a bare route, the same bodies", plain, message("/echo", body, SAFETENSORS)),
+                ):
+                    found[name].append(measure(address, [sent], 1, seconds))
+    title = "sample of 256 x 1024 over HTTP"
+    keep(bench, title, found, {"FastAPI, list[list[float]]": 15})
+    ours, floor = (found[name] for name in ("gradest, safetensors", "a bare route, the same bodies"))
+    times = [mine[1] / (statistics.median(call) + bare[1]) for mine, bare in zip(ours, floor, strict=True)]
+    bench.bound(f"{title}: latency", "over (in process + bare route)", "x", times, at_most=2)
 
 
 def forward_and_backward() -> list[bytes]:
@@ -200,17 +204,14 @@ def forward_and_backward() -> list[bytes]:
     ]
 
 
-def test_batching() -> None:
+def test_batching(bench: Bench) -> None:
     """64 clients, 1 x 200 pre-activations, disarm forward and backward: with batching and without."""
-    requests = forward_and_backward()
-    rows, rates = [("batching", "requests/s", "median ms", "p99 ms")], {}
-    for batching in (True, False, True, False):
-        with gradest_server(batching=batching) as server:
-            figures = measure(server, requests, 64)
-        rates.setdefault(batching, []).append(figures[0])
-        rows.append((str(batching), *(f"{figure:.1f}" for figure in figures)))
-    show("disarm, 64 clients", rows)
-    print(f"  with batching over without: {max(rates[True]) / max(rates[False]):.2f}")
+    found: Figures = {"batching": [], "no batching": []}
+    with gradest_server(batching=True) as on, gradest_server(batching=False) as off:
+        for _ in range(3):
+            for name, server in (("batching", on), ("no batching", off)):
+                found[name].append(measure(server, forward_and_backward(), 64, 1.0 if bench.short else SECONDS))
+    keep(bench, "disarm, 1 x 200, 64 clients", found, {"no batching": 3})
 
 
 LITSERVE = """
@@ -287,7 +288,7 @@ def litserve_server(folder: Path) -> Iterator[Server]:
             os.killpg(server.pid, signal.SIGKILL)  # with its workers
 
 
-def test_litserve(tmp_path: Path) -> None:
+def test_litserve(bench: Bench, tmp_path: Path) -> None:
     """The same with LitServe, which takes JSON, beside this service with safetensors and with JSON."""
     pytest.importorskip("litserve", reason="make bench installs it")
     a = torch.randn(1, 200)
@@ -303,35 +304,36 @@ def test_litserve(tmp_path: Path) -> None:
         message("/forward", json.dumps({"a": a[0].tolist(), "seed": 5}).encode(), "application/json"),
         message("/backward", json.dumps({"a": a[0].tolist(), "seed": 5, "loss": [1, 2]}).encode(), "application/json"),
     ]
-    rows, rates = [("server", "requests/s", "median ms", "p99 ms")], dict[str, list[float]]()
-    for name in ("LitServe, JSON", "gradest, JSON", "gradest, safetensors") * 2:
-        is_ours = name.startswith("gradest")
-        with gradest_server() if is_ours else litserve_server(tmp_path) as server:
-            if not is_ours:
-                answer = httpx.post(f"{server.url}/backward", content=theirs[1].partition(b"\r\n\r\n")[2]).json()
-                assert torch.equal(torch.tensor([answer["gradient"]]), wanted)
-            requests = forward_and_backward() if "safetensors" in name else ours if is_ours else theirs
-            figures = measure(server, requests, 64)
-        rates.setdefault(name, []).append(figures[0])
-        rows.append((name, *(f"{figure:.1f}" for figure in figures)))
-    show("disarm, 64 clients", rows)
-    for name in list(rates)[1:]:
-        print(f"  {name} over LitServe: {max(rates[name]) / max(rates['LitServe, JSON']):.2f}")
+    found: Figures = {name: [] for name in ("gradest, safetensors", "gradest, JSON", "LitServe, JSON")}
+    with gradest_server() as server, litserve_server(tmp_path) as lit:
+        answer = httpx.post(f"{lit.url}/backward", content=theirs[1].partition(b"\r\n\r\n")[2]).json()
+        assert torch.equal(torch.tensor([answer["gradient"]]), wanted)
+        for _ in range(3):
+            for name, address, requests in (
+                ("gradest, safetensors", server, forward_and_backward()),
+                ("gradest, JSON", server, ours),
+                ("LitServe, JSON", lit, theirs),
+            ):
+                found[name].append(measure(address, requests, 64, 1.0 if bench.short else SECONDS))
+    keep(bench, "disarm, 1 x 200, 64 clients, LitServe", found, {"LitServe, JSON": 2})
 
 
-def test_load() -> None:
+def test_load(bench: Bench) -> None:
     """Requests a second against the number of clients, and with two worker processes."""
+    skip_if_short(bench)
     requests = forward_and_backward()
-    rows = [("workers", "clients", "requests/s", "median ms", "p99 ms")]
-    for workers in (1, 2):
-        with gradest_server(workers=workers, max_requests=1024) as server:
-            for clients in (1, 8, 64, 256):
-                rows.append((str(workers), str(clients), *(f"{x:.1f}" for x in measure(server, requests, clients))))
-    show("disarm, by load", rows)
+    with gradest_server(max_requests=1024) as one, gradest_server(max_requests=1024, workers=2) as two:
+        for clients in (1, 8, 64, 256):
+            found: Figures = {"2 workers": [], "1 worker": []}
+            for _ in range(2):
+                for name, server in (("2 workers", two), ("1 worker", one)):
+                    found[name].append(measure(server, requests, clients))
+            keep(bench, f"disarm, 1 x 200, {clients} clients, workers", found, {})
 
 
-def test_ping_under_a_flood() -> None:
+def test_ping_under_a_flood(bench: Bench) -> None:
     """/livez while eight clients send bodies of 1 MiB."""
+    skip_if_short(bench)
     flood = safetensors("/v1/sample", {"a": torch.randn(256, 1024)}, neuron="bernoulli", seed=1)
     ping = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -342,13 +344,20 @@ def test_ping_under_a_flood() -> None:
     with gradest_server() as server:
         calm = asyncio.run(load(server, [ping], 1))[1]
         busy = asyncio.run(both(server))
-    show("/livez", [("", "median ms", "p99 ms"), latency("calm", calm), latency("under the flood", busy)])
+    for name, found in (("calm", calm), ("under a flood of 1 MiB bodies", busy)):
+        bench.bound("/livez, p99", name, "ms", [percentiles(found)[1]])
 
 
-def test_overload() -> None:
+def skip_if_short(bench: Bench) -> None:
+    if bench.short:
+        pytest.skip("the short form has less of the service")
+
+
+def test_overload(bench: Bench) -> None:
     """56 clients with bodies of 16 MiB, as many elements as a tensor may have by default, at a service that holds 8 requests, or
     256 MiB of bodies: how soon a small request on a connection that is kept is refused meanwhile, and the memory.
     """
+    skip_if_short(bench)
     request = safetensors("/v1/sample", {"a": torch.randn(1024, 4096)}, neuron="bernoulli", seed=1)
     head, _, body = request.partition(b"\r\n\r\n")
     head += b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
@@ -388,23 +397,19 @@ def test_overload() -> None:
         writer.close()
         return found
 
-    rows = [
-        ("held at most", "answered", "refused", "memory before, MB", "peak, MB", "small refused: median ms", "p99 ms")
-    ]
-    for name, settings in (("8 requests", {"max_requests": 8}), ("256 MiB", {"max_requests": 1024})):
+    for name, settings in (("8 requests", {"max_requests": 8}), ("256 MiB of bodies", {"max_requests": 1024})):
         with gradest_server(**settings) as server, ThreadPoolExecutor(1) as thread:
-            measure(server, forward_and_backward(), 1)
+            measure(server, forward_and_backward(), 1, 1.0)
             before, _ = server.memory()
             refusals = thread.submit(asyncio.run, probe(server))
             statuses = asyncio.run(flood(server))
             _, peak = server.memory()
         assert set(statuses) == {200, 429}
-        found = (statuses.count(200), statuses.count(429), before, peak)
-        times = latency("", refusals.result())[1:] if refusals.result() else ("-", "-")
-        rows.append((name, *map(str, found), *times))
-    show("overload", rows)
-
-
-def latency(name: str, seconds: list[float]) -> tuple[str, str, str]:
-    ordered = sorted(seconds)
-    return name, f"{1e3 * statistics.median(ordered):.2f}", f"{1e3 * ordered[int(0.99 * (len(ordered) - 1))]:.2f}"
+        title = f"a flood of 16 MiB bodies, where {name} are held"
+        bench.bound(title, "answered", "", [statuses.count(200)])
+        bench.bound(title, "refused", "", [statuses.count(429)])
+        bench.bound(title, "memory before", "MB", [before])
+        bench.bound(title, "peak memory", "MB", [peak])
+        if refusals.result():
+            for what, figure in zip(("median", "p99"), percentiles(refusals.result()), strict=True):
+                bench.bound(title, f"a small request refused, {what}", "ms", [figure], at_most=50)
