@@ -23,7 +23,7 @@ from gradest.errors import Incompatible, InvalidInput, PluginFault, TooManyPoint
 from gradest.estimator import Draw, Estimator, Feedback, State, Target, event_shape
 from gradest.executors import run_in_order
 from gradest.kernels import select, transformed
-from gradest.kernels.reference import leading_mean, widen
+from gradest.kernels.reference import widen
 from gradest.neuron import Neuron
 from gradest.objective import Loss, Objective
 from gradest.plugin import Plugin
@@ -602,9 +602,7 @@ class _Moments:
     @classmethod
     def of(cls, chunks: list[Tensor]) -> _Moments:
         """Of values `[n, ...]`, in chunks: how they are cut leaves no trace in the result."""
-        values = torch.cat([chunk.double() for chunk in chunks])
-        mean = leading_mean(values)
-        return cls(values.shape[0], mean, values.shape[0] * leading_mean((values - mean) ** 2))
+        return cls(sum(map(len, chunks)), *select("moments", chunks[0].device)(chunks))
 
     def merge(self, other: _Moments) -> _Moments:
         """The moments of both."""

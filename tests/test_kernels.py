@@ -474,3 +474,16 @@ def test_a_draw_holds_no_noise_and_gives_it_again():
 def test_memory_is_aligned_as_torch_aligns():
     for units in (1, 3, 1000, 1 << 20):
         assert gradest.Key(1).uniform((1,), (units,)).data_ptr() % 64 == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 3), (7, 1), (300, 5, 7), (40, 2000), (3, 0)])
+def test_moments_do_not_depend_on_how_rows_are_cut_nor_on_the_kernel(dtype, shape):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype) + 100
+    mean, squares = reference.moments([values])
+    for parts in ([values], list(values.split(3)), [values[:1], values[1:]]):
+        for kernel in (reference.moments, cpu.moments):
+            assert all(torch.equal(*pair) for pair in zip(kernel(parts), (mean, squares), strict=True))
+    torch.testing.assert_close(mean, values.double().mean(0))
+    torch.testing.assert_close(squares, (values.double() - values.double().mean(0)).square().sum(0))
+    assert cpu.moments([values.expand(2, *shape).transpose(0, 1)])[0].shape == (2, *shape[1:])

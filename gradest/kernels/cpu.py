@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,6 +39,7 @@ __all__ = [
     "gated_backward",
     "logistic_backward",
     "logistic_score",
+    "moments",
     "normal",
     "one_hot",
     "rectified",
@@ -703,6 +704,31 @@ def _largest_bits(bits: Any, first: Any, last: Any, mask: Any) -> Any:
     return largest
 
 
+@_compiled
+def _add_rows(values: Any, total: Any, first: Any, last: Any) -> None:
+    """Adds the rows of `[n, elements]` to `total`, one after the other."""
+    for at in range(first, last, _BLOCK):
+        end = min(last, at + _BLOCK)
+        y = total[at:end]
+        for row in range(len(values)):
+            x = values[row, at:end]
+            for i in range(y.size):
+                y[i] += np.float64(x[i])
+
+
+@_compiled
+def _add_squares(values: Any, mean: Any, total: Any, first: Any, last: Any) -> None:
+    """Adds the squared distances of the rows from `mean` to `total`, one after the other."""
+    for at in range(first, last, _BLOCK):
+        end = min(last, at + _BLOCK)
+        m, y = mean[at:end], total[at:end]
+        for row in range(len(values)):
+            x = values[row, at:end]
+            for i in range(y.size):
+                apart = np.float64(x[i]) - m[i]
+                y[i] += apart * apart
+
+
 # --- their callers -----------------------------------------------------------------------------------------------------------
 
 
@@ -784,6 +810,25 @@ def all_finite(x: Tensor) -> bool:
 
     _in_threads(look, bits.size, 1)
     return max(found) < (2 * constants.bias + 1) << constants.mantissa
+
+
+def moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """As `reference.moments`."""
+    if parts[0].dtype not in _NUMPY:
+        parts = [part.double() for part in parts]
+    values, count = [_flat(part, 1) for part in parts], sum(map(len, parts))
+    mean, squares = (torch.zeros(parts[0].shape[1:], dtype=torch.float64) for _ in range(2))
+    total, around = _flat(mean), _flat(squares)
+
+    def work(first: int, last: int) -> None:
+        for part in values:
+            _add_rows(part, total, first, last)
+        total[first:last] /= count
+        for part in values:
+            _add_squares(part, total, around, first, last)
+
+    _in_threads(work, total.size, count)
+    return mean, squares
 
 
 def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
