@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import gradest
+from gradest import kernels
 from gradest.errors import InvalidInput
 from gradest.kernels import fused, reference, select
 
@@ -99,9 +100,9 @@ def test_fused_kernels_have_the_references_bits(kernel, dtype, monkeypatch):
 @on_a_device
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_two_values_of_a_binary_unit(dtype, monkeypatch):
-    class Odd(type(gradest.neuron("bernoulli"))):
-        low = -0.1
-        high = 0.7
+    class Odd(type(gradest.neuron("bernoulli"))):  # low + (high - low) is not high, in either format
+        low = -0.3
+        high = 0.1
 
     found, wanted = both(Odd(), gradest.Key(5), pre_activations(9, 9, dtype=dtype), 2, monkeypatch)
     assert len(wanted.unique()) == 2
@@ -223,8 +224,15 @@ def test_the_device_chooses_the_kernels(monkeypatch):
         monkeypatch.setenv("GRADEST_KERNELS", wanted)
         assert select("uniform", device).__module__ == f"gradest.kernels.{module}"
     monkeypatch.setenv("GRADEST_KERNELS", "")
-    monkeypatch.setattr(torch.version, "hip", "6.0")
-    assert select("uniform", device) is reference.uniform
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "6.0")
+        assert select("uniform", device) is reference.uniform
+    for version, module in (("3.3.1", "reference"), ("3.4.0+git1", "cuda"), ("4.0.0", "cuda")):
+        monkeypatch.setattr("triton.__version__", version)
+        kernels._has_triton.cache_clear()
+        assert select("uniform", device).__module__ == f"gradest.kernels.{module}"
+    monkeypatch.undo()
+    kernels._has_triton.cache_clear()
 
 
 @pytest.mark.gpu

@@ -2,7 +2,7 @@
 
     reference    plain torch, on any device: uniform noise, from which a neuron makes its output in torch
     cpu          numba, for CPU tensors: the noise, and fused kernels that make the output of a neuron as they draw
-    cuda         Triton, for CUDA tensors, where it is installed: the same
+    cuda         Triton 3.4 or newer, for CUDA tensors: the same
 
 conditional_reference and conditional_cpu compute linear layers under gates; these agree up to rounding.
 
@@ -13,7 +13,7 @@ GRADEST_KERNELS=cuda and TRITON_INTERPRET=1 Triton's interpreter runs the kernel
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,7 +100,12 @@ def _chosen(device: torch.device) -> str:
 
 @functools.cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    """Whether there is a Triton that can compile the kernels: from 3.4 on, which is torch 2.8's."""
+    try:
+        version = importlib.import_module("triton").__version__
+    except ImportError:
+        return False
+    return tuple(map(int, version.split(".")[:2])) >= (3, 4)
 
 
 @functools.cache

@@ -3,7 +3,8 @@
 A program does a tile of rows and units: it works out what all draws share, the row keys and what depends on `a` alone, and then
 draws; nothing but the output is written. The formulas are those of `gradest.kernels.portable`, operation by operation. They
 have the same bits because a compiler is allowed nothing here that IEEE 754 does not define: launches forbid it to contract a
-product and a sum, and divisions are rounded to nearest.
+product and a sum, and divisions are rounded to nearest. (What is divided or rounded to an integer is never subnormal, for some
+versions of Triton take that for 0.)
 
 Kernels are compiled at their first use, for which Triton wants a C compiler, and kept on disk. With TRITON_INTERPRET=1 in the
 environment before Triton is imported they run on CPU tensors, slowly, by an interpreter.
