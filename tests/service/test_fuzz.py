@@ -15,8 +15,13 @@ HOOKS = Path(__file__).with_name("fuzz_hooks.py")
 SMALL = {"max_work": 100_000, "max_points": 2000, "max_elements": 5000, "max_requests": 64}
 
 
-def fuzz(service, *flags):
-    """Runs `st run`; fails with its report if a check does."""
+@pytest.fixture
+def fuzz(tmp_path):
+    """Runs `st run`, in a folder of the test's own, where it leaves its cache; fails with its report if a check does."""
+    return lambda service, *flags: _run(tmp_path, service, *flags)
+
+
+def _run(folder, service, *flags):
     command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"]
     command += ["--checks", "all", "--seed", "1", "--generation-deterministic"]
     command += ["--continue-on-failure", "--no-color", "--request-timeout", "60", "--warnings", "off", *flags]
@@ -24,6 +29,7 @@ def fuzz(service, *flags):
         [*command, f"{service.base_url}/openapi.json"],
         capture_output=True,
         text=True,
+        cwd=folder,
         env={**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS), "OMP_NUM_THREADS": "1"},
     )
     assert found.returncode == 0, found.stdout + found.stderr
@@ -55,19 +61,19 @@ SOME = [
 ]
 
 
-def test_the_document_is_true(start):
+def test_the_document_is_true(start, fuzz):
     service = start(**SMALL)
     fuzz(service, "-n", "10", *SOME)
     assert accepted(service) >= {"/v1/sample", "/v1/recommend", "/v1/objectives/{name}"}
 
 
-def test_the_document_is_true_where_keys_are_asked_for(keyed):
+def test_the_document_is_true_where_keys_are_asked_for(keyed, fuzz):
     service, flags = keyed
     fuzz(service, "-n", "5", *flags, *SOME[:2], *SOME[-2:])
 
 
 @pytest.mark.slow
-def test_the_whole_document_is_true(start):
+def test_the_whole_document_is_true(start, fuzz):
     service = start(**SMALL)
     fuzz(service, "-n", "40")
     paths = httpx.get(f"{service.base_url}/openapi.json").json()["paths"]
@@ -75,6 +81,6 @@ def test_the_whole_document_is_true(start):
 
 
 @pytest.mark.slow
-def test_the_whole_document_is_true_where_keys_are_asked_for(keyed):
+def test_the_whole_document_is_true_where_keys_are_asked_for(keyed, fuzz):
     service, flags = keyed
     fuzz(service, "-n", "20", *flags)
