@@ -4,13 +4,16 @@ An open pair is an example and a block of units whose gate it opens. A plan list
 the examples that open it: each row of weights is then read once a chunk, for all of them. The order of every sum follows from
 the pair alone, so bits depend neither on the batch around an example nor on the number of threads.
 
-Tensors are handed over by address, since making numpy arrays of them takes as long as the arithmetic of one example. Threads
-are those of `gradest.kernels.cpu`, but take pieces of work from a common counter, so that one which starts late does less.
+Tensors are handed over by address, since making numpy arrays of them takes as long as the arithmetic of one example. Large
+problems are worked on by the threads that torch has, where its OpenMP is GNU's: threads of our own would have to compete with
+those, which stay awake for a while after each operation of torch. They take pieces of work from a common counter.
 """
 
 from __future__ import annotations
 
-import _thread
+import ctypes
+import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
+from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 __all__ = ["Plan", "forward", "grad_input", "grad_weight", "plan"]
@@ -29,7 +33,8 @@ __all__ = ["Plan", "forward", "grad_input", "grad_weight", "plan"]
 _CHUNK = 128  # examples whose inputs stay in the cache
 _EXAMPLES = 16  # examples that are a piece of work, in the gradient with respect to the inputs
 _UNITS = 32  # units that are one otherwise
-_PER_THREAD = 1 << 20  # multiply-adds that are worth a thread
+_PER_THREAD = 1 << 17  # multiply-adds that are worth a thread
+_WORDS = 16  # arguments of a kernel
 
 # by an empty array kernels are told a type; bfloat16 is its bits, which are the upper half of a float32
 _LIKE: dict[torch.dtype, Any] = {
@@ -45,6 +50,7 @@ _intrinsic: _Compiler = intrinsic
 
 # --- what numba lacks: memory by its address, and sums in an order that is written down ---------------------------------------
 
+_INT32, _INT64 = np.empty(0, np.int32), np.empty(0, np.int64)
 _INDEX = ir.IntType(64)
 _ONE = ir.Constant(_INDEX, 1)
 
@@ -60,6 +66,14 @@ def _pointer(typing: Any, address: Any, like: Any) -> Any:
 @_inlined
 def _matrix(address: Any, rows: Any, columns: Any, like: Any) -> Any:
     return carray(_pointer(address, like), (rows, columns))
+
+
+@_inlined
+def _lists(batch: Any, blocks: Any, chunks: Any, starts: Any, members: Any) -> Any:
+    return (
+        _matrix(starts, chunks, blocks + 1, _INT32),
+        _matrix(members, chunks, min(batch, _CHUNK) * blocks + 1, _INT32),
+    )
 
 
 @_intrinsic
@@ -185,7 +199,7 @@ _combine_wide, _combine_narrow, _combine_one = _combining(_WIDE), _combining(_NA
 
 # --- the kernels -------------------------------------------------------------------------------------------------------------
 #
-# `at` are addresses, the last of them of the counter; `size` is batch, inputs, blocks, units a block.
+# `given` are addresses and sizes: batch, inputs, blocks, units a block, chunks; `counter` is the address of the counter.
 # members[c, starts[c, g] : starts[c, g + 1]] are the examples of chunk c that open block g.
 
 
@@ -214,9 +228,10 @@ def _list(gates_at: Any, batch: Any, blocks: Any, like: Any, starts: Any, member
 
 
 @_compiled
-def _forward(at: Any, size: Any, like: Any, kept: Any, starts: Any, members: Any) -> None:
-    (x_at, w_at, bias_at, gates_at, out_at, experts_at, counter), (batch, inputs, blocks, block) = at, size
-    units = blocks * block
+def _forward(given: Any, counter: Any, like: Any, kept: Any) -> None:
+    batch, inputs, blocks, block, chunks, starts_at, members_at = given[:7]
+    x_at, w_at, bias_at, gates_at, out_at, experts_at = given[7:13]
+    units, starts, members = blocks * block, *_lists(batch, blocks, chunks, starts_at, members_at)
     x, w = _matrix(x_at, batch, inputs, like), _matrix(w_at, units, inputs, kept)
     bias, gates = _matrix(bias_at, 1, units, like), _matrix(gates_at, batch, blocks, like)
     out, experts = _matrix(out_at, batch, units, like), _matrix(experts_at, batch, units, like)
@@ -280,8 +295,8 @@ def _put(b: Any, u: Any, g: Any, y: Any, bias: Any, gates: Any, out: Any, expert
 
 
 @_compiled
-def _grad_input(at: Any, size: Any, like: Any, kept: Any) -> None:
-    (grad_at, w_at, gates_at, out_at, counter), (batch, inputs, blocks, block) = at, size
+def _grad_input(given: Any, counter: Any, like: Any, kept: Any) -> None:
+    batch, inputs, blocks, block, grad_at, w_at, gates_at, out_at = given[:8]
     units = blocks * block
     grad, w = _matrix(grad_at, batch, units, like), _matrix(w_at, units, inputs, kept)
     gates, out = _matrix(gates_at, batch, blocks, like), _matrix(out_at, batch, inputs, like)
@@ -316,12 +331,12 @@ def _grad_input(at: Any, size: Any, like: Any, kept: Any) -> None:
 
 
 @_compiled
-def _grad_weight(
-    at: Any, size: Any, like: Any, starts: Any, members: Any, opened: Any, compact: Any, fill: Any
-) -> None:
+def _grad_weight(given: Any, counter: Any, like: Any, kept: Any) -> None:
     """compact: blocks that are closed have no rows in `out`. fill: they have, and need their zeros."""
-    (grad_at, x_at, gates_at, out_at, bias_at, counter), (batch, inputs, blocks, block) = at, size
-    units = blocks * block
+    batch, inputs, blocks, block, chunks, starts_at, members_at = given[:7]
+    grad_at, x_at, gates_at, out_at, bias_at, opened_at, compact, fill = given[7:15]
+    units, starts, members = blocks * block, *_lists(batch, blocks, chunks, starts_at, members_at)
+    opened = carray(_pointer(opened_at, _INT32), blocks)
     grad, x = _matrix(grad_at, batch, units, like), _matrix(x_at, batch, inputs, like)
     gates, out = _matrix(gates_at, batch, blocks, like), _matrix(out_at, units, inputs, like)
     bias = _matrix(bias_at, 1, units, like)
@@ -392,38 +407,28 @@ def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> 
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     out = x.new_zeros(len(x), len(weight))
     experts = torch.zeros_like(out) if keep else None
-    size = _size(plan, weight)
-
-    def work(counter: int) -> None:
-        kept = 0 if experts is None else experts.data_ptr()
-        given = (x.data_ptr(), weight.data_ptr(), bias.data_ptr(), plan.gates.data_ptr())
-        like = _LIKE[x.dtype], _LIKE[weight.dtype]
-        _forward((*given, out.data_ptr(), kept, counter), size, *like, plan.starts, plan.members)
-
-    _in_threads(work, plan.pairs * size[3] * size[1])
+    tensors = (x, weight, bias, plan.gates, out)
+    kept = 0 if experts is None else experts.data_ptr()
+    block = len(weight) // plan.gates.shape[1]
+    _run(_forward, plan, x.shape[1], weight.dtype, block, *_lists_of(plan), *map(Tensor.data_ptr, tensors), kept)
     return out, experts
 
 
 def grad_input(plan: Plan, grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient `[batch, inputs]` with respect to x, for `grad` `[batch, units]` with respect to the output."""
     grad, weight = grad.contiguous(), weight.contiguous()
-    size = _size(plan, weight)
-    out = grad.new_empty(size[:2])
-
-    def work(counter: int) -> None:
-        given = (grad.data_ptr(), weight.data_ptr(), plan.gates.data_ptr(), out.data_ptr(), counter)
-        _grad_input(given, size, _LIKE[grad.dtype], _LIKE[weight.dtype])
-
-    _in_threads(work, plan.pairs * size[3] * size[1])
+    out = grad.new_empty(len(grad), weight.shape[1])
+    block, tensors = len(weight) // plan.gates.shape[1], (grad, weight, plan.gates, out)
+    _run(_grad_input, plan, weight.shape[1], weight.dtype, block, *map(Tensor.data_ptr, tensors))
     return out
 
 
 def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradients with respect to W and b; compact: W's has the rows alone that an example opens, whose numbers come third."""
-    grad, x, (batch, blocks) = grad.contiguous(), x.contiguous(), plan.gates.shape
+    grad, x, blocks = grad.contiguous(), x.contiguous(), plan.gates.shape[1]
     units, inputs = grad.shape[1], x.shape[1]
     block = units // blocks
-    # where few blocks are open, torch writes the zeros of the others, in all threads
+    # where few blocks are open, torch writes the zeros of the others
     fill = not compact and 2 * plan.blocks > blocks
     bias, index = x.new_zeros(units), None
     if compact:
@@ -432,38 +437,53 @@ def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Ten
         out = x.new_empty(len(index), inputs)
     else:
         out = x.new_empty(units, inputs) if fill else x.new_zeros(units, inputs)
-
-    def work(counter: int) -> None:
-        given = (grad.data_ptr(), x.data_ptr(), plan.gates.data_ptr(), out.data_ptr(), bias.data_ptr(), counter)
-        lists = plan.starts, plan.members, plan.opened
-        _grad_weight(given, (batch, inputs, blocks, block), _LIKE[x.dtype], *lists, compact, fill)
-
-    _in_threads(work, plan.pairs * block * inputs)
+    tensors = (grad, x, plan.gates, out, bias)
+    rest = (plan.opened.ctypes.data, compact, fill)
+    _run(_grad_weight, plan, inputs, x.dtype, block, *_lists_of(plan), *map(Tensor.data_ptr, tensors), *rest)
     return out, bias, index
 
 
-def _size(plan: Plan, weight: Tensor) -> tuple[int, int, int, int]:
-    (batch, blocks), (units, inputs) = plan.gates.shape, weight.shape
-    return batch, inputs, blocks, units // blocks
+def _lists_of(plan: Plan) -> tuple[int, int, int]:
+    return len(plan.starts), plan.starts.ctypes.data, plan.members.ctypes.data
 
 
-def _in_threads(work: Callable[[int], None], multiply_adds: int) -> None:
-    """work(address of a counter) in as many threads as torch uses, where there is enough to do."""
-    counter = torch.zeros(1, dtype=torch.int64)
-    at, waiting = counter.data_ptr(), []
+def _run(kernel: Any, plan: Plan, inputs: int, kept: torch.dtype, block: int, *rest: int) -> None:
+    """The kernel, in as many threads as torch uses where there is enough to do. All that it is given must live until then."""
+    given = (ctypes.c_int64 * _WORDS)(*plan.gates.shape[:1], inputs, plan.gates.shape[1], block, *rest)
+    function = _function(kernel, plan.gates.dtype, kept)
+    threads = min(torch.get_num_threads(), plan.pairs * block * inputs // _PER_THREAD)
+    if threads > 1 and _team:
+        _team[0](function, given, threads, 0)
+    else:
+        function(given)
 
-    def help_out(done: Any) -> None:
-        try:
-            work(at)
-        finally:
-            done.release()
 
-    # threading.Thread waits until the thread runs, which takes as long as the work may
-    for _ in range(min(torch.get_num_threads(), multiply_adds // _PER_THREAD) - 1):
-        done = _thread.allocate_lock()
-        done.acquire()
-        _thread.start_new_thread(help_out, (done,))
-        waiting.append(done)
-    work(at)
-    for done in waiting:
-        done.acquire()
+@functools.cache
+def _function(kernel: Any, dtype: torch.dtype, kept: torch.dtype) -> Any:
+    """The kernel as a C function of the address of its arguments, the last of which is the counter."""
+    like, kept_like, last = _LIKE[dtype], _LIKE[kept], 8 * (_WORDS - 1)
+
+    @cfunc("void(int64)")  # type: ignore[untyped-decorator]
+    def call(at: Any) -> None:
+        kernel(to_fixed_tuple(carray(_pointer(at, _INT64), _WORDS), _WORDS), at + last, like, kept_like)
+
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(call.address)
+    _alive.append(call)
+    return function
+
+
+_alive: list[Any] = []  # numba frees the code of a function with it
+
+
+def _find_team() -> list[Any]:
+    """GNU OpenMP's entry to its threads, if torch has loaded it."""
+    try:
+        team = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return []
+    team.restype, team.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    return [team]
+
+
+_team = _find_team()
+os.register_at_fork(after_in_child=_team.clear)  # its threads do not survive a fork
