@@ -35,6 +35,7 @@ _EXAMPLES = 16  # examples that are a piece of work, in the gradient with respec
 _UNITS = 32  # units that are one otherwise
 _PER_THREAD = 1 << 17  # multiply-adds that are worth a thread
 _WORDS = 16  # arguments of a kernel
+_Arguments = ctypes.c_int64 * _WORDS
 
 # by an empty array kernels are told a type; bfloat16 is its bits, which are the upper half of a float32
 _LIKE: dict[torch.dtype, Any] = {
@@ -47,6 +48,7 @@ _Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 _compiled: _Compiler = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 _inlined: _Compiler = njit(inline="always")
 _intrinsic: _Compiler = intrinsic
+_tuple: Any = to_fixed_tuple
 
 # --- what numba lacks: memory by its address, and sums in an order that is written down ---------------------------------------
 
@@ -69,11 +71,11 @@ def _matrix(address: Any, rows: Any, columns: Any, like: Any) -> Any:
 
 
 @_inlined
-def _lists(batch: Any, blocks: Any, chunks: Any, starts: Any, members: Any) -> Any:
-    return (
-        _matrix(starts, chunks, blocks + 1, _INT32),
-        _matrix(members, chunks, min(batch, _CHUNK) * blocks + 1, _INT32),
-    )
+def _plan(at: Any, batch: Any, blocks: Any, chunks: Any) -> Any:
+    opened = _matrix(at, 1, blocks, _INT32)[0]
+    starts = _matrix(at + 4 * blocks, chunks, blocks + 1, _INT32)
+    members = _matrix(at + 4 * (blocks + starts.size), chunks, min(batch, _CHUNK) * blocks + 1, _INT32)
+    return opened, starts, members
 
 
 @_intrinsic
@@ -199,39 +201,42 @@ _combine_wide, _combine_narrow, _combine_one = _combining(_WIDE), _combining(_NA
 
 # --- the kernels -------------------------------------------------------------------------------------------------------------
 #
-# `given` are addresses and sizes: batch, inputs, blocks, units a block, chunks; `counter` is the address of the counter.
-# members[c, starts[c, g] : starts[c, g + 1]] are the examples of chunk c that open block g.
+# `given` are sizes and addresses: batch, inputs, blocks, units a block, chunks, plan, gates, and so on; `counter` is the address
+# of the counter.
+# A plan is `opened` `[blocks]`, the number of each block among those that are open, or -1; `starts` `[chunks, blocks + 1]`; and
+# `members`, for each chunk: those from starts[c, g] to starts[c, g + 1] are the examples of chunk c that open block g.
 
 
 @_compiled
-def _list(gates_at: Any, batch: Any, blocks: Any, like: Any, starts: Any, members: Any, opened: Any) -> Any:
-    """Fills the plan, and `opened` `[blocks]` with the number of each block among those that are open, or -1."""
+def _list(gates_at: Any, plan_at: Any, batch: Any, blocks: Any, chunks: Any, like: Any) -> Any:
+    """Fills the plan, and counts its pairs and its open blocks."""
+    opened, starts, members = _plan(plan_at, batch, blocks, chunks)
     gates, pairs = _matrix(gates_at, batch, blocks, like), 0
-    opened[:] = -1
-    for chunk in range(len(starts)):
-        listed, begin, k = members[chunk], chunk * _CHUNK, 0
-        end = min(begin + _CHUNK, batch)
+    opened[:] = 0
+    for chunk in range(chunks):
+        listed, begins, k = members[chunk], starts[chunk], np.uint32(0)
+        part = gates[chunk * _CHUNK : min((chunk + 1) * _CHUNK, batch)]
         for g in range(blocks):
-            starts[chunk, g] = k
-            for b in range(begin, end):
-                listed[k] = b  # a closed one is overwritten by the next
-                k += gates[b, g] != 0
-            opened[g] = max(opened[g], min(k - starts[chunk, g], 1) - 1)
-        starts[chunk, blocks] = k
-        pairs += k
+            begins[g] = k
+            for b in range(len(part)):
+                listed[k] = chunk * _CHUNK + b  # a closed one is overwritten by the next
+                k += np.uint32(part[b, g] != 0)
+            opened[g] |= k - begins[g]
+        begins[blocks] = k
+        pairs += int(k)
     count = 0
     for g in range(blocks):
-        if opened[g] == 0:
-            opened[g] = count
-            count += 1
+        found = opened[g] != 0
+        opened[g] = count if found else -1
+        count += found
     return pairs, count
 
 
 @_compiled
 def _forward(given: Any, counter: Any, like: Any, kept: Any) -> None:
-    batch, inputs, blocks, block, chunks, starts_at, members_at = given[:7]
-    x_at, w_at, bias_at, gates_at, out_at, experts_at = given[7:13]
-    units, starts, members = blocks * block, *_lists(batch, blocks, chunks, starts_at, members_at)
+    batch, inputs, blocks, block, chunks, plan_at, gates_at = given[:7]
+    x_at, w_at, bias_at, out_at, experts_at = given[7:12]
+    units, (_, starts, members) = blocks * block, _plan(plan_at, batch, blocks, chunks)
     x, w = _matrix(x_at, batch, inputs, like), _matrix(w_at, units, inputs, kept)
     bias, gates = _matrix(bias_at, 1, units, like), _matrix(gates_at, batch, blocks, like)
     out, experts = _matrix(out_at, batch, units, like), _matrix(experts_at, batch, units, like)
@@ -296,7 +301,7 @@ def _put(b: Any, u: Any, g: Any, y: Any, bias: Any, gates: Any, out: Any, expert
 
 @_compiled
 def _grad_input(given: Any, counter: Any, like: Any, kept: Any) -> None:
-    batch, inputs, blocks, block, grad_at, w_at, gates_at, out_at = given[:8]
+    batch, inputs, blocks, block, _, _, gates_at, grad_at, w_at, out_at = given[:10]
     units = blocks * block
     grad, w = _matrix(grad_at, batch, units, like), _matrix(w_at, units, inputs, kept)
     gates, out = _matrix(gates_at, batch, blocks, like), _matrix(out_at, batch, inputs, like)
@@ -333,10 +338,9 @@ def _grad_input(given: Any, counter: Any, like: Any, kept: Any) -> None:
 @_compiled
 def _grad_weight(given: Any, counter: Any, like: Any, kept: Any) -> None:
     """compact: blocks that are closed have no rows in `out`. fill: they have, and need their zeros."""
-    batch, inputs, blocks, block, chunks, starts_at, members_at = given[:7]
-    grad_at, x_at, gates_at, out_at, bias_at, opened_at, compact, fill = given[7:15]
-    units, starts, members = blocks * block, *_lists(batch, blocks, chunks, starts_at, members_at)
-    opened = carray(_pointer(opened_at, _INT32), blocks)
+    batch, inputs, blocks, block, chunks, plan_at, gates_at = given[:7]
+    grad_at, x_at, out_at, bias_at, compact, fill = given[7:13]
+    units, (opened, starts, members) = blocks * block, _plan(plan_at, batch, blocks, chunks)
     grad, x = _matrix(grad_at, batch, units, like), _matrix(x_at, batch, inputs, like)
     gates, out = _matrix(gates_at, batch, blocks, like), _matrix(out_at, units, inputs, like)
     bias = _matrix(bias_at, 1, units, like)
@@ -384,19 +388,18 @@ class Plan:
     gates: Tensor
     pairs: int
     blocks: int
-    starts: Any
-    members: Any
-    opened: Any
+    chunks: int
+    words: Tensor
 
 
 def plan(gates: Tensor) -> Plan:
     """The plan for gates `[batch, blocks]`; a gate is closed if it is 0."""
     gates, (batch, blocks) = gates.contiguous(), gates.shape
     chunks = -(-batch // _CHUNK)
-    starts, opened = np.empty((chunks, blocks + 1), np.int32), np.empty(blocks, np.int32)
-    members = np.empty((chunks, min(batch, _CHUNK) * blocks + 1), np.int32)
-    pairs, count = _list(gates.data_ptr(), batch, blocks, _LIKE[gates.dtype], starts, members, opened)
-    return Plan(gates, pairs, count, starts, members, opened)
+    size = blocks + chunks * (blocks + 1 + min(batch, _CHUNK) * blocks + 1)
+    words = torch.empty(size, dtype=torch.int32)
+    pairs, count = _list(gates.data_ptr(), words.data_ptr(), batch, blocks, chunks, _LIKE[gates.dtype])
+    return Plan(gates, pairs, count, chunks, words)
 
 
 def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
@@ -407,10 +410,10 @@ def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> 
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     out = x.new_zeros(len(x), len(weight))
     experts = torch.zeros_like(out) if keep else None
-    tensors = (x, weight, bias, plan.gates, out)
+    tensors = (x, weight, bias, out)
     kept = 0 if experts is None else experts.data_ptr()
     block = len(weight) // plan.gates.shape[1]
-    _run(_forward, plan, x.shape[1], weight.dtype, block, *_lists_of(plan), *map(Tensor.data_ptr, tensors), kept)
+    _run(_forward, plan, x.shape[1], weight.dtype, block, *map(Tensor.data_ptr, tensors), kept)
     return out, experts
 
 
@@ -418,7 +421,7 @@ def grad_input(plan: Plan, grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient `[batch, inputs]` with respect to x, for `grad` `[batch, units]` with respect to the output."""
     grad, weight = grad.contiguous(), weight.contiguous()
     out = grad.new_empty(len(grad), weight.shape[1])
-    block, tensors = len(weight) // plan.gates.shape[1], (grad, weight, plan.gates, out)
+    block, tensors = len(weight) // plan.gates.shape[1], (grad, weight, out)
     _run(_grad_input, plan, weight.shape[1], weight.dtype, block, *map(Tensor.data_ptr, tensors))
     return out
 
@@ -432,24 +435,21 @@ def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Ten
     fill = not compact and 2 * plan.blocks > blocks
     bias, index = x.new_zeros(units), None
     if compact:
-        rows = np.flatnonzero(plan.opened >= 0)
-        index = torch.from_numpy(rows if block == 1 else (rows[:, None] * block + np.arange(block)).reshape(-1))
+        index = (plan.words[:blocks] >= 0).nonzero()
+        index = (index * block + torch.arange(block)).flatten() if block > 1 else index[:, 0]
         out = x.new_empty(len(index), inputs)
     else:
         out = x.new_empty(units, inputs) if fill else x.new_zeros(units, inputs)
-    tensors = (grad, x, plan.gates, out, bias)
-    rest = (plan.opened.ctypes.data, compact, fill)
-    _run(_grad_weight, plan, inputs, x.dtype, block, *_lists_of(plan), *map(Tensor.data_ptr, tensors), *rest)
+    tensors = (grad, x, out, bias)
+    _run(_grad_weight, plan, inputs, x.dtype, block, *map(Tensor.data_ptr, tensors), compact, fill)
     return out, bias, index
-
-
-def _lists_of(plan: Plan) -> tuple[int, int, int]:
-    return len(plan.starts), plan.starts.ctypes.data, plan.members.ctypes.data
 
 
 def _run(kernel: Any, plan: Plan, inputs: int, kept: torch.dtype, block: int, *rest: int) -> None:
     """The kernel, in as many threads as torch uses where there is enough to do. All that it is given must live until then."""
-    given = (ctypes.c_int64 * _WORDS)(*plan.gates.shape[:1], inputs, plan.gates.shape[1], block, *rest)
+    batch, blocks = plan.gates.shape
+    lists = plan.chunks, plan.words.data_ptr(), plan.gates.data_ptr()
+    given = _Arguments(batch, inputs, blocks, block, *lists, *rest)
     function = _function(kernel, plan.gates.dtype, kept)
     threads = min(torch.get_num_threads(), plan.pairs * block * inputs // _PER_THREAD)
     if threads > 1 and _team:
@@ -463,16 +463,14 @@ def _function(kernel: Any, dtype: torch.dtype, kept: torch.dtype) -> Any:
     """The kernel as a C function of the address of its arguments, the last of which is the counter."""
     like, kept_like, last = _LIKE[dtype], _LIKE[kept], 8 * (_WORDS - 1)
 
-    @cfunc("void(int64)")  # type: ignore[untyped-decorator]
+    @cfunc("void(int64)")
     def call(at: Any) -> None:
-        kernel(to_fixed_tuple(carray(_pointer(at, _INT64), _WORDS), _WORDS), at + last, like, kept_like)
+        kernel(_tuple(carray(_pointer(at, _INT64), _WORDS), _WORDS), at + last, like, kept_like)
 
-    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(call.address)
-    _alive.append(call)
+    address: Any = call.address
+    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+    function.code = call  # which numba frees with it
     return function
-
-
-_alive: list[Any] = []  # numba frees the code of a function with it
 
 
 def _find_team() -> list[Any]:
