@@ -191,7 +191,9 @@ def expect(
     Raises Incompatible if the estimator does not fit the neuron, and what `sample` raises.
     """
     if torch.compiler.is_compiling():
-        outside: tuple[Tensor, State] = _expect_outside(f, a, neuron, estimator, seed, state)
+        from gradest._outside import expect_outside  # noqa: PLC0415  # it imports the compiler
+
+        outside: tuple[Tensor, State] = expect_outside(f, a, neuron, estimator, seed, state)
         return outside
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     draw, state = ask(neuron, estimator, a, _to_key(seed), state)
@@ -207,14 +209,6 @@ def expect(
     if a.requires_grad:
         value = _Carry.apply(value, a, gradient)  # type: ignore[no-untyped-call]
     return value, state
-
-
-@torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
-    reason="gradest.expect breaks the graph; where it must be whole use gradest.nn.Stochastic"
-)
-def _expect_outside(*arguments: Any) -> tuple[Tensor, State]:
-    """`expect`, called from compiled code."""
-    return expect(*arguments)
 
 
 class _Carry(torch.autograd.Function):

@@ -136,3 +136,10 @@ def is_overload(node: Definition) -> bool:
 
 def test_contributing_fits_one_screen() -> None:
     assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) <= 40
+
+
+def test_the_service_does_not_wait_for_torch_s_compiler():
+    """Importing it takes seconds, and nothing here needs it before a model is compiled or a layer made."""
+    script = "import sys, gradest_service.app, gradest; gradest.sample('bernoulli', __import__('torch').zeros(2))"
+    script += "; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

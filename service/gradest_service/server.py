@@ -104,6 +104,7 @@ def run_process(
     server.on_accepting = start
     server.obeys_second_signal = not sockets
     server.run(list(sockets) or None)
+    gc.unfreeze()  # or what is frozen would outlive the interpreter, and some libraries complain of that
     if not server.started:
         raise SystemExit(FAILED)
     if _threads_at_work():

@@ -253,21 +253,16 @@ def test_no_globals():
     assert logging.getLogger().handlers == handlers
 
 
-def test_what_waits_for_a_thread_and_what_ran_together_is_counted(start, registered):
+def test_what_waits_for_a_thread_and_what_ran_together_is_counted(start, monkeypatch):
     """One request holds the only thread; of three that wait meanwhile two are of one kind, so two passes wait."""
     held, may_go = threading.Event(), threading.Event()
 
-    class Held(type(gradest.neuron("bernoulli"))):
-        """Waits."""
+    def hold(*_):
+        held.set()
+        may_go.wait(20)
+        raise gradest.InvalidInput("held")
 
-        name = "held"
-
-        def forward(self, a, noise):
-            held.set()
-            may_go.wait(20)
-            return super().forward(a, noise)
-
-    registered(Held)
+    monkeypatch.setattr(type(gradest.neuron("poisson")), "sample", hold)
     service = start(threads=1)
 
     def send(neuron):
@@ -276,7 +271,7 @@ def test_what_waits_for_a_thread_and_what_ran_together_is_counted(start, registe
         return thread
 
     try:
-        threads = [send("held")]
+        threads = [send("poisson")]
         assert held.wait(20)
         threads += [send(neuron) for neuron in ("bernoulli", "bernoulli", "bipolar")]
         eventually(lambda: scrape(service)["gradest_requests_waiting"] == 2 and requests_in(service) == 4)
