@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ class _Run:
         self.step = 0
         self.total, self.count = 0.0, 0  # of the loss, since the last line
         self.seconds = 0.0
+        self._binarisation, self._noise = self._key(_BINARISATION), self._key(_NOISE)
         self._order = (-1, torch.empty(0, dtype=torch.int64))  # of an epoch
 
     @property
@@ -117,8 +119,12 @@ class _Run:
     def learn(self) -> None:
         """One step of Adam."""
         began = time.perf_counter()
-        x = binarise(self.images.train[self._minibatch(self.step)], self._key(_BINARISATION, self.step))
-        noise = self._key(_NOISE, self.step)
+        size = self.settings.batch
+        rows = torch.arange(
+            self.step * size, (self.step + 1) * size
+        )  # the images seen are counted, and have their noise by it
+        x = binarise(self.images.train[self._minibatch(self.step)], replace(self._binarisation, rows=rows))
+        noise = replace(self._noise, rows=rows)
         losses, self.memory = self.vae.loss(x, self.vae.encode(x), self.estimator, noise, self.memory)
         loss = losses.mean()
         self.optimiser.zero_grad()
@@ -185,12 +191,11 @@ class _Run:
             self._order = epoch, torch.randperm(len(self.images.train), generator=generator)
         return self._order[1][place * size : (place + 1) * size]
 
-    def _binary(self, pixels: Tensor, use: int, chunk: int) -> Any:
+    def _binary(self, pixels: Tensor, use: int, chunk: int) -> Iterator[tuple[Tensor, Key]]:
         """Chunks of images, binarised once for the whole run, and keys of their noise, which no chunk's size moves."""
         for first in range(0, len(pixels), chunk):
             part = pixels[first : first + chunk]
-            rows = torch.arange(first, first + len(part))
-            key = Key(_seed(self._key(use)), rows)
+            key = replace(self._key(use), rows=torch.arange(first, first + len(part)))
             yield binarise(part, key.with_stream(1)), key
 
     def _key(self, *numbers: int) -> Key:

@@ -32,17 +32,12 @@ def measure_variance(
     vae: BinaryVae, x: Tensor, estimator: Estimator, key: Key, state: State | None, draws: int
 ) -> dict[str, float]:
     """The variance of one draw, per coordinate, the mean over coordinates: of the encoder's parameters, and of the logits."""
-    count = 0
-    means: list[Tensor] = []
-    squares: list[Tensor] = []
-    for found in draw_gradients(vae, x, estimator, key, state, draws):
-        count += 1
-        if count == 1:
-            means, squares = [part.double() for part in found], [torch.zeros_like(part).double() for part in found]
-            continue
-        for part, mean, square in zip(found, means, squares, strict=True):
+    moments: list[tuple[Tensor, Tensor]] = []  # mean, and sum of squared distances from it
+    for count, found in enumerate(draw_gradients(vae, x, estimator, key, state, draws), 1):
+        for part, (mean, square) in zip(found, moments, strict=True) if moments else ():
             gap = part - mean
-            mean += gap / count
-            square += gap * (part - mean)
-    logits, parameters = (float(square.mean()) / (count - 1) for square in squares)
+            mean.add_(gap / count)
+            square.add_(gap * (part - mean))
+        moments = moments or [(part.double(), torch.zeros_like(part).double()) for part in found]
+    logits, parameters = (float(square.mean()) / (draws - 1) for _, square in moments)
     return {"parameters": parameters, "logits": logits}
