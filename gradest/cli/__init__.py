@@ -360,7 +360,7 @@ def binary_vae(
         list[str] | None, typer.Option(help=f"An estimator: {_SPEC}; may be repeated. Eight, if not given.")
     ] = None,
     network: Annotated[
-        list[Literal["linear", "nonlinear"]] | None, typer.Option(help="May be repeated. Both, if not given.")
+        list[str] | None, typer.Option(help="linear or nonlinear; may be repeated. Both, if not given.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Of each run. [default: 20000; --quick: 500]")] = None,
     samples: Annotated[int, typer.Option(min=2, help="K, of each estimator that takes a number of samples.")] = 2,

@@ -15,7 +15,7 @@ from gradest.experiments.gaters import compare_gaters, to_table
 from gradest.experiments.settings import Settings
 from gradest.experiments.vae.images import load_images
 from gradest.experiments.vae.run import list_runs, reproduce_binary_vae
-from gradest.experiments.vae.settings import Kl, Network
+from gradest.experiments.vae.settings import Kl
 
 __all__ = ["reproduce_vae", "train"]
 
@@ -52,7 +52,7 @@ def reproduce_vae(
     out: Path,
     data_dir: Path | None,
     estimators: list[str],
-    networks: list[Network],
+    networks: list[str],
     steps: int | None,
     samples: int,
     seeds: int,

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 import gradest
 from gradest.estimator import Estimator, State
-from gradest.experiments.vae.settings import Kl, Network
+from gradest.experiments.vae.settings import NEURON, Kl, Network
 from gradest.objective import Loss
 from gradest.random import Key
 
@@ -78,7 +78,7 @@ class BinaryVae(nn.Module):
             f = lambda h: -self.log_weight(x, h, at)  # noqa: E731
         else:
             f = lambda h: -self.log_likelihood(x, h)  # noqa: E731
-        loss, state = gradest.expect(f, a, "bernoulli", estimator, key, state)
+        loss, state = gradest.expect(f, a, NEURON, estimator, key, state)
         return (loss if self.kl == "sampled" else loss + divergence(a)), state
 
     @torch.no_grad()
@@ -93,7 +93,7 @@ class BinaryVae(nn.Module):
         Its mean is at least the ELBO, which it is for S = 1, and at most log p(x).
         """
         a = self.encode(x)
-        weights = self.log_weight(x, gradest.sample("bernoulli", a, samples, key), a)
+        weights = self.log_weight(x, gradest.sample(NEURON, a, samples, key), a)
         return weights.logsumexp(0) - math.log(samples)
 
 

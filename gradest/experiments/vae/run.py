@@ -9,18 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gradest.errors import GradestError
+from gradest.errors import GradestError, InvalidInput
 from gradest.experiments.toys.plot import check_plots
 from gradest.experiments.vae.images import Images
 from gradest.experiments.vae.report import write_report
-from gradest.experiments.vae.settings import (
-    DEFAULT_ESTIMATORS,
-    NETWORKS,
-    QUICK,
-    Network,
-    VaeSettings,
-    choose_estimators,
-)
+from gradest.experiments.vae.settings import NETWORKS, QUICK, VaeSettings, choose_estimators, default_estimators
 from gradest.experiments.vae.training import train_vae
 
 __all__ = ["list_runs", "reproduce_binary_vae"]
@@ -28,7 +21,7 @@ __all__ = ["list_runs", "reproduce_binary_vae"]
 
 def list_runs(
     estimators: Iterable[dict[str, Any]] | None = None,
-    networks: Iterable[Network] | None = None,
+    networks: Sequence[str] | None = None,
     *,
     samples: int = 2,
     seeds: int = 1,
@@ -37,9 +30,11 @@ def list_runs(
 ) -> list[VaeSettings]:
     """The settings of every run: of eight estimators if none are named, and of both networks if none are.
 
-    options: of `VaeSettings`. Raises what `choose_estimators` raises, and InvalidOptions.
+    options: of `VaeSettings`. Raises what `choose_estimators` raises, InvalidOptions, and InvalidInput for another network.
     """
-    chosen = choose_estimators(DEFAULT_ESTIMATORS if estimators is None else estimators, samples)
+    chosen = default_estimators(samples) if estimators is None else choose_estimators(estimators, samples)
+    if unknown := sorted({*(networks or ())} - {*NETWORKS}):
+        raise InvalidInput(f"no network is named {unknown[0]!r}; there are: {', '.join(NETWORKS)}")
     return [
         VaeSettings.build(estimator=estimator, network=network, seed=seed, **{**(QUICK if quick else {}), **options})
         for network in NETWORKS

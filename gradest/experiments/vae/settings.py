@@ -13,17 +13,19 @@ from gradest.estimator import Estimator
 from gradest.random import MAX_SEED
 from gradest.registry import registry
 
-__all__ = ["DEFAULT_ESTIMATORS", "NETWORKS", "QUICK", "Kl", "Network", "VaeSettings", "choose_estimators"]
+__all__ = ["NETWORKS", "NEURON", "QUICK", "Kl", "Network", "VaeSettings", "choose_estimators", "default_estimators"]
+
+NEURON = "bernoulli"
 
 Network = Literal["linear", "nonlinear"]
 NETWORKS: tuple[Network, ...] = ("linear", "nonlinear")
 Kl = Literal["sampled", "analytic"]
 
-DEFAULT_ESTIMATORS: tuple[dict[str, Any], ...] = (
+_ESTIMATORS: tuple[dict[str, Any], ...] = (
     {"name": "rloo"},
     {"name": "disarm"},
     {"name": "rebar"},
-    {"name": "relax"},
+    {"name": "relax", "learning_rate": 1.0},  # it learns in units of the loss, which is of hundreds of nats here
     {"name": "double_cv"},
     {"name": "rodeo"},
     {"name": "reinmax"},
@@ -74,7 +76,13 @@ class VaeSettings(BaseModel):
         return f"{self.network}/{estimator}/seed-{self.seed}"
 
 
-def choose_estimators(specs: Iterable[dict[str, Any]], samples: int = 2) -> list[dict[str, Any]]:
+def default_estimators(samples: int) -> list[dict[str, Any]]:
+    """The specs of eight; arms, which is disarm for two samples, in its place where they do not come in pairs."""
+    chosen = [{"name": "arms"} if samples % 2 and spec["name"] == "disarm" else spec for spec in _ESTIMATORS]
+    return choose_estimators(chosen, samples)
+
+
+def choose_estimators(specs: Iterable[dict[str, Any]], samples: int) -> list[dict[str, Any]]:
     """The specs of these estimators, with `samples` where the estimator has that option and it is not given.
 
     Raises UnknownPlugin, InvalidOptions, Incompatible, and InvalidInput for one that is named twice.
@@ -91,7 +99,7 @@ def choose_estimators(specs: Iterable[dict[str, Any]], samples: int = 2) -> list
 
 
 def _checked(estimator: Estimator) -> Estimator:
-    registry.check_fit(registry.neuron("bernoulli"), estimator)
+    registry.check_fit(registry.neuron(NEURON), estimator)
     if estimator.target().samples != 1:
         raise Incompatible(
             f"{estimator.label()} estimates {estimator.target()}, a bound of several samples; here all train by the ELBO"

@@ -20,7 +20,7 @@ from gradest.experiments.toys.record import Record
 from gradest.experiments.vae.images import Images, binarise
 from gradest.experiments.vae.metrics import Metrics
 from gradest.experiments.vae.model import BinaryVae
-from gradest.experiments.vae.settings import VaeSettings
+from gradest.experiments.vae.settings import NEURON, VaeSettings
 from gradest.experiments.vae.variance import measure_variance
 from gradest.random import Key
 from gradest.registry import registry
@@ -114,7 +114,7 @@ class _Run:
     @property
     def evaluations(self) -> int:
         """Of f, in a step."""
-        return self.estimator.evaluations(registry.neuron("bernoulli"), (self.settings.latents,))
+        return self.estimator.evaluations(registry.neuron(NEURON), (self.settings.latents,))
 
     def learn(self) -> None:
         """One step of Adam."""
