@@ -12,7 +12,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 import gradest
 from gradest.estimator import Estimator, State
 from gradest.experiments.vae.settings import NEURON, Kl, Network
-from gradest.objective import Loss
 from gradest.random import Key
 
 __all__ = ["BinaryVae"]
@@ -72,16 +71,14 @@ class BinaryVae(nn.Module):
         E_q[d log q(h | a) / da] = 0. Backpropagating into it would add a score, of mean 0, to the gradient.
         analytic: f(h) = -log p(x | h), and KL(q, prior) has its own gradient.
         """
-        f: Loss
-        if self.kl == "sampled":
-            at = a.detach()
-            f = lambda h: -self.log_weight(x, h, at)  # noqa: E731
-        else:
-            f = lambda h: -self.log_likelihood(x, h)  # noqa: E731
+        at = a.detach()
+
+        def f(h: Tensor) -> Tensor:
+            return -self.log_weight(x, h, at) if self.kl == "sampled" else -self.log_likelihood(x, h)
+
         loss, state = gradest.expect(f, a, NEURON, estimator, key, state)
         return (loss if self.kl == "sampled" else loss + divergence(a)), state
 
-    @torch.no_grad()
     def elbo(self, x: Tensor, key: Key) -> Tensor:
         """log_weight `[batch]` at one sample each."""
         return self.bound(x, key, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -130,7 +130,7 @@ def _chart(groups: dict[str, list[_Run]]) -> Any:
     import altair  # noqa: PLC0415  # an extra
 
     best = max(row["elbo"] for runs in groups.values() for run in runs for row in run.series("train"))
-    elbo = altair.Y("value:Q", title="ELBO in training, nats").scale(domain=[best - _SHOWN, best], clamp=False)
+    elbo = altair.Y("value:Q", title="ELBO in training, nats").scale(domain=[best - _SHOWN, best])
     variance = altair.Y("value:Q", title="variance of the encoder's gradient").scale(type="log", nice=False)
     panels = [
         _panel(groups, "train", "step", "elbo", "steps", elbo),
@@ -156,5 +156,7 @@ def _panel(groups: dict[str, list[_Run]], kind: str, x: str, y: str, title: str,
 
 def _mean(runs: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Of the rows of several seeds, place by place."""
-    mean: Callable[[tuple[dict[str, Any], ...], str], float] = lambda rows, name: fmean(row[name] for row in rows)  # noqa: E731
-    return [{name: mean(rows, name) for name in rows[0] if name != "kind"} for rows in zip(*runs, strict=False)]
+    return [
+        {name: fmean(row[name] for row in rows) for name in rows[0] if name != "kind"}
+        for rows in zip(*runs, strict=False)
+    ]
