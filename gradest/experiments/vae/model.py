@@ -14,7 +14,7 @@ from gradest.estimator import Estimator, State
 from gradest.experiments.vae.settings import NEURON, Kl, Network
 from gradest.random import Key
 
-__all__ = ["BinaryVae"]
+__all__ = ["BinaryVae", "divergence"]
 
 _SLOPE = 0.3  # of LeakyReLU
 _EDGE = 1e-3  # pixels that are always 0 get this mean, whose logit is finite
