@@ -239,7 +239,6 @@ def test_training_learns(tmp_path):
 
 
 def test_estimators_see_the_same_images_and_start_alike(tmp_path, monkeypatch):
-    """And a new epoch, from step 3 on, has its own order and its own noise."""
     seen = {}
     for name in ("rloo", "double_cv"):
         for seed in (0, 1):
@@ -252,6 +251,26 @@ def test_estimators_see_the_same_images_and_start_alike(tmp_path, monkeypatch):
     assert len({str(x) for x in first}) == 6 + 1 + 1 + 1
     lines = [metrics_of(tmp_path / folder)[0] for folder in ("rloo0", "double_cv0", "rloo1")]
     assert lines[0] == lines[1] != lines[2]
+
+
+def test_each_epoch_has_its_own_order_and_each_step_its_own_noise(tmp_path, monkeypatch):
+    """Two steps an epoch of 16 images that differ, by at most 15 of 255, in shade alone."""
+    train = (120 + torch.arange(16, dtype=torch.uint8))[:, None].expand(16, 12)
+    asked, given = [], []
+
+    def look(pixels, key):
+        asked.append(pixels[:, 0].tolist())
+        given.append(binarise(torch.full_like(pixels, 128), key))
+        return given[-1]
+
+    monkeypatch.setattr(training, "binarise", look)
+    options = {"steps": 6, "eval_every": 6}
+    train_vae(run_of(**options), Images(train, train[:2], train[:2]), tmp_path)
+    steps = slice(2, 8)  # after validation and the batch of the variance
+    epochs = [[*first, *second] for first, second in zip(asked[steps][::2], asked[steps][1::2], strict=True)]
+    assert [sorted(epoch) for epoch in epochs] == [[*range(120, 136)]] * 3
+    assert len({str(epoch) for epoch in epochs}) == 3
+    assert len({str(x.tolist()) for x in given[steps]}) == 6
 
 
 @pytest.mark.parametrize("name", ["disarm", "rodeo"])
