@@ -374,6 +374,35 @@ def toys(
     print(reproduce_toys(out, choose(part, quick=quick, seed=seed), progress=True))
 
 
+@reproduce.command("binary-vae")
+def binary_vae(
+    out: Annotated[Path, typer.Option(help="A folder for runs, plots (SVG, PNG) and report.md.")] = Path(
+        "runs/binary-vae"
+    ),
+    data_dir: Annotated[Path | None, typer.Option(help="Where MNIST's IDX files are; else $GRADEST_DATA.")] = None,
+    estimators: Annotated[
+        list[str] | None, typer.Option(help=f"An estimator: {_SPEC}; may be repeated. Eight, if not given.")
+    ] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help="linear or nonlinear; may be repeated. Both, if not given.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Of each run. [default: 20000; --quick: 500]")] = None,
+    samples: Annotated[int, typer.Option(min=2, help="K, of each estimator that takes a number of samples.")] = 2,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each estimator: seeds 0, 1, ...")] = 1,
+    kl: Annotated[
+        Literal["sampled", "analytic"], typer.Option(help="log q inside the loss, as published, or KL in closed form.")
+    ] = "sampled",
+    quick: Annotated[bool, typer.Option("--quick", help="Few steps, draws and test images: some minutes.")] = False,
+) -> None:
+    """The field's benchmark: a variational autoencoder with 200 binary latents on MNIST. Hours.
+
+    Run again into the same folder, it goes on where it stopped.
+    """
+    from gradest.cli.training import reproduce_vae
+
+    reproduce_vae(out, data_dir, estimators or [], network or [], steps, samples, seeds, kl, quick)
+
+
 @app.command()
 def demo() -> None:
     """Show what gradest does, in about two minutes."""

@@ -1,4 +1,4 @@
-"""`gradest train`, whose flags are the settings of a run."""
+"""`gradest train`, whose flags are the settings of a run, and `gradest reproduce binary-vae`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from gradest.errors import InvalidInput
 from gradest.experiments import training
 from gradest.experiments.gaters import compare_gaters, to_table
 from gradest.experiments.settings import Settings
+from gradest.experiments.vae.images import load_images
+from gradest.experiments.vae.run import list_runs, reproduce_binary_vae
+from gradest.experiments.vae.settings import Kl
 
-__all__ = ["train"]
+__all__ = ["reproduce_vae", "train"]
 
 
 def _train(
@@ -46,3 +49,21 @@ def _train(
 
 
 train = settings_command(Settings, _train)
+
+
+def reproduce_vae(
+    out: Path,
+    data_dir: Path | None,
+    estimators: list[str],
+    networks: list[str],
+    steps: int | None,
+    samples: int,
+    seeds: int,
+    kl: Kl,
+    quick: bool,
+) -> None:
+    """Do the runs, and print the report's path."""
+    specs = [read_spec(text) for text in estimators] or None
+    given = {} if steps is None else {"steps": steps}
+    runs = list_runs(specs, networks or None, samples=samples, seeds=seeds, quick=quick, kl=kl, **given)
+    print(reproduce_binary_vae(out, runs, load_images(data_dir), progress=True))
