@@ -96,11 +96,18 @@ class ConditionalLinear(nn.Linear):
         """As that of torch.nn.Linear."""
         return f"{super().extra_repr()}, block_size={self.block_size}, method={self.method}"
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
         """gates * (x W^T + b). Raises InvalidInput for shapes or dtypes that do not fit."""
         if gates is None:
             return super().forward(x)
+        # the decorator takes as long as the rest of the call's bookkeeping
+        return self._compiled(x, gates) if torch.compiler.is_compiling() else self._forward(x, gates)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _compiled(self, x: Tensor, gates: Tensor) -> Tensor:
+        return self._forward(x, gates)
+
+    def _forward(self, x: Tensor, gates: Tensor) -> Tensor:
         self._check(x, gates)
         batch, weight = x.shape[:-1], self.weight
         if len(batch) != 1:  # a view costs as much as a tenth of the arithmetic of one example
