@@ -266,13 +266,12 @@ def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _faster(sparse: Callable[[], Any], dense: Callable[[], Any]) -> str:
-    """Each once to warm up, and three times in turn; the better of the best times counts."""
+    """Each three times, in turn; the best time of each counts, so that a first call may compile."""
     calls = {"sparse": sparse, "dense": dense}
     seconds = dict.fromkeys(calls, math.inf)
-    for attempt in range(4):
+    for _ in range(3):
         for name, call in calls.items():
             start = time.perf_counter()
             call()
-            if attempt:
-                seconds[name] = min(seconds[name], time.perf_counter() - start)
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
     return min(seconds, key=lambda name: seconds[name])

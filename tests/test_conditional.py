@@ -376,7 +376,7 @@ def test_auto_keeps_its_choices_and_takes_others(monkeypatch):
     assert len(trials) == len(layer.choices) == 2  # forward, backward
     assert layer.computed.share == 1
     layer(x, torch.ones_like(gates))  # another share
-    layer(x[:1], gates[:1])  # another number of examples
+    layer(x.repeat(2, 1), gates.repeat(2, 1))  # another number of examples
     assert len(trials) == 4
     layer.choices = dict.fromkeys(layer.choices, "sparse")
     layer.computed = Computed()

@@ -484,4 +484,5 @@ def _find_team() -> list[Any]:
 
 
 _team = _find_team()
-os.register_at_fork(after_in_child=_team.clear)  # its threads do not survive a fork
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_team.clear)  # its threads do not survive a fork

@@ -318,3 +318,11 @@ def test_a_resumed_run_with_sparse_experts_gives_the_same_numbers(small, tmp_pat
     assert numbers(train(settings, out=tmp_path / "cut", resume=True)) == numbers(whole)
     assert whole.computed < 1
     assert_same(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_what_is_computed_is_what_training_does_not_what_evaluation_does(small):
+    run = training._Run(small().resolved(), load("digits"))
+    for steps in (1, 2):
+        run.learn(torch.arange(32))
+        run.end_epoch()
+        assert run.computed.of == steps * 2 * 32 * 20 * 64  # forward, and with respect to the weights
