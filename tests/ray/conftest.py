@@ -18,6 +18,10 @@ def cluster():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ray declares options in a way that pydantic no longer likes
+        import ray.serve
+
     # cores in name only: workers and replicas wait for each other more than they compute
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield ray
@@ -38,9 +42,7 @@ def replicas(cluster):
 @pytest.fixture(scope="session")
 def on_ray(cluster, tmp_path_factory):
     """The URL of `serve run gradest_service.ray:app`, with GRADEST_RAY_REPLICAS=2."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ray declares options in a way that pydantic no longer likes
-        from ray import serve
+    from ray import serve
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
