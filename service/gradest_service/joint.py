@@ -86,7 +86,11 @@ class _Joined:
         self._event = event_shape(neuron, requests[0].a)
         self._batches = [tuple(request.a.shape[: request.a.ndim - neuron.event_ndim]) for request in requests]
         self._sizes = [torch.Size(batch).numel() for batch in self._batches]
-        self.a = torch.cat([request.a.reshape(size, *self._event) for request, size in self._with_sizes()])
+        flat = [request.a.reshape(size, *self._event) for request, size in self._with_sizes()]
+        if len(requests) == 1:  # nothing to join, and nothing to copy
+            self.a, self.key = flat[0], Key(requests[0].seed)
+            return
+        self.a = torch.cat(flat)
         seeds = torch.tensor([request.seed for request in requests]).repeat_interleave(torch.tensor(self._sizes))
         self.key = Key(seeds, torch.cat([torch.arange(size) for size in self._sizes]))
 

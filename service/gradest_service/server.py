@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 
@@ -92,6 +93,8 @@ def run_process(
 ) -> None:
     """Serve from this process until a signal; on these sockets if there are any, as a worker that others watch."""
     logs.set_up(settings)
+    # threads of the pool that each had all cores would wait for one another
+    torch.set_num_threads(max(1, torch.get_num_threads() // settings.threads))
     server = Server(settings, create_app(settings))
     told = on_accepting or announce
 
