@@ -15,6 +15,7 @@ from gradest_service.settings import Settings
 __all__ = ["protocol"]
 
 _MAX_HEAD = 1 << 16  # bytes
+_LAST = 1.0  # seconds that a head may still take when the service stops
 
 
 def protocol(settings: Settings) -> type[asyncio.Protocol]:
@@ -43,7 +44,7 @@ class _Limits(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for a head."""
         super().connection_made(transport)
-        self._start_timer()
+        self._start_timer(self.seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no longer."""
@@ -61,7 +62,15 @@ class _Limits(asyncio.Protocol):
         if self._head > _MAX_HEAD:
             self._refuse(Problem(431, f"The head of a request may have {_MAX_HEAD} bytes."))
         elif self._timer is None:
-            self._start_timer()
+            self._start_timer(self.seconds)
+
+    def shutdown(self) -> None:
+        """The service stops: close, but not on a request that is on its way."""
+        if self._timer is None:
+            super().shutdown()  # type: ignore[misc]
+        else:
+            self._stop_timer()
+            self._start_timer(min(_LAST, self.seconds))
 
     def on_headers_complete(self) -> None:
         """httptools has read a head."""
@@ -82,18 +91,18 @@ class _Limits(asyncio.Protocol):
             return False
         return self._head_awaited if self.conn is None else self.conn.their_state is h11.IDLE
 
-    def _start_timer(self) -> None:
-        self._timer = self.loop.call_later(self.seconds, self._end)
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self._end, seconds)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _end(self) -> None:
+    def _end(self, seconds: float) -> None:
         self._timer = None
         if self._head:
-            self._refuse(Problem(408, f"The head of the request did not arrive within {self.seconds:g} seconds."))
+            self._refuse(Problem(408, f"The head of the request did not arrive within {seconds:g} seconds."))
         else:
             self.transport.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -25,6 +26,8 @@ __all__ = ["FAILED", "Server", "announce", "run_process", "url_of"]
 
 FAILED = 3
 """The exit code of a service that could not start; uvicorn's."""
+
+_LAST_HANDSHAKE = 1.0  # seconds that one may still take when the service stops
 
 _LOG = logging.getLogger("gradest_service")
 
@@ -84,6 +87,26 @@ class Server(uvicorn.Server):
             self.should_exit = True
         return await super().on_tick(counter)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, with nobody left at the door, and finish what was accepted."""
+        loop, waiting = asyncio.get_running_loop(), list[socket.socket]()
+        for server in self.servers:
+            for listener in server.sockets:
+                waiting += _accept_all(listener.fileno())
+            server.close()
+        tls = self.config.ssl
+        last = None if tls is None else _LAST_HANDSHAKE
+        entering = (
+            loop.connect_accepted_socket(self._protocol, connection, ssl=tls, ssl_handshake_timeout=last)
+            for connection in waiting
+        )
+        await asyncio.gather(*entering, return_exceptions=True)  # who fails to come in is gone
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        create: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return create(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
 
 def run_process(
     settings: Settings,
@@ -114,6 +137,20 @@ def run_process(
         # uvicorn has told their clients; the interpreter would wait for them, for ever if they hang
         _LOG.warning("requests were still at work when the time to stop was over")
         os._exit(1)
+
+
+def _accept_all(listener: int) -> list[socket.socket]:
+    """The connections that the system has made and nobody has accepted; it would reset them when the port closes."""
+    accepted = []
+    with socket.socket(fileno=os.dup(listener)) as door:
+        door.setblocking(False)
+        try:
+            while True:
+                connection, _ = door.accept()
+                connection.setblocking(False)
+                accepted.append(connection)
+        except OSError:  # nobody is waiting
+            return accepted
 
 
 def _threads_at_work() -> bool:
