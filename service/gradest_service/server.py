@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -27,6 +28,7 @@ __all__ = ["FAILED", "Server", "announce", "run_process", "url_of"]
 FAILED = 3
 """The exit code of a service that could not start; uvicorn's."""
 
+_ALLOCATOR = {-1: 64 << 20, -3: 32 << 20}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes
 _LAST_HANDSHAKE = 1.0  # seconds that one may still take when the service stops
 
 _LOG = logging.getLogger("gradest_service")
@@ -116,6 +118,7 @@ def run_process(
 ) -> None:
     """Serve from this process until a signal; on these sockets if there are any, as a worker that others watch."""
     logs.set_up(settings)
+    _keep_memory()
     # threads of the pool that each had all cores would wait for one another
     torch.set_num_threads(max(1, torch.get_num_threads() // settings.threads))
     server = Server(settings, create_app(settings))
@@ -137,6 +140,14 @@ def run_process(
         # uvicorn has told their clients; the interpreter would wait for them, for ever if they hang
         _LOG.warning("requests were still at work when the time to stop was over")
         os._exit(1)
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed memory of tens of megabytes: to take a body's pages from the system anew costs as much as its work."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:  # other C libraries have none
+        for option, size in _ALLOCATOR.items():
+            mallopt(option, size)
 
 
 def _accept_all(listener: int) -> list[socket.socket]:
