@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ import gradest
 from gradest import catalog
 from gradest.errors import PluginError, UnknownPlugin
 from gradest.expectation import Estimate
-from gradest_service import operations, schemas
+from gradest_service import joint, operations, schemas
 from gradest_service.batching import Batcher
 from gradest_service.calls import stop_if_told
 from gradest_service.codec import CODECS, JSON, SAFETENSORS, Codec, answer_codec, find_codec, parse_json, prefers
@@ -30,8 +31,7 @@ from gradest_service.settings import Settings
 __all__ = ["router"]
 
 Result = TypeVar("Result")
-_SMALL_BYTES = 1 << 13  # of a body, and
-_SMALL_ELEMENTS = 1 << 11  # of an answer, that the event loop's thread reads and writes itself
+_SMALL_BYTES = 1 << 13  # of a body that the event loop's thread reads itself
 _REPORT_SECONDS = 0.1  # between the events of an estimate
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 AnyRequest = TypeVar("AnyRequest", bound=schemas.Request)
@@ -151,14 +151,25 @@ def _add_operation(
         if batcher is None or ready.kind is None:
             answered = await _in_pool(request, lambda: codec.encode(ready()))
             return Response(answered, media_type=codec.media_type)
-        result = await batcher.run(ready.kind, ready.work, ready.rows, ready.elements)
-        if ready.elements <= _SMALL_ELEMENTS:
-            return Response(codec.encode(ready.answer(result)), media_type=codec.media_type)
-        answered = await _in_pool(request, lambda: codec.encode(ready.answer(result)))
+
+        def write(result: Any) -> bytes:
+            return codec.encode(ready.answer(result))
+
+        item = (ready.rows, write)
+        answered = await batcher.run(ready.kind, partial(_work_and_write, ready.work), item, ready.elements)
         return Response(answered, media_type=codec.media_type)
 
     endpoint.__doc__ = operation.__doc__
     _add_post(path, endpoint, schema, answer, *CODECS)
+
+
+def _work_and_write(
+    work: Callable[[Sequence[joint.Rows]], Sequence[Result]],
+    items: Sequence[tuple[joint.Rows, Callable[[Result], bytes]]],
+) -> list[bytes]:
+    """One pass for several requests, each with what makes the body of its answer."""
+    results = work([rows for rows, _ in items])
+    return [write(result) for (_, write), result in zip(items, results, strict=True)]
 
 
 def _add_post(
