@@ -47,7 +47,8 @@ class BlockSettings(BaseModel):
     epochs: int = Field(40, ge=1)
     batch: int = Field(128, ge=1)
     learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of SGD")
-    policy_rate: float = Field(5e-5, gt=0, allow_inf_nan=False, description="of SGD, for the policy")
+    # validation error after 8 epochs with reinforce, one seed: 36 % with the published 5e-5, 16 % with 2e-4, 11 % with 1e-3
+    policy_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of SGD, for the policy")
     sparsity: float = Field(200.0, ge=0, allow_inf_nan=False, description="λ_s")
     variance: float = Field(200.0, ge=0, allow_inf_nan=False, description="λ_v")
     decay: float = Field(0.005, ge=0, allow_inf_nan=False, description="λ_L2")

@@ -17,8 +17,8 @@ from gradest.experiments.blocks.training import open_gates
 __all__ = ["measure_speed"]
 
 _BATCHES = (1, 32)
-_IMAGES = 256  # that calls take in turn
-_ROUNDS, _TURN = 9, 0.02  # seconds
+_IMAGES = 64  # that calls take in turn
+_ROUNDS, _TURN = 7, 0.01  # seconds
 
 
 @torch.inference_mode()

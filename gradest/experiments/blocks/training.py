@@ -110,7 +110,8 @@ def evaluate(network: BlockNetwork, split: Split, key: Key | None = None) -> dic
         wrong += int((network(x, gates).argmax(-1) != y).sum())
         opened.append(torch.ones(len(x), 1) if gates is None else gates)
     gates = torch.cat(opened)
-    done = hidden.computed.done or len(split) * hidden.weight.numel()
+    # a layer without gates is torch's, and counts nothing
+    done = len(split) * hidden.weight.numel() if network.policy is None else hidden.computed.done
     layers = [network.readout.weight, *([] if network.policy is None else [network.policy.weight])]
     return {
         "error": wrong / len(split),
