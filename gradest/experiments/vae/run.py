@@ -16,7 +16,7 @@ from gradest.experiments.vae.report import write_report
 from gradest.experiments.vae.settings import NETWORKS, QUICK, VaeSettings, choose_estimators, default_estimators
 from gradest.experiments.vae.training import train_vae
 
-__all__ = ["bar", "list_runs", "reproduce_binary_vae"]
+__all__ = ["list_runs", "reproduce_binary_vae"]
 
 
 def list_runs(
@@ -56,15 +56,15 @@ def reproduce_binary_vae(out: Path, runs: Sequence[VaeSettings], images: Images,
     """
     check_plots()
     out = Path(out)
-    with bar(progress) as shown:
-        task = shown.add_task("", total=sum(run.steps for run in runs))
+    with _bar(progress) as bar:
+        shown = bar.add_task("", total=sum(run.steps for run in runs))
         done = 0
         for place, run in enumerate(runs):
             name = f"{run.network} {run.build_estimator().label()}, seed {run.seed}"
-            shown.update(task, description=f"{place + 1}/{len(runs)} {name}")
+            bar.update(shown, description=f"{place + 1}/{len(runs)} {name}")
 
             def tick(step: int, before: int = done) -> None:
-                shown.update(task, completed=before + step)
+                bar.update(shown, completed=before + step)
 
             try:
                 train_vae(run, images, out / run.folder(), tick)
@@ -74,8 +74,7 @@ def reproduce_binary_vae(out: Path, runs: Sequence[VaeSettings], images: Images,
     return write_report(out)
 
 
-def bar(enabled: bool) -> Progress:
-    """A progress bar on standard error, if that is a terminal."""
+def _bar(enabled: bool) -> Progress:
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
