@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -23,8 +22,9 @@ from gradest.experiments.blocks.report import bits, write_report
 from gradest.experiments.blocks.run import reproduce_block_gated
 from gradest.experiments.blocks.settings import BlockSettings, list_runs
 from gradest.experiments.blocks.speed import measure_speed
-from gradest.experiments.blocks.training import CHECKPOINT, METRICS, RECORD, evaluate, open_gates, train_blocks
+from gradest.experiments.blocks.training import evaluate, open_gates, train_blocks
 from gradest.experiments.data import Dataset, Split
+from gradest.experiments.folder import RunFolder
 from gradest.random import Key
 
 TINY = {"blocks": 3, "block_size": 2, "target": 0.25, "epochs": 3, "batch": 8, "policy_rate": 0.01}
@@ -173,7 +173,7 @@ def test_the_best_epoch_is_chosen_by_validation_and_its_weights_are_scored(tmp_p
 
     monkeypatch.setattr(training, "evaluate", fake)
     network = train_blocks(settings_of(), data, tmp_path)
-    results = json.loads((tmp_path / RECORD).read_text())["results"]
+    results = RunFolder.read(tmp_path).results
     assert (results["best_epoch"], results["valid"]) == (2, 0.3)
     assert len(weights) == 3
     assert len(scored) == 2  # by samples, and at ½
@@ -188,13 +188,13 @@ def test_test_images_change_nothing_but_their_score(tmp_path):
     for name, one in (("a", data), ("b", other)):
         train_blocks(settings_of(), one, tmp_path / name)
     assert lines_of(tmp_path / "a") == lines_of(tmp_path / "b")
-    results = [json.loads((tmp_path / name / RECORD).read_text())["results"] for name in "ab"]
+    results = [RunFolder.read(tmp_path / name).results for name in "ab"]
     assert results[0]["valid"] == results[1]["valid"]
     assert results[0]["test"]["error"] != results[1]["test"]["error"]
 
 
 def lines_of(folder):
-    rows = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    rows = RunFolder.read(folder).rows()
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
@@ -215,7 +215,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
         train_blocks(run, data, tmp_path / "cut", strike)
     assert torch.equal(torch.get_rng_state(), state)
     assert seen[-1] == at
-    assert not json.loads((tmp_path / "cut" / RECORD).read_text())["results"]
+    assert not RunFolder.read(tmp_path / "cut").results
     train_blocks(run, data, tmp_path / "cut", seen.append)
     assert seen == [
         *(step / 4 for step in range(1, 1 + round(4 * at))),
@@ -223,9 +223,9 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
         3,
     ]
     assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
-    results = [json.loads((tmp_path / name / RECORD).read_text())["results"] for name in ("whole", "cut")]
+    results = [RunFolder.read(tmp_path / name).results for name in ("whole", "cut")]
     assert results[0] == results[1]
-    whole, cut = (torch.load(tmp_path / folder / CHECKPOINT) for folder in ("whole", "cut"))
+    whole, cut = (RunFolder.read(tmp_path / folder).load() for folder in ("whole", "cut"))
     assert all(torch.equal(value, cut["network"][name]) for name, value in whole["network"].items())
 
 
@@ -253,8 +253,17 @@ def test_a_finished_run_gives_its_network_and_is_not_trained_again(tmp_path):
     first = train_blocks(settings_of(), data, tmp_path)
     again = train_blocks(settings_of(), data, tmp_path, lambda epochs: None)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in first.state_dict().items())
-    with pytest.raises(InvalidInput, match=r"other settings: epochs 3 \(now 4\)"):
-        train_blocks(settings_of(epochs=4), data, tmp_path)
+    with pytest.raises(InvalidInput, match=r"other settings: epochs 3 \(now 2\)"):
+        train_blocks(settings_of(epochs=2), data, tmp_path)
+
+
+def test_a_finished_run_that_is_given_more_epochs_goes_on_to_the_same_numbers(tmp_path):
+    data = tiny_data()
+    train_blocks(settings_of("disarm", epochs=1), data, tmp_path / "more")
+    for folder in ("more", "whole"):
+        train_blocks(settings_of("disarm"), data, tmp_path / folder)
+    assert lines_of(tmp_path / "more") == lines_of(tmp_path / "whole")
+    assert RunFolder.read(tmp_path / "more").results == RunFolder.read(tmp_path / "whole").results
 
 
 def test_seeds_differ(tmp_path):
@@ -321,7 +330,7 @@ def test_the_command_line_reproduces_and_the_report_has_the_runs_that_are_comple
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
     table = {row[0]: row[1:] for row in rows[2:7]}
     assert table.keys() == {"reinforce", "straight_through", "dense, 256 units", "dense, 32 units", "dense, 16 units"}
-    results = [json.loads((out / f"16x16/reinforce/seed-{n}" / RECORD).read_text())["results"] for n in (0, 1)]
+    results = [RunFolder.read(out / f"16x16/reinforce/seed-{n}").results for n in (0, 1)]
     errors = [100 * one["test"]["error"] for one in results]
     assert table["reinforce"][4] == f"{sum(errors) / 2:.2f} ± {abs(errors[0] - errors[1]) / 2:.2f}"
     whole = 4 * 256 + 256 * 10

@@ -6,17 +6,15 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 from gradest.experiments.blocks.settings import SIZES, BlockSettings
-from gradest.experiments.blocks.training import RECORD
 from gradest.experiments.checkpoint import write_atomically
+from gradest.experiments.folder import RunFolder, list_folders
 from gradest.experiments.toys.part import markdown
 from gradest.experiments.toys.plot import colour, values, write_chart
-from gradest.experiments.toys.record import Record
 
 __all__ = ["SPEED", "bits", "write_report"]
 
@@ -44,14 +42,6 @@ for skipping to make a difference in time.
 _PUBLISHED = {"16x16": {"reinforce": 0.023, "dense, 256 units": 0.019, "dense, 32 units": 0.028}}
 
 
-@dataclass(frozen=True)
-class _Run:
-    """A finished run."""
-
-    settings: dict[str, Any]
-    results: dict[str, Any]
-
-
 def write_report(out: Path) -> Path:
     """Of the runs in the folder that are complete, whoever ran them: report.md, and SIZE.svg and SIZE.png."""
     sections = [_INTRODUCTION + f"\nPython {platform.python_version()}.\n"]
@@ -59,7 +49,7 @@ def write_report(out: Path) -> Path:
         groups = _read(out / size)
         if not groups:
             continue
-        whole = max(run.results["test"]["computed"] for runs in groups.values() for run in runs)
+        whole = max(run.results["test"]["dense"] for runs in groups.values() for run in runs)
         write_chart(_chart(size, groups, whole), out, size)
         sections.append(
             f"## {size}\n\n![Error against computation, and the use of blocks]({size}.svg)\n\n{_table(size, groups, whole)}\n"
@@ -85,18 +75,16 @@ def _entropy(p: float) -> float:
     return -sum(q * math.log2(q) for q in (p, 1 - p) if q > 0)
 
 
-def _read(folder: Path) -> dict[str, list[_Run]]:
+def _read(path: Path) -> dict[str, list[RunFolder]]:
     """The complete runs by network, seeds in order."""
-    groups: dict[str, list[_Run]] = {}
-    for path in sorted(folder.glob(f"*/*/{RECORD}")):
-        record = Record(path)
-        if "test" in record.results:
-            settings = BlockSettings(**{name: record.settings[name] for name in BlockSettings.model_fields})
-            groups.setdefault(settings.label(), []).append(_Run(record.settings, record.results))
+    groups: dict[str, list[RunFolder]] = {}
+    for run in map(RunFolder.read, list_folders(path)):
+        if "test" in run.results:
+            groups.setdefault(BlockSettings(**run.settings).label(), []).append(run)
     return groups
 
 
-def _table(size: str, groups: Mapping[str, list[_Run]], whole: float) -> str:
+def _table(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> str:
     """The least test error first."""
     rows = []
     for label, runs in groups.items():
@@ -151,9 +139,9 @@ def _speed(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _settings(groups: Mapping[str, list[_Run]]) -> str:
+def _settings(groups: Mapping[str, list[RunFolder]]) -> str:
     """Those that all runs have in common, and a warning where they have others."""
-    every = [run.settings for runs in groups.values() for run in runs]
+    every = [run.settings | run.versions for runs in groups.values() for run in runs]
     own = {"estimator", "blocks", "block_size", "seed"}
     common = {name: value for name, value in every[0].items() if all(one.get(name) == value for one in every)}
     text = "Settings: " + ", ".join(f"{name} {value}" for name, value in common.items() if name not in own) + "."
@@ -162,7 +150,7 @@ def _settings(groups: Mapping[str, list[_Run]]) -> str:
     return text + "\n"
 
 
-def _chart(size: str, groups: Mapping[str, list[_Run]], whole: float) -> Any:
+def _chart(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> Any:
     """Error against the share of computation, and for each gated network which classes open which block."""
     import altair  # noqa: PLC0415  # an extra
 
@@ -183,7 +171,7 @@ def _chart(size: str, groups: Mapping[str, list[_Run]], whole: float) -> Any:
     return altair.vconcat(errors, altair.concat(*maps, columns=3, spacing=20)) if maps else errors
 
 
-def _use(label: str, run: _Run) -> Any:
+def _use(label: str, run: RunFolder) -> Any:
     """Blocks in the order of the class that opens them most."""
     import altair  # noqa: PLC0415  # an extra
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.progress import TextColumn
+
 from gradest.errors import GradestError
 from gradest.experiments.blocks.network import BlockNetwork
 from gradest.experiments.blocks.report import SPEED, write_report
@@ -14,8 +16,8 @@ from gradest.experiments.blocks.speed import measure_speed
 from gradest.experiments.blocks.training import train_blocks
 from gradest.experiments.checkpoint import write_atomically
 from gradest.experiments.data import Dataset
+from gradest.experiments.display import bars
 from gradest.experiments.toys.plot import check_plots
-from gradest.experiments.vae.run import bar
 
 __all__ = ["reproduce_block_gated"]
 
@@ -27,7 +29,7 @@ def reproduce_block_gated(
     report of all that are there.
 
     Run again with the same settings, it goes on after the last checkpoint, and comes to the same numbers on the same machine;
-    speed is measured anew. More estimators, sizes or seeds may be added later.
+    speed is measured anew. More estimators, sizes, seeds or epochs may be added later.
 
     progress: show a progress bar on standard error.
 
@@ -36,15 +38,15 @@ def reproduce_block_gated(
     check_plots()
     out = Path(out)
     networks: dict[Size, dict[str, BlockNetwork]] = {}
-    with bar(progress) as shown:
-        task = shown.add_task("", total=sum(run.epochs for _, run in runs))
+    with bars(progress, TextColumn("{task.percentage:>3.0f}%")) as bar:
+        shown = bar.add_task("", total=sum(run.epochs for _, run in runs))
         done = 0
         for place, (size, run) in enumerate(runs):
             name = f"{size} {run.label()}, seed {run.seed}"
-            shown.update(task, description=f"{place + 1}/{len(runs)} {name}")
+            bar.update(shown, description=f"{place + 1}/{len(runs)} {name}")
 
             def tick(epochs: float, before: int = done) -> None:
-                shown.update(task, completed=before + epochs)
+                bar.update(shown, completed=before + epochs)
 
             try:
                 network = train_blocks(run, data, out / run.folder(size), tick)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,62 +16,61 @@ from gradest.conditional import Computed
 from gradest.errors import GradestError
 from gradest.experiments.blocks.network import BlockNetwork
 from gradest.experiments.blocks.settings import NEURON, BlockSettings
-from gradest.experiments.checkpoint import deferred_interrupt, load_checkpoint, save_checkpoint
+from gradest.experiments.checkpoint import deferred_interrupt
 from gradest.experiments.data import Dataset, Split
-from gradest.experiments.toys.record import Record
-from gradest.experiments.vae.metrics import Metrics
+from gradest.experiments.folder import Metrics, RunFolder
 from gradest.random import Key
 from gradest.registry import registry
 
-__all__ = ["CHECKPOINT", "METRICS", "RECORD", "evaluate", "open_gates", "train_blocks"]
+__all__ = ["EXPERIMENT", "evaluate", "open_gates", "train_blocks"]
 
-RECORD, METRICS, CHECKPOINT = "run.json", "metrics.jsonl", "checkpoint.pt"
+EXPERIMENT = "block-gated"
 _WEIGHTS, _ORDER, _NOISE, _VALIDATION, _TEST = range(5)  # what a seed is for
 _CHUNK = 1000  # images evaluated at once
 _KEPT = ("epoch", "step", "loss", "best_epoch", "best_error", "best_weights", "seconds")  # in a checkpoint, as they are
 
 
 def train_blocks(
-    settings: BlockSettings, data: Dataset, folder: Path, tick: Callable[[float], object] = lambda epochs: None
+    settings: BlockSettings, data: Dataset, path: Path, tick: Callable[[float], object] = lambda epochs: None
 ) -> BlockNetwork:
-    """Train, or go on training, in the folder, and return the network of the epoch with the best validation error.
+    """Train, or go on training, in the folder, which is as `gradest.experiments.folder` has it.
 
-    Files: run.json has settings, versions and, at the end, what `evaluate` says of that network on the test images, once;
-    checkpoint.pt is written after each epoch and at an interrupt; metrics.jsonl has a line an epoch,
+    Returns the network of the epoch with the best validation error. Results are that epoch, its validation error, and what
+    `evaluate` says of it on the test images: `test`, with sampled gates, and `threshold`. The metrics are, each epoch,
 
         train     loss: mean over the epoch, at the weights of each step. seconds: of training so far, measurements left out
         valid     error, open: of the validation images
 
-    A run that was interrupted or killed goes on to the same numbers, seconds apart, on the same machine; torch's global
-    generator is left as it was. tick(epochs) is told how far it is.
+    A run that was interrupted or killed goes on to the same numbers, seconds apart, on the same machine, and so does a finished
+    one that is given more epochs; torch's global generator is left as it was. tick(epochs) is told how far it is.
 
     Raises InvalidInput where the folder holds other settings, GradestError where training diverges. Ctrl-C raises
     KeyboardInterrupt after the step and its checkpoint.
     """
-    versions = {"gradest": version("gradest"), "torch": torch.__version__}
-    record = Record(folder / RECORD, {**settings.model_dump(mode="json"), **versions})
+    folder = RunFolder.enter(path, EXPERIMENT, settings, grows="epochs")
     with torch.random.fork_rng(devices=[]):
-        run = _Run(settings, data)
-        kept = run.restore(load_checkpoint(folder / CHECKPOINT)) if (folder / CHECKPOINT).exists() else 0
-        if "test" not in record.results:
-            with Metrics(folder / METRICS, kept) as metrics, deferred_interrupt() as interrupted:
-                _fit(run, metrics, folder / CHECKPOINT, interrupted, tick)
-        run.network.load_state_dict(run.best_weights)
-        if "test" not in record.results:
-            record.add("best_epoch", run.best_epoch)
-            record.add("valid", run.best_error)
-            record.add("threshold", evaluate(run.network, data.test))
-            record.add("test", evaluate(run.network, data.test, Key(settings.seed).fold_in(_TEST)))
+        run, state = _Run(settings, data), folder.load()
+        if state:
+            run.restore(state)
+        if "test" not in folder.results:
+            with folder.record(state["metrics"] if state else 0) as metrics, deferred_interrupt() as interrupted:
+                _fit(run, lambda: folder.save(run.state(), metrics), metrics, interrupted, tick)
+        network = run.network
+        network.load_state_dict(run.best_weights)
+        if "test" not in folder.results:
+            likely, sampled = (evaluate(network, data.test, key) for key in (None, run.key.fold_in(_TEST)))
+            folder.add(best_epoch=run.best_epoch, valid=run.best_error, threshold=likely, test=sampled)
     tick(settings.epochs)
-    return run.network
+    return network
 
 
 def _fit(
-    run: _Run, metrics: Metrics, checkpoint: Path, interrupted: Callable[[], bool], tick: Callable[[float], object]
+    run: _Run,
+    save: Callable[[], None],
+    metrics: Metrics,
+    interrupted: Callable[[], bool],
+    tick: Callable[[float], object],
 ) -> None:
-    def save() -> None:
-        save_checkpoint(checkpoint, {**run.state(), "metrics": metrics.sync()})
-
     while run.epoch < run.settings.epochs:
         order = run.order()
         for index in order[run.step :]:
@@ -99,7 +97,7 @@ def evaluate(network: BlockNetwork, split: Split, key: Key | None = None) -> dic
 
     error: the share of wrong answers. open: of open blocks. use: `[classes, blocks]`, the share of a class's images for which
     a block is open. classes: the share of images of each. computed: multiply-adds an image, counted by the hidden layer as they
-    are done, with policy and readout.
+    are done, with policy and readout. dense: those of all units, without a policy.
     """
     network.eval()
     hidden, classes, wrong, opened = network.hidden, len(network.readout.weight), 0, []
@@ -119,6 +117,7 @@ def evaluate(network: BlockNetwork, split: Split, key: Key | None = None) -> dic
         "use": [gates[split.y == c].double().mean(0).tolist() for c in range(classes)],
         "classes": split.y.bincount(minlength=classes).div(len(split)).tolist(),
         "computed": done / len(split) + sum(weight.numel() for weight in layers),
+        "dense": hidden.weight.numel() + network.readout.weight.numel(),
     }
 
 
@@ -179,14 +178,13 @@ class _Run:
         parts = {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
         return {**kept, **parts, "generator": torch.get_rng_state()}
 
-    def restore(self, state: dict[str, Any]) -> int:
-        """Go back to where a checkpoint was; returns how many bytes of metrics there were."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where a checkpoint was."""
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         torch.set_rng_state(state["generator"])
         for name in _KEPT:
             setattr(self, name, state[name])
-        return int(state["metrics"])
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.network.state_dict().items()}
