@@ -416,8 +416,11 @@ def block_gated(
         list[str] | None, typer.Option(help="Blocks x units, 16x16 or 64x64; may be repeated. 16x16, if not given.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Of each run. [default: 40; --quick: 2]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="By the sum over a minibatch. [default: 0.006; published: 0.001]")
+    ] = None,
     policy_rate: Annotated[
-        float | None, typer.Option(help="The policy's learning rate, by the sum over a minibatch of 128.")
+        float | None, typer.Option(help="The same, of the policy. [default: 0.001; published: 0.00005]")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each network: seeds 0, 1, ...")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Few epochs and images: a minute.")] = False,
@@ -428,7 +431,8 @@ def block_gated(
     """
     from gradest.cli.training import reproduce_blocks
 
-    reproduce_blocks(out, data_dir, estimators or [], size or [], seeds, quick, epochs=epochs, policy_rate=policy_rate)
+    options = {"epochs": epochs, "learning_rate": learning_rate, "policy_rate": policy_rate}
+    reproduce_blocks(out, data_dir, estimators or [], size or [], seeds, quick, **options)
 
 
 @app.command()

@@ -114,7 +114,7 @@ def test_a_step_decays_all_weights(name):
         steps.append({key: value.detach() - before[key] for key, value in run.network.named_parameters()})
     assert len(before) == 6
     for key, value in before.items():
-        rate = 0.01 if key.startswith("policy") else 1e-3
+        rate = 0.01 if key.startswith("policy") else 6e-3
         torch.testing.assert_close(steps[1][key] - steps[0][key], -rate * 2 * 0.5 * value, rtol=1e-3, atol=1e-6)
 
 
@@ -290,8 +290,10 @@ def test_runs_are_listed():
         list_runs(sizes=["8x8"])
     with pytest.raises(InvalidOptions, match="epochs: Input should be greater"):
         list_runs(epochs=0)
-    with pytest.raises(Incompatible):
+    with pytest.raises(Incompatible, match="does not fit|accepts|categorical"):
         list_runs([{"name": "gumbel_rao"}])
+    with pytest.raises(Incompatible, match="here all train by the mean loss"):
+        list_runs([{"name": "vimco"}])
 
 
 def test_speed_has_a_row_for_each_network_batch_and_number_of_threads():

@@ -87,8 +87,8 @@ def open_gates(network: BlockNetwork, x: Tensor, key: Key | None = None) -> Tens
     """The gates `[batch, blocks]` that the policy opens: at random, or those more likely open than not; None without a policy."""
     if network.policy is None:
         return None
-    a, neuron = network.policy(x), registry.neuron(NEURON)
-    return neuron.threshold(a, 0.5) if key is None else neuron.sample(key, a, 1)[0].to(a.dtype)
+    a: Tensor = network.policy(x)
+    return (a > 0).to(a.dtype) if key is None else registry.neuron(NEURON).sample(key, a, 1)[0].to(a.dtype)
 
 
 @torch.no_grad()
