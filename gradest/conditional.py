@@ -211,7 +211,7 @@ class _Use:
     def pairs(self) -> int:
         """How many gates are open."""
         small = self.gates.numel() <= _SMALL
-        return int(self.plan.pairs if small else torch.count_nonzero(self.gates))
+        return int(self.plan.pairs if small else self.kernels.count(_to(self.gates, self.wide)))
 
     def _choice(self, what: tuple[Any, ...], sparse: Callable[[], Any], dense: Callable[[], Any]) -> str:
         if self.gates.device.type != "cpu":

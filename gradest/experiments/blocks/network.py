@@ -61,11 +61,10 @@ class BlockNetwork(nn.Module):
             """One point skips what is closed; several share a dense product."""
             if gates.ndim == 2:
                 return cross_entropy(self(x, gates), y, reduction="none")
-            hidden = torch.tanh(linear(x, self.hidden.weight, self.hidden.bias)).unflatten(-1, (settings.blocks, -1))
+            hidden = torch.tanh(linear(x, self.hidden.weight, self.hidden.bias)).reshape(len(x), settings.blocks, -1)
             logits = self.readout((gates[..., None] * hidden).flatten(-2))
-            return cross_entropy(logits.flatten(0, 1), y.repeat(len(gates)), reduction="none").unflatten(
-                0, gates.shape[:2]
-            )
+            losses = cross_entropy(logits.flatten(0, 1), y.repeat(len(gates)), reduction="none")
+            return losses.reshape(gates.shape[:2])
 
         losses = losses_at(self.unit(a)) if isinstance(self.unit, Stochastic) else self.unit(losses_at, a)
         p = torch.sigmoid(a)

@@ -86,15 +86,17 @@ def _read(path: Path) -> dict[str, list[RunFolder]]:
 
 def _table(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> str:
     """The least test error first."""
-    rows = []
-    for label, runs in groups.items():
-        results = [run.results for run in runs]
-        gated = runs[0].settings["estimator"] is not None
+    best = sorted(groups, key=lambda label: fmean(run.results["test"]["error"] for run in groups[label]))
+    head = ["network", "seeds", "open %", "computed %", "valid %", "test %", "test at ½ %", "bits", "published: test %"]
+    rows: list[list[Any]] = []
+    for label in best:
+        results = [run.results for run in groups[label]]
+        gated = groups[label][0].settings["estimator"] is not None
         published = _PUBLISHED.get(size, {}).get(label)
         rows.append(
             [
                 label,
-                len(runs),
+                len(results),
                 _percent([one["test"]["open"] for one in results]) if gated else None,
                 _percent([one["test"]["computed"] / whole for one in results]),
                 _percent([one["valid"] for one in results]),
@@ -104,8 +106,6 @@ def _table(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> st
                 None if published is None else f"{100 * published:.1f}",
             ]
         )
-    rows.sort(key=lambda row: fmean(run.results["test"]["error"] for run in groups[row[0]]))
-    head = ["network", "seeds", "open %", "computed %", "valid %", "test %", "test at ½ %", "bits", "published: test %"]
     return markdown(head, rows)
 
 

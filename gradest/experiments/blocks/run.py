@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.progress import TextColumn
 
@@ -55,6 +56,9 @@ def reproduce_block_gated(
             networks.setdefault(size, {}).setdefault(run.label(), network)
             done += run.epochs
     for size, group in networks.items():
-        rows = measure_speed(group, data.test.x)
-        write_atomically(out / size / SPEED, lambda new, rows=rows: new.write_text(json.dumps(rows) + "\n"))
+        _save(out / size / SPEED, measure_speed(group, data.test.x))
     return write_report(out)
+
+
+def _save(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_atomically(path, lambda new: new.write_text(json.dumps(rows) + "\n", encoding="utf-8"))
