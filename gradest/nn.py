@@ -5,8 +5,9 @@
     gradest.nn.broadcast_loss(model, loss_per_example).backward()     # in place of loss_per_example.mean().backward()
 
 Seeds come from torch's global generator, so `torch.manual_seed` rules the noise. Under torch.distributed, example i of the
-process of rank r has the row number r + i · world_size, the order in which DistributedSampler deals examples out: processes
-that were seeded alike draw the noise that one process would have drawn for the joined batch, and states are averaged.
+process of rank r is example r + i · world_size of the joined batch, the order in which DistributedSampler deals them out:
+processes that were seeded alike draw the noise that one process would have drawn for the joined batch, and a state is the mean
+over all examples.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from gradest.kernels import transformed
 from gradest.kernels.reference import widen
 from gradest.neuron import Neuron
 from gradest.objective import Loss
+from gradest.parallel import mean_state, row_numbers, world_size
 from gradest.random import Key, fresh_seed, fresh_seed_tensor
 from gradest.registry import registry
 
@@ -244,11 +246,11 @@ class Stochastic(_StochasticModule):
         self._pending.clear()
         return waiting
 
-    def _advance(self, state: State, since: int) -> None:
-        """Take over the next state that a use of the layer computed from the state of step `since`."""
+    def _advance(self, state: State, since: int, count: int) -> None:
+        """Take over the next state that a use of the layer computed, of `count` examples, from the state of step `since`."""
         if not state:
             return
-        state = _averaged_over_processes(state)
+        state = mean_state(state, count)
         if since == self._steps:
             self._steps, self._merged = self._steps + 1, 1
         elif since == self._steps - 1:
@@ -277,7 +279,7 @@ class Expectation(_StochasticModule):
         key = _key(a, self.neuron.event_ndim)
         value, state = expect(f, a, self.neuron, self.estimator, key, self._state_for(a))
         if torch.is_grad_enabled():
-            self._set_state(_averaged_over_processes(state))
+            self._set_state(mean_state(state, _count(a, self.neuron.event_ndim)))
         return value
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
@@ -364,7 +366,7 @@ class _Ticket:
                 grad = grad / torch.where(factor == 0, 1, factor)
             gradient, state = tell(estimator, self.draw, Feedback(self.loss[None], grad), self.state)
             gradient = gradient * factor
-        self.layer._advance(state, self.step)
+        self.layer._advance(state, self.step, _count(self.draw.a, self.layer.neuron.event_ndim))
         return gradient
 
 
@@ -427,28 +429,11 @@ class _Pure(torch.autograd.Function):
 def _key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None) -> Key:
     """A key for `a`, a fresh one by default, whose row numbers are global under torch.distributed."""
     key = Key(fresh_seed() if seed is None else seed)
-    if not _is_distributed():
-        return key
-    batch = a.shape[: max(0, a.ndim - event_ndim)]
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return Key(key.seed, rows=rank + world * torch.arange(batch.numel()).reshape(batch))
+    return key if world_size() == 1 else Key(key.seed, rows=row_numbers(a.shape[: max(0, a.ndim - event_ndim)]))
 
 
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _averaged_over_processes(state: State) -> State:
-    if not _is_distributed() or not state:
-        return state
-    world = torch.distributed.get_world_size()
-    averaged = {}
-    for name, value in state.items():
-        averaged[name] = value
-        if value.is_floating_point():
-            averaged[name] = value / world
-            torch.distributed.all_reduce(averaged[name])
-    return averaged
+def _count(a: Tensor, event_ndim: int) -> int:
+    return a.shape[: max(0, a.ndim - event_ndim)].numel()
 
 
 def _move(old: Tensor, new: Tensor, by: float) -> Tensor:

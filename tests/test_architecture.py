@@ -34,6 +34,7 @@ NAMES_ARE_DATA = {
     "gradest/experiments/toys/learning.py",
     "gradest/experiments/toys/probability.py",
     "gradest/experiments/toys/polynomial.py",
+    "gradest/experiments/blocks/settings.py",
     "gradest/experiments/vae/settings.py",  # which estimators the benchmark compares
     "gradest/bias.py",  # calls losses of its own by their degree, which is also the name of an objective
 }

@@ -497,7 +497,7 @@ def test_train_trains_and_resumes(run: Run, tmp_path: Path) -> None:
     found = run(*small).json
     assert found["settings"]["estimator"] == {"name": "straight_through", "derivative": "sigmoid"}
     assert (found["settings"]["gates"], found["settings"]["seed"], len(found["epochs"])) == (20, 3, 1)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "results.json", "model.pt"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "metrics.jsonl", "checkpoint.pt", "model.pt"}
     again = run(*small)
     assert (again.code, again.out) == (1, "")
     assert "holds a run already: resume it" in again.err
@@ -525,9 +525,9 @@ def test_reproduce_toys_has_its_options_and_writes_its_report(
     small = ["reproduce", "toys", "--quick", "--part", "probability", "--seed", "4", "--out", str(tmp_path)]
     ran = run(*small)
     assert (ran.code, ran.out) == (0, f"{tmp_path / 'report.md'}\n")
-    found = json.loads((tmp_path / "probability.json").read_text())["settings"]
+    found = json.loads((tmp_path / "probability" / "run.json").read_text())["settings"]
     assert (found["units"], found["draws"], found["seed"]) == (3, 20, 4)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".svg", ".png", ".md"}
+    assert {path.suffix for path in tmp_path.rglob("*.*")} == {".json", ".jsonl", ".svg", ".png", ".md"}
     assert "seed 4 (now 5)" in run(*small, "--seed", "5").err
     assert "reproduce toys" in run("reproduce", "toys", "--help").out
     ran = run("reproduce", "toys", "--part", "probabilty", "--out", str(tmp_path / "other"))

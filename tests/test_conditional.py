@@ -498,3 +498,16 @@ def test_what_does_not_fit_is_named(x, gates, message):
 def test_options_that_do_not_fit_are_named(options, message):
     with pytest.raises(InvalidOptions, match=message):
         ConditionalLinear(4, 8, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(70, 131), (1, 5), (0, 5), (3, 0)])
+def test_gates_are_counted_as_plans_count_them(dtype, shape):
+    """Closed are 0 and -0; NaN is open. float16 has the kernels in plain torch."""
+    gates = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.1).to(dtype)
+    gates.flatten()[:3] = torch.tensor([float("nan"), -0.0, -2.0][: gates.numel()])
+    module = conditional(gates.device, dtype)
+    gates = gates.float() if dtype == torch.bfloat16 else gates
+    opened = sum(gate != 0 for gate in gates.flatten().tolist())
+    for given in (gates, gates.T.contiguous().T):
+        assert module.count(given) == module.plan(given).pairs == opened

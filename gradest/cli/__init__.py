@@ -403,6 +403,38 @@ def binary_vae(
     reproduce_vae(out, data_dir, estimators or [], network or [], steps, samples, seeds, kl, quick)
 
 
+@reproduce.command("block-gated")
+def block_gated(
+    out: Annotated[Path, typer.Option(help="A folder for runs, plots (SVG, PNG) and report.md.")] = Path(
+        "runs/block-gated"
+    ),
+    data_dir: Annotated[Path | None, typer.Option(help="Where MNIST's IDX files are; else $GRADEST_DATA.")] = None,
+    estimators: Annotated[
+        list[str] | None, typer.Option(help=f"Of the policy's gradient: {_SPEC}; may be repeated. Five, if not given.")
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option(help="Blocks x units, 16x16 or 64x64; may be repeated. 16x16, if not given.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of each run. [default: 40; --quick: 2]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="By the sum over a minibatch. [default: 0.006; published: 0.001]")
+    ] = None,
+    policy_rate: Annotated[
+        float | None, typer.Option(help="The same, of the policy. [default: 0.001; published: 0.00005]")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each network: seeds 0, 1, ...")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Few epochs and images: a minute.")] = False,
+) -> None:
+    """Conditional computation: a policy opens few blocks of a layer for each MNIST image, beside dense networks. Half an hour.
+
+    Run again into the same folder, it goes on where it stopped.
+    """
+    from gradest.cli.training import reproduce_blocks
+
+    options = {"epochs": epochs, "learning_rate": learning_rate, "policy_rate": policy_rate}
+    reproduce_blocks(out, data_dir, estimators or [], size or [], seeds, quick, **options)
+
+
 @app.command()
 def demo() -> None:
     """Show what gradest does, in about two minutes."""

@@ -1,4 +1,4 @@
-"""`gradest train`, whose flags are the settings of a run, and `gradest reproduce binary-vae`."""
+"""`gradest train`, whose flags are the settings of a run, `gradest reproduce binary-vae` and `gradest reproduce block-gated`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from gradest.cli.arguments import Json, build_settings, read_spec, settings_comm
 from gradest.cli.display import print_json, show
 from gradest.errors import InvalidInput
 from gradest.experiments import training
+from gradest.experiments.blocks.run import reproduce_block_gated
+from gradest.experiments.blocks.settings import list_runs as list_block_runs
+from gradest.experiments.data import load
 from gradest.experiments.gaters import compare_gaters, to_table
 from gradest.experiments.settings import Settings
 from gradest.experiments.vae.images import load_images
 from gradest.experiments.vae.run import list_runs, reproduce_binary_vae
 from gradest.experiments.vae.settings import Kl
 
-__all__ = ["reproduce_vae", "train"]
+__all__ = ["reproduce_blocks", "reproduce_vae", "train"]
 
 
 def _train(
@@ -67,3 +70,13 @@ def reproduce_vae(
     given = {} if steps is None else {"steps": steps}
     runs = list_runs(specs, networks or None, samples=samples, seeds=seeds, quick=quick, kl=kl, **given)
     print(reproduce_binary_vae(out, runs, load_images(data_dir), progress=True))
+
+
+def reproduce_blocks(
+    out: Path, data_dir: Path | None, estimators: list[str], sizes: list[str], seeds: int, quick: bool, **given: Any
+) -> None:
+    """Do the runs, and print the report's path. given: of `BlockSettings`; what is None has its default."""
+    specs = [read_spec(text) for text in estimators] or None
+    options = {name: value for name, value in given.items() if value is not None}
+    runs = list_block_runs(specs, sizes or None, seeds=seeds, quick=quick, **options)
+    print(reproduce_block_gated(out, runs, load("mnist", data_dir), progress=True))

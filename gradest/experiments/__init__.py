@@ -8,6 +8,7 @@ tenth of the linear experts of a larger one is computed. The gates are the stoch
     gated       the network
     settings    what a run is made of, and the defaults that follow from a pair's capabilities
     checkpoint  files that survive an interrupt at any moment
+    folder      a run as a folder: settings, versions, metrics, checkpoint
     training    `train`, a run; it resumes exactly
     gaters      the source's four gaters and its baseline, as a table
     toys        beside the source: the small problems by which papers compare estimators

@@ -6,27 +6,37 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gradest.experiments.settings import ResolvedSettings
+from gradest.parallel import rank
 
-__all__ = ["Display"]
+__all__ = ["Display", "bars"]
+
+
+def bars(enabled: bool, *columns: ProgressColumn, width: int = 30) -> Progress:
+    """Bars on standard error, of the first process alone, with the time since the start and the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=width),
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not enabled or rank() > 0,
+    )
 
 
 class Display:
-    """A bar on standard error with the epoch, the training loss, the validation error, the open gates, and the time left."""
+    """A bar with the epoch, the training loss, the validation error, the open gates, and the time left."""
 
     def __init__(self, settings: ResolvedSettings, done: int, enabled: bool) -> None:
         neuron, estimator = settings.pair()
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+        self._progress = bars(
+            enabled,
             TextColumn("{task.fields[epoch]}/{task.total:g}  loss {task.fields[loss]:.3f}"),
             TextColumn("valid {task.fields[valid]}  open {task.fields[opened]:.1%}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not enabled,
+            width=20,
         )
         self._done = done
         self._task = self._progress.add_task(

@@ -15,6 +15,7 @@ from gradest.expectation import ask, tell
 from gradest.experiments.sparsity import Penalty, probe
 from gradest.neuron import Neuron
 from gradest.nn import ConditionalLinear, Evaluation, Expectation, Stochastic, broadcast_loss
+from gradest.parallel import joined_mean
 from gradest.random import Key
 
 __all__ = ["GatedNetwork", "Objective", "level_for_share", "looks_at_closed_gates"]
@@ -96,8 +97,13 @@ class GatedNetwork(nn.Module):
         a: Tensor = self.gater(x)
         return a.reshape(-1, *self.event)
 
-    def objective(self, x: Tensor, y: Tensor) -> Objective:
-        """The training objective of a minibatch: inputs `[batch, inputs]`, classes `[batch]`."""
+    def objective(self, x: Tensor, y: Tensor, of: int | None = None) -> Objective:
+        """The training objective of a minibatch: inputs `[batch, inputs]`, classes `[batch]`.
+
+        of: the examples in the minibatch, if each process of torch.distributed has a part of it. Then total and loss are the
+        part's share, whose sum over the processes is the objective; open_share is of all.
+        """
+        of = len(y) if of is None else of
         a = self.pre_activations(x)
 
         def loss(gates: Tensor, gated: Tensor) -> Tensor:
@@ -112,9 +118,9 @@ class GatedNetwork(nn.Module):
         else:
             experts = linear(x, self.experts.weight, self.experts.bias)
             losses = self.unit(lambda points: loss(self._flat(points), self._flat(points) * experts), a)
-        probability = self._flat(self.neuron.active_probability(a))
-        total = broadcast_loss(self, losses) + self.penalty.of_probability(probability)
-        return Objective(total, losses.detach().mean(), probability.detach().mean())
+        probability = joined_mean(self._flat(self.neuron.active_probability(a)), of)
+        total = broadcast_loss(self, losses) * (len(y) / of) + self.penalty.of_probability(probability)
+        return Objective(total, losses.detach().sum() / of, probability.detach().mean())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """For evaluation: logits `[batch, outputs]`, and the gates `[batch, gates]` as `unit.evaluation` has them."""

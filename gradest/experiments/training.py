@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +15,21 @@ from torch.nn.functional import cross_entropy
 
 from gradest.conditional import Computed
 from gradest.errors import GradestError, InvalidInput
-from gradest.experiments.checkpoint import deferred_interrupt, load_checkpoint, save_checkpoint, write_atomically
+from gradest.experiments.checkpoint import deferred_interrupt, write_atomically
 from gradest.experiments.data import Dataset, Split, load
 from gradest.experiments.display import Display
+from gradest.experiments.folder import Metrics, Row, RunFolder
 from gradest.experiments.gated import GatedNetwork
 from gradest.experiments.settings import ResolvedSettings, Settings
 from gradest.experiments.sparsity import build_penalty, limit_norm
 from gradest.nn import Stochastic
+from gradest.parallel import add_up, any_of, rank, wait, world_size
 from gradest.random import Key
 
-__all__ = ["Epoch", "Result", "Score", "build_network", "score", "train"]
+__all__ = ["EXPERIMENT", "Epoch", "Result", "Score", "build_network", "score", "train"]
 
+EXPERIMENT = "gated-network"
+_MODEL = "model.pt"
 _CALIBRATION = 2000  # training images by which the threshold is set
 _CHUNK = 1000  # images evaluated at once
 
@@ -56,6 +57,18 @@ class Epoch(BaseModel):
     open_share: float
     valid: Score
 
+    def to_row(self) -> Row:
+        """As a line of metrics has it, flat."""
+        valid = {f"valid_{name}": value for name, value in self.valid.model_dump().items()}
+        return {"loss": self.loss, "open_share": self.open_share, **valid}
+
+    @classmethod
+    def from_row(cls, row: Row) -> Epoch:
+        """What `to_row` gave; null stands for what is no number."""
+        found = {name: math.nan if value is None else value for name, value in row.items()}
+        valid = Score(**{name: found[f"valid_{name}"] for name in Score.model_fields})
+        return cls(loss=found["loss"], open_share=found["open_share"], valid=valid)
+
 
 class Result(BaseModel):
     """A finished run. train, valid and test are the scores of the network that had the best validation error.
@@ -81,16 +94,26 @@ class Result(BaseModel):
     seconds: float
 
 
-def train(settings: Settings, *, out: Path | None = None, resume: bool = False, progress: bool = False) -> Result:
+def train(
+    settings: Settings,
+    *,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    tensorboard: bool = False,
+) -> Result:
     """Train, and score on the test images the network of the best epoch by validation error.
 
-    out: a folder for checkpoint.pt (after each epoch, and at an interrupt), results.json and model.pt (the weights of the
-        network that was scored). Without it nothing is written.
+    out: a folder for the run, as `gradest.experiments.folder` has it, with a checkpoint after each epoch and at an interrupt,
+        and model.pt, the weights of the network that was scored. Without it nothing is written.
     resume: go on from the checkpoint in `out`, if there is one. A run that was interrupted, or killed, and resumed has the
-        same numbers as one that was not. A finished run gives its results again.
+        same numbers as one that was not. A finished run gives its results again; with more epochs than it had it goes on, and
+        has the numbers of a run that had them from the start.
     progress: show a progress bar.
+    tensorboard: write the metrics as event files too.
 
-    The same settings give the same numbers on the same machine; torch's global generator is left as it was.
+    The same settings give the same numbers on the same machine; torch's global generator is left as it was. Under
+    torch.distributed the processes share each minibatch: the numbers differ by the order in which gradients are added up.
 
     Raises InvalidInput if `out` holds another run, or a run and `resume` is not set, GradestError if training diverges, and
     what `load` and `Settings.pair` raise. Ctrl-C raises KeyboardInterrupt after the minibatch and its checkpoint.
@@ -98,24 +121,27 @@ def train(settings: Settings, *, out: Path | None = None, resume: bool = False, 
     settings = settings.resolved()
     if resume and out is None:
         raise InvalidInput("resume needs the folder of the run: give out")
-    files = None if out is None else _Files(Path(out))
-    if files:
-        files.check(settings, resume)
-        if files.results.exists():
-            return files.read_results()
+    if out is not None and RunFolder.is_at(Path(out)) and not resume:
+        raise InvalidInput(f"{out} holds a run already: resume it, or choose another folder")
+    folder = RunFolder.enter(None if out is None else Path(out), EXPERIMENT, settings, grows="epochs")
+    if folder.results:
+        return _read_result(folder)
     data = load(settings.data, settings.data_dir).to(settings.device)
     with torch.random.fork_rng(devices=[]):
         run = _Run(settings, data)
-        if files and files.checkpoint.exists():
-            run.restore(load_checkpoint(files.checkpoint))
-        elif files:
-            save_checkpoint(files.checkpoint, run.state())  # so that resume knows the settings from the first moment on
-        with Display(settings, len(run.history), progress) as display:
-            _fit(run, display, files)
-        result = run.finish()
-    if files:
-        write_atomically(files.model, lambda new: torch.save(run.network.state_dict(), new))
-        write_atomically(files.results, lambda new: new.write_text(result.model_dump_json(indent=2) + "\n"))
+        state = folder.load()
+        wait()  # until all processes have read it
+        with folder.record(state["metrics"] if state else 0, tensorboard=tensorboard) as metrics:
+            if state:
+                run.restore(state, folder.rows("epoch"))
+            else:
+                folder.save(run.state(), metrics)
+            with Display(settings, len(run.history), progress) as display:
+                _fit(run, display, folder, metrics)
+        result = run.finish(folder.versions)
+    if folder.path and not rank():
+        write_atomically(folder.path / _MODEL, lambda new: torch.save(run.network.state_dict(), new))
+    folder.add(**result.model_dump(mode="json", exclude={"settings", "versions", "epochs"}))
     return result
 
 
@@ -140,12 +166,22 @@ def score(network: GatedNetwork, split: Split) -> Score:
     """The scores of a network in evaluation; it is left in evaluation."""
     network.eval()
     loss = wrong = opened = 0.0
-    for x, y in zip(torch.split(split.x, _CHUNK), torch.split(split.y, _CHUNK), strict=True):
+    own = slice(rank(), None, world_size())
+    for images, labels in zip(torch.split(split.x, _CHUNK), torch.split(split.y, _CHUNK), strict=True):
+        x, y = images[own], labels[own]
         logits, gates = network(x)
         loss += float(cross_entropy(logits, y, reduction="sum"))
         wrong += int((logits.argmax(-1) != y).sum())
         opened += float((gates > 0).double().mean(-1).sum())
+    loss, wrong, opened = _over_processes(loss, wrong, opened)
     return Score(loss=loss / len(split), error=wrong / len(split), open_share=opened / len(split))
+
+
+def _over_processes(*numbers: float) -> list[float]:
+    sums = torch.tensor(numbers, dtype=torch.float64)
+    add_up([sums])
+    found: list[float] = sums.tolist()
+    return found
 
 
 class _Run:
@@ -183,25 +219,27 @@ class _Run:
         yield from torch.split(order.to(self.settings.device), self.settings.batch)[self.step :]
 
     def learn(self, index: Tensor) -> None:
-        """One step of SGD."""
-        network, split = self.network, self.data.train
+        """One step of SGD, of which each process does its part."""
+        network, split, own = self.network, self.data.train, index[rank() :: world_size()]
         network.train()
-        network.experts.computed = self.computed
+        network.experts.computed = computed = Computed()
         try:
-            objective = network.objective(split.x[index], split.y[index])
+            objective = network.objective(split.x[own], split.y[own], len(index))
         except InvalidInput:  # the layer looks at its pre-activations, so that the weights need no look in every step
             if all(bool(torch.isfinite(weights).all()) for weights in network.parameters()):
                 raise
             raise self._diverged("a weight is no longer finite") from None
-        loss = float(objective.loss)
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}")
         self.optimizer.zero_grad()
         objective.total.backward()  # type: ignore[no-untyped-call]
+        loss, done, of = _over_processes(float(objective.loss), computed.done, computed.of)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}")
+        add_up(weights.grad for weights in network.parameters() if weights.grad is not None)
         self.optimizer.step()
         limit_norm(network, self.settings.max_norm)
         open_share = float(objective.open_share)
         network.penalty.steer(open_share)
+        self.computed = Computed(self.computed.done + int(done), self.computed.of + int(of))
         self.step += 1
         self.loss_sum += loss
         self.open_sum += open_share
@@ -223,13 +261,13 @@ class _Run:
         done = max(1, self.step)
         return self.loss_sum / done, self.open_sum / done
 
-    def finish(self) -> Result:
+    def finish(self, versions: dict[str, str]) -> Result:
         """The result, by the best weights, which the network is given."""
         network, settings = self.network, self.settings
         network.load_state_dict(self.best_weights)
         return Result(
             settings=settings,
-            versions={"gradest": version("gradest"), "torch": torch.__version__, "python": platform.python_version()},
+            versions=versions,
             best_epoch=self.best_epoch,
             threshold=float(network.unit.threshold) if settings.evaluation == "threshold" else None,
             train=score(network, self.data.train),
@@ -244,11 +282,10 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """All of it, for a checkpoint."""
         return {
-            "settings": self.settings.model_dump(mode="json"),
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": torch.get_rng_state(),
-            "history": [epoch.model_dump() for epoch in self.history],
+            "epoch": len(self.history),
             "step": self.step,
             "loss_sum": self.loss_sum,
             "open_sum": self.open_sum,
@@ -258,12 +295,12 @@ class _Run:
             "seconds": self.seconds,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go back to where a checkpoint was."""
+    def restore(self, state: dict[str, Any], epochs: list[Row]) -> None:
+        """Go back to where a checkpoint was, with the lines of the epochs before it."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["generator"])
-        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self.history = [Epoch.from_row(row) for row in epochs[: state["epoch"]]]
         self.step, self.loss_sum, self.open_sum = state["step"], state["loss_sum"], state["open_sum"]
         self.computed = Computed(*state["computed"])
         self.best_epoch, self.best_weights = state["best_epoch"], state["best_weights"]
@@ -300,65 +337,34 @@ def _speedup(network: GatedNetwork, x: Tensor) -> float:
     return seconds["dense"] / seconds[layer.method]
 
 
-def _fit(run: _Run, display: Display, files: _Files | None) -> None:
-    """Train until the last epoch; with files, a checkpoint an epoch, and one where Ctrl-C stops it."""
+def _fit(run: _Run, display: Display, folder: RunFolder, metrics: Metrics) -> None:
+    """Train until the last epoch; a checkpoint an epoch, and one where Ctrl-C stops it."""
     began = time.perf_counter() - run.seconds
 
     def save() -> None:
         run.seconds = time.perf_counter() - began
-        if files:
-            save_checkpoint(files.checkpoint, run.state())
+        folder.save(run.state(), metrics)
 
     with deferred_interrupt() as interrupted:
         while len(run.history) < run.settings.epochs:
             for index in run.minibatches():
-                if interrupted():
+                if any_of(interrupted()):
                     save()
-                    return
+                    raise KeyboardInterrupt
                 run.learn(index)
                 display.minibatch(run.step / run.steps, *run.means())
             run.end_epoch()
+            metrics.write("epoch", len(run.history), **run.history[-1].to_row())
             display.epoch(run.history[-1].valid.error)
             save()
 
 
-@dataclass(frozen=True)
-class _Files:
-    """The files of a run in its folder."""
-
-    folder: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
-    @property
-    def results(self) -> Path:
-        return self.folder / "results.json"
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model.pt"
-
-    def check(self, settings: ResolvedSettings, resume: bool) -> None:
-        """Raise InvalidInput unless the folder is empty of runs, or holds this one and it may be resumed."""
-        if self.results.exists():
-            found = self.read_results().settings.model_dump(mode="json")
-        elif self.checkpoint.exists():
-            found = load_checkpoint(self.checkpoint)["settings"]
-        else:
-            return
-        if not resume:
-            raise InvalidInput(f"{self.folder} holds a run already: resume it, or choose another folder")
-        wanted = settings.model_dump(mode="json")
-        if found != wanted:
-            names = [name for name in wanted if found.get(name) != wanted[name]]
-            changes = ", ".join(f"{name} {found.get(name)!r} (now {wanted[name]!r})" for name in names)
-            raise InvalidInput(f"{self.folder} holds a run with other settings: {changes}. Choose another folder")
-
-    def read_results(self) -> Result:
-        """The results of the finished run."""
-        try:
-            return Result.model_validate_json(self.results.read_text())
-        except (ValidationError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"{self.results} is damaged; delete it to score the run again") from error
+def _read_result(folder: RunFolder) -> Result:
+    """The result of a finished run."""
+    epochs = tuple(Epoch.from_row(row) for row in folder.rows("epoch"))
+    try:
+        return Result(
+            settings=ResolvedSettings(**folder.settings), versions=folder.versions, epochs=epochs, **folder.results
+        )
+    except (ValidationError, TypeError) as error:
+        raise InvalidInput(f"the results in {folder.path} are damaged; delete the folder to run it again") from error

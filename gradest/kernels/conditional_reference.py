@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["Plan", "forward", "grad_input", "grad_weight", "plan"]
+__all__ = ["Plan", "count", "forward", "grad_input", "grad_weight", "plan"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,11 @@ def plan(gates: Tensor) -> Plan:
     counts = blocks.bincount(minlength=gates.shape[1]).tolist()
     lists = enumerate(torch.split(examples, counts))
     return Plan(gates, len(blocks), tuple((g, listed) for g, listed in lists if len(listed)))
+
+
+def count(gates: Tensor) -> int:
+    """The pairs of a plan for gates."""
+    return int(torch.count_nonzero(gates))
 
 
 def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:

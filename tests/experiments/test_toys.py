@@ -1,20 +1,17 @@
 from __future__ import annotations
 
-import json
-import math
-
 import pytest
 import torch
 
 import gradest
 from gradest.errors import GradestError, InvalidInput
+from gradest.experiments.folder import RunFolder
 from gradest.experiments.toys import plot
 from gradest.experiments.toys.learning import Learning
 from gradest.experiments.toys.part import fresh, log_spaced, markdown, measure
 from gradest.experiments.toys.polynomial import Polynomial
 from gradest.experiments.toys.probability import Probability
 from gradest.experiments.toys.quadratic import Quadratic
-from gradest.experiments.toys.record import Record
 from gradest.experiments.toys.run import PARTS, choose, reproduce_toys
 
 pytest.importorskip("altair")
@@ -33,7 +30,7 @@ def run(part, task):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow
@@ -42,17 +39,18 @@ def test_every_part_writes_data_plots_and_its_section(tmp_path):
     assert report == tmp_path / "report.md"
     assert contents(tmp_path).keys() == {
         "report.md",
-        *(f"{name}.{kind}" for name in PARTS for kind in ("json", "svg", "png")),
+        *(f"{name}/{file}" for name in PARTS for file in ("run.json", "metrics.jsonl", "chart.svg", "chart.png")),
     }
     text = report.read_text()
     for part in TINY:
         assert f"## {part.title}" in text
-        assert f"]({part.name}.svg)" in text
-        found = json.loads((tmp_path / f"{part.name}.json").read_text())
-        assert found["results"].keys() == part.tasks().keys()
-        assert found["settings"].items() >= {"seed": 0, "torch": torch.__version__}.items()
-        assert (tmp_path / f"{part.name}.svg").read_text().startswith("<svg")
-        assert (tmp_path / f"{part.name}.png").read_bytes().startswith(b"\x89PNG")
+        assert f"]({part.name}/chart.svg)" in text
+        found = RunFolder.read(tmp_path / part.name)
+        assert [row["name"] for row in found.rows("task")] == [*part.tasks()]
+        assert found.settings == part.model_dump(mode="json")
+        assert found.versions["torch"] == torch.__version__
+        assert (tmp_path / part.name / "chart.svg").read_text().startswith("<svg")
+        assert (tmp_path / part.name / "chart.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
@@ -70,9 +68,10 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path, monkeypatc
     monkeypatch.setattr(Quadratic, "_row", cut)
     with pytest.raises(KeyboardInterrupt):
         reproduce_toys(tmp_path / "cut", [part])
-    kept = json.loads((tmp_path / "cut/quadratic.json").read_text())
-    assert [*kept["results"]] == done
-    assert contents(tmp_path / "cut").keys() == {"quadratic.json"}
+    assert [row["name"] for row in RunFolder.read(tmp_path / "cut/quadratic").rows()] == done
+    assert contents(tmp_path / "cut").keys() == {"quadratic/run.json", "quadratic/metrics.jsonl"}
+    with (tmp_path / "cut/quadratic/metrics.jsonl").open("a") as file:
+        file.write('{"kind": "task", "na')  # as a killed process may leave it
 
     def go_on(self, neuron, estimator, tick):
         assert estimator.label() not in done
@@ -115,8 +114,9 @@ def test_other_settings_are_refused_before_anything_is_measured(tmp_path, monkey
 
 
 def test_a_damaged_record_is_named(tmp_path):
-    (tmp_path / "probability.json").write_text('{"settings": 1')
-    with pytest.raises(InvalidInput, match=r"probability\.json is damaged"):
+    (tmp_path / "probability").mkdir()
+    (tmp_path / "probability/run.json").write_text('{"settings": 1')
+    with pytest.raises(InvalidInput, match=r"probability/run\.json is damaged"):
         reproduce_toys(tmp_path, [TINY[2]])
 
 
@@ -124,9 +124,9 @@ def test_an_error_says_which_task_failed(tmp_path):
     part = Learning(steps=2, checkpoints=2, draws=20, learning_rate=1e308)  # the second step of Adam overflows
     with pytest.raises(GradestError, match=r"learning, toy 0.45: \w+: pre-activations must be finite"):
         reproduce_toys(tmp_path, [part])
-    found = json.loads((tmp_path / "learning.json").read_text())["results"]
+    found = RunFolder.read(tmp_path / "learning").rows()
     assert found
-    assert all(name.startswith(("quadratic", "sum")) for name in found)
+    assert all(row["name"].startswith(("quadratic", "sum")) for row in found)
 
 
 def test_parts_are_chosen_by_name_in_the_order_of_the_report():
@@ -249,13 +249,6 @@ def test_measure_knows_variance_and_its_error():
     assert bool(((measured.variance - exact).abs() < 5 * measured.error).all())
     assert measured.found.draws == 5000
     assert shares == pytest.approx([place / 10 for place in range(1, 11)])
-
-
-def test_a_record_keeps_what_is_no_number_as_null(tmp_path):
-    record = Record(tmp_path / "new.json", {"seed": 0})
-    record.add("one", {"x": math.nan, "y": [math.inf, 1.5, "text"]})
-    assert record.results == {"one": {"x": None, "y": [None, 1.5, "text"]}}
-    assert Record(tmp_path / "new.json").results == record.results
 
 
 def test_log_spaced_has_both_ends():

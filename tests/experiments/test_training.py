@@ -16,6 +16,7 @@ from gradest.errors import GradestError, InvalidInput, UnknownPlugin
 from gradest.experiments import training
 from gradest.experiments.checkpoint import load_checkpoint
 from gradest.experiments.data import load
+from gradest.experiments.folder import RunFolder
 from gradest.experiments.settings import Settings
 from gradest.experiments.training import Result, build_network, score, train
 
@@ -44,6 +45,12 @@ def assert_same(folder: Path, other: Path) -> None:
         assert torch.equal(value, theirs[name]), name
 
 
+def unfinish(folder: Path) -> None:
+    """As if the process had been killed after its last checkpoint."""
+    known = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**known, "results": {}}))
+
+
 def strike(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, act: Callable[[], object]) -> None:
     """Have `act` happen within that minibatch."""
     learn = training._Run.learn
@@ -69,8 +76,8 @@ def test_a_run_resumed_after_an_interrupt_gives_the_same_numbers(small, tmp_path
         with pytest.raises(KeyboardInterrupt):
             train(settings, out=tmp_path / "cut")
     state = load_checkpoint(tmp_path / "cut" / "checkpoint.pt")
-    assert (len(state["history"]), state["step"]) == (1, 18)  # the minibatch under way was finished
-    assert not (tmp_path / "cut" / "results.json").exists()
+    assert (state["epoch"], state["step"]) == (1, 18)  # the minibatch under way was finished
+    assert not RunFolder.read(tmp_path / "cut").results
     torch.manual_seed(123)  # what the process did in between does not matter
     resumed = train(settings, out=tmp_path / "cut", resume=True)
     assert numbers(resumed) == numbers(whole)
@@ -94,7 +101,7 @@ def test_a_second_interrupt_stops_at_once_and_the_last_epoch_is_kept(small, tmp_
         with pytest.raises(KeyboardInterrupt):
             train(small(), out=tmp_path / "cut")
     state = load_checkpoint(tmp_path / "cut" / "checkpoint.pt")
-    assert (len(state["history"]), state["step"]) == (1, 0)
+    assert (state["epoch"], state["step"]) == (1, 0)
     assert numbers(train(small(), out=tmp_path / "cut", resume=True)) == numbers(whole)
 
 
@@ -119,7 +126,7 @@ def test_a_killed_process_resumes_from_its_last_epoch(small, tmp_path):
     killed = tmp_path / "killed"
     command = [sys.executable, "-c", textwrap.dedent(script), settings.model_dump_json(), str(killed)]
     assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
-    assert len(load_checkpoint(killed / "checkpoint.pt")["history"]) == 2
+    assert load_checkpoint(killed / "checkpoint.pt")["epoch"] == 2
     whole = train(settings, out=tmp_path / "whole")
     assert numbers(train(settings, out=killed, resume=True)) == numbers(whole)
     assert_same(killed, tmp_path / "whole")
@@ -127,7 +134,7 @@ def test_a_killed_process_resumes_from_its_last_epoch(small, tmp_path):
 
 def test_a_run_killed_between_its_last_checkpoint_and_its_results_is_only_scored_again(small, tmp_path, monkeypatch):
     whole = train(small(), out=tmp_path)
-    (tmp_path / "results.json").unlink()
+    unfinish(tmp_path)
     monkeypatch.setattr(training._Run, "learn", lambda *_: pytest.fail("it trained again"))
     assert numbers(train(small(), out=tmp_path, resume=True)) == numbers(whole)
 
@@ -160,7 +167,7 @@ def test_a_folder_with_a_run_is_not_overwritten(small, tmp_path, monkeypatch):
     train(small(epochs=1), out=tmp_path)
     with pytest.raises(InvalidInput, match="holds a run already"):
         train(small(epochs=1), out=tmp_path)
-    (tmp_path / "results.json").unlink()
+    unfinish(tmp_path)
     with pytest.raises(InvalidInput, match="holds a run already"):
         train(small(epochs=1), out=tmp_path)
 
@@ -169,9 +176,9 @@ def test_a_folder_with_a_run_is_not_overwritten(small, tmp_path, monkeypatch):
 def test_other_settings_are_not_resumed(small, tmp_path, finished):
     train(small(epochs=1), out=tmp_path)
     if not finished:
-        (tmp_path / "results.json").unlink()
-    with pytest.raises(InvalidInput, match=r"other settings: epochs 1 \(now 2\), gates 20 \(now 30\)"):
-        train(small(epochs=2, gates=30), out=tmp_path, resume=True)
+        unfinish(tmp_path)
+    with pytest.raises(InvalidInput, match=r"other settings: gates 20 \(now 30\), seed 0 \(now 1\)"):
+        train(small(epochs=2, gates=30, seed=1), out=tmp_path, resume=True)
 
 
 def test_what_a_default_is_may_be_said_when_resuming(small, tmp_path):
@@ -192,33 +199,53 @@ def test_a_run_whose_pair_is_unknown_writes_nothing(small, tmp_path):
 
 def test_damaged_files_are_named(small, tmp_path):
     train(small(epochs=1), out=tmp_path)
-    (tmp_path / "results.json").write_text("{")
-    with pytest.raises(InvalidInput, match=r"results\.json is damaged"):
+    whole = (tmp_path / "run.json").read_text()
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(InvalidInput, match=r"run\.json is damaged"):
         train(small(epochs=1), out=tmp_path, resume=True)
-    (tmp_path / "results.json").unlink()
+    (tmp_path / "run.json").write_text(whole.replace('"best_epoch"', '"first_epoch"'))
+    with pytest.raises(InvalidInput, match=r"results in .* are damaged"):
+        train(small(epochs=1), out=tmp_path, resume=True)
+    (tmp_path / "run.json").write_text(whole)
+    unfinish(tmp_path)
     (tmp_path / "checkpoint.pt").write_text("{")
     with pytest.raises(InvalidInput, match=r"checkpoint\.pt is damaged"):
         train(small(epochs=1), out=tmp_path, resume=True)
 
 
-def test_results_are_json_with_all_that_made_them(small, tmp_path):
+def test_a_folder_has_all_that_made_the_run_and_what_came_of_it(small, tmp_path):
     settings = small(seed=4, neuron={"name": "noisy_rectifier", "distribution": "gaussian"}, estimator="pathwise")
     result = train(settings, out=tmp_path)
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert Result.model_validate(found) == result
-    assert found["settings"]["seed"] == 4
-    assert found["settings"]["neuron"] == {"name": "noisy_rectifier", "distribution": "gaussian"}
-    assert found["settings"]["penalty_weight"] == 1e-5
-    assert "data_dir" not in found["settings"]
-    assert found["versions"]["torch"] == torch.__version__
-    assert found["versions"]["python"] == platform.python_version()
-    assert found["versions"].keys() == {"gradest", "torch", "python"}
-    assert len(found["epochs"]) == 3
-    assert 0 < found["seconds"] < 60
-    errors = [epoch["valid"]["error"] for epoch in found["epochs"]]
-    assert found["best_epoch"] == errors.index(min(errors)) + 1
-    assert found["valid"] == found["epochs"][found["best_epoch"] - 1]["valid"]
-    assert 0 <= found["test"]["open_share"] <= 1
+    found = RunFolder.read(tmp_path)
+    assert found.experiment == "gated-network"
+    assert found.settings["seed"] == 4
+    assert found.settings["neuron"] == {"name": "noisy_rectifier", "distribution": "gaussian"}
+    assert found.settings["penalty_weight"] == 1e-5
+    assert "data_dir" not in found.settings
+    assert found.versions["torch"] == torch.__version__
+    assert found.versions["python"] == platform.python_version()
+    assert found.versions.keys() == {"gradest", "torch", "python"}
+    rows = found.rows("epoch")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert 0 < found.results["seconds"] < 60
+    errors = [row["valid_error"] for row in rows]
+    assert found.results["best_epoch"] == errors.index(min(errors)) + 1
+    assert found.results["valid"] == result.epochs[result.best_epoch - 1].valid.model_dump()
+    assert found.results["test"] == result.test.model_dump()
+    assert 0 <= result.test.open_share <= 1
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_with_more_epochs_has_the_numbers_of_one_that_had_them_from_the_start(small, tmp_path, finished):
+    settings = {"estimator": "reinforce_centered"}
+    whole = train(small(**settings, epochs=3), out=tmp_path / "whole")
+    train(small(**settings, epochs=1), out=tmp_path / "grown")
+    if not finished:
+        unfinish(tmp_path / "grown")
+    assert numbers(train(small(**settings, epochs=3), out=tmp_path / "grown", resume=True)) == numbers(whole)
+    assert_same(tmp_path / "grown", tmp_path / "whole")
+    with pytest.raises(InvalidInput, match=r"epochs 3 \(now 2\)"):
+        train(small(**settings, epochs=2), out=tmp_path / "grown", resume=True)
 
 
 def test_the_saved_weights_are_those_that_were_scored(small, tmp_path):

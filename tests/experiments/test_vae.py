@@ -18,13 +18,13 @@ import gradest
 from gradest.cli import app
 from gradest.enumeration import configurations
 from gradest.errors import GradestError, Incompatible, InvalidInput, InvalidOptions
+from gradest.experiments.folder import RunFolder, list_folders
 from gradest.experiments.vae import training
 from gradest.experiments.vae.images import Images, binarise, load_images
-from gradest.experiments.vae.metrics import Metrics, read_metrics
 from gradest.experiments.vae.model import BinaryVae, divergence
 from gradest.experiments.vae.run import list_runs, reproduce_binary_vae
 from gradest.experiments.vae.settings import VaeSettings, choose_estimators, default_estimators
-from gradest.experiments.vae.training import CHECKPOINT, METRICS, RECORD, train_vae
+from gradest.experiments.vae.training import train_vae
 from gradest.experiments.vae.variance import draw_gradients, measure_variance
 from gradest.random import Key
 
@@ -80,7 +80,7 @@ def learned_state(vae, x, estimator):
 
 def metrics_of(folder):
     """The lines, without the seconds."""
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_metrics(folder / METRICS)]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in RunFolder.read(folder).rows()]
 
 
 def run_of(estimator="disarm", **options):
@@ -208,13 +208,11 @@ def test_a_run_writes_what_it_is_and_what_it_measured(tmp_path):
     train_vae(run, images, tmp_path, steps.append)
     assert torch.equal(torch.get_rng_state(), before)
     assert steps == list(range(14))
-    record = json.loads((tmp_path / RECORD).read_text())
-    assert record["settings"] == {
-        **run.model_dump(),
-        "gradest": record["settings"]["gradest"],
-        "torch": torch.__version__,
-    }
-    rows = read_metrics(tmp_path / METRICS)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["experiment"] == "binary-vae"
+    assert record["settings"] == run.model_dump()
+    assert record["versions"]["torch"] == torch.__version__
+    rows = RunFolder.read(tmp_path).rows()
     assert [(row["kind"], row["step"]) for row in rows] == [
         *((kind, 0) for kind in ("valid", "variance")),
         ("train", 4),
@@ -229,12 +227,12 @@ def test_a_run_writes_what_it_is_and_what_it_measured(tmp_path):
     seconds = [row["seconds"] for row in rows if row["kind"] == "train"]
     assert 0 < seconds[0] < seconds[-1]
     train_vae(run, images, tmp_path, lambda step: None)
-    assert read_metrics(tmp_path / METRICS) == rows
+    assert RunFolder.read(tmp_path).rows() == rows
 
 
 def test_training_learns(tmp_path):
     train_vae(run_of("rloo", steps=150, eval_every=150, learning_rate=0.02), tiny_images(), tmp_path)
-    first, last = [row["elbo"] for row in read_metrics(tmp_path / METRICS) if row["kind"] == "valid"]
+    first, last = [row["elbo"] for row in RunFolder.read(tmp_path).rows() if row["kind"] == "valid"]
     assert last > first + 0.3
 
 
@@ -288,11 +286,11 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
     with pytest.raises(KeyboardInterrupt):
         train_vae(run, images, tmp_path / "cut", strike)
     assert steps[-1] == at
-    assert "test" not in json.loads((tmp_path / "cut" / RECORD).read_text())["results"]
+    assert "test" not in RunFolder.read(tmp_path / "cut").results
     train_vae(run, images, tmp_path / "cut", steps.append)
     assert steps == [*range(at + 1), *range(at, 14)]
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
-    whole, cut = (torch.load(tmp_path / folder / CHECKPOINT) for folder in ("whole", "cut"))
+    whole, cut = (torch.load(tmp_path / folder / "checkpoint.pt") for folder in ("whole", "cut"))
     for key in whole["vae"]:
         assert torch.equal(whole["vae"][key], cut["vae"][key])
 
@@ -311,34 +309,16 @@ def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "cut"], env=environment, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert [row["step"] for row in read_metrics(tmp_path / "cut" / METRICS)][-1] == 8
+    assert [row["step"] for row in RunFolder.read(tmp_path / "cut").rows()][-1] == 8
     for folder in ("cut", "whole"):
         train_vae(run_of("double_cv"), tiny_images(), tmp_path / folder)
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
 
 
-def test_metrics_keep_what_a_checkpoint_counts_on(tmp_path):
-    path = tmp_path / "lines"
-    with Metrics(path) as metrics:
-        metrics.write("train", 1, elbo=-1.5)
-        kept = metrics.sync()
-        metrics.write("train", 2, elbo=-1.0)
-    assert len(read_metrics(path)) == 2
-    with Metrics(path, kept) as metrics:
-        metrics.write("train", 3, elbo=-0.5)
-    assert [row["step"] for row in read_metrics(path)] == [1, 3]
-    path.write_text("")
-    with pytest.raises(InvalidInput, match="lost lines"):
-        Metrics(path, kept)
-    path.write_text('{"kind"')
-    with pytest.raises(InvalidInput, match="damaged"):
-        read_metrics(path)
-
-
 def test_other_settings_are_refused(tmp_path):
     train_vae(run_of(), tiny_images(), tmp_path)
-    with pytest.raises(InvalidInput, match=r"other settings: steps 13 \(now 14\)"):
-        train_vae(run_of(steps=14), tiny_images(), tmp_path)
+    with pytest.raises(InvalidInput, match=r"other settings: batch 8 \(now 9\), steps 13 \(now 12\)"):
+        train_vae(run_of(steps=12, batch=9), tiny_images(), tmp_path)
     with pytest.raises(InvalidInput, match="a batch of 31 is more than the 30 training images"):
         train_vae(run_of(batch=31), tiny_images(), tmp_path / "new")
     with pytest.raises(InvalidOptions, match="steps: Input should be greater"):
@@ -391,7 +371,7 @@ def test_the_report_has_the_runs_that_are_complete(tmp_path):
         assert f"## {network}\n\n![ELBO and variance]({network}.svg)" in text
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| disarm")]
     assert [row[:3] for row in rows] == [["| disarm", "2", "2"]] * 2
-    tests = [read_metrics(tmp_path / f"linear/disarm/seed-{seed}" / METRICS)[-1]["bound"] for seed in (0, 1)]
+    tests = [RunFolder.read(tmp_path / f"linear/disarm/seed-{seed}").rows()[-1]["bound"] for seed in (0, 1)]
     mean, error = sum(tests) / 2, abs(tests[0] - tests[1]) / 2
     assert rows[0][5] == f"{mean:.2f} ± {error:.2f}"
     assert "not to be compared" not in text
@@ -432,7 +412,5 @@ def test_the_command_line_reproduces(tmp_path):
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(tmp_path / "out/report.md")
-    folders = sorted(
-        path.parent.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob(f"out/*/*/*/{RECORD}")
-    )
+    folders = [path.relative_to(tmp_path / "out").as_posix() for path in list_folders(tmp_path)]
     assert folders == ["linear/arm-samples-4/seed-0", "linear/straight_through-samples-4/seed-0"]

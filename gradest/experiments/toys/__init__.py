@@ -7,7 +7,6 @@ Each part is a file: it measures something, task by task, and draws it. What it 
     probability  variance against P(b = 1), of the estimators that differ there
     polynomial   straight-through estimators on polynomial losses: bias, and training curves
     part         what parts have in common, and how a gradient is measured
-    record       the results of a part in a file, task by task
     plot         what charts have in common
     run          `reproduce_toys`: runs parts into a folder, and writes the report
 """

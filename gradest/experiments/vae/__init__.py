@@ -8,7 +8,6 @@ backpropagation.
     settings   what a run is made of
     model      the network, the loss as an f of points, and the bounds
     variance   how much the encoder's gradient varies
-    metrics    JSON lines that survive an interrupt
     training   `train_vae`, a run; it resumes exactly
     report     tables and plots of the runs in a folder
     run        `reproduce_binary_vae`: every estimator, network and seed

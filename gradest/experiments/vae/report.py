@@ -10,14 +10,14 @@ from statistics import fmean, stdev
 from typing import Any
 
 from gradest.experiments.checkpoint import write_atomically
+from gradest.experiments.folder import Row, RunFolder, list_folders
 from gradest.experiments.toys.part import markdown
 from gradest.experiments.toys.plot import lines, values, write_chart
-from gradest.experiments.toys.record import Record
-from gradest.experiments.vae.metrics import read_metrics
 from gradest.experiments.vae.settings import NETWORKS, VaeSettings
-from gradest.experiments.vae.training import METRICS, RECORD
 
-__all__ = ["write_report"]
+__all__ = ["REPORT", "write_report"]
+
+REPORT = "report.md"
 
 _SHOWN = 60  # nats below the best that a plot of the ELBO shows
 
@@ -49,9 +49,9 @@ class _Run:
 
     settings: dict[str, Any]
     evaluations: int
-    rows: list[dict[str, Any]]
+    rows: list[Row]
 
-    def series(self, kind: str) -> list[dict[str, Any]]:
+    def series(self, kind: str) -> list[Row]:
         return [row for row in self.rows if row["kind"] == kind]
 
     def numbers(self) -> dict[str, float]:
@@ -79,20 +79,19 @@ def write_report(out: Path) -> Path:
             f"## {network}\n\n![ELBO and variance]({network}.svg)\n\n{_table(groups)}\n\n{_settings(groups)}\n"
         )
     text = "\n".join(sections)
-    write_atomically(out / "report.md", lambda new: new.write_text(text, encoding="utf-8"))
-    return out / "report.md"
+    write_atomically(out / REPORT, lambda new: new.write_text(text, encoding="utf-8"))
+    return out / REPORT
 
 
 def _read(folder: Path) -> dict[str, list[_Run]]:
     """The complete runs by estimator, seeds in order."""
     groups: dict[str, list[_Run]] = {}
-    for path in sorted(folder.glob(f"*/*/{RECORD}")):
-        record = Record(path)
-        if "test" not in record.results:
+    for path in list_folders(folder):
+        found = RunFolder.read(path)
+        if "test" not in found.results:
             continue
-        settings = VaeSettings(**{name: record.settings[name] for name in VaeSettings.model_fields})
-        run = _Run(record.settings, record.results["evaluations"], read_metrics(path.parent / METRICS))
-        groups.setdefault(settings.build_estimator().label(), []).append(run)
+        run = _Run(found.settings | found.versions, found.results["evaluations"], found.rows())
+        groups.setdefault(VaeSettings(**found.settings).build_estimator().label(), []).append(run)
     return groups
 
 

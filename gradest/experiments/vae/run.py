@@ -6,15 +6,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 
 from gradest.errors import GradestError, InvalidInput
+from gradest.experiments.display import bars
 from gradest.experiments.toys.plot import check_plots
 from gradest.experiments.vae.images import Images
-from gradest.experiments.vae.report import write_report
+from gradest.experiments.vae.report import REPORT, write_report
 from gradest.experiments.vae.settings import NETWORKS, QUICK, VaeSettings, choose_estimators, default_estimators
 from gradest.experiments.vae.training import train_vae
+from gradest.parallel import rank
 
 __all__ = ["list_runs", "reproduce_binary_vae"]
 
@@ -44,19 +45,21 @@ def list_runs(
     ]
 
 
-def reproduce_binary_vae(out: Path, runs: Sequence[VaeSettings], images: Images, *, progress: bool = False) -> Path:
+def reproduce_binary_vae(
+    out: Path, runs: Sequence[VaeSettings], images: Images, *, progress: bool = False, tensorboard: bool = False
+) -> Path:
     """Do the runs, each in its own folder under `out`, and return the path of the report of all that are there.
 
     Run again with the same settings, it goes on after the last checkpoint, and comes to the same numbers on the same machine.
-    More estimators or seeds may be added later, or at the same time by another process.
+    More estimators, seeds or steps may be added later; estimators and seeds at the same time by another process.
 
-    progress: show a progress bar on standard error.
+    progress: show a progress bar on standard error. tensorboard: write the metrics of each run as event files too.
 
     Raises GradestError if plots cannot be written or a run diverges, InvalidInput if a folder holds other settings.
     """
     check_plots()
     out = Path(out)
-    with _bar(progress) as bar:
+    with bars(progress, TextColumn("{task.percentage:>3.0f}%")) as bar:
         shown = bar.add_task("", total=sum(run.steps for run in runs))
         done = 0
         for place, run in enumerate(runs):
@@ -67,21 +70,8 @@ def reproduce_binary_vae(out: Path, runs: Sequence[VaeSettings], images: Images,
                 bar.update(shown, completed=before + step)
 
             try:
-                train_vae(run, images, out / run.folder(), tick)
+                train_vae(run, images, out / run.folder(), tick, tensorboard=tensorboard)
             except GradestError as error:
                 raise GradestError(f"{name}: {error}") from error
             done += run.steps
-    return write_report(out)
-
-
-def _bar(enabled: bool) -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (enabled and console.is_terminal),
-    )
+    return out / REPORT if rank() else write_report(out)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +14,34 @@ from torch import Tensor
 
 from gradest.errors import GradestError, InvalidInput
 from gradest.estimator import State
-from gradest.experiments.checkpoint import deferred_interrupt, load_checkpoint, save_checkpoint
-from gradest.experiments.toys.record import Record
+from gradest.experiments.checkpoint import deferred_interrupt
+from gradest.experiments.folder import Metrics, RunFolder
 from gradest.experiments.vae.images import Images, binarise
-from gradest.experiments.vae.metrics import Metrics
 from gradest.experiments.vae.model import BinaryVae
 from gradest.experiments.vae.settings import NEURON, VaeSettings
 from gradest.experiments.vae.variance import measure_variance
+from gradest.parallel import add_up, any_of, mean_state, rank, wait, world_size
 from gradest.random import Key
 from gradest.registry import registry
 
-__all__ = ["CHECKPOINT", "METRICS", "RECORD", "train_vae"]
+__all__ = ["EXPERIMENT", "train_vae"]
 
-RECORD, METRICS, CHECKPOINT = "run.json", "metrics.jsonl", "checkpoint.pt"
+EXPERIMENT = "binary-vae"
 _WEIGHTS, _ORDER, _BINARISATION, _NOISE, _VALIDATION, _VARIANCE, _TEST = range(7)  # what a seed is for
 _VALID_CHUNK, _TEST_CHUNK = 500, 20  # images at once
 
 
 def train_vae(
-    settings: VaeSettings, images: Images, folder: Path, tick: Callable[[int], object] = lambda step: None
+    settings: VaeSettings,
+    images: Images,
+    path: Path,
+    tick: Callable[[int], object] = lambda step: None,
+    *,
+    tensorboard: bool = False,
 ) -> None:
-    """Train, or go on training, in the folder.
+    """Train, or go on training, in the folder `path`, which is as `gradest.experiments.folder` has it.
 
-    Files: run.json has settings, versions and, at the end, the test bound; checkpoint.pt is written at each validation and at
-    an interrupt; metrics.jsonl has lines of the kinds
+    A checkpoint is written at each validation and at an interrupt. The metrics are
 
         train     elbo: mean of the training estimate over the last log_every steps, at the parameters of each; of the K
                   samples' mean, not a K-sample bound. seconds: of training so far, measurements left out
@@ -48,48 +51,61 @@ def train_vae(
         test      bound: importance-weighted, of test_samples samples an image
 
     Weights, order, binarisation and noise follow from the seed and the step, the same for all estimators. A run that was
-    interrupted or killed goes on to the same numbers, seconds apart, on the same machine; torch's global generator is left
-    as it was. tick(step) is told how far it is.
+    interrupted or killed goes on to the same numbers, seconds apart, on the same machine, and so does a finished one that is
+    given more steps; torch's global generator is left as it was. tick(step) is told how far it is. Under torch.distributed
+    the processes share each batch: the numbers differ by the order in which gradients are added up.
+
+    tensorboard: write the metrics as event files too.
 
     Raises InvalidInput where the folder holds other settings, GradestError where training diverges. Ctrl-C raises
     KeyboardInterrupt after the step and its checkpoint.
     """
-    versions = {"gradest": version("gradest"), "torch": torch.__version__}
-    record = Record(folder / RECORD, {**settings.model_dump(mode="json"), **versions})
-    if "test" in record.results:
+    folder = RunFolder.enter(path, EXPERIMENT, settings, grows="steps")
+    if "test" in folder.results:
         tick(settings.steps)
         return
     run = _Run(settings, images)
-    kept = 0
-    if (folder / CHECKPOINT).exists():
-        kept = run.restore(load_checkpoint(folder / CHECKPOINT))
-    record.add("evaluations", run.evaluations)
-    with Metrics(folder / METRICS, kept) as metrics, deferred_interrupt() as interrupted:
+    state = folder.load()
+    wait()  # until all processes have read it
+    if state:
+        run.restore(state)
+    kept = state["metrics"] if state else 0
+    with folder.record(kept, tensorboard=tensorboard) as metrics, deferred_interrupt() as interrupted:
+        folder.add(evaluations=run.evaluations)
 
         def save() -> None:
-            save_checkpoint(folder / CHECKPOINT, {**run.state(), "metrics": metrics.sync()})
+            folder.save(run.state(), metrics)
+
+        def stop() -> bool:
+            return any_of(interrupted())
 
         tick(run.step)
-        if not kept:
+        if not state:
             run.measure(metrics)
             save()
         while run.step < settings.steps:
-            if interrupted():
+            if stop():
                 save()
-                return
+                raise KeyboardInterrupt
             run.learn()
-            last = run.step == settings.steps
-            if last or run.step % settings.log_every == 0:
+            if run.step % settings.log_every == 0:
                 run.log(metrics)
-            if last or run.step % settings.eval_every == 0:
+            if run.step % settings.eval_every == 0:
                 run.measure(metrics)
+            if run.step % settings.eval_every == 0 or run.step == settings.steps:
                 save()
             tick(run.step)
-        bound = run.test(interrupted)
-        if bound is not None:
-            metrics.write("test", run.step, bound=bound)
-            metrics.sync()
-            record.add("test", bound)
+        # What follows is after the checkpoint: a run with more steps has none of it here.
+        if run.count:
+            run.log(metrics)
+        if run.step % settings.eval_every:
+            run.measure(metrics)
+        bound = run.test(stop)
+        if bound is None:
+            raise KeyboardInterrupt
+        metrics.write("test", run.step, bound=bound)
+        metrics.sync()
+        folder.add(test=bound)
 
 
 class _Run:
@@ -117,27 +133,28 @@ class _Run:
         return self.estimator.evaluations(registry.neuron(NEURON), (self.settings.latents,))
 
     def learn(self) -> None:
-        """One step of Adam."""
+        """One step of Adam, of which each process does its part."""
         began = time.perf_counter()
-        size = self.settings.batch
-        rows = torch.arange(
-            self.step * size, (self.step + 1) * size
-        )  # the images seen are counted, and have their noise by it
-        x = binarise(self.images.train[self._minibatch(self.step)], replace(self._binarisation, rows=rows))
+        size, own = self.settings.batch, slice(rank(), None, world_size())
+        # the images seen are counted, and have their noise by it
+        rows = torch.arange(self.step * size, (self.step + 1) * size)[own]
+        pixels = self.images.train[self._minibatch(self.step)[own]]
+        x = binarise(pixels, replace(self._binarisation, rows=rows))
         noise = replace(self._noise, rows=rows)
-        losses, self.memory = self.vae.loss(x, self.vae.encode(x), self.estimator, noise, self.memory)
-        loss = losses.mean()
+        losses, memory = self.vae.loss(x, self.vae.encode(x), self.estimator, noise, self.memory)
+        self.memory = mean_state(memory, len(x))
+        loss = losses.sum() / size
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        loss = loss.detach()
+        add_up([loss, *(parameter.grad for parameter in self.vae.parameters() if parameter.grad is not None)])
         self.optimiser.step()
         self.step += 1
-        self.total += float(loss.detach())
+        self.total += float(loss)
         self.count += 1
         self.seconds += time.perf_counter() - began
         if not math.isfinite(self.total):
-            raise GradestError(
-                f"training diverged in step {self.step}: the loss is {float(loss.detach())}; lower learning_rate"
-            )
+            raise GradestError(f"training diverged in step {self.step}: the loss is {float(loss)}; lower learning_rate")
 
     def log(self, metrics: Metrics) -> None:
         """The mean ELBO since the last line."""
@@ -174,13 +191,12 @@ class _Run:
             "seconds": self.seconds,
         }
 
-    def restore(self, state: dict[str, Any]) -> int:
-        """Go back to where a checkpoint was; returns how many bytes of metrics there were."""
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to where a checkpoint was."""
         self.vae.load_state_dict(state["vae"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.memory, self.seconds = state["step"], state["memory"], state["seconds"]
         self.total, self.count = state["total"], state["count"]
-        return int(state["metrics"])
 
     def _minibatch(self, step: int) -> Tensor:
         """The indices of a step: epochs are permutations, less what does not fill a batch."""
