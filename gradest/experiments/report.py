@@ -45,7 +45,8 @@ class _Run:
         """What came of it: its results, and the last value of each metric."""
         last: dict[str, Any] = {}
         for row in self.rows:
-            last |= {"steps": row["step"], **{_metric(row["kind"], name): value for name, value in _numbers(row)}}
+            found = {_metric(row["kind"], name): value for name, value in _numbers(row)}
+            last |= {"steps": row["step"], **found} if found else {}
         return {**_flat(self.folder.results), **last}
 
 
@@ -62,14 +63,13 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     body = []
     for experiment, several in _by_experiment(runs).items():
         body.append(f"<h2>{escape(experiment)}</h2>\n{_common(several)}\n{_table(several)}")
-        charts = {metric: _chart(several, metric) for metric in _metrics(several)}
-        for metric, chart in charts.items():
-            write_png(chart, out, "-".join(["report", *re.findall(r"\w+", f"{experiment} {metric}")]))
-        figures = [
-            _figure(metric, _svg(chart), f"c{len(body)}-{place}-")
-            for place, (metric, chart) in enumerate(charts.items())
-        ]
-        body.append(f'<div class="charts">\n{"".join(figures)}</div>')
+        metrics = _metrics(several)
+        for metric in metrics:
+            name = "-".join(["report", *re.findall(r"\w+", f"{experiment} {metric}")])
+            write_png(_chart(several, metric, legend=True).properties(title=metric), out, name)
+        figures = [_figure(several, metric, f"c{len(body)}-{place}-") for place, metric in enumerate(metrics)]
+        if figures:
+            body.append('<div class="charts">\n' + "\n".join(figures) + "\n</div>")
         body += [_tasks(run) for run in several]
     page = Template(files("gradest").joinpath("templates/report.html.template").read_text(encoding="utf-8"))
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
@@ -165,7 +165,7 @@ def _metrics(runs: Sequence[_Run]) -> list[str]:
     )
 
 
-def _chart(runs: Sequence[_Run], metric: str) -> Any:
+def _chart(runs: Sequence[_Run], metric: str, legend: bool) -> Any:
     """A line a run, against steps."""
     import altair  # noqa: PLC0415  # an extra
 
@@ -179,33 +179,28 @@ def _chart(runs: Sequence[_Run], metric: str) -> Any:
     found = [point["value"] for point in points]
     logarithmic = min(found) > 0 and max(found) > _WIDE * min(found)
     scale = altair.Scale(type="log", nice=False) if logarithmic else altair.Scale(zero=False)
-    axis = altair.Axis(format="~g", tickCount=5)
+    axis = altair.Axis(format="~g", tickCount=5) if logarithmic else altair.Axis(tickCount=5)
     names = [run.name for run in runs]
     shades = [run.colour for run in runs]
+    shade = colour(names, "run", shades)
     line = altair.Chart(values(points)).mark_line(strokeWidth=1.8, point=len(points) < _MANY * len(runs))
     return line.encode(
         x=altair.X(
             "step:Q", title=None, axis=altair.Axis(format="~s", tickCount=5, grid=False), scale=altair.Scale(nice=False)
         ),
         y=altair.Y("value:Q", title=None, axis=axis, scale=scale),
-        color=colour(names, "run", shades),
+        color=shade if legend else shade.legend(None),
         detail="run:N",
-    ).properties(width=340, height=200, title=metric)
+    ).properties(width=340, height=200)
 
 
-def _svg(chart: Any) -> str:
-    """Without what the page says itself: the title and the legend."""
-    import altair  # noqa: PLC0415  # an extra
-
+def _figure(runs: Sequence[_Run], metric: str, prefix: str) -> str:
+    """A chart in the page, whose table is the legend."""
     text = StringIO()
-    bare = chart.properties(title=altair.Undefined).configure_legend(disable=True)
-    bare.configure_view(stroke=None).configure(background="transparent").save(text, format="svg")
-    return text.getvalue()
-
-
-def _figure(metric: str, svg: str, prefix: str) -> str:
+    chart = _chart(runs, metric, legend=False).configure_view(stroke=None).properties(background="transparent")
+    chart.save(text, format="svg")
     name = escape(metric)
-    return f"<figure><figcaption>{name}</figcaption>{_inline(svg, prefix, name)}</figure>\n"
+    return f"<figure><figcaption>{name}</figcaption>{_inline(text.getvalue(), prefix, name)}</figure>"
 
 
 def _inline(svg: str, prefix: str, label: str = "") -> str:
