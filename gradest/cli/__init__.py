@@ -393,14 +393,30 @@ def binary_vae(
         Literal["sampled", "analytic"], typer.Option(help="log q inside the loss, as published, or KL in closed form.")
     ] = "sampled",
     quick: Annotated[bool, typer.Option("--quick", help="Few steps, draws and test images: some minutes.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files of each run too.")] = False,
 ) -> None:
     """The field's benchmark: a variational autoencoder with 200 binary latents on MNIST. Hours.
 
-    Run again into the same folder, it goes on where it stopped.
+    Run again into the same folder, it goes on where it stopped; with more --steps, where the runs ended.
     """
     from gradest.cli.training import reproduce_vae
 
-    reproduce_vae(out, data_dir, estimators or [], network or [], steps, samples, seeds, kl, quick)
+    reproduce_vae(out, data_dir, estimators or [], network or [], steps, samples, seeds, kl, quick, tensorboard)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, or that hold some.", metavar="RUN...")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for report.html and PNG files; RUN itself, if there is one.")
+    ] = None,
+) -> None:
+    """Show runs as one HTML page that needs nothing beside it: settings, versions, figures, charts of every metric."""
+    from gradest.experiments.report import write_report
+
+    if out is None and len(runs) > 1:
+        raise InvalidInput("a report of several folders needs a place: give --out")
+    print(write_report(runs, out or runs[0]))
 
 
 @reproduce.command("block-gated")

@@ -29,6 +29,7 @@ def _train(
     out: Annotated[Path | None, typer.Option(help="A folder for checkpoints, results and weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     gaters: Annotated[bool, typer.Option("--gaters", help="Train the source's gaters, one after the other.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files into --out too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train the gated network of the source's experiment (arXiv 1308.3432, section 5) through any neuron and estimator.
@@ -39,11 +40,13 @@ def _train(
     settings = build_settings(Settings, {**given, **specs})
     if gaters and specs:
         raise InvalidInput(f"--gaters brings its own neurons and estimators: leave out --{' and --'.join(specs)}")
+    if tensorboard and out is None:
+        raise InvalidInput("--tensorboard needs a folder to write to: give --out")
     if gaters:
         options = {name: getattr(settings, name) for name in given}
-        results = compare_gaters(**options, out=out, resume=resume, progress=True)
+        results = compare_gaters(**options, out=out, resume=resume, progress=True, tensorboard=tensorboard)
     else:
-        results = [training.train(settings, out=out, resume=resume, progress=True)]
+        results = [training.train(settings, out=out, resume=resume, progress=True, tensorboard=tensorboard)]
     if as_json:
         runs = [result.model_dump(mode="json") for result in results]
         print_json(runs if gaters else runs[0])
@@ -64,12 +67,13 @@ def reproduce_vae(
     seeds: int,
     kl: Kl,
     quick: bool,
+    tensorboard: bool,
 ) -> None:
     """Do the runs, and print the report's path."""
     specs = [read_spec(text) for text in estimators] or None
     given = {} if steps is None else {"steps": steps}
     runs = list_runs(specs, networks or None, samples=samples, seeds=seeds, quick=quick, kl=kl, **given)
-    print(reproduce_binary_vae(out, runs, load_images(data_dir), progress=True))
+    print(reproduce_binary_vae(out, runs, load_images(data_dir), progress=True, tensorboard=tensorboard))
 
 
 def reproduce_blocks(

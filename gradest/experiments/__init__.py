@@ -11,5 +11,6 @@ tenth of the linear experts of a larger one is computed. The gates are the stoch
     folder      a run as a folder: settings, versions, metrics, checkpoint
     training    `train`, a run; it resumes exactly
     gaters      the source's four gaters and its baseline, as a table
+    report      runs as an HTML page
     toys        beside the source: the small problems by which papers compare estimators
 """

@@ -55,6 +55,7 @@ def compare_gaters(
     out: Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    tensorboard: bool = False,
     **options: Any,
 ) -> list[Result]:
     """Train the rows of GATERS, or those named, one after the other; every row with the same data, sizes and seed.
@@ -68,7 +69,13 @@ def compare_gaters(
         raise UnknownPlugin(f"no gater is named {missing[0]!r}; there are: {', '.join(rows)}")
     plan = [(name, rows[name].settings(data=data, epochs=epochs, seed=seed, **options)) for name in wanted]
     return [
-        train(settings, out=None if out is None else Path(out) / name, resume=resume, progress=progress)
+        train(
+            settings,
+            out=None if out is None else Path(out) / name,
+            resume=resume,
+            progress=progress,
+            tensorboard=tensorboard,
+        )
         for name, settings in plan
     ]
 

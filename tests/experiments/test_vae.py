@@ -295,6 +295,19 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
         assert torch.equal(whole["vae"][key], cut["vae"][key])
 
 
+@pytest.mark.parametrize("name", ["disarm", "double_cv"])
+def test_a_run_with_more_steps_has_the_numbers_of_one_that_had_them_from_the_start(tmp_path, name):
+    """Of 13 steps, the last line of metrics is of one step, and the last validation out of turn: a longer run has neither."""
+    images = tiny_images()
+    train_vae(run_of(name, steps=29), images, tmp_path / "whole")
+    for steps in (13, 29):
+        train_vae(run_of(name, steps=steps), images, tmp_path / "grown")
+    assert metrics_of(tmp_path / "grown") == metrics_of(tmp_path / "whole")
+    found = [RunFolder.read(tmp_path / which) for which in ("grown", "whole")]
+    assert found[0].results == found[1].results
+    assert found[0].settings == found[1].settings
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

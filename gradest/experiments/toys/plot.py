@@ -10,9 +10,9 @@ from typing import Any
 from gradest.errors import GradestError
 from gradest.experiments.checkpoint import write_atomically
 
-__all__ = ["check_plots", "colour", "lines", "values", "write_chart"]
+__all__ = ["PALETTE", "check_plots", "colour", "lines", "values", "write_chart", "write_png"]
 
-_PALETTE = (
+PALETTE = (
     "#4c78a8",
     "#f58518",
     "#e45756",
@@ -41,9 +41,9 @@ def values(rows: Sequence[dict[str, Any]]) -> Any:
     return altair.InlineData(values=list(rows))
 
 
-def colour(names: Sequence[str], field: str = "estimator") -> Any:
-    """A colour of its own for each name."""
-    return _colour(names, [_PALETTE[place % len(_PALETTE)] for place in range(len(names))], field, "circle")
+def colour(names: Sequence[str], field: str = "estimator", shades: Sequence[str] | None = None) -> Any:
+    """A colour of its own for each name: one of `shades`, or of the palette."""
+    return _colour(names, shades or [PALETTE[place % len(PALETTE)] for place in range(len(names))], field, "circle")
 
 
 def lines(names: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def lines(names: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
     import altair  # noqa: PLC0415  # an extra
 
     domain = [*names, *references]
-    shades = [_PALETTE[place % len(_PALETTE)] for place in range(len(names))]
+    shades = [PALETTE[place % len(PALETTE)] for place in range(len(names))]
     shades += [_GREYS[place % len(_GREYS)] for place in range(len(references))]
     dashes = [[1, 0]] * len(names) + [[6, 4]] * len(references)
     dash = altair.StrokeDash("estimator:N").scale(domain=domain, range=dashes).legend(None)
@@ -73,4 +73,9 @@ def write_chart(chart: Any, folder: Path, name: str) -> None:
     chart = chart.configure_title(fontSize=13, anchor="start", subtitleFontSize=11, subtitleColor="#555")
     chart = chart.configure_header(labelFontSize=12, title=None).configure_view(stroke="#ccc")
     write_atomically(folder / f"{name}.svg", lambda new: chart.save(new, format="svg"))
+    write_png(chart, folder, name)
+
+
+def write_png(chart: Any, folder: Path, name: str) -> None:
+    """NAME.png."""
     write_atomically(folder / f"{name}.png", lambda new: chart.save(new, format="png", scale_factor=2))

@@ -20,6 +20,7 @@ from gradest.experiments.toys.plot import check_plots, write_chart
 from gradest.experiments.toys.polynomial import Polynomial
 from gradest.experiments.toys.probability import Probability
 from gradest.experiments.toys.quadratic import Quadratic
+from gradest.parallel import world_size
 
 __all__ = ["PARTS", "choose", "reproduce_toys"]
 
@@ -54,6 +55,8 @@ def reproduce_toys(out: Path, parts: Sequence[Part], *, progress: bool = False) 
     both before anything is measured.
     """
     check_plots()
+    if world_size() > 1:
+        raise GradestError("the toys have no batches that processes could share: run them in one process")
     out = Path(out)
     folders = [(part, RunFolder.enter(out / part.name, f"{_EXPERIMENT}{part.name}", part)) for part in parts]
     with bars(progress, TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[what]}")) as bar:

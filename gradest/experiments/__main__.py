@@ -1,0 +1,38 @@
+"""`python -m gradest.experiments` is the command `gradest`, in the processes that torchrun has started if it has.
+
+    torchrun --nproc-per-node 2 -m gradest.experiments train --data mnist --out runs/two
+
+The processes share each minibatch of the run, and the first of them writes and speaks.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from gradest.cli import main
+from gradest.parallel import rank
+
+
+@contextmanager
+def _processes() -> Iterator[None]:
+    """Those of torchrun, joined; without it nothing is changed."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    torch.distributed.init_process_group("gloo")
+    try:
+        if rank():
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
+        yield
+    finally:
+        torch.distributed.destroy_process_group()  # its threads must end before the interpreter does
+
+
+if __name__ == "__main__":
+    with _processes():
+        main()
