@@ -33,6 +33,7 @@ __all__ = [
     "rectified_backward",
     "sigmoid",
     "signed_word",
+    "softmax_backward",
     "softplus",
     "threefry",
     "uniform",
@@ -144,6 +145,13 @@ def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
 def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
     """grad where h > 0, else 0."""
     return torch.where(h > 0, grad, 0)
+
+
+def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:
+    """h (grad - hᵀ grad) per_temperature over the last dim."""
+    # from the largest class's on, so that a saturated unit subtracts small numbers
+    grad = grad - grad.gather(-1, h.argmax(-1, keepdim=True))
+    return h * (grad - portable.last_sum(h * grad)[..., None]) * per_temperature
 
 
 def _both_sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from gradest.neuron import Reparameterised
-from gradest_neurons._deterministic import Deterministic
+from gradest.random import Key
+from gradest_neurons._deterministic import Deterministic, repeated
 
 
 class Rectifier(Deterministic, Reparameterised):
@@ -19,6 +20,11 @@ class Rectifier(Deterministic, Reparameterised):
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """max(0, a), once for each draw that the noise has room for."""
         return torch.relu(a + noise).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = repeated(a, draws, 1)
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · 1[a > 0]."""

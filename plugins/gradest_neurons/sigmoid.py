@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.kernels.reference import sigmoid
+from gradest.kernels import portable
+from gradest.kernels.reference import sigmoid, widen
 from gradest.neuron import Reparameterised
-from gradest_neurons._deterministic import Deterministic
+from gradest.random import Key
+from gradest_neurons._deterministic import Deterministic, repeated
 
 
 class Sigmoid(Deterministic, Reparameterised):
@@ -18,7 +20,12 @@ class Sigmoid(Deterministic, Reparameterised):
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """σ(a), once for each draw that the noise has room for."""
-        return sigmoid(a + noise).to(a.dtype)
+        return portable.sigmoid(widen(a + noise)).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = repeated(a, draws, 2)
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · h (1 - h)."""
