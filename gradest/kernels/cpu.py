@@ -36,12 +36,14 @@ __all__ = [
     "binary",
     "binomial",
     "concrete",
+    "concrete_pullback",
     "gated",
     "gated_backward",
     "logistic_backward",
     "logistic_score",
     "moments",
     "normal",
+    "normal_pullback",
     "one_hot",
     "poisson",
     "rectified",
@@ -832,6 +834,63 @@ def _logistic_backward(a: Any, grad: Any, out: Any, first: Any, last: Any, slope
 
 
 @_compiled
+def _concrete_pullback(
+    seed0: Any,
+    seed1: Any,
+    rows: Any,
+    stream: Any,
+    a: Any,
+    grad: Any,
+    out: Any,
+    first: Any,
+    last: Any,
+    per_temperature: Any,
+    height: Any,
+    lower: Any,
+    width: Any,
+) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    zero, one = a.dtype.type(0), a.dtype.type(1)
+    u, p, q, power = np.empty((4, _BLOCK), a.dtype)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            for i in range(size):
+                u[i] = (x[i] + _log(u[i] / (one - u[i]))) * per_temperature
+            _both_sigmoids(u[:size], p, q, power)
+            g, y = grad[draw, at : at + size], out[draw, at : at + size]
+            for i in range(size):
+                y[i] = g[i] * (height * (p[i] * q[i]))
+            if width > zero:
+                for i in range(size):
+                    h = lower + width * p[i]
+                    y[i] = zero if h <= zero or h >= one else y[i]
+
+
+@_compiled
+def _normal_pullback(
+    seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, grad: Any, out: Any, first: Any, last: Any, std: Any
+) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    u, p, q, power = np.empty((4, _BLOCK), a.dtype)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            for i in range(size):
+                u[i] = x[i] + std * _ndtri(u[i])
+            _both_sigmoids(u[:size], p, q, power)
+            g, y = grad[draw, at : at + size], out[draw, at : at + size]
+            for i in range(size):
+                y[i] = g[i] * (p[i] * q[i])
+
+
+@_compiled
 def _gated_backward(a: Any, h: Any, grad: Any, out: Any, first: Any, last: Any) -> None:
     p, q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     zero, half = a.dtype.type(0), a.dtype.type(0.5)
@@ -916,11 +975,24 @@ def uniform(
 
 
 def binary(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, low: float, high: float
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    low: float,
+    high: float,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`."""
+    """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`.
+
+    dtype: uint8 or bool, where it holds the two values; by default that of `a`.
+    """
     kind = _NUMPY[a.dtype]
-    return _sampled(_binary, seed, rows, stream, draws, a, kind(low), kind(low) + kind(high - low))
+    values: tuple[Any, ...] = (kind(low), kind(low) + kind(high - low))
+    if dtype is not None:
+        values = tuple(map(np.uint8 if dtype == torch.uint8 else np.bool_, values))
+    return _sampled(_binary, seed, rows, stream, draws, a, *values, dtype=dtype)
 
 
 def antithetic(
@@ -1066,6 +1138,33 @@ def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: fl
     return out
 
 
+def concrete_pullback(
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    grad: Tensor,
+    per_temperature: float,
+    height: float,
+    lower: float = 0.0,
+    width: float = 0.0,
+) -> Tensor:
+    """As `reference.concrete_backward` at x = (a + log(u / (1 - u))) per_temperature; without a width, nothing is clipped.
+
+    grad is of `draws` times the numbers of `a`, the other arguments as for `binary`.
+    """
+    options = map(_NUMPY[a.dtype], (per_temperature, height, lower, width))
+    return _sampled(_concrete_pullback, seed, rows, stream, draws, a, *options, more=(_flat(grad, 1),))
+
+
+def normal_pullback(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
+) -> Tensor:
+    """grad · σ(x) σ(-x), x = a + std Φ⁻¹(u); arguments as for `concrete_pullback`."""
+    return _sampled(_normal_pullback, seed, rows, stream, draws, a, _NUMPY[a.dtype](std), more=(_flat(grad, 1),))
+
+
 def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
     """As `reference.gated_backward`."""
     out = _empty(*h.shape, dtype=a.dtype)
@@ -1101,11 +1200,15 @@ def _sampled(
     *options: Any,
     size: int = 1,
     points: int = 1,
+    more: tuple[Any, ...] = (),
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    out = _empty(points * draws, *a.shape, dtype=a.dtype)
+    out = _empty(points * draws, *a.shape, dtype=dtype or a.dtype)
     words, given, flat = _words(seed, rows, stream), _flat(a), _flat(out, 1)
     _in_threads(
-        lambda first, last: kernel(*words, given, flat, first, last, *options), a.numel() // max(1, size), size * draws
+        lambda first, last: kernel(*words, given, *more, flat, first, last, *options),
+        a.numel() // max(1, size),
+        size * draws,
     )
     return out
 

@@ -22,6 +22,7 @@ __all__ = [
     "FEW",
     "all_finite",
     "antithetic_score",
+    "concrete_backward",
     "gated_backward",
     "leading_mean",
     "leading_sum",
@@ -134,6 +135,13 @@ def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: fl
     """grad · height σ(x) σ(-x), x = slope · a, elementwise."""
     p, q = _both_sigmoids(slope * a)
     return grad * (height * (p * q))
+
+
+def concrete_backward(x: Tensor, grad: Tensor, height: float, lower: float, width: float) -> Tensor:
+    """grad · height σ(x) σ(-x) where lower + width σ(x) is between 0 and 1, else 0."""
+    p, q = _both_sigmoids(x)
+    h = lower + width * p
+    return torch.where((h <= 0) | (h >= 1), 0, grad * (height * (p * q)))
 
 
 def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:

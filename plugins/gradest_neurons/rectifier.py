@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradest.kernels import select
+from gradest.kernels.reference import widen
 from gradest.neuron import Reparameterised
 from gradest.random import Key
 from gradest_neurons._deterministic import Deterministic, repeated
@@ -29,6 +31,11 @@ class Rectifier(Deterministic, Reparameterised):
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · 1[a > 0]."""
         return torch.where(a > 0, grad_h, torch.zeros_like(grad_h)).to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """grad_h · 1[h > 0]."""
+        wide = widen(h)
+        return select("rectified_backward", a.device)(wide, grad_h.to(wide.dtype)).to(a.dtype)  # type: ignore[no-any-return]
 
     def active_probability(self, a: Tensor) -> Tensor:
         """1[a > 0]."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.kernels import portable
-from gradest.kernels.reference import sigmoid, widen
+from gradest.kernels import portable, select
+from gradest.kernels.reference import logistic_backward, widen
 from gradest.neuron import Reparameterised
 from gradest.random import Key
 from gradest_neurons._deterministic import Deterministic, repeated
@@ -29,7 +29,13 @@ class Sigmoid(Deterministic, Reparameterised):
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · h (1 - h)."""
-        return (grad_h * sigmoid(a) * sigmoid(-a)).to(a.dtype)
+        wide = widen(a)
+        return logistic_backward(wide, grad_h.to(wide.dtype), 1.0, 1.0).to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """In one pass where there is a kernel."""
+        wide, kernel = widen(a), select("logistic_backward", a.device)
+        return kernel(wide.expand_as(grad_h), grad_h.to(wide.dtype), 1.0, 1.0).to(a.dtype)  # type: ignore[no-any-return]
 
     def active_probability(self, a: Tensor) -> Tensor:
         """1: the output is positive always."""
