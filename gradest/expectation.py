@@ -100,13 +100,16 @@ def sample(
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron)
     _check_count("samples", samples, least=0)
-    if dtype is None:
-        h = neuron.sample(_to_key(seed), wide, samples)
-    elif dtype in (torch.uint8, torch.bool) and isinstance(neuron, Binary) and neuron.fits(dtype):
-        h = neuron.sample_as(_to_key(seed), wide, samples, dtype)
-    else:
-        raise InvalidInput(f"outputs of {neuron.name} are not had as {dtype}; leave dtype out, and convert what comes")
-    _check_result(neuron, "sample", h, (samples, *a.shape))
+    key, h = _to_key(seed), None
+    if dtype is not None:
+        if dtype not in (torch.uint8, torch.bool) or not isinstance(neuron, Binary) or not neuron.fits(dtype):
+            raise InvalidInput(
+                f"outputs of {neuron.name} are not had as {dtype}; leave dtype out, and convert what comes"
+            )
+        h = neuron.sample_as(key, wide, samples, dtype)
+    if h is None:
+        h = neuron.sample(key, wide, samples)
+        _check_result(neuron, "sample", h, (samples, *a.shape))
     return h.to(dtype or a.dtype)
 
 

@@ -206,9 +206,9 @@ class Binary(Discrete, Step):
         """Whether this integer dtype, of uint8 and bool, holds low and high."""
         return {self.low, self.high} <= set(range(2 if dtype == torch.bool else 256))
 
-    def sample_as(self, key: Key, a: Tensor, draws: int, dtype: torch.dtype) -> Tensor:
-        """`sample` in a dtype that `fits`, perhaps without writing it in that of `a` first."""
-        return self.sample(key, a, draws).to(dtype)
+    def sample_as(self, key: Key, a: Tensor, draws: int, dtype: torch.dtype) -> Tensor | None:
+        """`sample` in a dtype that `fits`, without writing it in that of `a` first; None where nothing does that."""
+        return None
 
     def antithetic(self, key: Key, a: Tensor, pairs: int) -> Tensor:
         """Outputs at noise u and then at 1 - u, `[2 pairs, *a.shape]`; perhaps without holding the noise."""
@@ -241,10 +241,9 @@ class LogisticBinary(Binary, Relaxable):
         h = key.fused("binary", a, draws, self.event_ndim, self.low, self.high)
         return super().sample(key, a, draws) if h is None else h
 
-    def sample_as(self, key: Key, a: Tensor, draws: int, dtype: torch.dtype) -> Tensor:
+    def sample_as(self, key: Key, a: Tensor, draws: int, dtype: torch.dtype) -> Tensor | None:
         """In one pass where there is a kernel."""
-        h = key.fused("binary", a, draws, self.event_ndim, self.low, self.high, dtype=dtype)
-        return super().sample_as(key, a, draws, dtype) if h is None else h
+        return key.fused("binary", a, draws, self.event_ndim, self.low, self.high, dtype=dtype)
 
     def antithetic(self, key: Key, a: Tensor, pairs: int) -> Tensor:
         """In one pass where there is a kernel."""

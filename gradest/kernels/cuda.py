@@ -510,10 +510,9 @@ def _fold(x, GROUPS: tl.constexpr, LANES: tl.constexpr, FOLDS: tl.constexpr):
 
 @_inlined
 def _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE: tl.constexpr):
-    """(a + G) per_temperature of classes c; -inf at what is no class."""
+    """(a + G) per_temperature of classes c."""
     u = _draw(k0, k1, (start + c).to(tl.uint32), draw, a.dtype.element_ty)
-    x = (tl.load(a + at + c, mask=inside, other=0) - _log(-_log(u))) * PER_TEMPERATURE
-    return tl.where(inside, x, float("-inf"))
+    return (tl.load(a + at + c, mask=inside, other=0) - _log(-_log(u))) * PER_TEMPERATURE
 
 
 @_compiled
@@ -544,20 +543,22 @@ def _softmax(
         largest = tl.full((GROUPS,), float("-inf"), a.dtype.element_ty)
         for first in range(0, classes, CLASSES):
             c = first + tl.arange(0, CLASSES)[None, :]
-            x = _logits(k0, k1, start, c, draw, a, at, real & (c < classes), PER_TEMPERATURE)
-            largest = tl.maximum(largest, tl.max(x, 1))
+            inside = real & (c < classes)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            largest = tl.maximum(largest, tl.max(tl.where(inside, x, float("-inf")), 1))
         lanes = tl.zeros((GROUPS, CLASSES), a.dtype.element_ty)
         for first in range(0, classes, CLASSES):
             c = first + tl.arange(0, CLASSES)[None, :]
-            x = _logits(k0, k1, start, c, draw, a, at, real & (c < classes), PER_TEMPERATURE)
-            lanes += tl.where(real & (c < classes), _exp(x - largest[:, None]), 0)
+            inside = real & (c < classes)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            lanes += tl.where(inside, _exp(tl.where(inside, x - largest[:, None], 0)), 0)
         total = tl.reshape(_fold(lanes, GROUPS, CLASSES, FOLDS), (GROUPS, 1))
         for first in range(0, classes, CLASSES):
             c = first + tl.arange(0, CLASSES)[None, :]
-            x = _logits(k0, k1, start, c, draw, a, at, real & (c < classes), PER_TEMPERATURE)
-            e = _exp(x - largest[:, None])
-            h = _divide(e, tl.broadcast_to(total, e.shape))
-            tl.store(out + at + c, h, mask=real & (c < classes))
+            inside = real & (c < classes)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            e = _exp(tl.where(inside, x - largest[:, None], 0))
+            tl.store(out + at + c, _divide(e, tl.where(inside, total, 1)), mask=inside)
         out += row_count.to(tl.int64) * units
 
 
