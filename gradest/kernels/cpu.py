@@ -685,7 +685,8 @@ def _binomial(
 ) -> None:
     keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
     u, one = np.empty(_BLOCK, a.dtype), a.dtype.type(1)
-    ratio, least, term, below, v, count = np.empty((6, _BLOCK), np.float64)
+    ratio, least, term = np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64)
+    below, v, count = np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
         in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
@@ -717,7 +718,8 @@ def _binomial(
 def _poisson(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any) -> None:
     keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
     u = np.empty(_BLOCK, a.dtype)
-    rate, least, term, below, v, count = np.empty((6, _BLOCK), np.float64)
+    rate, least, term = np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64)
+    below, v, count = np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
         in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
@@ -851,7 +853,8 @@ def _concrete_pullback(
 ) -> None:
     keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
     zero, one = a.dtype.type(0), a.dtype.type(1)
-    u, p, q, power = np.empty((4, _BLOCK), a.dtype)
+    u, p = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
         in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
@@ -875,7 +878,8 @@ def _normal_pullback(
     seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, grad: Any, out: Any, first: Any, last: Any, std: Any
 ) -> None:
     keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
-    u, p, q, power = np.empty((4, _BLOCK), a.dtype)
+    u, p = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
         in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)

@@ -253,7 +253,8 @@ def last_sum(x: Tensor) -> Tensor:
     """
     size = x.shape[-1]
     lanes = min(LANES, 1 << max(0, size - 1).bit_length())
-    x = reduce(add, pad(x, (0, -size % lanes)).unflatten(-1, (-1, lanes)).unbind(-2))
+    turns = -(-size // lanes)
+    x = reduce(add, pad(x, (0, -size % lanes)).reshape(*x.shape[:-1], turns, lanes).unbind(-2))
     while lanes > 1:
         lanes //= 2
         x = x[..., :lanes] + x[..., lanes:]
