@@ -24,7 +24,7 @@ from gradest.estimator import Draw, Estimator, Feedback, State, Target, event_sh
 from gradest.executors import run_in_order
 from gradest.kernels import select, transformed
 from gradest.kernels.reference import widen
-from gradest.neuron import Neuron
+from gradest.neuron import Binary, Neuron
 from gradest.objective import Loss, Objective
 from gradest.plugin import Plugin
 from gradest.random import Key, check_seed, fresh_seed, fresh_seed_tensor
@@ -83,18 +83,34 @@ def first_non_finite(x: Tensor) -> list[int] | None:
     return [int(place) for place in bad[0]] if len(bad) else None
 
 
-def sample(neuron: NeuronSpec, a: Tensor, samples: int = 1, seed: int | Key | None = None) -> Tensor:
+def sample(
+    neuron: NeuronSpec,
+    a: Tensor,
+    samples: int = 1,
+    seed: int | Key | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Independent outputs of the neuron, `[samples, *a.shape]` in the dtype of `a`.
 
     seed: 0 <= seed < 2**53; None takes one from torch's global generator; a Key is for callers that number
-    rows themselves. Raises InvalidInput, UnknownPlugin, InvalidOptions.
+    rows themselves. dtype: torch.uint8 or torch.bool, for a binary neuron whose two values it holds; takes a quarter of the
+    memory. Raises InvalidInput, UnknownPlugin, InvalidOptions.
     """
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron)
     _check_count("samples", samples, least=0)
-    h = neuron.sample(_to_key(seed), wide, samples)
-    _check_result(neuron, "sample", h, (samples, *a.shape))
-    return h.to(a.dtype)
+    key, h = _to_key(seed), None
+    if dtype is not None:
+        if dtype not in (torch.uint8, torch.bool) or not isinstance(neuron, Binary) or not neuron.fits(dtype):
+            raise InvalidInput(
+                f"outputs of {neuron.name} are not had as {dtype}; leave dtype out, and convert what comes"
+            )
+        h = neuron.sample_as(key, wide, samples, dtype)
+    if h is None:
+        h = neuron.sample(key, wide, samples)
+        _check_result(neuron, "sample", h, (samples, *a.shape))
+    return h.to(dtype or a.dtype)
 
 
 def ask(neuron: Neuron, estimator: Estimator, a: Tensor, key: Key, state: State | None = None) -> tuple[Draw, State]:

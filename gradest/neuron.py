@@ -33,6 +33,7 @@ __all__ = [
 
 _SHORTCUTS = {
     "sample": ("forward", "noise"),
+    "sample_as": ("sample", "forward", "noise"),
     "antithetic": ("forward", "noise"),
     "pullback": ("forward", "noise", "backward"),
     "weighted_score": ("score",),
@@ -201,6 +202,14 @@ class Binary(Discrete, Step):
         """(low, high)."""
         return torch.tensor([self.low, self.high])
 
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether this integer dtype, of uint8 and bool, holds low and high."""
+        return {self.low, self.high} <= set(range(2 if dtype == torch.bool else 256))
+
+    def sample_as(self, key: Key, a: Tensor, draws: int, dtype: torch.dtype) -> Tensor | None:
+        """`sample` in a dtype that `fits`, without writing it in that of `a` first; None where nothing does that."""
+        return None
+
     def antithetic(self, key: Key, a: Tensor, pairs: int) -> Tensor:
         """Outputs at noise u and then at 1 - u, `[2 pairs, *a.shape]`; perhaps without holding the noise."""
         noise = self.noise(key, a, pairs)
@@ -231,6 +240,10 @@ class LogisticBinary(Binary, Relaxable):
         """In one pass where there is a kernel."""
         h = key.fused("binary", a, draws, self.event_ndim, self.low, self.high)
         return super().sample(key, a, draws) if h is None else h
+
+    def sample_as(self, key: Key, a: Tensor, draws: int, dtype: torch.dtype) -> Tensor | None:
+        """In one pass where there is a kernel."""
+        return key.fused("binary", a, draws, self.event_ndim, self.low, self.high, dtype=dtype)
 
     def antithetic(self, key: Key, a: Tensor, pairs: int) -> Tensor:
         """In one pass where there is a kernel."""

@@ -144,19 +144,30 @@ class Key:
         )
         return noise.reshape(draws, *batch_shape, *event_shape)
 
-    def fused(self, kernel: str, a: Tensor, draws: int, event_ndim: int, *options: float) -> Tensor | None:
+    def fused(
+        self,
+        kernel: str,
+        a: Tensor,
+        draws: int,
+        event_ndim: int,
+        *options: float | Tensor,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor | None:
         """What the kernel of this name draws for `a` `[*batch, *event]` at this key's uniform noise, `[points, *a.shape]`.
 
+        dtype: what a kernel that can writes in place of the dtype of `a`.
         None where this device has no such kernel, where autograd would want to see inside it, and for a subclass whose
         numbers come from elsewhere.
         """
         draw = fused(kernel, a.device)
-        if draw is None or (a.requires_grad and torch.is_grad_enabled()) or type(self).uniform is not Key.uniform:
+        moves = any(isinstance(x, Tensor) and x.requires_grad for x in (a, *options))
+        if draw is None or (moves and torch.is_grad_enabled()) or type(self).uniform is not Key.uniform:
             return None
         split = a.ndim - event_ndim
         rows = a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
-        h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(rows), *options)
-        return h.to(a.dtype).reshape(len(h), *a.shape)
+        written = {} if dtype is None else {"dtype": dtype}
+        h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(rows), *options, **written)
+        return h.to(dtype or a.dtype).reshape(len(h), *a.shape)
 
     def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor, int]:
         """The words that say which noise it is, flat over the batch: of the seed, of the row, and the stream."""

@@ -155,9 +155,10 @@ def test_list_shows_what_computes_each_neuron(run: Run, monkeypatch: pytest.Monk
     assert on_cpu["bernoulli"] == on_cpu["noisy_rectifier"] == ("fused", "fused")
     assert on_cpu["categorical"] == ("fused", "torch")
     assert on_cpu["gaussian"] == ("fused", "torch")
-    assert on_cpu["poisson"] == ("noise fused", "torch")
-    assert on_cpu["gumbel_softmax"] == ("noise fused", "noise fused")
-    assert on_cpu["heaviside"] == ("torch", None)
+    assert on_cpu["poisson"] == ("fused", "torch")
+    assert on_cpu["gumbel_softmax"] == on_cpu["noisy_sigmoid"] == ("fused", "fused")
+    assert on_cpu["heaviside"] == ("fused", None)
+    assert {forward for forward, _ in on_cpu.values()} == {"fused"}
     monkeypatch.setenv("GRADEST_KERNELS", "reference")
     found = run("list", "--kernels", "--json").json
     assert found["devices"][0] == {"device": "cpu", "kernels": "reference, for GRADEST_KERNELS=reference"}

@@ -43,7 +43,7 @@ def answering(status, body=b"", content_type="text/plain", seen=None, **headers)
 
 @pytest.mark.parametrize(
     ("name", "here_alone"),
-    [("sample", set()), ("estimate", {"executor"}), ("compare", {"executor"}), ("recommend", {"progress"})],
+    [("sample", {"dtype"}), ("estimate", {"executor"}), ("compare", {"executor"}), ("recommend", {"progress"})],
 )
 def test_signatures_are_the_library_s(name, here_alone):
     ours = inspect.signature(getattr(gradest.Client, name)).parameters

@@ -26,7 +26,19 @@ NEURONS = {
     "gated": "stochastic_times_smooth",
     "rectified": "noisy_rectifier",
     "one_hot": "categorical",
+    "concrete": "hard_concrete",
+    "normal": {"name": "noisy_sigmoid", "std": 1.5},
+    "binomial": {"name": "binomial", "trials": 5},
+    "poisson": "poisson",
+    "softmax": {"name": "gumbel_softmax", "temperature": 0.3},
+    "repeated": "sigmoid",
 }
+MORE = [
+    *(("concrete", "binary_concrete"), ("normal", {"name": "noisy_rectifier", "distribution": "gaussian", "std": 0.7})),
+    *(("normal", "gaussian"), ("binomial", {"name": "binomial", "trials": 1}), ("repeated", "heaviside")),
+    ("repeated", "rectifier"),
+]
+PULLED = ["binary_concrete", "hard_concrete", "noisy_sigmoid", "sigmoid"]
 DTYPES = [torch.float32, torch.float64]
 SHAPES = [(5, 3, 2), (1, 1030, 1), (1030, 1, 1), (40, 33, 2)]  # rows, units, draws
 if not INTERPRETED:
@@ -86,9 +98,9 @@ def pre_activations(rows, units, *, classes=0, dtype=torch.float32):
 
 @on_a_device
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
-@pytest.mark.parametrize("kernel", NEURONS)
-def test_fused_kernels_have_the_references_bits(kernel, dtype, monkeypatch):
-    neuron = gradest.neuron(NEURONS[kernel])
+@pytest.mark.parametrize(("kernel", "spec"), [*NEURONS.items(), *MORE])
+def test_fused_kernels_have_the_references_bits(kernel, spec, dtype, monkeypatch):
+    neuron = gradest.neuron(spec)
     assert fused(kernel, DEVICE).__module__ == "gradest.kernels.cuda"
     for rows, units, draws in SHAPES[:1] + SHAPES[3:]:
         a = pre_activations(rows, units, classes=(neuron.event_ndim - 1) * 5, dtype=dtype)
@@ -118,7 +130,29 @@ def test_mirrored_noise(dtype, monkeypatch):
     assert torch.equal(found.cpu(), neuron.antithetic(gradest.Key(5), a.cpu(), 3))
 
 
-BACKWARD = ["logistic_score", "antithetic_score", "gated_backward", "rectified_backward"]
+@on_a_device
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
+def test_outputs_as_bytes(dtype, monkeypatch):
+    neuron, a, key = gradest.neuron("bernoulli"), pre_activations(9, 40), gradest.Key(5)
+    found = neuron.sample_as(key, a, 2, dtype)
+    assert found.dtype == dtype
+    monkeypatch.setenv("GRADEST_KERNELS", "reference")
+    assert torch.equal(found.cpu(), neuron.sample(key, a.cpu(), 2).to(dtype))
+
+
+@on_a_device
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
+@pytest.mark.parametrize("name", PULLED)
+def test_pullbacks_have_the_references_bits(name, dtype, monkeypatch):
+    neuron, key, a = gradest.neuron(name), gradest.Key(5, stream=2), pre_activations(40, 33, dtype=dtype)
+    grad = torch.randn(2, *a.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = neuron.pullback(key, a, grad.to(DEVICE), grad.to(DEVICE)).cpu()
+    monkeypatch.setenv("GRADEST_KERNELS", "reference")
+    assert found.dtype == dtype
+    assert torch.equal(found, neuron.backward(a.cpu(), neuron.noise(key, a.cpu(), 2), grad))
+
+
+BACKWARD = ["logistic_score", "antithetic_score", "gated_backward", "rectified_backward", "logistic_backward"]
 
 
 @on_a_device
@@ -137,6 +171,7 @@ def test_backward_kernels_have_the_references_bits(kernel, dtype):
             "antithetic_score": (a, h, weights[:draws], 0.7),
             "gated_backward": (a, h, grad),
             "rectified_backward": (h, grad),
+            "logistic_backward": (a, grad[0], 1.3, 2.6),
         }[kernel]
         found = select(kernel, DEVICE)(*(x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in arguments))
         wanted = getattr(reference, kernel)(*(x.cpu() if isinstance(x, torch.Tensor) else x for x in arguments))
@@ -146,9 +181,10 @@ def test_backward_kernels_have_the_references_bits(kernel, dtype):
 
 @on_a_device
 @pytest.mark.parametrize("classes", [1, 1025, 2500])
-def test_many_classes(classes, monkeypatch):
+@pytest.mark.parametrize("name", ["categorical", "gumbel_softmax"])
+def test_many_classes(name, classes, monkeypatch):
     a = pre_activations(1, 2, classes=classes) / 300
-    found, wanted = both(gradest.neuron("categorical"), gradest.Key(1), a, 2, monkeypatch)
+    found, wanted = both(gradest.neuron(name), gradest.Key(1), a, 2, monkeypatch)
     assert torch.equal(found, wanted)
 
 
@@ -175,17 +211,33 @@ def test_nothing_to_draw(kernel, shape):
     assert neuron.sample(gradest.Key(1), torch.zeros(2, *a.shape[1:], device=DEVICE), 0).shape == (0, 2, *a.shape[1:])
 
 
+FUSED_BACKWARD = ["concrete_pullback", "normal_pullback"]
 POINTERS = {
     **dict.fromkeys(("seed0", "seed1", "rows"), "*i32"),
     **dict.fromkeys(("out", "a", "h", "grad", "weights"), "*{}"),
 }
-CONSTANTS = {"ROWS": 2, "UNITS": 64, "GROUPS": 2, "CLASSES": 64, "LOW": -0.1, "HIGH": 0.7}
+CONSTANTS = {
+    "ROWS": 2,
+    "UNITS": 64,
+    "GROUPS": 2,
+    "CLASSES": 64,
+    "FOLDS": 6,
+    "SHAPE": 2,
+    "LOW": -0.1,
+    "HIGH": 0.7,
+    "PER_TEMPERATURE": 1.5,
+    "LOWER": -0.1,
+    "WIDTH": 1.2,
+    "HEIGHT": 0.7,
+    "STD": 0.3,
+    "SLOPE": 1.3,
+}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
 @pytest.mark.parametrize("dtype", ["fp32", "fp64"])
-@pytest.mark.parametrize("kernel", ["uniform", "antithetic", *NEURONS, *BACKWARD])
+@pytest.mark.parametrize("kernel", ["uniform", "antithetic", *NEURONS, *BACKWARD, *FUSED_BACKWARD])
 def test_compiled_arithmetic_is_as_ieee_defines_it(kernel, dtype):
     """No fused multiplication and addition, no approximate division, no flush to 0; needs no device."""
     import triton
@@ -203,7 +255,7 @@ def test_compiled_arithmetic_is_as_ieee_defines_it(kernel, dtype):
         made = triton.compile(source, GPUTarget("cuda", 90, 32), cuda.IEEE).asm["ptx"]
         # floor is rounding to an integer, and a subnormal number is not what it is given
         found = {i for i in re.findall(r"\S+\.f(?:32|64)\S*", made) if i != "cvt.rmi.ftz.f32.f32"}
-        exact = r"(add|sub|mul|div)\.rn|cvt\.r[a-z]+|(abs|neg|mov|setp\.[a-z]+|selp|min|max|ld|st)"
+        exact = r"(add|sub|mul|div)\.rn|cvt(\.r[a-z]+)?|(abs|neg|mov|setp\.[a-z]+|selp|min|max|ld|st)"
         assert found
         assert not {i for i in found if not re.fullmatch(rf"({exact})(\.[a-z][0-9]+)+", i)}
 

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from scipy import special
+from scipy import special, stats
 
 import gradest
 import gradest.nn
@@ -208,8 +208,20 @@ FUSED = {
     "one_hot": "categorical",
     "concrete": {"name": "hard_concrete", "temperature": 0.3},
     "normal": {"name": "noisy_rectifier", "distribution": "gaussian", "std": 0.7},
+    "softmax": {"name": "gumbel_softmax", "temperature": 0.3},
+    "binomial": "binomial",
+    "poisson": "poisson",
+    "repeated": "sigmoid",
 }
-MORE = [("concrete", "binary_concrete"), ("normal", "gaussian"), ("normal", {"name": "noisy_sigmoid", "std": 1.5})]
+MORE = [
+    *(("concrete", "binary_concrete"), ("normal", "gaussian"), ("normal", {"name": "noisy_sigmoid", "std": 1.5})),
+    *(("binomial", {"name": "binomial", "trials": trials}) for trials in (1, 30)),
+    *(("repeated", name) for name in ("heaviside", "rectifier")),
+]
+PULLED = [
+    *("noisy_rectifier", "stochastic_times_smooth", "gaussian", "binary_concrete", "hard_concrete", "noisy_sigmoid"),
+    *("gumbel_softmax", "rectifier", "sigmoid"),
+]
 SHAPES = [
     ((5,), (3,), 2),
     ((), (1,), 1),
@@ -220,7 +232,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("kernel", "spec"), [*FUSED.items(), *MORE])
 def test_fused_kernels_have_the_references_bits(kernel, spec, dtype, monkeypatch):
     """At any shape, number of draws and size of a, and not only the noise: the samples."""
@@ -299,14 +311,108 @@ def test_backward_kernels_are_the_derivatives():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", ["noisy_rectifier", "stochastic_times_smooth", "gaussian"])
-def test_pullback_is_backward_at_the_noise_drawn_again(name, dtype):
+@pytest.mark.parametrize("name", PULLED)
+def test_pullback_is_backward_at_the_noise_drawn_again(name, dtype, monkeypatch):
     neuron, key = gradest.neuron(name), gradest.Key(1)
     for given in of_backward(torch.float32, scale=3):
         a, _, grad, _ = (x.to(dtype) for x in given)
+        if neuron.event_ndim == 2 and not a.shape[-1]:
+            continue  # no classes
         h = neuron.sample(key, a, len(grad))
-        wanted = neuron.backward(a, neuron.noise(key, a, len(grad)), grad)
-        assert torch.equal(neuron.pullback(key, a, h, grad), wanted)
+        with monkeypatch.context() as patch:
+            patch.setenv("GRADEST_KERNELS", "reference")
+            wanted = neuron.backward(a, neuron.noise(key, a, len(grad)), grad)
+        for strided in (grad, grad.mT.contiguous().mT):
+            found = neuron.pullback(key, a, h, strided)
+            assert found.dtype == dtype
+            assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", PULLED)
+def test_backward_is_the_derivative_of_forward(name):
+    """At fixed noise, by autograd through forward; also where the outputs are saturated."""
+    neuron = gradest.neuron(name)
+    a = 5 * torch.randn(30, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    moving, noise = a.clone().requires_grad_(), neuron.noise(gradest.Key(1), a, 1)
+    grad = torch.randn(1, *a.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (wanted,) = torch.autograd.grad(neuron.forward(moving, noise), moving, grad)
+    torch.testing.assert_close(neuron.backward(a, noise, grad)[0], wanted, rtol=1e-8, atol=1e-13)
+
+
+@pytest.mark.parametrize("kernel", FUSED)
+def test_what_is_not_a_number_stays_with_its_unit(kernel, monkeypatch):
+    neuron, key = gradest.neuron(FUSED[kernel]), gradest.Key(1)
+    a = torch.randn(600, 3, *(4,) * (neuron.event_ndim - 1), generator=torch.Generator().manual_seed(0))
+    a[7, 1] = torch.nan
+    found = neuron.sample(key, a, 2)
+    monkeypatch.setenv("GRADEST_KERNELS", "reference")
+    assert torch.equal(found.nan_to_num(-1), neuron.sample(key, a, 2).nan_to_num(-1))
+    assert not bool(found[:, 8:].isnan().any())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 1000, 1024, 1025, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_over_the_last_dim(size, dtype):
+    x = torch.randn(3, size, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    found = portable.last_sum(x)
+    torch.testing.assert_close(found.double(), x.double().sum(-1), rtol=0, atol=4e-6)
+    assert torch.equal(portable.last_sum(x[1]), found[1])
+    soft = portable.softmax(x)
+    torch.testing.assert_close(soft, torch.softmax(x, -1), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 100, 1000])
+def test_powers(n):
+    x = 1 + torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    np.testing.assert_allclose(portable.power(x, n).numpy(), x.numpy() ** n, rtol=4e-16 * n)
+
+
+@pytest.mark.parametrize("trials", [1, 4, 30, 1000])
+def test_the_binomial_count_inverts_the_distribution_function(trials):
+    """In float64, where F(h - 1) <= z < F(h) to the accuracy that forward's recurrence has."""
+    a = torch.tensor([-30.0, -6.0, -1.0, -1e-9, 0.0, 1e-9, 0.7, 6.0, 30.0], dtype=torch.float64)
+    z = torch.linspace(2.0**-20, 1 - 2.0**-20, 301, dtype=torch.float64)[:, None]
+    h = gradest.neuron("binomial", trials=trials).forward(a, z)
+    p = special.expit(a.numpy())
+    below, at = (stats.binom.cdf(h.numpy() - step, trials, p) for step in (1, 0))
+    assert (below <= z.numpy() + 1e-11).all()
+    assert (at > z.numpy() - 1e-11).all()
+    assert bool((h.diff(dim=0) >= 0).all())
+
+
+def test_poisson_counts_near_and_beyond_the_rates_that_are_added_up():
+    """On both sides of the rate from which on counts are found by bisection, and in one tensor with the others."""
+    neuron, key = gradest.neuron("poisson"), gradest.Key(3)
+    a = torch.tensor([0.5, 63.9, 64.0, 64.1, 500.0], dtype=torch.float64).expand(400, 5)
+    h, noise = neuron.sample(key, a, 1)[0], neuron.noise(key, a, 1)[0]
+    wanted = stats.poisson.ppf(noise.numpy(), np.logaddexp(0, a.numpy()))
+    np.testing.assert_array_equal(h.numpy(), wanted)
+    assert torch.equal(neuron.sample(key, a[:, :3], 1)[0], h[:, :3])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool])
+@pytest.mark.parametrize("given", [torch.float32, torch.float64, torch.bfloat16])
+def test_outputs_of_binary_units_as_bytes(dtype, given, monkeypatch):
+    a = 3 * torch.randn(700, 9, generator=torch.Generator().manual_seed(0)).to(given)
+    for kernels in ("", "reference"):
+        monkeypatch.setenv("GRADEST_KERNELS", kernels)
+        found = gradest.sample("bernoulli", a, 3, seed=1, dtype=dtype)
+        assert found.dtype == dtype
+        assert torch.equal(found, gradest.sample("bernoulli", a, 3, seed=1).to(dtype))
+
+    class Never(type(gradest.neuron("bernoulli"))):
+        def forward(self, a, noise):
+            return torch.zeros_like(noise)
+
+    class High(type(gradest.neuron("bernoulli"))):
+        high = 3.0
+
+    assert not bool(gradest.sample(Never(), a, 3, seed=1, dtype=dtype).any())
+    if dtype == torch.uint8:
+        assert torch.equal(gradest.sample(High(), a, 3, seed=1, dtype=dtype), 3 * found)
+    for neuron in ("bipolar", "noisy_rectifier", High() if dtype == torch.bool else "categorical"):
+        with pytest.raises(InvalidInput, match=f"are not had as {dtype}; leave dtype out"):
+            gradest.sample(neuron, a, seed=1, dtype=dtype)
 
 
 @pytest.mark.parametrize("name", ["bernoulli", "bipolar"])

@@ -27,23 +27,30 @@ from numba.extending import overload
 from torch import Tensor
 
 from gradest.kernels import reference
-from gradest.kernels.portable import CONSTANTS
+from gradest.kernels.portable import CONSTANTS, LANES
 
 __all__ = [
     "all_finite",
     "antithetic",
     "antithetic_score",
     "binary",
+    "binomial",
     "concrete",
+    "concrete_pullback",
     "gated",
     "gated_backward",
     "logistic_backward",
     "logistic_score",
     "moments",
     "normal",
+    "normal_pullback",
     "one_hot",
+    "poisson",
     "rectified",
     "rectified_backward",
+    "repeated",
+    "softmax",
+    "softmax_backward",
     "uniform",
 ]
 
@@ -609,6 +616,161 @@ def _one_hot(
                 h[unit + index] = one
 
 
+@_inlined
+def _last_sum(x: Any, lanes: Any) -> Any:
+    """As `portable.last_sum`; `lanes` is scratch."""
+    width = min(x.size, LANES)
+    lane = lanes[:width]
+    for i in range(width):
+        lane[i] = x[i]
+    for start in range(LANES, x.size, LANES):
+        more = x[start : start + LANES]
+        for i in range(more.size):
+            lane[i] += more[i]
+    half = LANES
+    while half > 1:
+        half //= 2
+        upper = lanes[half:width] if half < width else lanes[:0]
+        for i in range(upper.size):
+            lane[i] += upper[i]
+        width = min(width, half)
+    return lanes[0]
+
+
+@_compiled
+def _softmax(
+    seed0: Any,
+    seed1: Any,
+    rows: Any,
+    stream: Any,
+    a: Any,
+    out: Any,
+    first: Any,
+    last: Any,
+    classes: Any,
+    per_temperature: Any,
+) -> None:
+    """As for `_one_hot`."""
+    block = max(1, _BLOCK // classes) * classes
+    keys, where = np.empty((2, block + 1), np.uint32), np.empty((5, block), np.uint32)
+    u, lanes = np.empty(block, a.dtype), np.empty(LANES, a.dtype)
+    for at in range(first * classes, last * classes, block):
+        size = min(block, last * classes - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            for i in range(size):
+                u[i] = -_log(u[i])
+            for i in range(size):
+                u[i] = (x[i] - _log(u[i])) * per_temperature
+            for unit in range(0, size, classes):
+                y = u[unit : unit + classes]
+                largest = y.max()
+                for i in range(classes):
+                    y[i] -= largest
+            for i in range(size):
+                u[i] = _exp(u[i])
+            h = out[draw, at : at + size]
+            for unit in range(0, size, classes):
+                y, z = u[unit : unit + classes], h[unit : unit + classes]
+                total = _last_sum(y, lanes)
+                for i in range(classes):
+                    z[i] = y[i] / total
+
+
+@_compiled
+def _binomial(
+    seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any, trials: Any
+) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    u, one = np.empty(_BLOCK, a.dtype), a.dtype.type(1)
+    ratio, least, term = np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64)
+    below, v, count = np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for i in range(size):
+            ratio[i] = _exp(-np.float64(abs(x[i])))
+        for i in range(size):
+            base, power, n = 1.0 + ratio[i], 1.0, trials
+            while n > 1:
+                power, base, n = power * base if n % 2 else power, base * base, n // 2
+            least[i] = 1.0 / (power * base)
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            for i in range(size):
+                v[i] = np.float64(one - u[i] if x[i] > 0 else u[i])
+                term[i], below[i], count[i] = least[i], 0.0, 0.0
+            for k in range(trials):
+                by = np.float64(trials - k) / np.float64(k + 1)
+                for i in range(size):
+                    below[i] += term[i]
+                    count[i] += 1.0 if v[i] >= below[i] else 0.0
+                    term[i] *= ratio[i] * by
+            h = out[draw, at : at + size]
+            for i in range(size):
+                h[i] = np.float64(trials) - count[i] if x[i] > 0 else count[i]
+
+
+@_compiled
+def _poisson(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    u = np.empty(_BLOCK, a.dtype)
+    rate, least, term = np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64)
+    below, v, count = np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for i in range(size):
+            rate[i] = _exp(-np.float64(abs(x[i])))
+        for i in range(size):
+            e = rate[i]
+            least[i] = (e if x[i] > 0 else 1.0) / (1.0 + e)
+            rate[i] = max(np.float64(x[i]), 0.0) + _log(1.0 + e)
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            for i in range(size):
+                v[i], term[i], below[i], count[i] = np.float64(u[i]), least[i], 0.0, 0.0
+            k, more = 0, 1
+            while more:
+                k, more = k + 1, 0
+                by = 1.0 / np.float64(k)
+                for i in range(size):
+                    above = below[i] + term[i]
+                    step = 1 if v[i] >= above > below[i] else 0
+                    more += step
+                    count[i] += np.float64(np.int32(step))
+                    below[i] = above
+                    term[i] *= rate[i] * by
+            h = out[draw, at : at + size]
+            for i in range(size):
+                h[i] = count[i]
+
+
+@_compiled
+def _repeated(a: Any, out: Any, first: Any, last: Any, shape: Any) -> None:
+    zero, one = a.dtype.type(0), a.dtype.type(1)
+    power = np.empty(_BLOCK, a.dtype)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        x = a[at : at + size]
+        for draw in range(len(out)):
+            h = out[draw, at : at + size]
+            if draw > 0:
+                h[:] = out[0, at : at + size]
+            elif shape == 2:
+                _sigmoids(x, h, power)
+            elif shape == 1:
+                for i in range(size):
+                    h[i] = zero if x[i] < zero else x[i]
+            else:
+                for i in range(size):
+                    h[i] = one if x[i] > zero else zero
+
+
 @_compiled
 def _logistic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: Any, high: Any) -> None:
     p, q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
@@ -674,6 +836,65 @@ def _logistic_backward(a: Any, grad: Any, out: Any, first: Any, last: Any, slope
 
 
 @_compiled
+def _concrete_pullback(
+    seed0: Any,
+    seed1: Any,
+    rows: Any,
+    stream: Any,
+    a: Any,
+    grad: Any,
+    out: Any,
+    first: Any,
+    last: Any,
+    per_temperature: Any,
+    height: Any,
+    lower: Any,
+    width: Any,
+) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    zero, one = a.dtype.type(0), a.dtype.type(1)
+    u, p = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            for i in range(size):
+                u[i] = (x[i] + _log(u[i] / (one - u[i]))) * per_temperature
+            _both_sigmoids(u[:size], p, q, power)
+            g, y = grad[draw, at : at + size], out[draw, at : at + size]
+            for i in range(size):
+                y[i] = g[i] * (height * (p[i] * q[i]))
+            if width > zero:
+                for i in range(size):
+                    h = lower + width * p[i]
+                    y[i] = zero if h <= zero or h >= one else y[i]
+
+
+@_compiled
+def _normal_pullback(
+    seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, grad: Any, out: Any, first: Any, last: Any, std: Any
+) -> None:
+    keys, where = np.empty((2, _BLOCK + 1), np.uint32), np.empty((5, _BLOCK), np.uint32)
+    u, p = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
+    for at in range(first, last, _BLOCK):
+        size = min(_BLOCK, last - at)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        x = a[at : at + size]
+        for draw in range(len(out)):
+            _draw(where, in_row, draw, u[:size])
+            for i in range(size):
+                u[i] = x[i] + std * _ndtri(u[i])
+            _both_sigmoids(u[:size], p, q, power)
+            g, y = grad[draw, at : at + size], out[draw, at : at + size]
+            for i in range(size):
+                y[i] = g[i] * (p[i] * q[i])
+
+
+@_compiled
 def _gated_backward(a: Any, h: Any, grad: Any, out: Any, first: Any, last: Any) -> None:
     p, q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     zero, half = a.dtype.type(0), a.dtype.type(0.5)
@@ -692,6 +913,21 @@ def _rectified_backward(h: Any, grad: Any, out: Any, first: Any, last: Any) -> N
     x, g, y = h[first:last], grad[first:last], out[first:last]
     for i in range(x.size):
         y[i] = g[i] if x[i] > zero else zero
+
+
+@_compiled
+def _softmax_backward(h: Any, grad: Any, out: Any, first: Any, last: Any, classes: Any, per_temperature: Any) -> None:
+    """`first` and `last` count units of several classes."""
+    g, y, lanes = np.empty(classes, h.dtype), np.empty(classes, h.dtype), np.empty(LANES, h.dtype)
+    for at in range(first * classes, last * classes, classes):
+        x, z = h[at : at + classes], out[at : at + classes]
+        from_here = grad[at + x.argmax()]
+        for i in range(classes):
+            g[i] = grad[at + i] - from_here
+            y[i] = x[i] * g[i]
+        total = _last_sum(y, lanes)
+        for i in range(classes):
+            z[i] = x[i] * (g[i] - total) * per_temperature
 
 
 @_compiled
@@ -743,11 +979,24 @@ def uniform(
 
 
 def binary(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, low: float, high: float
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    low: float,
+    high: float,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`."""
+    """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`.
+
+    dtype: uint8 or bool, where it holds the two values; by default that of `a`.
+    """
     kind = _NUMPY[a.dtype]
-    return _sampled(_binary, seed, rows, stream, draws, a, kind(low), kind(low) + kind(high - low))
+    values: tuple[Any, ...] = (kind(low), kind(low) + kind(high - low))
+    if dtype is not None:
+        values = tuple(map(np.uint8 if dtype == torch.uint8 else np.bool_, values))
+    return _sampled(_binary, seed, rows, stream, draws, a, *values, dtype=dtype)
 
 
 def antithetic(
@@ -793,6 +1042,37 @@ def normal(
 def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
     """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
     return _sampled(_one_hot, seed, rows, stream, draws, a, classes, size=classes)
+
+
+def softmax(
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    classes: int,
+    per_temperature: float,
+) -> Tensor:
+    """softmax((a - log(-log u)) per_temperature) of each unit, for `a` `[rows, units * classes]`."""
+    return _sampled(_softmax, seed, rows, stream, draws, a, classes, _NUMPY[a.dtype](per_temperature), size=classes)
+
+
+def binomial(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, trials: int) -> Tensor:
+    """The number of k < trials with F(k) <= u, F the distribution function at p = σ(a); arguments as for `binary`."""
+    return _sampled(_binomial, seed, rows, stream, draws, a, trials)
+
+
+def poisson(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+    """The number of k with F(k) <= u, F the distribution function at the rate softplus(a); arguments as for `binary`."""
+    return _sampled(_poisson, seed, rows, stream, draws, a)
+
+
+def repeated(draws: int, a: Tensor, shape: int) -> Tensor:
+    """`draws` times 1[a > 0] for shape 0, max(0, a) for 1, σ(a) for 2; `[draws, *a.shape]`."""
+    out = _empty(draws, *a.shape, dtype=a.dtype)
+    given = _flat(a), _flat(out, 1)
+    _in_threads(lambda first, last: _repeated(*given, first, last, shape), a.numel(), draws)
+    return out
 
 
 def all_finite(x: Tensor) -> bool:
@@ -862,6 +1142,33 @@ def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: fl
     return out
 
 
+def concrete_pullback(
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    grad: Tensor,
+    per_temperature: float,
+    height: float,
+    lower: float = 0.0,
+    width: float = 0.0,
+) -> Tensor:
+    """As `reference.concrete_backward` at x = (a + log(u / (1 - u))) per_temperature; without a width, nothing is clipped.
+
+    grad is of `draws` times the numbers of `a`, the other arguments as for `binary`.
+    """
+    options = map(_NUMPY[a.dtype], (per_temperature, height, lower, width))
+    return _sampled(_concrete_pullback, seed, rows, stream, draws, a, *options, more=(_flat(grad, 1),))
+
+
+def normal_pullback(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
+) -> Tensor:
+    """grad · σ(x) σ(-x), x = a + std Φ⁻¹(u); arguments as for `concrete_pullback`."""
+    return _sampled(_normal_pullback, seed, rows, stream, draws, a, _NUMPY[a.dtype](std), more=(_flat(grad, 1),))
+
+
 def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
     """As `reference.gated_backward`."""
     out = _empty(*h.shape, dtype=a.dtype)
@@ -878,6 +1185,15 @@ def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
     return out
 
 
+def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:
+    """As `reference.softmax_backward`."""
+    out, classes = _empty(*h.shape, dtype=h.dtype), h.shape[-1]
+    given, options = (_flat(h), _flat(grad), _flat(out)), (classes, _NUMPY[h.dtype](per_temperature))
+    units = h.numel() // max(1, classes)
+    _in_threads(lambda first, last: _softmax_backward(*given, first, last, *options), units, classes)
+    return out
+
+
 def _sampled(
     kernel: Callable[..., None],
     seed: tuple[Tensor, Tensor],
@@ -888,11 +1204,15 @@ def _sampled(
     *options: Any,
     size: int = 1,
     points: int = 1,
+    more: tuple[Any, ...] = (),
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    out = _empty(points * draws, *a.shape, dtype=a.dtype)
+    out = _empty(points * draws, *a.shape, dtype=dtype or a.dtype)
     words, given, flat = _words(seed, rows, stream), _flat(a), _flat(out, 1)
     _in_threads(
-        lambda first, last: kernel(*words, given, flat, first, last, *options), a.numel() // max(1, size), size * draws
+        lambda first, last: kernel(*words, given, *more, flat, first, last, *options),
+        a.numel() // max(1, size),
+        size * draws,
     )
     return out
 

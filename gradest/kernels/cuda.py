@@ -29,12 +29,21 @@ __all__ = [
     "antithetic",
     "antithetic_score",
     "binary",
+    "binomial",
+    "concrete",
+    "concrete_pullback",
     "gated",
     "gated_backward",
+    "logistic_backward",
     "logistic_score",
+    "normal",
+    "normal_pullback",
     "one_hot",
+    "poisson",
     "rectified",
     "rectified_backward",
+    "repeated",
+    "softmax",
     "uniform",
 ]
 
@@ -48,7 +57,7 @@ _LEAST = 32  # neighbours that a tile is wide, so that memory is read in whole s
 
 _N_STEP, _W_STEP = tl.constexpr(2.0**-24), tl.constexpr(2.0**-53)
 
-_compiled: Callable[..., Any] = triton.jit(do_not_specialize=["stream", "draws", "points", "row_count"])
+_compiled: Callable[..., Any] = triton.jit(do_not_specialize=["stream", "draws", "points", "row_count", "trials"])
 _inlined: Callable[..., Any] = triton.jit
 
 # --- the random words --------------------------------------------------------------------------------------------------------
@@ -132,6 +141,8 @@ _W_SHIFT = tl.constexpr((_W.bias << _W.mantissa) - _W.root_half)
 _N_MASK, _W_MASK = tl.constexpr((1 << _N.mantissa) - 1), tl.constexpr((1 << _W.mantissa) - 1)
 _N_HALF, _W_HALF = tl.constexpr(_N.bias << (_N.mantissa - 1)), tl.constexpr(_W.bias << (_W.mantissa - 1))
 _N_STEPS, _W_STEPS = tl.constexpr(_N.steps), tl.constexpr(_W.steps)
+_MIDDLE, _TAIL, _FAR = (tl.constexpr(parts) for parts in _W.normal)
+_N_MIDDLE, _N_TAIL = (tl.constexpr(parts) for parts in _N.normal)
 
 
 @_inlined
@@ -192,6 +203,28 @@ def _sqrt(x):
 
 
 @_inlined
+def _ratio(parts: tl.constexpr, x):
+    top: tl.constexpr = parts[0]
+    bottom: tl.constexpr = parts[1]
+    return _divide(_horner(top, len(top), x), _horner(bottom, len(bottom), x))
+
+
+@_inlined
+def _ndtri(u):
+    wide: tl.constexpr = u.dtype == tl.float64
+    q = u - 0.5
+    near = 0.180625 - q * q
+    r = _sqrt(-_log(tl.where(u < 1.0 - u, u, 1.0 - u)))
+    if wide:
+        z = q * _ratio(_MIDDLE, near)
+        far = tl.where(r <= 5.0, _ratio(_TAIL, r - 1.6), _ratio(_FAR, r - 5.0))
+    else:
+        z = q * _ratio(_N_MIDDLE, near)
+        far = _ratio(_N_TAIL, r - 1.6)
+    return tl.where(tl.abs(q) <= 0.425, z, tl.where(q < 0, -far, far))
+
+
+@_inlined
 def _both_sigmoids(x):
     """σ(x) and σ(-x), the second as e^-x σ(x)."""
     e = _exp(-x)
@@ -239,7 +272,7 @@ def _binary(
     low, high = tl.full(p.shape, LOW, p.dtype), tl.full(p.shape, HIGH, p.dtype)
     for draw in range(draws):
         u = _draw(k0, k1, unit, draw, p.dtype)
-        tl.store(out + at, tl.where(u < p, high, low), mask=inside)
+        tl.store(out + at, tl.where(u < p, high, low).to(out.dtype.element_ty), mask=inside)
         out += row_count.to(tl.int64) * units
 
 
@@ -288,6 +321,129 @@ def _rectified(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS
         u = _draw(k0, k1, unit, draw, x.dtype)
         z = x + _log(_divide(u, 1.0 - u))
         tl.store(out + at, tl.where(z < 0, 0, z), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _concrete(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    PER_TEMPERATURE: tl.constexpr,
+    LOWER: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    for draw in range(draws):
+        u = _draw(k0, k1, unit, draw, x.dtype)
+        h = _sigmoid((x + _log(_divide(u, 1.0 - u))) * PER_TEMPERATURE) * WIDTH + LOWER
+        h = tl.where(h < 0, 0, h)
+        tl.store(out + at, tl.where(h > 1, 1, h), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _normal(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    STD: tl.constexpr,
+    SHAPE: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    for draw in range(draws):
+        h = x + _ndtri(_draw(k0, k1, unit, draw, x.dtype)) * STD
+        if SHAPE == 1:
+            h = tl.where(h < 0, 0, h)
+        if SHAPE == 2:
+            h = _sigmoid(h)
+        tl.store(out + at, h, mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _binomial(
+    seed0, seed1, rows, stream, draws, row_count, units, out, a, trials, ROWS: tl.constexpr, UNITS: tl.constexpr
+):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    ratio = _exp(-tl.abs(x).to(tl.float64))
+    base, power, n = ratio + 1.0, tl.full(x.shape, 1.0, tl.float64), trials
+    while n > 1:
+        power = tl.where(n % 2 == 1, power * base, power)
+        base, n = base * base, n // 2
+    least = 1.0 / (power * base)
+    for draw in range(draws):
+        u = _draw(k0, k1, unit, draw, x.dtype)
+        u = tl.where(x > 0, 1.0 - u, u).to(tl.float64)
+        term, below, count = least, tl.zeros_like(least), tl.zeros_like(least)
+        left = trials.to(tl.float64)
+        k = left * 0.0
+        for _ in range(trials):
+            below += term
+            count += tl.where(u >= below, 1.0, 0.0)
+            k += 1.0
+            term *= ratio * (left / k)
+            left -= 1.0
+        h = tl.where(x > 0, trials.to(tl.float64) - count, count)
+        tl.store(out + at, h.to(x.dtype), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _poisson(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    a_kind: tl.constexpr = a.dtype.element_ty
+    x = tl.load(a + at, mask=inside, other=0).to(tl.float64)
+    e = _exp(-tl.abs(x))
+    rate = tl.where(x > 0, x, 0) + _log(e + 1.0)
+    least = tl.where(x > 0, e, 1.0) / (e + 1.0)
+    for draw in range(draws):
+        u = _draw(k0, k1, unit, draw, a_kind).to(tl.float64)
+        term, below, count = least, tl.zeros_like(least), tl.zeros_like(least)
+        k, more = (tl.sum(tl.zeros((2,), tl.float64), 0), tl.sum(tl.full((2,), 1, tl.int32), 0))
+        while more > 0:
+            k += 1.0
+            above = below + term
+            counted = (u >= above) & (above > below)
+            count += tl.where(counted, 1.0, 0.0)
+            more = tl.sum(tl.sum(counted.to(tl.int32), 1), 0)
+            below = above
+            term *= rate * (1.0 / k)
+        tl.store(out + at, count.to(a_kind), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _repeated(draws, row_count, units, out, a, SHAPE: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    _row, _unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    if SHAPE == 0:
+        h = tl.where(x > 0, 1.0, 0.0).to(x.dtype)
+    elif SHAPE == 1:
+        h = tl.where(x < 0, 0, x)
+    else:
+        h = _sigmoid(x)
+    for _ in range(draws):
+        tl.store(out + at, h, mask=inside)
         out += row_count.to(tl.int64) * units
 
 
@@ -342,6 +498,144 @@ def _one_hot(
             h = (c == index[:, None]).to(a.dtype.element_ty)
             tl.store(out + at + c, h, mask=real & (c < classes))
         out += row_count.to(tl.int64) * units
+
+
+@_inlined
+def _fold(x, GROUPS: tl.constexpr, LANES: tl.constexpr, FOLDS: tl.constexpr):
+    """The sum of each group's lanes, which are folded in half until one is left, as in `portable.last_sum`."""
+    for i in tl.static_range(FOLDS):
+        x = tl.sum(tl.reshape(x, (GROUPS, 2, LANES >> (i + 1))), 1)
+    return x
+
+
+@_inlined
+def _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE: tl.constexpr):
+    """(a + G) per_temperature of classes c."""
+    u = _draw(k0, k1, (start + c).to(tl.uint32), draw, a.dtype.element_ty)
+    return (tl.load(a + at + c, mask=inside, other=0) - _log(-_log(u))) * PER_TEMPERATURE
+
+
+@_compiled
+def _softmax(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    classes,
+    PER_TEMPERATURE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FOLDS: tl.constexpr,
+):
+    """Tiles as for `_one_hot`. They are gone through for the largest logit, for the sum, and to write."""
+    group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    row, start = group * classes // units, group * classes % units
+    real = row < row_count
+    k0, k1 = _row_keys(seed0, seed1, rows, stream, row, real)
+    k0, k1, start, real = k0[:, None], k1[:, None], start[:, None], real[:, None]
+    at = (group * classes)[:, None]
+    for draw in range(draws):
+        largest = tl.full((GROUPS,), float("-inf"), a.dtype.element_ty)
+        for first in range(0, classes, CLASSES):
+            c = first + tl.arange(0, CLASSES)[None, :]
+            inside = real & (c < classes)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            largest = tl.maximum(largest, tl.max(tl.where(inside, x, float("-inf")), 1))
+        lanes = tl.zeros((GROUPS, CLASSES), a.dtype.element_ty)
+        for first in range(0, classes, CLASSES):
+            c = first + tl.arange(0, CLASSES)[None, :]
+            inside = real & (c < classes)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            lanes += tl.where(inside, _exp(tl.where(inside, x - largest[:, None], 0)), 0)
+        total = tl.reshape(_fold(lanes, GROUPS, CLASSES, FOLDS), (GROUPS, 1))
+        for first in range(0, classes, CLASSES):
+            c = first + tl.arange(0, CLASSES)[None, :]
+            inside = real & (c < classes)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            e = _exp(tl.where(inside, x - largest[:, None], 0))
+            tl.store(out + at + c, _divide(e, tl.where(inside, total, 1)), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _concrete_pullback(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    grad,
+    PER_TEMPERATURE: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    LOWER: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    for draw in range(draws):
+        u = _draw(k0, k1, unit, draw, x.dtype)
+        p, q = _both_sigmoids((x + _log(_divide(u, 1.0 - u))) * PER_TEMPERATURE)
+        y = tl.load(grad + at, mask=inside, other=0) * (p * q * HEIGHT)
+        if WIDTH > 0:
+            h = p * WIDTH + LOWER
+            y = tl.where((h <= 0) | (h >= 1), 0, y)
+        tl.store(out + at, y, mask=inside)
+        grad += row_count.to(tl.int64) * units
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _normal_pullback(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    grad,
+    STD: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    k0, k1, unit, at, inside = _tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    for draw in range(draws):
+        p, q = _both_sigmoids(x + _ndtri(_draw(k0, k1, unit, draw, x.dtype)) * STD)
+        tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * (p * q), mask=inside)
+        grad += row_count.to(tl.int64) * units
+        out += row_count.to(tl.int64) * units
+
+
+@_compiled
+def _logistic_backward(
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    grad,
+    SLOPE: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    _row, _unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    p, q = _both_sigmoids(tl.load(a + at, mask=inside, other=0) * SLOPE)
+    tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * (p * q * HEIGHT), mask=inside)
 
 
 @_compiled
@@ -411,10 +705,22 @@ def uniform(
 
 
 def binary(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, low: float, high: float
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    low: float,
+    high: float,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`."""
-    return _sampled(_binary, seed, rows, stream, draws, a, **_values(low, high, a.dtype))
+    """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`.
+
+    dtype: uint8 or bool, where it holds the two values; by default that of `a`.
+    """
+    out = torch.empty(draws, *a.shape, dtype=torch.uint8 if dtype else a.dtype, device=a.device)
+    _by_tiles(_binary, out, out.shape, a, words=_words(seed, rows, stream), **_values(low, high, a.dtype))
+    return out.view(dtype) if dtype else out
 
 
 def antithetic(
@@ -434,14 +740,96 @@ def rectified(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int
     return _sampled(_rectified, seed, rows, stream, draws, a)
 
 
+def concrete(
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    per_temperature: float,
+    lower: float,
+    width: float,
+) -> Tensor:
+    """min(1, max(0, lower + width σ((a + log(u / (1 - u))) per_temperature))); arguments as for `binary`."""
+    options = {"PER_TEMPERATURE": per_temperature, "LOWER": lower, "WIDTH": width}
+    return _sampled(_concrete, seed, rows, stream, draws, a, **options)
+
+
+def normal(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, std: float, shape: int
+) -> Tensor:
+    """f(a + std Φ⁻¹(u)), f the identity for shape 0, max(0, ·) for 1, σ for 2; arguments as for `binary`."""
+    return _sampled(_normal, seed, rows, stream, draws, a, STD=std, SHAPE=shape)
+
+
+def binomial(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, trials: int) -> Tensor:
+    """The number of k < trials with F(k) <= u, F the distribution function at p = σ(a); arguments as for `binary`."""
+    return _sampled(_binomial, seed, rows, stream, draws, a, trials)
+
+
+def poisson(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+    """The number of k with F(k) <= u, F the distribution function at the rate softplus(a); arguments as for `binary`."""
+    return _sampled(_poisson, seed, rows, stream, draws, a)
+
+
+def repeated(draws: int, a: Tensor, shape: int) -> Tensor:
+    """`draws` times 1[a > 0] for shape 0, max(0, a) for 1, σ(a) for 2; `[draws, *a.shape]`."""
+    out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
+    return _by_tiles(_repeated, out, (draws, 1, a.numel()), a, SHAPE=shape)
+
+
 def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
     """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
-    out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
-    width = min(triton.next_power_of_2(max(1, classes)), _TILE)
-    height = _TILE // width
-    programs = triton.cdiv(a.numel() // max(1, classes), height)
-    given = (*_words(seed, rows, stream), *out.shape, out, a, classes)
-    return _launch(_one_hot, programs, out, given, GROUPS=height, CLASSES=width)
+    return _of_classes(_one_hot, seed, rows, stream, draws, a, classes)
+
+
+def softmax(
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    classes: int,
+    per_temperature: float,
+) -> Tensor:
+    """softmax((a - log(-log u)) per_temperature) of each unit, for `a` `[rows, units * classes]`."""
+    folds = _lanes(classes).bit_length() - 1
+    return _of_classes(_softmax, seed, rows, stream, draws, a, classes, PER_TEMPERATURE=per_temperature, FOLDS=folds)
+
+
+def concrete_pullback(
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    grad: Tensor,
+    per_temperature: float,
+    height: float,
+    lower: float = 0.0,
+    width: float = 0.0,
+) -> Tensor:
+    """As `reference.concrete_backward` at x = (a + log(u / (1 - u))) per_temperature; without a width, nothing is clipped.
+
+    grad is of `draws` times the numbers of `a`, the other arguments as for `binary`.
+    """
+    options = {"PER_TEMPERATURE": per_temperature, "HEIGHT": height, "LOWER": lower, "WIDTH": width}
+    return _sampled(_concrete_pullback, seed, rows, stream, draws, a, grad, **options)
+
+
+def normal_pullback(
+    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
+) -> Tensor:
+    """grad · σ(x) σ(-x), x = a + std Φ⁻¹(u); arguments as for `concrete_pullback`."""
+    return _sampled(_normal_pullback, seed, rows, stream, draws, a, grad, STD=std)
+
+
+def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: float | Tensor) -> Tensor:
+    """As `reference.logistic_backward`, which does it where slope or height is a tensor: to read it takes a while."""
+    if isinstance(slope, Tensor) or isinstance(height, Tensor):
+        return reference.logistic_backward(a, grad, slope, height)
+    out = torch.empty(a.shape, dtype=a.dtype, device=a.device)
+    return _by_tiles(_logistic_backward, out, (1, 1, a.numel()), a, grad, SLOPE=slope, HEIGHT=height)
 
 
 def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
@@ -471,10 +859,40 @@ def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
 
 
 def _sampled(
-    kernel: Any, seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, **options: float
+    kernel: Any,
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    *more: Tensor | int,
+    **options: float,
 ) -> Tensor:
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
-    return _by_tiles(kernel, out, out.shape, a, words=_words(seed, rows, stream), **options)
+    return _by_tiles(kernel, out, out.shape, a, *more, words=_words(seed, rows, stream), **options)
+
+
+def _of_classes(
+    kernel: Any,
+    seed: tuple[Tensor, Tensor],
+    rows: Tensor,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    classes: int,
+    **options: float,
+) -> Tensor:
+    out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
+    width = _lanes(classes)
+    height = _TILE // width
+    programs = triton.cdiv(a.numel() // max(1, classes), height)
+    given = (*_words(seed, rows, stream), *out.shape, out, a, classes)
+    return _launch(kernel, programs, out, given, **options, GROUPS=height, CLASSES=width)
+
+
+def _lanes(classes: int) -> int:
+    lanes: int = min(triton.next_power_of_2(max(1, classes)), _TILE)
+    return lanes
 
 
 def _scored(kernel: Any, a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
@@ -492,7 +910,7 @@ def _values(low: float, high: float, dtype: torch.dtype) -> dict[str, float]:
 
 
 def _by_tiles(
-    kernel: Any, out: Tensor, size: tuple[int, ...], *given: Tensor, words: _Words = (), **options: float
+    kernel: Any, out: Tensor, size: tuple[int, ...], *given: Tensor | int, words: _Words = (), **options: float
 ) -> Tensor:
     """Launches a kernel of tiles of rows and units; `size` is the number of draws, of rows, and of units."""
     _, row_count, units = size

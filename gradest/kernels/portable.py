@@ -14,13 +14,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from math import factorial
+from operator import add
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-__all__ = ["CONSTANTS", "Constants", "exp", "log", "logit", "ndtri", "sigmoid", "sqrt"]
+__all__ = [
+    "CONSTANTS",
+    "LANES",
+    "Constants",
+    "exp",
+    "last_sum",
+    "log",
+    "logit",
+    "ndtri",
+    "power",
+    "sigmoid",
+    "softmax",
+    "sqrt",
+]
+
+LANES = 1024
+"""How many sums `last_sum` begins with."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +227,38 @@ def ndtri(u: Tensor) -> Tensor:
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + e^-x)."""
     return _differentiable(lambda x: 1 / (_exp(-x) + 1), lambda x: sigmoid(x) * sigmoid(-x), x)
+
+
+def power(x: Tensor, n: int) -> Tensor:
+    """x^n for n > 0, by squaring, the lowest bit of n first: to about n units in the last place."""
+    y = x if n % 2 else None
+    while n := n // 2:
+        x = x * x
+        if n % 2:
+            y = x if y is None else y * x
+    assert y is not None
+    return y
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Over the last dim. Entries are not below e^-limit of the largest."""
+    e = exp(x - x.detach().amax(-1, keepdim=True))
+    return e / last_sum(e)[..., None]
+
+
+def last_sum(x: Tensor) -> Tensor:
+    """Sum over the last dim: lane l adds up x[l], x[l + LANES], ..., and then the lanes are folded in half until one is left.
+
+    There are as many lanes as the next power of two has numbers, at most LANES.
+    """
+    size = x.shape[-1]
+    lanes = min(LANES, 1 << max(0, size - 1).bit_length())
+    turns = -(-size // lanes)
+    x = reduce(add, pad(x, (0, -size % lanes)).reshape(*x.shape[:-1], turns, lanes).unbind(-2))
+    while lanes > 1:
+        lanes //= 2
+        x = x[..., :lanes] + x[..., lanes:]
+    return x[..., 0]
 
 
 def _exp(x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ __all__ = [
     "FEW",
     "all_finite",
     "antithetic_score",
+    "concrete_backward",
     "gated_backward",
     "leading_mean",
     "leading_sum",
@@ -33,6 +34,7 @@ __all__ = [
     "rectified_backward",
     "sigmoid",
     "signed_word",
+    "softmax_backward",
     "softplus",
     "threefry",
     "uniform",
@@ -135,6 +137,13 @@ def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: fl
     return grad * (height * (p * q))
 
 
+def concrete_backward(x: Tensor, grad: Tensor, height: float, lower: float, width: float) -> Tensor:
+    """grad · height σ(x) σ(-x) where lower + width σ(x) is between 0 and 1, else 0."""
+    p, q = _both_sigmoids(x)
+    h = lower + width * p
+    return torch.where((h <= 0) | (h >= 1), 0, grad * (height * (p * q)))
+
+
 def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
     """grad · h σ(-a) / 2 where h > 0, else 0; h and grad `[draws, *a.shape]`."""
     _, q = _both_sigmoids(a)
@@ -144,6 +153,13 @@ def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
 def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
     """grad where h > 0, else 0."""
     return torch.where(h > 0, grad, 0)
+
+
+def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:
+    """h (grad - hᵀ grad) per_temperature over the last dim."""
+    # from the largest class's on, so that a saturated unit subtracts small numbers
+    grad = grad - grad.gather(-1, h.argmax(-1, keepdim=True))
+    return h * (grad - portable.last_sum(h * grad)[..., None]) * per_temperature
 
 
 def _both_sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:

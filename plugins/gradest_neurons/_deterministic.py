@@ -5,8 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradest.kernels import fused
+from gradest.kernels.reference import widen
 from gradest.neuron import Neuron
 from gradest.random import Key
+
+
+def repeated(a: Tensor, draws: int, shape: int) -> Tensor | None:
+    """`draws` times 1[a > 0] for shape 0, max(0, a) for 1, σ(a) for 2, in one pass; None where this device has no such kernel, or
+    autograd would want to see inside it.
+    """
+    kernel = None if a.requires_grad and torch.is_grad_enabled() else fused("repeated", a.device)
+    return None if kernel is None else kernel(draws, widen(a), shape).to(a.dtype)
 
 
 class Deterministic(Neuron):

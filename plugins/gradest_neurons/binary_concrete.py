@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradest.kernels import portable
 from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import sigmoid
+from gradest.kernels.reference import logistic_backward, sigmoid, widen
 from gradest.random import Key
 from gradest_neurons._squashed import Squashed
 
@@ -43,8 +43,14 @@ class BinaryConcrete(Squashed):
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · h (1 - h)/τ."""
-        x = (a + noise) / self.temperature
-        return (grad_h * sigmoid(x) * sigmoid(-x) / self.temperature).to(a.dtype)
+        x, steep = a + noise, 1 / self.temperature
+        return logistic_backward(x, grad_h.to(x.dtype), steep, steep).to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """In one pass where there is a kernel, which draws the noise again: 1 - h would cancel."""
+        steep, grad = 1 / self.temperature, grad_h.to(widen(a).dtype)
+        found = key.fused("concrete_pullback", a, len(h), self.event_ndim, grad, steep, steep)
+        return super().pullback(key, a, h, grad_h) if found is None else found
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Gauss-Legendre nodes over the density of z."""

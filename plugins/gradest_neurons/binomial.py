@@ -8,8 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gradest.kernels import portable
 from gradest.kernels.reference import sigmoid, softplus, widen
 from gradest.neuron import Discrete
+from gradest.random import Key
 
 
 class Binomial(Discrete):
@@ -27,14 +29,26 @@ class Binomial(Discrete):
     trials: int = Field(4, ge=1, le=1000, description="n")
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
-        """The number of k < n with F(k) <= z, F the distribution function."""
-        wide = widen(a)
-        below = torch.zeros_like(wide)
-        h = torch.zeros_like(noise)
+        """The number of k < n with F(k) <= z, F the distribution function; in float64, whatever the dtype of a.
+
+        P(k + 1) = P(k) (n - k)/(k + 1) p/(1 - p) goes up from P(0) = (1-p)^n where p is at most ½. Where it is more, failures
+        are counted, at noise 1 - z.
+        """
+        ratio = portable.exp(-a.abs().double())
+        term = 1 / portable.power(1 + ratio, self.trials)
+        is_likely = a > 0
+        noise = torch.where(is_likely, 1 - noise, noise)
+        below, h = torch.zeros_like(term), torch.zeros_like(noise)
         for k in range(self.trials):
-            below = below + self._log_prob(float(k), wide).exp()
+            below = below + term
             h = h + (noise >= below)
-        return h.to(a.dtype)
+            term = term * (ratio * ((self.trials - k) / (k + 1)))
+        return torch.where(is_likely, self.trials - h, h).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = key.fused("binomial", a, draws, self.event_ndim, self.trials)
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """0: a count does not move with a."""

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from gradest.errors import InvalidInput
+from gradest.kernels import portable, select
 from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import leading_sum, widen
+from gradest.kernels.reference import leading_sum, softmax_backward, widen
 from gradest.random import Key
 from gradest_neurons._squashed import Squashed
 
@@ -43,18 +44,28 @@ class GumbelSoftmax(Squashed):
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """G, by the inverse distribution function of the uniform noise."""
-        return -torch.log(-torch.log(key.uniform_like(a, draws, self.event_ndim)))
+        return -portable.log(-portable.log(key.uniform_like(a, draws, self.event_ndim)))
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """softmax((a + G)/τ) over the last dim."""
-        return self._softmax(a, noise).to(a.dtype)
+        return self._relaxed(a, noise).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = key.fused("softmax", a, draws, self.event_ndim, a.shape[-1], 1 / self.temperature)
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """h (grad_h - hᵀ grad_h)/τ."""
-        h = self._softmax(a, noise)
-        # from the largest class's on, so that a saturated unit subtracts small numbers
-        grad = grad_h - grad_h.gather(-1, h.argmax(-1, keepdim=True))
-        return (h * (grad - (h * grad).contiguous().sum(-1, keepdim=True)) / self.temperature).to(a.dtype)
+        h = self._relaxed(a, noise)
+        return softmax_backward(h, grad_h.to(h.dtype), 1 / self.temperature).to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """`backward`, for which h is enough where it is exact."""
+        if widen(a).dtype != h.dtype:
+            return super().pullback(key, a, h, grad_h)
+        kernel = select("softmax_backward", a.device)
+        return kernel(h, grad_h.to(h.dtype), 1 / self.temperature)  # type: ignore[no-any-return]
 
     def mean(self, a: Tensor) -> Tensor:
         """E[h], a few nodes of the law at a time."""
@@ -73,12 +84,14 @@ class GumbelSoftmax(Squashed):
         g, weights = _gumbels(a.shape[-1])
         return self._at(a, g), spread(weights, a[..., 0]).expand(-1, *a.shape[:-1])
 
-    def _softmax(self, a: Tensor, noise: Tensor) -> Tensor:
-        return torch.softmax((widen(a) + noise) / self.temperature, -1)
+    def _relaxed(self, a: Tensor, noise: Tensor) -> Tensor:
+        """h in at least float32, with the bits of the kernel."""
+        return portable.softmax((widen(a) + noise) * (1 / self.temperature))
 
     def _at(self, a: Tensor, g: Tensor) -> Tensor:
         """h `[S, *a.shape]` at noise `[S, classes]`."""
-        return self._softmax(a, g.to(widen(a)).reshape(len(g), *[1] * (a.ndim - 1), a.shape[-1])).to(a.dtype)
+        g = g.to(widen(a)).reshape(len(g), *[1] * (a.ndim - 1), a.shape[-1])
+        return torch.softmax((widen(a) + g) / self.temperature, -1).to(a.dtype)
 
 
 @functools.lru_cache(maxsize=8)

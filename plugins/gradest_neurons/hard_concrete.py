@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradest.kernels import portable
 from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import leading_sum, logit, sigmoid, widen
+from gradest.kernels.reference import concrete_backward, leading_sum, logit, sigmoid, widen
 from gradest.neuron import Reparameterised
 from gradest.random import Key
 
@@ -50,16 +50,19 @@ class HardConcrete(Reparameterised):
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """In one pass where there is a kernel."""
-        width = self.upper - self.lower
-        h = key.fused("concrete", a, draws, self.event_ndim, 1 / self.temperature, self.lower, width)
+        h = key.fused("concrete", a, draws, self.event_ndim, 1 / self.temperature, self.lower, self.upper - self.lower)
         return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · (ζ - γ) s (1 - s)/τ between the clips, 0 at them."""
-        x = (a + noise) / self.temperature
-        h = self._stretch(sigmoid(x))
-        slope = (self.upper - self.lower) * sigmoid(x) * sigmoid(-x) / self.temperature
-        return torch.where((h > 0) & (h < 1), grad_h * slope, torch.zeros_like(slope)).to(a.dtype)
+        x = (a + noise) * (1 / self.temperature)
+        return concrete_backward(x, grad_h.to(x.dtype), *self._slope()).to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """In one pass where there is a kernel, which draws the noise again."""
+        steep, grad = 1 / self.temperature, grad_h.to(widen(a).dtype)
+        found = key.fused("concrete_pullback", a, len(h), self.event_ndim, grad, steep, *self._slope())
+        return super().pullback(key, a, h, grad_h) if found is None else found
 
     def mean(self, a: Tensor) -> Tensor:
         """E[h]."""
@@ -92,6 +95,11 @@ class HardConcrete(Reparameterised):
 
     def _stretch(self, s: Tensor) -> Tensor:
         return self.lower + (self.upper - self.lower) * s
+
+    def _slope(self) -> tuple[float, float, float]:
+        """(ζ - γ)/τ, γ and ζ - γ."""
+        width = self.upper - self.lower
+        return width * (1 / self.temperature), self.lower, width
 
     def _edge(self, h: float) -> float:
         """The a + z at which the stretched unit is h."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from gradest.neuron import Step
-from gradest_neurons._deterministic import Deterministic
+from gradest.random import Key
+from gradest_neurons._deterministic import Deterministic, repeated
 
 
 class Heaviside(Deterministic, Step):
@@ -18,6 +19,11 @@ class Heaviside(Deterministic, Step):
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """1[a > 0], once for each draw that the noise has room for."""
         return (a + noise > 0).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = repeated(a, draws, 0)
+        return super().sample(key, a, draws) if h is None else h
 
     def active_probability(self, a: Tensor) -> Tensor:
         """1[a > 0]."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradest.kernels import portable
 from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import sigmoid
+from gradest.kernels.reference import logistic_backward, sigmoid, widen
 from gradest.random import Key
 from gradest_neurons._squashed import Squashed
 
@@ -46,7 +46,13 @@ class NoisySigmoid(Squashed):
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · h (1 - h)."""
         x = a + noise
-        return (grad_h * sigmoid(x) * sigmoid(-x)).to(a.dtype)
+        return logistic_backward(x, grad_h.to(x.dtype), 1.0, 1.0).to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """In one pass where there is a kernel, which draws the noise again: 1 - h would cancel."""
+        grad = grad_h.to(widen(a).dtype)
+        found = key.fused("normal_pullback", a, len(h), self.event_ndim, grad, self.std)
+        return super().pullback(key, a, h, grad_h) if found is None else found
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Gauss-Legendre nodes over the density of z."""

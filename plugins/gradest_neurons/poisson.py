@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from gradest.errors import TooManyPoints
+from gradest.kernels import portable
 from gradest.kernels.reference import sigmoid, softplus
 from gradest.neuron import Discrete
+from gradest.random import Key
 
 _SHARE = 1e-12  # of the probability, what law leaves out
 _MOST = 1 << 27  # numbers in a law
 _TAIL = 37.0  # e^-37 is below 2^-53, the smallest noise
+_LARGE = 64.0  # up to here on a count takes so few terms that adding them up is faster than bisection
 _LEAST = -36.0  # from here on down softplus(a) is e^a
 
 
@@ -34,7 +37,17 @@ class Poisson(Discrete):
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """The smallest k with F(k) > z, F the distribution function; it increases with the noise."""
-        return _quantile(softplus(a.double()), noise.double()).to(a.dtype)
+        wide, z = a.double(), noise.double()
+        is_large = wide > _LARGE
+        h = _count(wide.where(~is_large, 0), z)
+        if bool(is_large.any()):
+            h = torch.where(is_large, _quantile(softplus(wide.where(is_large, _LARGE)), z), h)
+        return h.to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel and no rate is large."""
+        h = None if bool((a > _LARGE).any()) else key.fused("poisson", a, draws, self.event_ndim)
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """0: a count does not move with a."""
@@ -75,6 +88,23 @@ class Poisson(Discrete):
             )
         values = (first + torch.arange(atoms, device=a.device)[(..., *[None] * a.ndim)]).to(a.dtype)
         return values, self.log_prob(values, a).exp()
+
+
+def _count(a: Tensor, z: Tensor) -> Tensor:
+    """The smallest k with F(k) > z, by adding P(0), P(1), ...: e^-λ = σ(-a), and P(k) = P(k-1) λ/k. float64.
+
+    Counting ends also where a term is so small that it changes nothing.
+    """
+    e = portable.exp(-a.abs())
+    rate = a.clamp(min=0) + portable.log(1 + e)
+    term = torch.where(a > 0, e, 1) / (1 + e)
+    below, h, k = torch.zeros_like(term), torch.zeros_like(z), 0
+    while True:
+        k, above = k + 1, below + term
+        more = (z >= above) & (above > below)
+        if not bool(more.any()):
+            return h
+        h, below, term = h + more, above, term * (rate * (1 / k))
 
 
 def _quantile(rate: Tensor, z: Tensor) -> Tensor:

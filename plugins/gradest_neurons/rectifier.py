@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradest.kernels import select
+from gradest.kernels.reference import widen
 from gradest.neuron import Reparameterised
-from gradest_neurons._deterministic import Deterministic
+from gradest.random import Key
+from gradest_neurons._deterministic import Deterministic, repeated
 
 
 class Rectifier(Deterministic, Reparameterised):
@@ -20,9 +23,19 @@ class Rectifier(Deterministic, Reparameterised):
         """max(0, a), once for each draw that the noise has room for."""
         return torch.relu(a + noise).to(a.dtype)
 
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = repeated(a, draws, 1)
+        return super().sample(key, a, draws) if h is None else h
+
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · 1[a > 0]."""
         return torch.where(a > 0, grad_h, torch.zeros_like(grad_h)).to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """grad_h · 1[h > 0]."""
+        wide = widen(h)
+        return select("rectified_backward", a.device)(wide, grad_h.to(wide.dtype)).to(a.dtype)  # type: ignore[no-any-return]
 
     def active_probability(self, a: Tensor) -> Tensor:
         """1[a > 0]."""

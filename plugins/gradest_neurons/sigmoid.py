@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.kernels.reference import sigmoid
+from gradest.kernels import portable, select
+from gradest.kernels.reference import logistic_backward, widen
 from gradest.neuron import Reparameterised
-from gradest_neurons._deterministic import Deterministic
+from gradest.random import Key
+from gradest_neurons._deterministic import Deterministic, repeated
 
 
 class Sigmoid(Deterministic, Reparameterised):
@@ -18,11 +20,22 @@ class Sigmoid(Deterministic, Reparameterised):
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """σ(a), once for each draw that the noise has room for."""
-        return sigmoid(a + noise).to(a.dtype)
+        return portable.sigmoid(widen(a + noise)).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """In one pass where there is a kernel."""
+        h = repeated(a, draws, 2)
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · h (1 - h)."""
-        return (grad_h * sigmoid(a) * sigmoid(-a)).to(a.dtype)
+        wide = widen(a)
+        return logistic_backward(wide, grad_h.to(wide.dtype), 1.0, 1.0).to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """In one pass where there is a kernel."""
+        wide, kernel = widen(a), select("logistic_backward", a.device)
+        return kernel(wide.expand_as(grad_h), grad_h.to(wide.dtype), 1.0, 1.0).to(a.dtype)  # type: ignore[no-any-return]
 
     def active_probability(self, a: Tensor) -> Tensor:
         """1: the output is positive always."""

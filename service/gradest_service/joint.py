@@ -52,10 +52,12 @@ class Told:
     weights: Tensor | None
 
 
-def sample_rows(neuron: Neuron, samples: int, requests: Sequence[Rows]) -> list[Tensor]:
+def sample_rows(
+    neuron: Neuron, samples: int, requests: Sequence[Rows], dtype: torch.dtype | None = None
+) -> list[Tensor]:
     """`gradest.sample` for each: `[samples, *batch, *event]`."""
     joined = _Joined(neuron, requests)
-    return joined.part(sample(neuron, joined.a, samples, joined.key), leading=1)
+    return joined.part(sample(neuron, joined.a, samples, joined.key, dtype=dtype), leading=1)
 
 
 def forward(neuron: Neuron, estimator: Estimator, requests: Sequence[Rows], state: State | None = None) -> list[Asked]:

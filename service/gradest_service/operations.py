@@ -98,12 +98,14 @@ def sample(request: SampleRequest, settings: Settings, as_json: bool) -> Pass[Te
     limits.check_samples(settings, request.samples, a, as_json)
     charge(request.samples * a.numel())
     seed = _seed(request.seed)
+    # a byte for each output of a binary unit, where its two values fit in it
+    dtype = torch.uint8 if not as_json and isinstance(neuron, Binary) and neuron.fits(torch.uint8) else None
     return Pass(
-        kind=("sample", request.samples, _key(neuron), *_form(neuron, a)),
-        work=partial(joint.sample_rows, neuron, request.samples),
+        kind=("sample", request.samples, dtype, _key(neuron), *_form(neuron, a)),
+        work=partial(joint.sample_rows, neuron, request.samples, dtype=dtype),
         rows=joint.Rows(a, seed),
         elements=request.samples * a.numel(),
-        answer=lambda h: SampleAnswer(h=h if as_json else _compact(neuron, h), seed=seed),
+        answer=lambda h: SampleAnswer(h=h, seed=seed),
     )
 
 
@@ -294,13 +296,6 @@ def _key(plugin: Plugin) -> Hashable:
 
 def _form(neuron: Neuron, a: Tensor) -> tuple[Hashable, Hashable]:
     return a.dtype, event_shape(neuron, a)
-
-
-def _compact(neuron: Neuron, h: Tensor) -> Tensor:
-    """A byte for each output of a binary unit, where its two values fit in it."""
-    if isinstance(neuron, Binary) and {neuron.low, neuron.high} <= set(range(256)):
-        return h.to(torch.uint8)
-    return h
 
 
 def _objective(spec: Any, neuron: Neuron, a: Tensor, settings: Settings) -> Objective:

@@ -57,14 +57,44 @@ def eager_gate(a: Tensor) -> Tensor:
     return torch.where(torch.rand_like(a) < root, root, torch.zeros_like(a))
 
 
-SMOOTH = [("noisy_rectifier", eager_rectifier), ("stochastic_times_smooth", eager_gate)]
+def eager_concrete(a: Tensor) -> Tensor:
+    u = torch.rand_like(a)
+    return torch.sigmoid((a + torch.log(u) - torch.log1p(-u)) / 0.5)
 
 
-@pytest.mark.parametrize(("name", "eager"), SMOOTH)
-def test_smooth_neurons(bench, name, eager):
-    neuron, key, a = gradest.neuron(name), gradest.Key(1), torch.randn(2048, 4096)
+def eager_hard_concrete(a: Tensor) -> Tensor:
+    u = torch.rand_like(a)
+    return (torch.sigmoid((a + torch.log(u) - torch.log1p(-u)) * 1.5) * 1.2 - 0.1).clamp(0, 1)
+
+
+def eager_noisy_sigmoid(a: Tensor) -> Tensor:
+    return torch.sigmoid(a + torch.randn_like(a))
+
+
+def eager_binomial(a: Tensor) -> Tensor:
+    return torch.binomial(torch.full_like(a, 4.0), torch.sigmoid(a))
+
+
+def eager_poisson(a: Tensor) -> Tensor:
+    return torch.poisson(torch.nn.functional.softplus(a))
+
+
+SMOOTH = [
+    ("noisy_rectifier", eager_rectifier),
+    ("stochastic_times_smooth", eager_gate),
+    ("binary_concrete", eager_concrete),
+    ("hard_concrete", eager_hard_concrete),
+    ("noisy_sigmoid", eager_noisy_sigmoid),
+]
+COUNTS = [("binomial", eager_binomial), ("poisson", eager_poisson)]
+CERTAIN = [("heaviside", lambda a: (a > 0).float()), ("rectifier", torch.relu), ("sigmoid", torch.sigmoid)]
+
+
+@pytest.mark.parametrize(("name", "eager"), [*SMOOTH, *COUNTS, *CERTAIN])
+def test_neurons(bench, name, eager):
+    neuron, key, a = gradest.neuron(name), gradest.Key(1), torch.randn(256 if bench.short else 2048, 4096)
     found = bench.measure({"gradest": lambda: neuron.sample(key, a, 1), "eager torch": lambda: eager(a)}, rounds=9)
-    bench.compare(f"{name}, forward, 2048 x 4096", found)
+    bench.compare(f"{name}, forward, {len(a)} x 4096", found)
 
 
 def step(layer: Callable[[Tensor], Tensor], a: Tensor, grad: Tensor) -> Tensor:
@@ -75,11 +105,46 @@ def step(layer: Callable[[Tensor], Tensor], a: Tensor, grad: Tensor) -> Tensor:
 @pytest.mark.parametrize(("name", "eager"), SMOOTH)
 def test_steps_of_smooth_layers(bench, name, eager):
     layer = gradest.nn.Stochastic(name, "held_noise")
-    a, grad = torch.randn(2048, 4096, requires_grad=True), torch.randn(2048, 4096)
+    rows = 256 if bench.short else 2048
+    a, grad = torch.randn(rows, 4096, requires_grad=True), torch.randn(rows, 4096)
     found = bench.measure(
         {"gradest": lambda: step(layer, a, grad), "eager torch": lambda: step(eager, a, grad)}, rounds=9
     )
-    bench.compare(f"{name}, forward and backward, 2048 x 4096", found, at_least={"eager torch": 5})
+    asked = {"eager torch": 5.0} if name in ("noisy_rectifier", "stochastic_times_smooth") else None
+    bench.compare(f"{name}, forward and backward, {rows} x 4096", found, at_least=asked)
+
+
+@pytest.mark.parametrize(("units", "classes"), [(4096, 1000), (100_000, 10)])
+def test_gumbel_softmax(bench, units, classes):
+    neuron, key = gradest.neuron("gumbel_softmax"), gradest.Key(1)
+    layer = gradest.nn.Stochastic(neuron, "pathwise")
+    a, grad = torch.randn(1, units, classes, requires_grad=True), torch.randn(1, units, classes)
+    given = a.detach()
+    forward = {
+        "gradest": lambda: neuron.sample(key, given, 1),
+        "torch.nn.functional.gumbel_softmax": lambda: torch.nn.functional.gumbel_softmax(given, tau=0.5),
+    }
+    bench.compare(f"gumbel_softmax, forward, {units} x {classes}", bench.measure(forward, rounds=9))
+    both = {
+        "gradest": lambda: step(layer, a, grad),
+        "torch.nn.functional.gumbel_softmax": lambda: step(
+            lambda a: torch.nn.functional.gumbel_softmax(a, tau=0.5), a, grad
+        ),
+    }
+    bench.compare(f"gumbel_softmax, forward and backward, {units} x {classes}", bench.measure(both, rounds=9))
+
+
+def test_bytes(bench):
+    a = torch.randn(256 if bench.short else 2048, 4096)
+    found = bench.measure(
+        {
+            "gradest.sample, dtype=torch.uint8": lambda: gradest.sample("bernoulli", a, 1, 1, dtype=torch.uint8),
+            "gradest.sample, then .to(torch.uint8)": lambda: gradest.sample("bernoulli", a, 1, 1).to(torch.uint8),
+            "rand < sigmoid": lambda: torch.rand_like(a) < torch.sigmoid(a),
+        },
+        rounds=9,
+    )
+    bench.compare(f"bernoulli as bytes, {len(a)} x 4096", found)
 
 
 class EagerStraightThrough(torch.autograd.Function):
