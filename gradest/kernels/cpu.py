@@ -28,6 +28,7 @@ from torch import Tensor
 
 from gradest.kernels import reference
 from gradest.kernels.portable import CONSTANTS
+from gradest.kernels.reference import Word
 
 __all__ = [
     "all_finite",
@@ -732,45 +733,42 @@ def _add_squares(values: Any, mean: Any, total: Any, first: Any, last: Any) -> N
 # --- their callers -----------------------------------------------------------------------------------------------------------
 
 
-def uniform(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, units: int, dtype: torch.dtype
-) -> Tensor:
-    """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers."""
-    out = _empty(draws, len(rows), units, dtype=dtype)
-    flat, words = _flat(out, 1), _words(seed, rows, stream)
+def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:
+    """Uniform numbers `[draws, rows, units]`, from the two words of the seed and the row numbers."""
+    words = _words(seed, rows, stream)
+    out = _empty(draws, len(words[2]), units, dtype=dtype)
+    flat = _flat(out, 1)
     _in_threads(lambda first, last: _uniform(*words, units, flat, first, last), flat.shape[1], draws)
     return out
 
 
-def binary(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, low: float, high: float
-) -> Tensor:
+def binary(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, low: float, high: float) -> Tensor:
     """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`."""
     kind = _NUMPY[a.dtype]
     return _sampled(_binary, seed, rows, stream, draws, a, kind(low), kind(low) + kind(high - low))
 
 
 def antithetic(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, pairs: int, a: Tensor, low: float, high: float
+    seed: tuple[Word, Word], rows: Word, stream: int, pairs: int, a: Tensor, low: float, high: float
 ) -> Tensor:
     """`binary` at u and at 1 - u, `[2 pairs, rows, units]`: first all at u, then all at 1 - u."""
     kind = _NUMPY[a.dtype]
     return _sampled(_antithetic, seed, rows, stream, pairs, a, kind(low), kind(low) + kind(high - low), points=2)
 
 
-def gated(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+def gated(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """r 1[u < r], r = √σ(a); arguments as for `binary`."""
     return _sampled(_gated, seed, rows, stream, draws, a)
 
 
-def rectified(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+def rectified(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """max(0, a + log(u / (1 - u))); arguments as for `binary`."""
     return _sampled(_rectified, seed, rows, stream, draws, a)
 
 
 def concrete(
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -783,14 +781,12 @@ def concrete(
     return _sampled(_concrete, seed, rows, stream, draws, a, kind(per_temperature), kind(lower), kind(width))
 
 
-def normal(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, std: float, shape: int
-) -> Tensor:
+def normal(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, std: float, shape: int) -> Tensor:
     """f(a + std Φ⁻¹(u)), f the identity for shape 0, max(0, ·) for 1, σ for 2; arguments as for `binary`."""
     return _sampled(_normal, seed, rows, stream, draws, a, _NUMPY[a.dtype](std), shape)
 
 
-def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
+def one_hot(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
     """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
     return _sampled(_one_hot, seed, rows, stream, draws, a, classes, size=classes)
 
@@ -880,8 +876,8 @@ def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
 
 def _sampled(
     kernel: Callable[..., None],
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -935,12 +931,22 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 def _flat(x: Tensor, leading: int = 0) -> Any:
     """An array of the elements behind the leading dims, which shares the memory of a contiguous tensor."""
-    array = x.detach().contiguous().numpy()  # numpy takes a fraction of torch's time to change a shape
+    array = _array(x)  # numpy takes a fraction of torch's time to change a shape
     return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:]))
 
 
-def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> tuple[Any, ...]:
-    return (*(word.contiguous().numpy().view(np.uint32) for word in (*seed, rows)), np.uint32(stream))
+def _array(x: Tensor) -> Any:
+    return (x.detach() if x.requires_grad else x).contiguous().numpy()
+
+
+def _words(seed: tuple[Word, Word], rows: Word, stream: int) -> tuple[Any, ...]:
+    """The words as arrays `[rows]`; the ints among them take numpy a fraction of the time that torch takes."""
+    numbers = np.arange(rows, dtype=np.uint32) if isinstance(rows, int) else _array(rows).view(np.uint32)
+    first, second = (
+        np.full(len(numbers), word & 0xFFFFFFFF, np.uint32) if isinstance(word, int) else _array(word).view(np.uint32)
+        for word in seed
+    )
+    return first, second, numbers, np.uint32(stream)
 
 
 def _in_threads(work: Callable[[int, int], None], elements: int, cost: int) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gradest.kernels import reference
 from gradest.kernels.portable import CONSTANTS
-from gradest.kernels.reference import signed_word
+from gradest.kernels.reference import Word, signed_word
 
 __all__ = [
     "IEEE",
@@ -402,39 +402,36 @@ def _rectified_backward(draws, row_count, units, out, h, grad, ROWS: tl.constexp
 # --- their callers -----------------------------------------------------------------------------------------------------------
 
 
-def uniform(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, units: int, dtype: torch.dtype
-) -> Tensor:
-    """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers."""
+def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:
+    """Uniform numbers `[draws, rows, units]`, from the two words of the seed and the row numbers."""
+    seed, rows = reference.as_tensors(seed, rows)
     out = torch.empty(draws, len(rows), units, dtype=dtype, device=rows.device)
     return _by_tiles(_uniform, out, out.shape, words=_words(seed, rows, stream))
 
 
-def binary(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, low: float, high: float
-) -> Tensor:
+def binary(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, low: float, high: float) -> Tensor:
     """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`."""
     return _sampled(_binary, seed, rows, stream, draws, a, **_values(low, high, a.dtype))
 
 
 def antithetic(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, pairs: int, a: Tensor, low: float, high: float
+    seed: tuple[Word, Word], rows: Word, stream: int, pairs: int, a: Tensor, low: float, high: float
 ) -> Tensor:
     """`binary` at u and at 1 - u, `[2 pairs, rows, units]`: first all at u, then all at 1 - u."""
     return _sampled(_antithetic, seed, rows, stream, 2 * pairs, a, **_values(low, high, a.dtype))
 
 
-def gated(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+def gated(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """r 1[u < r], r = √σ(a); arguments as for `binary`."""
     return _sampled(_gated, seed, rows, stream, draws, a)
 
 
-def rectified(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+def rectified(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """max(0, a + log(u / (1 - u))); arguments as for `binary`."""
     return _sampled(_rectified, seed, rows, stream, draws, a)
 
 
-def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
+def one_hot(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
     """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
     width = min(triton.next_power_of_2(max(1, classes)), _TILE)
@@ -471,7 +468,7 @@ def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
 
 
 def _sampled(
-    kernel: Any, seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, **options: float
+    kernel: Any, seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, **options: float
 ) -> Tensor:
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
     return _by_tiles(kernel, out, out.shape, a, words=_words(seed, rows, stream), **options)
@@ -482,7 +479,8 @@ def _scored(kernel: Any, a: Tensor, h: Tensor, weights: Tensor, high: float) -> 
     return _by_tiles(kernel, out, (len(weights), a.numel() // max(1, units), units), a, h, weights, HIGH=high)
 
 
-def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> _Words:
+def _words(seed: tuple[Word, Word], rows: Word, stream: int) -> _Words:
+    seed, rows = reference.as_tensors(seed, rows)
     return *seed, rows, signed_word(stream)
 
 

@@ -20,8 +20,10 @@ from gradest.kernels import portable
 
 __all__ = [
     "FEW",
+    "Word",
     "all_finite",
     "antithetic_score",
+    "as_tensors",
     "gated_backward",
     "leading_mean",
     "leading_sum",
@@ -42,6 +44,9 @@ __all__ = [
 
 FEW = 8
 """Up to so many terms `leading_sum` adds one to the other from the first on, as the kernels do."""
+
+Word = Tensor | int
+"""What tells rows apart: int32 tensors `[rows]` of words, or an int: the one word of all, or how many rows count up from 0."""
 
 _TERMS = 1 << 14
 _MASK32 = 0xFFFFFFFF
@@ -178,13 +183,22 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
     return x0, x1
 
 
-def uniform(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, units: int, dtype: torch.dtype
-) -> Tensor:
-    """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers.
+def as_tensors(
+    seed: tuple[Word, Word], rows: Word, device: torch.device | str = "cpu"
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The words of the seed and of the rows, `[rows]` each."""
+    if isinstance(rows, int):
+        rows = torch.arange(rows, dtype=torch.int32, device=device)
+    first, second = (torch.full_like(rows, signed_word(word)) if isinstance(word, int) else word for word in seed)
+    return (first, second), rows
+
+
+def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:
+    """Uniform numbers `[draws, rows, units]`, from the two words of the seed and the row numbers.
 
     A row's key is Threefry(seed, (row, stream)); a number's word is Threefry(key, (unit, draw)).
     """
+    seed, rows = as_tensors(seed, rows)
     word = torch.tensor(signed_word(stream), dtype=torch.int32, device=rows.device)
     key0, key1 = (key[:, None] for key in threefry(seed, (rows, word)))
     unit = torch.arange(units, dtype=torch.int32, device=rows.device)
