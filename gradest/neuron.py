@@ -239,7 +239,7 @@ class LogisticBinary(Binary, Relaxable):
 
     def weighted_score(self, h: Tensor, a: Tensor, weights: Tensor) -> Tensor:
         """In one pass where there is a kernel."""
-        if any(x.requires_grad for x in (h, a, weights)) and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (h, a, weights)):
             return super().weighted_score(h, a, weights)
         wide = widen(a)
         kernel = select("logistic_score", a.device)

@@ -154,9 +154,10 @@ class Key:
         if draw is None or (a.requires_grad and torch.is_grad_enabled()) or type(self).uniform is not Key.uniform:
             return None
         split = a.ndim - event_ndim
-        rows = a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
-        h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(rows), *options)
-        return h.to(a.dtype).reshape(len(h), *a.shape)
+        flat = a if split == a.ndim - 1 == 1 else a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
+        h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(flat), *options)
+        h = h if h.dtype == a.dtype else h.to(a.dtype)
+        return h if flat is a else h.reshape(len(h), *a.shape)
 
     def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Word, Word], Word, int]:
         """What says which noise it is, as `gradest.kernels.reference.uniform` takes it: of the seed, of the rows, the stream."""
