@@ -78,7 +78,9 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
 
 def first_non_finite(x: Tensor) -> list[int] | None:
     """The index of the first entry that is infinite or not a number; None if there is none."""
-    look = all_finite if x.numel() < _MANY else select("all_finite", x.device)  # to find a kernel takes as long as a small sum
+    look = (
+        all_finite if x.numel() < _MANY else select("all_finite", x.device)
+    )  # to find a kernel takes as long as a small sum
     if look(x):
         return None
     bad = (~torch.isfinite(x)).nonzero()

@@ -118,7 +118,7 @@ def test_mirrored_noise(dtype, monkeypatch):
     assert torch.equal(found.cpu(), neuron.antithetic(gradest.Key(5), a.cpu(), 3))
 
 
-BACKWARD = ["logistic_score", "antithetic_score", "gated_backward", "rectified_backward"]
+BACKWARD = ["logistic_score", "leave_one_out_score", "antithetic_score", "gated_backward", "rectified_backward"]
 
 
 @on_a_device
@@ -134,7 +134,8 @@ def test_backward_kernels_have_the_references_bits(kernel, dtype):
         weights = torch.randn(2 * draws, *shape[:-1], generator=generator, dtype=dtype)
         arguments = {
             "logistic_score": (a, h[:draws], weights[:draws], 0.7),
-            "antithetic_score": (a, h, weights[:draws], 0.7),
+            "leave_one_out_score": (a, h, weights, 0.7),
+            "antithetic_score": (a, h, weights, 0.7),
             "gated_backward": (a, h, grad),
             "rectified_backward": (h, grad),
         }[kernel]

@@ -38,6 +38,7 @@ __all__ = [
     "concrete",
     "gated",
     "gated_backward",
+    "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
     "moments",
@@ -632,10 +633,23 @@ def _logistic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: An
 
 
 @_compiled
-def _antithetic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: Any, high: Any) -> None:
+def _leave_one_out_score(a: Any, h: Any, loss: Any, out: Any, first: Any, last: Any, high: Any) -> None:
+    count, units, weights = a.dtype.type(len(loss)), a.size // loss.shape[1], np.empty_like(loss)
+    for row in range(first // units, (last - 1) // units + 1):
+        mean = loss[0, row]
+        for k in range(1, len(loss)):
+            mean += loss[k, row]
+        mean /= count
+        for k in range(len(loss)):
+            weights[k, row] = (loss[k, row] - mean) / (count - a.dtype.type(1))
+    _logistic_score(a, h, weights, out, first, last, high)
+
+
+@_compiled
+def _antithetic_score(a: Any, h: Any, loss: Any, out: Any, first: Any, last: Any, high: Any) -> None:
     size_of, p, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     zero, one = a.dtype.type(0), a.dtype.type(1)
-    units, pairs = a.size // weights.shape[1], len(weights)
+    units, pairs, count = a.size // loss.shape[1], len(loss) // 2, a.dtype.type(len(loss))
     at = first
     while at < last:
         row = at // units
@@ -645,7 +659,8 @@ def _antithetic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: 
             magnitude[i] = abs(x[i])
         _sigmoids(magnitude, p, power)
         for k in range(pairs):
-            weight, one_of, other = weights[k, row], h[k, at : at + size], h[pairs + k, at : at + size]
+            weight = (loss[k, row] - loss[pairs + k, row]) / count
+            one_of, other = h[k, at : at + size], h[pairs + k, at : at + size]
             if k == 0:
                 for i in range(size):
                     total[i] = zero
@@ -831,21 +846,29 @@ def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor
     """As `reference.logistic_score`."""
     if len(h) > reference.FEW or not len(h):
         return reference.logistic_score(a, h, weights, high)
-    out = _empty(*a.shape, dtype=a.dtype)
-    given = _flat(a), _flat(h, 1), _flat(weights, 1), _flat(out)
-    high = _NUMPY[a.dtype](high)
-    _in_threads(lambda first, last: _logistic_score(*given, first, last, high), a.numel(), len(h))
-    return out
+    return _scored(_logistic_score, a, h, weights, high)
 
 
-def antithetic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+def leave_one_out_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
+    """As `reference.leave_one_out_score`."""
+    if len(h) > reference.FEW:
+        return reference.leave_one_out_score(a, h, loss, high)
+    return _scored(_leave_one_out_score, a, h, loss, high)
+
+
+def antithetic_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
     """As `reference.antithetic_score`."""
-    if len(weights) > reference.FEW or not len(weights):
-        return reference.antithetic_score(a, h, weights, high)
+    if len(h) > 2 * reference.FEW or not len(h):
+        return reference.antithetic_score(a, h, loss, high)
+    return _scored(_antithetic_score, a, h, loss, high)
+
+
+def _scored(kernel: Callable[..., None], a: Tensor, h: Tensor, of_points: Tensor, high: float) -> Tensor:
     out = _empty(*a.shape, dtype=a.dtype)
-    given = _flat(a), _flat(h, 1), _flat(weights, 1), _flat(out)
-    high = _NUMPY[a.dtype](high)
-    _in_threads(lambda first, last: _antithetic_score(*given, first, last, high), a.numel(), len(h))
+    given = _flat(a), _flat(h, 1), _flat(of_points, 1), _flat(out)
+    value = _NUMPY[a.dtype](high)
+    if a.numel():
+        _in_threads(lambda first, last: kernel(*given, first, last, value), a.numel(), len(h))
     return out
 
 

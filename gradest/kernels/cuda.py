@@ -31,6 +31,7 @@ __all__ = [
     "binary",
     "gated",
     "gated_backward",
+    "leave_one_out_score",
     "logistic_score",
     "one_hot",
     "rectified",
@@ -448,11 +449,17 @@ def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor
     return _scored(_logistic_score, a, h, weights, high)
 
 
-def antithetic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+def leave_one_out_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
+    """As `reference.leave_one_out_score`."""
+    return logistic_score(a, h, reference.leave_one_out(loss), high)
+
+
+def antithetic_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
     """As `reference.antithetic_score`."""
-    if len(weights) > reference.FEW:
-        return reference.antithetic_score(a, h, weights, high)
-    return _scored(_antithetic_score, a, h, weights, high)
+    at, at_mirror = loss.chunk(2)
+    if len(at) > reference.FEW:
+        return reference.antithetic_score(a, h, loss, high)
+    return _scored(_antithetic_score, a, h, (at - at_mirror) / len(h), high)
 
 
 def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ __all__ = [
     "gated_backward",
     "leading_mean",
     "leading_sum",
+    "leave_one_out",
+    "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
     "logit",
@@ -127,10 +129,25 @@ def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor
     return leading_sum(weights[..., None] * torch.where(h == high, q, -p))
 
 
-def antithetic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
-    """Σ_k weights_k (b_k - b~_k) σ(|a|), b `[K, *a.shape]` where the first half of h `[2K, *a.shape]` is high, b~ the second."""
-    is_high = (h == high).to(a.dtype)
-    first, second = is_high.chunk(2)
+def leave_one_out(loss: Tensor) -> Tensor:
+    """(L_k - mean L) / (K - 1), of losses `[K, *batch]`: what is left of each when the mean of the others is taken off, by K."""
+    return (loss - leading_mean(loss)) / (len(loss) - 1)
+
+
+def leave_one_out_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
+    """`logistic_score` with the weights that `leave_one_out` makes of losses `[K, *batch]`, K > 1."""
+    return logistic_score(a, h, leave_one_out(loss), high)
+
+
+def antithetic_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
+    """(1/2n) Σ_k (L_k - L~_k)(b_k - b~_k) σ(|a|), with one event dim.
+
+    L and b are of the first half of the losses `[2n, *batch]` and of h `[2n, *a.shape]`, b where it is high; L~ and b~ of the
+    second half.
+    """
+    at, at_mirror = loss.chunk(2)
+    weights = (at - at_mirror) / len(h)
+    first, second = (h == high).to(a.dtype).chunk(2)
     return leading_sum(weights[..., None] * (first - second)) * portable.sigmoid(a.abs())
 
 
