@@ -473,8 +473,25 @@ def _evaluate(
         loss = _losses(f, points, neuron)
         if not loss.requires_grad:
             raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")
-        (grad,) = torch.autograd.grad(loss.sum(), points, retain_graph=keep_graph, allow_unused=True)
+        (grad,) = torch.autograd.grad(loss, points, torch.ones_like(loss), retain_graph=keep_graph, allow_unused=True)
+    if not (keep_graph and _depends_on_more(loss, points)):
+        loss = loss.detach()  # else backward would go through f once more, for nothing
     return loss, torch.zeros_like(points) if grad is None else grad
+
+
+def _depends_on_more(loss: Tensor, points: Tensor) -> bool:
+    """Whether `loss` is, or its graph leads to, another leaf than `points`, such as a parameter of f."""
+    if loss.is_leaf:
+        return True
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if getattr(node, "variable", points) is not points:
+                return True
+            nodes += [before for before, _ in node.next_functions]
+    return False
 
 
 def _draws(

@@ -118,6 +118,54 @@ def _threefry(k0: Any, k1: Any, c0: Any, c1: Any) -> Any:
     return _fifth(x0, x1, k0, k1)
 
 
+def _at(x: Any, i: Any) -> Any:
+    """x[i], or x where it is one number for all."""
+    raise NotImplementedError
+
+
+@overload(_at, inline="always")
+def _(x: Any, i: Any) -> Any:
+    def one_for_each(x: Any, i: Any) -> Any:
+        return x[i]
+
+    def one_for_all(x: Any, i: Any) -> Any:
+        return x
+
+    return one_for_each if isinstance(x, types.Array) else one_for_all
+
+
+def _row(rows: Any, i: Any) -> Any:
+    """The number of row i: rows[i], or i where only their count is given."""
+    raise NotImplementedError
+
+
+@overload(_row, inline="always")
+def _(rows: Any, i: Any) -> Any:
+    def given(rows: Any, i: Any) -> Any:
+        return rows[i]
+
+    def counted(rows: Any, i: Any) -> Any:
+        return uint32(i)
+
+    return given if isinstance(rows, types.Array) else counted
+
+
+def _count(rows: Any) -> Any:
+    """How many rows there are."""
+    raise NotImplementedError
+
+
+@overload(_count, inline="always")
+def _(rows: Any) -> Any:
+    def given(rows: Any) -> Any:
+        return rows.size
+
+    def counted(rows: Any) -> Any:
+        return rows
+
+    return given if isinstance(rows, types.Array) else counted
+
+
 @_compiled
 def _prepare(
     seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, first: Any, last: Any, keys: Any, where: Any
@@ -128,7 +176,8 @@ def _prepare(
     """
     first_row, end_row = first // units, (last - 1) // units + 1
     for i in range(end_row - first_row):
-        keys[0, i], keys[1, i] = _threefry(seed0[first_row + i], seed1[first_row + i], rows[first_row + i], stream)
+        row = first_row + i
+        keys[0, i], keys[1, i] = _threefry(uint32(_at(seed0, row)), uint32(_at(seed1, row)), _row(rows, row), stream)
     if end_row == first_row + 1:
         where[0, 0], where[1, 0], where[2, 0] = keys[0, 0], keys[1, 0], uint32(first - first_row * units)
         return True
@@ -146,22 +195,6 @@ def _prepare(
 @_inlined
 def _float32(x0: Any) -> Any:
     return np.float32(np.int32((x0 >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
-
-
-def _at(x: Any, i: Any) -> Any:
-    """x[i], or x where it is one number for all."""
-    raise NotImplementedError
-
-
-@overload(_at, inline="always")
-def _(x: Any, i: Any) -> Any:
-    def one_for_each(x: Any, i: Any) -> Any:
-        return x[i]
-
-    def one_for_all(x: Any, i: Any) -> Any:
-        return x
-
-    return one_for_each if isinstance(x, types.Array) else one_for_all
 
 
 def _unit(x: Any, i: Any) -> Any:
@@ -440,7 +473,7 @@ def _binary(
     p, u = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         _sigmoids(x, p, u)
         for draw in range(len(out)):
@@ -459,7 +492,7 @@ def _antithetic(
     one, pairs = a.dtype.type(1), len(out) // 2
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         _sigmoids(a[at : at + size], p, u)
         for draw in range(pairs):
             _draw(where, in_row, draw, u[:size])
@@ -477,7 +510,7 @@ def _gated(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, fir
     r, u = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         _sigmoids(x, r, u)
         for i in range(size):
@@ -508,7 +541,7 @@ def _concrete(
     u, s, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
             _draw(where, in_row, draw, u[:size])
@@ -529,7 +562,7 @@ def _normal(
     u, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
             _draw(where, in_row, draw, u[:size])
@@ -550,7 +583,7 @@ def _rectified(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any,
     u = np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
             _draw(where, in_row, draw, u[:size])
@@ -586,7 +619,7 @@ def _one_hot(
     zero, one = a.dtype.type(0), a.dtype.type(1)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         for unit in range(0, size, classes):
             x, y = a[at + unit : at + unit + classes], w[unit : unit + classes]
             largest = x.max()
@@ -750,9 +783,8 @@ def _add_squares(values: Any, mean: Any, total: Any, first: Any, last: Any) -> N
 
 def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:
     """Uniform numbers `[draws, rows, units]`, from the two words of the seed and the row numbers."""
-    words = _words(seed, rows, stream)
-    out = _empty(draws, len(words[2]), units, dtype=dtype)
-    flat = _flat(out, 1)
+    out = _empty(draws, rows if isinstance(rows, int) else len(rows), units, dtype=dtype)
+    flat, words = _flat(out, 1), _words(seed, rows, stream)
     _in_threads(lambda first, last: _uniform(*words, units, flat, first, last), flat.shape[1], draws)
     return out
 
@@ -963,12 +995,11 @@ def _array(x: Tensor) -> Any:
 
 
 def _words(seed: tuple[Word, Word], rows: Word, stream: int) -> tuple[Any, ...]:
-    """The words as arrays `[rows]`, which numpy makes in a fraction of the time that torch takes."""
-    words = np.empty((3, rows if isinstance(rows, int) else len(rows)), np.uint32)
-    for row, word in zip(words, seed, strict=False):
-        row[:] = word & 0xFFFFFFFF if isinstance(word, int) else _array(word).view(np.uint32)
-    words[2] = np.arange(rows) if isinstance(rows, int) else _array(rows).view(np.uint32)
-    return *words, np.uint32(stream)
+    """The words as the kernels take them: a number for all rows of the seed, and how many rows; or arrays `[rows]`."""
+    if isinstance(rows, int) and isinstance(seed[0], int) and isinstance(seed[1], int):
+        return seed[0] & 0xFFFFFFFF, seed[1] & 0xFFFFFFFF, rows, np.uint32(stream)
+    seed, rows = reference.as_tensors(seed, rows)
+    return *(_array(word).view(np.uint32) for word in (*seed, rows)), np.uint32(stream)
 
 
 def _in_threads(work: Callable[[int, int], None], elements: int, cost: int) -> None:
