@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradest.kernels import portable, select
-from gradest.kernels.reference import leading_sum, leave_one_out, logit, sigmoid, softplus, widen
+from gradest.kernels.reference import cast, leading_sum, leave_one_out, logit, sigmoid, softplus, widen
 from gradest.plugin import Plugin
 from gradest.random import Key
 
@@ -259,8 +259,8 @@ class LogisticBinary(Binary, Relaxable):
         if torch.is_grad_enabled() and any(x.requires_grad for x in (h, a, of_points)):
             return None  # autograd would want to see inside
         wide = widen(a)
-        scored: Tensor = select(kernel, a.device)(wide, h.to(wide.dtype), of_points.to(wide.dtype), self.high)
-        return scored.to(a.dtype)
+        scored = select(kernel, a.device)(wide, cast(h, wide.dtype), cast(of_points, wide.dtype), self.high)
+        return cast(scored, a.dtype)
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """-softplus(-a) where high, -softplus(a) where low."""

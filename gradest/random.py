@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradest.errors import InvalidInput
 from gradest.kernels import fused, select
-from gradest.kernels.reference import Word, as_tensors, signed_word, threefry, widen
+from gradest.kernels.reference import Word, as_tensors, cast, signed_word, threefry, widen
 
 __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
 
@@ -156,7 +156,7 @@ class Key:
         split = a.ndim - event_ndim
         flat = a if split == a.ndim - 1 == 1 else a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
         h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(flat), *options)
-        h = h if h.dtype == a.dtype else h.to(a.dtype)
+        h = cast(h, a.dtype)
         return h if flat is a else h.reshape(len(h), *a.shape)
 
     def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Word, Word], Word, int]:
@@ -165,8 +165,8 @@ class Key:
         def flat(value: Tensor | int) -> Word:
             return value if isinstance(value, int) else _to_word(value).to(device).expand(batch_shape).reshape(-1)
 
-        seed, rows = (flat(self.seed), flat(self.seed >> 32)), math.prod(batch_shape)
-        rows = rows if self.rows is None else flat(self.rows)
+        seed = flat(self.seed), flat(self.seed >> 32)
+        rows = math.prod(batch_shape) if self.rows is None else flat(self.rows)
         if device.type == "cpu":
             return seed, rows, self.stream
         return *as_tensors(seed, rows, device), self.stream

@@ -987,7 +987,7 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
 def _flat(x: Tensor, leading: int = 0) -> Any:
     """An array of the elements behind the leading dims, which shares the memory of a contiguous tensor."""
     array = _array(x)  # numpy takes a fraction of torch's time to change a shape
-    return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:]))
+    return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:])) if leading else array.reshape(-1)
 
 
 def _array(x: Tensor) -> Any:

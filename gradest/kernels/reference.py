@@ -24,6 +24,7 @@ __all__ = [
     "all_finite",
     "antithetic_score",
     "as_tensors",
+    "cast",
     "gated_backward",
     "leading_mean",
     "leading_sum",
@@ -58,6 +59,11 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 def widen(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32, in which all arithmetic on them is done; wider types as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), which takes torch its time even where there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def sigmoid(x: Tensor) -> Tensor:
