@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.kernels.reference import leading_mean, leading_sum
+from gradest.kernels.reference import cast, leading_mean, leading_sum
 from gradest.neuron import Neuron
 from gradest.plugin import Plugin
 from gradest.random import Key
@@ -179,7 +179,7 @@ class Estimator(Plugin):
         weights = draw.weights
         if weights.ndim < loss.ndim:
             weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]
-        return leading_sum(weights.to(loss.dtype if loss.is_floating_point() else weights.dtype) * loss)
+        return leading_sum((cast(weights, loss.dtype) if loss.is_floating_point() else weights) * loss)
 
     @abstractmethod
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:

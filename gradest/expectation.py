@@ -23,7 +23,7 @@ from gradest.errors import Incompatible, InvalidInput, PluginFault, TooManyPoint
 from gradest.estimator import Draw, Estimator, Feedback, State, Target, event_shape
 from gradest.executors import run_in_order
 from gradest.kernels import select, transformed
-from gradest.kernels.reference import widen
+from gradest.kernels.reference import all_finite, cast, widen
 from gradest.neuron import Binary, Neuron
 from gradest.objective import Loss, Objective
 from gradest.plugin import Plugin
@@ -49,6 +49,7 @@ Spec = str | Mapping[str, Any]
 NeuronSpec = Spec | Neuron
 EstimatorSpec = Spec | Estimator
 
+_MANY = 1 << 16  # elements that a kernel looks at faster than torch
 _CHUNK = 1 << 20  # elements of points that are held at once
 _STEP = 256  # draws of the first steps; see _step
 _BLOCK = 1 << 20  # elements of points in one block, at the most: a part of what a result is, unlike _CHUNK
@@ -77,7 +78,10 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
 
 def first_non_finite(x: Tensor) -> list[int] | None:
     """The index of the first entry that is infinite or not a number; None if there is none."""
-    if select("all_finite", x.device)(x):
+    look = (
+        all_finite if x.numel() < _MANY else select("all_finite", x.device)
+    )  # to find a kernel takes as long as a small sum
+    if look(x):
         return None
     bad = (~torch.isfinite(x)).nonzero()
     return [int(place) for place in bad[0]] if len(bad) else None
@@ -118,7 +122,7 @@ def ask(neuron: Neuron, estimator: Estimator, a: Tensor, key: Key, state: State 
     registry.check_fit(neuron, estimator)
     wide = check_pre_activations(a, neuron)
     state = first_state(estimator, neuron, wide) if state is None else state
-    with torch.no_grad():
+    with torch.set_grad_enabled(False):  # no_grad, which takes longer
         draw = estimator.forward(neuron, wide, key, state)
         _check_draw(estimator, neuron, wide, key, draw)
     return draw, state
@@ -132,9 +136,9 @@ def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> 
             raise InvalidInput(f"{estimator.label()} needs the {name} at its points, of shape {list(wanted)}")
         if given is not None and given.shape != wanted:
             raise InvalidInput(f"{name} must have shape {list(wanted)}, not {list(given.shape)}")
-    widened = Feedback(*(None if x is None else x.detach().to(draw.a.dtype) for x in (feedback.loss, feedback.grad)))
+    widened = Feedback(_plain(feedback.loss, draw.a.dtype), _plain(feedback.grad, draw.a.dtype))
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(False):
             told = estimator.backward(draw, widened, state)
     except RuntimeError as error:
         if transformed():
@@ -145,6 +149,10 @@ def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> 
     _check_result(estimator, "backward", told[0], draw.a.shape)
     _check_state(estimator, "backward", told[1])
     return told
+
+
+def _plain(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if x is None else cast(x.detach(), dtype)
 
 
 def first_state(estimator: Estimator, neuron: Neuron, a: Tensor) -> State:
@@ -213,31 +221,30 @@ def expect(
         return outside
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     draw, state = ask(neuron, estimator, a, _to_key(seed), state)
-    points = draw.points.to(a.dtype)
+    points = cast(draw.points, a.dtype)
     if not torch.is_grad_enabled():
         return value_of(estimator, draw, _losses(f, points, neuron)), state
     loss, grad = _evaluate(f, points, neuron, estimator, keep_graph=True)
-    gradient, state = tell(estimator, draw, Feedback(loss.detach(), grad), state)
+    gradient, state = tell(estimator, draw, Feedback(loss, grad), state)
     value = value_of(estimator, draw, loss)
     if transformed():
         carrier = (a - a.detach()) * gradient.to(a.dtype)  # zero in value, and the estimate in gradient
         return value + carrier.flatten(a.ndim - neuron.event_ndim).sum(-1), state
-    if a.requires_grad:
-        value = _Carry.apply(value, a, gradient)  # type: ignore[no-untyped-call]
-    return value, state
+    return (_carry(value, a, gradient, neuron.event_ndim) if a.requires_grad else value), state
 
 
-class _Carry(torch.autograd.Function):
-    """The value as it is; backward puts the estimator's gradient on `a`."""
+def _carry(value: Tensor, a: Tensor, gradient: Tensor, event_ndim: int) -> Tensor:
+    """The bits of the value; backward puts the estimator's gradient on `a`.
 
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, a: Tensor, gradient: Tensor) -> Tensor:
-        ctx.gradient, ctx.dtype = gradient, a.dtype
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        return grad, (grad[(..., *[None] * (ctx.gradient.ndim - grad.ndim))] * ctx.gradient).to(ctx.dtype), None
+    It is Σ a · gradient, whose derivative is the gradient, with other numbers written over it: torch's own operations take less
+    time than a torch.autograd.Function.
+    """
+    carrier = cast((a * gradient).sum(tuple(range(-event_ndim, 0))), value.dtype)
+    if value.requires_grad:
+        carrier.detach().fill_(-0.0)  # what adds nothing, not even to -0.0
+        return value + carrier
+    carrier.detach().copy_(value)
+    return carrier
 
 
 @dataclass(frozen=True, eq=False)
@@ -480,8 +487,30 @@ def _evaluate(
         loss = _losses(f, points, neuron)
         if not loss.requires_grad:
             raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")
-        (grad,) = torch.autograd.grad(loss.sum(), points, retain_graph=keep_graph, allow_unused=True)
+        (grad,) = torch.autograd.grad(loss, points, torch.ones_like(loss), retain_graph=keep_graph, allow_unused=True)
+    if not (keep_graph and _depends_on_more(loss, points)):
+        loss = loss.detach()  # else backward would go through f once more, for nothing
     return loss, torch.zeros_like(points) if grad is None else grad
+
+
+def _depends_on_more(loss: Tensor, points: Tensor) -> bool:
+    """Whether `loss` is, or its graph leads to, another leaf than `points`, such as a parameter of f.
+
+    A function of its own in the graph may lead to parameters unseen, as a checkpoint's does.
+    """
+    if loss.is_leaf:
+        return True
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if isinstance(node, torch.autograd.function.BackwardCFunction):
+                return True
+            if getattr(node, "variable", points) is not points:
+                return True
+            nodes += [before for before, _ in node.next_functions]
+    return False
 
 
 def _draws(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradest.kernels import portable, select
-from gradest.kernels.reference import leading_sum, logit, sigmoid, softplus, widen
+from gradest.kernels.reference import cast, leading_sum, leave_one_out, logit, sigmoid, softplus, widen
 from gradest.plugin import Plugin
 from gradest.random import Key
 
@@ -37,6 +37,7 @@ _SHORTCUTS = {
     "antithetic": ("forward", "noise"),
     "pullback": ("forward", "noise", "backward"),
     "weighted_score": ("score",),
+    "leave_one_out_score": ("score", "weighted_score"),
 }
 """Methods that may be kernels, and the methods that they stand for."""
 
@@ -128,6 +129,13 @@ class Scored(Neuron):
         Subclasses that change score do not inherit a kernel.
         """
         return leading_sum(weights[(..., *[None] * self.event_ndim)] * self.score(h, a))
+
+    def leave_one_out_score(self, h: Tensor, a: Tensor, loss: Tensor) -> Tensor:
+        """`weighted_score` with (L_k - mean L) / (K - 1) for weights, of losses `[K, *batch]`, K > 1; perhaps in one pass.
+
+        Subclasses that change score or weighted_score do not inherit a kernel.
+        """
+        return self.weighted_score(h, a, leave_one_out(loss))
 
 
 class Discrete(Scored):
@@ -252,11 +260,20 @@ class LogisticBinary(Binary, Relaxable):
 
     def weighted_score(self, h: Tensor, a: Tensor, weights: Tensor) -> Tensor:
         """In one pass where there is a kernel."""
-        if any(x.requires_grad for x in (h, a, weights)) and torch.is_grad_enabled():
-            return super().weighted_score(h, a, weights)
+        scored = self._scored("logistic_score", h, a, weights)
+        return super().weighted_score(h, a, weights) if scored is None else scored
+
+    def leave_one_out_score(self, h: Tensor, a: Tensor, loss: Tensor) -> Tensor:
+        """In one pass where there is a kernel."""
+        scored = self._scored("leave_one_out_score", h, a, loss)
+        return super().leave_one_out_score(h, a, loss) if scored is None else scored
+
+    def _scored(self, kernel: str, h: Tensor, a: Tensor, of_points: Tensor) -> Tensor | None:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (h, a, of_points)):
+            return None  # autograd would want to see inside
         wide = widen(a)
-        kernel = select("logistic_score", a.device)
-        return kernel(wide, h.to(wide.dtype), weights.to(wide.dtype), self.high).to(a.dtype)  # type: ignore[no-any-return]
+        scored = select(kernel, a.device)(wide, cast(h, wide.dtype), cast(of_points, wide.dtype), self.high)
+        return cast(scored, a.dtype)
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """-softplus(-a) where high, -softplus(a) where low."""

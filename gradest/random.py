@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradest.errors import InvalidInput
 from gradest.kernels import fused, select
-from gradest.kernels.reference import signed_word, threefry, widen
+from gradest.kernels.reference import Word, as_tensors, cast, signed_word, threefry, widen
 
 __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
 
@@ -164,22 +164,23 @@ class Key:
         if draw is None or (moves and torch.is_grad_enabled()) or type(self).uniform is not Key.uniform:
             return None
         split = a.ndim - event_ndim
-        rows = a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
+        flat = a if split == a.ndim - 1 == 1 else a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
         written = {} if dtype is None else {"dtype": dtype}
-        h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(rows), *options, **written)
-        return h.to(dtype or a.dtype).reshape(len(h), *a.shape)
+        h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(flat), *options, **written)
+        h = cast(h, dtype or a.dtype)
+        return h if flat is a else h.reshape(len(h), *a.shape)
 
-    def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor, int]:
-        """The words that say which noise it is, flat over the batch: of the seed, of the row, and the stream."""
-        count = math.prod(batch_shape)
+    def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Word, Word], Word, int]:
+        """What says which noise it is, as `gradest.kernels.reference.uniform` takes it: of the seed, of the rows, the stream."""
 
-        def flat(value: Tensor | int) -> Tensor:
-            if isinstance(value, int):
-                return torch.full((count,), signed_word(value), dtype=torch.int32, device=device)
-            return _to_word(value).to(device).expand(batch_shape).reshape(-1)
+        def flat(value: Tensor | int) -> Word:
+            return value if isinstance(value, int) else _to_word(value).to(device).expand(batch_shape).reshape(-1)
 
-        rows = torch.arange(count, dtype=torch.int32, device=device) if self.rows is None else flat(self.rows)
-        return (flat(self.seed), flat(self.seed >> 32)), rows, self.stream
+        seed = flat(self.seed), flat(self.seed >> 32)
+        rows = math.prod(batch_shape) if self.rows is None else flat(self.rows)
+        if device.type == "cpu":
+            return seed, rows, self.stream
+        return *as_tensors(seed, rows, device), self.stream
 
     def _seed_words(self) -> tuple[Tensor, Tensor]:
         return _to_word(self.seed), _to_word(self.seed >> 32)

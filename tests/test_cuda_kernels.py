@@ -152,7 +152,14 @@ def test_pullbacks_have_the_references_bits(name, dtype, monkeypatch):
     assert torch.equal(found, neuron.backward(a.cpu(), neuron.noise(key, a.cpu(), 2), grad))
 
 
-BACKWARD = ["logistic_score", "antithetic_score", "gated_backward", "rectified_backward", "logistic_backward"]
+BACKWARD = [
+    "logistic_score",
+    "leave_one_out_score",
+    "antithetic_score",
+    "gated_backward",
+    "rectified_backward",
+    "logistic_backward",
+]
 
 
 @on_a_device
@@ -168,7 +175,8 @@ def test_backward_kernels_have_the_references_bits(kernel, dtype):
         weights = torch.randn(2 * draws, *shape[:-1], generator=generator, dtype=dtype)
         arguments = {
             "logistic_score": (a, h[:draws], weights[:draws], 0.7),
-            "antithetic_score": (a, h, weights[:draws], 0.7),
+            "leave_one_out_score": (a, h, weights, 0.7),
+            "antithetic_score": (a, h, weights, 0.7),
             "gated_backward": (a, h, grad),
             "rectified_backward": (h, grad),
             "logistic_backward": (a, grad[0], 1.3, 2.6),

@@ -273,7 +273,8 @@ def test_backward_kernels_have_the_references_bits(dtype, scale):
         pairs = torch.cat([h, h.flip(-1)])
         for name, arguments in (
             ("logistic_score", (a, h, weights, 1.0)),
-            ("antithetic_score", (a, pairs, weights, 1.0)),
+            ("antithetic_score", (a, pairs, torch.cat([weights, -weights.flip(-1)]), 1.0)),
+            *([("leave_one_out_score", (a, h, weights, 1.0))] if len(h) > 1 else []),
             ("logistic_backward", (a, grad[0], 1.3, 2.6)),
             ("gated_backward", (a, positive, grad)),
             ("rectified_backward", (positive, grad)),
@@ -300,8 +301,12 @@ def test_backward_kernels_are_the_derivatives():
         for found, wanted in (
             (cpu.logistic_score(a, h, weights, 1.0), (w * (b - p)).sum(0)),
             (
-                cpu.antithetic_score(a, torch.from_numpy(pairs), weights, 1.0),
-                (w * (b - b[..., ::-1])).sum(0) * special.expit(np.abs(a.numpy())),
+                cpu.leave_one_out_score(a, torch.cat([h, 1 - h]), torch.cat([weights, -weights]), 1.0),
+                (w * (2 * b - 1)).sum(0) / (2 * len(b) - 1),
+            ),
+            (
+                cpu.antithetic_score(a, torch.from_numpy(pairs), torch.cat([weights, -weights]), 1.0),
+                (w * (b - b[..., ::-1])).sum(0) / len(b) * special.expit(np.abs(a.numpy())),
             ),
             (cpu.logistic_backward(a, grad[0], 1.0, 2.0), 2 * p * (1 - p) * g[0]),
             (cpu.gated_backward(a, h * torch.from_numpy(p) ** 0.5, grad), b * g * p**0.5 * (1 - p) / 2),
@@ -437,6 +442,10 @@ def test_weighted_score_is_the_sum_of_scores(name):
     assert torch.allclose(neuron.weighted_score(h, a, weights), wanted, rtol=1e-12, atol=1e-14)
     moving = a.clone().requires_grad_()
     assert neuron.weighted_score(h, moving, weights).requires_grad
+    apart = (weights - weights.mean(0)) / 2
+    wanted = neuron.weighted_score(h, a, apart)
+    assert torch.allclose(neuron.leave_one_out_score(h, a, weights), wanted, rtol=1e-12, atol=1e-14)
+    assert neuron.leave_one_out_score(h, moving, weights).requires_grad
 
 
 @pytest.mark.parametrize("size", [10, 200_000])

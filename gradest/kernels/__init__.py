@@ -78,12 +78,12 @@ def conditional(device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _module(device: torch.device) -> Any:
-    return _import(f"gradest.kernels.{_chosen(device)}")
+    return _import("gradest.kernels." + _chosen(device))
 
 
 def _chosen(device: torch.device) -> str:
     wanted = os.environ.get("GRADEST_KERNELS", "")
-    if wanted not in ("", *_NAMES):
+    if wanted and wanted not in _NAMES:
         raise InvalidInput(f"GRADEST_KERNELS is {', '.join(_NAMES)}, or not set; it is {wanted!r}")
     if transformed():  # what torch.func transforms is plain torch, through which it sees
         return "reference"
@@ -94,8 +94,9 @@ def _chosen(device: torch.device) -> str:
                 "(for tests: with triton installed and TRITON_INTERPRET=1 the kernels are interpreted on the CPU)"
             )
         return "cuda"
-    there = device.type == "cpu" or (device.type == "cuda" and torch.version.hip is None and _has_triton())
-    return device.type if there and wanted in ("", device.type) else "reference"
+    kind = device.type
+    there = kind == "cpu" or (kind == "cuda" and torch.version.hip is None and _has_triton())
+    return kind if there and wanted in ("", kind) else "reference"
 
 
 @functools.cache

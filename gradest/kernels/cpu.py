@@ -28,6 +28,7 @@ from torch import Tensor
 
 from gradest.kernels import reference
 from gradest.kernels.portable import CONSTANTS, LANES
+from gradest.kernels.reference import Word
 
 __all__ = [
     "all_finite",
@@ -39,6 +40,7 @@ __all__ = [
     "concrete_pullback",
     "gated",
     "gated_backward",
+    "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
     "moments",
@@ -123,6 +125,54 @@ def _threefry(k0: Any, k1: Any, c0: Any, c1: Any) -> Any:
     return _fifth(x0, x1, k0, k1)
 
 
+def _at(x: Any, i: Any) -> Any:
+    """x[i], or x where it is one number for all."""
+    raise NotImplementedError
+
+
+@overload(_at, inline="always")
+def _(x: Any, i: Any) -> Any:
+    def one_for_each(x: Any, i: Any) -> Any:
+        return x[i]
+
+    def one_for_all(x: Any, i: Any) -> Any:
+        return x
+
+    return one_for_each if isinstance(x, types.Array) else one_for_all
+
+
+def _row(rows: Any, i: Any) -> Any:
+    """The number of row i: rows[i], or i where only their count is given."""
+    raise NotImplementedError
+
+
+@overload(_row, inline="always")
+def _(rows: Any, i: Any) -> Any:
+    def given(rows: Any, i: Any) -> Any:
+        return rows[i]
+
+    def counted(rows: Any, i: Any) -> Any:
+        return uint32(i)
+
+    return given if isinstance(rows, types.Array) else counted
+
+
+def _count(rows: Any) -> Any:
+    """How many rows there are."""
+    raise NotImplementedError
+
+
+@overload(_count, inline="always")
+def _(rows: Any) -> Any:
+    def given(rows: Any) -> Any:
+        return rows.size
+
+    def counted(rows: Any) -> Any:
+        return rows
+
+    return given if isinstance(rows, types.Array) else counted
+
+
 @_compiled
 def _prepare(
     seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, first: Any, last: Any, keys: Any, where: Any
@@ -133,7 +183,8 @@ def _prepare(
     """
     first_row, end_row = first // units, (last - 1) // units + 1
     for i in range(end_row - first_row):
-        keys[0, i], keys[1, i] = _threefry(seed0[first_row + i], seed1[first_row + i], rows[first_row + i], stream)
+        row = first_row + i
+        keys[0, i], keys[1, i] = _threefry(uint32(_at(seed0, row)), uint32(_at(seed1, row)), _row(rows, row), stream)
     if end_row == first_row + 1:
         where[0, 0], where[1, 0], where[2, 0] = keys[0, 0], keys[1, 0], uint32(first - first_row * units)
         return True
@@ -151,22 +202,6 @@ def _prepare(
 @_inlined
 def _float32(x0: Any) -> Any:
     return np.float32(np.int32((x0 >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
-
-
-def _at(x: Any, i: Any) -> Any:
-    """x[i], or x where it is one number for all."""
-    raise NotImplementedError
-
-
-@overload(_at, inline="always")
-def _(x: Any, i: Any) -> Any:
-    def one_for_each(x: Any, i: Any) -> Any:
-        return x[i]
-
-    def one_for_all(x: Any, i: Any) -> Any:
-        return x
-
-    return one_for_each if isinstance(x, types.Array) else one_for_all
 
 
 def _unit(x: Any, i: Any) -> Any:
@@ -445,7 +480,7 @@ def _binary(
     p, u = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         _sigmoids(x, p, u)
         for draw in range(len(out)):
@@ -464,7 +499,7 @@ def _antithetic(
     one, pairs = a.dtype.type(1), len(out) // 2
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         _sigmoids(a[at : at + size], p, u)
         for draw in range(pairs):
             _draw(where, in_row, draw, u[:size])
@@ -482,7 +517,7 @@ def _gated(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, fir
     r, u = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         _sigmoids(x, r, u)
         for i in range(size):
@@ -513,7 +548,7 @@ def _concrete(
     u, s, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
             _draw(where, in_row, draw, u[:size])
@@ -534,7 +569,7 @@ def _normal(
     u, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
             _draw(where, in_row, draw, u[:size])
@@ -555,7 +590,7 @@ def _rectified(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any,
     u = np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
             _draw(where, in_row, draw, u[:size])
@@ -591,7 +626,7 @@ def _one_hot(
     zero, one = a.dtype.type(0), a.dtype.type(1)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         for unit in range(0, size, classes):
             x, y = a[at + unit : at + unit + classes], w[unit : unit + classes]
             largest = x.max()
@@ -656,7 +691,7 @@ def _softmax(
     u, lanes = np.empty(block, a.dtype), np.empty(LANES, a.dtype)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
             _draw(where, in_row, draw, u[:size])
@@ -689,7 +724,7 @@ def _binomial(
     below, v, count = np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for i in range(size):
             ratio[i] = _exp(-np.float64(abs(x[i])))
@@ -722,7 +757,7 @@ def _poisson(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, f
     below, v, count = np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64), np.empty(_BLOCK, np.float64)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for i in range(size):
             rate[i] = _exp(-np.float64(abs(x[i])))
@@ -793,10 +828,23 @@ def _logistic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: An
 
 
 @_compiled
-def _antithetic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: Any, high: Any) -> None:
+def _leave_one_out_score(a: Any, h: Any, loss: Any, out: Any, first: Any, last: Any, high: Any) -> None:
+    count, units, weights = a.dtype.type(len(loss)), a.size // loss.shape[1], np.empty_like(loss)
+    for row in range(first // units, (last - 1) // units + 1):
+        mean = loss[0, row]
+        for k in range(1, len(loss)):
+            mean += loss[k, row]
+        mean /= count
+        for k in range(len(loss)):
+            weights[k, row] = (loss[k, row] - mean) / (count - a.dtype.type(1))
+    _logistic_score(a, h, weights, out, first, last, high)
+
+
+@_compiled
+def _antithetic_score(a: Any, h: Any, loss: Any, out: Any, first: Any, last: Any, high: Any) -> None:
     size_of, p, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     zero, one = a.dtype.type(0), a.dtype.type(1)
-    units, pairs = a.size // weights.shape[1], len(weights)
+    units, pairs, count = a.size // loss.shape[1], len(loss) // 2, a.dtype.type(len(loss))
     at = first
     while at < last:
         row = at // units
@@ -806,7 +854,8 @@ def _antithetic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: 
             magnitude[i] = abs(x[i])
         _sigmoids(magnitude, p, power)
         for k in range(pairs):
-            weight, one_of, other = weights[k, row], h[k, at : at + size], h[pairs + k, at : at + size]
+            weight = (loss[k, row] - loss[pairs + k, row]) / count
+            one_of, other = h[k, at : at + size], h[pairs + k, at : at + size]
             if k == 0:
                 for i in range(size):
                     total[i] = zero
@@ -857,7 +906,7 @@ def _concrete_pullback(
     q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
             _draw(where, in_row, draw, u[:size])
@@ -882,7 +931,7 @@ def _normal_pullback(
     q, power = np.empty(_BLOCK, a.dtype), np.empty(_BLOCK, a.dtype)
     for at in range(first, last, _BLOCK):
         size = min(_BLOCK, last - at)
-        in_row = _prepare(seed0, seed1, rows, stream, a.size // rows.size, at, at + size, keys, where)
+        in_row = _prepare(seed0, seed1, rows, stream, a.size // _count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
             _draw(where, in_row, draw, u[:size])
@@ -968,19 +1017,17 @@ def _add_squares(values: Any, mean: Any, total: Any, first: Any, last: Any) -> N
 # --- their callers -----------------------------------------------------------------------------------------------------------
 
 
-def uniform(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, units: int, dtype: torch.dtype
-) -> Tensor:
-    """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers."""
-    out = _empty(draws, len(rows), units, dtype=dtype)
+def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:
+    """Uniform numbers `[draws, rows, units]`, from the two words of the seed and the row numbers."""
+    out = _empty(draws, rows if isinstance(rows, int) else len(rows), units, dtype=dtype)
     flat, words = _flat(out, 1), _words(seed, rows, stream)
     _in_threads(lambda first, last: _uniform(*words, units, flat, first, last), flat.shape[1], draws)
     return out
 
 
 def binary(
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -1000,26 +1047,26 @@ def binary(
 
 
 def antithetic(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, pairs: int, a: Tensor, low: float, high: float
+    seed: tuple[Word, Word], rows: Word, stream: int, pairs: int, a: Tensor, low: float, high: float
 ) -> Tensor:
     """`binary` at u and at 1 - u, `[2 pairs, rows, units]`: first all at u, then all at 1 - u."""
     kind = _NUMPY[a.dtype]
     return _sampled(_antithetic, seed, rows, stream, pairs, a, kind(low), kind(low) + kind(high - low), points=2)
 
 
-def gated(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+def gated(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """r 1[u < r], r = √σ(a); arguments as for `binary`."""
     return _sampled(_gated, seed, rows, stream, draws, a)
 
 
-def rectified(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+def rectified(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """max(0, a + log(u / (1 - u))); arguments as for `binary`."""
     return _sampled(_rectified, seed, rows, stream, draws, a)
 
 
 def concrete(
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -1032,21 +1079,19 @@ def concrete(
     return _sampled(_concrete, seed, rows, stream, draws, a, kind(per_temperature), kind(lower), kind(width))
 
 
-def normal(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, std: float, shape: int
-) -> Tensor:
+def normal(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, std: float, shape: int) -> Tensor:
     """f(a + std Φ⁻¹(u)), f the identity for shape 0, max(0, ·) for 1, σ for 2; arguments as for `binary`."""
     return _sampled(_normal, seed, rows, stream, draws, a, _NUMPY[a.dtype](std), shape)
 
 
-def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
+def one_hot(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
     """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
     return _sampled(_one_hot, seed, rows, stream, draws, a, classes, size=classes)
 
 
 def softmax(
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -1057,12 +1102,12 @@ def softmax(
     return _sampled(_softmax, seed, rows, stream, draws, a, classes, _NUMPY[a.dtype](per_temperature), size=classes)
 
 
-def binomial(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, trials: int) -> Tensor:
+def binomial(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, trials: int) -> Tensor:
     """The number of k < trials with F(k) <= u, F the distribution function at p = σ(a); arguments as for `binary`."""
     return _sampled(_binomial, seed, rows, stream, draws, a, trials)
 
 
-def poisson(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+def poisson(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """The number of k with F(k) <= u, F the distribution function at the rate softplus(a); arguments as for `binary`."""
     return _sampled(_poisson, seed, rows, stream, draws, a)
 
@@ -1077,7 +1122,7 @@ def repeated(draws: int, a: Tensor, shape: int) -> Tensor:
 
 def all_finite(x: Tensor) -> bool:
     """As `reference.all_finite`, but never False where all are finite."""
-    if x.numel() < _PER_THREAD or x.dtype not in _NUMPY:
+    if x.dtype not in _NUMPY:
         return reference.all_finite(x)
     # the exponents of infinity and NaN are larger than all others
     constants = CONSTANTS[x.dtype]
@@ -1115,21 +1160,29 @@ def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor
     """As `reference.logistic_score`."""
     if len(h) > reference.FEW or not len(h):
         return reference.logistic_score(a, h, weights, high)
-    out = _empty(*a.shape, dtype=a.dtype)
-    given = _flat(a), _flat(h, 1), _flat(weights, 1), _flat(out)
-    high = _NUMPY[a.dtype](high)
-    _in_threads(lambda first, last: _logistic_score(*given, first, last, high), a.numel(), len(h))
-    return out
+    return _scored(_logistic_score, a, h, weights, high)
 
 
-def antithetic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+def leave_one_out_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
+    """As `reference.leave_one_out_score`."""
+    if len(h) > reference.FEW:
+        return reference.leave_one_out_score(a, h, loss, high)
+    return _scored(_leave_one_out_score, a, h, loss, high)
+
+
+def antithetic_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
     """As `reference.antithetic_score`."""
-    if len(weights) > reference.FEW or not len(weights):
-        return reference.antithetic_score(a, h, weights, high)
+    if len(h) > 2 * reference.FEW or not len(h):
+        return reference.antithetic_score(a, h, loss, high)
+    return _scored(_antithetic_score, a, h, loss, high)
+
+
+def _scored(kernel: Callable[..., None], a: Tensor, h: Tensor, of_points: Tensor, high: float) -> Tensor:
     out = _empty(*a.shape, dtype=a.dtype)
-    given = _flat(a), _flat(h, 1), _flat(weights, 1), _flat(out)
-    high = _NUMPY[a.dtype](high)
-    _in_threads(lambda first, last: _antithetic_score(*given, first, last, high), a.numel(), len(h))
+    given = _flat(a), _flat(h, 1), _flat(of_points, 1), _flat(out)
+    value = _NUMPY[a.dtype](high)
+    if a.numel():
+        _in_threads(lambda first, last: kernel(*given, first, last, value), a.numel(), len(h))
     return out
 
 
@@ -1143,8 +1196,8 @@ def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: fl
 
 
 def concrete_pullback(
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -1163,7 +1216,7 @@ def concrete_pullback(
 
 
 def normal_pullback(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
+    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
 ) -> Tensor:
     """grad · σ(x) σ(-x), x = a + std Φ⁻¹(u); arguments as for `concrete_pullback`."""
     return _sampled(_normal_pullback, seed, rows, stream, draws, a, _NUMPY[a.dtype](std), more=(_flat(grad, 1),))
@@ -1196,8 +1249,8 @@ def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:
 
 def _sampled(
     kernel: Callable[..., None],
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -1255,12 +1308,20 @@ def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 def _flat(x: Tensor, leading: int = 0) -> Any:
     """An array of the elements behind the leading dims, which shares the memory of a contiguous tensor."""
-    array = x.detach().contiguous().numpy()  # numpy takes a fraction of torch's time to change a shape
-    return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:]))
+    array = _array(x)  # numpy takes a fraction of torch's time to change a shape
+    return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:])) if leading else array.reshape(-1)
 
 
-def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> tuple[Any, ...]:
-    return (*(word.contiguous().numpy().view(np.uint32) for word in (*seed, rows)), np.uint32(stream))
+def _array(x: Tensor) -> Any:
+    return (x.detach() if x.requires_grad else x).contiguous().numpy()
+
+
+def _words(seed: tuple[Word, Word], rows: Word, stream: int) -> tuple[Any, ...]:
+    """The words as the kernels take them: a number for all rows of the seed, and how many rows; or arrays `[rows]`."""
+    if isinstance(rows, int) and isinstance(seed[0], int) and isinstance(seed[1], int):
+        return seed[0] & 0xFFFFFFFF, seed[1] & 0xFFFFFFFF, rows, np.uint32(stream)
+    seed, rows = reference.as_tensors(seed, rows)
+    return *(_array(word).view(np.uint32) for word in (*seed, rows)), np.uint32(stream)
 
 
 def _in_threads(work: Callable[[int, int], None], elements: int, cost: int) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gradest.kernels import reference
 from gradest.kernels.portable import CONSTANTS
-from gradest.kernels.reference import signed_word
+from gradest.kernels.reference import Word, signed_word
 
 __all__ = [
     "IEEE",
@@ -34,6 +34,7 @@ __all__ = [
     "concrete_pullback",
     "gated",
     "gated_backward",
+    "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
     "normal",
@@ -696,17 +697,16 @@ def _rectified_backward(draws, row_count, units, out, h, grad, ROWS: tl.constexp
 # --- their callers -----------------------------------------------------------------------------------------------------------
 
 
-def uniform(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, units: int, dtype: torch.dtype
-) -> Tensor:
-    """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers."""
+def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:
+    """Uniform numbers `[draws, rows, units]`, from the two words of the seed and the row numbers."""
+    seed, rows = reference.as_tensors(seed, rows)
     out = torch.empty(draws, len(rows), units, dtype=dtype, device=rows.device)
     return _by_tiles(_uniform, out, out.shape, words=_words(seed, rows, stream))
 
 
 def binary(
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -724,25 +724,25 @@ def binary(
 
 
 def antithetic(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, pairs: int, a: Tensor, low: float, high: float
+    seed: tuple[Word, Word], rows: Word, stream: int, pairs: int, a: Tensor, low: float, high: float
 ) -> Tensor:
     """`binary` at u and at 1 - u, `[2 pairs, rows, units]`: first all at u, then all at 1 - u."""
     return _sampled(_antithetic, seed, rows, stream, 2 * pairs, a, **_values(low, high, a.dtype))
 
 
-def gated(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+def gated(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """r 1[u < r], r = √σ(a); arguments as for `binary`."""
     return _sampled(_gated, seed, rows, stream, draws, a)
 
 
-def rectified(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+def rectified(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """max(0, a + log(u / (1 - u))); arguments as for `binary`."""
     return _sampled(_rectified, seed, rows, stream, draws, a)
 
 
 def concrete(
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -755,19 +755,17 @@ def concrete(
     return _sampled(_concrete, seed, rows, stream, draws, a, **options)
 
 
-def normal(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, std: float, shape: int
-) -> Tensor:
+def normal(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, std: float, shape: int) -> Tensor:
     """f(a + std Φ⁻¹(u)), f the identity for shape 0, max(0, ·) for 1, σ for 2; arguments as for `binary`."""
     return _sampled(_normal, seed, rows, stream, draws, a, STD=std, SHAPE=shape)
 
 
-def binomial(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, trials: int) -> Tensor:
+def binomial(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, trials: int) -> Tensor:
     """The number of k < trials with F(k) <= u, F the distribution function at p = σ(a); arguments as for `binary`."""
     return _sampled(_binomial, seed, rows, stream, draws, a, trials)
 
 
-def poisson(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor) -> Tensor:
+def poisson(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """The number of k with F(k) <= u, F the distribution function at the rate softplus(a); arguments as for `binary`."""
     return _sampled(_poisson, seed, rows, stream, draws, a)
 
@@ -778,14 +776,14 @@ def repeated(draws: int, a: Tensor, shape: int) -> Tensor:
     return _by_tiles(_repeated, out, (draws, 1, a.numel()), a, SHAPE=shape)
 
 
-def one_hot(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
+def one_hot(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
     """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
     return _of_classes(_one_hot, seed, rows, stream, draws, a, classes)
 
 
 def softmax(
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -798,8 +796,8 @@ def softmax(
 
 
 def concrete_pullback(
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -818,7 +816,7 @@ def concrete_pullback(
 
 
 def normal_pullback(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
+    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
 ) -> Tensor:
     """grad · σ(x) σ(-x), x = a + std Φ⁻¹(u); arguments as for `concrete_pullback`."""
     return _sampled(_normal_pullback, seed, rows, stream, draws, a, grad, STD=std)
@@ -839,11 +837,17 @@ def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor
     return _scored(_logistic_score, a, h, weights, high)
 
 
-def antithetic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
+def leave_one_out_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
+    """As `reference.leave_one_out_score`."""
+    return logistic_score(a, h, reference.leave_one_out(loss), high)
+
+
+def antithetic_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
     """As `reference.antithetic_score`."""
-    if len(weights) > reference.FEW:
-        return reference.antithetic_score(a, h, weights, high)
-    return _scored(_antithetic_score, a, h, weights, high)
+    at, at_mirror = loss.chunk(2)
+    if len(at) > reference.FEW:
+        return reference.antithetic_score(a, h, loss, high)
+    return _scored(_antithetic_score, a, h, (at - at_mirror) / len(h), high)
 
 
 def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
@@ -860,8 +864,8 @@ def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
 
 def _sampled(
     kernel: Any,
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -874,8 +878,8 @@ def _sampled(
 
 def _of_classes(
     kernel: Any,
-    seed: tuple[Tensor, Tensor],
-    rows: Tensor,
+    seed: tuple[Word, Word],
+    rows: Word,
     stream: int,
     draws: int,
     a: Tensor,
@@ -900,7 +904,8 @@ def _scored(kernel: Any, a: Tensor, h: Tensor, weights: Tensor, high: float) -> 
     return _by_tiles(kernel, out, (len(weights), a.numel() // max(1, units), units), a, h, weights, HIGH=high)
 
 
-def _words(seed: tuple[Tensor, Tensor], rows: Tensor, stream: int) -> _Words:
+def _words(seed: tuple[Word, Word], rows: Word, stream: int) -> _Words:
+    seed, rows = reference.as_tensors(seed, rows)
     return *seed, rows, signed_word(stream)
 
 

@@ -20,12 +20,17 @@ from gradest.kernels import portable
 
 __all__ = [
     "FEW",
+    "Word",
     "all_finite",
     "antithetic_score",
+    "as_tensors",
+    "cast",
     "concrete_backward",
     "gated_backward",
     "leading_mean",
     "leading_sum",
+    "leave_one_out",
+    "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
     "logit",
@@ -45,6 +50,9 @@ __all__ = [
 FEW = 8
 """Up to so many terms `leading_sum` adds one to the other from the first on, as the kernels do."""
 
+Word = Tensor | int
+"""What tells rows apart: int32 tensors `[rows]` of words, or an int: the one word of all, or how many rows count up from 0."""
+
 _TERMS = 1 << 14
 _MASK32 = 0xFFFFFFFF
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -53,6 +61,11 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 def widen(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32, in which all arithmetic on them is done; wider types as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x.to(dtype), which takes torch its time even where there is nothing to do."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def sigmoid(x: Tensor) -> Tensor:
@@ -124,10 +137,25 @@ def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor
     return leading_sum(weights[..., None] * torch.where(h == high, q, -p))
 
 
-def antithetic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
-    """Σ_k weights_k (b_k - b~_k) σ(|a|), b `[K, *a.shape]` where the first half of h `[2K, *a.shape]` is high, b~ the second."""
-    is_high = (h == high).to(a.dtype)
-    first, second = is_high.chunk(2)
+def leave_one_out(loss: Tensor) -> Tensor:
+    """(L_k - mean L) / (K - 1), of losses `[K, *batch]`: what is left of each when the mean of the others is taken off, by K."""
+    return (loss - leading_mean(loss)) / (len(loss) - 1)
+
+
+def leave_one_out_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
+    """`logistic_score` with the weights that `leave_one_out` makes of losses `[K, *batch]`, K > 1."""
+    return logistic_score(a, h, leave_one_out(loss), high)
+
+
+def antithetic_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
+    """(1/2n) Σ_k (L_k - L~_k)(b_k - b~_k) σ(|a|), with one event dim.
+
+    L and b are of the first half of the losses `[2n, *batch]` and of h `[2n, *a.shape]`, b where it is high; L~ and b~ of the
+    second half.
+    """
+    at, at_mirror = loss.chunk(2)
+    weights = (at - at_mirror) / len(h)
+    first, second = (h == high).to(a.dtype).chunk(2)
     return leading_sum(weights[..., None] * (first - second)) * portable.sigmoid(a.abs())
 
 
@@ -194,13 +222,22 @@ def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tupl
     return x0, x1
 
 
-def uniform(
-    seed: tuple[Tensor, Tensor], rows: Tensor, stream: int, draws: int, units: int, dtype: torch.dtype
-) -> Tensor:
-    """Uniform numbers `[draws, rows, units]`, from int32 words `[rows]` of the seed and of the row numbers.
+def as_tensors(
+    seed: tuple[Word, Word], rows: Word, device: torch.device | str = "cpu"
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """The words of the seed and of the rows, `[rows]` each."""
+    if isinstance(rows, int):
+        rows = torch.arange(rows, dtype=torch.int32, device=device)
+    first, second = (torch.full_like(rows, signed_word(word)) if isinstance(word, int) else word for word in seed)
+    return (first, second), rows
+
+
+def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:
+    """Uniform numbers `[draws, rows, units]`, from the two words of the seed and the row numbers.
 
     A row's key is Threefry(seed, (row, stream)); a number's word is Threefry(key, (unit, draw)).
     """
+    seed, rows = as_tensors(seed, rows)
     word = torch.tensor(signed_word(stream), dtype=torch.int32, device=rows.device)
     key0, key1 = (key[:, None] for key in threefry(seed, (rows, word)))
     unit = torch.arange(units, dtype=torch.int32, device=rows.device)

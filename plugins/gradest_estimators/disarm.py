@@ -31,6 +31,4 @@ class Disarm(Antithetic):
 def disarm(pairs: Tensor, loss: Tensor, draw: Draw) -> Tensor:
     """The mean of the estimate over pairs, from points `[2n, ...]` in the order of `Antithetic` and losses `[2n, *batch]`."""
     assert isinstance(draw.neuron, Binary)
-    at, at_mirror = loss.chunk(2)
-    kernel = select("antithetic_score", draw.a.device)
-    return kernel(draw.a, pairs, (at - at_mirror) / len(pairs), draw.neuron.high)  # type: ignore[no-any-return]
+    return select("antithetic_score", draw.a.device)(draw.a, pairs, loss, draw.neuron.high)  # type: ignore[no-any-return]

@@ -6,8 +6,8 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.estimator import Draw, Feedback, State
-from gradest.kernels.reference import leading_mean
-from gradest_estimators._score import ScoreFunction, weighted_score
+from gradest.neuron import Discrete
+from gradest_estimators._score import ScoreFunction
 
 
 class Rloo(ScoreFunction):
@@ -23,6 +23,5 @@ class Rloo(ScoreFunction):
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Σ_k (L_k - mean L) score_k / (K - 1)."""
-        loss = feedback.get_loss()
-        centred = loss - leading_mean(loss)
-        return weighted_score(draw, centred / (self.samples - 1)), state
+        assert isinstance(draw.neuron, Discrete)
+        return draw.neuron.leave_one_out_score(draw.points, draw.a, feedback.get_loss()), state
