@@ -384,3 +384,43 @@ def test_the_largest_numbers_are_finite(dtype):
     for bad in (torch.nan, torch.inf, -torch.inf):
         with pytest.raises(InvalidInput, match=r"a\[1, 2\] is"):
             gradest.sample("bernoulli", torch.cat([a, torch.tensor([[0, 1, bad]], dtype=dtype)]), seed=1)
+
+
+def test_backward_goes_through_f_once_where_f_has_no_parameters():
+    passes = []
+
+    def f(h):
+        inside = h * 2
+        if inside.requires_grad:
+            inside.register_hook(lambda grad: passes.append(grad))
+        return inside.square().sum(-1)
+
+    a = torch.randn(3, 4, requires_grad=True)
+    loss, _ = gradest.expect(f, a, "bernoulli", "straight_through", seed=1)
+    loss.sum().backward()
+    assert len(passes) == 1
+
+
+class Hidden(torch.autograd.Function):
+    """The square times a weight that its graph does not show."""
+
+    weight = torch.nn.Parameter(torch.tensor(3.0))
+
+    @staticmethod
+    def forward(ctx, h):
+        ctx.save_for_backward(h)
+        return Hidden.weight.detach() * h**2
+
+    @staticmethod
+    def backward(ctx, grad):
+        (h,) = ctx.saved_tensors
+        Hidden.weight.grad = (grad * h**2).sum()
+        return 2 * grad * Hidden.weight.detach() * h
+
+
+def test_a_function_of_its_own_in_f_is_gone_through_by_backward():
+    a = torch.randn(3, 4, requires_grad=True)
+    loss, _ = gradest.expect(lambda h: Hidden.apply(h).sum(-1), a, "bernoulli", "straight_through", seed=1)
+    Hidden.weight.grad = None
+    loss.sum().backward()
+    assert Hidden.weight.grad == gradest.sample("bernoulli", a, seed=1).sum()
