@@ -1,4 +1,4 @@
-"""`gradest train`, whose flags are the settings of a run, and `gradest reproduce binary-vae`."""
+"""`gradest train`, whose flags are the settings of a run, and `gradest reproduce`, where it trains."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from gradest.cli.arguments import Json, build_settings, read_spec, settings_comm
 from gradest.cli.display import print_json, show
 from gradest.errors import InvalidInput
 from gradest.experiments import training
+from gradest.experiments.bengio2013.rows import choose_rows
+from gradest.experiments.bengio2013.run import reproduce_bengio2013
+from gradest.experiments.data import load_or_fetch
 from gradest.experiments.gaters import compare_gaters, to_table
 from gradest.experiments.settings import Settings
 from gradest.experiments.vae.images import load_images
 from gradest.experiments.vae.run import list_runs, reproduce_binary_vae
 from gradest.experiments.vae.settings import Kl
 
-__all__ = ["reproduce_vae", "train"]
+__all__ = ["reproduce_table", "reproduce_vae", "train"]
 
 
 def _train(
@@ -67,3 +70,10 @@ def reproduce_vae(
     given = {} if steps is None else {"steps": steps}
     runs = list_runs(specs, networks or None, samples=samples, seeds=seeds, quick=quick, kl=kl, **given)
     print(reproduce_binary_vae(out, runs, load_images(data_dir), progress=True))
+
+
+def reproduce_table(out: Path, data_dir: Path | None, rows: list[str], epochs: int | None, **options: Any) -> None:
+    """Do the runs, and print the report's path."""
+    given = options if epochs is None else {**options, "epochs": epochs}
+    chosen = choose_rows(rows or None)
+    print(reproduce_bengio2013(out, chosen, load_or_fetch(data_dir), progress=True, **given))
