@@ -152,11 +152,16 @@ def _verdict(row: Row, runs: list[_Run]) -> str:
         said = "within two standard errors of the figure, which chance alone explains"
     else:
         said = f"**more than two standard errors {side}: not what the source reports**"
-    share = fmean(run.results["test"]["open_share"] for run in runs)
     target = runs[0].settings.target()
-    opened = ""
-    if target is not None and abs(share - target) > TOLERANCE:
-        opened = f" **{100 * share:.1f} % of the gates are open, not {100 * target:.0f} ± {100 * TOLERANCE:.0f} %.**"
+    shares = {
+        "on the test images": fmean(run.results["test"]["open_share"] for run in runs),
+        "in training": fmean(run.epochs[-1]["open"] for run in runs),
+    }
+    opened = "".join(
+        f" **{100 * share:.1f} % of the gates are open {where}, not {100 * target:.0f} ± {100 * TOLERANCE:.0f} %.**"
+        for where, share in shares.items()
+        if target is not None and abs(round(share, 2) - target) > TOLERANCE + 1e-9
+    )
     return (
         f"- {row.title}: test error {100 * here:.2f} %, {100 * abs(gap):.2f} points {side} the published "
         f"{100 * published:.2f} %; {said} (one is {100 * error:.2f} points).{opened}"
@@ -204,7 +209,7 @@ def _search(row: Row, path: Path) -> str:
             name.replace(",", ", "),
             f"{100 * found['error']:.2f}",
             f"{found['loss']:.3f}",
-            f"{100 * found['open_share']:.1f}",
+            f"{100 * found['open']:.1f}",
             "chosen" if name == record.results.get("chosen") else "",
         ]
         for name, found in trials.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def train_row(
     KeyboardInterrupt after the step and its checkpoint.
     """
     versions = {"gradest": version("gradest"), "torch": torch.__version__}
-    record = Record(folder / RECORD, {**settings.model_dump(mode="json"), **versions})
+    record = Record(folder / RECORD, {**json.loads(settings.model_dump_json()), **versions})
     steps = settings.epochs * settings.steps(data)
     if "valid" in record.results and ("test" in record.results or not test):
         tick(steps)
