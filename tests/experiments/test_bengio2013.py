@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 from gradest.cli import app
-from gradest.errors import GradestError, InvalidInput
+from gradest.errors import GradestError, InvalidInput, InvalidOptions
 from gradest.experiments.bengio2013 import report, training
 from gradest.experiments.bengio2013.noise import BetaNoise
 from gradest.experiments.bengio2013.rows import ROWS, choose_rows
@@ -274,6 +274,20 @@ def test_what_was_written_after_a_checkpoint_is_written_once(tmp_path, monkeypat
     assert results_of(tmp_path / "cut") == results_of(tmp_path / "whole")
 
 
+def test_a_run_may_learn_from_the_first_images_alone(tmp_path):
+    data = tiny_data()
+    few = Dataset(Split(data.train.x[:17], data.train.y[:17]), data.valid, data.test, 3)
+    settings = row_of("straight_through").settings(**TINY)
+    train_row(settings.model_copy(update={"images": 17}), data, tmp_path / "first")
+    train_row(settings, few, tmp_path / "few")
+    assert results_of(tmp_path / "first") == results_of(tmp_path / "few")
+    assert results_of(tmp_path / "few")["steps"] == 9
+    with pytest.raises(InvalidOptions, match="images"):
+        row_of("sigmoid").settings(images=0)
+    with pytest.raises(InvalidOptions, match="learning_rte"):
+        row_of("sigmoid").settings(learning_rte=0.1)
+
+
 def test_other_settings_are_refused(tmp_path):
     train_row(row_of("sigmoid").settings(**TINY), tiny_data(), tmp_path)
     with pytest.raises(InvalidInput, match=r"other settings: epochs 3 \(now 4\)"):
@@ -408,6 +422,6 @@ def test_the_command_line_reproduces(tmp_path):
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(tmp_path / "out/report.md")
     settings = json.loads((tmp_path / "out/sigmoid/seed-0" / RECORD).read_text())["settings"]
-    assert (settings["gates"], settings["hidden"], settings["epochs"]) == (200, 400, 1)
+    assert [settings[name] for name in ("gates", "hidden", "epochs", "images")] == [200, 400, 2, 20_000]
     done = CliRunner().invoke(app, [*(str(word) for word in words), "--epochs", "1", "--minutes", "1"])
     assert "give one of them" in str(done.exception)

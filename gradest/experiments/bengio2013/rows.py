@@ -15,7 +15,7 @@ __all__ = ["QUICK", "ROWS", "Row", "choose_rows"]
 
 _MNIST: dict[str, Any] = {"data": "mnist", "hidden": 400, "gates": 2000, "batch": 32, "sparsity": 0.1, "max_norm": 2.0}
 
-QUICK: dict[str, Any] = {"epochs": 1}
+QUICK: dict[str, Any] = {"epochs": 2, "images": 20_000}
 """The settings of a run of seconds."""
 
 
@@ -56,7 +56,7 @@ class Row:
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
 
 
-_BY_NAME = {gater.name: gater for gater in GATERS}
+_NOISY_RECTIFIER, _STRAIGHT_THROUGH, _TIMES_SMOOTH, _BINARY, _RECTIFIER, _NOISY_SIGMOID, _SIGMOID = GATERS
 _L1: dict[str, Any] = {
     "penalty": "l1",
     "penalty_weight": 1e-5,
@@ -68,7 +68,7 @@ _DENSE: dict[str, Any] = {"penalty": "none", "momentum": 0.0, "gater_scale": 1.0
 
 ROWS = (
     Row(
-        _BY_NAME["noisy_rectifier"],
+        _NOISY_RECTIFIER,
         "noisy rectifier",
         criterion=6.7e-4,
         epochs=60,
@@ -76,7 +76,7 @@ ROWS = (
         grid={"learning_rate": (0.03, 0.1, 0.3)},
     ),
     Row(
-        _BY_NAME["straight_through"],
+        _STRAIGHT_THROUGH,
         "straight-through",
         criterion=3.3e-3,
         epochs=60,
@@ -84,7 +84,7 @@ ROWS = (
         grid={"penalty_weight": (0.01, 0.1), "learning_rate": (0.1, 0.3)},
     ),
     Row(
-        _BY_NAME["stochastic_times_smooth"],
+        _TIMES_SMOOTH,
         "stochastic times smooth",
         criterion=4.4e-3,
         epochs=60,
@@ -92,7 +92,7 @@ ROWS = (
         grid={"penalty_weight": (0.001, 0.01), "learning_rate": (0.1, 0.3)},
     ),
     Row(
-        _BY_NAME["stochastic_binary"],
+        _BINARY,
         "stochastic binary, unbiased",
         criterion=9.9e-3,
         epochs=60,
@@ -100,15 +100,15 @@ ROWS = (
         grid={"penalty_weight": (0.03, 1.0), "gater_scale": (0.01, 0.03), "learning_rate": (0.1, 0.3)},
     ),
     Row(
-        _BY_NAME["rectifier"],
-        "rectifier",
+        _RECTIFIER,
+        "rectifier without noise",
         criterion=6.3e-5,
         epochs=60,
         stated=_L1,
         grid={"learning_rate": (0.03, 0.1, 0.3)},
     ),
     Row(
-        _BY_NAME["noisy_sigmoid"],
+        _NOISY_SIGMOID,
         "sigmoid + noise, 200 units",
         criterion=1.8e-3,
         epochs=100,
@@ -116,7 +116,7 @@ ROWS = (
         grid={"learning_rate": (0.1, 0.3)},
     ),
     Row(
-        _BY_NAME["sigmoid"],
+        _SIGMOID,
         "sigmoid, 200 units",
         criterion=3.2e-3,
         epochs=150,

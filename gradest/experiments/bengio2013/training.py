@@ -112,7 +112,7 @@ class _Run:
     """All that changes while a run goes on."""
 
     def __init__(self, settings: RowSettings, data: Dataset) -> None:
-        self.settings, self.data = settings, data
+        self.settings, self.data, self.train = settings, data, settings.split(data)
         self.steps = settings.steps(data)
         torch.default_generator.manual_seed(settings.seed)
         self.network = build_row(settings, data.pixels, data.classes)
@@ -132,7 +132,7 @@ class _Run:
     def learn(self) -> None:
         """One step of SGD."""
         began = time.perf_counter()
-        network, split, optimizer = self.network, self.data.train, self.optimizer
+        network, split, optimizer = self.network, self.train, self.optimizer
         if not network.training:
             network.train()
         rate = self.settings.learning_rate * self.settings.rate_at(self.step / (self.settings.epochs * self.steps))
@@ -161,7 +161,7 @@ class _Run:
         if self.settings.threshold is not None:
             network.unit.threshold.fill_(self.settings.threshold)
         elif self.settings.evaluation == "threshold":
-            network.calibrate(self.data.train.x[:_CALIBRATION], self.settings.sparsity)
+            network.calibrate(self.train.x[:_CALIBRATION], self.settings.sparsity)
         valid = score(network, self.data.valid)
         if not self.best or valid.error < self.best["error"]:
             self.best = {"epoch": epoch, **valid.model_dump()}
@@ -175,7 +175,7 @@ class _Run:
     def finish(self, test: bool) -> dict[str, Any]:
         """The scores of the best weights, which the network is given."""
         self.network.load_state_dict(self.best_weights)
-        found = {"steps": self.step, "train": score(self.network, self.data.train).model_dump(), "valid": self.best}
+        found = {"steps": self.step, "train": score(self.network, self.train).model_dump(), "valid": self.best}
         return {**found, "test": score(self.network, self.data.test).model_dump()} if test else found
 
     def state(self) -> dict[str, Any]:
@@ -209,6 +209,6 @@ class _Run:
         if not self._order or place == 0:
             seed = Key(self.settings.seed).fold_in(epoch).seed
             assert isinstance(seed, int)
-            order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(seed))
+            order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
             self._order = torch.split(order.to(self.settings.device), self.settings.batch)
         return self._order[place]
