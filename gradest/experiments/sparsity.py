@@ -119,6 +119,4 @@ def limit_norm(module: nn.Module, limit: float) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             norm = layer.weight.norm(dim=1, keepdim=True)
-            over = (norm > limit).flatten().nonzero().flatten()  # few rows, and most of the weights are not written
-            if len(over):
-                layer.weight.index_copy_(0, over, layer.weight[over] * (limit / norm[over]))
+            layer.weight *= torch.where(norm > limit, limit / norm, 1.0)
