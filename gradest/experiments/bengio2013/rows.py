@@ -23,9 +23,9 @@ QUICK: dict[str, Any] = {"epochs": 2, "images": 20_000}
 class Row:
     """A row of the table.
 
-    gater: its pair, and the errors that the source reports. criterion: the training criterion that it reports.
-    stated: its own settings by the source. chosen: what the search chose; it goes before what is stated.
-    grid: what is searched, values by setting. epochs: what 15 minutes buy on two cores, about.
+    gater: its pair, and the errors that the source reports. criterion: the training criterion that it reports. epochs: what 15
+    minutes buy, about. stated: its own settings by the source. grid: what is searched, values by setting. chosen: what the
+    search chose from it, which goes before what is stated; where it is empty, the defaults are the source's.
     """
 
     gater: Gater

@@ -40,9 +40,8 @@ def reproduce_bengio2013(
     """Train the rows, each seed of them in its own folder under `out`, and return the path of the report of all that are there.
 
     search: choose each row's settings by its grid first, in runs of three epochs. minutes: take as many epochs as that buys a
-    run on this machine now, instead of the row's; a run that is there keeps what it began with. quick: two epochs
-    of 20,000 images, one in a trial.
-    options: of `Row.settings`, for every run.
+    run on this machine now, instead of the row's; a run that is there keeps what it began with. quick: two epochs of 20,000
+    images, one in a trial. options: of `Row.settings`, for every run.
 
     Run again with the same arguments, it goes on after the last checkpoint, and comes to the same numbers on the same machine.
     Raises GradestError if plots cannot be written or a run diverges, InvalidInput if a folder holds other settings.
