@@ -392,7 +392,7 @@ def test_backward_goes_through_f_once_where_f_has_no_parameters():
     def f(h):
         inside = h * 2
         if inside.requires_grad:
-            inside.register_hook(lambda grad: passes.append(grad))
+            inside.register_hook(passes.append)
         return inside.square().sum(-1)
 
     a = torch.randn(3, 4, requires_grad=True)

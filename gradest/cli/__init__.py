@@ -451,6 +451,43 @@ def block_gated(
     reproduce_blocks(out, data_dir, estimators or [], size or [], seeds, quick, **options)
 
 
+@reproduce.command()
+def bengio2013(
+    out: Annotated[Path, typer.Option(help="A folder for runs, plots (SVG, PNG) and report.md.")] = Path(
+        "runs/bengio2013"
+    ),
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where MNIST's IDX files are; else $GRADEST_DATA, else it is fetched from OpenML."),
+    ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(help="A row of the table, such as straight_through; may be repeated. Seven, if not given."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row: seeds 0, 1, ...")] = 1,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Of each run; what takes 15 minutes, if not given.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Of each run: as many epochs as this machine does in them.")
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="Choose each row's settings by validation error first, in short runs.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Two epochs of 20,000 images: three minutes.")] = False,
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+) -> None:
+    """The table of the paper in which these neurons were introduced: gates of 2000 experts on MNIST. Two hours.
+
+    Run again into the same folder, it goes on where it stopped.
+    """
+    from gradest.cli.training import reproduce_table
+
+    if epochs is not None and minutes is not None:
+        raise InvalidInput("--epochs and --minutes both say how long a run is: give one of them")
+    reproduce_table(
+        out, data_dir, rows or [], epochs, seeds=seeds, minutes=minutes, search=search, quick=quick, device=device
+    )
+
+
 @app.command()
 def demo() -> None:
     """Show what gradest does, in about two minutes."""

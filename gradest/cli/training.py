@@ -1,4 +1,4 @@
-"""`gradest train`, whose flags are the settings of a run, `gradest reproduce binary-vae` and `gradest reproduce block-gated`."""
+"""`gradest train`, whose flags are the settings of a run, and `gradest reproduce`, where it trains."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from gradest.cli.arguments import Json, build_settings, read_spec, settings_comm
 from gradest.cli.display import print_json, show
 from gradest.errors import InvalidInput
 from gradest.experiments import training
+from gradest.experiments.bengio2013.rows import choose_rows
+from gradest.experiments.bengio2013.run import reproduce_bengio2013
 from gradest.experiments.blocks.run import reproduce_block_gated
 from gradest.experiments.blocks.settings import list_runs as list_block_runs
-from gradest.experiments.data import load
+from gradest.experiments.data import load, load_or_fetch
 from gradest.experiments.gaters import compare_gaters, to_table
 from gradest.experiments.settings import Settings
 from gradest.experiments.vae.images import load_images
 from gradest.experiments.vae.run import list_runs, reproduce_binary_vae
 from gradest.experiments.vae.settings import Kl
 
-__all__ = ["reproduce_blocks", "reproduce_vae", "train"]
+__all__ = ["reproduce_blocks", "reproduce_table", "reproduce_vae", "train"]
 
 
 def _train(
@@ -84,3 +86,10 @@ def reproduce_blocks(
     options = {name: value for name, value in given.items() if value is not None}
     runs = list_block_runs(specs, sizes or None, seeds=seeds, quick=quick, **options)
     print(reproduce_block_gated(out, runs, load("mnist", data_dir), progress=True))
+
+
+def reproduce_table(out: Path, data_dir: Path | None, rows: list[str], epochs: int | None, **options: Any) -> None:
+    """Do the runs, and print the report's path."""
+    given = options if epochs is None else {**options, "epochs": epochs}
+    chosen = choose_rows(rows or None)
+    print(reproduce_bengio2013(out, chosen, load_or_fetch(data_dir), progress=True, **given))

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from gradest.errors import GradestError, InvalidInput
 
-__all__ = ["Dataset", "DatasetName", "Split", "load", "read_idx"]
+__all__ = ["Dataset", "DatasetName", "Split", "load", "load_or_fetch", "read_idx"]
 
 DatasetName = Literal["digits", "mnist"]
 
 _CLASSES = 10
+_TEST = 10_000  # the last of MNIST's images
 _GZIP_MAGIC = b"\x1f\x8b"
 _UNSIGNED_BYTE = 0x08
 _MNIST_FILES = (
@@ -79,6 +80,26 @@ def load(name: DatasetName, data_dir: str | Path | None = None) -> Dataset:
     if name == "mnist":
         return _load_mnist(_find_mnist(data_dir))
     raise InvalidInput(f"no dataset is named {name!r}; there are: digits, mnist")
+
+
+def load_or_fetch(data_dir: str | Path | None = None) -> Dataset:
+    """MNIST as `load` reads it or, where neither `data_dir` nor $GRADEST_DATA is given, as scikit-learn fetches it from OpenML.
+
+    scikit-learn keeps it for the next time. Raises what `load` raises, GradestError where there is no network.
+    """
+    if data_dir is not None or os.environ.get("GRADEST_DATA"):
+        return load("mnist", data_dir)
+    try:
+        from sklearn.datasets import fetch_openml  # noqa: PLC0415  # an extra
+
+        x, y = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False, parser="liac-arff")
+    except (ImportError, OSError) as error:
+        raise GradestError(
+            f"MNIST's files are not given, and scikit-learn did not fetch them ({error}): give the folder of the four IDX "
+            "files as data_dir or in GRADEST_DATA, or pip install 'gradest[data]' where there is a network"
+        ) from error
+    images = Split(torch.from_numpy(x).float() / 255, torch.from_numpy(y.astype("int64")))
+    return _split(Split(images.x[:-_TEST], images.y[:-_TEST]), Split(images.x[-_TEST:], images.y[-_TEST:]))
 
 
 def read_idx(path: str | Path) -> Tensor:
@@ -155,8 +176,10 @@ def _find_mnist(data_dir: str | Path | None) -> tuple[Path, ...]:
 
 
 def _load_mnist(files: tuple[Path, ...]) -> Dataset:
-    learn = _images_and_labels(files[0], files[1])
-    test = _images_and_labels(files[2], files[3])
+    return _split(_images_and_labels(files[0], files[1]), _images_and_labels(files[2], files[3]))
+
+
+def _split(learn: Split, test: Split) -> Dataset:
     held_out = len(learn) // 6  # 10,000 of the 60,000
     cut = len(learn) - held_out
     return Dataset(Split(learn.x[:cut], learn.y[:cut]), Split(learn.x[cut:], learn.y[cut:]), test)

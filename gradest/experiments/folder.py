@@ -72,7 +72,7 @@ class RunFolder:
 
         Raises InvalidInput if the folder holds another run, or one by other versions of gradest or torch.
         """
-        now = cls(path, experiment, settings.model_dump(mode="json"), _versions())
+        now = cls(path, experiment, _plain(settings.model_dump(mode="json")), _versions())
         if path is None or not cls.is_at(path):
             if path and (path / _CHECKPOINT).exists():
                 raise InvalidInput(
@@ -225,7 +225,7 @@ def _versions() -> dict[str, str]:
 def _with_defaults(model: type[BaseModel], settings: dict[str, Any]) -> dict[str, Any]:
     """Settings in which those are filled in that the model did not have when they were written."""
     try:
-        return model.model_validate(settings).model_dump(mode="json")
+        return _plain(model.model_validate(settings).model_dump(mode="json"))  # type: ignore[no-any-return]
     except ValidationError:
         return settings
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradest.errors import GradestError, InvalidInput
-from gradest.experiments.data import load, read_idx
+from gradest.experiments.data import load, load_or_fetch, read_idx
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -155,3 +155,39 @@ def test_the_real_files(mnist_home):
     assert data.pixels == 784
     assert data.test.y[:5].tolist() == [7, 2, 1, 0, 4]
     assert float(data.train.x.mean()) == pytest.approx(0.1307, abs=2e-3)
+
+
+def test_mnist_is_fetched_where_no_folder_is_given(tmp_path, monkeypatch):
+    """60,000 images to learn from, less the last sixth, and the last 10,000 to test on, by the order of the bytes."""
+    asked = []
+
+    def fetch(name, **options):
+        asked.append((name, options["version"]))
+        x = numpy.arange(70_000, dtype=numpy.float64)[:, None] % 256
+        return x, numpy.array([str(image % 10) for image in range(70_000)], dtype=object)
+
+    numpy = pytest.importorskip("numpy")
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)
+    data = load_or_fetch()
+    assert asked == [("mnist_784", 1)]
+    for split, first, count in ((data.train, 0, 50_000), (data.valid, 50_000, 10_000), (data.test, 60_000, 10_000)):
+        image = torch.arange(first, first + count)
+        torch.testing.assert_close(split.x, (image % 256)[:, None] / 255)
+        assert torch.equal(split.y, image % 10)
+    write_mnist(tmp_path)
+    assert len(load_or_fetch(tmp_path).test) == 5
+    monkeypatch.setenv("GRADEST_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(GradestError, match="searched"):
+        load_or_fetch()
+    assert len(asked) == 1
+
+
+def test_without_a_network_mnist_says_what_to_do(monkeypatch):
+    pytest.importorskip("sklearn")
+
+    def fetch(*given, **options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)
+    with pytest.raises(GradestError, match=r"no route to host.*GRADEST_DATA"):
+        load_or_fetch()

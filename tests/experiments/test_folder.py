@@ -37,15 +37,16 @@ def finished(path: Path, steps: int = 3) -> RunFolder:
 
 
 def test_a_run_comes_back_as_it_was(tmp_path):
-    folder = finished(tmp_path)
-    found = RunFolder.read(tmp_path)
+    path = tmp_path / "runs/one"
+    folder = finished(path)
+    found = RunFolder.read(path)
     assert found == folder
     assert found.settings == {"seed": 0, "steps": 3, "later": "a default"}
     assert [(row["step"], row["loss"]) for row in found.rows("train")] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert found.rows("valid") == []
     assert found.load()["step"] == 3
-    assert RunFolder.enter(tmp_path, "numbers", Numbers()).results == {"test": 0.5}
-    assert list_folders(tmp_path.parent) == [tmp_path]
+    assert RunFolder.enter(path, "numbers", Numbers()).results == {"test": 0.5}
+    assert list_folders(tmp_path) == [path]
 
 
 def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
