@@ -93,10 +93,13 @@ def test_health_and_version(http):
     assert found.keys() == {"gradest", "plugin_api", "torch", "python"}
 
 
-def test_the_front_page_is_the_documentation(http):
-    answer = http.get("/")
+def test_without_the_page_the_front_is_the_documentation(start, http, refused):
+    service = start(page=False)
+    answer = service.get("/")
     assert answer.status_code == 307
-    assert answer.headers["location"] == "/docs"
+    assert answer.headers["location"] == "docs"
+    refused(service.get("/page/app.js"), 404)
+    refused(start(page=False, docs=False).get("/"), 404)
     assert "text/html" in http.get("/docs").headers["content-type"]
 
 
