@@ -32,10 +32,6 @@ def chart(name: str, rows: Sequence[Mapping[str, Any]], title: str) -> Any:
         import altair  # noqa: PLC0415  # an extra
     except ImportError as error:
         raise GradestError("charts need altair: pip install 'gradest[plot]'") from error
-    whole = {
-        **definition(name),
-        "title": title,
-        "config": definition("config"),
-        "datasets": {"rows": to_jsonable_python(rows, inf_nan_mode="strings")},
-    }
+    datasets = {"rows": to_jsonable_python(rows, inf_nan_mode="strings")}
+    whole = {**definition(name), "title": title, "config": definition("config"), "datasets": datasets}
     return altair.Chart.from_dict(whole)

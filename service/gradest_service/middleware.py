@@ -105,7 +105,7 @@ class Envelope:
 
     async def _pass_on(self, scope: Scope, headers: Headers, exchange: _Exchange) -> None:
         """Let the application answer in a task of its own, which outlives the answer where its work cannot be stopped."""
-        free = scope["path"] in self._free
+        free = scope["path"].removeprefix(scope.get("root_path", "")) in self._free
         if self._keys is not None and not free:
             exchange.call.key = self._keys.identify(headers.getlist("authorization"))
             exchange.call.key.admit()

@@ -320,6 +320,7 @@ class Description(BaseModel):
 
     name: str
     summary: str
+    formula: str = Field(description="in LaTeX")
     reference: str
     options: dict[str, Any] = Field(description="the JSON Schema of its options")
     capabilities: list[str]

@@ -1,5 +1,5 @@
 // Estimators side by side: a comparison with live progress, its table and its charts.
-import { el, field, save, show as number } from "./dom.js";
+import { el, field, folded, save, show as number } from "./dom.js";
 import { events, get, post, trouble } from "./api.js";
 import { keep } from "./app.js";
 import { Chart, prepare } from "./charts.js";
@@ -71,16 +71,14 @@ class Compare {
         el("form", { class: "controls", "aria-label": "What is compared", onsubmit: (event) => (event.preventDefault(), this.run()) },
           el("div", { class: "row" }, this.start, this.halt),
           this.numbers.element,
-          this.neuron.element,
-          this.objective.element,
-          el("fieldset", {}, el("legend", {}, "How much"), field("draws of each", this.draws), field("seed", this.seed)),
-          el("fieldset", {}, el("legend", {}, "Estimators"),
+          el("fieldset", {}, el("legend", {}, "How much"), el("div", { class: "row" }, field("draws of each", this.draws), field("seed", this.seed))),
+          folded(this.neuron.element, this.objective.element, el("fieldset", {}, el("legend", {}, "Estimators"),
             el("div", { class: "row" },
               el("button", { type: "button", class: "quiet", onclick: () => this.estimators.tick(true) }, "all"),
               el("button", { type: "button", class: "quiet", onclick: () => this.estimators.tick(false) }, "none")),
-            this.chosen),
+            this.chosen)),
         ),
-        el("div", { class: "pictures" }, this.bar, this.said, this.downloads, this.table, this.figures, this.code.element),
+        this.pictures = el("div", { class: "pictures" }, this.bar, this.said, this.downloads, this.table, this.figures, this.code.element),
       ),
     );
     this.code.update();
@@ -143,6 +141,7 @@ class Compare {
       return;
     }
     this.halt.disabled = false;
+    this.pictures.setAttribute("aria-busy", "true");
     this.bar.hidden = false;
     this.bar.value = 0;
     const done = new Map();
@@ -165,6 +164,7 @@ class Compare {
     } finally {
       if (this.running === running) {
         this.halt.disabled = true;
+        this.pictures.setAttribute("aria-busy", "false");
         this.bar.hidden = true;
       }
     }

@@ -27,6 +27,10 @@ export function field(label, control, hint = "") {
   return el("div", { class: "field" }, parts);
 }
 
+// Controls that a small screen shows when they are asked for.
+export const folded = (...children) =>
+  el("details", { class: "folded", open: matchMedia("(min-width: 821px)").matches }, el("summary", {}, "Neuron, objective, estimators"), el("div", { class: "controls" }, children));
+
 export function select(names, chosen, onchange) {
   const control = el("select", { onchange: () => onchange(control.value) });
   control.append(...names.map((name) => el("option", { selected: name === chosen }, name)));

@@ -1,7 +1,7 @@
 // The playground: what a neuron gives, what the loss is, and where each estimator's single draws fall.
 //
 // A cloud is one request: a batch of equal rows, each with noise of its own, and one draw.
-import { el, field, select, show as number } from "./dom.js";
+import { el, folded, show as number } from "./dom.js";
 import { get, post, trouble } from "./api.js";
 import { keep } from "./app.js";
 import { Chart, prepare } from "./charts.js";
@@ -53,12 +53,10 @@ class Playground {
       el("div", { class: "bench" },
         el("form", { class: "controls", "aria-label": "What is shown", onsubmit: (event) => event.preventDefault() },
           this.numbers.element,
-          this.neuron.element,
-          this.objective.element,
-          el("fieldset", {}, el("legend", {}, "Estimators"), this.chosen),
           el("button", { type: "button", onclick: () => this.#redraw() }, "Other noise"),
+          folded(this.neuron.element, this.objective.element, el("fieldset", {}, el("legend", {}, "Estimators"), this.chosen)),
         ),
-        el("div", { class: "pictures" },
+        this.pictures = el("div", { class: "pictures", "aria-busy": "true" },
           el("section", { "aria-label": "The neuron and its loss" },
             el("div", { class: "grid" },
               el("figure", {}, this.charts.distribution.host, this.facts),
@@ -68,7 +66,7 @@ class Playground {
           ),
           el("section", { "aria-labelledby": "clouds-title" },
             el("h2", { id: "clouds-title" }, "Single draws of the gradient"),
-            el("p", { class: "quiet-text" }, "A dot is one draw. The red cross is the exact gradient; the bars span two standard errors to either side of the mean."),
+            el("p", { class: "quiet-text" }, "A dot is a draw, or as many as its area says. The red cross is the exact gradient; the bars span two standard errors to either side of the mean."),
             this.clouds,
             el("p", {}, this.more),
           ),
@@ -127,6 +125,7 @@ class Playground {
   // Soon, and at most one at a time: what is on its way may arrive, but not for long.
   schedule() {
     clearTimeout(this.timer);
+    this.pictures.setAttribute("aria-busy", "true");
     this.timer = setTimeout(() => {
       if (this.running && performance.now() - this.began < PATIENCE) this.schedule();
       else this.run();
@@ -153,8 +152,7 @@ class Playground {
     this.running = null;
     const wrong = found.find((one) => one.status === "rejected");
     trouble(wrong?.reason ?? null);
-    if (wrong) running.abort();
-    document.dispatchEvent(new CustomEvent("drawn", { detail: performance.now() - this.began }));
+    this.pictures.setAttribute("aria-busy", "false");
   }
 
   // Rows of a in which one or two numbers take other values.
@@ -240,7 +238,7 @@ class Playground {
       return;
     }
     const y = flat[next];
-    const half = EDGE / (GRID - 1);
+    const half = (1.03 * EDGE) / (GRID - 1); // a little overlap: no seams
     const size = Math.hypot(gradient[unit], gradient[next]) || 1;
     const reach = 2.2;
     await known.draw({
@@ -315,7 +313,7 @@ class Card {
     const middle = alone ? 0 : mean[next];
     await this.chart.draw(
       {
-        rows: draws.map(place),
+        rows: together(draws.map(place)),
         mean: [{ x: left, x2: right, y: middle, y2: middle }, { x: mean[unit], x2: mean[unit], y: down, y2: above }],
         exact: exact === null ? [] : [place(exact, 0.809017 / 0.618034)].map((one) => (alone ? { ...one, y: 0 } : one)),
       },
@@ -337,6 +335,17 @@ function summary(answer) {
     evaluations: answer.evaluations,
     exact: answer.exact && flatten(answer.exact.gradient[0]),
   };
+}
+
+// Draws that fall on one place, as many do where units are binary, as one dot with their share.
+function together(places) {
+  const found = new Map();
+  for (const place of places) {
+    const key = `${place.x} ${place.y}`;
+    if (found.has(key)) found.get(key).share += 1 / places.length;
+    else found.set(key, { ...place, share: 1 / places.length });
+  }
+  return [...found.values()];
 }
 
 const average = (numbers) => numbers.reduce((sum, one) => sum + one, 0) / numbers.length;
