@@ -76,11 +76,11 @@ def test_the_figures_are_those_of_the_library(visit):
         r"-?\d+\.\d+", note
     )
     for at, estimator in enumerate(CASE["estimators"]):
-        draws = gradest.estimate(loss, a.expand(600, 2), "bernoulli", estimator, draws=1, seed=7).gradient.double()
+        draws = gradest.estimate(loss, a.expand(400, 2), "bernoulli", estimator, draws=1, seed=7).gradient.double()
         card = page.locator(".clouds .card").nth(at)
         bias, error = (float(x) for x in fact(card, "bias").split(" ± "))
         assert bias == pytest.approx(float(draws.mean(0)[0] - gradient[0]), rel=0.02, abs=1e-6)
-        assert error == pytest.approx(float(draws.std(0)[0]) / 600**0.5, rel=0.05)
+        assert error == pytest.approx(float(draws.std(0)[0]) / 400**0.5, rel=0.05)
         assert float(fact(card, "variance")) == pytest.approx(float(draws.var(0).mean()), rel=0.01)
         cost = 1 if at else 2
         assert float(fact(card, "evaluations")) == cost
@@ -94,8 +94,6 @@ def test_the_figures_are_those_of_the_library(visit):
 def test_numbers_can_be_pasted(visit, neuron, text):
     page = visit(link("playground", neuron=neuron))
     wait_for_pictures(page)
-    if neuron == "categorical":
-        page.get_by_label("event_ndim").select_option("2")
     page.get_by_label("or paste numbers").fill(text)
     page.get_by_label("or paste numbers").press("Tab")
     wait_for_pictures(page)
@@ -191,12 +189,11 @@ def test_a_picture_that_nobody_waits_for_is_cancelled(visit, gate, caplog):
     assert gate.asked.acquire(timeout=20)
     page.wait_for_timeout(300)  # longer than the page lets a picture be on its way
     page.get_by_label("a of unit 1").fill("1")
-    until = time.monotonic() + 20
-    while not any(record.getMessage().find("499") >= 0 for record in caplog.records):
-        assert time.monotonic() < until
-        page.wait_for_timeout(20)
+    page.wait_for_timeout(300)
     gate.open.set()
     wait_for_pictures(page)
+    gone = [record for record in caplog.records if "499" in record.getMessage()]
+    assert len(gone) >= 2
 
 
 # --- compare ---

@@ -14,7 +14,7 @@ const VIEWS = {
 const main = find("#main");
 let leave = new AbortController();
 let first = true;
-let written = "";
+let written = null; // the address, where the view that is shown has written it
 
 // The state that the address holds, as JSON after a question mark.
 function read() {

@@ -40,6 +40,7 @@ class Compare {
     this.neuron = new Choice("Neuron", catalog.neurons, state.neuron, () => this.#refit());
     this.objective = new Choice("Objective", catalog.objectives, state.objective, changed);
     this.numbers = new Numbers(state.a, this.neuron.description.event_ndim, changed);
+    this.objective.imply("event_ndim", this.numbers.dims);
     this.draws = el("input", { type: "number", min: 1, step: 1, value: state.draws, oninput: changed });
     this.seed = el("input", { type: "number", min: 0, step: 1, value: state.seed, oninput: changed });
     this.chosen = el("div");
@@ -95,7 +96,6 @@ class Compare {
     const dims = this.neuron.description.event_ndim;
     if (dims !== this.numbers.dims) {
       this.numbers.set([], dims);
-      this.objective.imply("event_ndim", dims);
     }
     this.#fit(this.estimators.specs());
     this.#changed();
@@ -104,6 +104,7 @@ class Compare {
   // What is on screen no longer answers what is asked.
   #changed() {
     this.ran = false;
+    this.objective.imply("event_ndim", this.numbers.dims);
     this.#remember();
   }
 

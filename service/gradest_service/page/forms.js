@@ -92,9 +92,11 @@ export class Choice {
     return specOf(this.select.value, this.form.values());
   }
 
-  // Sets an option that another choice implies, where there is one of this name.
+  // Sets an option that another choice implies, where there is one of this name and it is something else.
   imply(name, value) {
-    if (name in (this.description.options.properties ?? {})) this.#show({ ...this.form.values(), [name]: value });
+    const option = this.description.options.properties?.[name];
+    const values = this.form.values();
+    if (option && (values[name] ?? option.default) !== value) this.#show({ ...values, [name]: value });
   }
 
   #show(options) {
