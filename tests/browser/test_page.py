@@ -192,8 +192,8 @@ def test_a_picture_that_nobody_waits_for_is_cancelled(visit, gate, caplog):
     page.wait_for_timeout(300)
     gate.open.set()
     wait_for_pictures(page)
-    gone = [record for record in caplog.records if "499" in record.getMessage()]
-    assert len(gone) >= 2
+    # of a request whose client went away, before it had an answer
+    assert 499 in [record.fields["status"] for record in caplog.records if hasattr(record, "fields")]
 
 
 # --- compare ---
@@ -303,11 +303,10 @@ def test_the_registry_shows_all(visit, monkeypatch):
     monkeypatch.setattr(gradest.registry, "_failures", (failure,))
     page = visit("#/registry")
     page.get_by_role("heading", name="Registry").wait_for()
-    for table in (gradest.registry.neurons, gradest.registry.estimators, gradest.registry.objectives):
-        for name in table:
-            assert page.get_by_role("link", name=name, exact=True).count(), name
+    registry = gradest.registry
+    assert page.locator("h3 a").all_inner_texts() == [*registry.estimators, *registry.neurons, *registry.objectives]
     assert "no module named 'acme'" in page.locator("section", has_text="Did not load").first.inner_text()
-    page.get_by_role("searchbox").fill("antithetic pairs")
+    page.locator("input[type=search]").fill("antithetic pairs")
     assert page.locator(".card:visible h3").all_inner_texts() == ["arm", "disarm"]
 
 

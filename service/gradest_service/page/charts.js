@@ -28,7 +28,10 @@ function definition(name) {
 
 export const prepare = () => (library ||= load());
 
-function themed(config) {
+// Below this width, in pixels, a legend stands under its chart.
+const NARROW = 480;
+
+function themed(config, width) {
   const style = getComputedStyle(document.body);
   const faint = { gridColor: style.color, gridOpacity: 0.1, domainColor: style.color, domainOpacity: 0.3, tickColor: style.color, tickOpacity: 0.3 };
   return {
@@ -37,7 +40,14 @@ function themed(config) {
     background: style.backgroundColor,
     view: { stroke: null },
     axis: { ...config.axis, ...faint, labelColor: style.color, titleColor: style.color },
-    legend: { ...config.legend, labelColor: style.color, titleColor: style.color },
+    legend: {
+      ...config.legend,
+      labelColor: style.color,
+      titleColor: style.color,
+      symbolBaseFillColor: style.color,
+      symbolBaseStrokeColor: style.color,
+      ...(width < NARROW ? { orient: "bottom", columns: 2 } : {}),
+    },
     title: { ...config.title, color: style.color },
     line: { color: style.color },
   };
@@ -45,10 +55,9 @@ function themed(config) {
 
 // One chart: a definition by its name, in an element of its own. `text` says in words what it shows.
 export class Chart {
-  constructor(name, text, { legend = true, title = true } = {}) {
+  constructor(name, text) {
     this.name = name;
     this.host = el("div", { class: "chart", role: "img", "aria-label": text });
-    this.options = { legend, title };
     this.rows = {};
     this.signals = {};
   }
@@ -71,9 +80,7 @@ export class Chart {
   async #make() {
     const [{ vega, vegaLite, expressionInterpreter }, found, config] = await Promise.all([prepare(), definition(this.name), definition("config")]);
     const whole = { ...structuredClone(found), width: "container", autosize: { type: "fit-x", contains: "padding" } };
-    if (!this.options.title) delete whole.title;
-    const compiled = vegaLite.compile(whole, { config: themed(config) }).spec;
-    if (!this.options.legend) compiled.legends = [];
+    const compiled = vegaLite.compile(whole, { config: themed(config, this.host.clientWidth) }).spec;
     const view = new vega.View(vega.parse(compiled, null, { ast: true }), {
       expr: expressionInterpreter,
       renderer: "canvas",

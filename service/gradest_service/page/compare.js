@@ -51,7 +51,7 @@ class Compare {
     this.said = el("p", { role: "status", class: "quiet-text" }, "Nothing is computed yet.");
     this.table = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Results", hidden: true });
     this.charts = {
-      bias: new Chart("bias", "Bias against variance", { legend: true }),
+      bias: new Chart("bias", "Bias against variance"),
       error: new Chart("error", "Error against evaluations"),
       variance: new Chart("variance", "Variance against p"),
     };
