@@ -8,7 +8,7 @@ export async function show(root, { view, name }) {
   const entry = await get(`v1/${view}/${encodeURIComponent(name)}`);
   const kind = view.slice(0, -1);
   const options = Object.entries(entry.options.properties ?? {});
-  root.append(
+  root.append(el("div", {},
     el("p", {}, el("a", { href: "#/registry" }, "Registry"), ` / ${kind}`),
     el("h1", {}, entry.name),
     el("p", { class: "lead" }, entry.summary),
@@ -20,14 +20,14 @@ export async function show(root, { view, name }) {
     options.length
       ? el("section", {}, el("h2", {}, "Options"), table(
           ["option", "default", "what it is"],
-          options.map(([key, option]) => [key, "default" in option ? JSON.stringify(option.default) : "required", option.description ?? ""]),
+          options.map(([key, option]) => [key, "default" in option ? option.default === null ? "none" : JSON.stringify(option.default) : "required", option.description ?? ""]),
         ))
       : null,
     entry.capabilities.length ? el("p", {}, `Capabilities: ${entry.capabilities.join(", ")}.`) : null,
     view === "neurons" ? el("section", {}, el("h2", {}, "Estimators that fit"), links("estimators", entry.estimators)) : null,
     view === "estimators" ? el("section", {}, el("h2", {}, "On each neuron"), fits(entry)) : null,
     view === "estimators" ? el("section", {}, el("h2", {}, "Certificate"), certificates(entry)) : null,
-  );
+  ));
   return { title: entry.name };
 }
 

@@ -18,7 +18,7 @@ export async function show(root) {
         return made;
       })));
   const sift = () => cards.forEach(([made, text]) => (made.hidden = !text.includes(filter.value.trim().toLowerCase())));
-  root.append(
+  root.append(el("div", {},
     el("h1", {}, "Registry"),
     filter,
     failures.length
@@ -33,7 +33,7 @@ export async function show(root) {
     el("section", { "aria-labelledby": "plugins-title" }, el("h2", { id: "plugins-title" }, "Plugins"),
       table(["distribution", "version", ...KINDS], plugins.map((one) => [one.distribution, one.version, ...KINDS.map((kind) => one[kind].length)])),
       failures.length ? null : el("p", { class: "quiet-text" }, "All of them loaded.")),
-  );
+  ));
   return { title: "Registry" };
 }
 
