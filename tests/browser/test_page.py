@@ -304,7 +304,7 @@ def test_the_registry_shows_all(visit, monkeypatch):
     page = visit("#/registry")
     page.get_by_role("heading", name="Registry").wait_for()
     registry = gradest.registry
-    assert page.locator("h3 a").all_inner_texts() == [*registry.estimators, *registry.neurons, *registry.objectives]
+    assert page.locator("h3 a").all_text_contents() == [*registry.estimators, *registry.neurons, *registry.objectives]
     assert "no module named 'acme'" in page.locator("section", has_text="Did not load").first.inner_text()
     page.locator("input[type=search]").fill("antithetic pairs")
     assert page.locator(".card:visible h3").all_inner_texts() == ["arm", "disarm"]

@@ -19,6 +19,7 @@ export function formula(latex, display = true) {
   const host = el(display ? "div" : "span", { class: "formula" }, latex);
   if (display) host.tabIndex = 0; // it may scroll
   (library ||= load())
+    .then((katex) => new Promise((done) => (globalThis.requestIdleCallback ?? setTimeout)(() => done(katex)))) // the page stays free
     .then((katex) => katex.render(latex, host, { displayMode: display, throwOnError: false, strict: "ignore" }))
     .catch(() => {});
   return host;
