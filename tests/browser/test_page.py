@@ -477,8 +477,15 @@ def test_every_view_is_accessible_and_fits(visit, view, theme, width):
     if view in ("playground", "compare"):
         wait_for_pictures(page)
     else:
-        page.locator(".katex-html").first.wait_for()
+        page.wait_for_function("!document.querySelector('.formula:not(:has(.katex))')")
+    page.wait_for_timeout(200)  # the picture is to be complete
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert (
+        page.evaluate(
+            "(({scrollHeight, clientHeight}) => scrollHeight - clientHeight)(document.querySelector('.view'))"
+        )
+        == 0
+    )
     page.screenshot(path=f"runs/page/{view}_{theme}_{width}.png", full_page=view != "registry")
     assert not re.search(r"\b(null|undefined|NaN)\b", page.locator("main").inner_text())
     found = axe.Axe().run(page, context={"exclude": [".katex"]}).response["violations"]

@@ -49,7 +49,7 @@ async function route() {
   trouble(null);
   try {
     const module = await VIEWS[view]();
-    const root = el("div", { class: `view ${view}` });
+    const root = el("div", { class: "view" });
     const { title, start } = await module.show(root, { view, name, state, signal });
     if (signal.aborted) return;
     document.title = `${title} · gradest`;

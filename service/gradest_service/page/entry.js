@@ -15,7 +15,7 @@ export async function show(root, { view, name }) {
     entry.formula ? formula(entry.formula) : null,
     tags(entry),
     el("p", {}, tryIt(view, entry)),
-    entry.options.description ? el("div", { class: "prose" }, entry.options.description) : null,
+    entry.options.description ? el("div", { class: "prose" }, paragraphs(entry.options.description)) : null,
     entry.reference ? el("p", {}, "Source: ", linked(entry.reference), ".") : null,
     options.length
       ? el("section", {}, el("h2", {}, "Options"), table(
@@ -30,6 +30,12 @@ export async function show(root, { view, name }) {
   ));
   return { title: entry.name };
 }
+
+// A docstring: paragraphs, what is indented as it stands, and names of code between backquotes.
+const paragraphs = (text) =>
+  text.split(/\n{2,}/).map((part) =>
+    /^ /m.test(part) ? el("pre", { tabindex: "0" }, part) : el("p", {}, part.replaceAll("\n", " ").split("`").map((words, at) => (at % 2 ? el("code", {}, words) : words))),
+  );
 
 const links = (kind, names) => el("ul", { class: "tags" }, names.map((one) => el("li", {}, el("a", { href: `#/${kind}/${encodeURIComponent(one)}` }, one))));
 
