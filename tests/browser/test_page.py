@@ -477,7 +477,8 @@ def test_every_view_is_accessible_and_fits(visit, view, theme, width):
     if view in ("playground", "compare"):
         wait_for_pictures(page)
     else:
-        page.wait_for_function(
+        page.locator(".katex-html").first.wait_for()
+        page.locator(".formula:not(:has(.katex))").first.wait_for(state="detached")
             "document.querySelector('.katex') && !document.querySelector('.formula:not(:has(.katex))')"
         )
     page.wait_for_timeout(200)  # the picture is to be complete
