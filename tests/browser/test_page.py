@@ -479,8 +479,6 @@ def test_every_view_is_accessible_and_fits(visit, view, theme, width):
     else:
         page.locator(".katex-html").first.wait_for()
         page.locator(".formula:not(:has(.katex))").first.wait_for(state="detached")
-            "document.querySelector('.katex') && !document.querySelector('.formula:not(:has(.katex))')"
-        )
     page.wait_for_timeout(200)  # the picture is to be complete
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert (
