@@ -8,15 +8,25 @@ PEERS := $(VENV)/.peers
 # The machine's cores run whole tests side by side; a test of small tensors gains nothing from threads of its own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
-.PHONY: test lint demo bench clean
+.PHONY: test lint chromium demo bench clean
 
-test: lint
+test: lint chromium
 	$(PYTEST) -n 2 --dist loadgroup -m "not gpu and not benchmark"
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Debian's own, which the browser tests drive; without it they are skipped.
+chromium:
+	@command -v chromium >/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null; \
+		else \
+			echo "The tests of the page are skipped. They need Chromium: apt-get install chromium, as root."; \
+		fi; \
+	}
 
 demo: $(READY)
 	$(BIN)/gradest demo

@@ -180,6 +180,7 @@ def _describe(cls: type[Plugin], base: type[Plugin]) -> dict[str, Any]:
     return {
         "name": cls.name,
         "summary": cls.summary,
+        "formula": cls.formula,
         "reference": cls.reference,
         "options": cls.model_json_schema(),
         # the contract's own classes between this one and the base of its kind

@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from gradest.errors import GradestError, TooManyPoints
+from gradest.charts import chart
+from gradest.errors import TooManyPoints
 from gradest.estimator import Estimator, Target, event_shape
 from gradest.expectation import Estimate, EstimatorSpec, NeuronSpec, check_pre_activations, closed_form, estimate
 from gradest.neuron import Neuron
@@ -98,32 +99,16 @@ class Comparison:
         lines += [_line([_show(cell) for cell in asdict(row).values()]) for row in self.rows]
         return "\n".join(lines)
 
-    def chart(self) -> Any:
-        """An altair chart: bias against variance, one point an estimator; both axes logarithmic where they can be.
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return self.to_markdown()
+
+    def chart(self, name: Literal["bias", "error"] = "bias") -> Any:
+        """An altair chart, as on the service's page: bias against variance, or error against evaluations of the loss.
 
         Needs the extra `gradest[plot]`.
         """
-        try:
-            import altair  # noqa: PLC0415  # an extra
-        except ImportError as error:
-            raise GradestError("charts need altair: pip install 'gradest[plot]'") from error
-        floor = 1e-12  # where a log axis puts an estimator without variance
-        points = [
-            {
-                "estimator": row.estimator,
-                "variance of one draw": max(row.variance, floor),
-                "root mean square error of the mean": max(row.bias or 0.0, floor),
-                "claimed bias": row.claim,
-            }
-            for row in self.rows
-        ]
-        x = altair.X("variance of one draw:Q").scale(type="log").axis(format="~e", tickCount=6)
-        y = altair.Y("root mean square error of the mean:Q").scale(type="log").axis(format="~e", tickCount=6)
-        chart = altair.Chart(altair.InlineData(values=points)).mark_point(filled=True, size=140, opacity=0.9)
-        # a legend and no labels: unbiased estimators lie close together
-        color = altair.Color("estimator:N").legend(labelLimit=0)
-        encoded = chart.encode(x=x, y=y, color=color, shape="claimed bias:N", tooltip="estimator:N")
-        return encoded.properties(width=520, height=320, title=f"{self.neuron}, {self.draws} draws")
+        return chart(name, [asdict(row) for row in self.rows], f"{self.neuron}, {self.draws} draws")
 
 
 def compare(

@@ -34,10 +34,11 @@ TensorOption = Annotated[
 class Plugin(BaseModel, ABC):
     """A frozen pydantic model whose fields are the plugin's options; CLI flags, API fields and checks derive from them.
 
-    A concrete plugin sets three class attributes and declares its options as fields with defaults:
+    A concrete plugin sets these class attributes and declares its options as fields with defaults:
 
         name: how users and requests call it, in lower_snake_case;
         summary: one line, shown in tables;
+        formula: what it computes, in LaTeX, or "" to leave that to the docstring;
         reference: authors, year and arXiv id of where it comes from, or "" for what has no source;
         examples: sets of options that the conformance kit builds and checks, by default the defaults alone.
     """
@@ -52,6 +53,7 @@ class Plugin(BaseModel, ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    formula: ClassVar[str] = ""
     reference: ClassVar[str] = ""
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from importlib.util import find_spec
 
@@ -22,11 +23,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that need what this machine lacks are skipped, with the reason."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    if item.get_closest_marker("browser") and not (item.config.chromium and find_spec("playwright")):
+        pytest.skip("needs Chromium, and playwright")
     if item.get_closest_marker("ray") and find_spec("ray") is None:
         pytest.skip("needs ray")
 
 
-def pytest_configure() -> None:
-    """A shell that starts the tests in the background has them ignore SIGINT, which some of them send."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Look for Chromium. And a shell that starts the tests in the background has them ignore SIGINT, which some of them send."""
+    config.chromium = shutil.which("chromium") or shutil.which("chromium-browser")  # type: ignore[attr-defined]
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

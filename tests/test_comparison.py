@@ -65,9 +65,6 @@ def test_forms():
     lines = table.to_markdown().splitlines()
     assert len(lines) == 3
     assert {line.count("|") for line in lines} == {11}
-    ((point,),) = table.chart().to_dict()["datasets"].values()
-    assert point["estimator"] == "rloo"
-    assert point["variance of one draw"] == table.rows[0].variance
 
 
 def test_incompatible_estimators_are_refused_before_any_work():

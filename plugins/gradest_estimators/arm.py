@@ -18,6 +18,7 @@ class Arm(Antithetic):
     name = "arm"
     summary = "antithetic pairs, weighted with their noise"
     reference = "Yin, Zhou 2018, arXiv 1807.11143"
+    formula = r"\hat g_i = \bigl(L(\tilde h) - L(h)\bigr)\bigl(u_i - \tfrac12\bigr)"
 
     examples = ({}, {"samples": 4})
 

@@ -26,6 +26,7 @@ class Arms(UnbiasedBinary):
     name = "arms"
     summary = "K samples that repel each other, with leave-one-out baselines"
     reference = "Dimitriev, Zhou 2021, arXiv 2105.14141"
+    formula = r"\hat g = \frac{1}{K-1} \sum_k (L_k - \bar L)(b_k - p)\,\frac{p(1-p)}{p - J}"
 
     examples = ({}, {"samples": 2})
 

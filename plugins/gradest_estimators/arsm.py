@@ -24,6 +24,10 @@ class Arsm(Estimator):
     name = "arsm"
     summary = "exchanges the noises of two classes in all units at once, for each pair of classes"
     reference = "Yin, Yue, Zhou 2019, arXiv 1905.01413"
+    formula = (
+        r"\hat g_c = \frac1C \sum_j \Bigl(L(z^{c \rightleftharpoons j}) - \frac1C \sum_m L(z^{m "
+        r"\rightleftharpoons j})\Bigr)(1 - C \pi_j)"
+    )
     needs = frozenset({"loss"})
     capabilities = (SoftmaxOneHot,)
 

@@ -21,6 +21,7 @@ class Bitflip(UnbiasedBinary):
     name = "bitflip"
     summary = "one random unit summed out, scaled by the number of units"
     reference = "Kunes, Yin, Land, Haviv, Pe'er, Tavaré 2022, arXiv 2208.06124"
+    formula = r"\hat g_i = D\,p_i (1 - p_i)\bigl(L(b_i{=}1) - L(b_i{=}0)\bigr), \quad i \sim U\{1, \dots, D\}"
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
         """2."""

@@ -25,6 +25,7 @@ class Concrete(MonteCarlo):
     name = "concrete"
     summary = "loss and gradient at a continuous relaxation of the unit"
     reference = "Maddison, Mnih, Teh 2017, arXiv 1611.00712; Jang, Gu, Poole 2017, arXiv 1611.01144"
+    formula = r"\hat g = L'(s)\,\frac{ds}{da}, \quad s = \sigma\!\left(\frac{a - \operatorname{logit} u}{\tau}\right)"
     needs = frozenset({"grad"})
     off_support = True
     capabilities: ClassVar[tuple[type[Neuron], ...]] = (LogisticBinary,)
@@ -61,6 +62,7 @@ class StraightThroughConcrete(Concrete):
     name = "straight_through_concrete"
     summary = "loss at the sample, derivative of its continuous relaxation"
     reference = "Jang, Gu, Poole 2017, arXiv 1611.01144"
+    formula = r"\hat g = L'(h)\,\frac{ds}{da}, \quad s = \sigma\!\left(\frac{a - \operatorname{logit} u}{\tau}\right)"
     off_support = False
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:

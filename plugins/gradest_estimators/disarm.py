@@ -20,6 +20,7 @@ class Disarm(Antithetic):
     name = "disarm"
     summary = "antithetic pairs, the noise integrated out"
     reference = "Dong, Mnih, Tucker 2020, arXiv 2006.10680; Yin, Ho, Yan, Qian, Zhou 2020 (U2G), arXiv 2006.06448"
+    formula = r"\hat g_i = \tfrac12 \bigl(L(h) - L(\tilde h)\bigr)(b_i - \tilde b_i)\,\sigma(|a_i|)"
 
     examples = ({}, {"samples": 4})
 

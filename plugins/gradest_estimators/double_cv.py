@@ -26,6 +26,11 @@ class DoubleCv(OfLogits, MonteCarlo):
     name = "double_cv"
     summary = "rloo with a second control variate from the derivatives at the other samples"
     reference = "Titsias, Shi 2021, arXiv 2111.05300"
+    formula = (
+        r"\hat g = A + \alpha B, \quad A = \mathrm{rloo}(L), \quad B = \frac1K \sum_k \Bigl[c_k - "
+        r"\frac{1}{K-1}\sum_{j \ne k} c_j\Bigr] \nabla_a \log P(h_k) - \frac{d\,\mathbb E[h]}{da}\,\frac1K "
+        r"\sum_k L'(h_k)"
+    )
     needs = frozenset({"loss", "grad"})
 
     examples = ({}, {"samples": 3})

@@ -21,6 +21,7 @@ class Enumeration(Estimator):
 
     name = "enumeration"
     summary = "every output, weighted with its probability: the exact gradient"
+    formula = r"\hat g = \sum_h L(h)\,\nabla_a P(h)"
     needs = frozenset({"loss"})
     capabilities = (Discrete,)
 

@@ -18,6 +18,10 @@ class Evolution(Perturbation):
     name = "evolution"
     summary = "difference of the loss along Gaussian noise added to a"
     reference = "Nesterov, Spokoiny 2017; Salimans, Ho, Chen, Sidor, Sutskever 2017, arXiv 1703.03864"
+    formula = (
+        r"\hat g = \frac{L(f(a + c\Delta, z)) - L(f(a - c\Delta, z))}{2c}\,\Delta, \quad \Delta_i \sim "
+        r"\mathcal N(0, 1)"
+    )
 
     def direction(self, uniform: Tensor) -> Tensor:
         """Standard normal numbers, by the inverse of their distribution function."""

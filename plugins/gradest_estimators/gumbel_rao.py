@@ -22,6 +22,10 @@ class GumbelRao(StraightThroughGumbel):
     name = "gumbel_rao"
     summary = "straight_through_gumbel, averaged over the noises that give the sample"
     reference = "Paulus, Maddison, Krause 2021, arXiv 2010.04838"
+    formula = (
+        r"\hat g = \frac1\tau\,\frac1R \sum_r \bigl(\operatorname{diag} s_r - s_r s_r^\top\bigr) L'(h), "
+        r"\quad s_r \sim s \mid h"
+    )
 
     examples = ({}, {"temperature": 0.5, "samples": 2, "conditional_samples": 3})
 

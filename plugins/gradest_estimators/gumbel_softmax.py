@@ -16,4 +16,5 @@ class GumbelSoftmax(Concrete):
     name = "gumbel_softmax"
     summary = "loss and gradient at a softmax relaxation of the one-hot unit"
     reference = "Jang, Gu, Poole 2017, arXiv 1611.01144; Maddison, Mnih, Teh 2017, arXiv 1611.00712"
+    formula = r"\hat g = L'(s)\,\frac{ds}{da}, \quad s = \mathrm{softmax}\!\left(\frac{a + G}{\tau}\right)"
     capabilities = (SoftmaxOneHot,)

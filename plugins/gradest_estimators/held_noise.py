@@ -21,6 +21,7 @@ class HeldNoise(MonteCarlo):
     name = "held_noise"
     summary = "backpropagation through the sampled graph, discrete choices held"
     reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+    formula = r"\hat g = L'(h)\,\frac{\partial h}{\partial a}\Big|_{z,\,b}"
     needs = frozenset({"grad"})
     capabilities = (Differentiable,)
 

@@ -18,6 +18,7 @@ class LocalExpectation(AllFlips):
     name = "local_expectation"
     summary = "each unit summed out given a sample of the others"
     reference = "Titsias, Lázaro-Gredilla 2015, arXiv 1503.01494"
+    formula = r"\hat g_i = p_i (1 - p_i)\bigl(L(h_{i \to 1}) - L(h_{i \to 0})\bigr)"
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """p(1-p) times the rise of the loss from low to high, unit by unit."""

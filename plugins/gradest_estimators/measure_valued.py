@@ -22,6 +22,7 @@ class MeasureValued(OneUnitAtATime):
     name = "measure_valued"
     summary = "each class against all others, the other units held"
     reference = "Mohamed, Rosca, Figurnov, Mnih 2020, arXiv 1906.10652"
+    formula = r"\hat g_c = p_c (1 - p_c)\bigl(L(c) - \mathbb E[L(z) \mid z \ne c]\bigr)"
 
     def tried(self, classes: int) -> int:
         """All."""

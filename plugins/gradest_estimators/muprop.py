@@ -21,6 +21,10 @@ class Muprop(OfLogits):
     name = "muprop"
     summary = "score minus its first-order expansion at the mean"
     reference = "Gu, Levine, Sutskever, Mnih 2015, arXiv 1511.05176"
+    formula = (
+        r"\hat g = \bigl(L(h) - L(m) - L'(m)^\top (h - m)\bigr)\nabla_a \log P(h) + L'(m)\,\frac{dm}{da}, "
+        r"\quad m = \mathbb E[h]"
+    )
     needs = frozenset({"loss", "grad"})
     off_support = True
 

@@ -27,6 +27,7 @@ class Nvil(ReinforceAverage):
     name = "nvil"
     summary = "loss minus a learned function of the pre-activations and a moving average, times score"
     reference = "Mnih, Gregor 2014, arXiv 1402.0030"
+    formula = r"\hat g = \bigl(L(h) - C(a) - m\bigr)\nabla_a \log P(h)"
 
     examples = ({}, {"samples": 3, "hidden": 2, "learning_rate": 0.1})
 

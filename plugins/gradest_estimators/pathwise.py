@@ -16,6 +16,7 @@ class Pathwise(HeldNoise):
     name = "pathwise"
     summary = "backpropagation at fixed noise, where that is unbiased"
     reference = "Kingma, Welling 2014, arXiv 1312.6114; Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+    formula = r"\hat g = L'(h)\,\frac{\partial h}{\partial a}\Big|_z"
     capabilities = (Reparameterised,)
 
     def bias(self, neuron: Neuron) -> Bias:

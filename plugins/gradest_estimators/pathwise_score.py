@@ -19,6 +19,7 @@ class PathwiseScore(MonteCarlo):
     name = "pathwise_score"
     summary = "held_noise plus the score of the discrete choice: unbiased"
     reference = "Schulman, Heess, Weber, Abbeel 2015, arXiv 1506.05254"
+    formula = r"\hat g = L'(h)\,\frac{\partial h}{\partial a}\Big|_b + L(h)\,\nabla_a \log P(b)"
     needs = frozenset({"loss", "grad"})
     capabilities = (Differentiable, Scored)
 

@@ -29,6 +29,10 @@ class Rebar(ControlVariate):
     name = "rebar"
     summary = "score function with the relaxed loss as control variate; weight learned"
     reference = "Tucker, Mnih, Maddison, Lawson, Sohl-Dickstein 2017, arXiv 1703.07370"
+    formula = (
+        r"\hat g = \bigl(L(h) - \eta L(\tilde s)\bigr)\nabla_a \log P(h) + \eta\,\nabla_a L(s) - "
+        r"\eta\,\nabla_a L(\tilde s)"
+    )
     needs = frozenset({"loss", "grad"})
     off_support = True
     capabilities = (Relaxable,)

@@ -14,6 +14,7 @@ class Reinforce(ScoreFunction):
     name = "reinforce"
     summary = "loss times score, no baseline"
     reference = "Williams 1992; Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+    formula = r"\hat g = L(h)\,\nabla_a \log P(h)"
 
     examples = ({}, {"samples": 3})
 

@@ -21,6 +21,7 @@ class ReinforceAverage(ScoreFunction):
     name = "reinforce_average"
     summary = "loss minus the moving average of earlier losses, times score"
     reference = "Williams 1992"
+    formula = r"\hat g = \bigl(L(h) - m\bigr)\nabla_a \log P(h), \quad m \leftarrow \beta m + (1 - \beta) L"
 
     examples = ({}, {"samples": 3})
 

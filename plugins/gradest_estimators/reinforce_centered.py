@@ -24,6 +24,10 @@ class ReinforceCentered(ScoreFunction):
     name = "reinforce_centered"
     summary = "loss minus each unit's optimal baseline, times score"
     reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+    formula = (
+        r"\hat g_i = \bigl(L(h) - \bar L_i\bigr) s_i, \quad \bar L_i = \frac{\mathbb E[s_i^2 L]}{\mathbb "
+        r"E[s_i^2]}, \quad s_i = \nabla_{a_i} \log P(h)"
+    )
 
     examples = ({}, {"samples": 3})
 

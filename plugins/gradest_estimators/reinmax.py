@@ -24,6 +24,10 @@ class ReinMax(OfLogits, MonteCarlo):
     name = "reinmax"
     summary = "straight-through to second order"
     reference = "Liu, Dong, Liu, Yu, Gao 2023, arXiv 2304.08612"
+    formula = (
+        r"\hat g = \bigl(2 J(\pi) - \tfrac12 J(p)\bigr) L'(h), \quad J(q) = \operatorname{diag} q - q "
+        r"q^\top, \quad \pi = \tfrac12\bigl(\mathrm{softmax}(a / \tau) + h\bigr)"
+    )
     needs = frozenset({"grad"})
 
     examples = ({}, {"samples": 3}, {"temperature": 1.5})

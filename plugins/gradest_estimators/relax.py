@@ -27,6 +27,7 @@ class Relax(ControlVariate, MonteCarlo):
     name = "relax"
     summary = "score function with a learned network of a relaxed sample as control variate"
     reference = "Grathwohl, Choi, Wu, Roeder, Duvenaud 2018, arXiv 1711.00123"
+    formula = r"\hat g = \bigl(L(h) - c(\tilde s)\bigr)\nabla_a \log P(h) + \nabla_a c(s) - \nabla_a c(\tilde s)"
     needs = frozenset({"loss"})
     capabilities = (Relaxable,)
 
@@ -59,6 +60,10 @@ class RelaxRebar(Rebar):
     name = "relax_rebar"
     summary = "rebar, with a learned network of the relaxed sample added to its control variate"
     reference = Relax.reference
+    formula = (
+        r"\hat g = \bigl(L(h) - c(\tilde s)\bigr)\nabla_a \log P(h) + \nabla_a c(s) - \nabla_a c(\tilde s), "
+        r"\quad c = \eta L + r"
+    )
 
     examples = ({"hidden": 2}, {"temperature": 1.0, "hidden": 0, "learn": False})
 

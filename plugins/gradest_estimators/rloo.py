@@ -16,6 +16,7 @@ class Rloo(ScoreFunction):
     name = "rloo"
     summary = "K samples, each with the mean of the others as its baseline"
     reference = "Kool, van Hoof, Welling 2019"
+    formula = r"\hat g = \frac{1}{K-1} \sum_k (L_k - \bar L)\,\nabla_a \log P(h_k)"
 
     examples = ({}, {"samples": 4})
 

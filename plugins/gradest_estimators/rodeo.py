@@ -40,6 +40,10 @@ class Rodeo(ControlVariate, MonteCarlo):
     name = "rodeo"
     summary = "rloo with learned Stein control variates from the derivatives at the other samples"
     reference = "Shi, Zhou, Hwang, Titsias, Mackey 2022, arXiv 2202.09497"
+    formula = (
+        r"\hat g = \frac1K \sum_k \Bigl[\Bigl(L_k - \frac{1}{K-1} \sum_{j \ne k} \bigl(L_j + \alpha "
+        r"(\mathcal A H_j)(h_j)\bigr)\Bigr) s_k + (\mathcal A H_k s)(h_k)\Bigr]"
+    )
     needs = frozenset({"loss", "grad"})
     capabilities = (LogisticBinary,)
 

@@ -23,6 +23,7 @@ class SlopeAnnealedStraightThrough(StraightThrough):
     name = "slope_annealed_straight_through"
     summary = "straight_through with a sigmoid that grows steeper with the steps"
     reference = "Chung, Ahn, Bengio 2017, arXiv 1609.01704"
+    formula = r"\hat g = L'(h)\,\beta_t\,\sigma'(\beta_t a), \quad \beta_t = \min(\beta_{\max}, \beta_0 + r t)"
 
     examples = ({}, {"derivative": "clipped", "samples": 2})
 

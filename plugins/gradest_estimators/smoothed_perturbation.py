@@ -28,6 +28,7 @@ class SmoothedPerturbation(AllFlips):
     name = "smoothed_perturbation"
     summary = "rate of each unit's flip, times the difference it makes"
     reference = "Arya, Schauer, Schäfer, Rackauckas 2022, arXiv 2210.08572"
+    formula = r"\hat g_i = \tfrac12 P(b_i \text{ flipped})\bigl(L(b_i{\to}1) - L(b_i{\to}0)\bigr)"
 
     examples = ({}, {"side": "right"}, {"side": "left"})
 

@@ -18,6 +18,7 @@ class Spsa(Perturbation):
     name = "spsa"
     summary = "difference of the loss along random signs added to a"
     reference = "Spall 1992"
+    formula = r"\hat g = \frac{L(f(a + c\Delta, z)) - L(f(a - c\Delta, z))}{2c}\,\Delta, \quad \Delta_i = \pm 1"
 
     def direction(self, uniform: Tensor) -> Tensor:
         """Random signs."""

@@ -29,6 +29,7 @@ class StraightThrough(MonteCarlo):
     name = "straight_through"
     summary = "passes dL/dh to a as if the unit were smooth"
     reference = "Hinton 2012 (lecture); Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+    formula = r"\hat g = L'(h) \cdot d, \quad d = 1 \ \text{or}\ \sigma'(a)\ \text{or}\ \mathbf 1[|a| \le 1]"
     needs = frozenset({"grad"})
     capabilities = (Discrete,)
 

@@ -20,6 +20,10 @@ class StraightThroughGumbel(MonteCarlo):
     name = "straight_through_gumbel"
     summary = "dL/dh at a one-hot sample, through the softmax of the same noise"
     reference = "Jang, Gu, Poole 2017, arXiv 1611.01144"
+    formula = (
+        r"\hat g = \frac1\tau \bigl(\operatorname{diag} s - s s^\top\bigr) L'(h), \quad s = "
+        r"\mathrm{softmax}\!\left(\frac{a + G}{\tau}\right)"
+    )
     needs = frozenset({"grad"})
     capabilities = (SoftmaxOneHot,)
 

@@ -22,6 +22,10 @@ class SumAndSample(OneUnitAtATime):
     name = "sum_and_sample"
     summary = "the likely classes of a unit exactly, one of the others sampled"
     reference = "Liu, Regier, Tripuraneni, Jordan, McAuliffe 2019, arXiv 1810.04777"
+    formula = (
+        r"\hat g = \sum_{c \in T} L(c)\,\nabla_a p_c + \bigl(1 - P(T)\bigr) L(z)\,\nabla_a \log p_z, \quad z "
+        r"\notin T"
+    )
 
     examples = ({}, {"summed": 2})
 

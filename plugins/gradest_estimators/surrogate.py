@@ -31,6 +31,7 @@ class Surrogate(MonteCarlo):
     name = "surrogate"
     summary = "passes dL/dh through the derivative of a smooth step"
     reference = "Neftci, Mostafa, Zenke 2019, arXiv 1901.09948"
+    formula = r"\hat g = L'(h)\,d(a), \quad \int d(a)\,da = h_{\text{high}} - h_{\text{low}}"
     needs = frozenset({"grad"})
     capabilities = (Step,)
 

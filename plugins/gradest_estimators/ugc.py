@@ -26,6 +26,10 @@ class Ugc(UnbiasedBinary):
     name = "ugc"
     summary = "bitflip for nearly saturated units, disarm for the rest"
     reference = "Kunes, Yin, Land, Haviv, Pe'er, Tavaré 2022, arXiv 2208.06124"
+    formula = (
+        r"\hat g_i = \begin{cases} \text{bitflip}_i & \min(p_i, 1 - p_i) < \tau \\ \text{disarm}_i & "
+        r"\text{else} \end{cases}"
+    )
 
     examples = ({}, {"threshold": 0.3}, {"threshold": 0.5})
 

@@ -26,6 +26,7 @@ class UnorderedSet(OneUnitAtATime):
     name = "unordered_set"
     summary = "k classes of a unit without replacement, with their built-in baseline"
     reference = "Kool, van Hoof, Welling 2020, arXiv 2002.06043"
+    formula = r"\hat g = \sum_{s \in S} p_s\,R(S, s)\,\bigl(L(s) - B_s\bigr)\nabla_a \log p_s"
 
     examples = ({}, {"samples": 3})
 

@@ -25,6 +25,7 @@ class Vimco(ScoreFunction):
     name = "vimco"
     summary = "the bound of K samples, each credited with what it adds to the others"
     reference = "Mnih, Rezende 2016, arXiv 1602.06725"
+    formula = r"\hat g = \sum_k (V - V_k)\,\nabla_a \log P(h_k), \quad V = -\log \frac1K \sum_j e^{-L_j}"
 
     examples = ({}, {"baseline": "arithmetic"})
 

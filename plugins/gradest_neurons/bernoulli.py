@@ -13,3 +13,4 @@ class Bernoulli(LogisticBinary):
     name = "bernoulli"
     summary = "binary unit, 1 with probability σ(a)"
     reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+    formula = r"h = \mathbf 1[z < \sigma(a)], \quad z \sim U(0, 1)"

@@ -25,6 +25,7 @@ class BinaryConcrete(Squashed):
     name = "binary_concrete"
     summary = "sigmoid of logistic noise plus a, a relaxed binary unit"
     reference = "Maddison, Mnih, Teh 2017, arXiv 1611.00712; Jang, Gu, Poole 2017, arXiv 1611.01144"
+    formula = r"h = \sigma\!\left(\frac{a + z}{\tau}\right), \quad z \sim \mathrm{Logistic}"
 
     temperature: float = Field(0.5, gt=0, allow_inf_nan=False, description="τ")
 

@@ -23,6 +23,7 @@ class Binomial(Discrete):
     name = "binomial"
     summary = "count of successes in n trials of probability σ(a)"
     reference = "Williams 1992"
+    formula = r"h \sim \mathrm{Binomial}(n, \sigma(a)), \quad \mathbb E[h] = n\,\sigma(a)"
 
     examples = ({}, {"trials": 1}, {"trials": 9})
 

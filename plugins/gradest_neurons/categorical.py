@@ -12,3 +12,4 @@ class Categorical(SoftmaxOneHot):
     name = "categorical"
     summary = "one of several classes, one-hot, with probabilities softmax(a)"
     reference = "Gumbel 1954; Maddison, Tarlow, Minka 2014, arXiv 1411.0030"
+    formula = r"P(h = e_c) = \mathrm{softmax}(a)_c"

@@ -24,6 +24,7 @@ class Gaussian(Reparameterised):
     name = "gaussian"
     summary = "a plus gaussian noise"
     reference = "Kingma, Welling 2014, arXiv 1312.6114"
+    formula = r"h = a + s z, \quad z \sim \mathcal N(0, 1)"
 
     examples = ({}, {"std": 0.3})
 

@@ -37,6 +37,7 @@ class GumbelSoftmax(Squashed):
     name = "gumbel_softmax"
     summary = "softmax of a plus Gumbel noise, a relaxed one-hot unit"
     reference = "Maddison, Mnih, Teh 2017, arXiv 1611.00712; Jang, Gu, Poole 2017, arXiv 1611.01144"
+    formula = r"h = \mathrm{softmax}\!\left(\frac{a + G}{\tau}\right), \quad G_c = -\log(-\log z_c)"
 
     event_ndim: ClassVar[int] = 2
 

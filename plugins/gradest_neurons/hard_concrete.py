@@ -29,6 +29,7 @@ class HardConcrete(Reparameterised):
     name = "hard_concrete"
     summary = "stretched and clipped binary concrete unit, 0 or 1 with positive probability"
     reference = "Louizos, Welling, Kingma 2018, arXiv 1712.01312"
+    formula = r"h = \min(1, \max(0, \gamma + (\zeta - \gamma) s)), \quad s = \sigma\!\left(\frac{a + z}{\tau}\right)"
 
     temperature: float = Field(2 / 3, gt=0, allow_inf_nan=False, description="τ")
     lower: float = Field(-0.1, lt=0, allow_inf_nan=False, description="γ, below 0")

@@ -15,6 +15,7 @@ class Heaviside(Deterministic, Step):
     name = "heaviside"
     summary = "deterministic step, 1 where a > 0"
     reference = "McCulloch, Pitts 1943"
+    formula = r"h = \mathbf 1[a > 0]"
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """1[a > 0], once for each draw that the noise has room for."""

@@ -28,6 +28,7 @@ class NoisyRectifier(Reparameterised):
     name = "noisy_rectifier"
     summary = "rectifier with noise added to its input"
     reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+    formula = r"h = \max(0, a + z), \quad z \sim \mathrm{Logistic}\ \text{or}\ \mathcal N(0, s^2)"
 
     examples = ({}, {"distribution": "gaussian"}, {"distribution": "gaussian", "std": 0.5})
 

@@ -27,6 +27,7 @@ class NoisySigmoid(Squashed):
     name = "noisy_sigmoid"
     summary = "sigmoid unit with gaussian noise added to its input"
     reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432 (baseline)"
+    formula = r"h = \sigma(a + s z), \quad z \sim \mathcal N(0, 1)"
 
     std: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the noise")
 

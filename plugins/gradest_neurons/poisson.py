@@ -32,6 +32,7 @@ class Poisson(Discrete):
     name = "poisson"
     summary = "count of events at the rate softplus(a)"
     reference = "Williams 1992"
+    formula = r"h \sim \mathrm{Poisson}(\lambda), \quad \lambda = \log(1 + e^a)"
 
     finite: ClassVar[bool] = False
 

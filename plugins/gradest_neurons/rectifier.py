@@ -18,6 +18,7 @@ class Rectifier(Deterministic, Reparameterised):
     name = "rectifier"
     summary = "deterministic max(0, a), a baseline"
     reference = "Nair, Hinton 2010"
+    formula = r"h = \max(0, a)"
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """max(0, a), once for each draw that the noise has room for."""

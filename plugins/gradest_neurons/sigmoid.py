@@ -17,6 +17,7 @@ class Sigmoid(Deterministic, Reparameterised):
 
     name = "sigmoid"
     summary = "deterministic σ(a), a baseline"
+    formula = r"h = \sigma(a)"
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """σ(a), once for each draw that the noise has room for."""

@@ -23,6 +23,7 @@ class StochasticTimesSmooth(Differentiable, Scored):
     name = "stochastic_times_smooth"
     summary = "binary gate times a smooth value: √p with probability √p"
     reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432"
+    formula = r"h = b \sqrt p, \quad p = \sigma(a), \quad b = \mathbf 1[z < \sqrt p]"
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """√p where z < √p, else 0."""

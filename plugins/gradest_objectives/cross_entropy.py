@@ -21,6 +21,7 @@ class CrossEntropy(Objective):
 
     name = "cross_entropy"
     summary = "cross entropy of a softmax readout"
+    formula = r"L(h) = -\log \mathrm{softmax}(W h + b)_y"
 
     examples = (
         {"weight": [[0.5, -1.0], [1.0, 0.3], [-0.7, 0.2]], "labels": 1},

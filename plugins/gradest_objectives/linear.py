@@ -14,6 +14,7 @@ class Linear(Separable):
 
     name = "linear"
     summary = "weighted mean (or sum) of the outputs"
+    formula = r"L(h) = \frac1D \sum_i w_i h_i"
 
     examples = ({}, {"weight": [2.0, -1.0], "reduction": "sum"}, {"event_ndim": 2})
 

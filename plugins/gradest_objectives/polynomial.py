@@ -15,6 +15,7 @@ class Polynomial(Separable):
     name = "polynomial"
     summary = "mean (or sum) of a power of the difference from a target"
     reference = "Liu et al. 2023, arXiv 2304.08612"
+    formula = r"L(h) = \frac1D \sum_i (h_i - t_i)^n"
 
     examples = ({}, {"power": 4, "target": 0.45}, {"event_ndim": 2})
 

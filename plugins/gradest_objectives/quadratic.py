@@ -15,6 +15,7 @@ class Quadratic(Separable):
     name = "quadratic"
     summary = "mean (or sum) of squared differences from a target"
     reference = "Tucker et al. 2017, arXiv 1703.07370"
+    formula = r"L(h) = \frac1D \sum_i (h_i - t_i)^2"
 
     examples = ({}, {"target": 0.499}, {"target": [0.2, -1.0], "reduction": "sum"}, {"event_ndim": 2})
 

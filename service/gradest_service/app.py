@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 import gradest
 from gradest_service import metrics, schemas
@@ -24,6 +24,7 @@ from gradest_service.batching import Batcher
 from gradest_service.docs import add_docs
 from gradest_service.load import Load
 from gradest_service.middleware import Envelope
+from gradest_service.page import PATHS, add_page
 from gradest_service.pool import Pool
 from gradest_service.problems import REF, ProblemDetails, documented, from_http_exception, to_response
 from gradest_service.routes import router
@@ -80,11 +81,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         observe = None if counts is None else counts.observe_batch
         app.state.batcher = Batcher(app.state.pool, settings.batch_wait_seconds, settings.batch_elements, observe)
     keys = Keys(settings.api_keys) if settings.api_keys else None
-    app.add_middleware(Envelope, settings=settings, load=app.state.load, keys=keys, metrics=counts)
+    free = OPEN | PATHS if settings.page else OPEN
+    app.add_middleware(Envelope, settings=settings, load=app.state.load, keys=keys, metrics=counts, free=free)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.include_router(router)
     if settings.docs:
         add_docs(app)
+    if settings.page:
+        add_page(app)
+    elif settings.docs:
+        app.add_api_route("/", _to_docs, include_in_schema=False)
     if counts is not None:
         _add_metrics(app, counts)
     return app
@@ -161,6 +167,11 @@ def _warm_up() -> None:
             gradest.sample(name, torch.zeros([2] * cls.event_ndim), samples=1, seed=0)
         except Exception:  # a plugin's own fault, which its users will see
             _LOG.exception("the first sample, from %s, failed", name)
+
+
+async def _to_docs() -> Response:
+    """The documentation."""
+    return RedirectResponse("docs")
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -18,7 +18,7 @@ _ICONS = "https://fastapi.tiangolo.com"
 
 def add_docs(app: FastAPI) -> None:
     """Show the OpenAPI document at /docs."""
-    page = get_swagger_ui_html(openapi_url="/openapi.json", title=app.title)
+    page = get_swagger_ui_html(openapi_url="openapi.json", title=app.title)
     scripts = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(script).digest()).decode()}'" for script in scripts)
     page.headers["Content-Security-Policy"] = (

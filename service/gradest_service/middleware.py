@@ -42,13 +42,20 @@ class Envelope:
     """ASGI middleware: every request has an id, a key, a place and a deadline; every error is a problem."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, load: Load, keys: Keys | None = None, metrics: Metrics | None = None
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        load: Load,
+        keys: Keys | None = None,
+        metrics: Metrics | None = None,
+        free: frozenset[str] = OPEN,
     ) -> None:
         self._app = app
         self._settings = settings
         self._load = load
         self._keys = keys
         self._metrics = metrics
+        self._free = free  # paths that need no key and take no place
         self._outlived: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,11 +105,12 @@ class Envelope:
 
     async def _pass_on(self, scope: Scope, headers: Headers, exchange: _Exchange) -> None:
         """Let the application answer in a task of its own, which outlives the answer where its work cannot be stopped."""
-        if self._keys is not None and scope["path"] not in OPEN:
+        free = scope["path"].removeprefix(scope.get("root_path", "")) in self._free
+        if self._keys is not None and not free:
             exchange.call.key = self._keys.identify(headers.getlist("authorization"))
             exchange.call.key.admit()
         declared = headers.get("content-length", "")
-        exchange.enter(int(declared) if declared.isdecimal() else 0, counted=scope["path"] not in OPEN)
+        exchange.enter(int(declared) if declared.isdecimal() else 0, counted=not free)
 
         async def run() -> None:
             with exchange.work:

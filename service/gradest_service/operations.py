@@ -38,6 +38,8 @@ from gradest_service.schemas import (
     Exact,
     ForwardAnswer,
     ForwardRequest,
+    MeanAnswer,
+    MeanRequest,
     RecommendRequest,
     Request,
     SampleAnswer,
@@ -52,6 +54,7 @@ __all__ = [
     "calls_own_code_alone",
     "estimate",
     "forward",
+    "mean",
     "plan_comparison",
     "recommend",
     "sample",
@@ -107,6 +110,14 @@ def sample(request: SampleRequest, settings: Settings, as_json: bool) -> Pass[Te
         elements=request.samples * a.numel(),
         answer=lambda h: SampleAnswer(h=h, seed=seed),
     )
+
+
+def mean(request: MeanRequest, settings: Settings, as_json: bool) -> MeanAnswer:
+    """A neuron's `mean` and `active_probability`."""
+    neuron, _, wide = _inputs(request, settings)
+    limits.check_answer(settings, limits.size(wide.shape), "the mean", as_json)
+    charge(wide.numel())
+    return MeanAnswer(mean=neuron.mean(wide), active_probability=neuron.active_probability(wide))
 
 
 def forward(request: ForwardRequest, settings: Settings, as_json: bool) -> Pass[joint.Asked]:

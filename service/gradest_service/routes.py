@@ -13,7 +13,7 @@ import torch
 from fastapi import APIRouter
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 import gradest
 from gradest import catalog
@@ -100,6 +100,18 @@ async def compare(request: Request) -> Response:
         return run(progress).to_dict()
 
     return EventStream(stream, request.app.state.pool, request.state.request_id)
+
+
+async def mean(request: Request) -> Response:
+    """E[h] and P(h > 0), in closed form or as exactly as the neuron has them."""
+    settings: Settings = request.app.state.settings
+    body = await _read(request)
+    codec = answer_codec(request.headers.get("accept", ""))
+
+    def work() -> bytes:
+        return codec.encode(operations.mean(body(schemas.MeanRequest), settings, codec is JSON))
+
+    return Response(await _in_pool(request, work), media_type=codec.media_type)
 
 
 async def estimate(request: Request) -> Response:
@@ -192,6 +204,7 @@ def _add_post(
 _add_operation("/v1/sample", operations.sample, schemas.SampleRequest, schemas.SampleAnswer)
 _add_operation("/v1/forward", operations.forward, schemas.ForwardRequest, schemas.ForwardAnswer)
 _add_operation("/v1/backward", operations.backward, schemas.BackwardRequest, schemas.BackwardAnswer)
+_add_post("/v1/mean", mean, schemas.MeanRequest, schemas.MeanAnswer, *CODECS)
 _add_post("/v1/estimate", estimate, schemas.EstimateRequest, schemas.EstimateAnswer, *CODECS, EventStream.media_type)
 _add_post(
     "/v1/compare", compare, schemas.CompareRequest, schemas.CompareAnswer, EventStream.media_type, JSON.media_type
@@ -330,12 +343,6 @@ _VERSIONS = {
 async def show_version() -> Response:
     """The versions of what computes the answers."""
     return Response(JSON.encode(_VERSIONS), media_type=JSON.media_type)
-
-
-@router.get("/", include_in_schema=False)
-async def index() -> Response:
-    """The documentation."""
-    return RedirectResponse("/docs")
 
 
 # --- the way in and out ---

@@ -29,6 +29,8 @@ __all__ = [
     "Exact",
     "ForwardAnswer",
     "ForwardRequest",
+    "MeanAnswer",
+    "MeanRequest",
     "NeuronDescription",
     "ObjectiveDescription",
     "Plugins",
@@ -113,6 +115,10 @@ class SampleRequest(Request):
 
     samples: Size = Field(1, description="how many")
     seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
+
+
+class MeanRequest(Request):
+    """What is known of a neuron's output without sampling it."""
 
 
 class ForwardRequest(Request):
@@ -208,6 +214,13 @@ class SampleAnswer(Answer):
 
     h: NumbersOut = Field(description="[samples, *batch, *event]; in safetensors uint8 for binary units")
     seed: int
+
+
+class MeanAnswer(Answer):
+    """Expectations, in at least float32."""
+
+    mean: NumbersOut = Field(description="E[h], [*batch, *event]")
+    active_probability: NumbersOut = Field(description="P(h > 0), [*batch, *event]")
 
 
 class ForwardAnswer(Answer):
@@ -307,6 +320,7 @@ class Description(BaseModel):
 
     name: str
     summary: str
+    formula: str = Field(description="in LaTeX")
     reference: str
     options: dict[str, Any] = Field(description="the JSON Schema of its options")
     capabilities: list[str]

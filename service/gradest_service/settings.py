@@ -19,6 +19,7 @@ class Settings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="the port to listen on; 0 takes a free one")
     workers: int = Field(1, ge=1, description="processes; each has threads, limits and budgets of its own")
     threads: int = Field(2, ge=1, description="requests that are computed at the same time; the others wait")
+    page: bool = Field(True, description="whether / is a page for people; else it leads to /docs")
     docs: bool = Field(True, description="whether /docs and /openapi.json are there")
     metrics: bool = Field(True, description="whether /metrics is there, if prometheus-client is installed")
     log_format: Literal["text", "json"] = Field("text", description="of the log, on standard error")

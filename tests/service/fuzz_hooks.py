@@ -28,6 +28,7 @@ _BEYOND_A_SCHEMA = re.compile(
 
 FIELDS = {
     "/v1/sample": {},
+    "/v1/mean": {},
     "/v1/forward": {"estimator": "rloo"},
     "/v1/backward": {"estimator": "rloo", "seed": 7, "loss": [0, 1]},
     "/v1/estimate": {"estimator": "rloo", "objective": "quadratic", "draws": 2},

@@ -93,10 +93,13 @@ def test_health_and_version(http):
     assert found.keys() == {"gradest", "plugin_api", "torch", "python"}
 
 
-def test_the_front_page_is_the_documentation(http):
-    answer = http.get("/")
+def test_without_the_page_the_front_is_the_documentation(start, http, refused):
+    service = start(page=False)
+    answer = service.get("/")
     assert answer.status_code == 307
-    assert answer.headers["location"] == "/docs"
+    assert answer.headers["location"] == "docs"
+    refused(service.get("/page/app.js"), 404)
+    refused(start(page=False, docs=False).get("/"), 404)
     assert "text/html" in http.get("/docs").headers["content-type"]
 
 
@@ -105,12 +108,12 @@ def test_openapi(http):
     assert document["openapi"].startswith("3.1")
     schemas = document["components"]["schemas"]
     posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
-    assert set(posts) == {f"/v1/{name}" for name in ("sample", "forward", "backward", "estimate", "compare")}
+    assert set(posts) == {f"/v1/{name}" for name in ("sample", "mean", "forward", "backward", "estimate", "compare")}
     for path, post in posts.items():
         schema = post["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         name = schema.rpartition("/")[2]
         assert name == f"{path.rpartition('/')[2].capitalize()}Request"
-        assert {"neuron", "a", "seed"} <= set(schemas[name]["properties"])
+        assert {"neuron", "a"} <= set(schemas[name]["properties"])
         errors = {status: answer for status, answer in post["responses"].items() if status != "200"}
         assert errors.keys() == {"400", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
         assert all(error["content"].keys() == {"application/problem+json"} for error in errors.values())

@@ -1,0 +1,83 @@
+"""The page at /: files that a browser asks for, each at a path of its own, under a policy that lets it load nothing else.
+
+It is made of plain HTML, CSS and ES modules, and of the libraries in `vendor`; it knows the service by its public routes alone.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gradest_service.problems import Problem
+
+__all__ = ["PATHS", "add_page"]
+
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "json": "application/json",
+    "svg": "image/svg+xml",
+    "woff2": "font/woff2",
+}
+_HEADERS = {
+    "Cache-Control": "no-cache",  # kept, and asked about each time: a new version shows at once
+    "Vary": "Accept-Encoding",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+def _find(folder: Traversable, path: str) -> dict[str, Traversable]:
+    """What lies in a folder and below it, by path, where it is of a type that the page has."""
+    found: dict[str, Traversable] = {}
+    for item in folder.iterdir():
+        below = f"{path}/{item.name}"
+        if item.is_dir():
+            found |= _find(item, below)
+        elif item.name.rpartition(".")[2] in _TYPES:
+            found[below] = item
+    return found
+
+
+_FILES = _find(files(__name__), "/page") | _find(files("gradest.charts"), "/page/charts")
+_FILES["/"] = _FILES.pop("/page/index.html")
+PATHS = frozenset(_FILES)
+"""The paths of the page. They need no key, which is typed into it."""
+
+
+def add_page(app: FastAPI) -> None:
+    """Answer / with the page, and give it its files."""
+
+    async def show(request: Request) -> Response:
+        """A file of the page."""
+        path = "/" if "name" not in request.path_params else f"/page/{request.path_params['name']}"
+        if path not in PATHS:
+            raise Problem(404, "The page has no such file.")
+        content, packed, tag = _load(path)
+        headers = {**_HEADERS, "ETag": tag}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        if packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
+            content, headers["Content-Encoding"] = packed, "gzip"
+        return Response(content, headers={**headers, "Content-Type": _TYPES[_FILES[path].name.rpartition(".")[2]]})
+
+    for path in ("/", "/page/{name:path}"):
+        app.add_api_route(path, show, include_in_schema=False)
+
+
+@cache
+def _load(path: str) -> tuple[bytes, bytes | None, str]:
+    """A file's bytes; the same packed, where that is of use; and a tag that changes with them."""
+    content = _FILES[path].read_bytes()
+    packed = None if path.endswith("woff2") else gzip.compress(content, mtime=0)
+    return content, packed, f'"{hashlib.sha256(content).hexdigest()[:32]}"'

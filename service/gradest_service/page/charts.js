@@ -1,0 +1,113 @@
+// Charts: vega-lite definitions that the library shares, drawn on canvas without evaluating any code.
+import { el } from "./dom.js";
+import { base } from "./api.js";
+
+let library = null;
+const definitions = new Map();
+const shown = new Set();
+
+function script(name) {
+  return new Promise((resolve, reject) => {
+    const made = el("script", { src: `${base}page/vendor/${name}` });
+    made.onload = resolve;
+    made.onerror = () => reject(new Error("The charts' library did not load."));
+    document.head.append(made);
+  });
+}
+
+async function load() {
+  await script("vega.min.js");
+  const [, { expressionInterpreter }] = await Promise.all([script("vega-lite.min.js"), import("./vendor/vega-interpreter.js")]);
+  return { vega: globalThis.vega, vegaLite: globalThis.vegaLite, expressionInterpreter };
+}
+
+function definition(name) {
+  if (!definitions.has(name)) definitions.set(name, fetch(`${base}page/charts/${name}.json`).then((found) => found.json()));
+  return definitions.get(name);
+}
+
+export const prepare = () => (library ||= load());
+
+// Below this width, in pixels, a legend stands under its chart.
+const NARROW = 480;
+
+function themed(config, width) {
+  const style = getComputedStyle(document.body);
+  const faint = { gridColor: style.color, gridOpacity: 0.1, domainColor: style.color, domainOpacity: 0.3, tickColor: style.color, tickOpacity: 0.3 };
+  return {
+    ...config,
+    font: style.fontFamily,
+    background: style.backgroundColor,
+    view: { stroke: null },
+    axis: { ...config.axis, ...faint, labelColor: style.color, titleColor: style.color },
+    legend: {
+      ...config.legend,
+      labelColor: style.color,
+      titleColor: style.color,
+      symbolBaseFillColor: style.color,
+      symbolBaseStrokeColor: style.color,
+      ...(width < NARROW ? { orient: "bottom", columns: 2 } : {}),
+    },
+    title: { ...config.title, color: style.color },
+    line: { color: style.color },
+  };
+}
+
+// One chart: a definition by its name, in an element of its own. `text` says in words what it shows.
+export class Chart {
+  constructor(name, text) {
+    this.name = name;
+    this.host = el("div", { class: "chart", role: "img", "aria-label": text });
+    this.rows = {};
+    this.signals = {};
+  }
+
+  describe(text) {
+    this.host.setAttribute("aria-label", text);
+  }
+
+  // New rows, by the names that the definition gives them, and new values of its parameters.
+  async draw(rows, signals = {}) {
+    this.rows = rows;
+    this.signals = signals;
+    this.view ||= this.#make();
+    const view = await this.view;
+    for (const [name, values] of Object.entries(this.rows)) view.data(name, values);
+    for (const [name, value] of Object.entries(this.signals)) view.signal(name, value);
+    await view.runAsync();
+  }
+
+  async #make() {
+    const [{ vega, vegaLite, expressionInterpreter }, found, config] = await Promise.all([prepare(), definition(this.name), definition("config")]);
+    const whole = { ...structuredClone(found), width: "container", autosize: { type: "fit-x", contains: "padding" } };
+    const compiled = vegaLite.compile(whole, { config: themed(config, this.host.clientWidth) }).spec;
+    const view = new vega.View(vega.parse(compiled, null, { ast: true }), {
+      expr: expressionInterpreter,
+      renderer: "canvas",
+      container: this.host,
+      hover: true,
+      logLevel: vega.Error,
+    });
+    shown.add(this);
+    return view;
+  }
+
+  async redraw() {
+    if (!this.host.isConnected) {
+      shown.delete(this);
+      return;
+    }
+    (await this.view).finalize();
+    this.host.replaceChildren();
+    this.view = this.#make();
+    await this.draw(this.rows, this.signals);
+  }
+
+  async png() {
+    const canvas = await (await this.view).toCanvas(2);
+    return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  }
+}
+
+// After a change of theme.
+export const redrawAll = () => shown.forEach((chart) => chart.redraw());

@@ -1,0 +1,31 @@
+"""POST /v1/mean: E[h] and P(h > 0), without a sample."""
+
+import pytest
+import torch
+
+import gradest
+from gradest import wire
+
+A = torch.tensor([[0.5, -1.0, 2.0], [0.0, 40.0, -40.0]])
+
+
+@pytest.mark.parametrize("name", list(gradest.registry.neurons))
+def test_it_is_the_neurons_own(http, name):
+    neuron = gradest.neuron(name)
+    answer = http.post("/v1/mean", json={"neuron": name, "a": A.tolist()}).raise_for_status().json()
+    torch.testing.assert_close(torch.tensor(answer["mean"]), neuron.mean(A))
+    torch.testing.assert_close(torch.tensor(answer["active_probability"]), neuron.active_probability(A))
+
+
+def test_in_safetensors(http):
+    body = wire.pack({"a": A.double()}, {"request": '{"neuron": "bernoulli"}'})
+    types = {"Content-Type": wire.SAFETENSORS, "Accept": wire.SAFETENSORS}
+    tensors, _ = wire.unpack(http.post("/v1/mean", content=body, headers=types).raise_for_status().content)
+    assert torch.equal(tensors["mean"], A.double().sigmoid())
+
+
+def test_what_it_refuses(start, refused):
+    service = start(max_json_elements=5)
+    refused(service.post("/v1/mean", json={"neuron": "bernoulli", "a": [0.0] * 6}), 413)
+    refused(service.post("/v1/mean", json={"neuron": "bernuolli", "a": [0.0]}), 404)
+    refused(service.post("/v1/mean", json={"neuron": "bernoulli", "a": [0.0], "seed": 1}), 422)
