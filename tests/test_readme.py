@@ -65,6 +65,7 @@ def test_every_block_is_of_a_kind_that_is_run_here():
         "gradest check",
         "gradest recommend",
         "gradest compare",
+        "gradest reproduce",
     )
     handled += [only("sh", word) for word in shell]
     assert sorted(handled) == sorted(text for _, text in BLOCKS)
@@ -123,6 +124,15 @@ def test_recommend_block(shell):
     out = shell(only("sh", "gradest recommend"))
     assert out.count("not for this case") == 2
     assert "double_cv(samples=8)" in out
+
+
+def test_reproduce_block(shell):
+    """Its commands and options are there; tests/experiments runs them."""
+    for line in only("sh", "gradest reproduce").splitlines():
+        words = line.partition("#")[0].split()
+        command = words[: 3 if "reproduce" in words else 2]
+        shown = shell(f"{' '.join(command)} --help")
+        assert all(word in shown for word in words if word.startswith("--"))
 
 
 def test_make_block():

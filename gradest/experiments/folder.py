@@ -55,9 +55,6 @@ class RunFolder:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             settings, results = dict(found["settings"]), dict(found["results"])
-            if "versions" not in found:  # as the first folders were written, all of the binary VAE
-                versions = {name: settings.pop(name) for name in ("gradest", "torch")}
-                return cls(path, "binary-vae", settings, versions, results)
             return cls(path, str(found["experiment"]), settings, dict(found["versions"]), results)
         except FileNotFoundError:
             raise InvalidInput(f"{path} holds no run: there is no {_RUN}") from None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -150,17 +149,6 @@ def test_other_versions_are_refused_where_numbers_depend_on_them(tmp_path, name,
             RunFolder.enter(tmp_path, "numbers", Numbers())
     else:
         assert RunFolder.enter(tmp_path, "numbers", Numbers()).results == {"test": 0.5}
-
-
-def test_a_folder_of_the_first_format_is_read_and_goes_on(tmp_path):
-    """Versions among the settings, no experiment, and a setting that came later."""
-    now = finished(tmp_path)
-    versions = {name: now.versions[name] for name in ("gradest", "torch")}
-    old = {"settings": {"seed": 0, "steps": 3, **versions}, "results": {"test": 0.5}}
-    (tmp_path / "run.json").write_text(json.dumps(old))
-    found = RunFolder.enter(tmp_path, "binary-vae", Numbers())
-    assert (found.settings, found.results) == (now.settings, {"test": 0.5})
-    assert RunFolder.read(tmp_path).versions == versions
 
 
 def test_event_files_hold_each_metric_once(small, tmp_path):
