@@ -50,13 +50,17 @@ class Separable(Objective):
         return self._reduce(self._parts(points))
 
     def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
-        """Each unit's part over the atoms of its law. Raises InvalidInput unless the neuron has events of `event_ndim` dims."""
+        """Each unit's part over the atoms of its law. Raises what `check_events` raises."""
+        self.check_events(neuron)
+        values, weights = neuron.law(a)
+        return self._reduce(leading_sum(weights * self._parts(values)))
+
+    def check_events(self, neuron: Neuron) -> None:
+        """Raise InvalidInput unless the neuron has events of `event_ndim` dims."""
         if neuron.event_ndim != self.event_ndim:
             raise InvalidInput(
                 f"{neuron.name} has events of {neuron.event_ndim} dim(s): give {self.name} event_ndim={neuron.event_ndim}"
             )
-        values, weights = neuron.law(a)
-        return self._reduce(leading_sum(weights * self._parts(values)))
 
     def _parts(self, h: Tensor) -> Tensor:
         try:

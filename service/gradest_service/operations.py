@@ -22,7 +22,7 @@ from gradest.errors import GradestError, InvalidInput, InvalidOptions, PluginFau
 from gradest.estimator import Estimator, State, Target, event_shape
 from gradest.expectation import Estimate, check_pre_activations, closed_form, first_state
 from gradest.neuron import Binary, Neuron
-from gradest.objective import Objective
+from gradest.objective import Objective, Separable
 from gradest.plugin import Plugin
 from gradest.random import MAX_SEED
 from gradest_service import joint, limits
@@ -312,6 +312,8 @@ def _form(neuron: Neuron, a: Tensor) -> tuple[Hashable, Hashable]:
 def _objective(spec: Any, neuron: Neuron, a: Tensor, settings: Settings) -> Objective:
     """The objective, tried on no points at all: what its options do to shapes shows without anything being allocated."""
     objective = _build("objective", spec, gradest.registry.objective, gradest.registry.objectives, settings)
+    if isinstance(objective, Separable):
+        objective.check_events(neuron)
     nothing = a.new_zeros((0, *a.shape))
     batch = nothing.shape[: nothing.ndim - neuron.event_ndim]
     has_tensors = any(isinstance(option, Tensor) and option.ndim for option in dict(objective).values())

@@ -246,6 +246,7 @@ def test_bad_feedback(http, refused, change, named):
         {"name": "cross_entropy", "weight": [[1.0, 2.0]], "labels": 5},
         {"name": "cross_entropy"},
         {"name": "quadratic", "target": [[0.1], [0.2, 0.3]]},
+        {"name": "quadratic", "event_ndim": 2},
     ],
 )
 @pytest.mark.parametrize("path", ["estimate", "compare"])
