@@ -10,8 +10,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 
 .PHONY: test lint chromium demo bench clean
 
+# The browser's driver runs an event loop of its own, which other tests of a process could not start beside it.
 test: lint chromium
-	$(PYTEST) -n 2 --dist loadgroup -m "not gpu and not benchmark"
+	$(PYTEST) -n 2 --dist loadgroup -m "browser and not benchmark"
+	$(PYTEST) -n 2 --dist loadgroup -m "not gpu and not benchmark and not browser"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -104,21 +104,21 @@ def test_words_of_any_stride():
 
 def test_several_threads_at_once():
     keys = [gradest.Key(seed) for seed in range(8)]
-    wanted = [key.uniform((500,), (300,)) for key in keys]
+    wanted = [key.uniform((500,), (1200,)) for key in keys]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda key: key.uniform((500,), (300,)), keys))
+        found = list(pool.map(lambda key: key.uniform((500,), (1200,)), keys))
     assert all(torch.equal(one, two) for one, two in zip(found, wanted, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_after_a_fork():
-    wanted = gradest.Key(3).uniform((500,), (300,))
+    wanted = gradest.Key(3).uniform((500,), (1200,))
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
         assert pool.submit(_total).result(60) == float(wanted.double().sum())
 
 
 def _total():
-    return float(gradest.Key(3).uniform((500,), (300,)).double().sum())
+    return float(gradest.Key(3).uniform((500,), (1200,)).double().sum())
 
 
 def test_the_environment_forces_a_kernel(monkeypatch):
@@ -478,7 +478,8 @@ def test_nothing_to_draw(kernel, shape):
 
 
 @pytest.mark.parametrize("kernel", FUSED)
-def test_samples_do_not_depend_on_threads_or_strides(kernel):
+def test_samples_do_not_depend_on_threads_or_strides(kernel, monkeypatch):
+    monkeypatch.setattr(cpu, "_PER_THREAD", 1 << 12)
     neuron = gradest.neuron(FUSED[kernel])
     a = torch.randn(500, 100, *(7,) * (neuron.event_ndim - 1), generator=torch.Generator().manual_seed(0))
     wanted, before = neuron.sample(gradest.Key(1), a, 3), torch.get_num_threads()

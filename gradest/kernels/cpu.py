@@ -59,7 +59,7 @@ __all__ = [
 _NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _PARITY = np.uint32(0x1BD11BDA)
 _BLOCK = 512  # elements that are worked on at a time: with their words and numbers they fit into 32 KiB
-_PER_THREAD = 1 << 16  # elements that are worth a thread
+_PER_THREAD = 1 << 18  # elements that are worth a thread
 _REUSED = 1 << 20  # bytes from which on memory is kept for another tensor
 
 _compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = njit(nogil=True, cache=True, error_model="numpy")

@@ -102,7 +102,7 @@ def test_clients_lose_no_request_while_a_replica_dies(on_ray, cluster, replicas)
 
     def ask_on(seed):
         progress = (lambda *at: None) if seed % 2 else None
-        with gradest.Client(on_ray, retries=20, http_transport=Recording(failed)) as client:
+        with gradest.Client(on_ray, timeout=200, retries=20, http_transport=Recording(failed)) as client:
             while not stop.is_set():
                 found = client.estimate("quadratic", torch.tensor(A), draws=20_000, seed=seed, progress=progress)
                 assert torch.equal(found.gradient, wanted[seed].gradient)
