@@ -33,6 +33,7 @@ from gradest.registry import registry
 __all__ = [
     "Estimate",
     "ask",
+    "check_form",
     "check_pre_activations",
     "closed_form",
     "estimate",
@@ -41,6 +42,7 @@ __all__ = [
     "first_non_finite",
     "first_state",
     "sample",
+    "sample_checked",
     "tell",
     "value_of",
 ]
@@ -59,6 +61,17 @@ _WARM_UP = 1 << 31  # the repetitions from here on are those that warm a state u
 
 def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
     """`a`, detached and widened to at least float32; raises InvalidInput with the reason, or the index of the first bad entry."""
+    wide = check_form(a, neuron)
+    index = None if transformed() else first_non_finite(wide)  # no transform allows a look at numbers
+    if index is not None:
+        raise InvalidInput(
+            f"pre-activations must be finite, but a[{', '.join(map(str, index))}] is {a.detach()[tuple(index)]}"
+        )
+    return wide
+
+
+def check_form(a: Tensor, neuron: Neuron) -> Tensor:
+    """`check_pre_activations` without a look at the numbers, for those that are known to be finite."""
     if not isinstance(a, Tensor):
         raise InvalidInput(f"pre-activations are a torch tensor, not {type(a).__name__}; torch.tensor(a) makes one")
     if not a.is_floating_point():
@@ -67,13 +80,7 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
         raise InvalidInput(
             f"{neuron.name} takes [*batch, *event] with {neuron.event_ndim} event dim(s) last; this tensor has {a.ndim} dims"
         )
-    detached = a.detach()
-    index = None if transformed() else first_non_finite(detached)  # no transform allows a look at numbers
-    if index is not None:
-        raise InvalidInput(
-            f"pre-activations must be finite, but a[{', '.join(map(str, index))}] is {detached[tuple(index)]}"
-        )
-    return widen(detached)
+    return widen(a.detach())
 
 
 def first_non_finite(x: Tensor) -> list[int] | None:
@@ -104,7 +111,12 @@ def sample(
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron)
     _check_count("samples", samples, least=0)
-    key, h = _to_key(seed), None
+    return sample_checked(neuron, wide, samples, _to_key(seed), dtype).to(dtype or a.dtype)
+
+
+def sample_checked(neuron: Neuron, wide: Tensor, samples: int, key: Key, dtype: torch.dtype | None = None) -> Tensor:
+    """What `sample` does once `check_pre_activations` has given it `wide`."""
+    h = None
     if dtype is not None:
         if dtype not in (torch.uint8, torch.bool) or not isinstance(neuron, Binary) or not neuron.fits(dtype):
             raise InvalidInput(
@@ -113,8 +125,8 @@ def sample(
         h = neuron.sample_as(key, wide, samples, dtype)
     if h is None:
         h = neuron.sample(key, wide, samples)
-        _check_result(neuron, "sample", h, (samples, *a.shape))
-    return h.to(dtype or a.dtype)
+        _check_result(neuron, "sample", h, (samples, *wide.shape))
+    return h
 
 
 def ask(neuron: Neuron, estimator: Estimator, a: Tensor, key: Key, state: State | None = None) -> tuple[Draw, State]:

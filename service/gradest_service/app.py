@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
@@ -18,9 +18,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 import gradest
-from gradest_service import metrics, schemas
+from gradest.neuron import Neuron
+from gradest.random import Key
+from gradest_service import metrics, operations, schemas
 from gradest_service.auth import OPEN, Keys
 from gradest_service.batching import Batcher
+from gradest_service.calls import stop_if_told
 from gradest_service.docs import add_docs
 from gradest_service.load import Load
 from gradest_service.middleware import Envelope
@@ -152,21 +155,27 @@ def _add_metrics(app: FastAPI, counts: metrics.Metrics) -> None:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load the plugins, and try one, before the first request; then watch the threads."""
-    await to_thread.run_sync(_warm_up)
+    """Load the plugins, and try a neuron, before the first request; the others, and a look at the threads, beside them."""
+    neurons = await to_thread.run_sync(operations.own_neurons)
+    await to_thread.run_sync(_warm_up, neurons[:1])
     async with create_task_group() as group:
+        group.start_soon(to_thread.run_sync, _warm_up, neurons)
         group.start_soon(app.state.load.watch, app.state.pool)
         yield
         group.cancel_scope.cancel()
 
 
-def _warm_up() -> None:
-    """The first sample of a process takes seconds, because code is loaded for it; so it is made before anyone waits."""
-    for name, cls in list(gradest.registry.neurons.items())[:1]:
+def _warm_up(neurons: Sequence[type[Neuron]]) -> None:
+    """The first sample of a process takes a second, and that of a neuron on a new machine takes several, because code is loaded
+    and compiled for it; so it is made before anyone waits, for a request alone and for two in one pass.
+    """
+    for cls in neurons:
+        stop_if_told()
         try:
-            gradest.sample(name, torch.zeros([2] * cls.event_ndim), samples=1, seed=0)
-        except Exception:  # a plugin's own fault, which its users will see
-            _LOG.exception("the first sample, from %s, failed", name)
+            for key in (Key(0), Key(torch.tensor([0, 0]), torch.tensor([0, 1]))):
+                gradest.sample(cls.name, torch.zeros([2, *[2] * cls.event_ndim]), samples=1, seed=key)
+        except Exception:
+            _LOG.exception("the first sample, from %s, failed", cls.name)
 
 
 async def _to_docs() -> Response:

@@ -67,6 +67,16 @@ class Batcher:
             group.full.set()
         return await answer
 
+    def run_alone(self, work: Callable[[], Answer]) -> Answer | None:
+        """`work()`, a pass for one request, in the thread that the request was prepared in; None, and nothing is run, where
+        others may be there to join it with: while requests wait for a thread.
+        """
+        if self._max_wait or self._open or self._pool.waiting():
+            return None
+        if self._observe is not None:
+            self._observe(1)
+        return work()
+
     async def _lead(self, kind: Hashable, group: _Group[Any, Any]) -> None:
         try:
             if self._max_wait:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gradest.estimator import Draw, Estimator, Feedback, State, event_shape
-from gradest.expectation import ask, sample, tell, value_of
+from gradest.expectation import ask, sample_checked, tell, value_of
+from gradest.kernels.reference import widen
 from gradest.neuron import Neuron
 from gradest.random import Key
 
@@ -57,7 +58,8 @@ def sample_rows(
 ) -> list[Tensor]:
     """`gradest.sample` for each: `[samples, *batch, *event]`."""
     joined = _Joined(neuron, requests)
-    return joined.part(sample(neuron, joined.a, samples, joined.key, dtype=dtype), leading=1)
+    h = sample_checked(neuron, widen(joined.a), samples, joined.key, dtype)
+    return joined.part(h.to(dtype or joined.a.dtype), leading=1)
 
 
 def forward(neuron: Neuron, estimator: Estimator, requests: Sequence[Rows], state: State | None = None) -> list[Asked]:

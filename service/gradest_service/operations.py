@@ -20,7 +20,7 @@ import gradest
 from gradest.comparison import Comparison, comparable
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, PluginFault, TooManyPoints, UnknownPlugin
 from gradest.estimator import Estimator, State, Target, event_shape
-from gradest.expectation import Estimate, check_pre_activations, closed_form, first_state
+from gradest.expectation import Estimate, check_form, check_pre_activations, closed_form, first_state
 from gradest.neuron import Binary, Neuron
 from gradest.objective import Objective, Separable
 from gradest.plugin import Plugin
@@ -55,6 +55,7 @@ __all__ = [
     "estimate",
     "forward",
     "mean",
+    "own_neurons",
     "plan_comparison",
     "recommend",
     "sample",
@@ -93,6 +94,11 @@ def calls_own_code_alone() -> bool:
     as by an error that lists what fits.
     """
     return all(info.distribution == _OWN for info in gradest.registry.plugins)
+
+
+def own_neurons() -> list[type[Neuron]]:
+    """gradest's own, which may be tried without calling others' code. Loads all plugins."""
+    return [cls for info in gradest.registry.plugins if info.distribution == _OWN for cls in info.neurons.values()]
 
 
 def sample(request: SampleRequest, settings: Settings, as_json: bool) -> Pass[Tensor]:
@@ -264,7 +270,7 @@ def _inputs(request: Request, settings: Settings) -> tuple[Neuron, Tensor, Tenso
     """The neuron, `a`, and `a` as estimators compute with it."""
     neuron = _build("neuron", request.neuron, gradest.registry.neuron, gradest.registry.neurons, settings)
     a = decode_a(request.a, request.dtype, request.shape, settings)
-    return neuron, a, check_pre_activations(a, neuron)
+    return neuron, a, check_form(a, neuron)
 
 
 def _fitting(spec: Any, field: str, neuron: Neuron, a: Tensor, settings: Settings) -> tuple[Estimator, int]:

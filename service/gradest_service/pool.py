@@ -32,6 +32,10 @@ class Pool:
         """Who has the threads that are not free."""
         return self._turns.statistics().borrowers
 
+    def waiting(self) -> int:
+        """How many wait for a thread."""
+        return self._turns.statistics().tasks_waiting
+
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
         """Wait for a thread to be free, and have it inside the block, for one `run_now`."""

@@ -157,18 +157,25 @@ def _add_operation(
         def prepare() -> operations.Pass[Any]:
             return operation(body(schema), settings, codec is JSON)
 
+        def finish(ready: operations.Pass[Any]) -> bytes:
+            return codec.encode(ready())
+
+        async def join(ready: operations.Pass[Any]) -> bytes:
+            if batcher is None or ready.kind is None:
+                return await _in_pool(request, lambda: finish(ready))
+            item = (ready.rows, lambda result: codec.encode(ready.answer(result)))
+            return await batcher.run(ready.kind, partial(_work_and_write, ready.work), item, ready.elements)
+
+        def prepare_and_finish() -> operations.Pass[Any] | bytes:
+            ready = prepare()
+            if batcher is None or ready.kind is None:
+                return finish(ready)
+            return batcher.run_alone(lambda: finish(ready)) or ready
+
         # what takes less time than to hand it to a thread is done at once, unless it calls others' code, which may hang
         at_once = body.size <= _SMALL_BYTES and operations.calls_own_code_alone()
-        ready = prepare() if at_once else await _in_pool(request, prepare)
-        if batcher is None or ready.kind is None:
-            answered = await _in_pool(request, lambda: codec.encode(ready()))
-            return Response(answered, media_type=codec.media_type)
-
-        def write(result: Any) -> bytes:
-            return codec.encode(ready.answer(result))
-
-        item = (ready.rows, write)
-        answered = await batcher.run(ready.kind, partial(_work_and_write, ready.work), item, ready.elements)
+        found = prepare() if at_once else await _in_pool(request, prepare_and_finish)
+        answered = found if isinstance(found, bytes) else await join(found)
         return Response(answered, media_type=codec.media_type)
 
     endpoint.__doc__ = operation.__doc__
@@ -349,27 +356,27 @@ async def show_version() -> Response:
 
 
 class _Body:
-    """A request's body, which becomes a request of a schema when it is called: that is left to the pool."""
+    """A request's body, which becomes a request of a schema when it is called, once: that is left to the pool."""
 
-    def __init__(self, body: bytearray, codec: Codec, settings: Settings) -> None:
-        self.size = len(body)
-        self._body = body
+    def __init__(self, chunks: list[bytes], codec: Codec, settings: Settings) -> None:
+        self.size = sum(map(len, chunks))
+        self._chunks = chunks
         self._codec = codec
         self._settings = settings
 
     def __call__(self, schema: type[AnyRequest]) -> AnyRequest:
-        return _validate(schema, self._codec.decode(self._body, self._settings), "body")
+        whole = bytearray().join(
+            self._chunks
+        )  # tensors are views of it, which torch grants of what may be written to alone
+        self._chunks.clear()
+        return _validate(schema, self._codec.decode(whole, self._settings), "body")
 
 
 async def _read(request: Request) -> _Body:
     codec = find_codec(request.headers.get("content-type", ""))
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem(415, "Send the body as it is, without a Content-Encoding.")
-    settings: Settings = request.app.state.settings
-    body = bytearray()  # tensors are views of it, which torch grants of what may be written to alone
-    async for chunk in request.stream():
-        body += chunk
-    return _Body(body, codec, settings)
+    return _Body([chunk async for chunk in request.stream()], codec, request.app.state.settings)
 
 
 def _validate(schema: type[AnyModel], found: Any, place: str) -> AnyModel:

@@ -135,6 +135,26 @@ def test_an_idle_service_does_not_wait():
     run(main())
 
 
+def test_a_request_runs_where_it_was_prepared_unless_others_wait_for_a_thread():
+    async def main():
+        work, passes = Recorder(), []
+        batcher = Batcher(Pool(1), 0, 100, passes.append)
+        assert batcher.run_alone(lambda: 7) == 7
+        assert passes == [1]
+        work.gate.clear()
+        tasks = [asyncio.create_task(batcher.run("k", work, item, 1)) for item in range(2)]
+        await asyncio.sleep(0.05)
+        tasks.append(asyncio.create_task(batcher.run("k", work, 2, 1)))
+        await asyncio.sleep(0.05)
+        assert batcher.run_alone(lambda: 7) is None
+        assert passes == [1, 2], "none was counted"
+        work.gate.set()
+        assert await asyncio.gather(*tasks) == [0, 2, 4]
+        assert Batcher(Pool(1), 1.0, 100).run_alone(lambda: 7) is None, "a wait is asked for"
+
+    run(main())
+
+
 def test_a_wait_gathers_and_a_full_batch_ends_it():
     async def main():
         work = Recorder()
