@@ -26,6 +26,7 @@ from gradest.kernels import select, transformed
 from gradest.kernels.reference import all_finite, cast, widen
 from gradest.neuron import Binary, Neuron
 from gradest.objective import Loss, Objective
+from gradest.parallel import joined_state, world_size
 from gradest.plugin import Plugin
 from gradest.random import Key, check_seed, fresh_seed, fresh_seed_tensor
 from gradest.registry import registry
@@ -152,6 +153,8 @@ def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> 
     try:
         with torch.set_grad_enabled(False):
             told = estimator.backward(draw, widened, state)
+            if draw.key.shared and state and world_size() > 1:
+                told = told[0], joined_state(estimator, draw, widened, state)
     except RuntimeError as error:
         if transformed():
             raise Incompatible(f"{estimator.label()} does not run inside a transform of torch.func: {error}") from error

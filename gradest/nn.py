@@ -6,14 +6,15 @@
 
 Seeds come from torch's global generator, so `torch.manual_seed` rules the noise. Under torch.distributed, example i of the
 process of rank r is example r + i · world_size of the joined batch, the order in which DistributedSampler deals them out:
-processes that were seeded alike draw the noise that one process would have drawn for the joined batch, and a state is the mean
-over all examples.
+processes that were seeded alike draw the noise that one process would have drawn for the joined batch, and a state is what the
+estimator makes of the joined batch.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,7 @@ from gradest.kernels import transformed
 from gradest.kernels.reference import widen
 from gradest.neuron import Neuron
 from gradest.objective import Loss
-from gradest.parallel import mean_state, row_numbers, world_size
+from gradest.parallel import row_numbers, world_size
 from gradest.random import Key, fresh_seed, fresh_seed_tensor
 from gradest.registry import registry
 
@@ -223,14 +224,14 @@ class Stochastic(_StochasticModule):
     def _tell(
         self, a: Tensor, state: list[Tensor], seed: int | Tensor, step: int, grad_h: Tensor, grad_ear: Tensor
     ) -> Tensor:
-        if not a.numel():
+        if not a.numel() and world_size() == 1:  # other processes may have the rest of the batch, and wait for this one
             return torch.zeros_like(a)
         named = dict(zip(self.state, state, strict=True))
         draw, _ = ask(self.neuron, self.estimator, a, _key(a, self.neuron.event_ndim, seed), named)
         ticket, scale = _Ticket(self, draw, named, step), grad_ear.new_ones(())
-        if grad_ear.numel():
+        if grad_ear.numel() or (not a.numel() and grad_ear.ndim > 1):
             loss, factor, heard = grad_ear
-            scale = factor.flatten()[0]
+            scale = factor.flatten()[0] if factor.numel() else scale
             if transformed() or bool(heard.all()):  # no transform allows a look at numbers
                 ticket.take(loss, 1.0)
         return ticket.gradient(grad_h, scale).to(a.dtype)
@@ -246,11 +247,10 @@ class Stochastic(_StochasticModule):
         self._pending.clear()
         return waiting
 
-    def _advance(self, state: State, since: int, count: int) -> None:
-        """Take over the next state that a use of the layer computed, of `count` examples, from the state of step `since`."""
+    def _advance(self, state: State, since: int) -> None:
+        """Take over the next state that a use of the layer computed from the state of step `since`."""
         if not state:
             return
-        state = mean_state(state, count)
         if since == self._steps:
             self._steps, self._merged = self._steps + 1, 1
         elif since == self._steps - 1:
@@ -279,7 +279,7 @@ class Expectation(_StochasticModule):
         key = _key(a, self.neuron.event_ndim)
         value, state = expect(f, a, self.neuron, self.estimator, key, self._state_for(a))
         if torch.is_grad_enabled():
-            self._set_state(mean_state(state, _count(a, self.neuron.event_ndim)))
+            self._set_state(state)
         return value
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
@@ -366,7 +366,7 @@ class _Ticket:
                 grad = grad / torch.where(factor == 0, 1, factor)
             gradient, state = tell(estimator, self.draw, Feedback(self.loss[None], grad), self.state)
             gradient = gradient * factor
-        self.layer._advance(state, self.step, _count(self.draw.a, self.layer.neuron.event_ndim))
+        self.layer._advance(state, self.step)
         return gradient
 
 
@@ -429,11 +429,9 @@ class _Pure(torch.autograd.Function):
 def _key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None) -> Key:
     """A key for `a`, a fresh one by default, whose row numbers are global under torch.distributed."""
     key = Key(fresh_seed() if seed is None else seed)
-    return key if world_size() == 1 else Key(key.seed, rows=row_numbers(a.shape[: max(0, a.ndim - event_ndim)]))
-
-
-def _count(a: Tensor, event_ndim: int) -> int:
-    return a.shape[: max(0, a.ndim - event_ndim)].numel()
+    if world_size() == 1:
+        return key
+    return replace(key, rows=row_numbers(a.shape[: max(0, a.ndim - event_ndim)]), shared=True)
 
 
 def _move(old: Tensor, new: Tensor, by: float) -> Tensor:

@@ -6,12 +6,25 @@ torch.distributed there is one process, which holds all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["add_up", "any_of", "is_parallel", "joined_mean", "mean_state", "rank", "row_numbers", "wait", "world_size"]
+from gradest.estimator import Draw, Estimator, Feedback, State
+
+__all__ = [
+    "add_up",
+    "any_of",
+    "is_parallel",
+    "joined_mean",
+    "joined_state",
+    "rank",
+    "row_numbers",
+    "wait",
+    "world_size",
+]
 
 
 def is_parallel() -> bool:
@@ -81,15 +94,34 @@ def joined_mean(values: Tensor, of: int) -> Tensor:
     return ((total + (own - own.detach())) / of)[None]  # the difference is 0, so that all have the same bits
 
 
-def mean_state(state: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """An estimator's state, in which floating-point tensors are the mean over all examples, of which `count` are here.
+def joined_state(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> State:
+    """The state that the estimator makes of the joined batch, of which each process has its part's draw and feedback.
 
-    For a state that moves towards a mean over the batch, this is the state after the joined batch.
+    What a state learns need not be a mean over examples, so each process draws the joined batch, from everybody's rows, and has
+    the estimator look at it as a single process would. f is not evaluated again. Without a batch dim there is nothing to join.
     """
-    moving = {name: value for name, value in state.items() if value.is_floating_point()}
-    if world_size() == 1 or not moving:
-        return dict(state)
-    parts = {name: value * count if count else torch.zeros_like(value) for name, value in moving.items()}
-    total = torch.tensor(float(count))
-    add_up([*parts.values(), total])
-    return {**state, **{name: (part / total).to(part.dtype) for name, part in parts.items()}} if total else dict(state)
+    batch = draw.points.shape[1 : draw.points.ndim - draw.neuron.event_ndim]
+    if not batch:
+        return estimator.backward(draw, feedback, state)[1]
+    key = draw.key
+    rows = torch.arange(batch.numel()).reshape(batch) if key.rows is None else key.rows.expand(batch)
+    seeds = torch.as_tensor(key.seed).expand(batch)
+    seeds, rows = _join(torch.stack([seeds, rows.to(seeds.device)]).to(draw.a.device), 1)
+    joined = estimator.forward(draw.neuron, _join(draw.a, 0), replace(key, seed=seeds, rows=rows), state)
+    loss, grad = (None if x is None else _join(x, 1) for x in (feedback.loss, feedback.grad))
+    return estimator.backward(joined, Feedback(loss, grad), state)[1]
+
+
+def _join(x: Tensor, dim: int) -> Tensor:
+    """The joined batch of which each process has its part, examples in this dim."""
+    own = x.movedim(dim, 0)
+    lengths = [torch.tensor(0, device=x.device) for _ in range(world_size())]
+    torch.distributed.all_gather(lengths, torch.tensor(len(own), device=x.device))
+    padded = own.new_zeros(max(map(int, lengths)), *own.shape[1:])
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in lengths]
+    torch.distributed.all_gather(parts, padded)
+    joined = own.new_empty(sum(map(int, lengths)), *own.shape[1:])
+    for place, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+        joined[place :: world_size()] = part[:length]
+    return joined.movedim(0, dim).contiguous()

@@ -96,11 +96,14 @@ class Key:
     rows: the row numbers, an int64 tensor that broadcasts to the batch; by default rows count up from 0 in the caller's own
         tensor. A batcher that joins requests, or a process that holds a part of a batch, passes the numbers they had there.
     stream: tells apart the independent noises that one draw needs; 0 is what `Neuron.noise` uses.
+    shared: whether each process of torch.distributed draws its part of one batch by this key; an estimator's state is then that
+        of the joined batch, in all of them.
     """
 
     seed: int | Tensor
     rows: Tensor | None = None
     stream: int = 0
+    shared: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, Tensor):
@@ -160,8 +163,9 @@ class Key:
         numbers come from elsewhere.
         """
         draw = fused(kernel, a.device)
-        moves = any(isinstance(x, Tensor) and x.requires_grad for x in (a, *options))
-        if draw is None or (moves and torch.is_grad_enabled()) or type(self).uniform is not Key.uniform:
+        if draw is None or type(self).uniform is not Key.uniform:
+            return None
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (a, *options)):
             return None
         split = a.ndim - event_ndim
         flat = a if split == a.ndim - 1 == 1 else a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))

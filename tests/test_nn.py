@@ -307,9 +307,12 @@ def test_compiled_model_trains_alike():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["straight_through", "reinforce_centered", "reinforce_average"])
+@pytest.mark.parametrize("estimator", ["straight_through", "reinforce_centered", "reinforce_average", "relax"])
 def test_two_processes_equal_one_on_the_joined_batch(tmp_path, estimator):
-    """Two gloo processes under DistributedDataParallel, each with every second example, against one with all of them."""
+    """Two gloo processes under DistributedDataParallel, each with every second example, against one with all of them.
+
+    relax moves its network by Adam, so its state is no mean of what two parts of a batch would make of it.
+    """
     script = tmp_path / "train.py"
     script.write_text(TRAIN)
     results = []
@@ -326,6 +329,21 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path, estimator):
     assert results[0].keys() == results[1].keys()
     for name, value in results[0].items():
         assert torch.allclose(value, results[1][name], atol=1e-6), name
+
+
+def test_a_process_without_examples_takes_part_in_what_is_joined(monkeypatch):
+    """In compiled code, where the others would wait for it for ever."""
+    layer = Stochastic("bernoulli", "reinforce_average")
+    layer(torch.zeros(2, 3))
+    joined = []
+    monkeypatch.setattr(gradest.nn, "world_size", lambda: 2)
+    monkeypatch.setattr(gradest.expectation, "world_size", lambda: 2)
+    monkeypatch.setattr(
+        gradest.expectation, "joined_state", lambda estimator, draw, feedback, state: joined.append(feedback) or state
+    )
+    none = torch.zeros(0, 3)
+    assert layer._tell(none, list(layer.state.values()), 5, 0, none, torch.zeros(3, 0)).shape == (0, 3)
+    assert [feedback.loss.shape for feedback in joined] == [(1, 0)]
 
 
 TRAIN = textwrap.dedent(

@@ -20,7 +20,7 @@ from gradest.experiments.vae.images import Images, binarise
 from gradest.experiments.vae.model import BinaryVae
 from gradest.experiments.vae.settings import NEURON, VaeSettings
 from gradest.experiments.vae.variance import measure_variance
-from gradest.parallel import add_up, any_of, mean_state, rank, wait, world_size
+from gradest.parallel import add_up, any_of, rank, wait, world_size
 from gradest.random import Key
 from gradest.registry import registry
 
@@ -140,9 +140,8 @@ class _Run:
         rows = torch.arange(self.step * size, (self.step + 1) * size)[own]
         pixels = self.images.train[self._minibatch(self.step)[own]]
         x = binarise(pixels, replace(self._binarisation, rows=rows))
-        noise = replace(self._noise, rows=rows)
-        losses, memory = self.vae.loss(x, self.vae.encode(x), self.estimator, noise, self.memory)
-        self.memory = mean_state(memory, len(x))
+        noise = replace(self._noise, rows=rows, shared=True)
+        losses, self.memory = self.vae.loss(x, self.vae.encode(x), self.estimator, noise, self.memory)
         loss = losses.sum() / size
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
