@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from gradest.errors import InvalidOptions
 from gradest.estimator import Estimator
 from gradest.experiments.data import DatasetName
+from gradest.experiments.options import Options
 from gradest.experiments.sparsity import PenaltyKind, fitting_penalty, probe
 from gradest.neuron import Differentiable, Neuron, Scored
 from gradest.nn import Evaluation
@@ -50,10 +51,10 @@ _DEFAULTS: dict[DatasetName, _Defaults] = {
 }
 
 
-class Settings(BaseModel):
+class Settings(Options):
     """A run of the gated network. An option that is None or "auto" gets its default from `resolved`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     data: DatasetName = Field("digits", description="digits (offline) or mnist (from IDX files)")
     data_dir: Path | None = Field(None, exclude=True, description="where the IDX files are; else $GRADEST_DATA")
@@ -89,15 +90,6 @@ class Settings(BaseModel):
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(f"torch cannot use the device {device!r} here: {str(error).splitlines()[0]}") from error
         return device
-
-    @classmethod
-    def build(cls, **options: Any) -> Self:
-        """Settings of these options; raises InvalidOptions with each fault in a line of its own."""
-        try:
-            return cls(**options)
-        except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            raise InvalidOptions(f"settings of a run: {faults}. There are: {', '.join(cls.model_fields)}.") from error
 
     def pair(self) -> tuple[Neuron, Estimator]:
         """The neuron and the estimator; raises UnknownPlugin, InvalidOptions or Incompatible."""

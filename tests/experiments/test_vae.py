@@ -355,7 +355,7 @@ def test_samples_go_to_those_that_take_them():
         {"name": "rloo"},
         {"name": "rloo", "samples": 4},
     ]
-    with pytest.raises(Incompatible, match=r"vimco estimates .* here all train by the ELBO"):
+    with pytest.raises(Incompatible, match=r"vimco estimates .* here all train by the mean loss"):
         choose_estimators([{"name": "vimco"}], 2)
     with pytest.raises(InvalidInput, match="rloo is named twice"):
         choose_estimators([{"name": "rloo"}, {"name": "rloo"}], 2)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from gradest.errors import Incompatible, InvalidInput, InvalidOptions
+from gradest.errors import InvalidInput
 from gradest.estimator import Estimator
+from gradest.experiments.options import Options, build_estimator, to_folder_name
 from gradest.random import MAX_SEED
 from gradest.registry import registry
 
@@ -31,14 +31,12 @@ QUICK: dict[str, Any] = {"epochs": 2, "images": 6400}
 """The settings of a run of seconds."""
 
 
-class BlockSettings(BaseModel):
-    """One run. These and the versions, and nothing else, decide its numbers, seconds apart.
+class BlockSettings(Options):
+    """One run.
 
     The loss is a sum over the minibatch, as in the authors' code; the paper's weights and rates are of that. A dense network is
     one block without a policy.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     estimator: dict[str, Any] | None = Field(
         description="of the policy's gradient: {name, **options}; None has no policy"
@@ -58,15 +56,6 @@ class BlockSettings(BaseModel):
     decay: float = Field(0.005, ge=0, allow_inf_nan=False, description="λ_L2")
     images: int | None = Field(None, ge=1, description="to learn from, the first of them; None is all")
 
-    @classmethod
-    def build(cls, **options: Any) -> Self:
-        """Settings of these options; raises InvalidOptions that names each fault."""
-        try:
-            return cls(**options)
-        except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            raise InvalidOptions(f"settings of a run: {faults}. There are: {', '.join(cls.model_fields)}.") from error
-
     @property
     def units(self) -> int:
         """Of the hidden layer."""
@@ -74,15 +63,7 @@ class BlockSettings(BaseModel):
 
     def build_estimator(self) -> Estimator | None:
         """The estimator; raises UnknownPlugin, InvalidOptions, or Incompatible."""
-        if self.estimator is None:
-            return None
-        estimator = registry.estimator(self.estimator)
-        registry.check_fit(registry.neuron(NEURON), estimator)
-        if estimator.target().samples != 1:
-            raise Incompatible(
-                f"{estimator.label()} estimates {estimator.target()}, a bound of several samples; here all train by the mean loss"
-            )
-        return estimator
+        return None if self.estimator is None else build_estimator(self.estimator, NEURON)
 
     def label(self) -> str:
         """As tables show it."""
@@ -91,8 +72,7 @@ class BlockSettings(BaseModel):
 
     def folder(self, size: Size) -> str:
         """A name for the folder of this run, beside which those of other networks and seeds have room."""
-        network = re.sub(r"[^\w.+-]+", "-", self.label()).strip("-")
-        return f"{size}/{network}/seed-{self.seed}"
+        return f"{size}/{to_folder_name(self.label())}/seed-{self.seed}"
 
 
 def list_runs(

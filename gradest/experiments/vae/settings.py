@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from gradest.errors import Incompatible, InvalidInput, InvalidOptions
+from gradest.errors import InvalidInput
 from gradest.estimator import Estimator
+from gradest.experiments.options import Options, build_estimator, to_folder_name
 from gradest.random import MAX_SEED
 from gradest.registry import registry
 
@@ -37,10 +37,8 @@ QUICK: dict[str, Any] = {"steps": 500, "eval_every": 100, "log_every": 20, "vari
 """The settings of a run of seconds."""
 
 
-class VaeSettings(BaseModel):
-    """One run. These and the versions, and nothing else, decide its numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class VaeSettings(Options):
+    """One run."""
 
     estimator: dict[str, Any] = Field(description="{name, **options}")
     network: Network = "nonlinear"
@@ -57,23 +55,13 @@ class VaeSettings(BaseModel):
     test_samples: int = Field(100, ge=1, description="of the importance-weighted bound")
     test_images: int | None = Field(None, ge=1, description="the first of them; None is all")
 
-    @classmethod
-    def build(cls, **options: Any) -> Self:
-        """Settings of these options; raises InvalidOptions that names each fault."""
-        try:
-            return cls(**options)
-        except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            raise InvalidOptions(f"settings of a run: {faults}. There are: {', '.join(cls.model_fields)}.") from error
-
     def build_estimator(self) -> Estimator:
         """The estimator; raises UnknownPlugin, InvalidOptions, or Incompatible."""
-        return _checked(registry.estimator(self.estimator))
+        return build_estimator(self.estimator, NEURON)
 
     def folder(self) -> str:
         """A name for the folder of this run, beside which those of other networks, estimators and seeds have room."""
-        estimator = re.sub(r"[^\w.+-]+", "-", self.build_estimator().label()).strip("-")
-        return f"{self.network}/{estimator}/seed-{self.seed}"
+        return f"{self.network}/{to_folder_name(self.build_estimator().label())}/seed-{self.seed}"
 
 
 def default_estimators(samples: int) -> list[dict[str, Any]]:
@@ -91,17 +79,8 @@ def choose_estimators(specs: Iterable[dict[str, Any]], samples: int) -> list[dic
     for spec in specs:
         option = type(registry.estimator(spec)).model_fields.get("samples")
         full = {**spec, "samples": samples} if option and option.default != samples and "samples" not in spec else spec
-        estimator = _checked(registry.estimator(full))
+        estimator = build_estimator(full, NEURON)
         if estimator.label() in chosen:
             raise InvalidInput(f"{estimator.label()} is named twice")
         chosen[estimator.label()] = estimator.spec()
     return list(chosen.values())
-
-
-def _checked(estimator: Estimator) -> Estimator:
-    registry.check_fit(registry.neuron(NEURON), estimator)
-    if estimator.target().samples != 1:
-        raise Incompatible(
-            f"{estimator.label()} estimates {estimator.target()}, a bound of several samples; here all train by the ELBO"
-        )
-    return estimator
