@@ -44,6 +44,7 @@ Url = Annotated[
 ]
 AsDtype = Annotated[Dtype, typer.Option(help="The type in which --a is read.")]
 _SPEC = "a name, name:key=value,key=value, or JSON"
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Write event files of each run too.")]
 
 
 def main() -> None:
@@ -393,7 +394,7 @@ def binary_vae(
         Literal["sampled", "analytic"], typer.Option(help="log q inside the loss, as published, or KL in closed form.")
     ] = "sampled",
     quick: Annotated[bool, typer.Option("--quick", help="Few steps, draws and test images: some minutes.")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write event files of each run too.")] = False,
+    tensorboard: Tensorboard = False,
 ) -> None:
     """The field's benchmark: a variational autoencoder with 200 binary latents on MNIST. Hours.
 
@@ -440,6 +441,7 @@ def block_gated(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each network: seeds 0, 1, ...")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Few epochs and images: a minute.")] = False,
+    tensorboard: Tensorboard = False,
 ) -> None:
     """Conditional computation: a policy opens few blocks of a layer for each MNIST image, beside dense networks. Half an hour.
 
@@ -448,7 +450,7 @@ def block_gated(
     from gradest.cli.training import reproduce_blocks
 
     options = {"epochs": epochs, "learning_rate": learning_rate, "policy_rate": policy_rate}
-    reproduce_blocks(out, data_dir, estimators or [], size or [], seeds, quick, **options)
+    reproduce_blocks(out, data_dir, estimators or [], size or [], seeds, quick, tensorboard, **options)
 
 
 @reproduce.command()
@@ -474,6 +476,7 @@ def bengio2013(
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Two epochs of 20,000 images: three minutes.")] = False,
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    tensorboard: Tensorboard = False,
 ) -> None:
     """The table of the paper in which these neurons were introduced: gates of 2000 experts on MNIST. Two hours.
 
@@ -483,9 +486,8 @@ def bengio2013(
 
     if epochs is not None and minutes is not None:
         raise InvalidInput("--epochs and --minutes both say how long a run is: give one of them")
-    reproduce_table(
-        out, data_dir, rows or [], epochs, seeds=seeds, minutes=minutes, search=search, quick=quick, device=device
-    )
+    runs = {"seeds": seeds, "minutes": minutes, "search": search, "quick": quick, "device": device}
+    reproduce_table(out, data_dir, rows or [], epochs, tensorboard=tensorboard, **runs)
 
 
 @app.command()

@@ -79,13 +79,20 @@ def reproduce_vae(
 
 
 def reproduce_blocks(
-    out: Path, data_dir: Path | None, estimators: list[str], sizes: list[str], seeds: int, quick: bool, **given: Any
+    out: Path,
+    data_dir: Path | None,
+    estimators: list[str],
+    sizes: list[str],
+    seeds: int,
+    quick: bool,
+    tensorboard: bool,
+    **given: Any,
 ) -> None:
     """Do the runs, and print the report's path. given: of `BlockSettings`; what is None has its default."""
     specs = [read_spec(text) for text in estimators] or None
     options = {name: value for name, value in given.items() if value is not None}
     runs = list_block_runs(specs, sizes or None, seeds=seeds, quick=quick, **options)
-    print(reproduce_block_gated(out, runs, load("mnist", data_dir), progress=True))
+    print(reproduce_block_gated(out, runs, load("mnist", data_dir), progress=True, tensorboard=tensorboard))
 
 
 def reproduce_table(out: Path, data_dir: Path | None, rows: list[str], epochs: int | None, **options: Any) -> None:

@@ -402,6 +402,7 @@ def test_a_time_buys_epochs_and_a_run_keeps_those_it_began_with(tmp_path, monkey
 
 def test_the_command_line_reproduces(tmp_path):
     pytest.importorskip("altair")
+    pytest.importorskip("tensorboard")
     pytest.importorskip("vl_convert")
     for name, count in (("train", 132), ("t10k", 4)):
         images = bytes(i * 37 % 256 for i in range(count * 4))
@@ -417,11 +418,13 @@ def test_the_command_line_reproduces(tmp_path):
         "--quick",
         "--rows",
         "sigmoid",
+        "--tensorboard",
     ]
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(tmp_path / "out/report.md")
     settings = RunFolder.read(tmp_path / "out/sigmoid/seed-0").settings
     assert [settings[name] for name in ("gates", "hidden", "epochs", "images")] == [200, 400, 2, 20_000]
+    assert list((tmp_path / "out/sigmoid/seed-0/tensorboard").glob("events.*"))
     done = CliRunner().invoke(app, [*(str(word) for word in words), "--epochs", "1", "--minutes", "1"])
     assert "give one of them" in str(done.exception)

@@ -320,9 +320,10 @@ def mnist_folder(tmp_path):
 def test_the_command_line_reproduces_and_the_report_has_the_runs_that_are_complete(tmp_path, mnist_folder):
     pytest.importorskip("altair")
     pytest.importorskip("vl_convert")
+    pytest.importorskip("tensorboard")
     out = tmp_path / "out"
     words = ["reproduce", "block-gated", "--data-dir", mnist_folder, "--out", out, "--epochs", 1, "--seeds", 2]
-    words += ["--estimators", "reinforce", "--estimators", "straight_through", "--policy-rate", 0.01]
+    words += ["--estimators", "reinforce", "--estimators", "straight_through", "--policy-rate", 0.01, "--tensorboard"]
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(out / "report.md")
@@ -335,6 +336,7 @@ def test_the_command_line_reproduces_and_the_report_has_the_runs_that_are_comple
     results = [RunFolder.read(out / f"16x16/reinforce/seed-{n}").results for n in (0, 1)]
     errors = [100 * one["test"]["error"] for one in results]
     assert table["reinforce"][4] == f"{sum(errors) / 2:.2f} ± {abs(errors[0] - errors[1]) / 2:.2f}"
+    assert list((out / "16x16/reinforce/seed-0/tensorboard").glob("events.*"))
     whole = 4 * 256 + 256 * 10
     assert table["dense, 256 units"][2] == "100.00 ± 0.00"
     assert table["dense, 32 units"][2] == f"{100 * 32 * (4 + 10) / whole:.2f} ± 0.00"

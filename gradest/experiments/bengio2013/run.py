@@ -35,13 +35,15 @@ def reproduce_bengio2013(
     minutes: float | None = None,
     quick: bool = False,
     progress: bool = False,
+    tensorboard: bool = False,
     **options: Any,
 ) -> Path:
     """Train the rows, each seed of them in its own folder under `out`, and return the path of the report of all that are there.
 
     search: choose each row's settings by its grid first, in runs of three epochs. minutes: take as many epochs as that buys a
     run on this machine now, instead of the row's; a run that is there keeps what it began with. quick: two epochs of 20,000
-    images, one in a trial. options: of `Row.settings`, for every run.
+    images, one in a trial. tensorboard: write the metrics of each run, trials aside, as event files too. options: of
+    `Row.settings`, for every run.
 
     Run again with the same arguments, it goes on after the last checkpoint, and comes to the same numbers on the same machine.
     Raises GradestError if plots cannot be written or a run diverges, InvalidInput if a folder holds other settings.
@@ -65,7 +67,7 @@ def reproduce_bengio2013(
                     epochs = _begun(folder) or _epochs(settings, data, minutes)
                     settings = settings.model_copy(update={"epochs": epochs})
                 bar.update(shown, total=settings.epochs * settings.steps(data))
-                train_row(settings, data, folder, partial(_tick, bar, shown))
+                train_row(settings, data, folder, partial(_tick, bar, shown), tensorboard=tensorboard)
             except GradestError as error:
                 raise GradestError(f"{name}: {error}") from error
             bar.remove_task(shown)

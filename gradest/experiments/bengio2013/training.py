@@ -31,7 +31,13 @@ Tick = Callable[[int], object]
 
 
 def train_row(
-    settings: RowSettings, data: Dataset, path: Path | None, tick: Tick = lambda step: None, *, test: bool = True
+    settings: RowSettings,
+    data: Dataset,
+    path: Path | None,
+    tick: Tick = lambda step: None,
+    *,
+    test: bool = True,
+    tensorboard: bool = False,
 ) -> RunFolder:
     """Train, or go on training, in the folder, which is as `gradest.experiments.folder` has it. `data` is on the device of the
     settings.
@@ -46,6 +52,8 @@ def train_row(
     by those weights, and not at all if `test` is not set. A run that was interrupted or killed goes on to the same numbers,
     seconds apart, on the same machine; torch's global generator is left as it was. tick(step) is told how far it is.
 
+    tensorboard: write the metrics as event files too.
+
     Raises InvalidInput where the folder holds other settings, GradestError where training diverges. Ctrl-C raises
     KeyboardInterrupt after the step and its checkpoint.
     """
@@ -57,7 +65,8 @@ def train_row(
         run, state = _Run(settings, data), folder.load()
         if state:
             run.restore(state)
-        with folder.record(state["metrics"] if state else 0) as metrics, deferred_interrupt() as interrupted:
+        kept = state["metrics"] if state else 0
+        with folder.record(kept, tensorboard=tensorboard) as metrics, deferred_interrupt() as interrupted:
             while run.step < steps:
                 if interrupted():
                     folder.save(run.state(), metrics)

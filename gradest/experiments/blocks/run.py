@@ -24,7 +24,12 @@ __all__ = ["reproduce_block_gated"]
 
 
 def reproduce_block_gated(
-    out: Path, runs: Sequence[tuple[Size, BlockSettings]], data: Dataset, *, progress: bool = False
+    out: Path,
+    runs: Sequence[tuple[Size, BlockSettings]],
+    data: Dataset,
+    *,
+    progress: bool = False,
+    tensorboard: bool = False,
 ) -> Path:
     """Do the runs, each in its own folder under `out`, measure the speed of those of the first seed, and return the path of the
     report of all that are there.
@@ -32,7 +37,7 @@ def reproduce_block_gated(
     Run again with the same settings, it goes on after the last checkpoint, and comes to the same numbers on the same machine;
     speed is measured anew. More estimators, sizes, seeds or epochs may be added later.
 
-    progress: show a progress bar on standard error.
+    progress: show a progress bar on standard error. tensorboard: write the metrics of each run as event files too.
 
     Raises GradestError if plots cannot be written or a run diverges, InvalidInput if a folder holds other settings.
     """
@@ -50,7 +55,7 @@ def reproduce_block_gated(
                 bar.update(shown, completed=before + epochs)
 
             try:
-                network = train_blocks(run, data, out / run.folder(size), tick)
+                network = train_blocks(run, data, out / run.folder(size), tick, tensorboard=tensorboard)
             except GradestError as error:
                 raise GradestError(f"{name}: {error}") from error
             networks.setdefault(size, {}).setdefault(run.label(), network)

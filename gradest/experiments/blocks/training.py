@@ -31,7 +31,12 @@ _KEPT = ("epoch", "step", "loss", "best_epoch", "best_error", "best_weights", "s
 
 
 def train_blocks(
-    settings: BlockSettings, data: Dataset, path: Path, tick: Callable[[float], object] = lambda epochs: None
+    settings: BlockSettings,
+    data: Dataset,
+    path: Path,
+    tick: Callable[[float], object] = lambda epochs: None,
+    *,
+    tensorboard: bool = False,
 ) -> BlockNetwork:
     """Train, or go on training, in the folder, which is as `gradest.experiments.folder` has it.
 
@@ -44,6 +49,8 @@ def train_blocks(
     A run that was interrupted or killed goes on to the same numbers, seconds apart, on the same machine, and so does a finished
     one that is given more epochs; torch's global generator is left as it was. tick(epochs) is told how far it is.
 
+    tensorboard: write the metrics as event files too.
+
     Raises InvalidInput where the folder holds other settings, GradestError where training diverges. Ctrl-C raises
     KeyboardInterrupt after the step and its checkpoint.
     """
@@ -53,7 +60,8 @@ def train_blocks(
         if state:
             run.restore(state)
         if "test" not in folder.results:
-            with folder.record(state["metrics"] if state else 0) as metrics, deferred_interrupt() as interrupted:
+            kept = state["metrics"] if state else 0
+            with folder.record(kept, tensorboard=tensorboard) as metrics, deferred_interrupt() as interrupted:
                 _fit(run, lambda: folder.save(run.state(), metrics), metrics, interrupted, tick)
         network = run.network
         network.load_state_dict(run.best_weights)
