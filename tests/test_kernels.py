@@ -2,7 +2,12 @@
 
 import math
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +135,35 @@ def test_the_environment_forces_a_kernel(monkeypatch):
     monkeypatch.setenv("GRADEST_KERNELS", "gpu")
     with pytest.raises(InvalidInput, match="GRADEST_KERNELS is reference, cpu, cuda, or not set; it is 'gpu'"):
         select("uniform", device)
+
+
+@pytest.mark.slow
+def test_kernels_kept_on_disk_are_stale_once_a_file_that_is_compiled_into_them_changes(tmp_path):
+    """σ(1) by `repeated`, whose own file stays: it takes a function of one other file, and constants of another."""
+    shutil.copytree(Path(gradest.__file__).parent, tmp_path / "gradest", ignore=shutil.ignore_patterns("__pycache__"))
+    script = (
+        "import torch; from gradest.kernels import cpu; print(cpu.__file__, float(cpu.repeated(1, torch.ones(1), 2)))"
+    )
+
+    def run():
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.startswith(str(tmp_path)), done.stderr
+        return float(done.stdout.split()[-1])
+
+    found = [run()]
+    assert found[0] == pytest.approx(special.expit(1), rel=1e-6)
+    for file, line, edited in (
+        ("portable.py", "exp=_taylor(7)", "exp=_taylor(2)"),
+        ("cpu/functions.py", "r + np.float32(1)", "r + np.float32(2)"),
+    ):
+        path = tmp_path / "gradest/kernels" / file
+        assert path.read_text().count(line) == 1
+        path.write_text(path.read_text().replace(line, edited))
+        found.append(run())
+    assert len(set(found)) == 3
 
 
 @pytest.mark.parametrize("terms", [(1 << 14) + 1, 1 << 15, 100_000])
@@ -479,7 +513,7 @@ def test_nothing_to_draw(kernel, shape):
 
 @pytest.mark.parametrize("kernel", FUSED)
 def test_samples_do_not_depend_on_threads_or_strides(kernel, monkeypatch):
-    monkeypatch.setattr(cpu, "_PER_THREAD", 1 << 12)
+    monkeypatch.setattr(cpu.tensors, "_PER_THREAD", 1 << 12)
     neuron = gradest.neuron(FUSED[kernel])
     a = torch.randn(500, 100, *(7,) * (neuron.event_ndim - 1), generator=torch.Generator().manual_seed(0))
     wanted, before = neuron.sample(gradest.Key(1), a, 3), torch.get_num_threads()
