@@ -45,6 +45,7 @@ __all__ = [
     "rectified_backward",
     "repeated",
     "softmax",
+    "softmax_backward",
     "uniform",
 ]
 
@@ -564,6 +565,43 @@ def _softmax(
 
 
 @_compiled
+def _softmax_backward(
+    groups,
+    out,
+    h,
+    grad,
+    classes,
+    PER_TEMPERATURE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FOLDS: tl.constexpr,
+):
+    """Tiles as for `_one_hot`. They are gone through for the largest class, for the sum, and to write."""
+    group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    real, at = (group < groups)[:, None], (group * classes)[:, None]
+    largest, index = tl.full((GROUPS,), float("-inf"), h.dtype.element_ty), tl.zeros((GROUPS,), tl.int32)
+    for first in range(0, classes, CLASSES):
+        c = first + tl.arange(0, CLASSES)[None, :]
+        x = tl.load(h + at + c, mask=real & (c < classes), other=float("-inf"))
+        here, where = tl.max(x, 1, return_indices=True)
+        index = tl.where(here > largest, first + where, index)
+        largest = tl.maximum(largest, here)
+    from_here = tl.load(grad + at + index[:, None], mask=real, other=0)
+    lanes = tl.zeros((GROUPS, CLASSES), h.dtype.element_ty)
+    for first in range(0, classes, CLASSES):
+        c = first + tl.arange(0, CLASSES)[None, :]
+        inside = real & (c < classes)
+        x, g = tl.load(h + at + c, mask=inside, other=0), tl.load(grad + at + c, mask=inside, other=0)
+        lanes += tl.where(inside, x * (g - from_here), 0)
+    total = tl.reshape(_fold(lanes, GROUPS, CLASSES, FOLDS), (GROUPS, 1))
+    for first in range(0, classes, CLASSES):
+        c = first + tl.arange(0, CLASSES)[None, :]
+        inside = real & (c < classes)
+        x, g = tl.load(h + at + c, mask=inside, other=0), tl.load(grad + at + c, mask=inside, other=0)
+        tl.store(out + at + c, x * (g - from_here - total) * PER_TEMPERATURE, mask=inside)
+
+
+@_compiled
 def _concrete_pullback(
     seed0,
     seed1,
@@ -791,8 +829,16 @@ def softmax(
     per_temperature: float,
 ) -> Tensor:
     """softmax((a - log(-log u)) per_temperature) of each unit, for `a` `[rows, units * classes]`."""
-    folds = _lanes(classes).bit_length() - 1
-    return _of_classes(_softmax, seed, rows, stream, draws, a, classes, PER_TEMPERATURE=per_temperature, FOLDS=folds)
+    options = {"PER_TEMPERATURE": per_temperature, "FOLDS": _folds(classes)}
+    return _of_classes(_softmax, seed, rows, stream, draws, a, classes, **options)
+
+
+def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:
+    """As `reference.softmax_backward`."""
+    out, classes = torch.empty(h.shape, dtype=h.dtype, device=h.device), h.shape[-1]
+    groups = h.numel() // max(1, classes)
+    options = {"PER_TEMPERATURE": per_temperature, "FOLDS": _folds(classes)}
+    return _by_classes(_softmax_backward, out, groups, classes, (groups, out, h, grad, classes), **options)
 
 
 def concrete_pullback(
@@ -887,16 +933,17 @@ def _of_classes(
     **options: float,
 ) -> Tensor:
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
-    width = _lanes(classes)
-    height = _TILE // width
-    programs = triton.cdiv(a.numel() // max(1, classes), height)
     given = (*_words(seed, rows, stream), *out.shape, out, a, classes)
-    return _launch(kernel, programs, out, given, **options, GROUPS=height, CLASSES=width)
+    return _by_classes(kernel, out, a.numel() // max(1, classes), classes, given, **options)
 
 
 def _lanes(classes: int) -> int:
     lanes: int = min(triton.next_power_of_2(max(1, classes)), _TILE)
     return lanes
+
+
+def _folds(classes: int) -> int:
+    return _lanes(classes).bit_length() - 1
 
 
 def _scored(kernel: Any, a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
@@ -923,6 +970,15 @@ def _by_tiles(
     height = _TILE // width
     programs = triton.cdiv(row_count, height) * triton.cdiv(units, width)
     return _launch(kernel, programs, out, (*words, *size, out, *given), **options, ROWS=height, UNITS=width)
+
+
+def _by_classes(
+    kernel: Any, out: Tensor, groups: int, classes: int, given: tuple[Tensor | int, ...], **options: float
+) -> Tensor:
+    """Launches a kernel of tiles of groups and their classes."""
+    width = _lanes(classes)
+    height = _TILE // width
+    return _launch(kernel, triton.cdiv(groups, height), out, given, **options, GROUPS=height, CLASSES=width)
 
 
 def _launch(kernel: Any, programs: int, out: Tensor, given: tuple[Tensor | int, ...], **options: float) -> Tensor:
