@@ -4,6 +4,7 @@ The tests of bits are the same for both; the interpreter takes a sixth of a seco
 cannot show is what the compiler does: the code that it makes is looked at for instructions that are not IEEE's.
 """
 
+import inspect
 import os
 import re
 import subprocess
@@ -234,6 +235,15 @@ def test_the_backward_of_a_softmax_has_the_references_bits(shape, dtype):
             found = select("softmax_backward", DEVICE)(h.to(DEVICE), given.to(DEVICE), 1.7)
             assert found.dtype == dtype
             assert torch.equal(found.cpu(), wanted)
+
+
+def test_kernels_are_called_as_those_for_the_cpu_are():
+    from gradest.kernels import cpu, cuda
+
+    names = set(cuda.__all__) - {"IEEE"}
+    assert set(cpu.__all__) - names == {"all_finite", "moments"}
+    for name in names:
+        assert inspect.signature(getattr(cuda, name)) == inspect.signature(getattr(cpu, name)), name
 
 
 FUSED_BACKWARD = ["concrete_pullback", "normal_pullback", "softmax_backward"]
