@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -25,12 +24,31 @@ _T = TypeVar("_T")
 _SMALL = 4096  # gates of which a plan is made as fast as they are counted
 
 
-@dataclass
 class Computed:
     """Multiply-adds that were done, and those of a layer that does all of them, forward and backward."""
 
-    done: int = 0
-    of: int = 0
+    def __init__(self, done: int = 0, of: int = 0) -> None:
+        self.of = of
+        self._done: int | Tensor = done
+
+    def add(self, done: int | Tensor, of: int) -> None:
+        """Add to both; a number on a device is added there, and waited for only by who asks."""
+        self.of += of
+        self._done = self._done + done
+
+    @property
+    def done(self) -> int:
+        """How many were done."""
+        self._done = int(self._done)
+        return self._done
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Computed) and (self.done, self.of) == (other.done, other.of)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Computed(done={self.done}, of={self.of})"
 
     @property
     def share(self) -> float:
@@ -228,9 +246,9 @@ class _Use:
     def count(self, method: str, passes: int = 1) -> None:
         """Add to what the layer has computed: a pass is the forward one, or the gradient with respect to x or to W."""
         inputs, units, examples = self.layer.in_features, self.layer.out_features, len(self.gates)
-        computed, whole = self.layer.computed, passes * examples * units * inputs
-        computed.of += whole
-        computed.done += whole if method == "dense" else passes * self.plan.pairs * self.layer.block_size * inputs
+        whole = passes * examples * units * inputs
+        done = whole if method == "dense" else passes * self.layer.block_size * inputs * self.plan.pairs
+        self.layer.computed.add(done, whole)
 
     def gated(self, y: Tensor) -> Tensor:
         """gates * y."""

@@ -4,6 +4,7 @@ The tests of bits are the same for both; the interpreter takes a sixth of a seco
 cannot show is what the compiler does: the code that it makes is looked at for instructions that are not IEEE's.
 """
 
+import inspect
 import os
 import re
 import subprocess
@@ -11,11 +12,13 @@ import sys
 
 import pytest
 import torch
+from torch.nn.functional import linear
 
 import gradest
 from gradest import kernels
 from gradest.errors import InvalidInput
-from gradest.kernels import fused, reference, select
+from gradest.kernels import conditional, fused, reference, select
+from gradest.nn import ConditionalLinear
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -219,7 +222,31 @@ def test_nothing_to_draw(kernel, shape):
     assert neuron.sample(gradest.Key(1), torch.zeros(2, *a.shape[1:], device=DEVICE), 0).shape == (0, 2, *a.shape[1:])
 
 
-FUSED_BACKWARD = ["concrete_pullback", "normal_pullback"]
+@on_a_device
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 40, 3), (1, 1), (3, 33), (1, 2500), (0, 3), (3, 0, 4)])
+def test_the_backward_of_a_softmax_has_the_references_bits(shape, dtype):
+    """For saturated outputs, and for several that are the largest; strides too."""
+    generator = torch.Generator().manual_seed(0)
+    logits, grad = torch.randn(2, *shape, generator=generator, dtype=dtype)
+    for h in (torch.softmax(logits, -1), torch.softmax(100 * logits, -1), torch.full_like(logits, 1 / shape[-1])):
+        wanted = reference.softmax_backward(h, grad, 1.7)
+        for given in (grad, grad.mT.contiguous().mT):
+            found = select("softmax_backward", DEVICE)(h.to(DEVICE), given.to(DEVICE), 1.7)
+            assert found.dtype == dtype
+            assert torch.equal(found.cpu(), wanted)
+
+
+def test_kernels_are_called_as_those_for_the_cpu_are():
+    from gradest.kernels import cpu, cuda
+
+    names = set(cuda.__all__) - {"IEEE"}
+    assert set(cpu.__all__) - names == {"all_finite", "moments"}
+    for name in names:
+        assert inspect.signature(getattr(cuda, name)) == inspect.signature(getattr(cpu, name)), name
+
+
+FUSED_BACKWARD = ["concrete_pullback", "normal_pullback", "softmax_backward"]
 POINTERS = {
     **dict.fromkeys(("seed0", "seed1", "rows"), "*i32"),
     **dict.fromkeys(("out", "a", "h", "grad", "weights"), "*{}"),
@@ -271,12 +298,137 @@ def test_compiled_arithmetic_is_as_ieee_defines_it(kernel, dtype):
         assert not {i for i in found if not re.fullmatch(rf"({exact})(\.[a-z][0-9]+)+", i)}
 
 
+# examples, inputs, units, units a block; blocks of 16 and more are multiplied by `tl.dot`
+GATED = [(1, 37, 6, 1), (5, 64, 12, 3), (35, 70, 140, 70), (40, 129, 40, 20), (40, 5, 50, 1), (0, 5, 6, 2)]
+
+
+def gated_layer(examples, inputs, units, block, dtype=torch.float32, share=0.4, **options):
+    """A layer, and inputs and gates of other strides than theirs."""
+    generator = torch.Generator().manual_seed(examples)
+    layer = ConditionalLinear(inputs, units, block_size=block, method="sparse", device=DEVICE, dtype=dtype, **options)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    x, gates = (torch.randn(size, examples, generator=generator).to(dtype) for size in (inputs, units // block))
+    gates *= torch.rand(gates.shape, generator=generator) < share
+    return layer, x.to(DEVICE).T.requires_grad_(), gates.to(DEVICE).T
+
+
+def within_rounding(found, exact, magnitude, terms):
+    """Whether rounding a sum of so many products, whose magnitudes have that sum, explains the difference."""
+    assert found.device.type == DEVICE.type
+    bound = (terms + 2) * 2.0**-24 * magnitude * 1.001
+    if found.dtype == torch.bfloat16:
+        bound = bound + 2.0**-8 * (exact.abs() + bound)
+    return bool(((found.cpu().double() - exact).abs() <= bound).all())
+
+
+@on_a_device
+@pytest.mark.parametrize("share", [0, 0.4, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", GATED)
+def test_a_layer_under_gates_is_the_dense_one_to_rounding(shape, dtype, share, monkeypatch):
+    monkeypatch.setattr("gradest.kernels.conditional_cuda._LISTED", 16)  # less than there are, of either
+    examples, inputs, units, block = shape
+    layer, x, gates = gated_layer(*shape, dtype=dtype, share=share)
+    assert conditional(DEVICE, dtype).__name__ == "gradest.kernels.conditional_cuda"
+    out = layer(x, gates)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    found = torch.autograd.grad(out, (x, layer.weight, layer.bias), grad.to(DEVICE).mT.contiguous().mT)
+    assert {tensor.dtype for tensor in (out, *found)} == {dtype}
+    opened = gates.repeat_interleave(block, -1).cpu().double()
+    given, weight, bias = (tensor.detach().cpu().double() for tensor in (x, layer.weight, layer.bias))
+    scaled = opened * grad.double()
+    for mine, formula, of, terms in (
+        (out.detach(), lambda gates, x, w, b: gates * linear(x, w, b), (opened, given, weight, bias), inputs + 1),
+        (found[0], torch.matmul, (scaled, weight), units),
+        (found[1], lambda s, x: s.T @ x, (scaled, given), examples),
+        (found[2], lambda s: s.sum(0), (scaled,), examples),
+    ):
+        assert within_rounding(mine, formula(*of), formula(*map(abs, of)), terms)
+    assert layer.computed.done == 3 * int((gates != 0).sum()) * block * inputs
+
+
+@on_a_device
+@pytest.mark.parametrize("block", [1, 20])
+def test_gradients_of_gates_and_sparse_ones_of_weights(block):
+    layer, x, gates = gated_layer(3, 9, 120, block, share=0.2, closed_gate_gradient=False, sparse_gradient=True)
+    gates.requires_grad_()
+    out = layer(x, gates)
+    found = torch.autograd.grad(out.square().sum(), (gates, layer.weight))
+    y = linear(x, layer.weight, layer.bias).reshape(*gates.shape, block)
+    wanted = torch.autograd.grad((gates[..., None] * y).square().sum(), (gates, layer.weight))
+    torch.testing.assert_close(found[0], wanted[0].where(gates != 0, 0))
+    rows = (gates != 0).any(0).repeat_interleave(block).nonzero()[:, 0]
+    assert 0 < len(rows) < 120
+    assert torch.equal(found[1].coalesce().indices()[0], rows)
+    torch.testing.assert_close(found[1].to_dense(), wanted[1])
+
+
+@on_a_device
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # numpy's, of the interpreter
+@pytest.mark.parametrize("block", [1, 16])
+def test_a_gate_that_is_not_finite_is_open_and_a_closed_one_hides_what_is_not(block):
+    layer, x, _ = gated_layer(2, 5, 3 * block, block)
+    gates = torch.tensor([[torch.nan, -0.0, torch.inf], [0.0, 2.0, 0.0]], device=DEVICE)
+    assert conditional(DEVICE, torch.float32).count(gates) == 3
+    with torch.no_grad():
+        layer.weight[:block, 2] = torch.inf
+        x[0, 0] = torch.inf
+    out = layer(x, gates)
+    grad_x, grad_weight = torch.autograd.grad(out.sum(), (x, layer.weight))
+    assert bool(out[0, :block].isnan().all())
+    assert bool((out[0, block : 2 * block] == 0).all())
+    assert bool(out[1].isfinite().all())
+    assert bool(grad_x[1].isfinite().all())
+    assert bool(grad_weight[block : 2 * block].isfinite().all())
+    assert bool(grad_weight[:block].isnan().all())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRETED, reason="needs the device")
+def test_a_layer_under_gates_does_not_wait_for_the_device():
+    layer, x, gates = gated_layer(64, 100, 200, 20)
+    layer(x, gates).sum().backward()  # kernels compile
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        layer(x, gates).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
+@pytest.mark.parametrize("units", [1, 8, 64])
+@pytest.mark.parametrize("weight", ["fp32", "bf16"])
+@pytest.mark.parametrize("kernel", ["list", "forward", "grad_input", "grad_weight"])
+def test_kernels_under_gates_compile_and_round_no_factor(kernel, weight, units):
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from gradest.kernels import conditional_cuda as module
+
+    function = getattr(module, f"_{kernel}")
+    sizes = {"UNITS": units, "DOT": units >= 16, "KEEP": True, "EXAMPLES": 32, "INPUTS": 32, "COLUMNS": 64}
+    pointers = {**dict.fromkeys(("out", "experts", "x", "bias", "gates", "grad"), "*fp32"), "weight": f"*{weight}"}
+    pointers |= {"members": "*i32", "counts": "*i32", "which": "*i64"}
+    for ones in ({}, dict.fromkeys(("size", "batch", "inputs", "blocks", "block"), 1)):
+        constants = {**sizes, "ROWS": 16, "LISTED": 1024, **ones}
+        constants = {name: constants[name] for name in function.arg_names if name in constants}
+        types = {name: pointers.get(name, "i32") for name in function.arg_names}
+        source = ASTSource(function, {**types, **dict.fromkeys(constants, "constexpr")}, constants)
+        made = triton.compile(source, GPUTarget("cuda", 90, 32), {"enable_fp_fusion": True}).asm["ptx"]
+        assert "tf32" not in made
+        assert "mma" not in made
+
+
 @pytest.mark.skipif(INTERPRETED, reason="here they may be")
 def test_tensors_on_the_cpu_are_not_for_cuda(monkeypatch):
     with pytest.raises(InvalidInput, match="a tensor is on the CPU: put it on a CUDA device, or unset GRADEST_KERNELS"):
         gradest.Key(1).uniform((2,), (3,))
     monkeypatch.delenv("GRADEST_KERNELS")
-    assert select("uniform", torch.device("cpu")).__module__ == "gradest.kernels.cpu"
+    assert select("uniform", torch.device("cpu")).__module__.startswith("gradest.kernels.cpu.")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="needs the compiler")

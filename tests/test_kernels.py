@@ -2,8 +2,14 @@
 
 import math
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -132,6 +138,35 @@ def test_the_environment_forces_a_kernel(monkeypatch):
         select("uniform", device)
 
 
+@pytest.mark.slow
+def test_kernels_kept_on_disk_are_stale_once_a_file_that_is_compiled_into_them_changes(tmp_path):
+    """σ(1) by `repeated`, whose own file stays: it takes a function of one other file, and constants of another."""
+    shutil.copytree(Path(gradest.__file__).parent, tmp_path / "gradest", ignore=shutil.ignore_patterns("__pycache__"))
+    script = (
+        "import torch; from gradest.kernels import cpu; print(cpu.__file__, float(cpu.repeated(1, torch.ones(1), 2)))"
+    )
+
+    def run():
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.startswith(str(tmp_path)), done.stderr
+        return float(done.stdout.split()[-1])
+
+    found = [run()]
+    assert found[0] == pytest.approx(special.expit(1), rel=1e-6)
+    for file, line, edited in (
+        ("portable.py", "exp=_taylor(7)", "exp=_taylor(2)"),
+        ("cpu/functions.py", "r + np.float32(1)", "r + np.float32(2)"),
+    ):
+        path = tmp_path / "gradest/kernels" / file
+        assert path.read_text().count(line) == 1
+        path.write_text(path.read_text().replace(line, edited))
+        found.append(run())
+    assert len(set(found)) == 3
+
+
 @pytest.mark.parametrize("terms", [(1 << 14) + 1, 1 << 15, 100_000])
 def test_sums_do_not_depend_on_threads(terms):
     x = torch.rand(terms, 2, generator=torch.Generator().manual_seed(0))
@@ -191,6 +226,30 @@ def test_portable_functions_in_the_tails(dtype):
     assert p[2:].tolist() == [0.5, 1, 1]
     assert portable.log(torch.ones(1, dtype=dtype)) == 0
     assert bool(torch.isnan(portable.sigmoid(torch.tensor(torch.nan, dtype=dtype))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["exp", "log", "ndtri", "sqrt"])
+def test_compiled_functions_have_the_bits_of_the_portable_ones(name, dtype):
+    """Also where noise seldom is: in the tails, of which the normal quantile has two, and beyond the limits of exp."""
+    function = getattr(cpu.functions, name)
+
+    @numba.njit(error_model="numpy")
+    def each(x, out):
+        for i in range(x.size):
+            out[i] = function(x[i])
+
+    spread = torch.rand(10_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if name == "exp":
+        x = 1600 * spread - 800
+    else:
+        tail = 2 ** (-(23 if dtype == torch.float32 else 52) * spread)
+        x = torch.cat([spread, tail, 1 - tail])
+    x = x.to(dtype)
+    x = x[(x != 0) & (x != 1)]
+    out = torch.empty_like(x)
+    each(x.numpy(), out.numpy())
+    assert torch.equal(out, getattr(portable, name)(x))
 
 
 @pytest.mark.parametrize("name", ["exp", "log", "logit", "sigmoid", "sqrt"])
@@ -479,7 +538,7 @@ def test_nothing_to_draw(kernel, shape):
 
 @pytest.mark.parametrize("kernel", FUSED)
 def test_samples_do_not_depend_on_threads_or_strides(kernel, monkeypatch):
-    monkeypatch.setattr(cpu, "_PER_THREAD", 1 << 12)
+    monkeypatch.setattr(cpu.tensors, "_PER_THREAD", 1 << 12)
     neuron = gradest.neuron(FUSED[kernel])
     a = torch.randn(500, 100, *(7,) * (neuron.event_ndim - 1), generator=torch.Generator().manual_seed(0))
     wanted, before = neuron.sample(gradest.Key(1), a, 3), torch.get_num_threads()

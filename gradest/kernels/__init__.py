@@ -4,7 +4,7 @@
     cpu          numba, for CPU tensors: the noise, and fused kernels that make the output of a neuron as they draw
     cuda         Triton 3.4 or newer, for CUDA tensors: the same
 
-conditional_reference and conditional_cpu compute linear layers under gates; these agree up to rounding.
+conditional_reference, conditional_cpu and conditional_cuda compute linear layers under gates; these agree up to rounding.
 
 GRADEST_KERNELS, in the environment, is the one to use where it can be; elsewhere the reference is used. With
 GRADEST_KERNELS=cuda and TRITON_INTERPRET=1 Triton's interpreter runs the kernels for CUDA on CPU tensors, slowly.
@@ -27,7 +27,10 @@ from gradest.errors import InvalidInput
 __all__ = ["conditional", "fused", "record", "select", "transformed", "why"]
 
 _NAMES = ("reference", "cpu", "cuda")
-
+_CONDITIONAL = {  # dtypes of the weights
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16),
+}
 
 _taken: ContextVar[dict[str, str] | None] = ContextVar("taken", default=None)
 
@@ -73,8 +76,8 @@ def transformed() -> bool:
 
 def conditional(device: torch.device, dtype: torch.dtype) -> Any:
     """The module of kernels for a `gradest.nn.ConditionalLinear` of this dtype. Raises as `fused` does."""
-    compiled = _chosen(device) == "cpu" and dtype in (torch.float32, torch.float64, torch.bfloat16)
-    return _import(f"gradest.kernels.conditional_{'cpu' if compiled else 'reference'}")
+    chosen = _chosen(device)
+    return _import(f"gradest.kernels.conditional_{chosen if dtype in _CONDITIONAL.get(chosen, ()) else 'reference'}")
 
 
 def _module(device: torch.device) -> Any:

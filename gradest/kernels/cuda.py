@@ -6,8 +6,9 @@ have the same bits because a compiler is allowed nothing here that IEEE 754 does
 product and a sum, and divisions are rounded to nearest. (What is divided or rounded to an integer is never subnormal, for some
 versions of Triton take that for 0.)
 
-Kernels are compiled at their first use, for which Triton wants a C compiler, and kept on disk. With TRITON_INTERPRET=1 in the
-environment before Triton is imported they run on CPU tensors, slowly, by an interpreter.
+The functions that launch them are those of `gradest.kernels.cpu`, which says what each gives. Kernels are compiled at their first
+use, for which Triton wants a C compiler, and kept on disk. With TRITON_INTERPRET=1 in the environment before Triton is imported
+they run on CPU tensors, slowly, by an interpreter.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ __all__ = [
     "rectified_backward",
     "repeated",
     "softmax",
+    "softmax_backward",
     "uniform",
 ]
 
@@ -564,6 +566,43 @@ def _softmax(
 
 
 @_compiled
+def _softmax_backward(
+    groups,
+    out,
+    h,
+    grad,
+    classes,
+    PER_TEMPERATURE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FOLDS: tl.constexpr,
+):
+    """Tiles as for `_one_hot`. They are gone through for the largest class, for the sum, and to write."""
+    group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    real, at = (group < groups)[:, None], (group * classes)[:, None]
+    largest, index = tl.full((GROUPS,), float("-inf"), h.dtype.element_ty), tl.zeros((GROUPS,), tl.int32)
+    for first in range(0, classes, CLASSES):
+        c = first + tl.arange(0, CLASSES)[None, :]
+        x = tl.load(h + at + c, mask=real & (c < classes), other=float("-inf"))
+        here, where = tl.max(x, 1, return_indices=True)
+        index = tl.where(here > largest, first + where, index)
+        largest = tl.maximum(largest, here)
+    from_here = tl.load(grad + at + index[:, None], mask=real, other=0)
+    lanes = tl.zeros((GROUPS, CLASSES), h.dtype.element_ty)
+    for first in range(0, classes, CLASSES):
+        c = first + tl.arange(0, CLASSES)[None, :]
+        inside = real & (c < classes)
+        x, g = tl.load(h + at + c, mask=inside, other=0), tl.load(grad + at + c, mask=inside, other=0)
+        lanes += tl.where(inside, x * (g - from_here), 0)
+    total = tl.reshape(_fold(lanes, GROUPS, CLASSES, FOLDS), (GROUPS, 1))
+    for first in range(0, classes, CLASSES):
+        c = first + tl.arange(0, CLASSES)[None, :]
+        inside = real & (c < classes)
+        x, g = tl.load(h + at + c, mask=inside, other=0), tl.load(grad + at + c, mask=inside, other=0)
+        tl.store(out + at + c, x * (g - from_here - total) * PER_TEMPERATURE, mask=inside)
+
+
+@_compiled
 def _concrete_pullback(
     seed0,
     seed1,
@@ -698,7 +737,7 @@ def _rectified_backward(draws, row_count, units, out, h, grad, ROWS: tl.constexp
 
 
 def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:
-    """Uniform numbers `[draws, rows, units]`, from the two words of the seed and the row numbers."""
+    """As `cpu.uniform`."""
     seed, rows = reference.as_tensors(seed, rows)
     out = torch.empty(draws, len(rows), units, dtype=dtype, device=rows.device)
     return _by_tiles(_uniform, out, out.shape, words=_words(seed, rows, stream))
@@ -714,10 +753,7 @@ def binary(
     high: float,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """low + (high - low) 1[u < σ(a)], `[draws, rows, units]`, for `a` `[rows, units]`; words as for `uniform`.
-
-    dtype: uint8 or bool, where it holds the two values; by default that of `a`.
-    """
+    """As `cpu.binary`."""
     out = torch.empty(draws, *a.shape, dtype=torch.uint8 if dtype else a.dtype, device=a.device)
     _by_tiles(_binary, out, out.shape, a, words=_words(seed, rows, stream), **_values(low, high, a.dtype))
     return out.view(dtype) if dtype else out
@@ -726,17 +762,17 @@ def binary(
 def antithetic(
     seed: tuple[Word, Word], rows: Word, stream: int, pairs: int, a: Tensor, low: float, high: float
 ) -> Tensor:
-    """`binary` at u and at 1 - u, `[2 pairs, rows, units]`: first all at u, then all at 1 - u."""
+    """As `cpu.antithetic`."""
     return _sampled(_antithetic, seed, rows, stream, 2 * pairs, a, **_values(low, high, a.dtype))
 
 
 def gated(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
-    """r 1[u < r], r = √σ(a); arguments as for `binary`."""
+    """As `cpu.gated`."""
     return _sampled(_gated, seed, rows, stream, draws, a)
 
 
 def rectified(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
-    """max(0, a + log(u / (1 - u))); arguments as for `binary`."""
+    """As `cpu.rectified`."""
     return _sampled(_rectified, seed, rows, stream, draws, a)
 
 
@@ -750,34 +786,34 @@ def concrete(
     lower: float,
     width: float,
 ) -> Tensor:
-    """min(1, max(0, lower + width σ((a + log(u / (1 - u))) per_temperature))); arguments as for `binary`."""
+    """As `cpu.concrete`."""
     options = {"PER_TEMPERATURE": per_temperature, "LOWER": lower, "WIDTH": width}
     return _sampled(_concrete, seed, rows, stream, draws, a, **options)
 
 
 def normal(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, std: float, shape: int) -> Tensor:
-    """f(a + std Φ⁻¹(u)), f the identity for shape 0, max(0, ·) for 1, σ for 2; arguments as for `binary`."""
+    """As `cpu.normal`."""
     return _sampled(_normal, seed, rows, stream, draws, a, STD=std, SHAPE=shape)
 
 
 def binomial(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, trials: int) -> Tensor:
-    """The number of k < trials with F(k) <= u, F the distribution function at p = σ(a); arguments as for `binary`."""
+    """As `cpu.binomial`."""
     return _sampled(_binomial, seed, rows, stream, draws, a, trials)
 
 
 def poisson(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
-    """The number of k with F(k) <= u, F the distribution function at the rate softplus(a); arguments as for `binary`."""
+    """As `cpu.poisson`."""
     return _sampled(_poisson, seed, rows, stream, draws, a)
 
 
 def repeated(draws: int, a: Tensor, shape: int) -> Tensor:
-    """`draws` times 1[a > 0] for shape 0, max(0, a) for 1, σ(a) for 2; `[draws, *a.shape]`."""
+    """As `cpu.repeated`."""
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
     return _by_tiles(_repeated, out, (draws, 1, a.numel()), a, SHAPE=shape)
 
 
 def one_hot(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
-    """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
+    """As `cpu.one_hot`."""
     return _of_classes(_one_hot, seed, rows, stream, draws, a, classes)
 
 
@@ -790,9 +826,17 @@ def softmax(
     classes: int,
     per_temperature: float,
 ) -> Tensor:
-    """softmax((a - log(-log u)) per_temperature) of each unit, for `a` `[rows, units * classes]`."""
-    folds = _lanes(classes).bit_length() - 1
-    return _of_classes(_softmax, seed, rows, stream, draws, a, classes, PER_TEMPERATURE=per_temperature, FOLDS=folds)
+    """As `cpu.softmax`."""
+    options = {"PER_TEMPERATURE": per_temperature, "FOLDS": _folds(classes)}
+    return _of_classes(_softmax, seed, rows, stream, draws, a, classes, **options)
+
+
+def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:
+    """As `reference.softmax_backward`."""
+    out, classes = torch.empty(h.shape, dtype=h.dtype, device=h.device), h.shape[-1]
+    groups = h.numel() // max(1, classes)
+    options = {"PER_TEMPERATURE": per_temperature, "FOLDS": _folds(classes)}
+    return _by_classes(_softmax_backward, out, groups, classes, (groups, out, h, grad, classes), **options)
 
 
 def concrete_pullback(
@@ -818,7 +862,7 @@ def concrete_pullback(
 def normal_pullback(
     seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
 ) -> Tensor:
-    """grad · σ(x) σ(-x), x = a + std Φ⁻¹(u); arguments as for `concrete_pullback`."""
+    """As `cpu.normal_pullback`."""
     return _sampled(_normal_pullback, seed, rows, stream, draws, a, grad, STD=std)
 
 
@@ -887,16 +931,17 @@ def _of_classes(
     **options: float,
 ) -> Tensor:
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
-    width = _lanes(classes)
-    height = _TILE // width
-    programs = triton.cdiv(a.numel() // max(1, classes), height)
     given = (*_words(seed, rows, stream), *out.shape, out, a, classes)
-    return _launch(kernel, programs, out, given, **options, GROUPS=height, CLASSES=width)
+    return _by_classes(kernel, out, a.numel() // max(1, classes), classes, given, **options)
 
 
 def _lanes(classes: int) -> int:
     lanes: int = min(triton.next_power_of_2(max(1, classes)), _TILE)
     return lanes
+
+
+def _folds(classes: int) -> int:
+    return _lanes(classes).bit_length() - 1
 
 
 def _scored(kernel: Any, a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
@@ -923,6 +968,15 @@ def _by_tiles(
     height = _TILE // width
     programs = triton.cdiv(row_count, height) * triton.cdiv(units, width)
     return _launch(kernel, programs, out, (*words, *size, out, *given), **options, ROWS=height, UNITS=width)
+
+
+def _by_classes(
+    kernel: Any, out: Tensor, groups: int, classes: int, given: tuple[Tensor | int, ...], **options: float
+) -> Tensor:
+    """Launches a kernel of tiles of groups and their classes."""
+    width = _lanes(classes)
+    height = _TILE // width
+    return _launch(kernel, triton.cdiv(groups, height), out, given, **options, GROUPS=height, CLASSES=width)
 
 
 def _launch(kernel: Any, programs: int, out: Tensor, given: tuple[Tensor | int, ...], **options: float) -> Tensor:

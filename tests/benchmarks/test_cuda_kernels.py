@@ -1,7 +1,8 @@
-"""How fast samples are drawn on a CUDA device, by the device's clock: `pytest -m "gpu and benchmark" -s tests/benchmarks`.
+"""How fast samples are drawn on a CUDA device, and layers under gates computed, by the device's clock.
 
-What is compared takes turns; each number is a median. A copy of a tensor shows what the memory can do; the last column is the
-share of that bandwidth at which a call would move what a fused kernel must, `a` in and the draws out, in the time that it takes.
+`pytest -m "gpu and benchmark" -s tests/benchmarks`. What is compared takes turns; each number is a median. For samples, a copy of
+a tensor shows what the memory can do; the last column is the share of that bandwidth at which a call would move what a fused
+kernel must, `a` in and the draws out, in the time that it takes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 import gradest
+from gradest.nn import ConditionalLinear
 
 pytestmark = [pytest.mark.gpu, pytest.mark.benchmark, pytest.mark.timeout(900)]
 
@@ -30,10 +33,8 @@ def milliseconds(call: Callable[[], Any]) -> float:
     return float(start.elapsed_time(end))
 
 
-def compare(title: str, a: Tensor, draws: int, calls: dict[str, Callable[[], Any]]) -> None:
-    """Prints the median time of each call, its ratio to gradest's, and its share of the bandwidth of a copy of `a`."""
-    out = torch.empty_like(a)
-    calls = {"a copy of a": lambda: out.copy_(a), **calls}
+def medians(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """The median time of each call, in milliseconds."""
     for call in calls.values():
         for _ in range(3):
             call()  # kernels compile, memory is set aside
@@ -41,7 +42,13 @@ def compare(title: str, a: Tensor, draws: int, calls: dict[str, Callable[[], Any
     for _ in range(ROUNDS):
         for name, call in calls.items():
             times[name].append(milliseconds(call))
-    middle = {name: statistics.median(of_call) for name, of_call in times.items()}
+    return {name: statistics.median(of_call) for name, of_call in times.items()}
+
+
+def compare(title: str, a: Tensor, draws: int, calls: dict[str, Callable[[], Any]]) -> None:
+    """Prints the median time of each call, its ratio to gradest's, and its share of the bandwidth of a copy of `a`."""
+    out = torch.empty_like(a)
+    middle = medians({"a copy of a": lambda: out.copy_(a), **calls})
     print(f"\n{title}, {torch.cuda.get_device_name()}")
     print(f"  {'':42} {'median ms':>10} {'of gradest':>11} {'of a copy':>10}")
     for name, taken in middle.items():
@@ -114,3 +121,23 @@ def test_categorical(units, classes):
             ).sample(),
         },
     )
+
+
+@pytest.mark.parametrize(("batch", "units", "block"), [(1, 2000, 1), (256, 2000, 1), (32, 2048, 64), (4096, 8192, 128)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_layer_under_gates(dtype, batch, units, block):
+    """A tenth of the gates open, 784 inputs, against gates * (x W^T + b); backward gives the gradients of x, W and b."""
+    layer = ConditionalLinear(784, units, block_size=block, method="sparse", device="cuda", dtype=dtype)
+    gates = (torch.rand(batch, units // block, device="cuda") < 0.1).to(dtype)
+    wide, grad = gates.repeat_interleave(block, -1), torch.randn(batch, units, device="cuda", dtype=dtype)
+    x = torch.randn(batch, 784, device="cuda", dtype=dtype, requires_grad=True)
+    forward = {"gradest": lambda: layer(x, gates), "dense": lambda: wide * linear(x, layer.weight, layer.bias)}
+    outputs = {name: call() for name, call in forward.items()}
+    torch.testing.assert_close(outputs["gradest"], outputs["dense"], rtol=0.05, atol=0.05)
+    backward = {
+        name: lambda out=out: torch.autograd.grad(out, (x, layer.weight, layer.bias), grad, retain_graph=True)
+        for name, out in outputs.items()
+    }
+    print(f"\n{batch} x 784 to {units} in blocks of {block}, {dtype}, {torch.cuda.get_device_name()}")
+    for way, calls in (("forward", forward), ("backward", backward)):
+        print("  ", way, ", ".join(f"{name} {taken:.4f} ms" for name, taken in medians(calls).items()))

@@ -1,0 +1,39 @@
+"""How the kernels are compiled and kept, and the size of the blocks that they work on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+from numba import njit
+
+__all__ = ["BLOCK", "compiled", "inlined"]
+
+BLOCK = 512  # elements that are worked on at a time: with their words and numbers they fit into 32 KiB
+
+_Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+inlined: _Compiler = njit(inline="always")
+
+
+def _of_sources() -> str:
+    """A digest of all files whose functions and constants are compiled into the kernels."""
+    kernels = resources.files("gradest.kernels")
+    rooms = sorted((kernels / "cpu").iterdir(), key=lambda file: file.name)
+    files = [kernels / "portable.py", *(file for file in rooms if file.name.endswith(".py"))]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+_SOURCES = _of_sources()
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, compiled at its first use and kept on disk.
+
+    numba takes what it has kept for stale where the function's own file has changed, but not for what was compiled into it from
+    other files. What it keeps goes by a function's qualified name: so that is made to change with any of them.
+    """
+    function.__qualname__ += f"-{_SOURCES}"
+    compiler: _Compiler = njit(nogil=True, cache=True, error_model="numpy")
+    return compiler(function)

@@ -1,0 +1,86 @@
+"""Units without noise, and the derivatives that they share with others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gradest.kernels.cpu.compiler import BLOCK, compiled
+from gradest.kernels.cpu.functions import both_sigmoids, sigmoids
+from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads
+
+__all__ = ["logistic_backward", "rectified_backward", "repeated"]
+
+
+@compiled
+def _repeated(a: Any, out: Any, first: Any, last: Any, shape: Any) -> None:
+    zero, one = a.dtype.type(0), a.dtype.type(1)
+    power = np.empty(BLOCK, a.dtype)
+    for at in range(first, last, BLOCK):
+        size = min(BLOCK, last - at)
+        x = a[at : at + size]
+        for draw in range(len(out)):
+            h = out[draw, at : at + size]
+            if draw > 0:
+                h[:] = out[0, at : at + size]
+            elif shape == 2:
+                sigmoids(x, h, power)
+            elif shape == 1:
+                for i in range(size):
+                    h[i] = zero if x[i] < zero else x[i]
+            else:
+                for i in range(size):
+                    h[i] = one if x[i] > zero else zero
+
+
+@compiled
+def _rectified_backward(h: Any, grad: Any, out: Any, first: Any, last: Any) -> None:
+    zero = h.dtype.type(0)
+    x, g, y = h[first:last], grad[first:last], out[first:last]
+    for i in range(x.size):
+        y[i] = g[i] if x[i] > zero else zero
+
+
+@compiled
+def _logistic_backward(a: Any, grad: Any, out: Any, first: Any, last: Any, slope: Any, height: Any) -> None:
+    x, p, q, power = (
+        np.empty(BLOCK, a.dtype),
+        np.empty(BLOCK, a.dtype),
+        np.empty(BLOCK, a.dtype),
+        np.empty(BLOCK, a.dtype),
+    )
+    for at in range(first, last, BLOCK):
+        size = min(BLOCK, last - at)
+        given, g, y = a[at : at + size], grad[at : at + size], out[at : at + size]
+        for i in range(size):
+            x[i] = slope * given[i]
+        both_sigmoids(x[:size], p, q, power)
+        for i in range(size):
+            y[i] = g[i] * (height * (p[i] * q[i]))
+
+
+def repeated(draws: int, a: Tensor, shape: int) -> Tensor:
+    """`draws` times 1[a > 0] for shape 0, max(0, a) for 1, σ(a) for 2; `[draws, *a.shape]`."""
+    out = empty(draws, *a.shape, dtype=a.dtype)
+    given = flat(a), flat(out, 1)
+    in_threads(lambda first, last: _repeated(*given, first, last, shape), a.numel(), draws)
+    return out
+
+
+def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
+    """As `reference.rectified_backward`."""
+    out = empty(*h.shape, dtype=h.dtype)
+    given = flat(h), flat(grad), flat(out)
+    in_threads(lambda first, last: _rectified_backward(*given, first, last), h.numel(), 1)
+    return out
+
+
+def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: float | Tensor) -> Tensor:
+    """As `reference.logistic_backward`."""
+    kind, out = NUMPY[a.dtype], empty(*a.shape, dtype=a.dtype)
+    given = flat(a), flat(grad), flat(out)
+    options = kind(slope), kind(height)
+    in_threads(lambda first, last: _logistic_backward(*given, first, last, *options), a.numel(), 1)
+    return out
