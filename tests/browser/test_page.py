@@ -510,3 +510,19 @@ def test_the_theme_can_be_switched(visit):
     page.wait_for_timeout(500)
     assert paper() != before
     assert page.locator(".chart canvas").first.screenshot() != chart
+
+
+def test_the_theme_that_was_chosen_is_kept(visit):
+    page = visit("#/registry", color_scheme="light")
+    first = "document.documentElement.dataset.theme"
+    page.add_init_script(f"document.addEventListener('readystatechange', () => (window.first ??= {first} ?? 'none'))")
+
+    def scheme():
+        return page.evaluate("getComputedStyle(document.documentElement).colorScheme")
+
+    for theme in ("dark", "light"):
+        page.get_by_role("button", name="Switch between light and dark").click()
+        page.reload()
+        assert page.evaluate("window.first") == theme  # ahead of the modules, so that nothing flashes
+        assert scheme() == theme
+    assert page.evaluate("Object.keys(localStorage)") == ["gradest-theme"]
