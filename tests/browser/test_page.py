@@ -326,6 +326,38 @@ def test_the_link_restores_everything(visit):
     assert again.evaluate("location.hash") == page.evaluate("location.hash")
 
 
+# the sides of a canvas on whose outermost three pixels something is drawn
+CUT = """(canvas) => {
+    const {width, height} = canvas, {data} = canvas.getContext("2d").getImageData(0, 0, width, height), cut = new Set();
+    for (let y = 0; y < height; y++) {
+        for (let x = 0; x < width; x++) {
+            if ([0, 1, 2].every((one) => data[4 * (y * width + x) + one] === data[one])) continue;
+            if (x < 3) cut.add("left");
+            if (x >= width - 3) cut.add("right");
+            if (y >= height - 3) cut.add("bottom");
+        }
+    }
+    return [...cut];
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("many", [False, True])
+def test_no_legend_is_cut(visit, width, many):
+    estimators = [*CASE["estimators"], {"name": "slope_annealed_straight_through", "derivative": "clipped"}]
+    if many:  # those without a state, which are fast
+        neuron, a = gradest.neuron("bernoulli"), torch.zeros(2)
+        plain = [one for one in map(gradest.estimator, gradest.registry.estimators) if one.accepts(neuron)]
+        estimators += [
+            one.name for one in plain if not one.init(neuron, a) and one.name not in ("rloo", "straight_through")
+        ]
+    case = {**CASE, "draws": 20, "estimators": estimators}
+    page = visit(link("compare", **case), viewport={"width": width, "height": 900})
+    run_comparison(page)
+    for chart in page.locator("figure canvas").all():
+        assert chart.evaluate(CUT) == []
+
+
 # --- registry ---
 
 

@@ -4,7 +4,7 @@
 import { el, folded, show as number } from "./dom.js";
 import { get, post, trouble } from "./api.js";
 import { keep } from "./app.js";
-import { Chart, prepare } from "./charts.js";
+import { Chart, palette, prepare } from "./charts.js";
 import { Choice, Estimators, Numbers, flatten, labelOf, nameOf, nest, subscript } from "./forms.js";
 import { code } from "./code.js";
 
@@ -14,8 +14,8 @@ const SAMPLES = 4000;
 const GRID = 19;
 const SWEEP = 49;
 const EDGE = 6;
+const CROSS = "#e45756"; // what the exact gradient is drawn in
 const PATIENCE = 250; // ms after which a picture that is still on its way gives way to the next one
-const SHADES = ["#4c78a8", "#f58518", "#54a24b", "#b279a2", "#72b7b2", "#eeca3b", "#9d755d", "#ff9da6"];
 
 export async function show(root, { state: given, signal }) {
   prepare();
@@ -268,8 +268,9 @@ class Playground {
     const wide = span(good.flatMap((one) => [...one.draws.map((draw) => draw[unit]), one.exact?.[unit] ?? one.mean[unit]]));
     const tall = alone ? [-1.6, 1.6] : span(good.flatMap((one) => [...one.draws.map((draw) => draw[next]), one.exact?.[next] ?? one.mean[next]]));
     const names = new Set(clouds.map((one) => one.label));
+    const shades = (await palette()).filter((shade) => shade !== CROSS);
     for (const [label, card] of this.cards) if (!names.has(label)) (card.element.remove(), this.cards.delete(label));
-    await Promise.all(clouds.map((cloud, at) => this.#card(cloud, at).draw(cloud, { unit, next, alone, wide, tall, across: this.#name(unit), up: this.#name(next), shade: SHADES[at % SHADES.length] })));
+    await Promise.all(clouds.map((cloud, at) => this.#card(cloud, at).draw(cloud, { unit, next, alone, wide, tall, across: this.#name(unit), up: this.#name(next), shade: shades[at % shades.length] })));
     if (clouds.length && !good.length) throw clouds[0].fault;
   }
 
