@@ -297,6 +297,30 @@ def test_the_playground_as_code(visit):
     assert torch.equal(names["draws"].double(), draws)
 
 
+def sweep_chart(page):
+    return page.locator("figure", has_text="variance: save as PNG")
+
+
+def test_the_variance_is_swept_over_the_unit_chosen(visit):
+    page = visit(link("compare", **{**CASE, "a": [0.5, -1, 2], "ran": True}))
+    asked = []
+    page.on("request", lambda request: "/v1/" in request.url and asked.append(request))
+    wait_for_pictures(page)
+    table, first = page.locator("table").inner_text(), sweep_chart(page).locator("canvas").screenshot()
+    asked.clear()
+    page.get_by_label("p changes with").select_option("a of unit 3")
+    wait_for_pictures(page)
+    paths = [request.url.rpartition("/")[2] for request in asked]
+    assert paths == ["mean", "estimate", "estimate"]  # the comparison itself is not made again
+    assert all(request.post_data_json["a"] == [[0.5, -1, -6 + 0.75 * at] for at in range(17)] for request in asked)
+    assert page.locator("table").inner_text() == table
+    assert sweep_chart(page).locator("canvas").screenshot() != first
+    assert "with a of unit 3" in sweep_chart(page).locator(".chart").get_attribute("aria-label")
+    again = visit(page.url.split("/", 3)[3])
+    wait_for_pictures(again)
+    assert again.get_by_label("p changes with").input_value() == "a of unit 3"
+
+
 def test_downloads(visit):
     page = visit(link("compare", **CASE))
     run_comparison(page)

@@ -146,7 +146,7 @@ class Playground {
     const state = this.state();
     this.unit = state.unit = Math.min(state.unit, this.numbers.numbers.length - 1);
     keep("playground", state);
-    this.more.href = `#/compare?${encodeURIComponent(JSON.stringify({ ...state, unit: undefined }))}`;
+    this.more.href = `#/compare?${encodeURIComponent(JSON.stringify(state))}`;
     this.code.update();
     const parts = [this.#neuron(state, running.signal), this.#loss(state, running.signal), this.#gradients(state, running.signal)];
     const found = await Promise.allSettled(parts);
