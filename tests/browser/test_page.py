@@ -174,13 +174,24 @@ class Gate(gradest.Objective):
         return points.mean(-1)
 
 
+class Slow(Acme):
+    """`Acme`, once the gate is open."""
+
+    name, summary = "acme_slow", "waits"
+
+    def backward(self, draw, feedback, state):
+        assert Gate.open.wait(30)
+        return super().backward(draw, feedback, state)
+
+
 @pytest.fixture
 def gate():
     Gate.asked, Gate.open = threading.Semaphore(0), threading.Event()
-    added = gradest.registry.register(Gate)
+    added = [gradest.registry.register(plugin) for plugin in (Gate, Slow)]
     yield Gate
     Gate.open.set()
-    gradest.registry.unregister(added)
+    for plugin in added:
+        gradest.registry.unregister(plugin)
 
 
 def test_a_picture_that_nobody_waits_for_is_cancelled(visit, gate, caplog):
@@ -194,6 +205,18 @@ def test_a_picture_that_nobody_waits_for_is_cancelled(visit, gate, caplog):
     wait_for_pictures(page)
     # of a request whose client went away, before it had an answer
     assert 499 in [record.fields["status"] for record in caplog.records if hasattr(record, "fields")]
+
+
+def test_a_slow_estimator_keeps_nobody_waiting(visit, gate):
+    page = visit(link("playground", **{**CASE, "estimators": ["acme_slow", "rloo"]}))
+    slow, fast = (page.locator(".clouds .card").nth(at) for at in (0, 1))
+    fast.locator("dd").first.wait_for()
+    assert (fast.get_attribute("aria-busy"), slow.get_attribute("aria-busy")) == ("false", "true")
+    assert slow.locator("dd").count() == 0
+    gate.open.set()
+    wait_for_pictures(page)
+    assert slow.get_attribute("aria-busy") == "false"
+    assert float(fact(slow, "evaluations")) == 1
 
 
 # --- compare ---
@@ -498,7 +521,7 @@ def test_the_server_goes_away_and_comes_back(visit, start):
     assert page.locator("#trouble").is_hidden()
 
 
-def test_a_server_that_sheds_load_is_shown(visit, start, gate):
+def test_a_server_that_sheds_load_is_shown(start, gate, visit):  # the page closes before its server
     address, _ = start(max_requests=1)
     body = {**CASE, "objective": "acme_gate", "estimator": "rloo"}
     del body["estimators"]

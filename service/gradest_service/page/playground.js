@@ -255,23 +255,37 @@ class Playground {
   async #gradients({ neuron, objective, seed, unit, estimators }, signal) {
     const rows = this.#draws();
     const a = Array(rows).fill(this.numbers.value());
-    const asked = estimators.map((estimator) => post("v1/estimate", { neuron, objective, estimator, a, draws: 1, seed }, signal));
-    const found = await Promise.allSettled(asked);
+    const clouds = estimators.map((estimator) => ({ label: labelOf(estimator), pending: true }));
+    const draw = () => signal.aborted || this.#draw(clouds, unit);
+    // together if they come soon; but those that warm a state up first keep the others waiting no longer than this
+    let late = false;
+    const timer = setTimeout(() => ((late = true), draw()), PATIENCE / 2);
+    await Promise.all(estimators.map(async (estimator, at) => {
+      const { label } = clouds[at];
+      try {
+        clouds[at] = { label, ...summary(await post("v1/estimate", { neuron, objective, estimator, a, draws: 1, seed }, signal)) };
+      } catch (fault) {
+        clouds[at] = { label, fault };
+      }
+      if (late) await draw();
+    }));
+    clearTimeout(timer);
     if (signal.aborted) return;
-    const clouds = found.map((one, at) => {
-      const label = labelOf(estimators[at]);
-      return one.status === "fulfilled" ? { label, ...summary(one.value, this.catalog, estimators[at], neuron) } : { label, fault: one.reason };
-    });
+    if (!late) await draw();
+    if (clouds.length && clouds.every((one) => one.fault)) throw clouds[0].fault;
+  }
+
+  // The clouds on the same axes; those that are pending stay as they were, and are faint.
+  async #draw(clouds, unit) {
     const next = (unit + 1) % this.numbers.numbers.length;
     const alone = next === unit;
-    const good = clouds.filter((one) => !one.fault);
+    const good = clouds.filter((one) => one.draws);
     const wide = span(good.flatMap((one) => [...one.draws.map((draw) => draw[unit]), one.exact?.[unit] ?? one.mean[unit]]));
     const tall = alone ? [-1.6, 1.6] : span(good.flatMap((one) => [...one.draws.map((draw) => draw[next]), one.exact?.[next] ?? one.mean[next]]));
     const names = new Set(clouds.map((one) => one.label));
-    const shades = (await palette()).filter((shade) => shade !== CROSS);
     for (const [label, card] of this.cards) if (!names.has(label)) (card.element.remove(), this.cards.delete(label));
+    const shades = (await palette()).filter((shade) => shade !== CROSS);
     await Promise.all(clouds.map((cloud, at) => this.#card(cloud, at).draw(cloud, { unit, next, alone, wide, tall, across: this.#name(unit), up: this.#name(next), shade: shades[at % shades.length] })));
-    if (clouds.length && !good.length) throw clouds[0].fault;
   }
 
   #card({ label }, at) {
@@ -295,6 +309,8 @@ class Card {
   }
 
   async draw(cloud, { unit, next, alone, wide, tall, across, up, shade }) {
+    this.element.setAttribute("aria-busy", Boolean(cloud.pending));
+    if (cloud.pending) return;
     this.fault.textContent = cloud.fault?.message ?? "";
     this.chart.host.hidden = this.figures.hidden = Boolean(cloud.fault);
     if (cloud.fault) return;
