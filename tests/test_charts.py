@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradest
-from gradest.charts import definition
+from gradest.charts import chart, definition
 from gradest.comparison import Row
 
 alt = pytest.importorskip("altair")
@@ -42,15 +42,36 @@ def test_the_error_is_that_of_the_row():
         assert float(error) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("name", ["bias", "error", "variance"])
+def test_every_estimator_has_a_look_of_its_own(name):
+    converter = pytest.importorskip("vl_convert")
+    names = list(gradest.registry.estimators)
+    rows = [{**vars(ROW), "estimator": one, "claim": "none", "p": p, "cost": 1.0} for one in names for p in (0.2, 0.8)]
+    svg = converter.vegalite_to_svg(chart(name, rows, "").to_dict())
+    looks = {}
+    for tag, found in re.findall(r'(<path aria-label="[^"]*estimator: (\w+)[^>]*>)', svg):
+        looks[found] = tuple(re.findall(r' (?:fill|stroke|stroke-dasharray)="[^"]*"', tag))
+    assert sorted(looks) == names
+    assert len(set(looks.values())) == len(names)
+    assert {text for text in re.findall(r">(\w+)</text>", svg) if text in looks} == set(
+        names
+    )  # the legend leaves none out
+
+
+def test_the_palette_is_one():
+    filled = definition("bias")["encoding"]["fill"]["scale"]["range"]
+    assert filled[:10] == definition("config")["range"]["category"]
+
+
 def test_figures_that_are_not_finite_are_drawn():
     table = gradest.compare(
         gradest.objective("quadratic"), torch.zeros(2), estimators=["enumeration", "rloo"], draws=20, seed=1
     )
     assert math.isinf(table.rows[0].snr)
     for name in ("bias", "error"):
-        chart = table.chart(name).to_dict()
-        assert [row["estimator"] for row in chart["datasets"]["rows"]] == ["enumeration", "rloo"]
-        assert "bernoulli, 20 draws" in chart["title"]
+        found = table.chart(name).to_dict()
+        assert [row["estimator"] for row in found["datasets"]["rows"]] == ["enumeration", "rloo"]
+        assert "bernoulli, 20 draws" in found["title"]
 
 
 def test_a_notebook_shows_the_table():

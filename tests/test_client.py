@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import gradest
-from gradest.client import RemoteDraw, RemoteEstimate, RemoteGradient
+from gradest.client import RemoteDraw, RemoteEstimate, RemoteGradient, RemoteMean
 from gradest.errors import InvalidInput, ServiceError
 from gradest.objective import Objective
 from gradest.wire import pack, unpack
@@ -72,10 +72,11 @@ def test_results_are_frozen_and_typed(client):
     draw = client.forward("bernoulli", "rloo", A, seed=3)
     step = client.backward("bernoulli", "rloo", A, draw.seed, draw.points.sum(-1))
     found = client.estimate("quadratic", A, draws=10, seed=3)
-    assert (type(draw), type(step), type(found)) == (RemoteDraw, RemoteGradient, RemoteEstimate)
+    mean = client.mean("bernoulli", A)
+    assert (type(draw), type(step), type(found), type(mean)) == (RemoteDraw, RemoteGradient, RemoteEstimate, RemoteMean)
     assert isinstance(found, gradest.Estimate)
     assert isinstance(client.compare("quadratic", A, estimators=["rloo"], draws=10), gradest.Comparison)
-    for result in (draw, step, found):
+    for result in (draw, step, found, mean):
         with pytest.raises(dataclasses.FrozenInstanceError):
             result.seed = 1
 
@@ -793,11 +794,14 @@ def test_async_calls_run_side_by_side_and_are_the_library_s(client):
             a = A.clone().requires_grad_()
             value = remote.expect(lambda h: (h**2).sum(-1), a, estimator="disarm", seed=3)
             table = remote.compare("quadratic", A, estimators=["rloo"], draws=10, seed=1)
-            found = await asyncio.gather(drawn, value, remote.estimate("linear", A, draws=5, seed=1), table, *samples)
+            mean = remote.mean("noisy_rectifier", A)
+            estimated = remote.estimate("linear", A, draws=5, seed=1)
+            found = await asyncio.gather(drawn, value, estimated, table, mean, *samples)
             found[1][0].sum().backward()
             return a.grad, *found
 
-    grad, draw, (value, state), estimate, table, *samples = asyncio.run(main())
+    grad, draw, (value, state), estimate, table, mean, *samples = asyncio.run(main())
+    assert torch.equal(mean.mean, gradest.neuron("noisy_rectifier").mean(A))
     a = A.clone().requires_grad_()
     wanted, _ = gradest.expect(lambda h: (h**2).sum(-1), a, estimator="disarm", seed=3)
     wanted.sum().backward()

@@ -11,6 +11,6 @@ yields each request and is given the answer to it. An `Exchange` says what trave
 """
 
 from gradest.client.clients import AsyncClient, Client
-from gradest.client.results import RemoteDraw, RemoteEstimate, RemoteGradient
+from gradest.client.results import RemoteDraw, RemoteEstimate, RemoteGradient, RemoteMean
 
-__all__ = ["AsyncClient", "Client", "RemoteDraw", "RemoteEstimate", "RemoteGradient"]
+__all__ = ["AsyncClient", "Client", "RemoteDraw", "RemoteEstimate", "RemoteGradient", "RemoteMean"]

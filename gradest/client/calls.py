@@ -13,7 +13,7 @@ from torch import Tensor
 from gradest.client.answers import Fields
 from gradest.client.bodies import encode_json, with_non_finite
 from gradest.client.requests import Call, Request, check_dtype, fix_seed, post, to_spec
-from gradest.client.results import RemoteDraw, RemoteEstimate, RemoteGradient
+from gradest.client.results import RemoteDraw, RemoteEstimate, RemoteGradient, RemoteMean
 from gradest.comparison import Comparison, Row
 from gradest.estimator import State
 from gradest.expectation import Estimate, EstimatorSpec, NeuronSpec
@@ -27,6 +27,7 @@ __all__ = [
     "estimator",
     "estimators",
     "forward",
+    "mean",
     "neuron",
     "neurons",
     "objective",
@@ -91,6 +92,11 @@ def sample(neuron: NeuronSpec, a: Tensor, samples: int = 1, seed: int | None = N
     answer = yield post("/v1/sample", neuron, a, {"samples": samples, "seed": fix_seed(seed)})
     h: Tensor = answer["h"]
     return h.to(a.device, a.dtype)  # those of binary units travel as bytes
+
+
+def mean(neuron: NeuronSpec, a: Tensor) -> Call[RemoteMean]:
+    """The neuron's `mean(a)` and `active_probability(a)`, computed in at least float32; nothing is sampled."""
+    return _build(RemoteMean, Fields((yield post("/v1/mean", neuron, a, {}))))
 
 
 def forward(

@@ -98,6 +98,7 @@ class _Service(Generic[Http, HttpTransport]):
     plugins = _method(calls.plugins)
     version = _method(calls.version)
     sample = _method(calls.sample)
+    mean = _method(calls.mean)
     forward = _method(calls.forward)
     backward = _method(calls.backward)
     expect = _method(expect)

@@ -9,7 +9,7 @@ from torch import Tensor
 from gradest.estimator import State
 from gradest.expectation import Estimate
 
-__all__ = ["RemoteDraw", "RemoteEstimate", "RemoteGradient"]
+__all__ = ["RemoteDraw", "RemoteEstimate", "RemoteGradient", "RemoteMean"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,3 +51,15 @@ class RemoteEstimate(Estimate):
     """
 
     exact: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteMean:
+    """What a neuron gives on average, both of the shape of `a`, in at least float32.
+
+    mean: E[h].
+    active_probability: P(h > 0).
+    """
+
+    mean: Tensor
+    active_probability: Tensor

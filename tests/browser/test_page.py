@@ -174,13 +174,24 @@ class Gate(gradest.Objective):
         return points.mean(-1)
 
 
+class Slow(Acme):
+    """`Acme`, once the gate is open."""
+
+    name, summary = "acme_slow", "waits"
+
+    def backward(self, draw, feedback, state):
+        assert Gate.open.wait(30)
+        return super().backward(draw, feedback, state)
+
+
 @pytest.fixture
 def gate():
     Gate.asked, Gate.open = threading.Semaphore(0), threading.Event()
-    added = gradest.registry.register(Gate)
+    added = [gradest.registry.register(plugin) for plugin in (Gate, Slow)]
     yield Gate
     Gate.open.set()
-    gradest.registry.unregister(added)
+    for plugin in added:
+        gradest.registry.unregister(plugin)
 
 
 def test_a_picture_that_nobody_waits_for_is_cancelled(visit, gate, caplog):
@@ -194,6 +205,18 @@ def test_a_picture_that_nobody_waits_for_is_cancelled(visit, gate, caplog):
     wait_for_pictures(page)
     # of a request whose client went away, before it had an answer
     assert 499 in [record.fields["status"] for record in caplog.records if hasattr(record, "fields")]
+
+
+def test_a_slow_estimator_keeps_nobody_waiting(visit, gate):
+    page = visit(link("playground", **{**CASE, "estimators": ["acme_slow", "rloo"]}))
+    slow, fast = (page.locator(".clouds .card").nth(at) for at in (0, 1))
+    fast.locator("dd").first.wait_for()
+    assert (fast.get_attribute("aria-busy"), slow.get_attribute("aria-busy")) == ("false", "true")
+    assert slow.locator("dd").count() == 0
+    gate.open.set()
+    wait_for_pictures(page)
+    assert slow.get_attribute("aria-busy") == "false"
+    assert float(fact(slow, "evaluations")) == 1
 
 
 # --- compare ---
@@ -256,14 +279,69 @@ def test_the_code_computes_what_is_on_screen(visit, tmp_path):
         assert found == saved["result"]
 
 
-def test_the_playground_as_code(visit, capsys):
-    page = visit(link("playground", **CASE))
+class Noted(Separable):
+    """L(h) = n · mean_i h_i, where n is the length of the note."""
+
+    name, summary = "acme_noted", "h, as often as the note has letters"
+    note: str = ""
+
+    def per_unit(self, h):
+        return h * len(self.note)
+
+
+@pytest.fixture
+def noted():
+    gradest.registry.register(Noted)
+    yield
+    gradest.registry.unregister(Noted)
+
+
+@pytest.mark.usefixtures("noted")
+def test_the_playground_as_code(visit):
+    objective = {"name": "acme_noted", "note": "it's \\ $HOME `id` END"}  # a shell is to leave it as it is
+    page = visit(link("playground", **{**CASE, "objective": objective}))
     wait_for_pictures(page)
-    page.get_by_text("Show as Python").click()
+    code = {}
+    for title in ("Show as Python", "Show as curl"):
+        page.get_by_text(title).click()
+        code[title] = page.locator(f"pre[aria-label='{title}']").inner_text()
+    answers = subprocess.run(code["Show as curl"], shell=True, check=True, capture_output=True, text=True).stdout
+    (exact,) = {str(json.loads(answer)["exact"]["gradient"][0]) for answer in answers.splitlines()}
+    for at, answer in enumerate(answers.splitlines()):
+        card = page.locator(".clouds .card").nth(at)
+        draws = torch.tensor(json.loads(answer)["gradient"]).double()
+        assert draws.shape == (400, 2)
+        assert float(fact(card, "variance")) == pytest.approx(float(draws.var(0).mean()), rel=0.01)
+        bias, _ = fact(card, "bias").split(" ± ")
+        assert float(bias) == pytest.approx(float(draws.mean(0)[0]) - json.loads(exact)[0], rel=0.01, abs=1e-6)
+    assert at == 1
     names = {}
-    exec(page.locator("pre").inner_text(), names)
-    card = page.locator(".clouds .card").last
-    assert float(fact(card, "variance")) == pytest.approx(float(names["draws"].var(0).mean()), rel=0.01)
+    exec(code["Show as Python"], names)
+    assert torch.equal(names["draws"].double(), draws)
+
+
+def sweep_chart(page):
+    return page.locator("figure", has_text="variance: save as PNG")
+
+
+def test_the_variance_is_swept_over_the_unit_chosen(visit):
+    page = visit(link("compare", **{**CASE, "a": [0.5, -1, 2], "ran": True}))
+    asked = []
+    page.on("request", lambda request: "/v1/" in request.url and asked.append(request))
+    wait_for_pictures(page)
+    table, first = page.locator("table").inner_text(), sweep_chart(page).locator("canvas").screenshot()
+    asked.clear()
+    page.get_by_label("p changes with").select_option("a of unit 3")
+    wait_for_pictures(page)
+    paths = [request.url.rpartition("/")[2] for request in asked]
+    assert paths == ["mean", "estimate", "estimate"]  # the comparison itself is not made again
+    assert all(request.post_data_json["a"] == [[0.5, -1, -6 + 0.75 * at] for at in range(17)] for request in asked)
+    assert page.locator("table").inner_text() == table
+    assert sweep_chart(page).locator("canvas").screenshot() != first
+    assert "with a of unit 3" in sweep_chart(page).locator(".chart").get_attribute("aria-label")
+    again = visit(page.url.split("/", 3)[3])
+    wait_for_pictures(again)
+    assert again.get_by_label("p changes with").input_value() == "a of unit 3"
 
 
 def test_downloads(visit):
@@ -293,6 +371,38 @@ def test_the_link_restores_everything(visit):
         line.rpartition("\t")[0] for line in found.splitlines()
     ]
     assert again.evaluate("location.hash") == page.evaluate("location.hash")
+
+
+# the sides of a canvas on whose outermost three pixels something is drawn
+CUT = """(canvas) => {
+    const {width, height} = canvas, {data} = canvas.getContext("2d").getImageData(0, 0, width, height), cut = new Set();
+    for (let y = 0; y < height; y++) {
+        for (let x = 0; x < width; x++) {
+            if ([0, 1, 2].every((one) => data[4 * (y * width + x) + one] === data[one])) continue;
+            if (x < 3) cut.add("left");
+            if (x >= width - 3) cut.add("right");
+            if (y >= height - 3) cut.add("bottom");
+        }
+    }
+    return [...cut];
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("many", [False, True])
+def test_no_legend_is_cut(visit, width, many):
+    estimators = [*CASE["estimators"], {"name": "slope_annealed_straight_through", "derivative": "clipped"}]
+    if many:  # those without a state, which are fast
+        neuron, a = gradest.neuron("bernoulli"), torch.zeros(2)
+        plain = [one for one in map(gradest.estimator, gradest.registry.estimators) if one.accepts(neuron)]
+        estimators += [
+            one.name for one in plain if not one.init(neuron, a) and one.name not in ("rloo", "straight_through")
+        ]
+    case = {**CASE, "draws": 20, "estimators": estimators}
+    page = visit(link("compare", **case), viewport={"width": width, "height": 900})
+    run_comparison(page)
+    for chart in page.locator("figure canvas").all():
+        assert chart.evaluate(CUT) == []
 
 
 # --- registry ---
@@ -411,7 +521,7 @@ def test_the_server_goes_away_and_comes_back(visit, start):
     assert page.locator("#trouble").is_hidden()
 
 
-def test_a_server_that_sheds_load_is_shown(visit, start, gate):
+def test_a_server_that_sheds_load_is_shown(start, gate, visit):  # the page closes before its server
     address, _ = start(max_requests=1)
     body = {**CASE, "objective": "acme_gate", "estimator": "rloo"}
     del body["estimators"]
@@ -510,3 +620,19 @@ def test_the_theme_can_be_switched(visit):
     page.wait_for_timeout(500)
     assert paper() != before
     assert page.locator(".chart canvas").first.screenshot() != chart
+
+
+def test_the_theme_that_was_chosen_is_kept(visit):
+    page = visit("#/registry", color_scheme="light")
+    first = "document.documentElement.dataset.theme"
+    page.add_init_script(f"document.addEventListener('readystatechange', () => (window.first ??= {first} ?? 'none'))")
+
+    def scheme():
+        return page.evaluate("getComputedStyle(document.documentElement).colorScheme")
+
+    for theme in ("dark", "light"):
+        page.get_by_role("button", name="Switch between light and dark").click()
+        page.reload()
+        assert page.evaluate("window.first") == theme  # ahead of the modules, so that nothing flashes
+        assert scheme() == theme
+    assert page.evaluate("Object.keys(localStorage)") == ["gradest-theme"]

@@ -57,6 +57,16 @@ def test_sample(either, neuron, dtype):
     assert_same(either.sample(neuron, a, 4, seed=11), gradest.sample(neuron, a, 4, seed=11))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("neuron", testing.neurons(gradest.registry), ids=lambda neuron: neuron.label())
+def test_mean(either, neuron, dtype):
+    a = pre_activations(neuron, dtype)
+    wide = a.to(torch.promote_types(dtype, torch.float32))
+    found = either.mean(neuron, a)
+    assert_same(found.mean, neuron.mean(wide))
+    assert_same(found.active_probability, neuron.active_probability(wide))
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_sample_of_every_shape(either, shape):
     a = torch.linspace(-2, 2, torch.Size(shape).numel()).reshape(shape)

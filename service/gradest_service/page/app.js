@@ -72,6 +72,11 @@ find("#theme").addEventListener("click", () => {
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
   redrawAll();
+  try {
+    localStorage.setItem("gradest-theme", root.dataset.theme); // for theme.js, at the next visit
+  } catch {
+    // a browser that keeps nothing
+  }
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
 find(".skip").addEventListener("click", (event) => {

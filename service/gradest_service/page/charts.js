@@ -27,9 +27,12 @@ function definition(name) {
 }
 
 export const prepare = () => (library ||= load());
+export const palette = async () => (await definition("config")).range.category;
 
-// Below this width, in pixels, a legend stands under its chart.
-const NARROW = 480;
+// Widths in pixels: of a letter of a legend's label, about; of what stands beside the label; of what stands left of a legend.
+const LETTER = 7;
+const SYMBOL = 36;
+const AXIS = 60;
 
 function themed(config, width) {
   const style = getComputedStyle(document.body);
@@ -46,7 +49,10 @@ function themed(config, width) {
       titleColor: style.color,
       symbolBaseFillColor: style.color,
       symbolBaseStrokeColor: style.color,
-      ...(width < NARROW ? { orient: "bottom", columns: 2 } : {}),
+      orient: "bottom",
+      columns: { expr: "columns" },
+      labelLimit: width - AXIS - SYMBOL,
+      layout: { bottom: { anchor: "start", direction: "vertical" } },
     },
     title: { ...config.title, color: style.color },
     line: { color: style.color },
@@ -73,13 +79,20 @@ export class Chart {
     this.view ||= this.#make();
     const view = await this.view;
     for (const [name, values] of Object.entries(this.rows)) view.data(name, values);
-    for (const [name, value] of Object.entries(this.signals)) view.signal(name, value);
+    for (const [name, value] of Object.entries({ ...this.signals, columns: this.#columns() })) view.signal(name, value);
     await view.runAsync();
+  }
+
+  // Of a legend of estimators, which stands below the chart: as many as there is room for.
+  #columns() {
+    const letters = Math.max(...Object.values(this.rows).flat().map((row) => row.estimator?.length ?? 0), 1);
+    return Math.max(1, Math.floor((this.host.clientWidth - AXIS) / (letters * LETTER + SYMBOL)));
   }
 
   async #make() {
     const [{ vega, vegaLite, expressionInterpreter }, found, config] = await Promise.all([prepare(), definition(this.name), definition("config")]);
-    const whole = { ...structuredClone(found), width: "container", autosize: { type: "fit-x", contains: "padding" } };
+    const params = [...(found.params ?? []), { name: "columns", value: 1 }];
+    const whole = { ...structuredClone(found), params, width: "container", autosize: { type: "fit-x", contains: "padding", resize: true } };
     const compiled = vegaLite.compile(whole, { config: themed(config, this.host.clientWidth) }).spec;
     const view = new vega.View(vega.parse(compiled, null, { ast: true }), {
       expr: expressionInterpreter,

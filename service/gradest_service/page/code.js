@@ -43,20 +43,31 @@ for estimator in ${python(estimators)}:
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-function curl({ neuron, objective, a, estimators, draws, seed }) {
-  const key = hasKey() ? ` \\\n  -H "Authorization: Bearer $GRADEST_API_KEY"` : "";
-  const body = JSON.stringify({ neuron, objective, a, estimators, draws, seed });
-  return `curl -s ${quoted(`${base}v1/compare`)} \\
-  -H 'Content-Type: application/json' -H 'Accept: application/json'${key} \\
-  -d ${quoted(body)}
-`;
-}
+// curl, but for the body.
+const post = (path) => `curl -s ${quoted(`${base}${path}`)} \\
+  -H 'Content-Type: application/json' -H 'Accept: application/json'${hasKey() ? ` \\\n  -H "Authorization: Bearer $GRADEST_API_KEY"` : ""} \\
+  -d `;
+
+// JSON in a here-document where the shell replaces variables: no other text of it is meant for the shell.
+const inert = (value) => JSON.stringify(value).replace(/[\\$`]/g, "\\$&");
+
+const CURL = {
+  compare: ({ kind, ...body }) => `${post("v1/compare")}${quoted(JSON.stringify(body))}
+`,
+  clouds: ({ neuron, objective, a, estimators, seed, rows }) => `# equal rows, each with noise of its own: ${rows} single draws
+a=$(yes ${quoted(JSON.stringify(a))} | head -n ${rows} | paste -s -d , -)
+for estimator in ${estimators.map((one) => quoted(JSON.stringify(one))).join(" ")}; do
+${post("v1/estimate")}@- <<END
+{"neuron": ${inert(neuron)}, "objective": ${inert(objective)}, "estimator": $estimator, "a": [$a], "draws": 1, "seed": ${seed}}
+END
+echo
+done
+`,
+};
 
 // Code for the request that `get` gives, kept up to date by `update`.
 export function code(get) {
-  const blocks = [["Show as Python", (request) => PYTHON[request.kind](request)]];
-  if (get().kind === "compare") blocks.push(["Show as curl", curl]);
-  const parts = blocks.map(([title, write]) => {
+  const parts = [["Show as Python", PYTHON], ["Show as curl", CURL]].map(([title, write]) => {
     const text = el("pre", { tabindex: "0", "aria-label": title }, "");
     const said = el("span", { role: "status" });
     const copy = el("button", {
@@ -67,7 +78,7 @@ export function code(get) {
       },
     }, "Copy");
     const element = el("details", { class: "code" }, el("summary", {}, title), text, el("div", { class: "row" }, copy, said));
-    return { element, update: (request) => ((text.textContent = write(request)), (said.textContent = "")) };
+    return { element, update: (request) => ((text.textContent = write[request.kind](request)), (said.textContent = "")) };
   });
   return { element: el("div", {}, parts.map((one) => one.element)), update: () => parts.forEach((one) => one.update(get())) };
 }

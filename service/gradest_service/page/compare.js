@@ -1,12 +1,12 @@
 // Estimators side by side: a comparison with live progress, its table and its charts.
-import { el, field, folded, save, show as number } from "./dom.js";
+import { el, field, folded, save, select, show as number } from "./dom.js";
 import { events, get, post, trouble } from "./api.js";
 import { keep } from "./app.js";
 import { Chart, prepare } from "./charts.js";
 import { Choice, Estimators, Numbers, flatten, labelOf, nameOf, nest } from "./forms.js";
 import { code } from "./code.js";
 
-const USUAL = { neuron: "bernoulli", objective: { name: "quadratic", target: 0.3 }, a: [0.5, -1, 2], draws: 1000, seed: 0, sort: ["variance", 1], estimators: ["reinforce", "rloo", "disarm", "rebar", "straight_through", "reinmax"] };
+const USUAL = { neuron: "bernoulli", objective: { name: "quadratic", target: 0.3 }, a: [0.5, -1, 2], draws: 1000, seed: 0, unit: 0, sort: ["variance", 1], estimators: ["reinforce", "rloo", "disarm", "rebar", "straight_through", "reinmax"] };
 const COLUMNS = [
   ["estimator", "estimator"],
   ["claim", "claimed bias"],
@@ -35,6 +35,7 @@ class Compare {
   constructor(root, catalog, state) {
     this.catalog = catalog;
     this.sort = state.sort;
+    this.unit = state.unit;
     this.ran = false;
     const changed = () => this.#changed();
     this.neuron = new Choice("Neuron", catalog.neurons, state.neuron, () => this.#refit());
@@ -58,6 +59,8 @@ class Compare {
     this.figures = el("div", { class: "grid wide", hidden: true }, Object.entries(this.charts).map(([name, chart]) =>
       el("figure", {}, chart.host, el("button", { type: "button", class: "quiet", onclick: async () => save(`gradest-${name}.png`, await chart.png()) }, `${name}: save as PNG`)),
     ));
+    this.units = el("div");
+    this.charts.variance.host.after(this.units);
     this.copied = el("span", { role: "status" });
     this.downloads = el("div", { class: "row", hidden: true },
       el("button", { type: "button", onclick: () => this.#saveJson() }, "JSON"),
@@ -109,7 +112,7 @@ class Compare {
   }
 
   #remember() {
-    keep("compare", { ...this.fields(), sort: this.sort, ran: this.ran || undefined });
+    keep("compare", { ...this.fields(), unit: this.unit, sort: this.sort, ran: this.ran || undefined });
     this.code.update();
   }
 
@@ -132,33 +135,38 @@ class Compare {
     this.running?.abort();
   }
 
-  async run() {
-    this.stop();
-    const running = (this.running = new AbortController());
-    const fields = this.fields();
-    trouble(null);
-    if (!fields.estimators.length) {
-      this.said.textContent = "Choose an estimator.";
-      return;
-    }
-    this.halt.disabled = false;
-    this.pictures.setAttribute("aria-busy", "true");
-    this.bar.hidden = false;
-    this.bar.value = 0;
-    const done = new Map();
-    try {
+  run() {
+    return this.#work(async (fields, signal) => {
+      if (!fields.estimators.length) {
+        this.said.textContent = "Choose an estimator.";
+        return;
+      }
+      this.bar.hidden = false;
+      this.bar.value = 0;
+      const done = new Map();
       this.said.textContent = "Comparing…";
-      for await (const { event, data } of events("v1/compare", fields, running.signal)) {
+      for await (const { event, data } of events("v1/compare", fields, signal)) {
         if (event === "progress") this.#progress(done, data, fields.estimators.length);
         else if (event === "error") throw Object.assign(new Error(data.detail), { problem: data });
         else this.answer = data;
       }
+      this.unit = Math.min(this.unit, this.numbers.numbers.length - 1);
       this.ran = true;
       this.#remember();
       await this.#draw();
-      this.said.textContent = `${this.answer.neuron}, ${this.answer.draws} draws of each, seed ${this.answer.seed}. The sweep over p is on its way…`;
-      await this.#sweep(fields, running.signal);
-      this.said.textContent = `${this.answer.neuron}, ${this.answer.draws} draws of each, seed ${this.answer.seed}${this.answer.exact ? "" : "; the exact gradient is out of reach"}.`;
+      await this.#sweep(fields, signal);
+    });
+  }
+
+  // Does what is asked for, in place of what was under way; `task` takes the fields and a signal that stops it.
+  async #work(task) {
+    this.stop();
+    const running = (this.running = new AbortController());
+    trouble(null);
+    this.halt.disabled = false;
+    this.pictures.setAttribute("aria-busy", "true");
+    try {
+      await task(this.fields(), running.signal);
     } catch (error) {
       if (this.running === running) this.said.textContent = error.name === "AbortError" ? "Stopped." : "It did not come to its end.";
       trouble(error);
@@ -182,6 +190,8 @@ class Compare {
     const { rows } = this.answer;
     this.table.hidden = this.figures.hidden = this.downloads.hidden = false;
     this.#tabulate();
+    const names = this.#names();
+    this.units.replaceChildren(field("p changes with", select(names, names[this.unit], (name) => this.#choose(names.indexOf(name)))));
     const best = [...rows].sort((one, two) => Number(one.variance) - Number(two.variance))[0];
     this.charts.bias.describe(`Bias against variance of ${rows.length} estimators; ${best.estimator} has the least variance. The table has the numbers.`);
     this.charts.error.describe("Relative error against evaluations of the loss. The table has the numbers.");
@@ -213,11 +223,24 @@ class Compare {
     this.table.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, body)));
   }
 
-  // The variance of each estimator as the first number of a goes from -6 to 6.
+  #names() {
+    return this.numbers.numbers.map((_, at) => this.numbers.nameOf(at));
+  }
+
+  #choose(unit) {
+    this.unit = unit;
+    this.#remember();
+    if (this.ran) this.#work((fields, signal) => this.#sweep(fields, signal));
+  }
+
+  // The variance of each estimator as one number of a goes from -6 to 6.
   async #sweep({ neuron, objective, a, estimators, draws, seed }, signal) {
     const flat = flatten(a);
+    const unit = this.unit;
+    const said = `${this.answer.neuron}, ${this.answer.draws} draws of each, seed ${this.answer.seed}`;
+    this.said.textContent = `${said}. The sweep over p is on its way…`;
     const places = Array.from({ length: SWEEP }, (_, at) => -EDGE + (2 * EDGE * at) / (SWEEP - 1));
-    const rows = places.map((x) => nest([x, ...flat.slice(1)], this.numbers.shape));
+    const rows = places.map((x) => nest(flat.map((one, at) => (at === unit ? x : one)), this.numbers.shape));
     const { active_probability: chances } = await post("v1/mean", { neuron, a: rows }, signal);
     const found = [];
     for (const estimator of estimators) {
@@ -225,11 +248,12 @@ class Compare {
       answer.variance.forEach((variance, at) => {
         const numbers = flatten(variance).map(Number);
         const mean = numbers.reduce((sum, one) => sum + one, 0) / numbers.length;
-        found.push({ estimator: labelOf(estimator), p: flatten(chances[at])[0], cost: mean * answer.evaluations });
+        found.push({ estimator: labelOf(estimator), p: flatten(chances[at])[unit], cost: mean * answer.evaluations });
       });
       await this.charts.variance.draw({ rows: found });
     }
-    this.charts.variance.describe(`Variance times evaluations of ${estimators.length} estimators as P(h > 0) of the first unit changes.`);
+    this.charts.variance.describe(`Variance times evaluations of ${estimators.length} estimators as P(h > 0) changes with ${this.#names()[unit]}.`);
+    this.said.textContent = `${said}${this.answer.exact ? "" : "; the exact gradient is out of reach"}.`;
   }
 
   #saveJson() {

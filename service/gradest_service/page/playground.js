@@ -4,7 +4,7 @@
 import { el, folded, show as number } from "./dom.js";
 import { get, post, trouble } from "./api.js";
 import { keep } from "./app.js";
-import { Chart, prepare } from "./charts.js";
+import { Chart, palette, prepare } from "./charts.js";
 import { Choice, Estimators, Numbers, flatten, labelOf, nameOf, nest, subscript } from "./forms.js";
 import { code } from "./code.js";
 
@@ -14,8 +14,8 @@ const SAMPLES = 4000;
 const GRID = 19;
 const SWEEP = 49;
 const EDGE = 6;
+const CROSS = "#e45756"; // what the exact gradient is drawn in
 const PATIENCE = 250; // ms after which a picture that is still on its way gives way to the next one
-const SHADES = ["#4c78a8", "#f58518", "#54a24b", "#b279a2", "#72b7b2", "#eeca3b", "#9d755d", "#ff9da6"];
 
 export async function show(root, { state: given, signal }) {
   prepare();
@@ -146,7 +146,7 @@ class Playground {
     const state = this.state();
     this.unit = state.unit = Math.min(state.unit, this.numbers.numbers.length - 1);
     keep("playground", state);
-    this.more.href = `#/compare?${encodeURIComponent(JSON.stringify({ ...state, unit: undefined }))}`;
+    this.more.href = `#/compare?${encodeURIComponent(JSON.stringify(state))}`;
     this.code.update();
     const parts = [this.#neuron(state, running.signal), this.#loss(state, running.signal), this.#gradients(state, running.signal)];
     const found = await Promise.allSettled(parts);
@@ -255,22 +255,37 @@ class Playground {
   async #gradients({ neuron, objective, seed, unit, estimators }, signal) {
     const rows = this.#draws();
     const a = Array(rows).fill(this.numbers.value());
-    const asked = estimators.map((estimator) => post("v1/estimate", { neuron, objective, estimator, a, draws: 1, seed }, signal));
-    const found = await Promise.allSettled(asked);
+    const clouds = estimators.map((estimator) => ({ label: labelOf(estimator), pending: true }));
+    const draw = () => signal.aborted || this.#draw(clouds, unit);
+    // together if they come soon; but those that warm a state up first keep the others waiting no longer than this
+    let late = false;
+    const timer = setTimeout(() => ((late = true), draw()), PATIENCE / 2);
+    await Promise.all(estimators.map(async (estimator, at) => {
+      const { label } = clouds[at];
+      try {
+        clouds[at] = { label, ...summary(await post("v1/estimate", { neuron, objective, estimator, a, draws: 1, seed }, signal)) };
+      } catch (fault) {
+        clouds[at] = { label, fault };
+      }
+      if (late) await draw();
+    }));
+    clearTimeout(timer);
     if (signal.aborted) return;
-    const clouds = found.map((one, at) => {
-      const label = labelOf(estimators[at]);
-      return one.status === "fulfilled" ? { label, ...summary(one.value, this.catalog, estimators[at], neuron) } : { label, fault: one.reason };
-    });
+    if (!late) await draw();
+    if (clouds.length && clouds.every((one) => one.fault)) throw clouds[0].fault;
+  }
+
+  // The clouds on the same axes; those that are pending stay as they were, and are faint.
+  async #draw(clouds, unit) {
     const next = (unit + 1) % this.numbers.numbers.length;
     const alone = next === unit;
-    const good = clouds.filter((one) => !one.fault);
+    const good = clouds.filter((one) => one.draws);
     const wide = span(good.flatMap((one) => [...one.draws.map((draw) => draw[unit]), one.exact?.[unit] ?? one.mean[unit]]));
     const tall = alone ? [-1.6, 1.6] : span(good.flatMap((one) => [...one.draws.map((draw) => draw[next]), one.exact?.[next] ?? one.mean[next]]));
     const names = new Set(clouds.map((one) => one.label));
     for (const [label, card] of this.cards) if (!names.has(label)) (card.element.remove(), this.cards.delete(label));
-    await Promise.all(clouds.map((cloud, at) => this.#card(cloud, at).draw(cloud, { unit, next, alone, wide, tall, across: this.#name(unit), up: this.#name(next), shade: SHADES[at % SHADES.length] })));
-    if (clouds.length && !good.length) throw clouds[0].fault;
+    const shades = (await palette()).filter((shade) => shade !== CROSS);
+    await Promise.all(clouds.map((cloud, at) => this.#card(cloud, at).draw(cloud, { unit, next, alone, wide, tall, across: this.#name(unit), up: this.#name(next), shade: shades[at % shades.length] })));
   }
 
   #card({ label }, at) {
@@ -294,6 +309,8 @@ class Card {
   }
 
   async draw(cloud, { unit, next, alone, wide, tall, across, up, shade }) {
+    this.element.setAttribute("aria-busy", Boolean(cloud.pending));
+    if (cloud.pending) return;
     this.fault.textContent = cloud.fault?.message ?? "";
     this.chart.host.hidden = this.figures.hidden = Boolean(cloud.fault);
     if (cloud.fault) return;
