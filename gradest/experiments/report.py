@@ -17,7 +17,7 @@ from typing import Any
 from gradest.errors import InvalidInput
 from gradest.experiments.checkpoint import write_atomically
 from gradest.experiments.folder import Row, RunFolder, list_folders
-from gradest.experiments.toys.plot import PALETTE, check_plots, colour, values, write_png
+from gradest.experiments.plot import PALETTE, check_plots, colour, styled, values, write_png
 
 __all__ = ["PAGE", "write_report"]
 
@@ -197,8 +197,7 @@ def _chart(runs: Sequence[_Run], metric: str, legend: bool) -> Any:
 def _figure(runs: Sequence[_Run], metric: str, prefix: str) -> str:
     """A chart in the page, whose table is the legend."""
     text = StringIO()
-    chart = _chart(runs, metric, legend=False).configure_view(stroke=None).properties(background="transparent")
-    chart.save(text, format="svg")
+    styled(_chart(runs, metric, legend=False).properties(background="transparent")).save(text, format="svg")
     name = escape(metric)
     return f"<figure><figcaption>{name}</figcaption>{_inline(text.getvalue(), prefix, name)}</figure>"
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from gradest.charts import definition
+
 HEAD = """# Benchmarks
 
 Written by `make bench`, which installs the peers, measures everything again and draws the charts.
@@ -125,7 +127,7 @@ def svg(chart: Any) -> str:
     """The chart as SVG."""
     import vl_convert
 
-    return str(vl_convert.vegalite_to_svg(chart.configure(aria=False).to_json()))
+    return str(vl_convert.vegalite_to_svg(chart.configure(aria=False, **definition("config")).to_json()))
 
 
 def main(folder: Path, document: Path) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 import gradest
+from gradest.charts import definition
 from gradest.errors import GradestError, InvalidInput
+from gradest.experiments import plot
 from gradest.experiments.folder import RunFolder
-from gradest.experiments.toys import plot
+from gradest.experiments.part import fresh, log_spaced, markdown, measure
 from gradest.experiments.toys.learning import Learning
-from gradest.experiments.toys.part import fresh, log_spaced, markdown, measure
 from gradest.experiments.toys.polynomial import Polynomial
 from gradest.experiments.toys.probability import Probability
 from gradest.experiments.toys.quadratic import Quadratic
@@ -267,3 +270,16 @@ def test_markdown_aligns_numbers():
         "| x | 1.23 |",
         "| y | - |",
     ]
+
+
+def test_plots_look_as_the_charts_of_the_page_do(tmp_path):
+    altair, names = pytest.importorskip("altair"), [f"estimator {place}" for place in range(12)]
+    rows = [{"estimator": name, "x": x, "y": x} for name in names for x in (0, 1)]
+    chart = altair.Chart(plot.values(rows)).mark_line().encode(x="x:Q", y="y:Q", **plot.lines(names, ["exact"]))
+    config = plot.styled(chart).to_dict()["config"]
+    assert all(config[part].items() >= look.items() for part, look in definition("config").items())
+    plot.write_chart(chart, tmp_path, "lines")
+    text = (tmp_path / "lines.svg").read_text()
+    drawn = re.findall(r'"line mark" [^>]* stroke="(#\w+)" [^>]*(stroke-dasharray="[^"]*")', text)
+    assert len(set(drawn)) == len(drawn) == len(names)
+    assert [stroke for stroke, _ in drawn[:10]] == definition("config")["range"]["category"]

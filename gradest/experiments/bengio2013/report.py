@@ -14,8 +14,8 @@ from gradest.experiments.bengio2013.search import TOLERANCE
 from gradest.experiments.bengio2013.settings import RowSettings
 from gradest.experiments.checkpoint import write_atomically
 from gradest.experiments.folder import RunFolder
-from gradest.experiments.toys.part import markdown
-from gradest.experiments.toys.plot import lines, values, write_chart
+from gradest.experiments.part import markdown
+from gradest.experiments.plot import lines, values, write_chart
 
 __all__ = ["write_report"]
 

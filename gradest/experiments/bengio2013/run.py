@@ -18,7 +18,7 @@ from gradest.experiments.bengio2013.training import time_step, train_row
 from gradest.experiments.data import Dataset
 from gradest.experiments.display import bars
 from gradest.experiments.folder import RunFolder
-from gradest.experiments.toys.plot import check_plots
+from gradest.experiments.plot import check_plots
 
 __all__ = ["reproduce_bengio2013"]
 

@@ -13,8 +13,8 @@ from typing import Any
 from gradest.experiments.blocks.settings import PUBLISHED, SIZES, BlockSettings
 from gradest.experiments.checkpoint import write_atomically
 from gradest.experiments.folder import RunFolder, list_folders
-from gradest.experiments.toys.part import markdown
-from gradest.experiments.toys.plot import colour, values, write_chart
+from gradest.experiments.part import markdown
+from gradest.experiments.plot import colour, values, write_chart
 
 __all__ = ["SPEED", "bits", "write_report"]
 

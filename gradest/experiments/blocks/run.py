@@ -18,7 +18,7 @@ from gradest.experiments.blocks.training import train_blocks
 from gradest.experiments.checkpoint import write_atomically
 from gradest.experiments.data import Dataset
 from gradest.experiments.display import bars
-from gradest.experiments.toys.plot import check_plots
+from gradest.experiments.plot import check_plots
 
 __all__ = ["reproduce_block_gated"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from gradest.comparison import comparable
 from gradest.estimator import Estimator
 from gradest.expectation import closed_form, expect
-from gradest.experiments.toys.part import Part, Results, Task, Tick, fresh, log_spaced, markdown, measure
-from gradest.experiments.toys.plot import lines, values
+from gradest.experiments.part import Part, Results, Task, Tick, fresh, log_spaced, markdown, measure
+from gradest.experiments.plot import lines, values
 from gradest.neuron import Neuron
 from gradest.objective import Loss
 from gradest.random import Key

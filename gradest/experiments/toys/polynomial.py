@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gradest.estimator import Estimator
 from gradest.expectation import expect
-from gradest.experiments.toys.part import Part, Results, Task, Tick, fresh, markdown, measure
-from gradest.experiments.toys.plot import lines, values
+from gradest.experiments.part import Part, Results, Task, Tick, fresh, markdown, measure
+from gradest.experiments.plot import lines, values
 from gradest.objective import Loss
 from gradest.random import Key
 from gradest.registry import registry

@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gradest.charts import definition
 from gradest.estimator import Estimator, event_shape
-from gradest.experiments.toys.part import Part, Results, Task, Tick, markdown, measure
-from gradest.experiments.toys.plot import lines, values
+from gradest.experiments.part import Part, Results, Task, Tick, markdown, measure
+from gradest.experiments.plot import lines, values
 from gradest.neuron import Neuron
 from gradest.registry import registry
 
@@ -60,20 +61,18 @@ local_expectation sums out each unit in turn, at D + 1 evaluations."""
         import altair  # noqa: PLC0415  # an extra
 
         points = [
-            {"estimator": row["estimator"], **point}
+            {"estimator": row["estimator"], "logit": point["logit"], "cost": point["variance_per_evaluation"]}
             for row in results.values()
             for point in row["points"]
-            if point["variance_per_evaluation"]
         ]
         ticks = [0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999]
         named = {f"{_logit(p):.3f}": f"{p:g}" for p in ticks}
         labels = " : ".join(f"abs(datum.value - {at}) < 0.01 ? '{name}'" for at, name in named.items()) + " : ''"
         x = altair.X("logit:Q", title="p = P(b = 1), logit scale").scale(nice=False)
         x = x.axis(values=[_logit(p) for p in ticks], labelExpr=labels, labelFlush=False)
-        y = altair.Y("variance_per_evaluation:Q", title="variance of one draw × K evaluations")
-        y = y.scale(type="log").axis(format="~e", tickCount=8)
-        chart = altair.Chart(values(points)).mark_line(strokeWidth=2, point=altair.OverlayMarkDef(size=30))
-        encoded = chart.encode(x=x, y=y, **lines(_SHOWN, _REFERENCES))
+        chart = altair.Chart.from_dict(definition("variance"))
+        chart.data = values(points)
+        encoded = chart.encode(x=x, **lines(_SHOWN, _REFERENCES))
         return encoded.properties(
             width=560, height=360, title=f"(Σb - {self.target:g})² / {self.units}, {self.units} units"
         )

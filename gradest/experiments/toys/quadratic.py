@@ -13,8 +13,8 @@ from torch import Tensor
 from gradest.comparison import comparable, is_feasible
 from gradest.estimator import Estimator, event_shape
 from gradest.expectation import closed_form
-from gradest.experiments.toys.part import Part, Results, Task, Tick, markdown, measure
-from gradest.experiments.toys.plot import colour, values
+from gradest.experiments.part import Part, Results, Task, Tick, markdown, measure
+from gradest.experiments.plot import colour, values
 from gradest.neuron import Neuron
 from gradest.registry import registry
 

@@ -14,9 +14,9 @@ from gradest.errors import GradestError, InvalidInput
 from gradest.experiments.checkpoint import write_atomically
 from gradest.experiments.display import bars
 from gradest.experiments.folder import RunFolder
+from gradest.experiments.part import Part
+from gradest.experiments.plot import check_plots, write_chart
 from gradest.experiments.toys.learning import Learning
-from gradest.experiments.toys.part import Part
-from gradest.experiments.toys.plot import check_plots, write_chart
 from gradest.experiments.toys.polynomial import Polynomial
 from gradest.experiments.toys.probability import Probability
 from gradest.experiments.toys.quadratic import Quadratic

@@ -11,8 +11,8 @@ from typing import Any
 
 from gradest.experiments.checkpoint import write_atomically
 from gradest.experiments.folder import Row, RunFolder, list_folders
-from gradest.experiments.toys.part import markdown
-from gradest.experiments.toys.plot import lines, values, write_chart
+from gradest.experiments.part import markdown
+from gradest.experiments.plot import lines, values, write_chart
 from gradest.experiments.vae.settings import NETWORKS, VaeSettings
 
 __all__ = ["REPORT", "write_report"]

@@ -10,7 +10,7 @@ from rich.progress import TextColumn
 
 from gradest.errors import GradestError, InvalidInput
 from gradest.experiments.display import bars
-from gradest.experiments.toys.plot import check_plots
+from gradest.experiments.plot import check_plots
 from gradest.experiments.vae.images import Images
 from gradest.experiments.vae.report import REPORT, write_report
 from gradest.experiments.vae.settings import NETWORKS, QUICK, VaeSettings, choose_estimators, default_estimators

@@ -36,13 +36,11 @@ const AXIS = 60;
 
 function themed(config, width) {
   const style = getComputedStyle(document.body);
-  const faint = { gridColor: style.color, gridOpacity: 0.1, domainColor: style.color, domainOpacity: 0.3, tickColor: style.color, tickOpacity: 0.3 };
   return {
     ...config,
     font: style.fontFamily,
     background: style.backgroundColor,
-    view: { stroke: null },
-    axis: { ...config.axis, ...faint, labelColor: style.color, titleColor: style.color },
+    axis: { ...config.axis, gridColor: style.color, domainColor: style.color, tickColor: style.color, labelColor: style.color, titleColor: style.color },
     legend: {
       ...config.legend,
       labelColor: style.color,

@@ -7,23 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gradest.charts import definition
 from gradest.errors import GradestError
 from gradest.experiments.checkpoint import write_atomically
 
-__all__ = ["PALETTE", "check_plots", "colour", "lines", "values", "write_chart", "write_png"]
+__all__ = ["PALETTE", "check_plots", "colour", "lines", "styled", "values", "write_chart", "write_png"]
 
-PALETTE = (
-    "#4c78a8",
-    "#f58518",
-    "#e45756",
-    "#72b7b2",
-    "#54a24b",
-    "#b279a2",
-    "#eeca3b",
-    "#9d755d",
-    "#ff9da6",
-    "#1b7837",
-)
+PALETTE: tuple[str, ...] = tuple(definition("config")["range"]["category"])
 _GREYS = ("#111111", "#6b6b6b", "#a0a0a0", "#c4c4c4")
 
 
@@ -47,13 +37,14 @@ def colour(names: Sequence[str], field: str = "estimator", shades: Sequence[str]
 
 
 def lines(names: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """Encodings of lines: a colour for each estimator, and a dashed shade of grey for each reference."""
+    """Encodings of lines: a colour for each estimator, dashed where colours repeat, and a dashed grey for each reference."""
     import altair  # noqa: PLC0415  # an extra
 
     domain = [*names, *references]
     shades = [PALETTE[place % len(PALETTE)] for place in range(len(names))]
     shades += [_GREYS[place % len(_GREYS)] for place in range(len(references))]
-    dashes = [[1, 0]] * len(names) + [[6, 4]] * len(references)
+    own = definition("error")["encoding"]["strokeDash"]["scale"]["range"]
+    dashes = [own[place % len(own)] for place in range(len(names))] + [[6, 4]] * len(references)
     dash = altair.StrokeDash("estimator:N").scale(domain=domain, range=dashes).legend(None)
     return {"color": _colour(domain, shades, "estimator", "stroke"), "strokeDash": dash}
 
@@ -65,17 +56,17 @@ def _colour(domain: Sequence[str], shades: Sequence[str], field: str, symbol: st
     return altair.Color(f"{field}:N").scale(domain=list(domain), range=list(shades)).legend(legend)
 
 
+def styled(chart: Any) -> Any:
+    """The chart in the look that all have."""
+    return chart.configure(**definition("config"))
+
+
 def write_chart(chart: Any, folder: Path, name: str) -> None:
     """NAME.svg and NAME.png."""
-    chart = chart.configure_axis(labelFontSize=11, titleFontSize=12, gridColor="#e8e8e8").configure_legend(
-        labelFontSize=12
-    )
-    chart = chart.configure_title(fontSize=13, anchor="start", subtitleFontSize=11, subtitleColor="#555")
-    chart = chart.configure_header(labelFontSize=12, title=None).configure_view(stroke="#ccc")
-    write_atomically(folder / f"{name}.svg", lambda new: chart.save(new, format="svg"))
+    write_atomically(folder / f"{name}.svg", lambda new: styled(chart).save(new, format="svg"))
     write_png(chart, folder, name)
 
 
 def write_png(chart: Any, folder: Path, name: str) -> None:
     """NAME.png."""
-    write_atomically(folder / f"{name}.png", lambda new: chart.save(new, format="png", scale_factor=2))
+    write_atomically(folder / f"{name}.png", lambda new: styled(chart).save(new, format="png", scale_factor=2))
