@@ -139,6 +139,7 @@ def test_the_environment_forces_a_kernel(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_kernels_kept_on_disk_are_stale_once_a_file_that_is_compiled_into_them_changes(tmp_path):
     """σ(1) by `repeated`, whose own file stays: it takes a function of one other file, and constants of another."""
     shutil.copytree(Path(gradest.__file__).parent, tmp_path / "gradest", ignore=shutil.ignore_patterns("__pycache__"))
