@@ -418,6 +418,12 @@ def test_the_registry_shows_all(visit, monkeypatch):
     assert "no module named 'acme'" in page.locator("section", has_text="Did not load").first.inner_text()
     page.locator("input[type=search]").fill("antithetic pairs")
     assert page.locator(".card:visible h3").all_inner_texts() == ["arm", "disarm"]
+    assert not page.get_by_role("heading", name="Objectives").is_visible()
+    assert not page.get_by_text("Nothing that is registered").is_visible()
+    page.locator("input[type=search]").fill("antithetic septuplets")
+    page.get_by_text("Nothing that is registered").wait_for()
+    page.locator("input[type=search]").fill("")
+    assert page.locator(".card:visible").count() == page.locator(".card").count()
 
 
 def test_an_estimator_has_a_page_of_its_own(visit):

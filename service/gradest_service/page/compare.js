@@ -213,7 +213,7 @@ class Compare {
       this.table.querySelector(`[data-column=${name}]`).focus();
     };
     const head = COLUMNS.map(([name, title]) =>
-      el("th", { scope: "col", "aria-sort": name === column ? (direction > 0 ? "ascending" : "descending") : false },
+      el("th", { scope: "col", class: ["estimator", "claim"].includes(name) ? false : "number", "aria-sort": name === column ? (direction > 0 ? "ascending" : "descending") : false },
         el("button", { type: "button", "data-column": name, onclick: () => by(name) }, title, el("span", { "aria-hidden": "true" }, name === column ? (direction > 0 ? " ↑" : " ↓") : ""))),
     );
     const body = rows.map((row) =>

@@ -9,22 +9,32 @@ export async function show(root) {
   const [neurons, estimators, objectives, { plugins, failures }] = await Promise.all([...KINDS, "plugins"].map((kind) => get(`v1/${kind}`)));
   const filter = el("input", { type: "search", "aria-label": "Filter by name, summary or reference", placeholder: "filter", oninput: () => sift() });
   const cards = [];
-  const section = (kind, entries) =>
-    el("section", { "aria-labelledby": `${kind}-title` },
+  const sections = [];
+  const none = el("p", { role: "status", hidden: true }, "Nothing that is registered has these words.");
+  const section = (kind, entries) => {
+    const made = el("section", { "aria-labelledby": `${kind}-title` },
       el("h2", { id: `${kind}-title` }, kind[0].toUpperCase() + kind.slice(1), el("small", {}, ` ${entries.length}`)),
       el("div", { class: "cards" }, entries.map((entry) => {
         const made = card(kind, entry);
         cards.push([made, `${entry.name} ${entry.summary} ${entry.reference}`.toLowerCase()]);
         return made;
       })));
-  const sift = () => cards.forEach(([made, text]) => (made.hidden = !text.includes(filter.value.trim().toLowerCase())));
+    sections.push(made);
+    return made;
+  };
+  const sift = () => {
+    for (const [made, text] of cards) made.hidden = !text.includes(filter.value.trim().toLowerCase());
+    for (const one of sections) one.hidden = !one.querySelector(".card:not([hidden])");
+    none.hidden = !sections.every((one) => one.hidden);
+  };
   root.append(el("div", {},
     el("h1", {}, "Registry"),
     filter,
+    none,
     failures.length
       ? el("section", { "aria-labelledby": "failures-title" }, el("h2", { id: "failures-title" }, "Did not load"), table(
-          ["distribution", "version", "entry point", "phase", "error"],
-          failures.map((one) => [one.distribution, one.version, one.entry_point, one.phase, one.error]),
+          ["distribution", "error", "phase", "entry point", "version"],
+          failures.map((one) => [one.distribution, one.error, one.phase, one.entry_point, one.version]),
         ))
       : null,
     section("estimators", estimators),
@@ -37,11 +47,15 @@ export async function show(root) {
   return { title: "Registry" };
 }
 
-export const table = (head, rows) =>
-  el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": head.join(", ") },
+const numeric = (cell) => typeof cell === "number" || / ± /.test(cell);
+
+export const table = (head, rows) => {
+  const align = (at) => (rows.some((row) => numeric(row[at])) ? "number" : false);
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": head.join(", ") },
     el("table", {},
-      el("thead", {}, el("tr", {}, head.map((one) => el("th", { scope: "col" }, one)))),
-      el("tbody", {}, rows.map(([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), cells.map((one) => el("td", { class: typeof one === "number" ? "number" : "" }, one ?? "–")))))));
+      el("thead", {}, el("tr", {}, head.map((one, at) => el("th", { scope: "col", class: align(at) }, one)))),
+      el("tbody", {}, rows.map(([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), cells.map((one, at) => el("td", { class: align(at + 1) }, one ?? "–")))))));
+};
 
 export const tags = (entry) => {
   const claims = [...new Set(Object.values(entry.bias ?? {}))];
