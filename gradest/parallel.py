@@ -6,7 +6,8 @@ torch.distributed there is one process, which holds all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -20,11 +21,28 @@ __all__ = [
     "is_parallel",
     "joined_mean",
     "joined_state",
+    "processes",
     "rank",
     "row_numbers",
     "wait",
     "world_size",
 ]
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """Inside, the processes that torchrun has started are one group; after it, no thread of the group is left.
+
+    torch.distributed.nn.functional takes the group for its default arguments if it is imported while there is one, as the first
+    step of an optimiser does. The group's threads would then live until the interpreter ends, which now and then aborts it.
+    """
+    import torch.distributed.nn.functional  # noqa: PLC0415  # takes a while, and only several processes need it
+
+    torch.distributed.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def is_parallel() -> bool:

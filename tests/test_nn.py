@@ -354,6 +354,7 @@ TRAIN = textwrap.dedent(
     from gradest.nn import Stochastic, broadcast_loss
 
     estimator, rank, world, store, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+    import torch.distributed.nn.functional  # see gradest.parallel.processes
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), Stochastic("bernoulli", estimator), nn.Linear(5, 1))

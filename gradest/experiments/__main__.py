@@ -12,10 +12,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from gradest.cli import main
-from gradest.parallel import rank
+from gradest.parallel import processes, rank
 
 
 @contextmanager
@@ -24,13 +22,10 @@ def _processes() -> Iterator[None]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    torch.distributed.init_process_group("gloo")
-    try:
+    with processes():
         if rank():
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # until the process ends
         yield
-    finally:
-        torch.distributed.destroy_process_group()  # its threads must end before the interpreter does
 
 
 if __name__ == "__main__":
