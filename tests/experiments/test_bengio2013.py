@@ -133,7 +133,8 @@ def test_each_step_has_its_learning_rate_and_the_gater_its_part(tmp_path, monkey
     monkeypatch.setattr(
         torch.optim.SGD, "step", lambda self: rates.append([group["lr"] for group in self.param_groups]) or step(self)
     )
-    train_row(row_of("stochastic_binary").settings(**TINY, gater_scale=0.25), tiny_data(), tmp_path)
+    settings = row_of("stochastic_binary").settings(**TINY, learning_rate=0.1, gater_scale=0.25)
+    train_row(settings, tiny_data(), tmp_path)
     assert len(rates) == 15  # five minibatches an epoch
     for done, (gater, rest) in enumerate(rates):
         assert rest == pytest.approx(0.1 * (1 if done < 7.5 else (15 - done) / 7.5))

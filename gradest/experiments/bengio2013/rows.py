@@ -101,6 +101,7 @@ ROWS = (
         epochs=50,
         stated={"penalty": "kl", "penalty_weight": 1.0, "momentum": 0.0, "gater_scale": 0.01},
         grid={"penalty_weight": (0.03, 1.0), "gater_scale": (0.01, 0.03), "learning_rate": (0.1, 0.3)},
+        chosen={"penalty_weight": 0.03, "gater_scale": 0.03, "learning_rate": 0.3},
     ),
     Row(
         _RECTIFIER,
@@ -109,6 +110,7 @@ ROWS = (
         epochs=50,
         stated=_L1,
         grid={"learning_rate": (0.03, 0.1, 0.3)},
+        chosen={"learning_rate": 0.3},
     ),
     Row(
         _NOISY_SIGMOID,
@@ -117,14 +119,16 @@ ROWS = (
         epochs=100,
         stated=_DENSE,
         grid={"learning_rate": (0.1, 0.3)},
+        chosen={"learning_rate": 0.3},
     ),
     Row(
         _SIGMOID,
         "sigmoid, 200 units",
         criterion=3.2e-3,
-        epochs=150,
+        epochs=100,
         stated=_DENSE,
         grid={"learning_rate": (0.1, 0.3)},
+        chosen={"learning_rate": 0.3},
     ),
 )
 """In the order of the source."""
