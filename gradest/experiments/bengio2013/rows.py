@@ -73,8 +73,8 @@ ROWS = (
         criterion=6.7e-4,
         epochs=50,
         stated=_L1,
+        # 0.3 was chosen by one seed; by another its gates close in the first epoch, and none opens again
         grid={"learning_rate": (0.03, 0.1, 0.3)},
-        chosen={"learning_rate": 0.3},
     ),
     Row(
         _STRAIGHT_THROUGH,
