@@ -73,7 +73,7 @@ ROWS = (
         criterion=6.7e-4,
         epochs=50,
         stated=_L1,
-        # 0.3 was chosen by one seed; by another its gates close in the first epoch, and none opens again
+        # 0.3 was chosen by one seed; by another its gates close in the first epochs, and stay closed
         grid={"learning_rate": (0.03, 0.1, 0.3)},
     ),
     Row(
