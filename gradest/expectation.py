@@ -153,8 +153,6 @@ def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> 
     try:
         with torch.set_grad_enabled(False):
             told = estimator.backward(draw, widened, state)
-            if draw.key.shared and state and world_size() > 1:
-                told = told[0], joined_state(estimator, draw, widened, state)
     except RuntimeError as error:
         if transformed():
             raise Incompatible(f"{estimator.label()} does not run inside a transform of torch.func: {error}") from error
@@ -163,6 +161,9 @@ def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> 
         raise PluginFault(f"{estimator.name}.backward must give a gradient and a state")
     _check_result(estimator, "backward", told[0], draw.a.shape)
     _check_state(estimator, "backward", told[1])
+    if draw.key.shared and state and world_size() > 1:
+        with torch.set_grad_enabled(False):
+            return told[0], joined_state(estimator, draw, widened, state)
     return told
 
 
