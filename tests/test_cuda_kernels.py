@@ -163,6 +163,7 @@ BACKWARD = [
     "gated_backward",
     "rectified_backward",
     "logistic_backward",
+    *(f"surrogate_backward {i}" for i in range(4)),
 ]
 
 
@@ -184,9 +185,11 @@ def test_backward_kernels_have_the_references_bits(kernel, dtype):
             "gated_backward": (a, h, grad),
             "rectified_backward": (h, grad),
             "logistic_backward": (a, grad[0], 1.3, 2.6),
+            **{f"surrogate_backward {i}": (a, grad[0], i, 1.3, 2.6) for i in range(4)},
         }[kernel]
-        found = select(kernel, DEVICE)(*(x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in arguments))
-        wanted = getattr(reference, kernel)(*(x.cpu() if isinstance(x, torch.Tensor) else x for x in arguments))
+        name, _, _ = kernel.partition(" ")
+        found = select(name, DEVICE)(*(x.to(DEVICE) if isinstance(x, torch.Tensor) else x for x in arguments))
+        wanted = getattr(reference, name)(*(x.cpu() if isinstance(x, torch.Tensor) else x for x in arguments))
         assert found.dtype == wanted.dtype
         assert torch.equal(found.cpu(), wanted)
 

@@ -336,6 +336,7 @@ def test_backward_kernels_have_the_references_bits(dtype, scale):
             ("antithetic_score", (a, pairs, torch.cat([weights, -weights.flip(-1)]), 1.0)),
             *([("leave_one_out_score", (a, h, weights, 1.0))] if len(h) > 1 else []),
             ("logistic_backward", (a, grad[0], 1.3, 2.6)),
+            *(("surrogate_backward", (a, grad[0], shape, 1.3, 2.6)) for shape in range(4)),
             ("gated_backward", (a, positive, grad)),
             ("rectified_backward", (positive, grad)),
         ):

@@ -13,6 +13,7 @@ they run on CPU tensors, slowly, by an interpreter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,7 @@ __all__ = [
     "repeated",
     "softmax",
     "softmax_backward",
+    "surrogate_backward",
     "uniform",
 ]
 
@@ -679,6 +681,37 @@ def _logistic_backward(
 
 
 @_compiled
+def _surrogate_backward(
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    grad,
+    SHAPE: tl.constexpr,
+    SLOPE: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    HALF_PI: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    _row, _unit, at, inside = _places(row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0) * SLOPE
+    if SHAPE == 0:
+        y = tl.abs(x) + 1
+        d = _divide(tl.full(y.shape, 0.5, y.dtype), y * y)
+    elif SHAPE == 1:
+        y = x * HALF_PI
+        d = _divide(tl.full(y.shape, 0.5, y.dtype), y * y + 1)
+    elif SHAPE == 2:
+        y = 1 - tl.abs(x)
+        d = tl.where(y < 0, 0, y)
+    else:
+        d = tl.where(tl.abs(x) <= 1, 0.5, 0.0).to(x.dtype)
+    tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * (d * HEIGHT), mask=inside)
+
+
+@_compiled
 def _logistic_score(
     draws, row_count, units, out, a, h, weights, HIGH: tl.constexpr, ROWS: tl.constexpr, UNITS: tl.constexpr
 ):
@@ -872,6 +905,13 @@ def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: fl
         return reference.logistic_backward(a, grad, slope, height)
     out = torch.empty(a.shape, dtype=a.dtype, device=a.device)
     return _by_tiles(_logistic_backward, out, (1, 1, a.numel()), a, grad, SLOPE=slope, HEIGHT=height)
+
+
+def surrogate_backward(a: Tensor, grad: Tensor, shape: int, slope: float, height: float) -> Tensor:
+    """As `reference.surrogate_backward`."""
+    out = torch.empty(a.shape, dtype=a.dtype, device=a.device)
+    options: dict[str, Any] = {"SHAPE": shape, "SLOPE": slope, "HEIGHT": height, "HALF_PI": 0.5 * math.pi}
+    return _by_tiles(_surrogate_backward, out, (1, 1, a.numel()), a, grad, **options)
 
 
 def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:

@@ -41,6 +41,7 @@ __all__ = [
     "signed_word",
     "softmax_backward",
     "softplus",
+    "surrogate_backward",
     "threefry",
     "uniform",
     "uniform_from_words",
@@ -163,6 +164,23 @@ def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: fl
     """grad · height σ(x) σ(-x), x = slope · a, elementwise."""
     p, q = _both_sigmoids(slope * a)
     return grad * (height * (p * q))
+
+
+def surrogate_backward(a: Tensor, grad: Tensor, shape: int, slope: float, height: float) -> Tensor:
+    """grad · height d(x), x = slope · a, elementwise; d(x) is ½ / (1 + |x|)² for shape 0, ½ / (1 + (πx/2)²) for 1,
+    max(0, 1 - |x|) for 2, ½ · 1[|x| <= 1] for 3."""
+    x = slope * a
+    if shape == 0:
+        y = 1 + x.abs()
+        d = 0.5 / (y * y)
+    elif shape == 1:
+        y = 0.5 * math.pi * x
+        d = 0.5 / (1 + y * y)
+    elif shape == 2:
+        d = (1 - x.abs()).clamp(min=0)
+    else:
+        d = 0.5 * (x.abs() <= 1).to(x.dtype)
+    return grad * (height * d)
 
 
 def concrete_backward(x: Tensor, grad: Tensor, height: float, lower: float, width: float) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 from torch import Tensor
 
 from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State
-from gradest.kernels.reference import leading_mean, sigmoid
+from gradest.kernels import select
+from gradest.kernels.reference import leading_mean
 from gradest.neuron import LogisticBinary, Neuron, Step
+
+Shape = Literal["fast_sigmoid", "atan", "triangle", "rectangle"]
 
 
 class Surrogate(MonteCarlo):
@@ -43,9 +45,7 @@ class Surrogate(MonteCarlo):
         {"derivative": "rectangle", "slope": 0.5},
     )
 
-    derivative: Literal["sigmoid", "fast_sigmoid", "atan", "triangle", "rectangle"] = Field(
-        "sigmoid", description="the shape of d"
-    )
+    derivative: Literal["sigmoid"] | Shape = Field("sigmoid", description="the shape of d")
     slope: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the smooth step")
 
     def bias(self, neuron: Neuron) -> Bias:
@@ -56,18 +56,9 @@ class Surrogate(MonteCarlo):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over samples of dL/dh, times d."""
         assert isinstance(draw.neuron, Step)
-        height = draw.neuron.high - draw.neuron.low
-        return leading_mean(feedback.get_grad()) * (height * self.slope * self._shape(self.slope * draw.a)), state
-
-    def _shape(self, x: Tensor) -> Tensor:
-        match self.derivative:
-            case "sigmoid":
-                return sigmoid(x) * sigmoid(-x)
-            case "fast_sigmoid":
-                return 0.5 / (1 + x.abs()) ** 2
-            case "atan":
-                return 0.5 / (1 + (0.5 * math.pi * x) ** 2)
-            case "triangle":
-                return (1 - x.abs()).clamp(min=0)
-            case "rectangle":
-                return 0.5 * (x.abs() <= 1).to(x.dtype)
+        a, grad, slope = draw.a, leading_mean(feedback.get_grad()), self.slope
+        height = (draw.neuron.high - draw.neuron.low) * slope
+        if self.derivative == "sigmoid":
+            return select("logistic_backward", a.device)(a, grad, slope, height), state
+        shape = get_args(Shape).index(self.derivative)
+        return select("surrogate_backward", a.device)(a, grad, shape, slope, height), state

@@ -17,7 +17,7 @@ NotImplementedError is a name for numba alone, which takes the overload that fol
 from gradest.kernels.cpu.binary import antithetic, binary, gated, gated_backward
 from gradest.kernels.cpu.classes import one_hot, softmax, softmax_backward
 from gradest.kernels.cpu.counts import binomial, poisson
-from gradest.kernels.cpu.deterministic import logistic_backward, rectified_backward, repeated
+from gradest.kernels.cpu.deterministic import logistic_backward, rectified_backward, repeated, surrogate_backward
 from gradest.kernels.cpu.noise import uniform
 from gradest.kernels.cpu.noisy import concrete, concrete_pullback, normal, normal_pullback, rectified
 from gradest.kernels.cpu.scores import antithetic_score, leave_one_out_score, logistic_score
@@ -46,5 +46,6 @@ __all__ = [
     "repeated",
     "softmax",
     "softmax_backward",
+    "surrogate_backward",
     "uniform",
 ]

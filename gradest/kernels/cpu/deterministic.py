@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from gradest.kernels.cpu.compiler import BLOCK, compiled
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids
 from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads
 
-__all__ = ["logistic_backward", "rectified_backward", "repeated"]
+__all__ = ["logistic_backward", "rectified_backward", "repeated", "surrogate_backward"]
 
 
 @compiled
@@ -61,6 +62,29 @@ def _logistic_backward(a: Any, grad: Any, out: Any, first: Any, last: Any, slope
             y[i] = g[i] * (height * (p[i] * q[i]))
 
 
+@compiled
+def _surrogate_backward(
+    a: Any, grad: Any, out: Any, first: Any, last: Any, shape: Any, slope: Any, height: Any, half_pi: Any
+) -> None:
+    zero, half, one = a.dtype.type(0), a.dtype.type(0.5), a.dtype.type(1)
+    x, g, y = a[first:last], grad[first:last], out[first:last]
+    if shape == 0:
+        for i in range(x.size):
+            z = one + abs(slope * x[i])
+            y[i] = g[i] * (height * (half / (z * z)))
+    elif shape == 1:
+        for i in range(x.size):
+            z = half_pi * (slope * x[i])
+            y[i] = g[i] * (height * (half / (one + z * z)))
+    elif shape == 2:
+        for i in range(x.size):
+            z = one - abs(slope * x[i])
+            y[i] = g[i] * (height * (zero if z < zero else z))
+    else:
+        for i in range(x.size):
+            y[i] = g[i] * (height * (half if abs(slope * x[i]) <= one else zero))
+
+
 def repeated(draws: int, a: Tensor, shape: int) -> Tensor:
     """`draws` times 1[a > 0] for shape 0, max(0, a) for 1, σ(a) for 2; `[draws, *a.shape]`."""
     out = empty(draws, *a.shape, dtype=a.dtype)
@@ -83,4 +107,13 @@ def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: fl
     given = flat(a), flat(grad), flat(out)
     options = kind(slope), kind(height)
     in_threads(lambda first, last: _logistic_backward(*given, first, last, *options), a.numel(), 1)
+    return out
+
+
+def surrogate_backward(a: Tensor, grad: Tensor, shape: int, slope: float, height: float) -> Tensor:
+    """As `reference.surrogate_backward`."""
+    kind, out = NUMPY[a.dtype], empty(*a.shape, dtype=a.dtype)
+    given = flat(a), flat(grad), flat(out)
+    options = shape, kind(slope), kind(height), kind(0.5 * math.pi)
+    in_threads(lambda first, last: _surrogate_backward(*given, first, last, *options), a.numel(), 1)
     return out
