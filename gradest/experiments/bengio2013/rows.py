@@ -80,10 +80,10 @@ ROWS = (
         _STRAIGHT_THROUGH,
         "straight-through",
         criterion=3.3e-3,
-        epochs=50,
+        epochs=100,
         stated={"penalty": "kl", "penalty_weight": 0.1, "momentum": 0.0, "gater_scale": 1.0},
-        grid={"penalty_weight": (0.01, 0.1), "learning_rate": (0.1, 0.3)},
-        chosen={"penalty_weight": 0.01, "learning_rate": 0.3},
+        grid={"penalty_weight": (0.01, 0.03, 0.1), "learning_rate": (0.1, 0.3)},
+        chosen={"penalty_weight": 0.03, "learning_rate": 0.3},
     ),
     Row(
         _TIMES_SMOOTH,
