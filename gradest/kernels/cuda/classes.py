@@ -1,0 +1,230 @@
+"""One-hot units and relaxed ones: tiles of groups and their classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from gradest.kernels.cuda.compiler import compiled, inlined
+from gradest.kernels.cuda.functions import divide, exp, log
+from gradest.kernels.cuda.noise import row_keys, uniform_numbers
+from gradest.kernels.cuda.tiles import TILE, launch, words
+from gradest.kernels.reference import Word
+
+__all__ = ["one_hot", "softmax", "softmax_backward"]
+
+
+@inlined
+def _race(k0, k1, place, draw, wait, inside):
+    """Arrival times `[GROUPS, CLASSES]`: the least is the class drawn."""
+    return tl.where(inside, -log(uniform_numbers(k0, k1, place, draw, wait.dtype)) * wait, float("inf"))
+
+
+@compiled
+def _one_hot(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    classes,
+    GROUPS: tl.constexpr,
+    CLASSES: tl.constexpr,
+):
+    """A tile is of groups, the units of several classes that make the `units` numbers of a row, and of their classes.
+
+    More classes than a tile is wide are gone through tile by tile, for the largest `a`, for the first arrival, and to write.
+    """
+    group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    row, start = group * classes // units, group * classes % units
+    real = row < row_count
+    k0, k1 = row_keys(seed0, seed1, rows, stream, row, real)
+    k0, k1, start, real = k0[:, None], k1[:, None], start[:, None], real[:, None]
+    at = (group * classes)[:, None]
+    largest = tl.full((GROUPS,), float("-inf"), a.dtype.element_ty)
+    for first in range(0, classes, CLASSES):
+        c = first + tl.arange(0, CLASSES)[None, :]
+        x = tl.load(a + at + c, mask=real & (c < classes), other=float("-inf"))
+        largest = tl.maximum(largest, tl.max(x, 1))
+    for draw in range(draws):
+        least, index = tl.full((GROUPS,), float("inf"), a.dtype.element_ty), tl.zeros((GROUPS,), tl.int32)
+        for first in range(0, classes, CLASSES):
+            c = first + tl.arange(0, CLASSES)[None, :]
+            inside = real & (c < classes)
+            wait = exp(largest[:, None] - tl.load(a + at + c, mask=inside, other=0))
+            arrivals = _race(k0, k1, (start + c).to(tl.uint32), draw, wait, inside)
+            earliest, where = tl.min(arrivals, 1, return_indices=True)
+            index = tl.where(earliest < least, first + where, index)
+            least = tl.minimum(least, earliest)
+        for first in range(0, classes, CLASSES):
+            c = first + tl.arange(0, CLASSES)[None, :]
+            h = (c == index[:, None]).to(a.dtype.element_ty)
+            tl.store(out + at + c, h, mask=real & (c < classes))
+        out += row_count.to(tl.int64) * units
+
+
+@inlined
+def _fold(x, GROUPS: tl.constexpr, LANES: tl.constexpr, FOLDS: tl.constexpr):
+    """The sum of each group's lanes, which are folded in half until one is left, as in `portable.last_sum`."""
+    for i in tl.static_range(FOLDS):
+        x = tl.sum(tl.reshape(x, (GROUPS, 2, LANES >> (i + 1))), 1)
+    return x
+
+
+@inlined
+def _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE: tl.constexpr):
+    """(a + G) per_temperature of classes c."""
+    u = uniform_numbers(k0, k1, (start + c).to(tl.uint32), draw, a.dtype.element_ty)
+    return (tl.load(a + at + c, mask=inside, other=0) - log(-log(u))) * PER_TEMPERATURE
+
+
+@compiled
+def _softmax(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    classes,
+    PER_TEMPERATURE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FOLDS: tl.constexpr,
+):
+    """Tiles as for `_one_hot`. They are gone through for the largest logit, for the sum, and to write."""
+    group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    row, start = group * classes // units, group * classes % units
+    real = row < row_count
+    k0, k1 = row_keys(seed0, seed1, rows, stream, row, real)
+    k0, k1, start, real = k0[:, None], k1[:, None], start[:, None], real[:, None]
+    at = (group * classes)[:, None]
+    for draw in range(draws):
+        largest = tl.full((GROUPS,), float("-inf"), a.dtype.element_ty)
+        for first in range(0, classes, CLASSES):
+            c = first + tl.arange(0, CLASSES)[None, :]
+            inside = real & (c < classes)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            largest = tl.maximum(largest, tl.max(tl.where(inside, x, float("-inf")), 1))
+        lanes = tl.zeros((GROUPS, CLASSES), a.dtype.element_ty)
+        for first in range(0, classes, CLASSES):
+            c = first + tl.arange(0, CLASSES)[None, :]
+            inside = real & (c < classes)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            lanes += tl.where(inside, exp(tl.where(inside, x - largest[:, None], 0)), 0)
+        total = tl.reshape(_fold(lanes, GROUPS, CLASSES, FOLDS), (GROUPS, 1))
+        for first in range(0, classes, CLASSES):
+            c = first + tl.arange(0, CLASSES)[None, :]
+            inside = real & (c < classes)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            e = exp(tl.where(inside, x - largest[:, None], 0))
+            tl.store(out + at + c, divide(e, tl.where(inside, total, 1)), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@compiled
+def _softmax_backward(
+    groups,
+    out,
+    h,
+    grad,
+    classes,
+    PER_TEMPERATURE: tl.constexpr,
+    GROUPS: tl.constexpr,
+    CLASSES: tl.constexpr,
+    FOLDS: tl.constexpr,
+):
+    """Tiles as for `_one_hot`. They are gone through for the largest class, for the sum, and to write."""
+    group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
+    real, at = (group < groups)[:, None], (group * classes)[:, None]
+    largest, index = tl.full((GROUPS,), float("-inf"), h.dtype.element_ty), tl.zeros((GROUPS,), tl.int32)
+    for first in range(0, classes, CLASSES):
+        c = first + tl.arange(0, CLASSES)[None, :]
+        x = tl.load(h + at + c, mask=real & (c < classes), other=float("-inf"))
+        here, where = tl.max(x, 1, return_indices=True)
+        index = tl.where(here > largest, first + where, index)
+        largest = tl.maximum(largest, here)
+    from_here = tl.load(grad + at + index[:, None], mask=real, other=0)
+    lanes = tl.zeros((GROUPS, CLASSES), h.dtype.element_ty)
+    for first in range(0, classes, CLASSES):
+        c = first + tl.arange(0, CLASSES)[None, :]
+        inside = real & (c < classes)
+        x, g = tl.load(h + at + c, mask=inside, other=0), tl.load(grad + at + c, mask=inside, other=0)
+        lanes += tl.where(inside, x * (g - from_here), 0)
+    total = tl.reshape(_fold(lanes, GROUPS, CLASSES, FOLDS), (GROUPS, 1))
+    for first in range(0, classes, CLASSES):
+        c = first + tl.arange(0, CLASSES)[None, :]
+        inside = real & (c < classes)
+        x, g = tl.load(h + at + c, mask=inside, other=0), tl.load(grad + at + c, mask=inside, other=0)
+        tl.store(out + at + c, x * (g - from_here - total) * PER_TEMPERATURE, mask=inside)
+
+
+def one_hot(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
+    """As `cpu.one_hot`."""
+    return _of_classes(_one_hot, seed, rows, stream, draws, a, classes)
+
+
+def softmax(
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    classes: int,
+    per_temperature: float,
+) -> Tensor:
+    """As `cpu.softmax`."""
+    options = {"PER_TEMPERATURE": per_temperature, "FOLDS": _folds(classes)}
+    return _of_classes(_softmax, seed, rows, stream, draws, a, classes, **options)
+
+
+def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:
+    """As `reference.softmax_backward`."""
+    out, classes = torch.empty(h.shape, dtype=h.dtype, device=h.device), h.shape[-1]
+    groups = h.numel() // max(1, classes)
+    options = {"PER_TEMPERATURE": per_temperature, "FOLDS": _folds(classes)}
+    return _by_classes(_softmax_backward, out, groups, classes, (groups, out, h, grad, classes), **options)
+
+
+def _of_classes(
+    kernel: Any,
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    classes: int,
+    **options: float,
+) -> Tensor:
+    out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
+    given = (*words(seed, rows, stream), *out.shape, out, a, classes)
+    return _by_classes(kernel, out, a.numel() // max(1, classes), classes, given, **options)
+
+
+def _by_classes(
+    kernel: Any, out: Tensor, groups: int, classes: int, given: tuple[Tensor | int, ...], **options: float
+) -> Tensor:
+    """Launches a kernel of tiles of groups and their classes."""
+    width = _lanes(classes)
+    height = TILE // width
+    return launch(kernel, triton.cdiv(groups, height), out, given, **options, GROUPS=height, CLASSES=width)
+
+
+def _lanes(classes: int) -> int:
+    lanes: int = min(triton.next_power_of_2(max(1, classes)), TILE)
+    return lanes
+
+
+def _folds(classes: int) -> int:
+    return _lanes(classes).bit_length() - 1
