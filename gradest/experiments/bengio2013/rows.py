@@ -98,10 +98,10 @@ ROWS = (
         _BINARY,
         "stochastic binary, unbiased",
         criterion=9.9e-3,
-        epochs=50,
+        epochs=60,
         stated={"penalty": "kl", "penalty_weight": 1.0, "momentum": 0.0, "gater_scale": 0.01},
-        grid={"penalty_weight": (0.03, 1.0), "gater_scale": (0.01, 0.03), "learning_rate": (0.1, 0.3)},
-        chosen={"penalty_weight": 0.03, "gater_scale": 0.03, "learning_rate": 0.3},
+        grid={"penalty_weight": (0.03, 1.0), "gater_scale": (0.01, 0.03), "max_norm": (2.0, 4.0)},
+        chosen={"penalty_weight": 0.03, "gater_scale": 0.03, "max_norm": 4.0, "learning_rate": 0.3},
     ),
     Row(
         _RECTIFIER,
