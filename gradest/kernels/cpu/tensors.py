@@ -79,7 +79,7 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """As torch.empty."""
     size = math.prod(shape) * dtype.itemsize
     if size < _REUSED:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(*shape, dtype=dtype)
     memory = torch.from_numpy(_Memory.of(size + 64))
     aligned = -memory.data_ptr() % 64  # as torch aligns
     return memory[aligned : aligned + size].view(dtype).view(shape)
@@ -88,6 +88,8 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 def flat(x: Tensor, leading: int = 0) -> Any:
     """An array of the elements behind the leading dims, which shares the memory of a contiguous tensor."""
     array = _array(x)  # numpy takes a fraction of torch's time to change a shape
+    if array.ndim == leading + 1:
+        return array
     return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:])) if leading else array.reshape(-1)
 
 
@@ -105,8 +107,10 @@ def as_words(seed: tuple[Word, Word], rows: Word, stream: int) -> tuple[Any, ...
 
 def in_threads(work: Callable[[int, int], None], elements: int, cost: int) -> None:
     """work(first, last) over all elements, cut among threads where there is enough to do, at `cost` numbers an element."""
-    parts = max(1, min(torch.get_num_threads(), elements * cost // _PER_THREAD, elements))
-    if parts == 1:
+    parts = elements * cost // _PER_THREAD
+    if parts > 1:
+        parts = min(parts, torch.get_num_threads(), elements)
+    if parts <= 1:
         work(0, elements)
         return
     edges = [elements * part // parts for part in range(parts + 1)]
