@@ -15,7 +15,7 @@ from torch import Tensor
 from gradest.kernels import reference
 from gradest.kernels.reference import Word
 
-__all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "sampled"]
+__all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "row_major", "sampled"]
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _PER_THREAD = 1 << 18  # elements that are worth a thread
@@ -91,6 +91,11 @@ def flat(x: Tensor, leading: int = 0) -> Any:
     if array.ndim == leading + 1:
         return array
     return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:])) if leading else array.reshape(-1)
+
+
+def row_major(x: Tensor) -> Tensor:
+    """x, or a copy, whose elements lie one after the other: as a kernel takes them that is given where they begin."""
+    return x.resolve_neg().contiguous()
 
 
 def _array(x: Tensor) -> Any:
