@@ -7,8 +7,9 @@ from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
-from numba import carray, njit, types
+from numba import njit, types
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
 __all__ = ["BLOCK", "array", "compiled", "inlined"]
 
@@ -40,14 +41,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiler(function)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _pointer(context: Any, address: Any, kind: Any) -> Any:
+def _typed_pointer(context: Any, address: Any, kind: Any) -> Any:
     """The address, as that of numbers of the type of `kind`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(kind)(address, kind), generate
+    return types.CPointer(kind)(address, kind), generate  # type: ignore[no-untyped-call]
+
+
+_pointer: Any = intrinsic(_typed_pointer)
 
 
 @inlined
