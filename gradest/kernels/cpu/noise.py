@@ -207,17 +207,27 @@ def _(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -> Any:
     return narrow if out.dtype == types.float32 else wide
 
 
+@compiled
+def _in_row(where: Any, row: Any, draw: Any, out: Any, begin: Any, end: Any) -> None:
+    x, y = where[3, begin:end], where[4, begin:end]
+    _numbers(where[0, row], where[1, row], where[2, row], draw, x, y, out[begin:end])
+
+
+@compiled
+def _one_by_one(where: Any, draw: Any, out: Any) -> None:
+    _numbers(where[0], where[1], where[2], draw, where[3, : out.size], where[4, : out.size], out)
+
+
 @inlined
 def uniforms(where: Any, by_row: Any, draw: Any, out: Any) -> None:
     """The uniform numbers of a block in one draw; `by_row` is what `prepare` has returned."""
     if by_row:
         row, begin, end = 0, 0, min(by_row - np.int64(where[2, 0]), out.size)
         while begin < out.size:
-            x, y = where[3, begin:end], where[4, begin:end]
-            _numbers(where[0, row], where[1, row], where[2, row], draw, x, y, out[begin:end])
+            _in_row(where, row, draw, out, begin, end)
             row, begin, end = row + 1, end, min(end + by_row, out.size)
     else:
-        _numbers(where[0], where[1], where[2], draw, where[3, : out.size], where[4, : out.size], out)
+        _one_by_one(where, draw, out)
 
 
 @compiled
