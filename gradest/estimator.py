@@ -201,5 +201,4 @@ class MonteCarlo(Estimator):
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Asks for the loss at `samples` independent outputs of the neuron."""
         points = neuron.sample(key, a, self.samples)
-        weights = torch.full((self.samples,), 1 / self.samples, dtype=a.dtype, device=a.device)
-        return Draw(neuron, a, key, points, weights)
+        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))

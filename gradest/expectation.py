@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from gradest.enumeration import MAX_POINTS, configurations, count
 from gradest.errors import Incompatible, InvalidInput, PluginFault, TooManyPoints
@@ -143,13 +144,9 @@ def ask(neuron: Neuron, estimator: Estimator, a: Tensor, key: Key, state: State 
 
 def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
     """Checks the feedback's shapes and turns it into the gradient, `[*batch, *event]`, and the next state: the second half."""
-    points, batch = draw.points, draw.points.ndim - draw.neuron.event_ndim
-    for name, given, wanted in (("loss", feedback.loss, points.shape[:batch]), ("grad", feedback.grad, points.shape)):
-        if name in estimator.needs and given is None:
-            raise InvalidInput(f"{estimator.label()} needs the {name} at its points, of shape {list(wanted)}")
-        if given is not None and given.shape != wanted:
-            raise InvalidInput(f"{name} must have shape {list(wanted)}, not {list(given.shape)}")
-    widened = Feedback(_plain(feedback.loss, draw.a.dtype), _plain(feedback.grad, draw.a.dtype))
+    shape, dtype = draw.points.shape, draw.a.dtype
+    loss = _heard(estimator, "loss", feedback.loss, shape[: len(shape) - draw.neuron.event_ndim], dtype)
+    widened = Feedback(loss, _heard(estimator, "grad", feedback.grad, shape, dtype))
     try:
         with torch.set_grad_enabled(False):
             told = estimator.backward(draw, widened, state)
@@ -167,8 +164,17 @@ def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> 
     return told
 
 
-def _plain(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if x is None else cast(x.detach(), dtype)
+def _heard(
+    estimator: Estimator, name: str, given: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor | None:
+    """What was given as the loss or the grad, checked, in the dtype of the draw."""
+    if given is None:
+        if name in estimator.needs:
+            raise InvalidInput(f"{estimator.label()} needs the {name} at its points, of shape {list(shape)}")
+        return None
+    if given.shape != shape:
+        raise InvalidInput(f"{name} must have shape {list(shape)}, not {list(given.shape)}")
+    return cast(given.detach(), dtype)
 
 
 def first_state(estimator: Estimator, neuron: Neuron, a: Tensor) -> State:
@@ -499,7 +505,7 @@ def _evaluate(
         loss, pull, *_ = torch.func.vjp(lambda points: _losses(f, points, neuron), points.detach())
         return loss, pull(torch.ones_like(loss))[0].detach()
     points = points.detach().requires_grad_()
-    with torch.enable_grad():
+    with torch.set_grad_enabled(True):
         loss = _losses(f, points, neuron)
         if not loss.requires_grad:
             raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")
@@ -521,11 +527,12 @@ def _depends_on_more(loss: Tensor, points: Tensor) -> bool:
         node = nodes.pop()
         if node is not None and node not in seen:
             seen.add(node)
-            if isinstance(node, torch.autograd.function.BackwardCFunction):
+            before = node.next_functions
+            if not before and getattr(node, "variable", points) is not points:
                 return True
-            if getattr(node, "variable", points) is not points:
+            if isinstance(node, BackwardCFunction):
                 return True
-            nodes += [before for before, _ in node.next_functions]
+            nodes += [node for node, _ in before]
     return False
 
 

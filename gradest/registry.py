@@ -190,12 +190,11 @@ class Registry:
         if not isinstance(spec, str) or options:
             return _build(kind, base, lambda: self._table(f"{kind}s"), spec, options)
         # instances are frozen, so everyone who gives the name alone may have the same one, for as long as no plugin comes or goes
-        plugins, built = self.plugins, self._built
-        if built[0] is not plugins:
-            built = self._built = (plugins, {})
-        if (kind, spec) not in built[1]:
-            built[1][kind, spec] = _build(kind, base, lambda: self._table(f"{kind}s"), spec, options)
-        found: AnyPlugin = built[1][kind, spec]
+        built_from, built = self._built
+        if built_from is not self._plugins or (kind, spec) not in built:
+            built_from, built = self._built = (self.plugins, built if built_from is self.plugins else {})
+            built[kind, spec] = _build(kind, base, lambda: self._table(f"{kind}s"), spec, options)
+        found: AnyPlugin = built[kind, spec]
         return found
 
     def _load(self) -> None:

@@ -56,7 +56,7 @@ def why(device: torch.device) -> str:
 
 def fused(name: str, device: torch.device) -> Callable[..., Any] | None:
     """The fused kernel of this name for tensors on this device, or None. Raises InvalidInput if GRADEST_KERNELS names none."""
-    module = _module(device)
+    module = _import("gradest.kernels." + _chosen(device))
     kernel: Callable[..., Any] | None = getattr(module, name, None)
     taken = _taken.get()
     if taken is not None and kernel is not None:
@@ -78,10 +78,6 @@ def conditional(device: torch.device, dtype: torch.dtype) -> Any:
     """The module of kernels for a `gradest.nn.ConditionalLinear` of this dtype. Raises as `fused` does."""
     chosen = _chosen(device)
     return _import(f"gradest.kernels.conditional_{chosen if dtype in _CONDITIONAL.get(chosen, ()) else 'reference'}")
-
-
-def _module(device: torch.device) -> Any:
-    return _import("gradest.kernels." + _chosen(device))
 
 
 def _chosen(device: torch.device) -> str:

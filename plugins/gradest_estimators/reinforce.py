@@ -20,4 +20,5 @@ class Reinforce(ScoreFunction):
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """The mean over samples of loss times score."""
-        return weighted_score(draw, feedback.get_loss() / self.samples), state
+        loss = feedback.get_loss()
+        return weighted_score(draw, loss / self.samples if self.samples > 1 else loss), state

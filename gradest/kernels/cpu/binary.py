@@ -25,11 +25,11 @@ def _binary(
     p, u = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
     for at in range(first, last, BLOCK):
         size = min(BLOCK, last - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         sigmoids(x, p, u)
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             h = out[draw, at : at + size]
             for i in range(size):
                 h[i] = high if u[i] < p[i] else low
@@ -44,10 +44,10 @@ def _antithetic(
     one, pairs = a.dtype.type(1), len(out) // 2
     for at in range(first, last, BLOCK):
         size = min(BLOCK, last - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         sigmoids(a[at : at + size], p, u)
         for draw in range(pairs):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             h, mirror = out[draw, at : at + size], out[pairs + draw, at : at + size]
             for i in range(size):
                 h[i] = high if u[i] < p[i] else low
@@ -62,13 +62,13 @@ def _gated(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, fir
     r, u = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
     for at in range(first, last, BLOCK):
         size = min(BLOCK, last - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         sigmoids(x, r, u)
         for i in range(size):
             r[i] = sqrt(r[i])
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             h = out[draw, at : at + size]
             for i in range(size):
                 h[i] = r[i] if u[i] < r[i] else zero

@@ -45,14 +45,14 @@ def _one_hot(
     zero, one = a.dtype.type(0), a.dtype.type(1)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         for unit in range(0, size, classes):
             x, y = a[at + unit : at + unit + classes], w[unit : unit + classes]
             largest = x.max()
             for i in range(classes):
                 y[i] = exp(largest - x[i])
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             for i in range(size):
                 u[i] = -log(u[i]) * w[i]
             h = out[draw, at : at + size]
@@ -110,10 +110,10 @@ def _softmax(
     u, lanes = np.empty(block, a.dtype), np.empty(LANES, a.dtype)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             for i in range(size):
                 u[i] = -log(u[i])
             for i in range(size):

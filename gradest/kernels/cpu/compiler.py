@@ -7,9 +7,11 @@ from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 
-__all__ = ["BLOCK", "compiled", "inlined"]
+__all__ = ["BLOCK", "array", "compiled", "inlined"]
 
 BLOCK = 512  # elements that are worked on at a time: with their words and numbers they fit into 32 KiB
 
@@ -37,3 +39,25 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     function.__qualname__ += f"-{_SOURCES}"
     compiler: _Compiler = njit(nogil=True, cache=True, error_model="numpy")
     return compiler(function)
+
+
+def _typed_pointer(context: Any, address: Any, kind: Any) -> Any:
+    """The address, as that of numbers of the type of `kind`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(kind)(address, kind), generate  # type: ignore[no-untyped-call]
+
+
+_pointer: Any = intrinsic(_typed_pointer)
+
+
+@inlined
+def array(address: Any, shape: Any, kind: Any) -> Any:
+    """The array of numbers of the type of `kind` that begins at the address, inside a kernel.
+
+    A kernel that takes addresses is called in a third of the time of one that takes arrays, which have to be made of tensors and
+    looked into.
+    """
+    return carray(_pointer(address, kind), shape)

@@ -26,7 +26,7 @@ def _binomial(
     below, v, count = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64)
     for at in range(first, last, BLOCK):
         size = min(BLOCK, last - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for i in range(size):
             ratio[i] = exp(-np.float64(abs(x[i])))
@@ -36,7 +36,7 @@ def _binomial(
                 power, base, n = power * base if n % 2 else power, base * base, n // 2
             least[i] = 1.0 / (power * base)
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             for i in range(size):
                 v[i] = np.float64(one - u[i] if x[i] > 0 else u[i])
                 term[i], below[i], count[i] = least[i], 0.0, 0.0
@@ -59,7 +59,7 @@ def _poisson(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, f
     below, v, count = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float64)
     for at in range(first, last, BLOCK):
         size = min(BLOCK, last - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for i in range(size):
             rate[i] = exp(-np.float64(abs(x[i])))
@@ -68,7 +68,7 @@ def _poisson(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, f
             least[i] = (e if x[i] > 0 else 1.0) / (1.0 + e)
             rate[i] = max(np.float64(x[i]), 0.0) + log(1.0 + e)
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             for i in range(size):
                 v[i], term[i], below[i], count[i] = np.float64(u[i]), least[i], 0.0, 0.0
             k, more = 0, 1

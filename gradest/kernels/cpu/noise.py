@@ -17,6 +17,7 @@ from gradest.kernels.reference import Word
 __all__ = ["prepare", "row_count", "uniform", "uniforms"]
 
 _PARITY = np.uint32(0x1BD11BDA)
+_LONG = 128  # units from which on a row is worth loops of its own, in which the words of its key do not change
 
 
 @inlined
@@ -128,17 +129,21 @@ def _(rows: Any) -> Any:
 def prepare(
     seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, first: Any, last: Any, keys: Any, where: Any
 ) -> Any:
-    """The row keys and units of the elements `first` to `last`, into rows 0 to 2 of `where`; `keys` `[2, > size]` is scratch.
+    """Where the elements `first` to `last` are, into rows 0 to 2 of `where`; `keys` `[2, > size]` is scratch.
 
-    Returns whether the elements are of one row. Then only the first of them is written, and the others count up from it.
+    Returns how many units a row has, if rows are long or there is one only. Then each row's key and the first of its units are
+    written, and the other units count up from it. Else 0, and the key and the unit of each element are.
     """
     first_row, end_row = first // units, (last - 1) // units + 1
+    by_row = units >= _LONG or end_row == first_row + 1
+    found = where if by_row else keys
     for i in range(end_row - first_row):
         row = first_row + i
-        keys[0, i], keys[1, i] = _threefry(uint32(_at(seed0, row)), uint32(_at(seed1, row)), _row(rows, row), stream)
-    if end_row == first_row + 1:
-        where[0, 0], where[1, 0], where[2, 0] = keys[0, 0], keys[1, 0], uint32(first - first_row * units)
-        return True
+        found[0, i], found[1, i] = _threefry(uint32(_at(seed0, row)), uint32(_at(seed1, row)), _row(rows, row), stream)
+    if by_row:
+        for i in range(end_row - first_row):
+            where[2, i] = uint32(max(first - (first_row + i) * units, 0))
+        return units
     for i in range(end_row - first_row):
         start = (first_row + i) * units
         begin, end = max(first, start), min(last, start + units)
@@ -147,7 +152,7 @@ def prepare(
         key0, key1, unit_of = where[0, begin:end], where[1, begin:end], where[2, begin:end]
         for j in range(key0.size):
             key0[j], key1[j], unit_of[j] = k0, k1, uint32(unit + uint32(j))
-    return False
+    return 0
 
 
 def _unit(x: Any, i: Any) -> Any:
@@ -171,7 +176,7 @@ def _numbers(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -
     raise NotImplementedError
 
 
-@overload(_numbers)
+@overload(_numbers, inline="always")  # numba counts references to the arrays that are handed to a call, atomically
 def _(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -> Any:
     @inlined
     def until_the_fourth(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any) -> None:
@@ -202,14 +207,27 @@ def _(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -> Any:
     return narrow if out.dtype == types.float32 else wide
 
 
+@compiled
+def _in_row(where: Any, row: Any, draw: Any, out: Any, begin: Any, end: Any) -> None:
+    x, y = where[3, begin:end], where[4, begin:end]
+    _numbers(where[0, row], where[1, row], where[2, row], draw, x, y, out[begin:end])
+
+
+@compiled
+def _one_by_one(where: Any, draw: Any, out: Any) -> None:
+    _numbers(where[0], where[1], where[2], draw, where[3, : out.size], where[4, : out.size], out)
+
+
 @inlined
-def uniforms(where: Any, in_row: Any, draw: Any, out: Any) -> None:
-    """The uniform numbers of a block in one draw."""
-    x, y = where[3, : out.size], where[4, : out.size]
-    if in_row:
-        _numbers(where[0, 0], where[1, 0], where[2, 0], draw, x, y, out)
+def uniforms(where: Any, by_row: Any, draw: Any, out: Any) -> None:
+    """The uniform numbers of a block in one draw; `by_row` is what `prepare` has returned."""
+    if by_row:
+        row, begin, end = 0, 0, min(by_row - np.int64(where[2, 0]), out.size)
+        while begin < out.size:
+            _in_row(where, row, draw, out, begin, end)
+            row, begin, end = row + 1, end, min(end + by_row, out.size)
     else:
-        _numbers(where[0], where[1], where[2], draw, x, y, out)
+        _one_by_one(where, draw, out)
 
 
 @compiled
@@ -217,9 +235,9 @@ def _uniform(seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, out: An
     keys, where = np.empty((2, BLOCK + 1), np.uint32), np.empty((5, BLOCK), np.uint32)
     for at in range(first, last, BLOCK):
         size = min(BLOCK, last - at)
-        in_row = prepare(seed0, seed1, rows, stream, units, at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, units, at, at + size, keys, where)
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, out[draw, at : at + size])
+            uniforms(where, by_row, draw, out[draw, at : at + size])
 
 
 def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:

@@ -23,10 +23,10 @@ def _rectified(seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any,
     u = np.empty(BLOCK, a.dtype)
     for at in range(first, last, BLOCK):
         size = min(BLOCK, last - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             h = out[draw, at : at + size]
             for i in range(size):
                 z = x[i] + log(u[i] / (one - u[i]))
@@ -42,10 +42,10 @@ def _normal(
     u, power = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
     for at in range(first, last, BLOCK):
         size = min(BLOCK, last - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             h = out[draw, at : at + size]
             for i in range(size):
                 u[i] = x[i] + std * ndtri(u[i])
@@ -75,10 +75,10 @@ def _concrete(
     u, s, power = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
     for at in range(first, last, BLOCK):
         size = min(BLOCK, last - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             for i in range(size):
                 u[i] = (x[i] + log(u[i] / (one - u[i]))) * per_temperature
             sigmoids(u[:size], s, power)
@@ -96,10 +96,10 @@ def _normal_pullback(
     q, power = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
     for at in range(first, last, BLOCK):
         size = min(BLOCK, last - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             for i in range(size):
                 u[i] = x[i] + std * ndtri(u[i])
             both_sigmoids(u[:size], p, q, power)
@@ -130,10 +130,10 @@ def _concrete_pullback(
     q, power = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
     for at in range(first, last, BLOCK):
         size = min(BLOCK, last - at)
-        in_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
         x = a[at : at + size]
         for draw in range(len(out)):
-            uniforms(where, in_row, draw, u[:size])
+            uniforms(where, by_row, draw, u[:size])
             for i in range(size):
                 u[i] = (x[i] + log(u[i] / (one - u[i]))) * per_temperature
             both_sigmoids(u[:size], p, q, power)

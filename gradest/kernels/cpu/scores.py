@@ -9,15 +9,22 @@ import numpy as np
 from torch import Tensor
 
 from gradest.kernels import reference
-from gradest.kernels.cpu.compiler import BLOCK, compiled
+from gradest.kernels.cpu.compiler import BLOCK, array, compiled, inlined
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids
-from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads
+from gradest.kernels.cpu.tensors import NUMPY, empty, in_threads, row_major
 
 __all__ = ["antithetic_score", "leave_one_out_score", "logistic_score"]
 
 
+@inlined
+def _arrays(a: Any, h: Any, of_points: Any, out: Any, points: Any, rows: Any, size: Any, kind: Any) -> Any:
+    """`a` `[size]`, `h` `[points, size]`, `of_points` `[points, rows]` and `out` `[size]`, which come as addresses."""
+    many, few = (points, size), (points, rows)
+    return array(a, (size,), kind), array(h, many, kind), array(of_points, few, kind), array(out, (size,), kind)
+
+
 @compiled
-def _logistic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: Any, high: Any) -> None:
+def _add_scores(a: Any, h: Any, weights: Any, out: Any, first: Any, last: Any, high: Any) -> None:
     p, q, power = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
     units = a.size // weights.shape[1]
     at = first
@@ -38,7 +45,27 @@ def _logistic_score(a: Any, h: Any, weights: Any, out: Any, first: Any, last: An
 
 
 @compiled
-def _leave_one_out_score(a: Any, h: Any, loss: Any, out: Any, first: Any, last: Any, high: Any) -> None:
+def _logistic_score(
+    at_a: Any,
+    at_h: Any,
+    at_weights: Any,
+    at_out: Any,
+    points: Any,
+    rows: Any,
+    first: Any,
+    last: Any,
+    size: Any,
+    high: Any,
+) -> None:
+    a, h, weights, out = _arrays(at_a, at_h, at_weights, at_out, points, rows, size, high)
+    _add_scores(a, h, weights, out, first, last, high)
+
+
+@compiled
+def _leave_one_out_score(
+    at_a: Any, at_h: Any, at_loss: Any, at_out: Any, points: Any, rows: Any, first: Any, last: Any, size: Any, high: Any
+) -> None:
+    a, h, loss, out = _arrays(at_a, at_h, at_loss, at_out, points, rows, size, high)
     count, units, weights = a.dtype.type(len(loss)), a.size // loss.shape[1], np.empty_like(loss)
     for row in range(first // units, (last - 1) // units + 1):
         mean = loss[0, row]
@@ -47,11 +74,14 @@ def _leave_one_out_score(a: Any, h: Any, loss: Any, out: Any, first: Any, last: 
         mean /= count
         for k in range(len(loss)):
             weights[k, row] = (loss[k, row] - mean) / (count - a.dtype.type(1))
-    _logistic_score(a, h, weights, out, first, last, high)
+    _add_scores(a, h, weights, out, first, last, high)
 
 
 @compiled
-def _antithetic_score(a: Any, h: Any, loss: Any, out: Any, first: Any, last: Any, high: Any) -> None:
+def _antithetic_score(
+    at_a: Any, at_h: Any, at_loss: Any, at_out: Any, points: Any, rows: Any, first: Any, last: Any, size: Any, high: Any
+) -> None:
+    a, h, loss, out = _arrays(at_a, at_h, at_loss, at_out, points, rows, size, high)
     size_of, p, power = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
     zero, one = a.dtype.type(0), a.dtype.type(1)
     units, pairs, count = a.size // loss.shape[1], len(loss) // 2, a.dtype.type(len(loss))
@@ -98,9 +128,10 @@ def antithetic_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
 
 
 def _scored(kernel: Callable[..., None], a: Tensor, h: Tensor, of_points: Tensor, high: float) -> Tensor:
-    out = empty(*a.shape, dtype=a.dtype)
-    given = flat(a), flat(h, 1), flat(of_points, 1), flat(out)
-    value = NUMPY[a.dtype](high)
-    if a.numel():
-        in_threads(lambda first, last: kernel(*given, first, last, value), a.numel(), len(h))
+    out, size = empty(*a.shape, dtype=a.dtype), a.numel()
+    tensors = row_major(a), row_major(h), row_major(of_points), out
+    if size:
+        rows, value = of_points.numel() // len(h), NUMPY[a.dtype](high)
+        given = *(x.data_ptr() for x in tensors), len(h), rows
+        in_threads(lambda first, last: kernel(*given, first, last, size, value), size, len(h))
     return out

@@ -15,7 +15,7 @@ from torch import Tensor
 from gradest.kernels import reference
 from gradest.kernels.reference import Word
 
-__all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "sampled"]
+__all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "row_major", "sampled"]
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _PER_THREAD = 1 << 18  # elements that are worth a thread
@@ -79,7 +79,7 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """As torch.empty."""
     size = math.prod(shape) * dtype.itemsize
     if size < _REUSED:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(*shape, dtype=dtype)
     memory = torch.from_numpy(_Memory.of(size + 64))
     aligned = -memory.data_ptr() % 64  # as torch aligns
     return memory[aligned : aligned + size].view(dtype).view(shape)
@@ -88,7 +88,14 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 def flat(x: Tensor, leading: int = 0) -> Any:
     """An array of the elements behind the leading dims, which shares the memory of a contiguous tensor."""
     array = _array(x)  # numpy takes a fraction of torch's time to change a shape
+    if array.ndim == leading + 1:
+        return array
     return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:])) if leading else array.reshape(-1)
+
+
+def row_major(x: Tensor) -> Tensor:
+    """x, or a copy, whose elements lie one after the other: as a kernel takes them that is given where they begin."""
+    return x.resolve_neg().contiguous()
 
 
 def _array(x: Tensor) -> Any:
@@ -105,8 +112,10 @@ def as_words(seed: tuple[Word, Word], rows: Word, stream: int) -> tuple[Any, ...
 
 def in_threads(work: Callable[[int, int], None], elements: int, cost: int) -> None:
     """work(first, last) over all elements, cut among threads where there is enough to do, at `cost` numbers an element."""
-    parts = max(1, min(torch.get_num_threads(), elements * cost // _PER_THREAD, elements))
-    if parts == 1:
+    parts = elements * cost // _PER_THREAD
+    if parts > 1:
+        parts = min(parts, torch.get_num_threads(), elements)
+    if parts <= 1:
         work(0, elements)
         return
     edges = [elements * part // parts for part in range(parts + 1)]
