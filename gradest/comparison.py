@@ -14,7 +14,8 @@ from torch import Tensor
 from gradest.charts import chart
 from gradest.errors import TooManyPoints
 from gradest.estimator import Estimator, Target, event_shape
-from gradest.expectation import Estimate, EstimatorSpec, NeuronSpec, check_pre_activations, closed_form, estimate
+from gradest.exchange import check_pre_activations
+from gradest.expectation import Estimate, EstimatorSpec, NeuronSpec, closed_form, estimate
 from gradest.neuron import Neuron
 from gradest.objective import Loss
 from gradest.random import check_seed, fresh_seed

@@ -25,7 +25,8 @@ from gradest.conditional import ConditionalLinear
 from gradest.ears import ear, whisper
 from gradest.errors import Incompatible, InvalidInput, MissingLoss
 from gradest.estimator import Draw, Estimator, Feedback, State
-from gradest.expectation import EstimatorSpec, NeuronSpec, ask, check_pre_activations, expect, tell
+from gradest.exchange import ask, check_pre_activations, tell
+from gradest.expectation import EstimatorSpec, NeuronSpec, expect
 from gradest.kernels import transformed
 from gradest.kernels.reference import widen
 from gradest.neuron import Neuron

@@ -15,7 +15,8 @@ from gradest.certificate import Certificate, kept
 from gradest.comparison import compare
 from gradest.errors import InvalidInput, InvalidOptions, TooManyPoints
 from gradest.estimator import Estimator, Target, event_shape
-from gradest.expectation import NeuronSpec, check_pre_activations
+from gradest.exchange import check_pre_activations
+from gradest.expectation import NeuronSpec
 from gradest.neuron import Discrete, Neuron
 from gradest.objective import Loss
 from gradest.registry import registry

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gradest
-from gradest import expectation
+from gradest import repetition
 from gradest.errors import InvalidInput
 from gradest.executors import run_in_order
 
@@ -56,7 +56,7 @@ class Backwards(Executor):
 
 @pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
 def test_the_number_of_workers_leaves_no_trace(pools, monkeypatch, neuron, estimator):
-    monkeypatch.setattr(expectation, "_STEP", 4)
+    monkeypatch.setattr(repetition, "_STEP", 4)
     a, f = pre_activations(neuron), loss_of(neuron)
 
     def run(executor):

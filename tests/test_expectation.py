@@ -10,7 +10,9 @@ import torch
 import gradest
 from gradest import expectation
 from gradest.errors import Incompatible, InvalidInput, TooManyPoints
-from gradest.expectation import closed_form, first_non_finite
+from gradest.exchange import first_non_finite
+from gradest.expectation import closed_form
+from gradest.repetition import blocks_of
 
 A = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.1, -0.2]], dtype=torch.float64)
 
@@ -40,7 +42,7 @@ def test_exact_is_the_sum_over_configurations():
 
 def test_exact_in_many_chunks(monkeypatch):
     whole = gradest.exact(loss, A, neuron="bernoulli")
-    monkeypatch.setattr("gradest.expectation._CHUNK", 7)
+    monkeypatch.setattr("gradest.expectation.CHUNK", 7)
     for one, two in zip(whole, gradest.exact(loss, A, neuron="bernoulli"), strict=True):
         assert torch.allclose(one, two, atol=1e-15)
 
@@ -192,7 +194,7 @@ def test_bad_arguments_are_refused():
 
 @pytest.mark.parametrize("step", [256, 12])
 def test_estimate_is_the_mean_and_variance_of_single_draws(monkeypatch, step):
-    monkeypatch.setattr(expectation, "_STEP", step)  # one block, and several
+    monkeypatch.setattr("gradest.repetition._STEP", step)  # one block, and several
     draws = 64
     found = gradest.estimate(loss, A, estimator="rloo", draws=draws, seed=3)
     singles = []
@@ -211,7 +213,7 @@ def test_estimate_is_the_mean_and_variance_of_single_draws(monkeypatch, step):
 
 def test_estimate_does_not_depend_on_chunks(monkeypatch):
     whole = gradest.estimate(loss, A, estimator="reinforce", draws=1000, seed=3)
-    monkeypatch.setattr("gradest.expectation._CHUNK", 500)
+    monkeypatch.setattr("gradest.repetition.CHUNK", 500)
     calls = []
 
     def counted(h):
@@ -227,7 +229,7 @@ def test_estimate_does_not_depend_on_chunks(monkeypatch):
 def test_blocks_grow_and_end_with_the_steps():
     def ends(draws, most):
         at = 0
-        for first, n in expectation._blocks(draws, most):
+        for first, n in blocks_of(draws, most):
             assert first == at
             assert 0 < n <= most
             at += n
@@ -238,7 +240,7 @@ def test_blocks_grow_and_end_with_the_steps():
     for most in (1, 3, 100, 256, 1000):
         assert set(steps[:-1]) <= set(ends(5000, most))
     assert list(ends(20, 7)) == [7, 14, 20]
-    assert max(n for _, n in expectation._blocks(10**6, 10**9)) < 10**6 / 6  # work for six at the end
+    assert max(n for _, n in blocks_of(10**6, 10**9)) < 10**6 / 6  # work for six at the end
 
 
 def test_progress_and_watch_see_every_block():

@@ -337,9 +337,9 @@ def test_a_process_without_examples_takes_part_in_what_is_joined(monkeypatch):
     layer(torch.zeros(2, 3))
     joined = []
     monkeypatch.setattr(gradest.nn, "world_size", lambda: 2)
-    monkeypatch.setattr(gradest.expectation, "world_size", lambda: 2)
+    monkeypatch.setattr(gradest.exchange, "world_size", lambda: 2)
     monkeypatch.setattr(
-        gradest.expectation, "joined_state", lambda estimator, draw, feedback, state: joined.append(feedback) or state
+        gradest.exchange, "joined_state", lambda estimator, draw, feedback, state: joined.append(feedback) or state
     )
     none = torch.zeros(0, 3)
     assert layer._tell(none, list(layer.state.values()), 5, 0, none, torch.zeros(3, 0)).shape == (0, 3)

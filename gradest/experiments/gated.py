@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from gradest.errors import InvalidOptions
 from gradest.estimator import Estimator, Feedback
-from gradest.expectation import ask, tell
+from gradest.exchange import ask, tell
 from gradest.experiments.sparsity import Penalty, probe
 from gradest.neuron import Neuron
 from gradest.nn import ConditionalLinear, Evaluation, Expectation, Stochastic, broadcast_loss

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 from torch import Tensor
 
-from gradest.expectation import first_non_finite
+from gradest.exchange import first_non_finite
 from gradest.wire import SAFETENSORS as SAFETENSORS_TYPE
 from gradest.wire import Malformed, join_tensors, pack, split_tensors, unpack
 from gradest_service.limits import check_elements, check_json_body

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradest.estimator import Draw, Estimator, Feedback, State, event_shape
-from gradest.expectation import ask, sample_checked, tell, value_of
+from gradest.exchange import ask, sample_checked, tell, value_of
 from gradest.kernels.reference import widen
 from gradest.neuron import Neuron
 from gradest.random import Key

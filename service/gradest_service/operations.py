@@ -20,7 +20,8 @@ import gradest
 from gradest.comparison import Comparison, comparable
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, PluginFault, TooManyPoints, UnknownPlugin
 from gradest.estimator import Estimator, State, Target, event_shape
-from gradest.expectation import Estimate, check_form, check_pre_activations, closed_form, first_state
+from gradest.exchange import check_form, check_pre_activations, first_state
+from gradest.expectation import Estimate, closed_form
 from gradest.neuron import Binary, Neuron
 from gradest.objective import Objective, Separable
 from gradest.plugin import Plugin
@@ -127,7 +128,7 @@ def mean(request: MeanRequest, settings: Settings, as_json: bool) -> MeanAnswer:
 
 
 def forward(request: ForwardRequest, settings: Settings, as_json: bool) -> Pass[joint.Asked]:
-    """The first half of a gradient: `gradest.expectation.ask`."""
+    """The first half of a gradient: `gradest.exchange.ask`."""
     seed = _seed(request.seed)
     pair = _pair(request, settings, as_json)
     return Pass(
@@ -142,7 +143,7 @@ def forward(request: ForwardRequest, settings: Settings, as_json: bool) -> Pass[
 
 
 def backward(request: BackwardRequest, settings: Settings, as_json: bool) -> Pass[joint.Told]:
-    """The second half: draws again what forward drew, and `gradest.expectation.tell`s it the losses."""
+    """The second half: draws again what forward drew, and `gradest.exchange.tell`s it the losses."""
     pair = _pair(request, settings, as_json)
     event = event_shape(pair.neuron, pair.a)
     losses = (pair.estimator.evaluations(pair.neuron, event), *pair.a.shape[: pair.a.ndim - len(event)])

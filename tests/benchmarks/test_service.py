@@ -28,7 +28,7 @@ import torch
 
 import gradest
 from gradest.estimator import Feedback
-from gradest.expectation import ask, tell
+from gradest.exchange import ask, tell
 from gradest.random import Key
 from gradest.wire import SAFETENSORS, pack, unpack
 
@@ -219,7 +219,7 @@ LITSERVE = """
     import litserve, torch
     import gradest
     from gradest.estimator import Feedback
-    from gradest.expectation import ask, tell
+    from gradest.exchange import ask, tell
     from gradest.random import Key
 
     NEURON, ESTIMATOR = gradest.neuron("bernoulli"), gradest.estimator("disarm")

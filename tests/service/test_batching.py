@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import gradest
 from gradest import testing
 from gradest.estimator import Feedback
-from gradest.expectation import ask, tell
+from gradest.exchange import ask, tell
 from gradest.random import Key
 from gradest_service import joint
 from gradest_service.batching import Batcher

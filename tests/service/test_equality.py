@@ -8,7 +8,8 @@ import torch
 import gradest
 from gradest import testing
 from gradest.estimator import Feedback
-from gradest.expectation import ask, closed_form, tell
+from gradest.exchange import ask, tell
+from gradest.expectation import closed_form
 from gradest.random import Key
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
