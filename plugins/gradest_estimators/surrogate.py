@@ -12,7 +12,7 @@ from gradest.kernels import select
 from gradest.kernels.reference import leading_mean
 from gradest.neuron import LogisticBinary, Neuron, Step
 
-Shape = Literal["fast_sigmoid", "atan", "triangle", "rectangle"]
+Derivative = Literal["sigmoid", "fast_sigmoid", "atan", "triangle", "rectangle"]
 
 
 class Surrogate(MonteCarlo):
@@ -45,7 +45,7 @@ class Surrogate(MonteCarlo):
         {"derivative": "rectangle", "slope": 0.5},
     )
 
-    derivative: Literal["sigmoid"] | Shape = Field("sigmoid", description="the shape of d")
+    derivative: Derivative = Field("sigmoid", description="the shape of d")
     slope: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the smooth step")
 
     def bias(self, neuron: Neuron) -> Bias:
@@ -60,5 +60,5 @@ class Surrogate(MonteCarlo):
         height = (draw.neuron.high - draw.neuron.low) * slope
         if self.derivative == "sigmoid":
             return select("logistic_backward", a.device)(a, grad, slope, height), state
-        shape = get_args(Shape).index(self.derivative)
-        return select("surrogate_backward", a.device)(a, grad, shape, slope, height), state
+        _, *shapes = get_args(Derivative)  # as the kernel numbers them
+        return select("surrogate_backward", a.device)(a, grad, shapes.index(self.derivative), slope, height), state

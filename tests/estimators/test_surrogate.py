@@ -64,3 +64,9 @@ def test_it_trains_a_network_of_steps():
         torch.nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], y).backward()
         optimiser.step()
     assert ((model(x)[:, 0] > 0).float() == y).all()
+
+
+def test_the_shapes_are_one_choice_to_whoever_asks_for_the_options():
+    schema = gradest.estimator("surrogate").model_json_schema()["properties"]["derivative"]
+    assert schema["enum"] == SHAPES
+    assert schema["type"] == "string"
