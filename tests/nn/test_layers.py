@@ -342,7 +342,8 @@ def test_a_process_without_examples_takes_part_in_what_is_joined(monkeypatch):
     layer = Stochastic("bernoulli", "reinforce_average")
     layer(torch.zeros(2, 3))
     joined = []
-    monkeypatch.setattr("gradest.nn.layers.world_size", lambda: 2)
+    for module in ("gradest.nn.layers", "gradest.estimation.distributed"):
+        monkeypatch.setattr(f"{module}.world_size", lambda: 2)
     monkeypatch.setattr("gradest.estimation.ask_tell.world_size", lambda: 2)
     monkeypatch.setattr(
         "gradest.estimation.ask_tell.joined_state",
