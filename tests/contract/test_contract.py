@@ -17,12 +17,12 @@ def name_of(value: object) -> str:
 
 
 def takes_long(check, pair):
-    """The measurement of bias takes seconds: of options other than the defaults it is left to the slow tests."""
+    """The measurement of bias takes seconds: of options other than the defaults it is left to the deep tests."""
     return check is testing.estimator_bias_is_as_claimed and any(plugin.model_fields_set for plugin in pair)
 
 
 ESTIMATOR_CASES = [
-    pytest.param(check, pair, marks=[pytest.mark.slow] if takes_long(check, pair) else [])
+    pytest.param(check, pair, marks=[pytest.mark.deep] if takes_long(check, pair) else [])
     for check in testing.ESTIMATOR_CHECKS
     for pair in testing.pairs(gradest.registry)
 ]

@@ -289,7 +289,7 @@ def test_dtypes(dtype):
         assert model.a.grad.dtype == dtype
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_compiled_model_trains_alike():
     gradients = []
     for compiled in (False, True):
