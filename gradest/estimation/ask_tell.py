@@ -105,9 +105,9 @@ def ask(
         loss = run_simulator(draw.points)                                          # [K, *batch]
         gradient, state = gradest.tell("rloo", draw, gradest.Feedback(loss), state)
 
-    a: pre-activations `[*batch, *event]`. seed: as for `gradest.sample`. state: the state of the previous step; None for the first.
-    Returns the draw, with `draw.points` `[K, *batch, *event]`, and the state to pass to `tell`. Raises Incompatible if the
-    estimator does not fit the neuron, InvalidInput, UnknownPlugin, InvalidOptions.
+    a: pre-activations `[*batch, *event]`. seed: as for `gradest.sample`. state: the state of the previous step; None for the
+        first. Returns the draw, with `draw.points` `[K, *batch, *event]`, and the state to pass to `tell`. Raises Incompatible if
+        the estimator does not fit the neuron, InvalidInput, UnknownPlugin, InvalidOptions.
     """
     neuron, estimator, key = registry.neuron(neuron), registry.estimator(estimator), to_key(seed)
     registry.check_fit(neuron, estimator)
