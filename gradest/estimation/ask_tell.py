@@ -12,12 +12,12 @@ from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Binary, Neuron, event_shape
 from gradest.contract.objective import Loss, Objective
 from gradest.contract.plugin import Plugin
-from gradest.discovery.registry import registry
+from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
 from gradest.estimation.distributed import joined_state, world_size
 from gradest.kernels import select, transformed
 from gradest.kernels.reference import all_finite, cast, widen
-from gradest.random import Key
+from gradest.random import Key, to_key
 
 __all__ = [
     "CHUNK",
@@ -92,14 +92,24 @@ def sample_checked(neuron: Neuron, wide: Tensor, samples: int, key: Key, dtype: 
     return h
 
 
-def ask(neuron: Neuron, estimator: Estimator, a: Tensor, key: Key, state: State | None = None) -> tuple[Draw, State]:
-    """Ask the estimator for its points: the first half of a gradient.
+def ask(
+    neuron: NeuronSpec,
+    estimator: EstimatorSpec,
+    a: Tensor,
+    seed: int | Key | None = None,
+    state: State | None = None,
+) -> tuple[Draw, State]:
+    """Ask the estimator for its points: the first half of a gradient, for a loss that is not a torch function.
 
-    neuron, estimator: instances, as `gradest.neuron(name)` and `gradest.estimator(name)` return them. a: `[*batch, *event]`.
-    key: a `gradest.Key(seed)`. state: that of the previous step; None for the first.
-    Returns the draw, with `draw.points` `[K, *batch, *event]`, and the state to pass to `tell`. Raises Incompatible if the
-    estimator does not fit the neuron, and InvalidInput for bad pre-activations.
+        draw, state = gradest.ask("bernoulli", "rloo", a)
+        loss = run_simulator(draw.points)                                          # [K, *batch]
+        gradient, state = gradest.tell("rloo", draw, gradest.Feedback(loss), state)
+
+    a: pre-activations `[*batch, *event]`. seed: as for `gradest.sample`. state: the state of the previous step; None for the
+        first. Returns the draw, with `draw.points` `[K, *batch, *event]`, and the state to pass to `tell`. Raises Incompatible if
+        the estimator does not fit the neuron, InvalidInput, UnknownPlugin, InvalidOptions.
     """
+    neuron, estimator, key = registry.neuron(neuron), registry.estimator(estimator), to_key(seed)
     registry.check_fit(neuron, estimator)
     wide = check_pre_activations(a, neuron)
     state = first_state(estimator, neuron, wide) if state is None else state
@@ -109,14 +119,20 @@ def ask(neuron: Neuron, estimator: Estimator, a: Tensor, key: Key, state: State 
     return draw, state
 
 
-def tell(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+def tell(estimator: EstimatorSpec, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
     """Tell the estimator the losses at its points: the second half of a gradient.
 
-    draw, state: what `ask` returned. feedback: `gradest.Feedback(loss, grad)`, with loss `[K, *batch]` and, if `estimator.needs`
-    contains "grad", grad = dloss/dh `[K, *batch, *event]`.
+    estimator: the one that was asked. draw, state: what `ask` returned. feedback: `gradest.Feedback(loss, grad)`, with loss
+    `[K, *batch]` and, if `estimator.needs` contains "grad", grad = dloss/dh `[K, *batch, *event]`.
     Returns the gradient `[*batch, *event]` and the state of the next step. Raises InvalidInput if the feedback lacks something or
     has a wrong shape.
     """
+    estimator = registry.estimator(estimator)
+    if not isinstance(draw, Draw) or not isinstance(feedback, Feedback):
+        raise InvalidInput(
+            "tell takes the draw that gradest.ask returned and gradest.Feedback(loss, grad), not "
+            f"{type(draw).__name__} and {type(feedback).__name__}"
+        )
     shape, dtype = draw.points.shape, draw.a.dtype
     loss = _check_feedback(estimator, "loss", feedback.loss, shape[: len(shape) - draw.neuron.event_ndim], dtype)
     widened = Feedback(loss, _check_feedback(estimator, "grad", feedback.grad, shape, dtype))
@@ -145,6 +161,8 @@ def _check_feedback(
         if name in estimator.needs:
             raise InvalidInput(f"{estimator.label()} needs the {name} at its points, of shape {list(shape)}")
         return None
+    if not isinstance(given, Tensor):
+        raise InvalidInput(f"{name} must be a torch tensor of shape {list(shape)}, not {type(given).__name__}")
     if given.shape != shape:
         raise InvalidInput(f"{name} must have shape {list(shape)}, not {list(given.shape)}")
     return cast(given.detach(), dtype)
