@@ -1,4 +1,4 @@
-"""Some sixty faults, of a line each, that tests must find: a sign, a factor, a swapped argument, a dropped check, a missing limit.
+"""Sixty faults and more, which the tests must find: a sign, a factor, a swapped argument, a dropped check, a missing limit.
 
     python tests/mutations.py                         all of them
     python tests/mutations.py 3 17-20                 some of them, by number
@@ -9,7 +9,7 @@ Each fault is put into a copy of the working tree, in a temporary folder with a 
 named beside it are run there, those alone that `make test` runs; then the fault is taken out again. A fault is caught if one of
 them fails. With --results what is found is kept, and faults that the file has already are not tried again.
 
-The exit code is 1 if a fault is missed. Where code or a test moves or changes its name, the fault's `file`, `old` and `tests` must
+The exit code is 1 if a fault is missed. Where code or a test moves or changes its name, a fault's `file`, `old` and `tests` must
 follow; `--check` says in a second whether each text still stands exactly once in its file and each test file is there.
 """
 

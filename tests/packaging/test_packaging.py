@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from collections.abc import Iterator
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -22,6 +26,9 @@ from gradest.cli.scaffold import write_plugin
 pytestmark = pytest.mark.xdist_group("packaging")
 
 ROOT = Path(__file__).parents[2]
+BENCHMARKED = {"litserve", "pyro", "reinmax", "snntorch", "storch"}
+"""What the tests of speed compare with."""
+
 PACKAGES = {"gradest", "gradest_neurons", "gradest_estimators", "gradest_objectives", "gradest_service"}
 HOMES = [ROOT / "gradest", ROOT / "service/gradest_service", *(ROOT / "plugins").glob("gradest_*")]
 
@@ -117,6 +124,28 @@ def test_sdist_builds_the_same_wheel(built: Path, wheel: zipfile.ZipFile, tmp_pa
         assert {name: second.getinfo(name).CRC for name in second.namelist()} == {
             name: wheel.getinfo(name).CRC for name in wheel.namelist()
         }
+
+
+def test_every_library_that_tests_import_is_declared() -> None:
+    """Not only a requirement of a requirement, which may go; tests of speed have requirements of their own, the extra `bench`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    declared = {re.split(r"[^\w-]", line, maxsplit=1)[0].lower().replace("_", "-") for line in stated}
+    imported = {
+        name.partition(".")[0]
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    ours = PACKAGES | {"tests", *sys.stdlib_module_names}
+    known = packages_distributions()
+    assert imported - ours - known.keys() <= BENCHMARKED
+    for name in sorted(imported & known.keys() - ours - BENCHMARKED):
+        assert declared & {distribution.lower().replace("_", "-") for distribution in known[name]}, name
 
 
 @pytest.fixture(scope="module")
