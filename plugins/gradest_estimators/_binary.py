@@ -26,9 +26,9 @@ class UnbiasedBinary(Estimator):
 class Antithetic(UnbiasedBinary):
     """An estimator that evaluates the loss at antithetic pairs of samples.
 
-    The two samples of a pair share uniform noise u: h is high where u < p, and its mirror image h~ is high where 1 - u
-    < p. Both have the neuron's law, because 1 - u is computed without rounding and is as likely as u. The points are
-    `[2n, *batch, units]`: first the n samples h, then their mirror images h~ in the same order.
+    The two samples of a pair share uniform noise u: h is high where u < p, and its mirror image h~ is high where
+    1 - u < p. Both have the neuron's law, because 1 - u is computed without rounding and is as likely as u. The points
+    are `[2n, *batch, units]`: first the n samples h, then their mirror images h~ in the same order.
     """
 
     samples: int = Field(2, ge=2, multiple_of=2, description="number of samples; a draw averages over pairs of them")

@@ -20,10 +20,10 @@ def softmax_vjp(p: Tensor, grad: Tensor) -> Tensor:
 class OneUnitAtATime(Estimator):
     """An estimator that draws h and evaluates the loss with one unit at a time moved to other classes.
 
-    Each unit tries m of its C classes, the drawn one among them, while the other units stay as drawn. So K = 1 + units
-    · (m - 1), and the points, `[K, *batch, units, C]`, are held in memory once. The other units do not depend on the
-    noise of this one. Given them, a subclass only has to estimate the gradient for one categorical variable, from its
-    losses at m classes.
+    Each unit tries m of its C classes, the drawn one among them, while the other units stay as drawn. So
+    K = 1 + units · (m - 1), and the points, `[K, *batch, units, C]`, are held in memory once. The other units do not
+    depend on the noise of this one. Given them, a subclass only has to estimate the gradient for one categorical
+    variable, from its losses at m classes.
     """
 
     needs = frozenset({"loss"})

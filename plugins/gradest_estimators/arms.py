@@ -17,14 +17,14 @@ from gradest_estimators._score import scores
 class Arms(UnbiasedBinary):
     """Leave-one-out REINFORCE for K negatively correlated samples, corrected for their correlation.
 
-    ĝ = 1/(K-1) Σ_k (L_k - mean L)(b_k - p) · p(1-p)/(p - J), with b_k = 1 for high and 0 for low, and J = P(b_j = b_k =
-    1).
+    ĝ = 1/(K-1) Σ_k (L_k - mean L)(b_k - p) · p(1-p)/(p - J), with b_k = 1 for high and 0 for low, and
+    J = P(b_j = b_k = 1).
 
-    For each unit, d ~ Dirichlet(1, ..., 1) in K dimensions is drawn as exponentials divided by their sum. Each v_k = (1
-    - d_k)^(K-1) is uniform, and few of them are small at once. With q = min(p, 1-p), sample k takes the rarer output
-    where v_k < q; two samples both take it with probability J' = max(0, 2q^(1/(K-1)) - 1)^(K-1). In both cases of
-    Dimitriev and Zhou (2021), p < ½ and p >= ½, p - J = q - J', so the factor is (1-q)/(1 - J'/q), which lies between ½
-    and 1.
+    For each unit, d ~ Dirichlet(1, ..., 1) in K dimensions is drawn as exponentials divided by their sum. Each
+    v_k = (1 - d_k)^(K-1) is uniform, and few of them are small at once. With q = min(p, 1-p), sample k takes the rarer
+    output where v_k < q; two samples both take it with probability J' = max(0, 2q^(1/(K-1)) - 1)^(K-1). In both cases
+    of Dimitriev and Zhou (2021), p < ½ and p >= ½, p - J = q - J', so the factor is (1-q)/(1 - J'/q), which lies
+    between ½ and 1.
 
     Unbiased for every loss: the factor undoes what the correlation does to the mean of the leave-one-out estimate. For
     K = 2 it has the law of `disarm`.

@@ -14,8 +14,8 @@ class LocalExpectation(AllFlips):
     ĝ_i = p_i(1-p_i) (L(h with unit i high) - L(h with unit i low)).
 
     Unbiased for every loss: given the other units, ĝ_i is the exact derivative. It has no variance for a loss that is a
-    sum of functions of single units. It takes K = D + 1 evaluations for D units, and holds all their points, `[D + 1,
-    *batch, D]`, once.
+    sum of functions of single units. It takes K = D + 1 evaluations for D units, and holds all their points,
+    `[D + 1, *batch, D]`, once.
 
     Introduced by Titsias and Lázaro-Gredilla (2015), Local Expectation Gradients for Black Box Variational Inference,
     arXiv 1503.01494.

@@ -19,9 +19,9 @@ class Rebar(ControlVariate):
     ĝ = (L(h) - η L(s̃)) score + η dL(s)/da - η dL(s̃)/da, where s is the relaxed output at the noise that gave h, and
     s̃ a relaxed output conditional on h, from fresh noise. Both are differentiated in a with h and the noise held.
 
-    Unbiased for every loss and every η: the derivative of E[L(s)] is E[dL(s)/da] and, if h is summed out first, E[L(s̃)
-    score + dL(s̃)/da]. So what η multiplies has mean 0. L and dL/dh are also evaluated between the outputs of a unit:
-    between the two values of a binary unit, inside the simplex of a one-hot unit.
+    Unbiased for every loss and every η: the derivative of E[L(s)] is E[dL(s)/da] and, if h is summed out first,
+    E[L(s̃) score + dL(s̃)/da]. So what η multiplies has mean 0. L and dL/dh are also evaluated between the outputs of a
+    unit: between the two values of a binary unit, inside the simplex of a one-hot unit.
 
     η has one value for each unit, or each unit and class. It is learned by Adam along d ĝ²/dη = 2 ĝ dĝ/dη, averaged
     over the batch, and moved only after its use. The mean of ĝ does not depend on η, so this lowers the variance.

@@ -15,9 +15,9 @@ from gradest_estimators._score import ScoreFunction, scores
 class ReinforceCentered(ScoreFunction):
     """The score function with, for each unit, the baseline that gives the least variance.
 
-    ĝ_i = (L - L̄_i) s_i, with s_i the score of unit i and L̄_i = E[s_i² L] / E[s_i²]. For a Bernoulli unit s_i = h_i -
-    p_i, and the weights in L̄_i are swapped: L̄_i = (1-p_i) E[L | h_i=1] + p_i E[L | h_i=0]. With a single unit the
-    exact L̄_i leaves no variance.
+    ĝ_i = (L - L̄_i) s_i, with s_i the score of unit i and L̄_i = E[s_i² L] / E[s_i²]. For a Bernoulli unit
+    s_i = h_i - p_i, and the weights in L̄_i are swapped: L̄_i = (1-p_i) E[L | h_i=1] + p_i E[L | h_i=0]. With a single
+    unit the exact L̄_i leaves no variance.
 
     Unbiased for every loss: the score has mean zero, and the baseline does not depend on the samples of this step. Both
     expectations are moving averages for each unit, over the batch and over steps, and they are updated only AFTER their

@@ -20,9 +20,9 @@ _CONSTANT_BELOW = 1e-12  # ratio of variance to mean square below which an input
 class Rodeo(ControlVariate, MonteCarlo):
     """Leave-one-out REINFORCE with learned Stein control variates, made from the derivatives at the other samples.
 
-    ĝ = mean_k [(L_k - mean_{j≠k}(L_j + α (𝒜H_j)(h_j))) score_k + (𝒜(H_k score))(h_k)], with a Stein operator 𝒜: (𝒜g)(h)
-    = Σ_i P(unit i differs from h) (g(h with unit i flipped) - g(h)) / D for D units. It is what one step of Gibbs
-    sampling adds to g in expectation, so E[(𝒜g)(h)] = 0 for every g.
+    ĝ = mean_k [(L_k - mean_{j≠k}(L_j + α (𝒜H_j)(h_j))) score_k + (𝒜(H_k score))(h_k)], with a Stein operator 𝒜:
+    (𝒜g)(h) = Σ_i P(unit i differs from h) (g(h with unit i flipped) - g(h)) / D for D units. It is what one step of
+    Gibbs sampling adds to g in expectation, so E[(𝒜g)(h)] = 0 for every g.
 
     Unbiased for every loss and every parameter: both control variates have mean zero as long as H_k does not depend on
     h_k.
@@ -32,11 +32,11 @@ class Rodeo(ControlVariate, MonteCarlo):
     evaluation of the loss and only the memory of D numbers. For unit i the second control variate is score_i
     [(𝒜H_k)(h_k) - H_k(h_k with i flipped) / D].
 
-    For a loss linear in h, H = D/2 (mean_{j≠k} (L_j + dL/dh_jᵀ(y - h_j)) - E[L]) and α = 2 leave ½ score_i times L(h) -
-    L(h with i flipped), in which no unit disturbs another. So the part of a flip's effect that the derivative predicts
-    is removed from the variance. Where the derivative predicts nothing, as for Σ (h_i - ½)² of Bernoulli units, the
-    level remains, which the network compares with its running mean: for a single row this is as good as knowing E[L],
-    (K-1)/K of the variance of `rloo`.
+    For a loss linear in h, H = D/2 (mean_{j≠k} (L_j + dL/dh_jᵀ(y - h_j)) - E[L]) and α = 2 leave ½ score_i times
+    L(h) - L(h with i flipped), in which no unit disturbs another. So the part of a flip's effect that the derivative
+    predicts is removed from the variance. Where the derivative predicts nothing, as for Σ (h_i - ½)² of Bernoulli
+    units, the level remains, which the network compares with its running mean: for a single row this is as good as
+    knowing E[L], (K-1)/K of the variance of `rloo`.
 
     H starts as 0, where ĝ is `rloo`. H and α are learned by Adam along the gradient of ĝ², summed over units and
     averaged over the batch, and moved only after their use.

@@ -18,8 +18,8 @@ Derivative = Literal["sigmoid", "fast_sigmoid", "atan", "triangle", "rectangle"]
 class Surrogate(MonteCarlo):
     """The derivative of the loss, passed back through the derivative d of a smooth step.
 
-    ĝ = L'(h) · d(a), where d is the derivative of a function that rises smoothly from the low to the high value about a
-    = 0. With x = slope · a, and scaled so that each integrates to high - low over a:
+    ĝ = L'(h) · d(a), where d is the derivative of a function that rises smoothly from the low to the high value about
+    a = 0. With x = slope · a, and scaled so that each integrates to high - low over a:
 
         sigmoid       σ(x)(1 - σ(x))
         fast_sigmoid  ½ / (1 + |x|)²           (Zenke and Ganguli 2018, arXiv 1705.11146)

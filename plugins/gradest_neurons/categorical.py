@@ -6,9 +6,10 @@ from gradest.neuron import SoftmaxOneHot
 class Categorical(SoftmaxOneHot):
     """A one-hot unit that takes class c with probability softmax(a)_c.
 
-    a and h are `[*batch, units, classes]`, and h is one-hot over the last dimension, so E[h_c] = P(h_c = 1) =
-    softmax(a)_c. It is drawn by the Gumbel-max trick: the class with the largest a_c - log(-log z_c), with z_c uniform
-    on (0, 1), independent for each class. At fixed noise h is constant in a almost everywhere: dh/da = 0.
+    a and h are `[*batch, units, classes]`, and h is one-hot over the last dimension, so
+    E[h_c] = P(h_c = 1) = softmax(a)_c. It is drawn by the Gumbel-max trick: the class with the largest
+    a_c - log(-log z_c), with z_c uniform on (0, 1), independent for each class. At fixed noise h is constant in a
+    almost everywhere: dh/da = 0.
 
     The Gumbel-max trick goes back to Gumbel (1954), Statistical Theory of Extreme Values and Some Practical
     Applications; see also Maddison, Tarlow and Minka (2014), A* Sampling, arXiv 1411.0030.

@@ -25,8 +25,8 @@ _NODES_PER_CHUNK = 16  # nodes that `mean` holds at a time
 class GumbelSoftmax(Squashed):
     """A relaxed one-hot unit: the softmax of a plus Gumbel noise, divided by a temperature τ.
 
-    h = softmax((a + G)/τ) over the last dimension, with G = -log(-log z) and z uniform on (0, 1); a and h are `[*batch,
-    units, classes]`. dh/da = (diag h - hhᵀ)/τ, P(h > 0) = 1, and h_c is the largest entry with probability
+    h = softmax((a + G)/τ) over the last dimension, with G = -log(-log z) and z uniform on (0, 1); a and h are
+    `[*batch, units, classes]`. dh/da = (diag h - hhᵀ)/τ, P(h > 0) = 1, and h_c is the largest entry with probability
     softmax(a)_c. As τ goes to 0 the unit becomes the categorical unit. With two classes its first entry is the binary
     concrete unit at a_1 - a_2.
 

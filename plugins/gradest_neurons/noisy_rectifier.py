@@ -21,9 +21,9 @@ _NODES = 96
 class NoisyRectifier(Reparameterised):
     """A rectifier with logistic noise, or Gaussian noise of standard deviation s, added to its input.
 
-    h = max(0, a + z). With logistic noise E[h] = softplus(a) and P(h > 0) = σ(a). With Gaussian noise E[h] = a Φ(a/s) +
-    s φ(a/s) and P(h > 0) = Φ(a/s). At fixed noise dh/da = 1[a + z > 0]. Because h is continuous in a, the expectation
-    of this pathwise derivative is the derivative of the expected loss.
+    h = max(0, a + z). With logistic noise E[h] = softplus(a) and P(h > 0) = σ(a). With Gaussian noise
+    E[h] = a Φ(a/s) + s φ(a/s) and P(h > 0) = Φ(a/s). At fixed noise dh/da = 1[a + z > 0]. Because h is continuous in a,
+    the expectation of this pathwise derivative is the derivative of the expected loss.
 
     Introduced by Bengio, Léonard and Courville (2013), Estimating or Propagating Gradients Through Stochastic Neurons
     for Conditional Computation, arXiv 1308.3432.
