@@ -17,8 +17,8 @@ class Arm(Antithetic):
     Unbiased for every loss: E[L(h) (1 - 2u)] is the gradient, and ĝ is the mean of this estimate at u and at 1 - u.
     `disarm` uses the same points and has less variance.
 
-    Introduced by Yin and Zhou (2018), ARM: Augment-REINFORCE-Merge Gradient for Stochastic Binary Networks, arXiv
-    1807.11143. They write h~ as 1[u > 1 - p].
+    Introduced by Yin and Zhou (2018), ARM: Augment-REINFORCE-Merge Gradient for Stochastic Binary Networks,
+    arXiv 1807.11143. They write h~ as 1[u > 1 - p].
     """
 
     name = "arm"

@@ -20,8 +20,8 @@ class MeasureValued(OneUnitAtATime):
     are evaluated anyway, the expectation over z is taken here instead, and a single unit has no variance.
     K = 1 + units · (C - 1). Memory: the points, `[K, *batch, units, C]`, are held once.
 
-    Described by Mohamed, Rosca, Figurnov and Mnih (2020), Monte Carlo Gradient Estimation in Machine Learning, arXiv
-    1906.10652.
+    Described by Mohamed, Rosca, Figurnov and Mnih (2020), Monte Carlo Gradient Estimation in Machine Learning,
+    arXiv 1906.10652.
     """
 
     name = "measure_valued"

@@ -41,11 +41,11 @@ class Rodeo(ControlVariate, MonteCarlo):
     H starts as 0, where ĝ is `rloo`. H and α are learned by Adam along the gradient of ĝ², summed over units and
     averaged over the batch, and moved only after their use.
 
-    Introduced by Shi, Zhou, Hwang, Titsias and Mackey (2022), Gradient Estimation with Discrete Stein Operators, arXiv
-    2202.09497. Two things differ here. Their inputs are raw; here both are centred and scaled by running averages of
-    earlier steps, and the output is in units of D times the running spread of the loss between samples, so that losses
-    of any size are learned at the same pace. They weight each control variate; here H absorbs the weight of the second,
-    and α is the ratio of the two.
+    Introduced by Shi, Zhou, Hwang, Titsias and Mackey (2022), Gradient Estimation with Discrete Stein Operators,
+    arXiv 2202.09497. Two things differ here. Their inputs are raw; here both are centred and scaled by running averages
+    of earlier steps, and the output is in units of D times the running spread of the loss between samples, so that
+    losses of any size are learned at the same pace. They weight each control variate; here H absorbs the weight of the
+    second, and α is the ratio of the two.
     """
 
     name = "rodeo"

@@ -30,8 +30,8 @@ class Surrogate(MonteCarlo):
     Biased by construction: the true gradient of a deterministic step is 0. On a binary unit with P(high) = σ(a) the
     sigmoid of slope 1 is `straight_through` with derivative="sigmoid", and so it is exact to first order.
 
-    Reviewed by Neftci, Mostafa and Zenke (2019), Surrogate Gradient Learning in Spiking Neural Networks, arXiv
-    1901.09948.
+    Reviewed by Neftci, Mostafa and Zenke (2019), Surrogate Gradient Learning in Spiking Neural Networks,
+    arXiv 1901.09948.
     """
 
     name = "surrogate"

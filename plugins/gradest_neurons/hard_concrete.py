@@ -27,8 +27,8 @@ class HardConcrete(Reparameterised):
     Louizos et al. (2018). For evaluation they use the stretched and clipped σ(a); `threshold` also sets it to 0 where
     P(h > 0) is at most the level.
 
-    Introduced by Louizos, Welling and Kingma (2018), Learning Sparse Neural Networks through L0 Regularization, arXiv
-    1712.01312.
+    Introduced by Louizos, Welling and Kingma (2018), Learning Sparse Neural Networks through L0 Regularization,
+    arXiv 1712.01312.
     """
 
     name = "hard_concrete"
