@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gradest.errors import InvalidInput
-from gradest.kernels import fused, select
+from gradest.kernels import fused, select, transformed
 from gradest.kernels.reference import Word, as_tensors, cast, signed_word, threefry, widen
 
 __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
@@ -188,3 +188,11 @@ class Key:
 
     def _seed_words(self) -> tuple[Tensor, Tensor]:
         return _to_word(self.seed), _to_word(self.seed >> 32)
+
+
+def to_key(seed: int | Key | None) -> Key:
+    if isinstance(seed, Key):
+        return seed
+    if seed is None:
+        return Key(fresh_seed_tensor() if transformed() else fresh_seed())
+    return Key(check_seed(seed))

@@ -28,15 +28,15 @@ FILES = {
     path.relative_to(ROOT).as_posix(): package for package, home in HOMES.items() for path in sorted(home.rglob("*.py"))
 }
 NAMES_ARE_DATA = {
-    "gradest/experiments/gaters.py",  # a table of the source, by the names of its neurons and estimators
-    "gradest/experiments/demo.py",  # shows the built-ins at work
-    "gradest/experiments/toys/quadratic.py",  # like the three that follow, a table or a figure of a paper
-    "gradest/experiments/toys/learning.py",
-    "gradest/experiments/toys/probability.py",
-    "gradest/experiments/toys/polynomial.py",
-    "gradest/experiments/blocks/settings.py",
-    "gradest/experiments/vae/settings.py",  # which estimators the benchmark compares
-    "gradest/bias.py",  # calls losses of its own by their degree, which is also the name of an objective
+    "plugins/gradest_experiments/gaters.py",  # a table of the source, by the names of its neurons and estimators
+    "plugins/gradest_experiments/demo.py",  # shows the built-ins at work
+    "plugins/gradest_experiments/toys/quadratic.py",  # like the three that follow, a table or a figure of a paper
+    "plugins/gradest_experiments/toys/learning.py",
+    "plugins/gradest_experiments/toys/probability.py",
+    "plugins/gradest_experiments/toys/polynomial.py",
+    "plugins/gradest_experiments/blocks/settings.py",
+    "plugins/gradest_experiments/vae/settings.py",  # which estimators the benchmark compares
+    "gradest/analysis/bias.py",  # calls losses of its own by their degree, which is also the name of an objective
 }
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy import special, stats
 
 import gradest
-from gradest.comparison import comparable
+from gradest.analysis.comparison import comparable
 from gradest.errors import InvalidInput
 
 NEURON = gradest.neuron("categorical")

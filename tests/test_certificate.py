@@ -10,9 +10,9 @@ import torch
 
 import gradest
 import gradest_estimators
-from gradest import certificate
-from gradest.bias import LOGITS, LOSSES
-from gradest.comparison import relative_error
+from gradest.analysis import certificates as certificate
+from gradest.analysis.bias import LOGITS, LOSSES
+from gradest.analysis.results import relative_error
 from gradest_estimators.rloo import Rloo
 from gradest_estimators.straight_through import StraightThrough
 from gradest_neurons.bernoulli import Bernoulli

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import gradest
-from gradest.charts import chart, definition
-from gradest.comparison import Row
+from gradest.analysis.charts import chart, definition
+from gradest.analysis.results import ComparisonRow
 
 alt = pytest.importorskip("altair")
 NAMES = ["bias", "error", "variance", "distribution", "mean", "curve", "surface", "cloud"]
-ROW = Row("one", "none", 2, 0.1, 1.0, 0.5, 0.3, 0.9, 1.0, 0.1)
+ROW = ComparisonRow("one", "none", 2, 0.1, 1.0, 0.5, 0.3, 0.9, 1.0, 0.1)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,13 +18,13 @@ import pytest
 import torch
 
 import gradest
-from gradest.certificate import load
+from gradest.analysis.certificates import load
+from gradest.analysis.comparison import comparable
 from gradest.cli import main
 from gradest.cli.arguments import read_numbers, read_options, read_spec
-from gradest.comparison import comparable
+from gradest.contract.estimator import Bias, MonteCarlo
+from gradest.discovery.loading import PluginFailure
 from gradest.errors import InvalidInput, InvalidOptions
-from gradest.estimator import Bias, MonteCarlo
-from gradest.registry import PluginFailure
 
 KINDS = ("neurons", "estimators", "objectives")
 
@@ -447,7 +447,7 @@ def test_read_options_takes_the_last_of_two() -> None:
 
 
 def test_train_has_a_flag_for_every_setting_with_its_default(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradest.experiments.settings import Settings
+    from gradest_experiments.settings import Settings
 
     monkeypatch.setenv("COLUMNS", "250")
     shown = run("train", "--help").out
@@ -496,7 +496,7 @@ def test_train_trains_and_resumes(run: Run, tmp_path: Path) -> None:
 
 
 def test_train_gaters_trains_all_of_them(run: Run) -> None:
-    from gradest.experiments.gaters import GATERS
+    from gradest_experiments.gaters import GATERS
 
     small = ["train", "--gaters", "--epochs", "1", "--gates", "20", "--hidden", "8"]
     found = run(*small, "--json").json
@@ -508,7 +508,7 @@ def test_train_gaters_trains_all_of_them(run: Run) -> None:
 def test_reproduce_toys_has_its_options_and_writes_its_report(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gradest.experiments.toys.probability import Probability
+    from gradest_experiments.toys.probability import Probability
 
     pytest.importorskip("altair")
     pytest.importorskip("vl_convert")

@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import gradest
+from gradest.analysis.results import ComparisonRow
 from gradest.client import RemoteDraw, RemoteEstimate, RemoteGradient, RemoteMean
+from gradest.client.wire import pack, unpack
+from gradest.contract.objective import Objective
 from gradest.errors import InvalidInput, ServiceError
-from gradest.objective import Objective
-from gradest.wire import pack, unpack
 from gradest_service.app import running
 
 A = torch.tensor([[0.5, -1.0]])
@@ -223,7 +224,7 @@ def stream(*events, end=b""):
     return httpx.Response(200, content=text + end, headers={"Content-Type": "text/event-stream"})
 
 
-ROW = dict.fromkeys([field.name for field in dataclasses.fields(gradest.comparison.Row)], 1.0)
+ROW = dict.fromkeys([field.name for field in dataclasses.fields(ComparisonRow)], 1.0)
 RESULT = {"neuron": "bernoulli", "draws": 2, "seed": 1, "rows": [{**ROW, "snr": "Infinity"}], "exact": None}
 CALLS = {
     "sample": ("bernoulli", A),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradest
-from gradest.comparison import comparable
+from gradest.analysis.comparison import comparable
 from gradest.errors import Incompatible
 
 A = torch.tensor([[0.3, -1.0], [0.0, 1.2]])

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from gradest.conditional import Computed
 from gradest.errors import InvalidInput, InvalidOptions
 from gradest.kernels import conditional
 from gradest.nn import ConditionalLinear
+from gradest.nn.conditional import Computed
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 # examples, inputs, outputs, block; odd ones reach the ends of vectors and chunks
@@ -364,7 +364,7 @@ def test_a_share_as_the_method_decides_by_what_is_open():
 
 
 def test_auto_keeps_its_choices_and_takes_others(monkeypatch):
-    from gradest import conditional as module
+    from gradest.nn import conditional as module
 
     trials = []
     monkeypatch.setattr(module, "_faster", lambda sparse, dense: trials.append((sparse(), dense())) or "dense")
@@ -390,7 +390,7 @@ def test_auto_keeps_its_choices_and_takes_others(monkeypatch):
 def test_auto_takes_the_faster_one():
     import time
 
-    from gradest.conditional import _faster
+    from gradest.nn.conditional import _faster
 
     assert _faster(lambda: None, lambda: time.sleep(0.002)) == "sparse"
     assert _faster(lambda: time.sleep(0.002), lambda: None) == "dense"

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from gradest.cli import main
-from gradest.conformance import collect, run_checks
-from gradest.discovery import find
+from gradest.discovery.entry_points import find
 from gradest.errors import PluginError, UnknownPlugin
+from gradest.testing.suite import collect, run_checks
 
 HEAD = """
 import gradest, torch
-from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, per_event
-from gradest.neuron import Discrete, LogisticBinary, Relaxable
+from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo
+from gradest.contract.neuron import per_event
+from gradest.contract.neuron import Discrete, LogisticBinary, Relaxable
 
 
 class Mine(MonteCarlo):

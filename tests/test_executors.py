@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import gradest
-from gradest import repetition
 from gradest.errors import InvalidInput
-from gradest.executors import run_in_order
+from gradest.estimation.executors import run_in_order
 
 FIGURES = ("gradient", "variance", "standard_error", "loss")
 PAIRS = [
@@ -56,7 +55,7 @@ class Backwards(Executor):
 
 @pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
 def test_the_number_of_workers_leaves_no_trace(pools, monkeypatch, neuron, estimator):
-    monkeypatch.setattr(repetition, "_STEP", 4)
+    monkeypatch.setattr("gradest.estimation.estimate._STEP", 4)
     a, f = pre_activations(neuron), loss_of(neuron)
 
     def run(executor):

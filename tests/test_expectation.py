@@ -8,11 +8,10 @@ import pytest
 import torch
 
 import gradest
-from gradest import expectation
 from gradest.errors import Incompatible, InvalidInput, TooManyPoints
-from gradest.exchange import first_non_finite
-from gradest.expectation import closed_form
-from gradest.repetition import blocks_of
+from gradest.estimation.ask_tell import first_non_finite
+from gradest.estimation.estimate import blocks_of
+from gradest.estimation.exact import closed_form
 
 A = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.1, -0.2]], dtype=torch.float64)
 
@@ -42,7 +41,7 @@ def test_exact_is_the_sum_over_configurations():
 
 def test_exact_in_many_chunks(monkeypatch):
     whole = gradest.exact(loss, A, neuron="bernoulli")
-    monkeypatch.setattr("gradest.expectation.CHUNK", 7)
+    monkeypatch.setattr("gradest.estimation.exact.CHUNK", 7)
     for one, two in zip(whole, gradest.exact(loss, A, neuron="bernoulli"), strict=True):
         assert torch.allclose(one, two, atol=1e-15)
 
@@ -194,7 +193,7 @@ def test_bad_arguments_are_refused():
 
 @pytest.mark.parametrize("step", [256, 12])
 def test_estimate_is_the_mean_and_variance_of_single_draws(monkeypatch, step):
-    monkeypatch.setattr("gradest.repetition._STEP", step)  # one block, and several
+    monkeypatch.setattr("gradest.estimation.estimate._STEP", step)  # one block, and several
     draws = 64
     found = gradest.estimate(loss, A, estimator="rloo", draws=draws, seed=3)
     singles = []
@@ -213,7 +212,7 @@ def test_estimate_is_the_mean_and_variance_of_single_draws(monkeypatch, step):
 
 def test_estimate_does_not_depend_on_chunks(monkeypatch):
     whole = gradest.estimate(loss, A, estimator="reinforce", draws=1000, seed=3)
-    monkeypatch.setattr("gradest.repetition.CHUNK", 500)
+    monkeypatch.setattr("gradest.estimation.estimate.CHUNK", 500)
     calls = []
 
     def counted(h):
@@ -303,7 +302,7 @@ def test_a_target_standard_error_is_looked_at_on_a_schedule_alone(monkeypatch):
     """Wherever blocks end, the same draws are made; and draws remain the cap."""
     wanted = gradest.estimate(loss, A, draws=10**6, seed=3, target_standard_error=0.02).draws
     assert wanted % 256 == 0
-    monkeypatch.setattr(expectation, "_BLOCK", 2 * A.numel() * 100)
+    monkeypatch.setattr("gradest.estimation.estimate._BLOCK", 2 * A.numel() * 100)
     seen = []
     found = gradest.estimate(loss, A, draws=10**6, seed=3, target_standard_error=0.02, watch=seen.append)
     assert seen[0].draws == 100

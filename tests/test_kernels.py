@@ -17,9 +17,9 @@ from scipy import special, stats
 
 import gradest
 import gradest.nn
+from gradest.contract.numerics import gauss_legendre
 from gradest.errors import InvalidInput
 from gradest.kernels import cpu, fused, portable, reference, select
-from gradest.kernels.quadrature import gauss_legendre
 from gradest.kernels.reference import leading_mean, leading_sum, logit, normal_cdf, sigmoid, softplus
 
 

@@ -336,10 +336,12 @@ def test_a_process_without_examples_takes_part_in_what_is_joined(monkeypatch):
     layer = Stochastic("bernoulli", "reinforce_average")
     layer(torch.zeros(2, 3))
     joined = []
-    monkeypatch.setattr(gradest.nn, "world_size", lambda: 2)
-    monkeypatch.setattr(gradest.exchange, "world_size", lambda: 2)
+    monkeypatch.setattr(gradest.nn.layers, "world_size", lambda: 2)
+    monkeypatch.setattr(gradest.estimation.ask_tell, "world_size", lambda: 2)
     monkeypatch.setattr(
-        gradest.exchange, "joined_state", lambda estimator, draw, feedback, state: joined.append(feedback) or state
+        gradest.estimation.ask_tell,
+        "joined_state",
+        lambda estimator, draw, feedback, state: joined.append(feedback) or state,
     )
     none = torch.zeros(0, 3)
     assert layer._tell(none, list(layer.state.values()), 5, 0, none, torch.zeros(3, 0)).shape == (0, 3)
@@ -351,10 +353,11 @@ TRAIN = textwrap.dedent(
     import sys, torch
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
-    from gradest.nn import Stochastic, broadcast_loss
+    from gradest.nn import broadcast_loss
+    from gradest.nn import Stochastic
 
     estimator, rank, world, store, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
-    import torch.distributed.nn.functional  # see gradest.parallel.processes
+    import torch.distributed.nn.functional  # see gradest_experiments.engine.distributed.processes
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), Stochastic("bernoulli", estimator), nn.Linear(5, 1))

@@ -7,7 +7,7 @@ from scipy import special, stats
 
 import gradest
 from gradest.errors import TooManyPoints
-from gradest.expectation import closed_form
+from gradest.estimation.exact import closed_form
 
 TAILS = torch.tensor([-300.0, -40.0, -3.0, -0.5, 0.0, 0.5, 3.0, 40.0, 1e4], dtype=torch.float64)
 RATES = np.logaddexp(0, TAILS.numpy())

@@ -12,7 +12,8 @@ import pytest
 
 PLUGIN = '''
 import gradest
-from gradest.estimator import Bias, MonteCarlo, per_event
+from gradest.contract.estimator import Bias, MonteCarlo
+from gradest.contract.neuron import per_event
 
 
 class Half(MonteCarlo):

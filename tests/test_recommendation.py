@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradest
-from gradest.certificate import kept
+from gradest.analysis.certificates import load_certificates
 from gradest.errors import InvalidInput
 
 
@@ -77,7 +77,7 @@ def test_the_error_is_that_of_as_many_certified_draws_as_the_evaluations_pay_for
     """K is of the event that is asked about, not of the certificate's two units."""
     found = {row.estimator["name"]: row.error for row in gradest.recommend("bernoulli", ["loss"], 12, units=5).rows}
     for name, evaluations in (("disarm", 2), ("local_expectation", 6), ("reinforce", 1)):
-        (certificate,) = [c for c in kept(gradest.registry.estimators[name]) if c.neuron == "bernoulli"]
+        (certificate,) = [c for c in load_certificates(gradest.registry.estimators[name]) if c.neuron == "bernoulli"]
         assert found[name] == certificate.error("moderate", 12 / evaluations)
 
 

@@ -1,6 +1,6 @@
 """The Bernoulli neuron, a stochastic binary unit."""
 
-from gradest.neuron import LogisticBinary
+from gradest.contract.neuron import LogisticBinary
 
 
 class Bernoulli(LogisticBinary):

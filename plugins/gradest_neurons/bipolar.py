@@ -1,6 +1,6 @@
 """The bipolar neuron, a stochastic sign unit."""
 
-from gradest.neuron import LogisticBinary
+from gradest.contract.neuron import LogisticBinary
 
 
 class Bipolar(LogisticBinary):

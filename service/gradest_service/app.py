@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 import gradest
-from gradest.neuron import Neuron
+from gradest.contract.neuron import Neuron
 from gradest.random import Key
 from gradest_service import metrics, operations, schemas
 from gradest_service.auth import OPEN, Keys

@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 from torch import Tensor
 
-from gradest.exchange import first_non_finite
-from gradest.wire import SAFETENSORS as SAFETENSORS_TYPE
-from gradest.wire import Malformed, join_tensors, pack, split_tensors, unpack
+from gradest.client.wire import SAFETENSORS as SAFETENSORS_TYPE
+from gradest.client.wire import Malformed, join_tensors, pack, split_tensors, unpack
+from gradest.estimation.ask_tell import first_non_finite
 from gradest_service.limits import check_elements, check_json_body
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradest.estimator import Draw, Estimator, Feedback, State, event_shape
-from gradest.exchange import ask, sample_checked, tell, value_of
+from gradest.contract.estimator import Draw, Estimator, Feedback, State
+from gradest.contract.neuron import Neuron, event_shape
+from gradest.estimation.ask_tell import ask, sample_checked, tell, value_of
 from gradest.kernels.reference import widen
-from gradest.neuron import Neuron
 from gradest.random import Key
 
 __all__ = ["Asked", "Rows", "Told", "backward", "forward", "sample_rows"]

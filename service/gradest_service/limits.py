@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from gradest.comparison import comparable
-from gradest.enumeration import MAX_POINTS, count
+from gradest.analysis.comparison import comparable
+from gradest.client.wire import SAFETENSORS
+from gradest.contract.estimator import Estimator, Target
+from gradest.contract.law import MAX_POINTS, count_configurations
+from gradest.contract.neuron import Neuron, event_shape
+from gradest.contract.objective import Objective
 from gradest.errors import PluginFault, TooManyPoints
-from gradest.estimator import Estimator, Target, event_shape
-from gradest.neuron import Neuron
-from gradest.objective import Objective
-from gradest.wire import SAFETENSORS
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
@@ -137,7 +137,7 @@ def exact_work(neuron: Neuron, objective: Objective, a: Tensor, target: Target) 
         if target.samples == 1 and objective.expectation(neuron, a) is not None:
             return 0
         values, _ = neuron.law(rows.amax(0))  # the number of outputs may grow with a
-        points = count(neuron, event, values.shape[0])
+        points = count_configurations(neuron, event, values.shape[0])
     except TooManyPoints:
         return 0
     points = math.prod([points] * target.samples)

@@ -17,14 +17,16 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 import gradest
-from gradest.comparison import Comparison, comparable
+from gradest.analysis.comparison import comparable
+from gradest.analysis.results import Comparison
+from gradest.contract.estimator import Estimator, State, Target
+from gradest.contract.neuron import Binary, Neuron, event_shape
+from gradest.contract.objective import Objective, Separable
+from gradest.contract.plugin import Plugin
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, PluginFault, TooManyPoints, UnknownPlugin
-from gradest.estimator import Estimator, State, Target, event_shape
-from gradest.exchange import check_form, check_pre_activations, first_state
-from gradest.expectation import Estimate, closed_form
-from gradest.neuron import Binary, Neuron
-from gradest.objective import Objective, Separable
-from gradest.plugin import Plugin
+from gradest.estimation.ask_tell import check_form, check_pre_activations, first_state
+from gradest.estimation.exact import closed_form
+from gradest.estimation.results import Estimate
 from gradest.random import MAX_SEED
 from gradest_service import joint, limits
 from gradest_service.calls import charge, stop_if_told
@@ -128,7 +130,7 @@ def mean(request: MeanRequest, settings: Settings, as_json: bool) -> MeanAnswer:
 
 
 def forward(request: ForwardRequest, settings: Settings, as_json: bool) -> Pass[joint.Asked]:
-    """The first half of a gradient: `gradest.exchange.ask`."""
+    """The first half of a gradient: `gradest.ask`."""
     seed = _seed(request.seed)
     pair = _pair(request, settings, as_json)
     return Pass(
@@ -143,7 +145,7 @@ def forward(request: ForwardRequest, settings: Settings, as_json: bool) -> Pass[
 
 
 def backward(request: BackwardRequest, settings: Settings, as_json: bool) -> Pass[joint.Told]:
-    """The second half: draws again what forward drew, and `gradest.exchange.tell`s it the losses."""
+    """The second half: draws again what forward drew, and gives it the losses with `gradest.tell`."""
     pair = _pair(request, settings, as_json)
     event = event_shape(pair.neuron, pair.a)
     losses = (pair.estimator.evaluations(pair.neuron, event), *pair.a.shape[: pair.a.ndim - len(event)])

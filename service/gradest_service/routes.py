@@ -16,9 +16,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import gradest
-from gradest import catalog
+from gradest.analysis import catalog
 from gradest.errors import PluginError, UnknownPlugin
-from gradest.expectation import Estimate
+from gradest.estimation.results import Estimate
 from gradest_service import joint, operations, schemas
 from gradest_service.batching import Batcher
 from gradest_service.calls import stop_if_told

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from gradest import Bias, testing
-from gradest.estimator import Feedback
+from gradest import Bias
+from gradest.contract.estimator import Feedback
 from gradest.kernels.reference import sigmoid
+from gradest.testing import checks as testing
 from gradest_estimators.reinforce import Reinforce
 from gradest_estimators.reinforce_average import ReinforceAverage
 from gradest_estimators.straight_through import StraightThrough

@@ -13,13 +13,13 @@ from textwrap import dedent
 
 import pytest
 
-from gradest.registry import Registry
+from gradest.discovery.registry import Registry
 
 PRELUDE = """
 import gradest
-from gradest.estimator import Bias, MonteCarlo
-from gradest.neuron import LogisticBinary
-from gradest.objective import Separable
+from gradest.contract.estimator import Bias, MonteCarlo
+from gradest.contract.neuron import LogisticBinary
+from gradest.contract.objective import Separable
 
 
 def neuron(name):

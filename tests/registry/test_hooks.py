@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import gradest
-from gradest import discovery, hookspecs
 from gradest.cli import app
-from gradest.registry import Registry
+from gradest.contract import hookspecs
+from gradest.discovery import entry_points as discovery
+from gradest.discovery.registry import Registry
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("gradest_")]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from gradest.discovery.registry import Registry
 from gradest.errors import PluginError
-from gradest.registry import Registry
 
 BUILT_IN = Registry()
 

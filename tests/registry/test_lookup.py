@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import gradest
+from gradest.contract.plugin import Plugin
 from gradest.errors import Incompatible, InvalidOptions, UnknownPlugin
-from gradest.plugin import Plugin
 
 
 def test_tables_are_sorted_and_read_only() -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from gradest import hookimpl
+from gradest.contract.estimator import Bias, Draw, Estimator, Feedback, MonteCarlo, State
+from gradest.contract.neuron import LogisticBinary, Neuron
+from gradest.contract.objective import Objective
+from gradest.contract.plugin import Plugin
+from gradest.discovery.registry import Registry
 from gradest.errors import PluginError
-from gradest.estimator import Bias, Draw, Estimator, Feedback, MonteCarlo, State
-from gradest.neuron import LogisticBinary, Neuron
-from gradest.objective import Objective
-from gradest.plugin import Plugin
-from gradest.registry import Registry
 
 
 class Coin(LogisticBinary):

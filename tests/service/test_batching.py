@@ -10,10 +10,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import gradest
-from gradest import testing
-from gradest.estimator import Feedback
-from gradest.exchange import ask, tell
+from gradest.contract.estimator import Feedback
+from gradest.estimation.ask_tell import ask, tell
 from gradest.random import Key
+from gradest.testing import checks as testing
 from gradest_service import joint
 from gradest_service.batching import Batcher
 from gradest_service.pool import Pool

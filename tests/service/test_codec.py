@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gradest.wire import MAX_HEADER, Malformed, join_tensors, pack, split_tensors, unpack
+from gradest.client.wire import MAX_HEADER, Malformed, join_tensors, pack, split_tensors, unpack
 from gradest_service.codec import JSON, SAFETENSORS, answer_codec, check_options, decode_a, decode_state, decode_tensor
 from gradest_service.problems import Problem
 from gradest_service.schemas import EstimateAnswer, Exact, SampleAnswer
