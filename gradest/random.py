@@ -191,6 +191,7 @@ class Key:
 
 
 def to_key(seed: int | Key | None) -> Key:
+    """Return the key of a seed: a Key as it is, and for None the key of a new seed. Raises InvalidInput for a bad seed."""
     if isinstance(seed, Key):
         return seed
     if seed is None:

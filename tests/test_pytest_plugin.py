@@ -45,7 +45,16 @@ def run(tmp_path: Path) -> Run:
     """Runs pytest in a folder of its own, whether or not gradest is installed with its entry point."""
 
     def pytest_on(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pytest", "-p", "gradest.pytest_plugin", "-p", "xdist.plugin", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "gradest.testing.pytest_plugin",
+            "-p",
+            "xdist.plugin",
+            *arguments,
+        ]
         env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
@@ -105,7 +114,7 @@ def test_an_unknown_name_is_a_usage_error(run: Run, more: list[str]) -> None:
 def test_without_the_option_it_imports_nothing(run: Run, tmp_path: Path) -> None:
     (tmp_path / "test_ordinary.py").write_text(
         "import sys\n\ndef test_light():\n"
-        "    assert 'gradest.pytest_plugin' in sys.modules\n"
+        "    assert 'gradest.testing.pytest_plugin' in sys.modules\n"
         "    assert not {'torch', 'pydantic', 'gradest.discovery'} & sys.modules.keys()\n"
     )
     ran = run()
