@@ -146,5 +146,5 @@ def test_cross_entropy_reads_all_classes_of_all_units():
     found = gradest.objective("cross_entropy", weight=weight, labels=[0, 1, 2, 3, 0])(points)
     flat = gradest.objective("cross_entropy", weight=weight.flatten(1), labels=[0, 1, 2, 3, 0])(points.flatten(-2))
     assert torch.equal(found, flat)
-    with pytest.raises(InvalidInput, match="reads 2×3 units, but the points have 3×2"):
+    with pytest.raises(InvalidInput, match="weight is for 2×3 units, but the points have 3×2"):
         gradest.objective("cross_entropy", weight=weight, labels=0)(points.transpose(-1, -2))
