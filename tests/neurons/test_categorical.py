@@ -121,7 +121,7 @@ def test_a_unit_of_several_classes_has_the_sum_of_its_classes_parts():
 
 
 def test_the_wrong_event_ndim_is_named():
-    with pytest.raises(InvalidInput, match="give quadratic event_ndim=2"):
+    with pytest.raises(InvalidInput, match="set event_ndim=2 on quadratic"):
         gradest.compare(gradest.objective("quadratic"), A, neuron=NEURON, draws=2)
 
 

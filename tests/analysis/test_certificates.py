@@ -17,7 +17,7 @@ from gradest_estimators.rloo import Rloo
 from gradest_estimators.straight_through import StraightThrough
 from gradest_neurons.bernoulli import Bernoulli
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KEPT = certificates.from_json((Path(gradest_estimators.__file__).parent / certificates.CERTIFICATES_FILE).read_text())
 NEURONS = [cls() for cls in gradest.registry.neurons.values()]
 DEFAULTS = [

@@ -349,7 +349,7 @@ def test_the_report_for_people_names_the_fault(written: Any, check: Any) -> None
         ("GRADEST_PLUGIN_API = 9", "api", "written for plugin API 9"),
         ("", "hooks", "implements no gradest hook"),
         (HEAD + "    name = 'Not A Name'\n" + FOOT, "class", "must be in lower_snake_case"),
-        (HEAD + "    name = 'rloo'\n" + FOOT, "duplicate", "is provided by gradest already"),
+        (HEAD + "    name = 'rloo'\n" + FOOT, "duplicate", "is already provided by gradest"),
     ],
     ids=lambda value: value if value in ("import", "api", "hooks", "class", "duplicate") else "",
 )  # fmt: skip
@@ -426,18 +426,18 @@ def test_the_arguments_that_name_no_plugin(tmp_path: Path, check: Any) -> None:
     for argument in ("acme-nothing", "no/such/file.py", str(tmp_path), "", "...", "x y"):
         code, out, err = check(argument)
         assert (code, out) == (1, "")
-        assert "is no installed distribution with plugins, no importable module" in err
+        assert "is not an installed distribution with plugins, an importable module" in err
     with pytest.raises(UnknownPlugin):
         find("acme-nothing")
 
 
 def test_a_project_without_entry_points_and_a_file_whose_name_is_taken_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\n')
-    with pytest.raises(PluginError, match="has no entry points of plugins"):
+    with pytest.raises(PluginError, match="declares no plugins"):
         find(str(tmp_path))
     (tmp_path / "pyproject.toml").write_text("[project")
     with pytest.raises(PluginError, match="cannot be read"):
         find(str(tmp_path))
     (tmp_path / "json.py").write_text("")
-    with pytest.raises(PluginError, match="another module is named 'json'"):
+    with pytest.raises(PluginError, match="another module is already named 'json'"):
         find(str(tmp_path / "json.py"))

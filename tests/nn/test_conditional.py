@@ -477,7 +477,7 @@ def test_torch_compile_breaks_the_graph_there():
         ),
         (torch.zeros(3, 4), torch.zeros(1, 4), r"that is \[3, 4\]; they are \[1, 4\]"),
         (torch.zeros(3, 4), torch.zeros(4), r"that is \[3, 4\]; they are \[4\]"),
-        (torch.zeros(3, 4).double(), torch.zeros(3, 4), "x is of torch.float64, and the layer of torch.float32"),
+        (torch.zeros(3, 4).double(), torch.zeros(3, 4), "x has dtype torch.float64, but the layer has torch.float32"),
         (torch.zeros(3, 4), torch.zeros(3, 4, device="meta"), "gates on meta and the layer on cpu; move them together"),
     ],
 )
@@ -489,9 +489,9 @@ def test_what_does_not_fit_is_named(x, gates, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block_size": 3}, "blocks of 3 do not divide 8 outputs"),
+        ({"block_size": 3}, "block_size=3 does not divide 8 outputs"),
         ({"block_size": 0}, "blocks of 0"),
-        ({"method": "fast"}, "method is .* not 'fast'"),
+        ({"method": "fast"}, "method must be .* not 'fast'"),
         ({"method": 1.5}, "a share from 0 to 1, not 1.5"),
     ],
 )
