@@ -42,8 +42,8 @@ def each_type_once(neurons):
     ]
 
 
-PAIRS = each_once(testing.pairs(gradest.registry))
-NEURONS = each_type_once(testing.neurons(gradest.registry))
+PAIRS = each_once(testing.example_pairs(gradest.registry))
+NEURONS = each_type_once(testing.example_neurons(gradest.registry))
 DEFAULTS = [name for name in gradest.registry.estimators if name != "rebar"]
 SHAPES = [(2, 3), (3,), (1,), (2, 2, 2), (0, 3), (2, 0), (0, 2, 3)]
 
@@ -99,7 +99,7 @@ def test_forward_and_backward(client, neuron, estimator):
 def test_forward_and_backward_in_every_type(client, estimator, dtype):
     """rebar is the one with all there is: a loss, its derivative, weights and a state."""
     estimator = gradest.estimator(estimator)
-    for _, neuron in (pair for pair in testing.pairs(gradest.registry) if pair[0] == estimator):
+    for _, neuron in (pair for pair in testing.example_pairs(gradest.registry) if pair[0] == estimator):
         check_forward_and_backward(client, neuron, estimator, dtype)
 
 
