@@ -135,14 +135,14 @@ def describe_fully(cls: type[Plugin]) -> dict[str, Any]:
 
 
 def estimators_to_markdown() -> str:
-    """Every registered estimator in a row of a Markdown table: what it is for, needs, claims and costs."""
+    """Return a Markdown table with a row for each registered estimator: what it fits, needs, claims and costs."""
     lines = [
-        "| estimator | neurons | needs | claimed bias | K | what it does | source |",
+        "| estimator | neurons | needs | claimed bias | K | what it does | reference |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cls in registry.estimators.values():
         found = describe_estimator(cls)
-        needs = ", ".join(found["needs"]) + (", off the outputs too" if found["off_support"] else "")
+        needs = ", ".join(found["needs"]) + (", also between outputs" if found["off_support"] else "")
         target = "" if cls().target() == Target() else f", of {found['target']}"
         cells = [
             cls.name,
@@ -158,7 +158,7 @@ def estimators_to_markdown() -> str:
 
 
 def _by_value(by_neuron: dict[str, str]) -> str:
-    """The one value that all have, or each with those that have it."""
+    """Return the value that all neurons share, or else each value with the neurons that have it."""
     values = list(dict.fromkeys(by_neuron.values()))
     if len(values) == 1:
         return values[0]
@@ -168,11 +168,12 @@ def _by_value(by_neuron: dict[str, str]) -> str:
 
 
 def _cost(counts: dict[str, int | None]) -> str:
-    """K, which may go with the number of units."""
+    """Return K: one number, or its values for 1 and for 8 units if it depends on the number of units."""
     known = {units: count for units, count in counts.items() if count is not None}
     if len({*known.values()}) == 1:
         return str(next(iter(known.values())))
-    return ", ".join(f"{known[units]} for {units}" for units in ("1", "8") if units in known)
+    sizes = {"1": "1 unit", "8": "8 units"}
+    return ", ".join(f"{known[units]} for {size}" for units, size in sizes.items() if units in known)
 
 
 def _describe(cls: type[Plugin], base: type[Plugin]) -> dict[str, Any]:

@@ -181,26 +181,28 @@ def _load_package(package: str) -> tuple[Certificate, ...]:
 _INTRODUCTION = f"""\
 # Certificates
 
-What each estimator claims of its bias, and what was measured, with default options, on two rows of two units. `gradest certify`
-writes this file, and anyone can run it again; a test fails where the file and the code have parted.
+For each estimator, its claim about its bias and the bias and variance that were measured, with default options, on two rows of
+two units. `gradest certify` writes this file, and anyone can run it again; a test fails if the file does not match the code.
 
-The losses are of degree 1, 2 and 3 in h, and a small network. Logits are moderate (probabilities from 0.3 to 0.8) or saturated
-(within 0.03 of 0 or 1). The mean of the draws is held against the exact gradient, by enumeration, or by quadrature for units
-with continuous output. **Bold** is a bias of more than {SIGNIFICANCE_SE:g}
-standard errors; where a claim promises none there is no bold.
+Each estimator is measured on four losses, a linear, a quadratic and a cubic one and a small network, at moderate logits
+(probabilities from 0.3 to 0.8) and at saturated ones (probabilities within 0.03 of 0 or 1). The mean of many draws is compared
+with the exact gradient, which comes from enumeration, or from quadrature for units with continuous output. A bias of more than
+{SIGNIFICANCE_SE:g} standard errors is printed in **bold**. Where the claim excludes a bias, a bold
+number would contradict it, and `gradest certify` fails.
 """
 _SIGNAL = """\
 ## Signal of one evaluation
 
-|mean|² / (variance · K), the squared signal-to-noise ratio that one evaluation of the loss buys: the harmonic mean over the four
-losses. It says nothing of bias, which the claim and the cosine do: the least one, over losses and logits, of the angle between
-the mean and the exact gradient.
+The columns for moderate and saturated logits give |mean|² / (variance · K), the squared signal-to-noise ratio per evaluation of
+the loss, as the harmonic mean over the four losses. This figure does not show bias; the claim and the cosine do. The cosine is
+that of the angle between the mean of the draws and the exact gradient, and the smallest over all losses and logits is given.
 """
 _SECTIONS = """\
 ## Bias and variance
 
-Bias: the largest difference of a coordinate from the exact gradient, ± its standard error, in % of the gradient's largest
-coordinate (as it is, where the gradient is 0). Variance: of one draw, mean over coordinates, times K."""
+The bias is the largest difference between a coordinate of the mean and of the exact gradient, ± its standard error, in % of the
+gradient's largest coordinate (or without a unit, if the gradient is 0). The variance is that of one draw, averaged over
+coordinates, times K."""
 
 
 def to_markdown(certificates: Sequence[Certificate]) -> str:
