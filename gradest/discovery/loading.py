@@ -86,7 +86,7 @@ class Stage:
             if inspect.isroutine(getattr(hooks, hook, None)):
                 raise InvalidPlugin("hooks", f"{hook} of {name} is not marked with @gradest.hookimpl")
         if not found:
-            raise InvalidPlugin("hooks", f"{name} implements no gradest hook; see gradest.hookspecs")
+            raise InvalidPlugin("hooks", f"{name} implements no gradest hook; see gradest.contract.hookspecs")
         for caller in callers:
             for cls in _classes(caller):
                 self.add_class(cls)
