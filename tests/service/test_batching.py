@@ -20,7 +20,7 @@ from gradest_service.pool import Pool
 
 STATELESS = [
     (estimator, neuron)
-    for estimator, neuron in testing.pairs(gradest.registry)
+    for estimator, neuron in testing.example_pairs(gradest.registry)
     if not estimator.init(neuron, torch.zeros((1, *(2, 3)[: neuron.event_ndim])))
 ]
 BATCHES = st.lists(st.sampled_from([(), (1,), (3,), (2, 2), (0,), (17,)]), min_size=1, max_size=6)
@@ -44,7 +44,7 @@ def loss_of(points, event_ndim):
     return loss.detach(), grad
 
 
-@pytest.mark.parametrize("neuron", testing.neurons(gradest.registry), ids=lambda n: n.label())
+@pytest.mark.parametrize("neuron", testing.example_neurons(gradest.registry), ids=lambda n: n.label())
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(batches=BATCHES, seed=st.integers(0, 2**53 - 4), samples=st.integers(0, 4))
 def test_samples_are_those_of_each_request_alone(neuron, batches, seed, samples):

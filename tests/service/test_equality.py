@@ -17,7 +17,7 @@ PAIRS = [
     pytest.param(
         estimator, neuron, marks=[pytest.mark.slow] if estimator.model_fields_set | neuron.model_fields_set else []
     )
-    for estimator, neuron in testing.pairs(gradest.registry)
+    for estimator, neuron in testing.example_pairs(gradest.registry)
 ]
 SHAPES = [(2, 3), (3,), (1,), (2, 2, 2), (0, 3), (2, 0), (0, 2, 3)]
 
@@ -52,14 +52,14 @@ def either(request):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("neuron", testing.neurons(gradest.registry), ids=lambda neuron: neuron.label())
+@pytest.mark.parametrize("neuron", testing.example_neurons(gradest.registry), ids=lambda neuron: neuron.label())
 def test_sample(either, neuron, dtype):
     a = pre_activations(neuron, dtype)
     assert_same(either.sample(neuron, a, 4, seed=11), gradest.sample(neuron, a, 4, seed=11))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("neuron", testing.neurons(gradest.registry), ids=lambda neuron: neuron.label())
+@pytest.mark.parametrize("neuron", testing.example_neurons(gradest.registry), ids=lambda neuron: neuron.label())
 def test_mean(either, neuron, dtype):
     a = pre_activations(neuron, dtype)
     wide = a.to(torch.promote_types(dtype, torch.float32))

@@ -172,12 +172,12 @@ def test_bad_pre_activations_are_refused():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(InvalidInput, match="samples is an integer of at least 0"):
+    with pytest.raises(InvalidInput, match="samples must be an integer of at least 0"):
         gradest.sample("bernoulli", A, samples=-1)
-    with pytest.raises(InvalidInput, match="draws is an integer of at least 1"):
+    with pytest.raises(InvalidInput, match="draws must be an integer of at least 1"):
         gradest.estimate(loss, A, draws=0)
     for target in (-1, math.nan, math.inf, True, "0.1"):
-        with pytest.raises(InvalidInput, match="target_standard_error is a finite number of at least 0"):
+        with pytest.raises(InvalidInput, match="target_standard_error must be a finite number of at least 0"):
             gradest.estimate(loss, A, target_standard_error=target)
     with pytest.raises(InvalidInput, match="seed"):
         gradest.sample("bernoulli", A, seed=-1)

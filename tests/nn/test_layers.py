@@ -170,14 +170,14 @@ def test_forgotten_passes_leave_nothing_behind():
     for _ in range(5):
         f(model(10))
     gc.collect()
-    assert len(model.layer._pending) == 0
+    assert len(model.layer._waiting_uses) == 0
     kept = f(model(10))
     f(model(10))
     gc.collect()
-    assert len(model.layer._pending) == 1
+    assert len(model.layer._waiting_uses) == 1
     broadcast_loss(model, kept).backward()
     assert model.a.grad is not None
-    assert len(model.layer._pending) == 0
+    assert len(model.layer._waiting_uses) == 0
 
 
 def test_a_layer_used_twice_averages_its_next_states():
@@ -199,7 +199,7 @@ def test_no_gradient_no_bookkeeping():
     frozen = Stochastic("bernoulli", "reinforce")
     h = frozen(torch.zeros(7, 3))
     assert not h.requires_grad
-    assert len(frozen._pending) == 0
+    assert len(frozen._waiting_uses) == 0
 
 
 def test_estimators_with_many_points_are_sent_to_expectation():
@@ -264,7 +264,7 @@ def test_state_dict_round_trip_and_copies():
     fresh.load_state_dict(torch.load(saved, weights_only=True))
     pending = f(model(4))
     duplicate = copy.deepcopy(model)
-    assert len(duplicate.layer._pending) == 0
+    assert len(duplicate.layer._waiting_uses) == 0
     for other in (fresh, duplicate):
         other.zero_grad()
         torch.manual_seed(9)
@@ -336,11 +336,10 @@ def test_a_process_without_examples_takes_part_in_what_is_joined(monkeypatch):
     layer = Stochastic("bernoulli", "reinforce_average")
     layer(torch.zeros(2, 3))
     joined = []
-    monkeypatch.setattr(gradest.nn.layers, "world_size", lambda: 2)
-    monkeypatch.setattr(gradest.estimation.ask_tell, "world_size", lambda: 2)
+    monkeypatch.setattr("gradest.nn.layers.world_size", lambda: 2)
+    monkeypatch.setattr("gradest.estimation.ask_tell.world_size", lambda: 2)
     monkeypatch.setattr(
-        gradest.estimation.ask_tell,
-        "joined_state",
+        "gradest.estimation.ask_tell.joined_state",
         lambda estimator, draw, feedback, state: joined.append(feedback) or state,
     )
     none = torch.zeros(0, 3)
