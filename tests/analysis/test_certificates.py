@@ -58,7 +58,11 @@ def test_the_table_is_of_the_kept_ones():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "neuron"),
-    [("rloo", "bernoulli"), ("reinmax", "categorical"), ("held_noise", "stochastic_times_smooth")],
+    [
+        ("rloo", "bernoulli"),
+        pytest.param("reinmax", "categorical", marks=pytest.mark.deep),
+        pytest.param("held_noise", "stochastic_times_smooth", marks=pytest.mark.deep),
+    ],
 )
 def test_measuring_again_gives_the_kept_figures(estimator, neuron):
     now = certificates.certify(gradest.estimator(estimator), gradest.neuron(neuron))

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import gradest
-from gradest.analysis.certificates import load
+from gradest.analysis.certificates import from_json
 from gradest.analysis.comparison import comparable_estimators
 from gradest.cli import main
 from gradest.cli.arguments import read_numbers, read_options, read_spec
@@ -587,7 +587,7 @@ def test_certify_writes_what_is_missing_or_stale(run: Run, certified_package: Pa
     path = certified_package / "certificates.json"
     (found,) = run(*arguments).json
     assert (found["estimator"], found["neuron"], found["claim"]) == ("certified", "bernoulli", "none")
-    assert load(path.read_text())[0].faults == ()
+    assert from_json(path.read_text())[0].faults == ()
     assert "### certified" in (certified_package / "certificates.md").read_text()
     marked = path.read_text().replace('"draws": 4096', '"draws": 4095')  # by which a record that is kept is known
     path.write_text(marked)

@@ -17,12 +17,12 @@ def name_of(value: object) -> str:
 
 
 def takes_long(check, pair):
-    """Whether the case is a slow test: the measurement of bias, which takes seconds, for options other than the defaults."""
+    """The measurement of bias takes seconds: of options other than the defaults it is left to the deep tests."""
     return check is checks.estimator_bias_is_as_claimed and any(plugin.model_fields_set for plugin in pair)
 
 
 ESTIMATOR_CASES = [
-    pytest.param(check, pair, marks=[pytest.mark.slow] if takes_long(check, pair) else [])
+    pytest.param(check, pair, marks=[pytest.mark.deep] if takes_long(check, pair) else [])
     for check in checks.ESTIMATOR_CHECKS
     for pair in checks.example_pairs(gradest.registry)
 ]

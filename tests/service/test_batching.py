@@ -17,6 +17,7 @@ from gradest.testing import checks as testing
 from gradest_service import joint
 from gradest_service.batching import Batcher
 from gradest_service.pool import Pool
+from tests.losses import cubes, with_gradient
 
 STATELESS = [
     (estimator, neuron)
@@ -35,13 +36,6 @@ def requests_of(neuron, batches, seed, dtype=torch.float32):
         )
         for place, batch in enumerate(batches)
     ]
-
-
-def loss_of(points, event_ndim):
-    points = points.detach().requires_grad_()
-    loss = ((points.flatten(points.ndim - event_ndim) - 0.3) ** 3).sum(-1)
-    (grad,) = torch.autograd.grad(loss.sum(), points)
-    return loss.detach(), grad
 
 
 @pytest.mark.parametrize("neuron", testing.example_neurons(gradest.registry), ids=lambda n: n.label())
@@ -68,7 +62,7 @@ def test_gradients_are_those_of_each_request_alone(estimator, neuron, batches, s
         draw, state = ask(neuron, estimator, request.a, Key(request.seed))
         assert torch.equal(found.points, draw.points.to(dtype))
         assert torch.equal(found.weights, draw.weights)
-        loss, grad = loss_of(draw.points, neuron.event_ndim)
+        loss, grad = with_gradient(cubes, draw.points, neuron.event_ndim)
         grad = grad if "grad" in estimator.needs else None
         back.append(joint.Rows(request.a, request.seed, loss, grad))
         gradient, _ = tell(estimator, draw, Feedback(loss, grad), state)
@@ -212,7 +206,7 @@ async def ask_over_http(client, seed):
     asked = await client.forward(neuron, estimator, a, seed)
     draw, state = ask(neuron, estimator, a, Key(seed))
     same.append(torch.equal(asked.points, draw.points.to(dtype)))
-    loss, grad = loss_of(draw.points, neuron.event_ndim)
+    loss, grad = with_gradient(cubes, draw.points, neuron.event_ndim)
     grad = grad if "grad" in estimator.needs else None
     told = await client.backward(neuron, estimator, a, seed, loss, grad, state=state or None)
     same.append(torch.equal(told.gradient, tell(estimator, draw, Feedback(loss, grad), state)[0].to(dtype)))
