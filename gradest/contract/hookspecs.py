@@ -56,6 +56,13 @@ A distribution is let in whole or not at all. What did not load, and why, is in 
 at /v1/plugins of the service. The module may state the contract it was written for as `GRADEST_PLUGIN_API = 1`; another number
 than `gradest.PLUGIN_API` keeps it from loading, with a failure that says so.
 
+Commands
+--------
+A distribution can also add commands to the command line, as gradest adds `serve` and `train`: an entry point of the group
+`gradest.commands`, such as `fit = "my_plugin.cli:fit"`, makes `gradest fit` call that object, a `typer.Typer`, a click command or
+a function of (arguments, prog_name). `gradest --help` reads its line from the first line of the docstring, without an import, so
+keep slow imports inside functions. `gradest/cli/plugins.py` has the rules, and what happens to a command that does not load.
+
 Names
 -----
 `name` is lower_snake_case and unique among the neurons, the estimators or the objectives of all that is installed; the built-in
