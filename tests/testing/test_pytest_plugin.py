@@ -45,7 +45,16 @@ def run(tmp_path: Path) -> Run:
     """Runs pytest in a folder of its own, whether or not gradest is installed with its entry point."""
 
     def pytest_on(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pytest", "-p", "gradest.pytest_plugin", "-p", "xdist.plugin", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "gradest.testing.pytest_plugin",
+            "-p",
+            "xdist.plugin",
+            *arguments,
+        ]
         env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
@@ -70,7 +79,7 @@ def test_in_an_empty_folder_with_readable_names_and_no_traceback(run: Run, half:
     assert "claims bias none, but: on a linear loss" in failures
     assert "wrong factor" in failures
     assert "Traceback" not in failures
-    assert "testing.py" not in failures
+    assert "checks.py" not in failures
     assert len(failures.splitlines()) < 10
 
 
@@ -98,14 +107,14 @@ def test_beside_ordinary_tests_and_selected_by_name(run: Run, half: str, tmp_pat
 def test_an_unknown_name_is_a_usage_error(run: Run, more: list[str]) -> None:
     ran = run("--gradest-plugin", "acme-nothing", *more)
     assert ran.returncode == pytest.ExitCode.USAGE_ERROR
-    assert ran.stderr.startswith("ERROR: --gradest-plugin: 'acme-nothing' is no installed distribution")
+    assert ran.stderr.startswith("ERROR: --gradest-plugin: 'acme-nothing' is not an installed distribution")
     assert ran.stderr.strip().count("\n") == 0
 
 
 def test_without_the_option_it_imports_nothing(run: Run, tmp_path: Path) -> None:
     (tmp_path / "test_ordinary.py").write_text(
         "import sys\n\ndef test_light():\n"
-        "    assert 'gradest.pytest_plugin' in sys.modules\n"
+        "    assert 'gradest.testing.pytest_plugin' in sys.modules\n"
         "    assert not {'torch', 'pydantic', 'gradest.discovery'} & sys.modules.keys()\n"
     )
     ran = run()

@@ -94,19 +94,26 @@ def test_a_compiled_model_trains_as_the_model_does(neuron, estimator):
     check_training(neuron, estimator, "aot_eager")
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize(("neuron", "estimator"), [pair for pair in SINGLE if pair not in FAST])
 def test_every_estimator_of_one_point(neuron, estimator):
     check_training(neuron, estimator, "aot_eager")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("neuron", "estimator"), [*FAST, ("bernoulli", "reinforce_centered")])
+@pytest.mark.parametrize(
+    ("neuron", "estimator"),
+    [
+        ("bernoulli", "nvil"),
+        *(pytest.param(*pair, marks=pytest.mark.deep) for pair in FAST if pair[1] != "nvil"),
+        pytest.param("bernoulli", "reinforce_centered", marks=pytest.mark.deep),
+    ],
+)
 def test_with_inductor(neuron, estimator):
     check_training(neuron, estimator, "inductor")
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.deep)])
 @pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("estimator", ["straight_through", "reinforce"])
 def test_each_call_draws_anew_and_torch_rules_the_seeds(estimator, learns, backend):
@@ -118,7 +125,7 @@ def test_each_call_draws_anew_and_torch_rules_the_seeds(estimator, learns, backe
 
     torch.manual_seed(3)
     drawn = torch.cat([twice(a), twice(a)])
-    layer._ears.clear()
+    layer._loss_channels.clear()
     assert len({tuple(h.flatten().tolist()) for h in drawn}) == 4
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.stack([layer(a) for _ in range(4)]))
@@ -147,7 +154,7 @@ def test_a_loss_that_is_not_differentiable_and_extra_batch_dims():
     h, loss = whole(layer)(a), torch.arange(4.0)
     broadcast_loss(layer, loss).backward()
     assert torch.allclose(a.grad, loss[:, None, None] * (h.detach() - 0.5) / 4)
-    assert not layer._ears
+    assert not layer._loss_channels
     whole(layer)(a)
     with pytest.raises(InvalidInput, match="one number an example"):
         broadcast_loss(layer, torch.zeros(5))
@@ -162,7 +169,7 @@ def test_what_is_not_told_or_not_to_be_told():
     with torch.no_grad():
         run(a)
     assert not run(a.detach()).requires_grad
-    assert not layer._ears
+    assert not layer._loss_channels
     empty = torch.zeros(0, 3, requires_grad=True)
     broadcast_loss(layer, run(empty).sum(-1)).backward()
     assert empty.grad.shape == (0, 3)
@@ -251,10 +258,10 @@ def test_a_layer_used_twice_averages_its_next_states():
         return layer(a) + layer(a)
 
     total = twice(a)
-    first, second = layer._ears  # each is told a loss of its own
-    layer._ears = [first]
+    first, second = layer._loss_channels  # each is told a loss of its own
+    layer._loss_channels = [first]
     scalar = broadcast_loss(layer, torch.tensor([2.0, 4.0]) + 0 * total.sum(-1))
-    layer._ears = [second]
+    layer._loss_channels = [second]
     (scalar + broadcast_loss(layer, torch.tensor([6.0, 6.0]))).backward()
     assert layer.state["total"].item() == pytest.approx(4.5)
     assert layer._steps == 1
