@@ -73,6 +73,13 @@ the route /v1/plugins of the service show what was not loaded, and why. The modu
 was written for, as `GRADEST_PLUGIN_API = 1`; if the number differs from `gradest.PLUGIN_API`, it is not loaded, and the failure
 gives this reason.
 
+Commands
+--------
+A distribution can also add commands to the command line, as gradest adds `serve` and `train`: an entry point of the group
+`gradest.commands`, such as `fit = "my_plugin.cli:fit"`, makes `gradest fit` call that object, a `typer.Typer`, a click command or
+a function of (arguments, prog_name). `gradest --help` reads its line from the first line of the docstring, without an import, so
+keep slow imports inside functions. `gradest/cli/plugins.py` has the rules, and what happens to a command that does not load.
+
 Names
 -----
 `name` is lower_snake_case and must be unique among all installed neurons, estimators or objectives. If two plugins use the same

@@ -48,11 +48,11 @@ def test_none_has_a_fault():
 @pytest.mark.parametrize("pair", DEFAULTS, ids=lambda pair: "-".join(plugin.name for plugin in pair))
 def test_the_kept_ones_are_of_this_code(pair):
     estimator, neuron = pair
-    assert certificates.is_current(of(estimator.name, neuron.name), estimator, neuron), "run `gradest certify`"
+    assert certificates.is_current(of(estimator.name, neuron.name), estimator, neuron), "run `gradest certify --out docs/results`"
 
 
 def test_the_table_is_of_the_kept_ones():
-    assert (ROOT / "docs/results/certificates.md").read_text() == certificates.to_markdown(KEPT), "run `gradest certify`"
+    assert (ROOT / "docs/results/certificates.md").read_text() == certificates.to_markdown(KEPT), "run `gradest certify --out docs/results`"
 
 
 @pytest.mark.slow

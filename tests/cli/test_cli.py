@@ -211,7 +211,7 @@ def test_describe_a_name_of_two_kinds(run: Run) -> None:
     gradest.registry.register(Namesake)
     try:
         assert run("describe", "bernoulli").err == (
-            "gradest: 'bernoulli' is the name of neuron and estimator: say which with --kind\n"
+            "gradest: 'bernoulli' is the name of neuron and estimator: choose one with --kind\n"
         )
         assert run("describe", "bernoulli", "--kind", "estimator", "--json").json["summary"] == "an estimator"
     finally:
@@ -352,9 +352,9 @@ FAILURES = [
     (["compare", "--a", "1", "--estimator", "pathwise"], "pathwise does not fit bernoulli: it needs a neuron that is"),
     (["compare", "--a", "1", "--estimator", "{rloo}"], "'{rloo}' is no JSON"),
     (["compare", "--a", "1", "--objective", "cross_entropy"], "cross_entropy: weight: Field required"),
-    (["compare", "--a", "1", "--plot", "x.gif"], "--plot x.gif: the name of a chart ends in .html"),
+    (["compare", "--a", "1", "--plot", "x.gif"], "--plot x.gif: the name of a chart must end in one of .html"),
     (["train", "--epochs", "0", "--learning-rate", "x"], "than or equal to 1; --learning-rate: Input should be"),
-    (["train", "--gaters", "--neuron", "bernoulli"], "--gaters brings its own neurons and estimators: leave out --neuron"),
+    (["train", "--gaters", "--neuron", "bernoulli"], "--gaters has its own neurons and estimators: omit --neuron"),
     (["train", "--estimator", "rloo:samples=2.5"], "rloo: samples: Input should be a valid integer"),
     (["train", "--resume", "--epochs", "1"], "resume needs the folder of the run"),
     (["serve", "--port", "x"], "--port: Input should be a valid integer"),
