@@ -74,11 +74,13 @@ class Certificate:
         A claim is contradicted by a significant bias on a loss for which it promises none. A claim that does not promise an
         unbiased estimate for every loss is also contradicted if no loss shows a bias.
         """
-        broken = [f"claims bias {self.claim}, but {record}" for record in self.records if record.contradicts_claim]
+        contradictions = [
+            f"claims bias {self.claim}, but {record}" for record in self.records if record.contradicts_claim
+        ]
         seen = any(not record.agrees_with_exact for record in self.records)
         if all(record.promised for record in self.records) or seen:
-            return tuple(broken)
-        return (*broken, f"claims bias {self.claim}, but no loss shows any")
+            return tuple(contradictions)
+        return (*contradictions, f"claims bias {self.claim}, but no loss shows any")
 
     def squared_snr_per_evaluation(self, logits: str) -> float:
         """Return SNR² / K, the squared signal-to-noise ratio that one evaluation buys: the harmonic mean over losses.
@@ -172,7 +174,7 @@ def to_json(certificates: Iterable[Certificate]) -> str:
 
 
 def from_json(text: str) -> tuple[Certificate, ...]:
-    """Return the certificates in the text of a CERTIFICATES_FILE; the inverse of `to_json`.
+    """Return the certificates in the text of a CERTIFICATES_FILE, as `to_json` writes it.
 
     Raises ValueError, TypeError or KeyError for a text of another form.
     """
@@ -190,9 +192,9 @@ def from_json(text: str) -> tuple[Certificate, ...]:
 
 
 def load_certificates(estimator: type[Estimator]) -> tuple[Certificate, ...]:
-    """Return the certificates of an estimator, one for each neuron, from the file in its package.
+    """Return the certificates of an estimator, one for each neuron, from the CERTIFICATES_FILE of its top-level package.
 
-    They are empty if the package has no such file or the file cannot be read.
+    There are none if the package has no such file, or the file cannot be read.
     """
     package = estimator.__module__.partition(".")[0]
     return tuple(found for found in _load_package(package) if found.estimator == estimator.name)
