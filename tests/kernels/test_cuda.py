@@ -48,6 +48,16 @@ if not INTERPRETED:
     SHAPES += [(70_000, 7, 2), (7, 70_001, 3), (3000, 1024, 2), (1, 1, 300)]
 
 
+def deep(*values):
+    """Values of a parameter that are left to the deep tests: kernels differ little by them."""
+    return [
+        pytest.param(*value, marks=pytest.mark.deep)
+        if isinstance(value, tuple)
+        else pytest.param(value, marks=pytest.mark.deep)
+        for value in values
+    ]
+
+
 def on_a_device(test):
     return test if INTERPRETED else pytest.mark.gpu(test)
 
@@ -60,9 +70,10 @@ def _forced(monkeypatch):
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_in_the_interpreter():
+@pytest.mark.parametrize("chosen", ["not deep", pytest.param("deep", marks=pytest.mark.deep)])
+def test_in_the_interpreter(chosen):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", chosen, __file__]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 20
@@ -101,8 +112,8 @@ def pre_activations(rows, units, *, classes=0, dtype=torch.float32):
 
 
 @on_a_device
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
-@pytest.mark.parametrize(("kernel", "spec"), [*NEURONS.items(), *MORE])
+@pytest.mark.parametrize("dtype", [torch.float32, *deep(torch.float64, torch.bfloat16)])
+@pytest.mark.parametrize(("kernel", "spec"), [*NEURONS.items(), *deep(*MORE)])
 def test_fused_kernels_have_the_references_bits(kernel, spec, dtype, monkeypatch):
     neuron = gradest.neuron(spec)
     assert fused(kernel, DEVICE).__module__.startswith("gradest.kernels.cuda.")
@@ -145,7 +156,7 @@ def test_outputs_as_bytes(dtype, monkeypatch):
 
 
 @on_a_device
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, *deep(torch.float64, torch.bfloat16)])
 @pytest.mark.parametrize("name", PULLED)
 def test_pullbacks_have_the_references_bits(name, dtype, monkeypatch):
     neuron, key, a = gradest.neuron(name), gradest.Key(5, stream=2), pre_activations(40, 33, dtype=dtype)
@@ -168,7 +179,7 @@ BACKWARD = [
 
 
 @on_a_device
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, *deep(torch.float64)])
 @pytest.mark.parametrize("kernel", BACKWARD)
 def test_backward_kernels_have_the_references_bits(kernel, dtype):
     for shape, draws in (((3, 2, 40), 2), ((1100, 1), 1), ((0, 3), 2), ((2, 0), 2), ((3, 2), reference.FEW + 1)):
@@ -195,7 +206,7 @@ def test_backward_kernels_have_the_references_bits(kernel, dtype):
 
 
 @on_a_device
-@pytest.mark.parametrize("classes", [1, 1025, 2500])
+@pytest.mark.parametrize("classes", [*deep(1), 1025, *deep(2500)])
 @pytest.mark.parametrize("name", ["categorical", "gumbel_softmax"])
 def test_many_classes(name, classes, monkeypatch):
     a = pre_activations(1, 2, classes=classes) / 300
@@ -217,7 +228,7 @@ def test_strides_and_rows(kernel, monkeypatch):
 
 
 @on_a_device
-@pytest.mark.parametrize("kernel", NEURONS)
+@pytest.mark.parametrize("kernel", ["binary", *deep(*(kernel for kernel in NEURONS if kernel != "binary"))])
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
 def test_nothing_to_draw(kernel, shape):
     neuron = gradest.neuron(NEURONS[kernel])
@@ -276,7 +287,7 @@ CONSTANTS = {
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
-@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize("dtype", ["fp32", *deep("fp64")])
 @pytest.mark.parametrize(
     "kernel", ["uniform", "antithetic", *NEURONS, *sorted({*BACKWARD, *FUSED_BACKWARD} - BORROWED)]
 )
@@ -333,7 +344,7 @@ def within_rounding(found, exact, magnitude, terms):
 
 
 @on_a_device
-@pytest.mark.parametrize("share", [0, 0.4, 1])
+@pytest.mark.parametrize("share", [*deep(0), 0.4, *deep(1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", GATED)
 def test_a_layer_under_gates_is_the_dense_one_to_rounding(shape, dtype, share, monkeypatch):
@@ -408,7 +419,7 @@ def test_a_layer_under_gates_does_not_wait_for_the_device():
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
-@pytest.mark.parametrize("units", [1, 8, 64])
+@pytest.mark.parametrize("units", [*deep(1), 8, *deep(64)])
 @pytest.mark.parametrize("weight", ["fp32", "bf16"])
 @pytest.mark.parametrize("kernel", ["list", "forward", "grad_input", "grad_weight"])
 def test_kernels_under_gates_compile_and_round_no_factor(kernel, weight, units):
