@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gradest.errors import InvalidInput
 from gradest.kernels import fused, select, transformed
-from gradest.kernels.reference import Word, as_tensors, cast, signed_word, threefry, widen
+from gradest.kernels.reference.noise import Word, as_tensors, signed_word, threefry
+from gradest.kernels.stable import cast, widen
 
 __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
 
@@ -138,7 +139,7 @@ class Key:
     ) -> Tensor:
         """Independent numbers uniform on the open interval (0, 1), shape `[draws, *batch, *event]`.
 
-        See `gradest.kernels.reference.uniform_from_words` for the bits. float16 and bfloat16 cannot hold an open interval
+        See `gradest.kernels.reference.noise.uniform_from_words` for the bits. float16 and bfloat16 cannot hold an open interval
         (1 - 2**-24 rounds to 1), so for them the noise is float32.
         """
         device = torch.device(device)

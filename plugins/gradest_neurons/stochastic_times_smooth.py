@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Differentiable, Scored
-from gradest.contract.numerics import gated_backward, portable, select, sigmoid, softplus, widen
+from gradest.contract.numerics import portable, select, sigmoid, softplus, times_smooth_backward, widen
 from gradest.random import Key
 
 
@@ -31,19 +31,19 @@ class StochasticTimesSmooth(Differentiable, Scored):
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """In one pass where there is a kernel."""
-        h = key.fused("gated", a, draws, self.event_ndim)
+        h = key.fused("times_smooth", a, draws, self.event_ndim)
         return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · b · √p (1 - p) / 2."""
         r = _gate(a)
-        return gated_backward(widen(a), torch.where(noise < r, r, 0), grad_h).to(a.dtype)
+        return times_smooth_backward(widen(a), torch.where(noise < r, r, 0), grad_h).to(a.dtype)
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """grad_h · h (1 - p) / 2, where h is as exact as √p."""
         if widen(a).dtype != h.dtype:
             return super().pullback(key, a, h, grad_h)
-        return select("gated_backward", a.device)(a, h, grad_h.to(a.dtype))  # type: ignore[no-any-return]
+        return select("times_smooth_backward", a.device)(a, h, grad_h.to(a.dtype))  # type: ignore[no-any-return]
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """d log P(b)/da = (b - r)(1 + r)/2, r = √p; for b = 1 that is (1 - p)/2, which does not cancel."""
