@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 import gradest
-from gradest.analysis.catalog import describe, describe_fully, describe_plugins
+from gradest.analysis.catalog import describe, describe_plugins, describe_with_certificates
 from gradest.analysis.results import Comparison, Recommendation
 
 __all__ = ["KINDS", "Sampled", "Source", "find_source"]
@@ -73,7 +73,7 @@ class _Here(Source):
 
     def describe(self, kind: str, name: str) -> tuple[dict[str, Any], str]:
         cls = getattr(gradest.registry, f"{kind}s")[name]
-        return describe_fully(cls), inspect.getdoc(cls) or ""
+        return describe_with_certificates(cls), inspect.getdoc(cls) or ""
 
     def sample(self, neuron: Spec, a: Tensor, samples: int, seed: int) -> Sampled:
         unit = gradest.neuron(neuron)

@@ -3,8 +3,8 @@
     # my_plugin.py
     import gradest
     from gradest.contract.estimator import Bias, MonteCarlo
-    from gradest.kernels.reference import leading_mean
     from gradest.contract.neuron import Binary
+    from gradest.contract.numerics import leading_mean
 
     class Damped(MonteCarlo):
         name, summary = "damped", "half of straight-through"
@@ -79,7 +79,7 @@ throughout, and most of what the kit finds breaks one of them:
 
 - Noise comes from the key (`neuron.noise(key, a, n)`, `key.with_stream(1)` for more), never from torch's generator.
 - State goes in and comes out; no argument is changed. A baseline is used first and moved afterwards.
-- A row's result has the same bits in any batch. Only the next state may gather over rows. `gradest.kernels.reference` has a
+- A row's result has the same bits in any batch. Only the next state may gather over rows. `gradest.contract.numerics` has a
   sigmoid, a softplus and sums of which this is true; of torch's own sigmoid it is not.
 
 Environment

@@ -115,7 +115,7 @@ def test_register_a_module(registry: Registry) -> None:
 
 def test_a_registered_name_cannot_be_registered_again_until_it_is_taken_back(registry: Registry) -> None:
     registry.register(Coin)
-    with pytest.raises(PluginError, match=r"duplicate: neuron 'test_coin' of .* is provided by .* already"):
+    with pytest.raises(PluginError, match=r"duplicate: neuron 'test_coin' of .* is already provided by .*"):
         registry.register(Coin)
     with pytest.raises(PluginError, match="test_coin"):
         registry.register(Hooks())
@@ -126,7 +126,7 @@ def test_a_registered_name_cannot_be_registered_again_until_it_is_taken_back(reg
 
 def test_a_built_in_name_is_taken(registry: Registry) -> None:
     thief = type("Thief", (LogisticBinary,), {"name": "bernoulli", "summary": "not the coin you know"})
-    with pytest.raises(PluginError, match=r"neuron 'bernoulli' of .* is provided by gradest already"):
+    with pytest.raises(PluginError, match=r"neuron 'bernoulli' of .* is already provided by gradest"):
         registry.register(thief)
 
 
@@ -139,11 +139,11 @@ def test_kinds_have_names_of_their_own(registry: Registry) -> None:
 
 
 INVALID = [
-    (Coin(), "is no subclass of Neuron, Estimator or Objective"),
+    (Coin(), "is not a subclass of Neuron, Estimator or Objective"),
     ("bernoulli", "implements no gradest hook"),
     (None, "implements no gradest hook"),
     (object, "implements no gradest hook"),
-    (Plugin, "is no subclass of Neuron, Estimator or Objective"),
+    (Plugin, "is not a subclass of Neuron, Estimator or Objective"),
     (Neuron, "it leaves abstract: active_probability, backward, forward, law, mean"),
     (type("Loud", (Coin,), {"name": "Loud"}), "`name` must be in lower_snake_case, not 'Loud'"),
     (type("Long", (Coin,), {"summary": "two\nlines"}), "`summary` must be one line"),
@@ -173,8 +173,8 @@ def test_every_fault_of_a_class_is_named(registry: Registry) -> None:
 
 @pytest.mark.parametrize("stranger", [Coin, "bernoulli", None])
 def test_unregister_takes_back_only_what_was_registered(registry: Registry, stranger: Any) -> None:
-    with pytest.raises(PluginError, match="was not registered here"):
+    with pytest.raises(PluginError, match="was not added by register"):
         registry.unregister(stranger)
-    with pytest.raises(PluginError, match="was not registered here"):
+    with pytest.raises(PluginError, match="was not added by register"):
         registry.unregister(registry.neurons["bernoulli"])
     assert "bernoulli" in registry.neurons

@@ -79,7 +79,7 @@ def test_in_an_empty_folder_with_readable_names_and_no_traceback(run: Run, half:
     assert "claims bias none, but: on a linear loss" in failures
     assert "wrong factor" in failures
     assert "Traceback" not in failures
-    assert "testing.py" not in failures
+    assert "checks.py" not in failures
     assert len(failures.splitlines()) < 10
 
 
@@ -107,7 +107,7 @@ def test_beside_ordinary_tests_and_selected_by_name(run: Run, half: str, tmp_pat
 def test_an_unknown_name_is_a_usage_error(run: Run, more: list[str]) -> None:
     ran = run("--gradest-plugin", "acme-nothing", *more)
     assert ran.returncode == pytest.ExitCode.USAGE_ERROR
-    assert ran.stderr.startswith("ERROR: --gradest-plugin: 'acme-nothing' is no installed distribution")
+    assert ran.stderr.startswith("ERROR: --gradest-plugin: 'acme-nothing' is not an installed distribution")
     assert ran.stderr.strip().count("\n") == 0
 
 

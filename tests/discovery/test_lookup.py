@@ -100,7 +100,7 @@ def test_keys_that_are_no_text_are_named_too() -> None:
 
 
 def test_an_instance_takes_no_more_options() -> None:
-    with pytest.raises(InvalidOptions, match="bernoulli is built already"):
+    with pytest.raises(InvalidOptions, match="bernoulli is already an instance"):
         gradest.neuron(gradest.neuron("bernoulli"), low=0)
 
 

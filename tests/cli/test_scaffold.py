@@ -14,7 +14,7 @@ import pytest
 from gradest.cli.scaffold import write_plugin
 from gradest.errors import InvalidInput
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NAMES = ["my-plugin", "my_plugin", "z9", "a-plugin-of-as-many-characters-as-may-be"]
 
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 import gradest
-from gradest.analysis.certificates import load
-from gradest.analysis.comparison import comparable
+from gradest.analysis.certificates import from_json
+from gradest.analysis.comparison import comparable_estimators
 from gradest.cli import main
 from gradest.cli.arguments import read_numbers, read_options, read_spec
 from gradest.contract.estimator import Bias, MonteCarlo
@@ -291,7 +291,7 @@ def test_compare_is_the_library_s(run: Run) -> None:
 def test_compare_by_default_takes_all_that_fit_and_is_strict_json_though_some_numbers_are_infinite(run: Run) -> None:
     found = run("compare", "--a", "0.5", "--draws", "5", "--seed", "3", "--json").json
     rows = {row["estimator"]: row for row in found["rows"]}
-    assert list(rows) == [estimator.name for estimator in comparable(gradest.neuron("bernoulli"))]
+    assert list(rows) == [estimator.name for estimator in comparable_estimators(gradest.neuron("bernoulli"))]
     assert rows["enumeration"]["snr"] == "Infinity"
 
 
@@ -346,9 +346,9 @@ FAILURES = [
     (["sample", "bernoulli", "--a", '["x"]'], "--a: give numbers, or a rectangular nested array of them"),
     (["sample", "bernoulli", "--a", "[null]"], "--a: give numbers, or a rectangular nested array of them"),
     (["sample", "bernoulli", "--a", "-"], "standard input is no JSON array of numbers"),
-    (["sample", "bernoulli", "--a", "1", "--samples", "-1"], "samples is an integer of at least 0"),
-    (["sample", "bernoulli", "--a", "1", "--seed", "-1"], "a seed is an integer with 0 <= seed < 2**53"),
-    (["compare", "--a", "1", "--draws", "0"], "draws is an integer of at least 1"),
+    (["sample", "bernoulli", "--a", "1", "--samples", "-1"], "samples must be an integer of at least 0"),
+    (["sample", "bernoulli", "--a", "1", "--seed", "-1"], "a seed must be an integer with 0 <= seed < 2**53"),
+    (["compare", "--a", "1", "--draws", "0"], "draws must be an integer of at least 1"),
     (["compare", "--a", "1", "--estimator", "pathwise"], "pathwise does not fit bernoulli: it needs a neuron that is"),
     (["compare", "--a", "1", "--estimator", "{rloo}"], "'{rloo}' is no JSON"),
     (["compare", "--a", "1", "--objective", "cross_entropy"], "cross_entropy: weight: Field required"),
@@ -587,7 +587,7 @@ def test_certify_writes_what_is_missing_or_stale(run: Run, certified_package: Pa
     path = certified_package / "certificates.json"
     (found,) = run(*arguments).json
     assert (found["estimator"], found["neuron"], found["claim"]) == ("certified", "bernoulli", "none")
-    assert load(path.read_text())[0].faults == ()
+    assert from_json(path.read_text())[0].faults == ()
     assert "### certified" in (certified_package / "CERTIFICATES.md").read_text()
     marked = path.read_text().replace('"draws": 4096', '"draws": 4095')  # by which a record that is kept is known
     path.write_text(marked)

@@ -60,15 +60,15 @@ PHASES = {
     "acme-raises": ("call", "plugin", "gradest_estimators raised ZeroDivisionError: division by zero"),
     "acme-raises-late": ("call", "plugin", "gradest_estimators raised ZeroDivisionError: division by zero"),
     "acme-required": ("class", "plugin", "Picky cannot be built with its default options"),
-    "acme-returns-instance": ("class", "plugin", "is no subclass of Neuron, Estimator or Objective"),
+    "acme-returns-instance": ("class", "plugin", "is not a subclass of Neuron, Estimator or Objective"),
     "acme-returns-none": ("class", "plugin", "gradest_estimators must return a list of classes, not NoneType"),
     "acme-returns-text": ("class", "plugin", "gradest_estimators must return a list of classes, not str"),
     "acme-rival-b": (
         "duplicate",
         "rival_b",
-        "neuron 'acme_contested' of acme-rival-b is provided by acme-rival-a already",
+        "neuron 'acme_contested' of acme-rival-b is already provided by acme-rival-a",
     ),
-    "acme-thief": ("duplicate", "plugin", "neuron 'bernoulli' of acme-thief is provided by gradest already"),
+    "acme-thief": ("duplicate", "plugin", "neuron 'bernoulli' of acme-thief is already provided by gradest"),
     "acme-unmarked": ("hooks", "plugin", "gradest_estimators of plugin is not marked with @gradest.hookimpl"),
 }
 

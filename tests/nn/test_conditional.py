@@ -468,16 +468,16 @@ def test_torch_compile_breaks_the_graph_there():
 @pytest.mark.parametrize(
     ("x", "gates", "message"),
     [
-        (torch.zeros(3, 5), torch.zeros(3, 4), r"x is \[\*batch, 4\] for this layer; it is \[3, 5\]"),
-        (torch.zeros(()), torch.zeros(4), r"x is \[\*batch, 4\]"),
+        (torch.zeros(3, 5), torch.zeros(3, 4), r"x must be \[\*batch, 4\] for this layer, not \[3, 5\]"),
+        (torch.zeros(()), torch.zeros(4), r"x must be \[\*batch, 4\]"),
         (
             torch.zeros(3, 4),
             torch.zeros(3, 8),
-            r"gates are \[\*batch, 4\], one a block of 2.*\[3, 4\]; they are \[3, 8\]",
+            r"gates must be \[\*batch, 4\], one for each block of 2.*\[3, 4\] for x of \[3, 4\], not \[3, 8\]",
         ),
-        (torch.zeros(3, 4), torch.zeros(1, 4), r"that is \[3, 4\]; they are \[1, 4\]"),
-        (torch.zeros(3, 4), torch.zeros(4), r"that is \[3, 4\]; they are \[4\]"),
-        (torch.zeros(3, 4).double(), torch.zeros(3, 4), "x is of torch.float64, and the layer of torch.float32"),
+        (torch.zeros(3, 4), torch.zeros(1, 4), r"\[3, 4\] for x of \[3, 4\], not \[1, 4\]"),
+        (torch.zeros(3, 4), torch.zeros(4), r"\[3, 4\] for x of \[3, 4\], not \[4\]"),
+        (torch.zeros(3, 4).double(), torch.zeros(3, 4), "x has dtype torch.float64, but the layer has torch.float32"),
         (torch.zeros(3, 4), torch.zeros(3, 4, device="meta"), "gates on meta and the layer on cpu; move them together"),
     ],
 )
@@ -489,9 +489,9 @@ def test_what_does_not_fit_is_named(x, gates, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"block_size": 3}, "blocks of 3 do not divide 8 outputs"),
-        ({"block_size": 0}, "blocks of 0"),
-        ({"method": "fast"}, "method is .* not 'fast'"),
+        ({"block_size": 3}, "block_size=3 does not divide 8 outputs"),
+        ({"block_size": 0}, "block_size=0 does not divide"),
+        ({"method": "fast"}, "method must be .* not 'fast'"),
         ({"method": 1.5}, "a share from 0 to 1, not 1.5"),
     ],
 )

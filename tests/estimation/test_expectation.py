@@ -12,13 +12,9 @@ from gradest.errors import Incompatible, InvalidInput, TooManyPoints
 from gradest.estimation.ask_tell import first_non_finite
 from gradest.estimation.estimate import blocks_of
 from gradest.estimation.exact import closed_form
+from tests.losses import mixed as loss
 
 A = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.1, -0.2]], dtype=torch.float64)
-
-
-def loss(h):
-    """Not symmetric, with interactions of all orders."""
-    return torch.sin(h[..., 0] + 2 * h[..., 1]) + h[..., 1] * h[..., 2] * h[..., 0] + 0.5 * h[..., 2]
 
 
 def by_hand(f, a):
@@ -172,12 +168,12 @@ def test_bad_pre_activations_are_refused():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(InvalidInput, match="samples is an integer of at least 0"):
+    with pytest.raises(InvalidInput, match="samples must be an integer of at least 0"):
         gradest.sample("bernoulli", A, samples=-1)
-    with pytest.raises(InvalidInput, match="draws is an integer of at least 1"):
+    with pytest.raises(InvalidInput, match="draws must be an integer of at least 1"):
         gradest.estimate(loss, A, draws=0)
     for target in (-1, math.nan, math.inf, True, "0.1"):
-        with pytest.raises(InvalidInput, match="target_standard_error is a finite number of at least 0"):
+        with pytest.raises(InvalidInput, match="target_standard_error must be a finite number of at least 0"):
             gradest.estimate(loss, A, target_standard_error=target)
     with pytest.raises(InvalidInput, match="seed"):
         gradest.sample("bernoulli", A, seed=-1)

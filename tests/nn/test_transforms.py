@@ -161,7 +161,7 @@ def test_what_a_transform_refuses():
     with pytest.raises(MissingLoss, match="broadcast_loss"):
         grad(untold)(parameters)
     broadcast_loss(model, model(x)).backward()  # what a transform left behind does no harm
-    with pytest.raises(Incompatible, match="carries a state"):
+    with pytest.raises(Incompatible, match="has a state"):
         vmap(Gated("reinforce_average"))(x[:, None])
 
 
