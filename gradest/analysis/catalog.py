@@ -14,7 +14,7 @@ from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import registry
 from gradest.errors import TooManyPoints
-from gradest.kernels import record, why
+from gradest.kernels import explain_backend, record_kernels_used
 from gradest.random import Key
 
 __all__ = [
@@ -82,7 +82,7 @@ def describe_kernels() -> dict[str, list[dict[str, Any]]]:
     devices = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
     return {
         "devices": [
-            *({"device": device.type, "kernels": why(device)} for device in devices),
+            *({"device": device.type, "kernels": explain_backend(device)} for device in devices),
             *([] if len(devices) > 1 else [{"device": "cuda", "kernels": "none, for torch sees no such device"}]),
         ],
         "kernels": [
@@ -96,9 +96,9 @@ def describe_kernels() -> dict[str, list[dict[str, Any]]]:
 def _kernels_used(neuron: Neuron, device: torch.device) -> dict[str, str | None]:
     key, a = Key(0), torch.zeros(1, *(2,) * neuron.event_ndim, device=device)
     with torch.no_grad():
-        with record() as forward:
+        with record_kernels_used() as forward:
             h = neuron.sample(key, a, 1)
-        with record() as backward:
+        with record_kernels_used() as backward:
             if isinstance(neuron, Scored):
                 neuron.weighted_score(h, a, h.new_ones(1, 1))
             if isinstance(neuron, Differentiable):
