@@ -42,11 +42,11 @@ chromium:
 demo: $(READY)
 	$(BIN)/gradest demo
 
-# Rewrites BENCHMARKS.md. With SHORT=1 it takes three minutes, and its document and charts are in runs/benchmarks.
+# Rewrites docs/results/benchmarks.md and its charts. With SHORT=1 it takes three minutes and writes into runs/benchmarks.
 RESULTS := $(if $(SHORT),runs/benchmarks,tests/benchmarks/results)
 bench: $(PEERS)
 	OMP_NUM_THREADS=2 $(BIN)/pytest -m benchmark -s tests/benchmarks --results $(RESULTS) $(if $(SHORT),--short)
-	$(BIN)/python tests/benchmarks/report.py $(RESULTS) $(if $(SHORT),$(RESULTS)/)BENCHMARKS.md
+	$(BIN)/python tests/benchmarks/report.py $(RESULTS) $(if $(SHORT),$(RESULTS),docs/results)/benchmarks.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

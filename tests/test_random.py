@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from gradest.errors import InvalidInput
-from gradest.kernels.reference import uniform_from_words
+from gradest.kernels.reference.noise import uniform_from_words
 from gradest.random import MAX_SEED, Key, fresh_seed, threefry2x32
 
 ONES = 0xFFFFFFFF

@@ -211,7 +211,7 @@ def test_describe_a_name_of_two_kinds(run: Run) -> None:
     gradest.registry.register(Namesake)
     try:
         assert run("describe", "bernoulli").err == (
-            "gradest: 'bernoulli' is the name of neuron and estimator: say which with --kind\n"
+            "gradest: 'bernoulli' is the name of neuron and estimator: choose one with --kind\n"
         )
         assert run("describe", "bernoulli", "--kind", "estimator", "--json").json["summary"] == "an estimator"
     finally:
@@ -352,9 +352,9 @@ FAILURES = [
     (["compare", "--a", "1", "--estimator", "pathwise"], "pathwise does not fit bernoulli: it needs a neuron that is"),
     (["compare", "--a", "1", "--estimator", "{rloo}"], "'{rloo}' is no JSON"),
     (["compare", "--a", "1", "--objective", "cross_entropy"], "cross_entropy: weight: Field required"),
-    (["compare", "--a", "1", "--plot", "x.gif"], "--plot x.gif: the name of a chart ends in .html"),
+    (["compare", "--a", "1", "--plot", "x.gif"], "--plot x.gif: the name of a chart must end in one of .html"),
     (["train", "--epochs", "0", "--learning-rate", "x"], "than or equal to 1; --learning-rate: Input should be"),
-    (["train", "--gaters", "--neuron", "bernoulli"], "--gaters brings its own neurons and estimators: leave out --neuron"),
+    (["train", "--gaters", "--neuron", "bernoulli"], "--gaters has its own neurons and estimators: omit --neuron"),
     (["train", "--estimator", "rloo:samples=2.5"], "rloo: samples: Input should be a valid integer"),
     (["train", "--resume", "--epochs", "1"], "resume needs the folder of the run"),
     (["serve", "--port", "x"], "--port: Input should be a valid integer"),
@@ -588,7 +588,7 @@ def test_certify_writes_what_is_missing_or_stale(run: Run, certified_package: Pa
     (found,) = run(*arguments).json
     assert (found["estimator"], found["neuron"], found["claim"]) == ("certified", "bernoulli", "none")
     assert from_json(path.read_text())[0].faults == ()
-    assert "### certified" in (certified_package / "CERTIFICATES.md").read_text()
+    assert "### certified" in (certified_package / "certificates.md").read_text()
     marked = path.read_text().replace('"draws": 4096', '"draws": 4095')  # by which a record that is kept is known
     path.write_text(marked)
     assert run(*arguments).json[0]["records"][0]["draws"] == 4095

@@ -15,7 +15,7 @@ import gradest
 from gradest.analysis.catalog import describe, describe_plugins, describe_with_certificates
 from gradest.analysis.results import Comparison, Recommendation
 
-__all__ = ["KINDS", "Sampled", "Source", "find_source"]
+__all__ = ["KINDS", "Sampled", "find_backend"]
 
 KINDS = ("neuron", "estimator", "objective")
 API_KEY = "GRADEST_API_KEY"
@@ -32,7 +32,7 @@ class Sampled(NamedTuple):
     columns: Mapping[str, Tensor]
 
 
-class Source(ABC):
+class Backend(ABC):
     """Has the plugins and computes with them: a library, this one or a client, which has the same functions."""
 
     def __init__(self, library: Any) -> None:
@@ -66,7 +66,7 @@ class Source(ABC):
         """The argument by which the library is told the loss."""
 
 
-class _Here(Source):
+class LocalBackend(Backend):
     def catalog(self) -> dict[str, list[dict[str, Any]]]:
         tables = {f"{kind}s": getattr(gradest.registry, f"{kind}s") for kind in KINDS}
         return {name: [describe(cls) for cls in table.values()] for name, table in tables.items()} | describe_plugins()
@@ -85,7 +85,7 @@ class _Here(Source):
         return {"f": gradest.objective(objective)}
 
 
-class _There(Source):
+class RemoteBackend(Backend):
     def catalog(self) -> dict[str, list[dict[str, Any]]]:
         tables = {f"{kind}s": getattr(self._library, f"{kind}s")() for kind in KINDS}
         return {**{name: list(table.values()) for name, table in tables.items()}, **self._library.plugins()}
@@ -103,12 +103,12 @@ class _There(Source):
 
 
 @contextmanager
-def find_source(url: str | None) -> Iterator[Source]:
+def find_backend(url: str | None) -> Iterator[Backend]:
     """The service at `url`, with the API key that the environment has, or this process if that is None."""
     if url is None:
-        yield _Here(gradest)
+        yield LocalBackend(gradest)
         return
     from gradest.client import Client
 
     with Client(url, api_key=os.environ.get(API_KEY)) as client:
-        yield _There(client)
+        yield RemoteBackend(client)
