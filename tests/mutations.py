@@ -511,7 +511,8 @@ MUTATIONS = (
 
 SERVER = """
 import json, os, sys
-import numba, pydantic, scipy.stats, torch, torch._dynamo  # what most tests need, and takes seconds to import
+# what most tests need, and takes seconds to import
+import fastapi, httpx, hypothesis, numba, pytest, scipy.stats, torch, torch._dynamo, typer, uvicorn
 for line in sys.stdin:
     log, *arguments = json.loads(line)
     child = os.fork()
@@ -520,7 +521,6 @@ for line in sys.stdin:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        import pytest
         code = pytest.main(arguments)
         sys.stdout.flush()
         os._exit(code)
@@ -577,6 +577,7 @@ class Copy:
             marked = f"({arguments[at + 1]}) and {marked}"
             del arguments[at : at + 2]
         arguments = [str(self.log), "-x", "-q", "-p", "no:cacheprovider", "-m", marked, *arguments]
+        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are imported already
         assert self.server.stdin is not None
         assert self.server.stdout is not None
         print(json.dumps(arguments), file=self.server.stdin, flush=True)
