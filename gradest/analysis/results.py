@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from gradest.analysis.charts import chart
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Comparison", "ComparisonRow", "Excluded", "LossAccess", "Recommendation", "Recommended", "relative_error"]
 

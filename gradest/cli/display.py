@@ -6,14 +6,15 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console, RenderableType
 from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "Bars",
@@ -121,6 +122,8 @@ def _bias(record: dict[str, Any]) -> str:
 
 def show_samples(neuron: str, seed: int, columns: Mapping[str, Tensor], samples: Tensor) -> None:
     """A row for each unit: the columns, tensors of one shape; the mean of its samples; and the first of them."""
+    import torch
+
     shape, flat = samples.shape[1:], samples.flatten(1)
     columns = {**{name: values.flatten() for name, values in columns.items()}, "mean": flat.float().mean(0)}
     rows = (
