@@ -12,6 +12,7 @@ from gradest.client.encoding import encode_json, with_non_finite
 from gradest.client.requests import ApiRequest, Call, check_dtype, choose_seed, post, to_spec
 from gradest.client.responses import ResponseFields
 from gradest.client.results import RemoteDraw, RemoteEstimate, RemoteGradient, RemoteMean
+from gradest.errors import InvalidInput
 from gradest.estimation.results import Estimate
 
 if TYPE_CHECKING:
@@ -194,6 +195,8 @@ def compare(
         if progress:
             progress(so_far["estimator"], so_far["done"], so_far["draws"])
 
+    if isinstance(estimators, (str, Mapping)):
+        raise InvalidInput(f"estimators must be a list of estimators, such as ['rloo'], not {estimators!r}")
     chosen = None if estimators is None else [to_spec(estimator) for estimator in estimators]
     fields = {"objective": to_spec(objective), "estimators": chosen, "draws": draws, "seed": choose_seed(seed)}
     response = yield post("/v1/compare", neuron, a, fields, report)
