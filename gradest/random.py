@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gradest.errors import InvalidInput
 from gradest.kernels import fused, select, transformed
-from gradest.kernels.reference import Word, as_tensors, cast, signed_word, threefry, widen
+from gradest.kernels.reference.noise import Word, as_tensors, signed_word, threefry
+from gradest.kernels.stable import cast, widen
 
 __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
 
@@ -141,8 +142,8 @@ class Key:
     ) -> Tensor:
         """Return independent numbers, uniform on the open interval (0, 1), of shape `[draws, *batch, *event]`.
 
-        `gradest.kernels.reference.uniform_from_words` says how words become numbers. float16 and bfloat16 have no numbers close
-        enough to 1 (1 - 2**-24 rounds to 1), so for them the noise is float32.
+        `gradest.kernels.reference.noise.uniform_from_words` says how words become numbers. float16 and bfloat16 have no numbers
+        close enough to 1 (1 - 2**-24 rounds to 1), so for them the noise is float32.
         """
         device = torch.device(device)
         noise: Tensor = select("uniform", device)(

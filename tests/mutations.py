@@ -1,16 +1,16 @@
-"""Sixty faults, a line each, that the tests must find: a sign, a factor, a swapped argument, a dropped check, a missing limit.
+"""Sixty faults and more, which the tests must find: a sign, a factor, a swapped argument, a dropped check, a missing limit.
 
     python tests/mutations.py                         all of them
     python tests/mutations.py 3 17-20                 some of them, by number
     python tests/mutations.py --list                  what there is
     python tests/mutations.py --jobs 2 --results runs/mutations.json
 
-Each fault is put into a copy of the working tree, in a temporary folder with a virtual environment that leads to it. The tests named
-beside it are run there, those alone that `make test` runs; then the fault is taken out again. A fault is caught if one of them fails.
-With --results what is found is kept, and faults that the file has already are not tried again.
+Each fault is put into a copy of the working tree, in a temporary folder with a virtual environment that leads to it. The tests
+named beside it are run there, those alone that `make test` runs; then the fault is taken out again. A fault is caught if one of
+them fails. With --results what is found is kept, and faults that the file has already are not tried again.
 
-The exit code is 1 if a fault is missed. A test whose subject moves takes its faults along: `file`, `old` and `tests` are to be kept
-right, and `--check` says quickly whether each text still stands exactly once in its file and each test file is there.
+The exit code is 1 if a fault is missed. Where code or a test moves or changes its name, a fault's `file`, `old` and `tests` must
+follow; `--check` says in a second whether each text still stands exactly once in its file and each test file is there.
 """
 
 from __future__ import annotations

@@ -43,7 +43,9 @@ Nearer to 0 or 1, the outputs that contribute most to the gradient are so rare t
 standard error.
 """
 _FIRST_DRAWS = {"moderate": 1 << 12, "saturated": 1 << 16}  # enough for about a thousand of the rarer outputs
-_POWER = 20.0  # the least exact gradient in standard errors: a wrong factor of two is then at least ten of them
+_LEAST_GRADIENT_SE = (
+    20.0  # how many standard errors the exact gradient should have: half of it, a wrong factor, is then ten
+)
 MAX_DRAWS = 1 << 20
 """The number of draws from which `measure_bias` makes no more."""
 
@@ -98,7 +100,9 @@ class BiasRecord:
 
     def __str__(self) -> str:
         where = f"on a {self.loss} loss at {self.logits} logits"
-        return f"{where} the mean gradient is {self.bias_in_se:.1f} standard errors off ({self.draws} draws)"
+        return (
+            f"{where} the mean gradient is {self.bias_in_se:.1f} standard errors off the exact one ({self.draws} draws)"
+        )
 
 
 def measure_bias(
@@ -125,7 +129,7 @@ def measure_bias(
         while True:
             found = estimate(f, a, neuron, estimator, draws, seed)
             size = float(truth.abs().max())
-            if not size or size >= _POWER * float(found.standard_error.max()) or draws >= MAX_DRAWS:
+            if not size or size >= _LEAST_GRADIENT_SE * float(found.standard_error.max()) or draws >= MAX_DRAWS:
                 break
             draws *= 4
         difference = (found.gradient - truth).abs()
@@ -151,7 +155,11 @@ def measurement_event_shape(neuron: Neuron) -> tuple[int, ...]:
 
 
 def pre_activations(neuron: Neuron, logits: str) -> Tensor:
-    """Return the pre-activations `[2, *event]`, float32, at which bias is measured; `logits` is a key of LOGIT_REGIMES."""
+    """Return the pre-activations `[2, *event]`, float32, at which bias is measured.
+
+    logits: a key of LOGIT_REGIMES. For units of several classes, its values belong to the first class, and those of the other
+        classes are between -1.3 and 1.3.
+    """
     a = torch.tensor(LOGIT_REGIMES[logits])
     if neuron.event_ndim == 1:
         return a

@@ -14,7 +14,7 @@ from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import registry
 from gradest.errors import TooManyPoints
-from gradest.kernels import record, why
+from gradest.kernels import explain_backend, record_kernels_used
 from gradest.random import Key
 
 __all__ = [
@@ -82,7 +82,7 @@ def describe_kernels() -> dict[str, list[dict[str, Any]]]:
     devices = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
     return {
         "devices": [
-            *({"device": device.type, "kernels": why(device)} for device in devices),
+            *({"device": device.type, "kernels": explain_backend(device)} for device in devices),
             *([] if len(devices) > 1 else [{"device": "cuda", "kernels": "none, for torch sees no such device"}]),
         ],
         "kernels": [
@@ -96,9 +96,9 @@ def describe_kernels() -> dict[str, list[dict[str, Any]]]:
 def _kernels_used(neuron: Neuron, device: torch.device) -> dict[str, str | None]:
     key, a = Key(0), torch.zeros(1, *(2,) * neuron.event_ndim, device=device)
     with torch.no_grad():
-        with record() as forward:
+        with record_kernels_used() as forward:
             h = neuron.sample(key, a, 1)
-        with record() as backward:
+        with record_kernels_used() as backward:
             if isinstance(neuron, Scored):
                 neuron.weighted_score(h, a, h.new_ones(1, 1))
             if isinstance(neuron, Differentiable):
@@ -150,14 +150,14 @@ def describe_with_certificates(cls: type[Plugin]) -> dict[str, Any]:
 
 
 def estimators_to_markdown() -> str:
-    """Every registered estimator in a row of a Markdown table: what it is for, needs, claims and costs."""
+    """Return a Markdown table with a row for each registered estimator: what it fits, needs, claims and costs."""
     lines = [
-        "| estimator | neurons | needs | claimed bias | K | what it does | source |",
+        "| estimator | neurons | needs | claimed bias | K | what it does | reference |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cls in registry.estimators.values():
         found = describe_estimator(cls)
-        needs = ", ".join(found["needs"]) + (", off the outputs too" if found["off_support"] else "")
+        needs = ", ".join(found["needs"]) + (", also between outputs" if found["off_support"] else "")
         target = "" if cls().target() == Target() else f", of {found['target']}"
         cells = [
             cls.name,
@@ -173,7 +173,7 @@ def estimators_to_markdown() -> str:
 
 
 def _by_value(by_neuron: dict[str, str]) -> str:
-    """The one value that all have, or each with those that have it."""
+    """Return the value that all neurons share, or else each value with the neurons that have it."""
     values = list(dict.fromkeys(by_neuron.values()))
     if len(values) == 1:
         return values[0]
@@ -183,11 +183,12 @@ def _by_value(by_neuron: dict[str, str]) -> str:
 
 
 def _cost(counts: dict[str, int | None]) -> str:
-    """K, which may go with the number of units."""
+    """Return K: one number, or its values for 1 and for 8 units if it depends on the number of units."""
     known = {units: count for units, count in counts.items() if count is not None}
     if len({*known.values()}) == 1:
         return str(next(iter(known.values())))
-    return ", ".join(f"{known[units]} for {units}" for units in ("1", "8") if units in known)
+    sizes = {"1": "1 unit", "8": "8 units"}
+    return ", ".join(f"{known[units]} for {size}" for units, size in sizes.items() if units in known)
 
 
 def _describe(cls: type[Plugin], base: type[Plugin]) -> dict[str, Any]:

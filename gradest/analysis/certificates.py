@@ -74,11 +74,13 @@ class Certificate:
         A claim is contradicted by a significant bias on a loss for which it promises none. A claim that does not promise an
         unbiased estimate for every loss is also contradicted if no loss shows a bias.
         """
-        broken = [f"claims bias {self.claim}, but {record}" for record in self.records if record.contradicts_claim]
+        contradictions = [
+            f"claims bias {self.claim}, but {record}" for record in self.records if record.contradicts_claim
+        ]
         seen = any(not record.agrees_with_exact for record in self.records)
         if all(record.promised for record in self.records) or seen:
-            return tuple(broken)
-        return (*broken, f"claims bias {self.claim}, but no loss shows any")
+            return tuple(contradictions)
+        return (*contradictions, f"claims bias {self.claim}, but no loss shows any")
 
     def squared_snr_per_evaluation(self, logits: str) -> float:
         """Return SNR² / K, the squared signal-to-noise ratio that one evaluation buys: the harmonic mean over losses.
@@ -172,7 +174,7 @@ def to_json(certificates: Iterable[Certificate]) -> str:
 
 
 def from_json(text: str) -> tuple[Certificate, ...]:
-    """Return the certificates in the text of a CERTIFICATES_FILE; the inverse of `to_json`.
+    """Return the certificates in the text of a CERTIFICATES_FILE, as `to_json` writes it.
 
     Raises ValueError, TypeError or KeyError for a text of another form.
     """
@@ -190,9 +192,9 @@ def from_json(text: str) -> tuple[Certificate, ...]:
 
 
 def load_certificates(estimator: type[Estimator]) -> tuple[Certificate, ...]:
-    """Return the certificates of an estimator, one for each neuron, from the file in its package.
+    """Return the certificates of an estimator, one for each neuron, from the CERTIFICATES_FILE of its top-level package.
 
-    They are empty if the package has no such file or the file cannot be read.
+    There are none if the package has no such file, or the file cannot be read.
     """
     package = estimator.__module__.partition(".")[0]
     return tuple(found for found in _load_package(package) if found.estimator == estimator.name)
@@ -213,26 +215,28 @@ def _load_package(package: str) -> tuple[Certificate, ...]:
 _INTRODUCTION = f"""\
 # Certificates
 
-What each estimator claims of its bias, and what was measured, with default options, on two rows of two units. `gradest certify`
-writes this file, and anyone can run it again; a test fails where the file and the code have parted.
+For each estimator, its claim about its bias and the bias and variance that were measured, with default options, on two rows of
+two units. `gradest certify` writes this file, and anyone can run it again; a test fails if the file does not match the code.
 
-The losses are of degree 1, 2 and 3 in h, and a small network. Logits are moderate (probabilities from 0.3 to 0.8) or saturated
-(within 0.03 of 0 or 1). The mean of the draws is held against the exact gradient, by enumeration, or by quadrature for units
-with continuous output. **Bold** is a bias of more than {SIGNIFICANCE_SE:g}
-standard errors; where a claim promises none there is no bold.
+Each estimator is measured on four losses, a linear, a quadratic and a cubic one and a small network, at moderate logits
+(probabilities from 0.3 to 0.8) and at saturated ones (probabilities within 0.03 of 0 or 1). The mean of many draws is compared
+with the exact gradient, which comes from enumeration, or from quadrature for units with continuous output. A bias of more than
+{SIGNIFICANCE_SE:g} standard errors is printed in **bold**. Where the claim excludes a bias, a bold number would
+contradict it, and `gradest certify` fails.
 """
 _SIGNAL = """\
 ## Signal of one evaluation
 
-|mean|² / (variance · K), the squared signal-to-noise ratio that one evaluation of the loss buys: the harmonic mean over the four
-losses. It says nothing of bias, which the claim and the cosine do: the least one, over losses and logits, of the angle between
-the mean and the exact gradient.
+The columns for moderate and saturated logits give |mean|² / (variance · K), the squared signal-to-noise ratio per evaluation of
+the loss, as the harmonic mean over the four losses. This figure does not show bias; the claim and the cosine do. The cosine is
+that of the angle between the mean of the draws and the exact gradient, and the smallest over all losses and logits is given.
 """
 _SECTIONS = """\
 ## Bias and variance
 
-Bias: the largest difference of a coordinate from the exact gradient, ± its standard error, in % of the gradient's largest
-coordinate (as it is, where the gradient is 0). Variance: of one draw, mean over coordinates, times K."""
+The bias is the largest difference between a coordinate of the mean and of the exact gradient, ± its standard error, in % of the
+gradient's largest coordinate (or without a unit, if the gradient is 0). The variance is that of one draw, averaged over
+coordinates, times K."""
 
 
 def to_markdown(certificates: Sequence[Certificate]) -> str:

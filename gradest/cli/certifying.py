@@ -24,7 +24,7 @@ from gradest.errors import GradestError, InvalidInput
 
 __all__ = ["write_certificates"]
 
-_TABLE = "CERTIFICATES.md"
+_TABLE = "certificates.md"
 
 
 def write_certificates(names: list[str], package: str, out: Path, everything: bool, as_json: bool) -> None:
@@ -45,6 +45,7 @@ def write_certificates(names: list[str], package: str, out: Path, everything: bo
     text = to_json(found[key] for key in keys)
     path.write_text(text, encoding="utf-8")
     certificates = from_json(text)
+    out.mkdir(parents=True, exist_ok=True)
     (out / _TABLE).write_text(to_markdown(certificates), encoding="utf-8")
     if as_json:
         print_json([certificate.to_dict() for certificate in certificates])

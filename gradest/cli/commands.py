@@ -230,7 +230,7 @@ def recommend(
 def certify(
     names: Annotated[list[str] | None, typer.Argument(help="Estimators to measure again.", metavar="NAME...")] = None,
     package: Annotated[str, typer.Option(help="The package that has the estimators.")] = "gradest_estimators",
-    out: Annotated[Path, typer.Option(help="The folder in which CERTIFICATES.md is written.")] = Path(),
+    out: Annotated[Path, typer.Option(help="The folder in which certificates.md is written.")] = Path(),
     everything: Annotated[bool, typer.Option("--all", help="Measure all estimators again.")] = False,
     as_json: Json = False,
 ) -> None:

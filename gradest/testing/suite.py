@@ -66,7 +66,10 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class CheckCase:
-    """A check to be run on one neuron, one objective, or one estimator with a neuron; the fields are those of `CheckResult`."""
+    """A check to be run on one neuron, one objective, or one estimator with a neuron.
+
+    `kind`, `plugin`, `neuron` and `check` are as in `CheckResult`.
+    """
 
     kind: CheckedKind
     plugin: str

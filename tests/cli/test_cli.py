@@ -588,7 +588,7 @@ def test_certify_writes_what_is_missing_or_stale(run: Run, certified_package: Pa
     (found,) = run(*arguments).json
     assert (found["estimator"], found["neuron"], found["claim"]) == ("certified", "bernoulli", "none")
     assert from_json(path.read_text())[0].faults == ()
-    assert "### certified" in (certified_package / "CERTIFICATES.md").read_text()
+    assert "### certified" in (certified_package / "certificates.md").read_text()
     marked = path.read_text().replace('"draws": 4096', '"draws": 4095')  # by which a record that is kept is known
     path.write_text(marked)
     assert run(*arguments).json[0]["records"][0]["draws"] == 4095

@@ -311,8 +311,10 @@ PARALLEL = ["straight_through", "reinforce_centered", "reinforce_average", "rela
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The weights after training with each estimator, by one process and by two gloo processes under DistributedDataParallel, each
-    of which has every second example."""
+    """The weights after training with each estimator, by one process and by two.
+
+    The two are under DistributedDataParallel, by gloo, and each has every second example.
+    """
     folder = tmp_path_factory.mktemp("parallel")
     script = folder / "train.py"
     script.write_text(TRAIN)
