@@ -72,7 +72,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="exists already"):
             write_plugin(name, tmp_path)
     assert files(tmp_path) == {"a-file"}
-    with pytest.raises(InvalidInput, match="is no folder"):
+    with pytest.raises(InvalidInput, match="is not a folder"):
         write_plugin("my-plugin", tmp_path / "no/where")
 
 

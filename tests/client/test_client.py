@@ -758,7 +758,7 @@ def test_a_transport_that_is_none():
 
 
 def test_a_url_that_is_none():
-    with pytest.raises(InvalidInput, match="no URL of a service"):
+    with pytest.raises(InvalidInput, match="not the URL of a service"):
         gradest.Client("http://service:port")
     with gradest.Client("service") as client, pytest.raises(ServiceError, match="http://"):
         client.neurons()
