@@ -436,7 +436,9 @@ def test_kernels_under_gates_compile_and_round_no_factor(kernel, weight, units):
 
 @pytest.mark.skipif(INTERPRETED, reason="here they may be")
 def test_tensors_on_the_cpu_are_not_for_cuda(monkeypatch):
-    with pytest.raises(InvalidInput, match="a tensor is on the CPU. Move it to a CUDA device, or unset GRADEST_KERNELS"):
+    with pytest.raises(
+        InvalidInput, match=r"a tensor is on the CPU\. Move it to a CUDA device, or unset GRADEST_KERNELS"
+    ):
         gradest.Key(1).uniform((2,), (3,))
     monkeypatch.delenv("GRADEST_KERNELS")
     assert select("uniform", torch.device("cpu")).__module__.startswith("gradest.kernels.cpu.")
