@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradest_experiments.folder import RunFolder
-from gradest_experiments.training import train
+from gradest_experiments.engine.folder import RunFolder
+from gradest_experiments.gated.training import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,8 +20,8 @@ import os, sys, torch
 from contextlib import nullcontext
 from pathlib import Path
 import gradest.nn
-from gradest_experiments.settings import Settings
-from gradest_experiments import training
+from gradest_experiments.gated.settings import GatedSettings
+from gradest_experiments.gated import training
 from gradest.estimation.distributed import rank
 from gradest_experiments.engine.distributed import processes
 
@@ -43,7 +43,7 @@ def listen(network, x, y, of):
     return found
 
 training.GatedNetwork.objective = listen
-settings = Settings.build(data="digits", epochs=1, hidden=8, gates=20, batch=92, estimator=sys.argv[2], experts=sys.argv[3])
+settings = GatedSettings.build(data="digits", epochs=1, hidden=8, gates=20, batch=92, estimator=sys.argv[2], experts=sys.argv[3])
 with processes() if "RANK" in os.environ else nullcontext():
     result = training.train(settings, out=out)
     torch.save({"gates": seen, "noise": noise}, out / f"seen{rank()}.pt")
