@@ -28,7 +28,7 @@ FILES = {
     path.relative_to(ROOT).as_posix(): package for package, home in HOMES.items() for path in sorted(home.rglob("*.py"))
 }
 NAMES_ARE_DATA = {
-    "plugins/gradest_experiments/gaters.py",  # a table of the source, by the names of its neurons and estimators
+    "plugins/gradest_experiments/gated/gaters.py",  # a table of the source, by the names of its neurons and estimators
     "plugins/gradest_experiments/demo.py",  # shows the built-ins at work
     "plugins/gradest_experiments/toys/quadratic.py",  # like the three that follow, a table or a figure of a paper
     "plugins/gradest_experiments/toys/learning.py",

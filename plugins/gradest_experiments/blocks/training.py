@@ -19,7 +19,7 @@ from gradest_experiments.blocks.network import BlockNetwork
 from gradest_experiments.blocks.settings import NEURON, BlockSettings
 from gradest_experiments.engine.data import Dataset, Split
 from gradest_experiments.engine.folder import Metrics, RunFolder
-from gradest_experiments.engine.loop import Checkpointable, GlobalGenerator, Minibatches, TrainingRun, copy_weights, fit
+from gradest_experiments.engine.loop import GlobalGenerator, Minibatches, TrainingRun, copy_weights, fit
 from gradest_experiments.engine.seeds import derive_key, derive_seed
 
 __all__ = ["EXPERIMENT", "BlockRun", "evaluate", "open_gates", "train_blocks"]
@@ -132,7 +132,7 @@ class BlockRun(TrainingRun):
             [group for group in groups if group["params"]], weight_decay=2 * settings.decay
         )
         minibatches = Minibatches(len(self.train), settings.batch, settings.seed, _ORDER)
-        parts: dict[str, Checkpointable] = {
+        parts = {
             "network": self.network,
             "optimiser": self.optimiser,
             "generator": GlobalGenerator(),

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from gradest_experiments.engine.folder import Metrics, RunFolder
 from gradest_experiments.engine.seeds import derive_seed
 
 __all__ = [
-    "Checkpointable",
     "Conclude",
     "GlobalGenerator",
     "Minibatches",
@@ -34,18 +33,8 @@ Conclude = Callable[[Metrics, Callable[[], bool]], object]
 """Called after the last step and its checkpoint, with the metrics and a function that says whether Ctrl-C was pressed."""
 
 
-class Checkpointable(Protocol):
-    """What a checkpoint can hold: a module, an optimiser, `GlobalGenerator`."""
-
-    def state_dict(self) -> Any:
-        """Return the state, made of tensors, numbers, text, and lists and dicts of them."""
-
-    def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Return to a state."""
-
-
 class GlobalGenerator:
-    """torch's global generator, from which stochastic layers draw their seeds."""
+    """torch's global generator, from which stochastic layers draw their seeds, as a part of a checkpoint."""
 
     def state_dict(self) -> Tensor:
         """Return the state of the generator."""
@@ -91,16 +80,14 @@ class TrainingRun(ABC):
     An experiment implements `learn` and `record`; `fit` does the rest.
 
     minibatches: the examples of each step. steps: the length of the run. interval: the number of steps between checkpoints.
-    parts: what a checkpoint holds by its `state_dict`, by the checkpoint's keys.
+    parts: the modules, optimisers and the like that a checkpoint holds by their `state_dict`, by the checkpoint's keys.
     KEPT: the attributes that a checkpoint holds as they are.
     step: the number of steps done. seconds: the time they took, and what else ran under `timed`.
     """
 
     KEPT: ClassVar[tuple[str, ...]] = ("step", "seconds")
 
-    def __init__(
-        self, minibatches: Minibatches, steps: int, interval: int, parts: Mapping[str, Checkpointable]
-    ) -> None:
+    def __init__(self, minibatches: Minibatches, steps: int, interval: int, parts: Mapping[str, Any]) -> None:
         self.minibatches, self.steps, self.interval, self.parts = minibatches, steps, interval, parts
         self.step, self.seconds = 0, 0.0
 

@@ -22,7 +22,7 @@ from gradest_experiments.engine.checkpoint import write_atomically
 from gradest_experiments.engine.data import Dataset, Split, load
 from gradest_experiments.engine.distributed import all_reduce_sum
 from gradest_experiments.engine.folder import Metrics, MetricsRow, RunFolder
-from gradest_experiments.engine.loop import Checkpointable, GlobalGenerator, Minibatches, TrainingRun, copy_weights, fit
+from gradest_experiments.engine.loop import GlobalGenerator, Minibatches, TrainingRun, copy_weights, fit
 from gradest_experiments.gated.display import Display
 from gradest_experiments.gated.network import GatedNetwork
 from gradest_experiments.gated.settings import GatedSettings, ResolvedGatedSettings
@@ -203,7 +203,7 @@ class GatedRun(TrainingRun):
             fused=fused,
         )
         minibatches = Minibatches(len(self.split), settings.batch, settings.seed, device=settings.device)
-        parts: dict[str, Checkpointable] = {
+        parts = {
             "network": self.network,
             "optimizer": self.optimizer,
             "generator": GlobalGenerator(),

@@ -19,7 +19,7 @@ from gradest.estimation.distributed import rank, world_size
 from gradest.random import Key
 from gradest_experiments.engine.distributed import all_reduce_sum
 from gradest_experiments.engine.folder import Metrics, RunFolder
-from gradest_experiments.engine.loop import Checkpointable, Minibatches, OnStep, TrainingRun, fit
+from gradest_experiments.engine.loop import Minibatches, OnStep, TrainingRun, fit
 from gradest_experiments.engine.seeds import derive_key, derive_seed
 from gradest_experiments.vae.images import Images, binarise
 from gradest_experiments.vae.model import BinaryVae
@@ -89,7 +89,7 @@ class VaeRun(TrainingRun):
             self.vae = BinaryVae(images.mean(), settings.network, settings.latents, settings.hidden, settings.kl)
         self.optimiser = torch.optim.Adam(self.vae.parameters(), settings.learning_rate, fused=True)
         minibatches = Minibatches(len(images.train), settings.batch, settings.seed, _ORDER, drop_last=True)
-        parts: dict[str, Checkpointable] = {"vae": self.vae, "optimiser": self.optimiser}
+        parts = {"vae": self.vae, "optimiser": self.optimiser}
         super().__init__(minibatches, settings.steps, settings.eval_every, parts)
         self.memory: State | None = None
         self.total, self.count = 0.0, 0
