@@ -36,6 +36,23 @@ def test_known_answers(key, counter, words):
     assert tuple(map(int, mixed)) == words
 
 
+@pytest.mark.parametrize("seed", [7, (1 << 40) + 17, MAX_SEED - 1])
+def test_a_number_is_the_word_of_its_seed_row_stream_unit_and_draw(seed):
+    """Threefry(Threefry(seed, (row, stream)), (unit, draw)), the seed in two words; old seeds must give what they gave."""
+    drawn = Key(seed, stream=3).uniform((5,), (4,), 2, dtype=torch.float64)
+    for draw, row, unit in itertools.product(range(2), range(5), range(4)):
+        x0, x1 = threefry2x32(threefry2x32((seed & ONES, seed >> 32), (row, 3)), (unit, draw))
+        assert float(drawn[draw, row, unit]) == (((x0 << 21) | (x1 >> 11)) | 1) * 2.0**-53
+
+
+@pytest.mark.parametrize("seed", [7, (1 << 40) + 17])
+def test_a_repetition_has_53_bits_of_its_own_for_a_seed(seed):
+    """Of Threefry(seed, (repetition, 2^32 - 1)), a counter that no row with a stream has."""
+    for repetition in (0, 1, 1 << 31):
+        x0, x1 = threefry2x32((seed & ONES, seed >> 32), (repetition, ONES))
+        assert Key(seed).fold_in(repetition).seed == (x0 << 21) | (x1 >> 11)
+
+
 def test_words_must_be_integers():
     with pytest.raises(InvalidInput, match="integers"):
         threefry2x32((torch.zeros(1), 0), (0, 0))

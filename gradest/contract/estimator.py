@@ -1,12 +1,12 @@
-"""Estimator: an ask/tell pair. Forward asks where to evaluate the loss; backward turns the answers into a gradient.
+"""Estimator: an ask/tell pair. forward asks where to evaluate the loss; backward turns the losses into a gradient.
 
-    draw = estimator.forward(neuron, a, key, state)           # draw.points: where the loss is wanted
-    feedback = Feedback(loss(draw.points), ...)               # the caller's part; the loss may live on another machine
+    draw = estimator.forward(neuron, a, key, state)           # draw.points: where to evaluate the loss
+    feedback = Feedback(loss(draw.points), ...)               # the caller's part, perhaps on another machine
     gradient, state = estimator.backward(draw, feedback, state)
 
-Shapes: a `[*batch, *event]`; points and grad `[K, *batch, *event]`; loss `[K, *batch]`. Both methods are pure: state goes in
-and comes out, arguments are never changed, and forward with the same key draws the same points again. A row's gradient
-depends on that row alone; only the next state may gather over the batch.
+Shapes: a `[*batch, *event]`; points and grad `[K, *batch, *event]`; loss `[K, *batch]`. Both methods are pure: the state is an
+argument and a result, arguments are never modified, and forward with the same key draws the same points again. The gradient of a
+row depends on that row alone; only the next state may depend on the whole batch.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from gradest.random import Key
 __all__ = ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State", "Target"]
 
 State = Mapping[str, Tensor]
-"""What an estimator carries from one step to the next, by name; empty for a stateless one."""
+"""What an estimator carries from one step to the next: tensors by name. It is empty for a stateless estimator."""
 
 
 @dataclass(frozen=True)
 class Bias:
     """A claim about E[estimate] - gradient, which the conformance kit tests both ways.
 
-    order: the estimate is exact in expectation for losses that are polynomials of at most this degree in h; infinity is
-    "unbiased for every loss", 0 is "no promise".
+    order: the largest degree of polynomials in h for which the estimate is exact in expectation. Infinity means unbiased for
+        every loss; 0 means that nothing is claimed.
     """
 
     order: float
@@ -47,12 +47,12 @@ class Bias:
 
     @classmethod
     def exact_to_order(cls, order: int) -> Bias:
-        """Unbiased for polynomials of at most this degree, biased for some loss beyond it."""
+        """Return the claim: unbiased for polynomials of at most this degree, biased for some other loss."""
         return cls(order)
 
     @property
     def unbiased(self) -> bool:
-        """Whether the estimate is unbiased for every loss."""
+        """Whether the claim is that the estimate is unbiased for every loss."""
         return math.isinf(self.order)
 
     def __str__(self) -> str:
@@ -67,17 +67,17 @@ Bias.BIASED = Bias(0)
 
 @dataclass(frozen=True)
 class Target:
-    """What an estimator estimates, and the gradient of: of independent outputs h_1 to h_n, E[-log (1/n) Σ_k exp(-L(h_k))].
+    """The quantity whose gradient is estimated: E[-log (1/n) Σ_k exp(-L(h_k))] for independent outputs h_1 to h_n.
 
-    samples: n. With 1 this is E[L(h)]. With more, and with L = -log of an importance weight, it is the negative of the
-    multi-sample bound (Burda, Grosse, Salakhutdinov 2016, arXiv 1509.00519).
+    samples: n. For n = 1 the target is E[L(h)]. For n > 1, where L is -log of an importance weight, it is the negative of the
+        multi-sample bound of Burda, Grosse and Salakhutdinov (2016), arXiv 1509.00519.
     """
 
     samples: int = 1
 
     def combine(self, loss: Tensor) -> Tensor:
-        """What the mean is taken of: losses `[n, ...]` to `[...]`."""
-        least = loss.detach().amin(0)  # the largest weight, relative to which the others are
+        """Combine the losses of n samples, `[n, ...]`, into the value whose expectation is the target, `[...]`."""
+        least = loss.detach().amin(0)  # exp(-least) is the largest weight; the others are taken relative to it
         return least - torch.log(leading_mean(torch.exp(least - loss)))
 
     def __str__(self) -> str:
@@ -86,11 +86,11 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What forward hands out.
+    """The points at which the loss is to be evaluated, and what `backward` needs later.
 
     points: `[K, *batch, *event]`, where the loss is to be evaluated.
-    weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k is the estimate of E[loss].
-    saved: tensors that backward would otherwise compute again; nothing in it that the key does not give.
+    weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k estimates E[loss].
+    saved: tensors that backward would otherwise compute again; all of them can be computed from the key.
     """
 
     neuron: Neuron
@@ -101,30 +101,30 @@ class Draw:
     saved: Mapping[str, Tensor] = field(default_factory=dict)
 
     def noise(self) -> Tensor:
-        """The noise of the points, drawn anew from the key; for a draw whose points are `neuron.sample` at it."""
+        """Draw the noise of the points again from the key. Valid if the points are `neuron.sample` at this key."""
         return self.neuron.noise(self.key, self.a, self.points.shape[0])
 
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """What the caller brings back: loss `[K, *batch]` and, where the estimator needs it, grad = dloss/dh `[K, *batch, *event]`.
+    """What the caller evaluated at the points: loss `[K, *batch]` and grad = dloss/dh `[K, *batch, *event]`.
 
-    Either is None exactly when `needs` does not name it and the caller did not have it.
+    One of them may be None if the estimator's `needs` does not contain it.
     """
 
     loss: Tensor | None
     grad: Tensor | None = None
 
     def get_loss(self) -> Tensor:
-        """The loss, for an estimator that needs it."""
+        """Return the loss. Raises ValueError if it is None."""
         if self.loss is None:
-            raise ValueError("this estimator needs the loss at the points, and the feedback has none")
+            raise ValueError("this estimator needs the loss at its points, but the feedback contains none")
         return self.loss
 
     def get_grad(self) -> Tensor:
-        """dloss/dh, for an estimator that needs it."""
+        """Return dloss/dh. Raises ValueError if it is None."""
         if self.grad is None:
-            raise ValueError("this estimator needs dloss/dh at the points, and the feedback has none")
+            raise ValueError("this estimator needs dloss/dh at its points, but the feedback contains none")
         return self.grad
 
 
@@ -132,40 +132,40 @@ class Estimator(Plugin):
     """An estimator of d E[loss(h)] / da, or of the gradient of another `target`."""
 
     needs: ClassVar[frozenset[str]]
-    """What the caller must bring back, of {"loss", "grad"}."""
+    """What the caller must evaluate at the points: {"loss"}, {"grad"} or both."""
 
     capabilities: ClassVar[tuple[type[Neuron], ...]] = (Neuron,)
-    """The capabilities, all of them, that a neuron must have to fit."""
+    """Classes of which a neuron must be an instance, all of them, to be accepted."""
 
     off_support: ClassVar[bool] = False
-    """Whether it asks for the loss elsewhere than at outputs of the neuron, such as at a relaxed output or at the mean."""
+    """Whether points may lie outside the outputs of the neuron, such as at a relaxed output or at the mean."""
 
     def accepts(self, neuron: Neuron) -> bool:
-        """Whether the estimator fits the neuron."""
+        """Return whether the estimator can be used with the neuron."""
         return all(isinstance(neuron, capability) for capability in self.capabilities)
 
     @abstractmethod
     def bias(self, neuron: Neuron) -> Bias:
-        """The bias of these options on this neuron."""
+        """Return the claimed bias of the estimator, with these options, on this neuron."""
 
     @abstractmethod
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
-        """K, the number of points at which forward asks for the loss."""
+        """Return K, the number of points at which forward asks for the loss."""
 
     def target(self) -> Target:
-        """What it is that `value` and `backward` estimate; E[L(h)] unless it says otherwise."""
+        """Return what `value` and the gradient of `backward` estimate, by default E[L(h)]."""
         return Target()
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
-        """The state before the first step; reads only the dtype, device and event shape of `a`."""
+        """Return the state before the first step. It depends on the dtype, device and event shape of `a` alone."""
         return {}
 
     @abstractmethod
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
-        """Where to evaluate the loss."""
+        """Return the points at which to evaluate the loss."""
 
     def value(self, draw: Draw, loss: Tensor) -> Tensor:
-        """The estimate of the target, `[*batch]`, differentiable in the loss."""
+        """Return the estimate of the target, `[*batch]`, differentiable in the loss."""
         weights = draw.weights
         if weights.ndim < loss.ndim:
             weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]
@@ -173,22 +173,22 @@ class Estimator(Plugin):
 
     @abstractmethod
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """The gradient, `[*batch, *event]`, and the state for the next step."""
+        """Return the estimated gradient, `[*batch, *event]`, and the state for the next step."""
 
 
 class MonteCarlo(Estimator):
     """An estimator that evaluates the loss at independent samples of the neuron, and only there.
 
-    A subclass writes `bias` and `backward`. Nothing but the points is kept: `draw.noise()` gives their noise again.
+    A subclass implements `bias` and `backward`. The draw stores the points alone; `draw.noise()` draws their noise again.
     """
 
-    samples: int = Field(1, ge=1, description="how many independent samples a draw averages over")
+    samples: int = Field(1, ge=1, description="number of independent samples that a draw averages over")
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
-        """The number of samples."""
+        """Return the number of samples."""
         return self.samples
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
-        """Asks for the loss at `samples` independent outputs of the neuron."""
+        """Ask for the loss at `samples` independent outputs of the neuron."""
         points = neuron.sample(key, a, self.samples)
         return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))

@@ -1,4 +1,4 @@
-"""Enumeration: the joint law of an event's units, one configuration a point."""
+"""The joint law of the units of an event: every configuration of their outputs, with its probability."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from gradest.errors import TooManyPoints
 __all__ = ["MAX_POINTS", "configurations", "count_configurations"]
 
 MAX_POINTS = 1 << 20
-"""The most configurations that are ever enumerated: 20 binary units."""
+"""The largest number of configurations that is enumerated, which is that of 20 binary units."""
 
 
 def count_configurations(neuron: Neuron, event: tuple[int, ...], atoms: int) -> int:
-    """How many configurations units of `atoms` outputs have; raises TooManyPoints past MAX_POINTS."""
+    """Return how many configurations the units of an event have, if each has `atoms` outputs.
+
+    Raises TooManyPoints for more than MAX_POINTS.
+    """
     units = math.prod(event[:1])
     if units * math.log2(max(atoms, 1)) > math.log2(MAX_POINTS):
         most = int(math.log2(MAX_POINTS) / math.log2(atoms))
@@ -31,16 +34,16 @@ def count_configurations(neuron: Neuron, event: tuple[int, ...], atoms: int) -> 
 def configurations(
     neuron: Neuron, a: Tensor, law: tuple[Tensor, Tensor], start: int, stop: int
 ) -> tuple[Tensor, Tensor]:
-    """Configurations start to stop of the units' joint law: points `[n, *batch, *event]` and their weights `[n, *batch]`.
+    """Return the configurations `start` to `stop` of the joint law: points `[n, *batch, *event]` and their weights `[n, *batch]`.
 
-    `law` is `neuron.law(a)`; the points and weights are differentiable where it is.
+    law: the result of `neuron.law(a)`. Points and weights are differentiable in `a` where it is.
     """
     values, weights = law
     atoms = values.shape[0]
-    unit_dim = a.ndim - neuron.event_ndim  # of a: the dim of units
+    unit_dim = a.ndim - neuron.event_ndim  # the dim of `a` that counts units
     units = event_shape(neuron, a)[0]
     index = torch.arange(start, stop, device=a.device)[:, None]
-    # the digits of a configuration's number, in base `atoms`, are the atoms its units take
+    # the digits of a configuration's number, in base `atoms`, say which atom each unit takes
     place = torch.tensor([atoms**unit for unit in range(units)], dtype=torch.int64, device=a.device)
     digits = index.div(place, rounding_mode="floor") % atoms
     at = torch.arange(units, device=a.device)

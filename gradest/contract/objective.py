@@ -1,4 +1,4 @@
-"""Objective: a loss with a name, so that requests and tables can speak of it; any other callable serves as well."""
+"""Objective: a loss with a name, by which requests and tables can refer to it. Any other callable is a valid loss too."""
 
 from __future__ import annotations
 
@@ -17,49 +17,51 @@ from gradest.kernels.reference import leading_sum
 __all__ = ["Loss", "Objective", "Separable"]
 
 Loss = Callable[[Tensor], Tensor]
-"""Maps points `[K, *batch, *event]` to losses `[K, *batch]`."""
+"""A function from points `[K, *batch, *event]` to losses `[K, *batch]`."""
 
 
 class Objective(Plugin):
-    """A loss: maps points `[K, *batch, *event]` to losses `[K, *batch]`, each from its own point alone."""
+    """A loss: a function from points `[K, *batch, *event]` to losses `[K, *batch]`. Each loss depends on its own point alone."""
 
     @abstractmethod
     def __call__(self, points: Tensor) -> Tensor:
-        """The losses, `[K, *batch]`, in the dtype of the points; differentiable in them."""
+        """Return the losses, `[K, *batch]`, in the dtype of the points and differentiable in them."""
 
     def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
-        """E[loss(h)] in closed form, `[*batch]`, differentiable in a; None where only enumeration gives it."""
+        """Return E[loss(h)] in closed form, `[*batch]`, differentiable in `a`, or None if there is no closed form."""
         return None
 
 
 class Separable(Objective):
-    """The mean, or the sum, over units of a function of each unit alone. Its expectation is exact for any number of units.
+    """A loss that is the mean, or the sum, over units of a function of one unit. Its expectation is exact for any event size.
 
-    A unit of several classes, event_ndim=2, has the sum of the parts of its classes.
+    For units of several classes, event_ndim=2, the parts of a unit's classes are summed.
     """
 
-    event_ndim: Literal[1, 2] = Field(1, description="dims of an event: 1 for units, 2 for units of several classes")
-    reduction: Literal["mean", "sum"] = Field("mean", description="over the units")
+    event_ndim: Literal[1, 2] = Field(
+        1, description="number of dims of an event: 1 for units, 2 for units of several classes"
+    )
+    reduction: Literal["mean", "sum"] = Field("mean", description="how the units' parts are combined")
 
     @abstractmethod
     def per_unit(self, h: Tensor) -> Tensor:
-        """The unit's part of the loss, elementwise, `[..., *event]`."""
+        """Return each unit's part of the loss, elementwise, `[..., *event]`."""
 
     def __call__(self, points: Tensor) -> Tensor:
-        """The mean, or the sum, of `per_unit` over the units."""
+        """Return the mean, or the sum, of `per_unit` over the units."""
         return self._reduce(self._parts(points))
 
     def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
-        """Each unit's part over the atoms of its law. Raises what `check_events` raises."""
+        """Return the expectation as a sum over the atoms of each unit's law. Raises InvalidInput as `check_events` does."""
         self.check_events(neuron)
         values, weights = neuron.law(a)
         return self._reduce(leading_sum(weights * self._parts(values)))
 
     def check_events(self, neuron: Neuron) -> None:
-        """Raise InvalidInput unless the neuron has events of `event_ndim` dims."""
+        """Raise InvalidInput unless the neuron's events have `event_ndim` dims."""
         if neuron.event_ndim != self.event_ndim:
             raise InvalidInput(
-                f"{neuron.name} has events of {neuron.event_ndim} dim(s): give {self.name} event_ndim={neuron.event_ndim}"
+                f"{neuron.name} has events of {neuron.event_ndim} dim(s): set event_ndim={neuron.event_ndim} on {self.name}"
             )
 
     def _parts(self, h: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Plugin: what neurons, estimators and objectives have in common: a name, a summary, a reference, and options."""
+"""The base of neurons, estimators and objectives: a name, a summary, a reference, and options."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ TensorOption = Annotated[
     PlainSerializer(lambda tensor: tensor.tolist()),
     WithJsonSchema({"type": ["number", "array"], "description": "a number or a rectangular nested array of numbers"}),
 ]
-"""The type of an option that is a tensor: a torch tensor in Python, a number or nested array in JSON."""
+"""The type of an option that holds a tensor: a torch tensor in Python, a number or a nested array in JSON."""
 
 
 class Plugin(BaseModel, ABC):
-    """A frozen pydantic model whose fields are the plugin's options; CLI flags, API fields and checks derive from them.
+    """A frozen pydantic model whose fields are the plugin's options.
+
+    Flags of the command line, fields of the HTTP API and checks follow from these fields.
 
     A concrete plugin sets these class attributes and declares its options as fields with defaults:
 
-        name: how users and requests call it, in lower_snake_case;
+        name: the name by which users and requests refer to it, in lower_snake_case;
         summary: one line, shown in tables;
-        formula: what it computes, in LaTeX, or "" to leave that to the docstring;
-        reference: authors, year and arXiv id of where it comes from, or "" for what has no source;
-        examples: sets of options that the conformance kit builds and checks, by default the defaults alone.
+        formula: what it computes, in LaTeX, or "" if the docstring says it;
+        reference: authors, year and arXiv id of the publication, or "" if there is none;
+        examples: sets of options with which the conformance kit builds and checks it; by default only the default options.
     """
 
     model_config = ConfigDict(
@@ -59,7 +61,7 @@ class Plugin(BaseModel, ABC):
 
     @classmethod
     def build(cls, /, **options: Any) -> Self:
-        """An instance with these options; raises InvalidOptions with each fault in a line of its own."""
+        """Build an instance with these options. Raises InvalidOptions, which names every wrong option."""
         try:
             return cls(**options)
         except ValidationError as error:
@@ -71,11 +73,11 @@ class Plugin(BaseModel, ABC):
             raise InvalidOptions(f"{cls.name}: {faults}. Its options: {known}.") from error
 
     def spec(self) -> dict[str, Any]:
-        """The JSON form that builds this instance again: {"name": ..., and each option that was given}."""
+        """Return the JSON form from which this instance can be built again: its name and each option that was given."""
         return {"name": self.name, **self.model_dump(mode="json", exclude_unset=True)}
 
     def label(self) -> str:
-        """A short name for tables: the name, with the options that were given."""
+        """Return a label for tables: the name, with the options that were given."""
         options = self.model_dump(mode="json", exclude_unset=True)
         if not options:
             return self.name

@@ -1,4 +1,4 @@
-"""Where plugins are: the installed distributions with entry points in the group `gradest`, or what an argument names."""
+"""Finds plugins: installed distributions with entry points in the groups of gradest, or the one that an argument names."""
 
 from __future__ import annotations
 
@@ -14,33 +14,36 @@ from pathlib import Path
 
 from gradest.errors import PluginError, UnknownPlugin
 
-__all__ = ["GROUP", "PluginSource", "discover", "find", "installed"]
+__all__ = ["COMMANDS", "GROUP", "PluginSource", "discover", "find", "installed"]
 
 GROUP = "gradest"
-_OWN = "gradest"  # the distribution that comes first, so that a stranger cannot take a built-in's name
+"""The entry-point group of neurons, estimators and objectives."""
+COMMANDS = "gradest.commands"
+"""The entry-point group of commands."""
+_OWN = "gradest"  # this distribution loads first, so that no other can take a built-in's name
 
 
 @dataclass(frozen=True)
 class PluginSource:
-    """A distribution and its entry points by name; none where GRADEST_LOAD_PLUGINS names what is not installed."""
+    """A distribution and its entry points. It has none if GRADEST_LOAD_PLUGINS names a distribution that is not installed."""
 
     distribution: str
     version: str
     entry_points: tuple[EntryPoint, ...]
     folders: tuple[Path, ...] = ()
-    """Where its modules are, if not where Python looks by itself."""
+    """Folders of its modules that are not on sys.path."""
 
     @property
     def built_in(self) -> bool:
-        """Whether it is gradest itself."""
+        """Whether this is gradest itself."""
         return _normalised(self.distribution) == _OWN
 
 
-def installed() -> list[PluginSource]:
-    """The distributions with plugins, gradest first and then by name."""
+def installed(group: str = GROUP) -> list[PluginSource]:
+    """Return the installed distributions with entry points in the group: gradest first, then the others by name."""
     found: dict[tuple[str, str], list[EntryPoint]] = {}
-    for point in entry_points(group=GROUP):
-        # a damaged installation may lack its name, its version, or both
+    for point in entry_points(group=group):
+        # the metadata of a damaged installation may lack a name or a version
         owner = ((point.dist.name or "unknown"), (point.dist.version or "")) if point.dist else ("unknown", "")
         found.setdefault(owner, []).append(point)
     sources = [
@@ -49,24 +52,25 @@ def installed() -> list[PluginSource]:
     return sorted(sources, key=_rank)
 
 
-def discover() -> list[PluginSource]:
-    """The installed distributions with plugins, restricted by GRADEST_LOAD_PLUGINS."""
-    sources = installed()
+def discover(group: str = GROUP) -> list[PluginSource]:
+    """Return the installed distributions with entry points in the group that GRADEST_LOAD_PLUGINS allows."""
+    sources = installed(group)
     restriction = os.environ.get("GRADEST_LOAD_PLUGINS")
     if restriction is not None:
         wanted = {_normalised(name) for name in restriction.split(",") if name.strip()}
-        missing = wanted - {_normalised(source.distribution) for source in sources}
+        anywhere = [*installed(GROUP), *installed(COMMANDS)]
+        missing = wanted - {_normalised(source.distribution) for source in anywhere}
         sources = [source for source in sources if source.built_in or _normalised(source.distribution) in wanted]
         sources += [PluginSource(name, "", ()) for name in missing]
     return sorted(sources, key=_rank)
 
 
 def find(argument: str) -> PluginSource:
-    """The plugin that an argument names, nothing of it imported yet.
+    """Find the plugin that an argument names, without importing it.
 
-    It is, in this order: the folder of a project, whose pyproject.toml has the entry points, installed or not; a .py file; an
-    installed distribution; the folder of a package; an importable module. Raises UnknownPlugin if it is none of them, and
-    PluginError for a project without entry points or a file whose module name is taken.
+    The argument is taken for the first of these that it is: the folder of a project whose pyproject.toml has the entry points,
+    installed or not; a .py file; an installed distribution; the folder of a package; an importable module. Raises UnknownPlugin
+    if it is none of them, and PluginError for a project without entry points or a file whose module name is already imported.
     """
     path = Path(argument)
     if argument and (path / "pyproject.toml").is_file():
@@ -81,12 +85,12 @@ def find(argument: str) -> PluginSource:
     if _is_module(argument):
         return PluginSource(argument, "", (_point(argument, argument),))
     raise UnknownPlugin(
-        f"{argument!r} is no installed distribution with plugins, no importable module, no .py file, and no folder of a project"
+        f"{argument!r} is not an installed distribution with plugins, an importable module, a .py file or a project's folder"
     )
 
 
 def _project(folder: Path) -> PluginSource:
-    """What a pyproject.toml says; modules lie beside it or under src."""
+    """Read the entry points of a pyproject.toml, whose modules lie beside it or in src."""
     path = folder / "pyproject.toml"
     try:
         project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
@@ -95,13 +99,15 @@ def _project(folder: Path) -> PluginSource:
     except (ValueError, AttributeError, TypeError) as error:
         raise PluginError(f"{path} cannot be read: {error}") from error
     if not found:
-        raise PluginError(f'{path} has no entry points of plugins: [project.entry-points.{GROUP}] name = "module"')
+        raise PluginError(
+            f'{path} declares no plugins. Add the table [project.entry-points.{GROUP}] with a line name = "module"'
+        )
     version = str(project.get("version", ""))
     return PluginSource(str(project.get("name", folder.name)), version, found, (folder, folder / "src"))
 
 
 def _file(path: Path) -> PluginSource:
-    """A module by its file, with the packages that it is in."""
+    """Name the module of a file by the packages that contain it."""
     folder, names = path.parent, [path.stem]
     while (folder / "__init__.py").is_file():
         names.insert(0, folder.name)
@@ -110,7 +116,7 @@ def _file(path: Path) -> PluginSource:
     there = getattr(sys.modules.get(module), "__file__", None) or ""
     if module in sys.modules and Path(there).resolve() != path:
         raise PluginError(
-            f"{path}: another module is named {module!r} ({there or 'built in'}); give the file another name"
+            f"{path}: another module is already named {module!r} ({there or 'built in'}); rename the file"
         )
     return PluginSource(module, "", (_point(module, module),), (folder,))
 
@@ -120,11 +126,11 @@ def _point(name: str, target: str) -> EntryPoint:
 
 
 def _is_module(name: str) -> bool:
-    """Whether the module, or the package that it would be in, is importable."""
+    """Return whether the module, or its top-level package, can be imported."""
     top = name.partition(".")[0]
     try:
         return top.isidentifier() and find_spec(top) is not None
-    except ValueError:  # of a module that is no file, such as __main__
+    except ValueError:  # a module without a spec, such as __main__
         return True
 
 
@@ -133,5 +139,5 @@ def _rank(source: PluginSource) -> tuple[bool, str]:
 
 
 def _normalised(distribution: str) -> str:
-    """The name as package indexes compare it."""
+    """Normalise the name as package indexes do."""
     return re.sub(r"[-_.]+", "-", distribution.strip()).lower()

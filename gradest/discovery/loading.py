@@ -30,7 +30,7 @@ KINDS: Mapping[str, type[Plugin]] = {"neuron": Neuron, "estimator": Estimator, "
 
 @dataclass(frozen=True)
 class PluginFailure:
-    """A plugin distribution that did not load, and why."""
+    """A plugin distribution that did not load, with the reason."""
 
     distribution: str
     version: str
@@ -45,7 +45,7 @@ class PluginFailure:
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """What one distribution, or one call of `register`, brought: its classes by name."""
+    """The classes that one distribution, or one call of `register`, registered, by name."""
 
     distribution: str
     version: str
@@ -55,7 +55,7 @@ class PluginInfo:
 
 
 class Stage:
-    """The classes of one distribution while they are checked, against each other and against what is committed."""
+    """The classes of one distribution while they are checked against each other and against those already registered."""
 
     def __init__(self, distribution: str, version: str, committed: Sequence[PluginInfo]) -> None:
         self._distribution = distribution
@@ -64,7 +64,7 @@ class Stage:
         self._tables: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
 
     def commit(self) -> PluginInfo:
-        """What was staged, from here on read-only."""
+        """Return the staged classes, in read-only tables."""
         tables = {f"{kind}s": MappingProxyType(dict(sorted(table.items()))) for kind, table in self._tables.items()}
         return PluginInfo(self._distribution, self._version, **tables)
 
@@ -86,7 +86,7 @@ class Stage:
             if inspect.isroutine(getattr(hooks, hook, None)):
                 raise InvalidPlugin("hooks", f"{hook} of {name} is not marked with @gradest.hookimpl")
         if not found:
-            raise InvalidPlugin("hooks", f"{name} implements no gradest hook; see gradest.hookspecs")
+            raise InvalidPlugin("hooks", f"{name} implements no gradest hook; see gradest.contract.hookspecs")
         for caller in callers:
             for cls in _classes(caller):
                 self.add_class(cls)
@@ -95,18 +95,18 @@ class Stage:
         """Check a class and add it."""
         kind = next((kind for kind, base in KINDS.items() if isinstance(cls, type) and issubclass(cls, base)), None)
         if kind is None:
-            raise InvalidPlugin("class", f"{cls!r} is no subclass of Neuron, Estimator or Objective")
+            raise InvalidPlugin("class", f"{cls!r} is not a subclass of Neuron, Estimator or Objective")
         check_class(cls)
         if self._tables[kind].setdefault(cls.name, cls) is not cls:
             raise InvalidPlugin("duplicate", f"two {kind}s of {self._distribution} are named {cls.name!r}")
         for owner in self._committed:
             if cls.name in getattr(owner, f"{kind}s"):
-                taken = f"{kind} {cls.name!r} of {self._distribution} is provided by {owner.distribution} already"
+                taken = f"{kind} {cls.name!r} of {self._distribution} is already provided by {owner.distribution}"
                 raise InvalidPlugin("duplicate", taken)
 
 
 def load_entry_point(point: EntryPoint) -> object:
-    """Import what the entry point names; raises InvalidPlugin with what went wrong."""
+    """Import what the entry point names. Raises InvalidPlugin if the import raises."""
     try:
         return point.load()
     except PLUGIN_EXCEPTIONS as error:
@@ -114,10 +114,10 @@ def load_entry_point(point: EntryPoint) -> object:
 
 
 def _classes(caller: pluggy.HookCaller) -> list[Any]:
-    """What the hook's one implementation returns."""
+    """Call the hook, which has one implementation, and return its list of classes."""
     try:
         returned = caller()
-        # pluggy leaves out a None
+        # pluggy drops a result that is None
         classes = returned[0] if returned else None
         if isinstance(classes, Iterable) and not isinstance(classes, (str, bytes)):
             return list(classes)

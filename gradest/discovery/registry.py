@@ -1,8 +1,6 @@
-"""The registry: loads plugins, checks each distribution whole, and looks names up.
+"""The registry: the table of all plugins, and the lookup of a neuron, an estimator or an objective by name.
 
-pluggy's own loader stops at the first broken plugin, leaves an invalid one registered, and skips the second of two equal
-entry-point names without a word. So loading is a loop of our own: what a distribution brings is staged, checked, and then
-committed or dropped as a whole. What was dropped stands in `Registry.failures`.
+Each distribution is registered whole or not at all. `Registry.failures` lists those that were not, with the reason.
 """
 
 from __future__ import annotations
@@ -34,14 +32,14 @@ Registrable = TypeVar("Registrable")
 
 
 class Registry:
-    """Every neuron, estimator and objective that is installed or registered. Loading happens at the first look.
+    """Every neuron, estimator and objective that is installed or registered. Installed plugins are loaded at the first lookup.
 
     Environment:
-        GRADEST_LOAD_PLUGINS: a comma-separated list of distributions; third-party plugins not in it are not imported (empty:
-            none are).
-        GRADEST_STRICT_PLUGINS: 1 raises PluginError for the first plugin that fails instead of recording it.
+        GRADEST_LOAD_PLUGINS: a comma-separated list of distributions. Third-party plugins that are not in it are not imported; if
+            it is empty, none is.
+        GRADEST_STRICT_PLUGINS: if it is 1, the first plugin that fails raises PluginError instead of being recorded.
 
-    sources: what to load, in place of what is installed.
+    sources: the plugins to load instead of those that are installed.
     """
 
     def __init__(self, sources: Sequence[PluginSource] | None = None) -> None:
@@ -71,7 +69,7 @@ class Registry:
 
     @property
     def plugins(self) -> tuple[PluginInfo, ...]:
-        """The distributions that loaded, gradest first and then by name, then what `register` was given."""
+        """The distributions that loaded, gradest first and then by name, followed by what was given to `register`."""
         self._load()
         return self._plugins
 
@@ -82,27 +80,27 @@ class Registry:
         return self._failures
 
     def neuron(self, spec: str | Mapping[str, Any] | Neuron | type[Neuron], /, **options: Any) -> Neuron:
-        """A neuron from its name, from {"name": ..., **options}, or an instance as it is.
+        """Return a neuron from its name or from {"name": ..., **options}; an instance is returned as it is.
 
-        Raises UnknownPlugin with near matches, or InvalidOptions.
+        Raises UnknownPlugin, which lists names close to the given one, or InvalidOptions.
         """
         return self._find("neuron", Neuron, spec, options)
 
     def estimator(self, spec: str | Mapping[str, Any] | Estimator | type[Estimator], /, **options: Any) -> Estimator:
-        """An estimator, by the same rules as `neuron`."""
+        """Return an estimator, by the same rules as `neuron`."""
         return self._find("estimator", Estimator, spec, options)
 
     def objective(self, spec: str | Mapping[str, Any] | Objective | type[Objective], /, **options: Any) -> Objective:
-        """An objective, by the same rules as `neuron`."""
+        """Return an objective, by the same rules as `neuron`."""
         return self._find("objective", Objective, spec, options)
 
     def fitting(self, neuron: Neuron) -> dict[str, Estimator]:
-        """The estimators, with default options, that accept the neuron."""
+        """Return the estimators, with default options, that accept the neuron."""
         built = {name: cls() for name, cls in self.estimators.items()}
         return {name: estimator for name, estimator in built.items() if estimator.accepts(neuron)}
 
     def check_fit(self, neuron: Neuron, estimator: Estimator) -> None:
-        """Raise Incompatible, with the reason and the estimators that would fit, unless the estimator accepts the neuron."""
+        """Raise Incompatible, with the reason and a list of estimators that fit, unless the estimator accepts the neuron."""
         if estimator.accepts(neuron):
             return
         missing = [wanted.__name__ for wanted in estimator.capabilities if not isinstance(neuron, wanted)]
@@ -113,7 +111,7 @@ class Registry:
         )
 
     def register(self, plugin: Registrable) -> Registrable:
-        """Add a plugin class, or a module or object with hook implementations; returns it, so it serves as a decorator.
+        """Register a plugin class, or a module or object with hook implementations. Returns it, so that it can be a decorator.
 
         Raises PluginError, and registers nothing, if it is invalid or a name is taken.
         """
@@ -134,17 +132,17 @@ class Registry:
             return plugin
 
     def unregister(self, plugin: object) -> None:
-        """Take back what `register` added; raises PluginError for anything else."""
+        """Remove what `register` added. Raises PluginError for anything else."""
         with self._lock:
             for position, (registered, info) in enumerate(self._registered):
                 if registered is plugin:
                     del self._registered[position]
                     self._plugins = tuple(kept for kept in self._plugins if kept is not info)
                     return
-        raise PluginError(f"{plugin!r} was not registered here, so it cannot be unregistered")
+        raise PluginError(f"{plugin!r} was not added by register, so it cannot be unregistered")
 
     def _table(self, kind: str) -> Mapping[str, Any]:
-        """The classes of all plugins, put together once for each set of plugins."""
+        """Return the classes of all plugins by name. The table is rebuilt only when plugins are added or removed."""
         plugins = self.plugins
         made_from, tables = self._tables
         if made_from is not plugins:
@@ -157,7 +155,7 @@ class Registry:
             return spec
         if not isinstance(spec, str) or options:
             return _build(kind, base, lambda: self._table(f"{kind}s"), spec, options)
-        # instances are frozen, so everyone who gives the name alone may have the same one, for as long as no plugin comes or goes
+        # instances are frozen, so callers that give a name alone share one, until plugins are added or removed
         built_from, built = self._built
         if built_from is not self._plugins or (kind, spec) not in built:
             built_from, built = self._built = (self.plugins, built if built_from is self.plugins else {})
@@ -169,7 +167,7 @@ class Registry:
         with self._lock:
             if self._loaded:
                 return
-            # from here on a plugin that looks something up while it loads sees what is there so far
+            # set first, so that a plugin that looks something up while it loads sees what is registered so far
             self._loaded = True
             try:
                 for source in discover() if self._sources is None else self._sources:
@@ -184,7 +182,7 @@ class Registry:
         try:
             if not source.entry_points:
                 raise InvalidPlugin(
-                    "missing", "GRADEST_LOAD_PLUGINS names it, but no such plugin distribution is installed"
+                    "missing", "GRADEST_LOAD_PLUGINS names it, but no plugin distribution of this name is installed"
                 )
             sys.path[:0] = [folder for folder in map(str, source.folders) if folder not in sys.path]
             for point in source.entry_points:
@@ -213,7 +211,7 @@ def _build(
 ) -> AnyPlugin:
     if isinstance(spec, base):
         if options:
-            raise InvalidOptions(f"{spec.name} is built already; options go with its name")
+            raise InvalidOptions(f"{spec.name} is already an instance; options can only be given with its name")
         return spec
     if isinstance(spec, type) and issubclass(spec, base):
         return spec.build(**options)
@@ -230,14 +228,14 @@ def _build(
 
 
 def unknown_plugin(kind: str, name: str, known: Collection[str]) -> UnknownPlugin:
-    """The error for a name that is not known, with those that are near it, or all of them."""
+    """Return the error for an unknown name. Its message lists known names that are close to it, or all of them."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known) or 'none'}."
     return UnknownPlugin(f"no {kind} is named {name!r}. {hint}")
 
 
 registry = Registry()
-"""The process's registry; also `gradest.registry`."""
+"""The registry of this process, which is also `gradest.registry`."""
 
 
 Spec = str | Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""What a plugin class must have before the registry lets it in. How it behaves is the conformance kit's to test."""
+"""What a plugin class must have before it is registered. The conformance kit tests how it behaves."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from gradest.contract.plugin import Plugin
 __all__ = ["PLUGIN_EXCEPTIONS", "InvalidPlugin", "Phase", "check_class"]
 
 Phase = Literal["missing", "import", "api", "hooks", "call", "class", "duplicate"]
-"""Where a plugin failed: GRADEST_LOAD_PLUGINS names what is not installed; its import raised; it is written for another
-PLUGIN_API; a hook is misspelt or malformed; a hook raised; a class is invalid; a name is taken."""
+"""The phase in which a plugin failed, in the order of the literals: GRADEST_LOAD_PLUGINS names a distribution that is not
+installed; its import raised; it is written for another PLUGIN_API; a hook is misspelt or malformed; a hook raised; a class is
+invalid; a name is taken."""
 
 PLUGIN_EXCEPTIONS = (Exception, SystemExit)
-"""What may come out of a stranger's code as that plugin's failure. An interrupt from the keyboard is the user's."""
+"""Exceptions of a plugin's code that are recorded as its failure. KeyboardInterrupt is not one: it is the user's."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class InvalidPlugin(Exception):
-    """Why a plugin is not let in."""
+    """The reason for which a plugin is not registered."""
 
     def __init__(self, phase: Phase, reason: str) -> None:
         super().__init__(reason)

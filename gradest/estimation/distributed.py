@@ -1,6 +1,6 @@
-"""One computation in several processes of torch.distributed: which part is this process's, and what the parts add up to.
+"""A batch that several processes of torch.distributed share: which rows each process holds, and the state of the joined batch.
 
-Process r of W holds the examples r, r + W, r + 2W, ... of a batch, the order in which DistributedSampler deals them out. Without
+Process r of W holds the examples r, r + W, r + 2W, ... of the batch, as DistributedSampler assigns them. Without
 torch.distributed there is one process, which holds all of them.
 """
 
@@ -18,22 +18,22 @@ __all__ = ["fresh_key", "is_parallel", "joined_state", "rank", "row_numbers", "w
 
 
 def is_parallel() -> bool:
-    """Whether torch.distributed runs, be it in one process."""
+    """Return whether torch.distributed is initialised, even with a single process."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Return the rank of this process, from 0."""
     return torch.distributed.get_rank() if is_parallel() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return torch.distributed.get_world_size() if is_parallel() else 1
 
 
 def row_numbers(batch: torch.Size) -> Tensor:
-    """The row numbers that this process's part `[*batch]` of a batch has in the joined one; the first dim is dealt out."""
+    """Return the row numbers, in the joined batch, of the rows `[*batch]` of this process. The first dim counts examples."""
     if not batch:
         return torch.tensor(0)
     examples = rank() + world_size() * torch.arange(batch[0])
@@ -42,10 +42,10 @@ def row_numbers(batch: torch.Size) -> Tensor:
 
 
 def joined_state(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> State:
-    """The state that the estimator makes of the joined batch, of which each process has its part's draw and feedback.
+    """Return the state that the estimator computes from the joined batch. Each process has the draw and feedback of its part.
 
-    What a state learns need not be a mean over examples, so each process draws the joined batch, from everybody's rows, and has
-    the estimator look at it as a single process would. f is not evaluated again. Without a batch dim there is nothing to join.
+    A state need not be a mean over examples. So each process gathers the rows of all processes, draws the joined batch again, and
+    runs the estimator on it as a single process would. f is not evaluated again. Without a batch dim nothing is joined.
     """
     batch = draw.points.shape[1 : draw.points.ndim - draw.neuron.event_ndim]
     if not batch:
@@ -60,7 +60,7 @@ def joined_state(estimator: Estimator, draw: Draw, feedback: Feedback, state: St
 
 
 def _join(x: Tensor, dim: int) -> Tensor:
-    """The joined batch of which each process has its part, examples in this dim."""
+    """Gather the joined batch from the parts of all processes, whose examples are in dim `dim`."""
     own = x.movedim(dim, 0)
     lengths = [torch.tensor(0, device=x.device) for _ in range(world_size())]
     torch.distributed.all_gather(lengths, torch.tensor(len(own), device=x.device))
@@ -75,7 +75,7 @@ def _join(x: Tensor, dim: int) -> Tensor:
 
 
 def fresh_key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None) -> Key:
-    """A key for `a`, a fresh one by default, whose row numbers are global under torch.distributed."""
+    """Return a key for `a`, of a new seed if none is given. Under torch.distributed its rows are numbered in the joined batch."""
     key = Key(fresh_seed() if seed is None else seed)
     if world_size() == 1:
         return key

@@ -1,4 +1,8 @@
-"""Many draws of one gradient: in blocks, which may be computed anywhere and in any order, and merged in theirs."""
+"""estimate: the mean and variance of many draws of one gradient.
+
+Draws are computed in blocks. Blocks may be computed anywhere and in any order; they are merged in their own order, so that the
+result has the same bits for any number of workers.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +40,14 @@ from gradest.random import Key, check_seed, fresh_seed
 
 __all__ = ["NO_DRAWS", "DrawBlock", "Moments", "blocks_of", "estimate", "step_at", "warm_up_state"]
 
-_STEP = 256  # draws of the first steps; see step_at
-_WARM_UP = 1 << 31  # the repetitions from here on are those that warm a state up
+_STEP = 256  # draws in each of the first steps; see step_at
+_WARM_UP = 1 << 31  # repetitions from this number on are used to warm up the state
 
 
 def warm_up_state(
     f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, steps: int, report: Callable[[], object]
 ) -> State:
-    """The estimator's state after so many steps from its first one; report() is called after each."""
+    """Return the estimator's state after `steps` steps from its initial one. report() is called after each step."""
     state = first_state(estimator, neuron, check_pre_activations(a, neuron))
     for step in range(steps if state else 0):
         for _, _, after in _draws(f, a, neuron, estimator, key, state, 1, first=_WARM_UP + step):
@@ -53,7 +57,7 @@ def warm_up_state(
 
 
 def blocks_of(draws: int, most: int) -> Iterator[tuple[int, int]]:
-    """The first draw and the number of draws of each block."""
+    """Yield the first draw and the number of draws of each block."""
     first = 0
     while first < draws:
         step = step_at(first)
@@ -63,17 +67,17 @@ def blocks_of(draws: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def step_at(draw: int) -> int:
-    """The length of the step that this draw is in: 256 at first, then a quarter of the last power of two.
+    """Return the length of the step that contains this draw: 256 at first, then a quarter of the last power of two.
 
-    Steps are where the standard error is looked at, and no block reaches over the end of one. They grow so that few calls make
-    many draws, and slowly enough that there are blocks for several workers at any number of draws.
+    The standard error is checked at the end of each step, and no block extends beyond it. Steps grow, so that many draws take few
+    calls, but slowly, so that there are blocks for several workers at any number of draws.
     """
     return _STEP << max(0, (draw // (4 * _STEP)).bit_length() - 1)
 
 
 @dataclass(frozen=True, eq=False)
 class DrawBlock:
-    """What a worker is sent: block(first, n) makes the draws `first` to `first + n`."""
+    """A picklable task: block(first, n) computes the draws first, ..., first + n - 1."""
 
     f: Loss
     a: Tensor
@@ -83,7 +87,7 @@ class DrawBlock:
     state: State
 
     def __call__(self, first: int, n: int) -> tuple[Moments, Moments]:
-        """The moments of the gradients, and of the values."""
+        """Return the moments of the gradients and of the values."""
         chunks = list(_draws(self.f, self.a, self.neuron, self.estimator, self.key, self.state, n, first))
         return Moments.of([gradient for gradient, _, _ in chunks]), Moments.of([value for _, value, _ in chunks])
 
@@ -91,9 +95,9 @@ class DrawBlock:
 def _draws(
     f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, state: State, draws: int, first: int = 0
 ) -> Iterator[tuple[Tensor, Tensor, State]]:
-    """Draws `first` to `first + draws` in chunks of n: gradients `[n, *batch, *event]`, values `[n, *batch]`, next state."""
+    """Yield draws from `first` on, in chunks of n: gradients `[n, *batch, *event]`, values `[n, *batch]`, the next state."""
     split = a.ndim - neuron.event_ndim
-    # a repetition has the rows of `a` itself and a seed of its own, so no draw depends on how draws are cut into chunks
+    # each repetition uses the rows of `a` and a seed of its own, so no draw depends on how draws are divided into chunks
     key = replace(key, rows=torch.arange(a.shape[:split].numel()).reshape(a.shape[:split]))
     points_per_draw = estimator.evaluations(neuron, event_shape(neuron, a)) * max(1, a.numel())
     chunk = max(1, min(draws, CHUNK // points_per_draw))
@@ -106,14 +110,14 @@ def _draws(
 def _one_chunk(
     f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, state: State
 ) -> tuple[Tensor, Tensor, State]:
-    """One chunk of `_draws`, for `a` `[n, *batch, *event]`: holds the points once, and gives f some of the K at a time."""
+    """Compute one chunk of `_draws` for `a` `[n, *batch, *event]`. The points are held once; f sees some of the K at a time."""
     draw, _ = ask(neuron, estimator, a, key, state)
     evaluations, n = draw.points.shape[0], a.shape[0]
     at_once = max(1, CHUNK * evaluations // max(1, draw.points.numel()))
     loss = grad = None
     with torch.no_grad():
         for first, part in zip(range(0, evaluations, at_once), torch.split(draw.points, at_once), strict=True):
-            # f is promised points [K, *batch, *event], so the repetitions join the leading dim
+            # f takes points [K, *batch, *event], so the repetitions are flattened into the leading dim
             found, slope = evaluate(f, part.flatten(0, 1).to(a.dtype), neuron, estimator, keep_graph=False)
             loss = _put(loss, found, first * n, evaluations * n)
             grad = None if slope is None else _put(grad, slope, first * n, evaluations * n)
@@ -125,9 +129,9 @@ def _one_chunk(
 
 
 def _put(whole: Tensor | None, part: Tensor, first: int, total: int) -> Tensor:
-    """`part` written into `whole`, `[total, ...]`, which the first part makes.
+    """Write `part` into `whole`, `[total, ...]`, which is allocated at the first part, and return it.
 
-    Parts kept for a later torch.cat would lie between the points freed, and an allocator could not use their room again.
+    Parts kept for a later torch.cat would lie between the freed points and keep an allocator from reusing their memory.
     """
     if whole is None:
         whole = part.new_empty(total, *part.shape[1:])
@@ -137,7 +141,7 @@ def _put(whole: Tensor | None, part: Tensor, first: int, total: int) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """The mean of `count` values, and the sum of their squared distances from it."""
+    """The mean of `count` values, and the sum of their squared deviations from it."""
 
     count: int
     mean: Tensor
@@ -145,11 +149,11 @@ class Moments:
 
     @classmethod
     def of(cls, chunks: list[Tensor]) -> Moments:
-        """Of values `[n, ...]`, in chunks: how they are cut leaves no trace in the result."""
+        """Compute the moments of values `[n, ...]` given in chunks. The result does not depend on how they are divided."""
         return cls(sum(map(len, chunks)), *select("moments", chunks[0].device)(chunks))
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both."""
+        """Return the moments of the values of both."""
         if self.count == 0:
             return other
         total = self.count + other.count
@@ -161,17 +165,17 @@ class Moments:
         )
 
     def variance(self) -> Tensor:
-        """Of one value, NaN if there is one only."""
+        """Return the variance of one value, NaN if count is 1."""
         return self.squares / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, torch.nan)
 
 
 NO_DRAWS = Moments(0, torch.zeros(()), torch.zeros(()))
 
 
-_BLOCK = 1 << 20  # elements of points in one block, at the most: a part of what a result is, unlike CHUNK
+_BLOCK = 1 << 20  # at most this many elements of points in a block. Unlike CHUNK, it affects the bits of a result
 
 
-_AHEAD = 1 << 24  # elements of blocks that wait to be merged, at the most
+_AHEAD = 1 << 24  # at most this many elements of results that wait to be merged
 
 
 def estimate(
@@ -189,27 +193,25 @@ def estimate(
     progress: Callable[[int, int], None] | None = None,
     watch: Callable[[Estimate], None] | None = None,
 ) -> Estimate:
-    """The mean and the variance of `draws` independent draws of the estimator.
+    """Compute the mean and the variance of `draws` independent draws of the estimator.
 
-    A stateful estimator with no `state` given first takes `warm_up` steps, so that its baseline stands where training would
-    have it; the draws then all use that one state. Draws are made in blocks, merged by Chan, Golub and LeVeque's update in
-    float64, so memory does not grow with them; the points of a single draw that are more than a chunk are held whole, once,
-    and f is given some of the K at a time.
+    If no `state` is given, a stateful estimator first takes `warm_up` steps, so that its baseline is where training would have
+    it. All draws then use that one state. Draws are computed in blocks, which are merged in float64 by the update of Chan, Golub
+    and LeVeque (1983), so memory does not grow with `draws`. The points of a single draw are held once, and f sees some of the K
+    at a time.
 
-    target_standard_error: stop once the standard error of every coordinate is at most this; `draws` is then the cap. It is
-        looked at after 256, 512, 768 and 1024 draws and from there on four times in each doubling, so where it stops is a matter
-        of the seed alone. The variance is itself an estimate: one that an early look finds too small stops too early.
-    executor: computes the blocks, several at a time: a ThreadPoolExecutor, or `gradest.RayExecutor` for a cluster. Which draws
-        make a block depends on the shape of `a` and on K alone, and blocks are merged in their order, so the result has the same
-        bits for any number of workers and without an executor, as long as f gives the same bits on each. The warm-up, where each
-        step takes the state that the last one left, runs in this thread, as do the callbacks.
+    target_standard_error: stop as soon as the standard error of every coordinate is at most this; `draws` is then the maximum. It
+        is checked after 256, 512, 768 and 1024 draws and then four times in each doubling, so the number of draws depends on the
+        seed alone. The variance is itself an estimate; if an early check underestimates it, the run stops too early.
+    executor: computes several blocks at a time: a ThreadPoolExecutor, or `gradest.RayExecutor` for a cluster. The division into
+        blocks depends on the shape of `a` and on K alone, and blocks are merged in order, so the result has the same bits for any
+        number of workers and without an executor, provided that f gives the same bits on each. The warm-up, in which each step
+        needs the state of the one before, runs in this thread, as do the callbacks.
     progress: progress(done, draws) is called after each step of the warm-up, with 0 done, and after each block.
     watch: watch(estimate) is called after each block with the estimate so far.
 
-    What f or a callback raises ends the work: blocks that have not begun are cancelled, and it is raised again once those that
-    run have ended.
-
-    Raises what `expect` raises.
+    If f or a callback raises, blocks that have not begun are cancelled, and the exception is raised again once running ones have
+    ended. Otherwise the errors are those of `expect`.
     """
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     check_count("draws", draws, least=1)
@@ -260,4 +262,4 @@ def _check_target(value: float | None) -> None:
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf
     ):
-        raise InvalidInput(f"target_standard_error is a finite number of at least 0, not {value!r}")
+        raise InvalidInput(f"target_standard_error must be a finite number of at least 0, not {value!r}")

@@ -31,21 +31,21 @@ def exact(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """E[f(h)] `[*batch]` and its gradient in a `[*batch, *event]`, by summing over the units' joint law, in chunks.
+    """Compute E[f(h)] `[*batch]` and its gradient in `a` `[*batch, *event]` as a sum over the joint law of the units, in chunks.
 
-    Exact for units with finitely many outputs, up to 20 binary ones; for others as accurate as their `law`, which for continuous
-    ones is a quadrature, up to 3 units. f is evaluated in the dtype of `a`, the sum is in float64. Raises TooManyPoints past
-    2^20 points.
+    The result is exact for units with finitely many outputs, up to 20 binary units. For other units it is as accurate as their
+    `law`, which for continuous units is a quadrature, up to 3 units. f is evaluated in the dtype of `a`; the sum is in float64.
+    Raises TooManyPoints if it would take more than 2^20 points.
 
-    target: another expectation than E[f(h)], such as `estimator.target()`; of n samples it takes the n-th power of the points.
-    progress: progress(done, points) is called after each chunk; what it raises ends the work.
+    target: another quantity than E[f(h)], such as `estimator.target()`. One of n samples takes the n-th power of the points.
+    progress: progress(done, points) is called after each chunk. An exception that it raises ends the computation.
     """
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron).double().requires_grad_()
     event = event_shape(neuron, wide)
     with torch.enable_grad():
         values, _ = neuron.law(wide)
-        moves = values.requires_grad  # the outputs move with a, so dL/dh matters as well
+        moves = values.requires_grad  # the outputs move with a, so the gradient contains dL/dh too
         total = count_configurations(neuron, event, values.shape[0])
         del values
         if target is not None and target.samples > 1:
@@ -58,7 +58,7 @@ def exact(
             at = points.to(a.dtype)
             losses = losses_at(f, at if moves else at.detach(), neuron).double()
             part = (weights * (losses if moves else losses.detach())).sum(0)
-            if part.requires_grad:  # else nothing in the law moves with a
+            if part.requires_grad:  # otherwise nothing in the law depends on a
                 (step,) = torch.autograd.grad(part.sum(), wide)
                 gradient += step
             loss += part.detach()
@@ -77,7 +77,7 @@ def _exact_of_samples(
     target: Target,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Tensor, Tensor]:
-    """`exact` for several samples: the losses of all configurations once, then every way to draw `samples` of these."""
+    """Compute `exact` for a target of several samples: losses of all configurations, then every way to draw that many."""
     ways = total**target.samples
     if ways > MAX_POINTS:
         raise TooManyPoints(f"{target} over {total} configurations has {ways} terms; the limit is 2^20")
@@ -114,7 +114,10 @@ def closed_form(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """What `exact` gives, by the objective's own closed form where it has one; None where neither is to be had."""
+    """Return the result of `exact`, by the objective's closed form if it has one.
+
+    Returns None if there is no closed form and the sum has too many points.
+    """
     try:
         if isinstance(f, Objective) and (target is None or target.samples == 1):
             wide = check_pre_activations(a, neuron).double().requires_grad_()

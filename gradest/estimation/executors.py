@@ -1,4 +1,4 @@
-"""Where the blocks of an estimate are computed: in this thread, by a concurrent.futures.Executor, or on a Ray cluster."""
+"""Executors for the blocks of an estimate: this thread, any concurrent.futures.Executor, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ Result = TypeVar("Result")
 def run_in_order(
     run: Callable[..., Result], calls: Iterable[tuple[Any, ...]], executor: Executor | None, window: int
 ) -> Generator[Result, None, None]:
-    """run(*call) for each call, in their order whatever ends first; by None in this thread, as they are asked for.
+    """Yield run(*call) for each call, in the order of the calls. Without an executor each runs in this thread, when it is
+    requested.
 
-    window: how many calls are handed to the executor ahead. When one raises, or the iterator is closed, the calls that have not
-    begun are cancelled and those that run are waited for, so that none outlives the iterator.
+    window: the number of calls that are submitted to the executor ahead. When a call raises, or the iterator is closed, calls
+        that have not begun are cancelled and running ones are waited for, so that none outlives the iterator.
     """
     if executor is None:
         for call in calls:
@@ -41,22 +42,22 @@ def run_in_order(
 
 
 def _first(ahead: deque[Future[Result]]) -> Result:
-    result = ahead[0].result()  # not popped yet: what interrupts the wait leaves it to be cancelled
+    result = ahead[0].result()  # popped only afterwards, so that it is cancelled if the wait is interrupted
     ahead.popleft()
     return result
 
 
 class RayExecutor(Executor):
-    """Runs each call as a task of a Ray cluster: the one that `ray.init` joined, or else one of this machine.
+    """Runs each call as a task of a Ray cluster: the cluster that `ray.init` joined, or a new one on this machine.
 
         gradest.estimate(f, a, draws=10**6, executor=gradest.RayExecutor(num_cpus=1))
 
-    options: of `ray.remote`, such as num_cpus, num_gpus (a fraction may do), resources, max_retries, runtime_env. A task whose
-    worker dies runs again, to the same result. A function is sent to the cluster once and not with every call; Ray serialises it,
-    so it may be a closure or come from a notebook, but the modules that it is imported from, plugins included, must be
-    installed on every node. A task's own exception is raised here as it was there.
+    options: those of `ray.remote`, such as num_cpus, num_gpus (which may be a fraction), resources, max_retries, runtime_env. A
+        task whose worker dies runs again and gives the same result. A function is sent to the cluster once, not with every call.
+        Ray serialises it, so it may be a closure or come from a notebook, but the modules that it imports, plugins included, must
+        be installed on every node. An exception of a task is raised here.
 
-    Needs the extra `gradest[ray]`. Ray's usage reports are turned off, unless RAY_USAGE_STATS_ENABLED says otherwise.
+    Needs the extra `gradest[ray]`. Ray's usage reports are off, unless RAY_USAGE_STATS_ENABLED is set.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -70,14 +71,14 @@ class RayExecutor(Executor):
         self._sent: WeakKeyDictionary[Callable[..., Any], Any] = WeakKeyDictionary()
 
     def submit(self, fn: Callable[..., Result], /, *args: Any, **kwargs: Any) -> Future[Result]:
-        """The future of fn(*args, **kwargs)."""
+        """Return the future of fn(*args, **kwargs)."""
         if fn not in self._sent:
             self._sent[fn] = self._ray.put(fn)
         return _Task(self._ray, self._task.remote(self._sent[fn], args, kwargs))
 
 
 class _Task(Future[Any]):
-    """The future of a Ray task, with the exception that the task raised in place of Ray's own around it."""
+    """The future of a Ray task, whose exception is the one that the task raised, without Ray's wrapper."""
 
     def __init__(self, ray: Any, reference: Any) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class _Task(Future[Any]):
         reference.future().add_done_callback(self._finish)
 
     def cancel(self) -> bool:
-        """Have the cluster drop the task, or interrupt it."""
+        """Cancel the task on the cluster, or interrupt it if it is running."""
         if self.done():
             return super().cancel()
         self._ray.cancel(self._reference, force=False)

@@ -1,8 +1,8 @@
-"""sample, expect, estimate and exact: the four things to do with E[f(h)].
+"""sample and expect: outputs of a neuron, and one estimate of E[f(h)] that autograd can differentiate.
 
-In each, `a` `[*batch, *event]` are pre-activations of any float dtype, device and strides, and `f` maps points
-`[K, *batch, *event]` (any K) to losses `[K, *batch]`. float16 and bfloat16 are computed on in float32: f is given points in the
-dtype of `a`, and gradients come back in it.
+Here, in `estimate` and in `exact`, `a` `[*batch, *event]` are pre-activations of any float dtype, device and strides, and `f`
+maps points `[K, *batch, *event]`, for any K, to losses `[K, *batch]`. For float16 and bfloat16 the computation is in float32; f
+still receives points in the dtype of `a`, and gradients have that dtype.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ def sample(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Independent outputs of the neuron, `[samples, *a.shape]` in the dtype of `a`.
+    """Draw independent outputs of the neuron, `[samples, *a.shape]` in the dtype of `a`.
 
-    seed: 0 <= seed < 2**53; None takes one from torch's global generator; a Key is for callers that number
-    rows themselves. dtype: torch.uint8 or torch.bool, for a binary neuron whose two values it holds; takes a quarter of the
-    memory. Raises InvalidInput, UnknownPlugin, InvalidOptions.
+    seed: 0 <= seed < 2**53. None draws one from torch's global generator. A Key is for callers that number rows themselves.
+    dtype: torch.uint8 or torch.bool, for a binary neuron whose two values it can represent; this takes a quarter of the memory of
+        float32.
+    Raises InvalidInput, UnknownPlugin, InvalidOptions.
     """
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron)
@@ -58,17 +59,18 @@ def expect(
     seed: int | Key | None = None,
     state: State | None = None,
 ) -> tuple[Tensor, State]:
-    """An estimate of E[f(h)], `[*batch]`, that is differentiable: backward puts the estimator's gradient on `a`.
+    """Estimate E[f(h)], `[*batch]`, differentiably: backward adds the estimator's gradient to `a.grad`.
 
-    (Of the estimator's own target, where that is another one: `vimco`.)
+    An estimator with another target, such as `vimco`, estimates that target instead.
+    f is called once, with all K points; its own parameters receive their ordinary gradient.
+    seed: as for `sample`. state: the state that the previous call returned; None for the first call.
+    Returns the value, and the state for the next call. Under torch.no_grad() only the value is computed, and the state is
+    returned unchanged.
 
-    seed: as for `sample`. f is given all K points at once, and its own parameters get their ordinary gradient. Returns the
-    value and the next state, to be passed to the next call.
-    Under torch.no_grad() the value alone is computed, and the state comes back as it was.
-    Inside torch.func.vmap a seed or Key that is not itself mapped over is one for all, as in a loop; give each its own by
-    mapping over a `Key(seeds)`'s seeds. seed=None goes by vmap's `randomness`. Pre-activations are not checked there.
+    Inside torch.func.vmap, all examples share a seed or Key that is not mapped over, as in a loop; map over the seeds of a
+    `Key(seeds)` to give each its own. With seed=None vmap's `randomness` decides. Pre-activations are not checked there.
 
-    Raises Incompatible if the estimator does not fit the neuron, and what `sample` raises.
+    Raises Incompatible if the estimator does not fit the neuron, and the errors of `sample`.
     """
     if torch.compiler.is_compiling():
         from gradest.estimation.outside import outside  # noqa: PLC0415  # it imports the compiler
@@ -84,20 +86,20 @@ def expect(
     gradient, state = tell(estimator, draw, Feedback(loss, grad), state)
     value = value_of(estimator, draw, loss)
     if transformed():
-        carrier = (a - a.detach()) * gradient.to(a.dtype)  # zero in value, and the estimate in gradient
+        carrier = (a - a.detach()) * gradient.to(a.dtype)  # its value is 0 and its gradient is the estimate
         return value + carrier.flatten(a.ndim - neuron.event_ndim).sum(-1), state
     return (_carry(value, a, gradient, neuron.event_ndim) if a.requires_grad else value), state
 
 
 def _carry(value: Tensor, a: Tensor, gradient: Tensor, event_ndim: int) -> Tensor:
-    """The bits of the value; backward puts the estimator's gradient on `a`.
+    """Return the value, unchanged to the bit, with a graph whose backward adds the estimator's gradient to `a.grad`.
 
-    It is Σ a · gradient, whose derivative is the gradient, with other numbers written over it: torch's own operations take less
-    time than a torch.autograd.Function.
+    The graph is that of Σ a · gradient, whose derivative is the gradient; its numbers are overwritten by the value. torch's own
+    operations take less time than a torch.autograd.Function.
     """
     carrier = cast((a * gradient).sum(tuple(range(-event_ndim, 0))), value.dtype)
     if value.requires_grad:
-        carrier.detach().fill_(-0.0)  # what adds nothing, not even to -0.0
+        carrier.detach().fill_(-0.0)  # the neutral element of addition, also for -0.0
         return value + carrier
     carrier.detach().copy_(value)
     return carrier

@@ -13,15 +13,17 @@ __all__ = ["Estimate"]
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """The average of independent draws of an estimator.
+    """The average of independent draws of an estimator. Tensors have the dtype of `a`, but at least float32.
 
-    gradient: the mean of the draws, `[*batch, *event]`; float32 or wider, like all that follows.
-    variance: per coordinate, of ONE draw; NaN with a single draw.
-    standard_error: of `gradient`, √(variance / draws).
+    gradient: the mean of the draws, `[*batch, *event]`.
+    variance: the variance of ONE draw for each coordinate, `[*batch, *event]`; NaN for a single draw.
+    standard_error: that of `gradient`, √(variance / draws).
     loss: the mean estimate of E[f(h)], or of the estimator's own target, `[*batch]`.
-    evaluations: of the loss, in one draw.
-    seconds: wall-clock time of all draws.
-    state: the estimator's state at which the draws were made.
+    draws: the number of draws.
+    evaluations: K, the number of evaluations of the loss in one draw.
+    seconds: the wall-clock time of all draws.
+    seed: that of the noise.
+    state: the estimator's state with which all draws were made.
     """
 
     gradient: Tensor

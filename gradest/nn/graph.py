@@ -25,7 +25,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Literal["mean", "s
     is not to receive it there. A use inside such a transform receives its loss inside the same transform.
     """
     if reduction not in ("mean", "sum"):
-        raise InvalidInput(f'reduction is "mean" or "sum", not {reduction!r}')
+        raise InvalidInput(f'reduction must be "mean" or "sum", not {reduction!r}')
     total = loss.mean() if reduction == "mean" else loss.sum()
     share = 1 / max(1, loss.numel()) if reduction == "mean" else 1.0
     for layer in model.modules():

@@ -1,14 +1,4 @@
-"""Torch modules: stochastic layers that train, keep their estimator's state, and behave in evaluation.
-
-    layer = gradest.nn.Stochastic("bernoulli", "reinforce_centered")
-    h = layer(a)                                                      # somewhere inside a model
-    gradest.nn.broadcast_loss(model, loss_per_example).backward()     # in place of loss_per_example.mean().backward()
-
-Seeds come from torch's global generator, so `torch.manual_seed` rules the noise. Under torch.distributed, example i of the
-process of rank r is example r + i · world_size of the joined batch, the order in which DistributedSampler deals them out:
-processes that were seeded alike draw the noise that one process would have drawn for the joined batch, and a state is what the
-estimator makes of the joined batch.
-"""
+"""The modules that train through stochastic neurons: Stochastic, which emits one sample, and Expectation, which takes a loss."""
 
 from __future__ import annotations
 
@@ -44,7 +34,7 @@ _STATE = "state_"
 
 
 class _StochasticModule(nn.Module):
-    """A neuron, an estimator, the estimator's state in buffers, and what the module does in evaluation."""
+    """A module with a neuron, an estimator, the estimator's state in buffers, and a mode of evaluation."""
 
     threshold: Tensor
 
@@ -53,19 +43,19 @@ class _StochasticModule(nn.Module):
     ) -> None:
         super().__init__()
         if evaluation not in ("mean", "sample", "threshold"):
-            raise InvalidInput(f'evaluation is "mean", "sample" or "threshold", not {evaluation!r}')
+            raise InvalidInput(f'evaluation must be "mean", "sample" or "threshold", not {evaluation!r}')
         self.neuron, self.estimator = registry.neuron(neuron), registry.estimator(estimator)
         registry.check_fit(self.neuron, self.estimator)
         self.evaluation = evaluation
         self.register_buffer("threshold", torch.tensor(float(threshold)))
 
     def extra_repr(self) -> str:
-        """The pair, as tables show it."""
+        """Return the neuron, the estimator and the mode of evaluation, for the module's repr."""
         return f"{self.neuron.label()}, {self.estimator.label()}, evaluation={self.evaluation}"
 
     @property
     def state(self) -> State:
-        """The estimator's state; empty before the first step, and always for a stateless estimator."""
+        """The estimator's state. It is empty before the first step, and always for a stateless estimator."""
         return {
             name.removeprefix(_STATE): value
             for name, value in self.named_buffers(recurse=False)
@@ -74,7 +64,7 @@ class _StochasticModule(nn.Module):
 
     def _set_state(self, state: State) -> None:
         for name, value in state.items():
-            # a new tensor each time: whoever holds the earlier state still has it unchanged
+            # a new tensor each time, so that callers that hold the earlier state have it unchanged
             self.register_buffer(_STATE + name, value)
 
     def _state_for(self, a: Tensor) -> State:
@@ -85,7 +75,7 @@ class _StochasticModule(nn.Module):
         return state
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        # the state's shapes are known from the first step on; a fresh layer takes them from what it loads
+        # a layer knows the shapes of its state only after the first step; a new one takes them from the state_dict
         for name, value in state_dict.items():
             if name.startswith(prefix + _STATE) and "." not in name[len(prefix) :]:
                 self.register_buffer(name[len(prefix) :], torch.empty_like(value, device=self.threshold.device))
@@ -101,23 +91,24 @@ class _StochasticModule(nn.Module):
 
 
 class Stochastic(_StochasticModule):
-    """A layer of stochastic neurons: a `[*batch, *event]` to one sample h of the same shape.
+    """A layer of stochastic neurons, from `a` `[*batch, *event]` to one sample h of the same shape.
 
-    Where the estimator needs dL/dh alone, autograd trains it as any layer. Where it needs the loss, call backward on
-    `broadcast_loss(model, loss)`; backward without it raises MissingLoss. Estimators that ask for several points (K > 1) do
-    not fit a layer that emits one sample, and are sent to `Expectation`.
+    If the estimator needs only dL/dh, autograd trains the layer like any other. If it needs the loss, call backward on
+    `broadcast_loss(model, loss)`; backward without it raises MissingLoss. An estimator that asks for several points (K > 1)
+    cannot be used in a layer that emits one sample; the error Incompatible names `Expectation`, which takes it.
 
     neuron, estimator: a name, {"name": ..., **options}, or an instance.
-    evaluation: what `layer.eval()` emits: the mean E[h] (differentiable), one sample, or the deterministic
-        `neuron.threshold(a, layer.threshold)`. `layer.threshold.fill_(level)` sets the level; it is saved in state_dict.
+    evaluation: what the layer emits after `layer.eval()`: "mean" is E[h], which is differentiable; "sample" is one sample;
+        "threshold" is the deterministic `neuron.threshold(a, layer.threshold)`. `layer.threshold.fill_(level)` sets the level,
+        which is saved in state_dict.
 
-    The estimator's state is in buffers from the first training step on: it is in state_dict, and moves with the module. A
-    layer that is used several times before one backward gives each use the same state, and averages their next ones.
+    From the first training step on, the estimator's state is in buffers: it is in state_dict and moves with the module. If a
+    layer is used several times before one backward, each use has the same state, and the next states are averaged.
 
-    torch.compile(fullgraph=True) keeps it in the graph, with any neuron and estimator, from torch 2.13 on; with an older torch it
-    breaks the graph. Where the estimator has a state, call the model once before, as its shapes follow from the input.
-    torch.func maps over a layer and differentiates it where the estimator has no state and uses no autograd of its own; vmap's
-    `randomness` says whether examples share their noise.
+    torch.compile(fullgraph=True) keeps the layer in the graph, with any neuron and estimator, from torch 2.13 on; an older torch
+    breaks the graph. If the estimator has a state, call the model once before compiling, because the shapes of the state follow
+    from the input. torch.func can map over a layer and differentiate it if the estimator has no state and uses no autograd of its
+    own; vmap's `randomness` decides whether examples share their noise.
     """
 
     def __init__(
@@ -127,17 +118,17 @@ class Stochastic(_StochasticModule):
         asked = self.estimator.evaluations(self.neuron, (2,) * self.neuron.event_ndim)
         if asked != 1:
             raise Incompatible(
-                f"{self.estimator.label()} asks for the loss at {asked} points, and a Stochastic layer emits one sample; "
+                f"{self.estimator.label()} asks for the loss at {asked} points, but a Stochastic layer emits one sample; "
                 "use gradest.nn.Expectation(neuron, estimator), whose layer(f, a) evaluates f at all of them"
             )
         self._waiting_uses: weakref.WeakKeyDictionary[LivenessToken, tuple[Use, Tensor]] = weakref.WeakKeyDictionary()
-        self._loss_channels: list[Tensor] = []  # of uses in compiled code, and inside transforms of torch.func
+        self._loss_channels: list[Tensor] = []  # those of uses in compiled code and inside transforms of torch.func
         self._handle = None if emit is None else Handle(self)
-        self._steps = 0  # how often the state has moved on
-        self._merged = 0  # how many uses the last move is the average of
+        self._steps = 0  # how many times the state has been updated
+        self._merged = 0  # how many uses the last update averages
 
     def __getstate__(self) -> dict[str, Any]:
-        # passes that wait for their backward belong to this object alone: copies start without
+        # uses that wait for their backward belong to this object; a copy starts without any
         return {
             name: value
             for name, value in self.__dict__.items()
@@ -153,7 +144,7 @@ class Stochastic(_StochasticModule):
         super().__setstate__({**state, **fresh})  # type: ignore[no-untyped-call]
 
     def forward(self, a: Tensor) -> Tensor:
-        """One sample of the neuron in training; what `evaluation` says otherwise."""
+        """Return one sample of the neuron in training mode, else what `evaluation` selects."""
         if torch.compiler.is_compiling():
             return self._outside(a) if emit is None else self._compiled(a)
         if transformed():
@@ -180,12 +171,12 @@ class Stochastic(_StochasticModule):
         return h
 
     def _transformed(self, a: Tensor) -> Tensor:
-        """`forward` inside a transform of torch.func."""
+        """Run `forward` inside a transform of torch.func."""
         if not self.training:
             return self._evaluate(a)
         if self.estimator.init(self.neuron, torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)):
             raise Incompatible(
-                f"{self.estimator.label()} carries a state from step to step, for which a transform of torch.func has no place; "
+                f"{self.estimator.label()} has a state, which a transform of torch.func cannot update; "
                 "use gradest.expect, which takes the state as an argument and returns the next one"
             )
         h, channel = EmitTransformed.apply(a, fresh_seed_tensor(), self)  # type: ignore[no-untyped-call]
@@ -195,7 +186,7 @@ class Stochastic(_StochasticModule):
         return out
 
     def _compiled(self, a: Tensor) -> Tensor:
-        """`forward` as torch.compile traces it."""
+        """Run `forward` in the form that torch.compile traces."""
         if not self.training and self.evaluation != "sample":
             return self._evaluate(a)
         state = list(self.state.values())
@@ -226,7 +217,7 @@ class Stochastic(_StochasticModule):
     def _tell(
         self, a: Tensor, state: list[Tensor], seed: int | Tensor, step: int, grad_h: Tensor, loss_gradient: Tensor
     ) -> Tensor:
-        if not a.numel() and world_size() == 1:  # other processes may have the rest of the batch, and wait for this one
+        if not a.numel() and world_size() == 1:  # other processes may hold the rest of the batch and wait for this one
             return torch.zeros_like(a)
         named = dict(zip(self.state, state, strict=True))
         draw, _ = ask(self.neuron, self.estimator, a, fresh_key(a, self.neuron.event_ndim, seed), named)
@@ -234,7 +225,7 @@ class Stochastic(_StochasticModule):
         if loss_gradient.numel() or (not a.numel() and loss_gradient.ndim > 1):
             loss, factor, received = loss_gradient
             scale = factor.flatten()[0] if factor.numel() else scale
-            if transformed() or bool(received.all()):  # no transform allows a look at numbers
+            if transformed() or bool(received.all()):  # a transform does not allow reading values
                 use.set_loss(loss, 1.0)
         return use.gradient(grad_h, scale).to(a.dtype)
 
@@ -251,7 +242,7 @@ class Stochastic(_StochasticModule):
         return waiting
 
     def _advance(self, state: State, since: int) -> None:
-        """Take over the next state that a use of the layer computed from the state of step `since`."""
+        """Set the next state, which a use of the layer computed from the state of step `since`."""
         if not state:
             return
         if since == self._steps:
@@ -259,21 +250,21 @@ class Stochastic(_StochasticModule):
         elif since == self._steps - 1:
             self._merged += 1
             state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}
-        else:  # a graph from before the last step: its state is out of date
+        else:  # a graph from before the last step, whose state is out of date
             return
         self._set_state(state)
 
 
 class Expectation(_StochasticModule):
-    """`layer(f, a)` is `gradest.expect` with the estimator's state kept in buffers, for estimators of any K.
+    """A layer for estimators of any K: `layer(f, a)` is `gradest.expect`, with the estimator's state in buffers.
 
-    f maps points `[K, *batch, *event]` to losses `[K, *batch]`: it is the rest of the network and the loss. The result,
-    `[*batch]`, is differentiable in a and in f's parameters. In evaluation it is f at the mean, at one sample, or at the
-    thresholded output. Arguments as for `Stochastic`.
+    f maps points `[K, *batch, *event]` to losses `[K, *batch]`; it is the rest of the network and the loss. The result,
+    `[*batch]`, is differentiable in `a` and in the parameters of f. After `layer.eval()` it is f at the mean, at one sample, or
+    at the thresholded output, as `evaluation` selects. The arguments are those of `Stochastic`.
     """
 
     def forward(self, f: Loss, a: Tensor) -> Tensor:
-        """The estimate of E[f(h)], `[*batch]`."""
+        """Return the estimate of E[f(h)], `[*batch]`."""
         if torch.compiler.is_compiling():
             outside: Tensor = self._forward_outside(f, a)
             return outside

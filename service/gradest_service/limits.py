@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from gradest.analysis.comparison import comparable
+from gradest.analysis.comparison import comparable_estimators
 from gradest.client.wire import SAFETENSORS
 from gradest.contract.estimator import Estimator, Target
 from gradest.contract.law import MAX_POINTS, count_configurations
@@ -126,7 +126,7 @@ def measurement_work(
     """The most elements that measuring every estimator goes through, of so many evaluations a draw at most."""
     rows = size(a.shape) // size(event_shape(neuron, a))
     of_one = (draws + _WARM_UP) * evaluations * rows * _point_work(neuron, objective, a)
-    return of_one * len(comparable(neuron))
+    return of_one * len(comparable_estimators(neuron))
 
 
 def exact_work(neuron: Neuron, objective: Objective, a: Tensor, target: Target) -> int:

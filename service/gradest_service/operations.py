@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 import gradest
-from gradest.analysis.comparison import comparable
+from gradest.analysis.comparison import comparable_estimators
 from gradest.analysis.results import Comparison
 from gradest.contract.estimator import Estimator, State, Target
 from gradest.contract.neuron import Binary, Neuron, event_shape
@@ -383,7 +383,7 @@ def _affordable(
 ) -> list[Estimator]:
     """Those that `gradest.compare` takes by default, less those that no request of this size may ask for."""
     affordable = []
-    for estimator in comparable(neuron):
+    for estimator in comparable_estimators(neuron):
         try:
             elements = limits.work(settings, neuron, estimator, objective, a, request.draws)
         except (TooManyPoints, Problem):

@@ -232,7 +232,7 @@ def _add_catalog(kind: str, describe: Callable[[Any], dict[str, Any]], descripti
                 getattr(gradest.registry, kind)(name)  # raises, with near matches
             except UnknownPlugin as error:
                 raise operations.unknown_plugin(error, name) from error
-        return catalog.describe_fully(table()[name])
+        return catalog.describe_with_certificates(table()[name])
 
     async def list_all(request: Request) -> Response:
         return await _json(request, lambda: [describe(cls) for cls in table().values()])

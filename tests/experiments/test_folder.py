@@ -229,7 +229,9 @@ CASES = {"gated": _train_gated, "vae": _train_vae, "toys": _do_tasks}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["gated", *(pytest.param(name, marks=pytest.mark.deep) for name in CASES if name != "gated")]
+)
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_numbers(tmp_path, name):
     """SIGKILL after times from a seeded generator, of which about twelve strike."""
     if name == "toys":

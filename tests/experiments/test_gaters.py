@@ -68,7 +68,7 @@ def test_for_mnist_the_table_has_the_published_figures():
     assert [cell.strip() for cell in other.split("│")][-3:-1] == ["", ""]
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("gater", GATERS, ids=NAMES)
 def test_the_defaults_reach_what_the_table_says(gater):
     """Full runs on the digits. A dense network of this kind has 2 to 4 % on them; seeds differ by about 1 %."""

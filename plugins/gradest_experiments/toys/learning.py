@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.analysis.comparison import comparable
+from gradest.analysis.comparison import comparable_estimators
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Loss
@@ -67,7 +67,7 @@ P(b = 1) = 0. Estimators have their default options; K, the number of evaluation
         """Return one task per problem and estimator."""
         neuron = registry.neuron("bernoulli")
         probe = torch.zeros(1, dtype=torch.float64)
-        learners = [estimator for estimator in comparable(neuron) if estimator.init(neuron, probe)]
+        learners = [estimator for estimator in comparable_estimators(neuron) if estimator.init(neuron, probe)]
         references = [registry.estimator(name) for name in _REFERENCES]
         return {
             f"{name}: {estimator.label()}": self._task(name, problem, neuron, estimator)

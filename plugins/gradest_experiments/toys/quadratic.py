@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.analysis.comparison import comparable, is_feasible
+from gradest.analysis.comparison import comparable_estimators, within_point_limit
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.discovery.registry import registry
@@ -48,11 +48,11 @@ have taken some steps first."""
     def tasks(self) -> dict[str, Task]:
         """Return one task per estimator."""
         neuron = registry.neuron("bernoulli")
-        chosen = [*comparable(neuron), registry.estimator("reinforce", samples=2)]
+        chosen = [*comparable_estimators(neuron), registry.estimator("reinforce", samples=2)]
         return {
             estimator.label(): partial(self._row, neuron, estimator)
             for estimator in chosen
-            if is_feasible(estimator, neuron, self._at())
+            if within_point_limit(estimator, neuron, self._at())
         }
 
     def table(self, results: Results) -> str:
