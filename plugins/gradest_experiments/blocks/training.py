@@ -132,11 +132,7 @@ class BlockRun(TrainingRun):
             [group for group in groups if group["params"]], weight_decay=2 * settings.decay
         )
         minibatches = Minibatches(len(self.train), settings.batch, settings.seed, _ORDER)
-        parts = {
-            "network": self.network,
-            "optimiser": self.optimiser,
-            "generator": GlobalGenerator(),
-        }
+        parts = {"network": self.network, "optimiser": self.optimiser, "generator": GlobalGenerator()}
         super().__init__(minibatches, settings.epochs * minibatches.per_epoch, minibatches.per_epoch, parts)
         self.loss = 0.0
         self.best_epoch, self.best_error, self.best_weights = 0, math.inf, copy_weights(self.network)

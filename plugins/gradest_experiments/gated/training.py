@@ -191,7 +191,7 @@ class GatedRun(TrainingRun):
     def __init__(
         self, settings: ResolvedGatedSettings, data: Dataset, split: Split | None = None, *, fused: bool | None = None
     ) -> None:
-        self.settings, self.data, self.split = settings, data, split or data.train
+        self.settings, self.data, self.split = settings, data, data.train if split is None else split
         torch.default_generator.manual_seed(settings.seed)
         self.network = self.build_network().to(settings.device)
         gater = list(self.network.gater.parameters())
@@ -203,11 +203,7 @@ class GatedRun(TrainingRun):
             fused=fused,
         )
         minibatches = Minibatches(len(self.split), settings.batch, settings.seed, device=settings.device)
-        parts = {
-            "network": self.network,
-            "optimizer": self.optimizer,
-            "generator": GlobalGenerator(),
-        }
+        parts = {"network": self.network, "optimizer": self.optimizer, "generator": GlobalGenerator()}
         super().__init__(minibatches, settings.epochs * minibatches.per_epoch, minibatches.per_epoch, parts)
         self.history: list[Epoch] = []
         self.loss_sum = self.open_sum = 0.0  # over the minibatches of the epoch under way
