@@ -23,7 +23,7 @@ def test_defaults_follow_from_what_a_pair_can_do():
     assert resolve("noisy_sigmoid", "pathwise") == (1.0, 0.0, "none", 0.1, "mean")
 
 
-def test_the_source_sizes_are_the_defaults_for_mnist():
+def test_the_published_sizes_are_the_defaults_for_mnist():
     full = GatedSettings(data="mnist").resolved()
     assert (full.hidden, full.gates, full.batch, full.learning_rate, full.sparsity) == (400, 2000, 32, 0.1, 0.1)
     assert full.event() == (2000,)

@@ -157,7 +157,7 @@ def test_the_published_variances_come_out(label):
     found = run(Quadratic(draws=20_000), label)
     assert found["published"] == {"reinforce(samples=2)": 7.8e-3}.get(label, 1.25e-9)
     assert found["variance_error"] < 0.025 * found["variance"]
-    rounding = 0.005 * found["published"]  # the source prints two or three digits
+    rounding = 0.005 * found["published"]  # the paper prints two or three digits
     assert abs(found["variance"] - found["published"]) < 5 * found["variance_error"] + rounding
     assert 0.75 < found["bias_in_se"] < 1.25  # root mean square of 200 normal numbers: 1 ± 0.05
     assert found["efficiency"] == pytest.approx(1 / (2 * found["variance"]))

@@ -23,11 +23,11 @@ _LEVELS = (0.04, 0.03, 0.025, 0.02)  # validation errors of which the report say
 _SHOWN = 0.06  # the largest error that the plot shows, unless a curve stays above it
 _TEST_IMAGES = 10_000
 
-_INTRODUCTION = """# Bengio, Léonard and Courville 2013, on MNIST
+_INTRODUCTION = """# Bengio, Léonard and Courville (2013) on MNIST
 
 Conditional computation with stochastic gates (arXiv 1308.3432, section 5), by `gradest reproduce bengio2013`: a gater of 400
-tanh units opens about 200 of 2000 linear experts for each image. 50,000 images to learn from, 10,000 to choose by, 10,000 to
-report on.
+tanh units opens about 200 of 2000 linear experts for each image. 50,000 images are for training, 10,000 to choose the epoch by,
+and 10,000 to test on.
 
 - train: the criterion on the training images. valid, test: errors in %. All are of the weights of the epoch with the least
   validation error, without noise: the gates with the greatest probability are open, a tenth of them over 2000 training images;
@@ -98,18 +98,8 @@ def _read(folder: Path) -> list[_FinishedRun]:
 
 
 def _table(groups: dict[str, list[_FinishedRun]]) -> str:
-    head = [
-        "gater",
-        "published train",
-        "train",
-        "published valid %",
-        "valid %",
-        "published test %",
-        "test %",
-        "open %",
-        "open in training %",
-    ]
-    head += ["seeds", "epochs", "minutes", "ms per step"]
+    head = ["gater", "published train", "train", "published valid %", "valid %", "published test %", "test %"]
+    head += ["open %", "open in training %", "seeds", "epochs", "minutes", "ms per step"]
     rows = []
     for row in _rows(groups):
         found = [run.numbers() for run in groups[row.name]]

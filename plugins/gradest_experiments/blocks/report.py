@@ -22,10 +22,11 @@ SPEED = "speed.json"
 
 _INTRODUCTION = """# Conditional computation at block level
 
-By `gradest reproduce block-gated`. MNIST: 50,000 images to learn from, 10,000 to choose the epoch by, 10,000 to test on. The
-network has one hidden layer of tanh units, divided into blocks. A policy, linear in the image, opens blocks at random; it is
-trained through the estimator, with the penalties of Bengio et al. (2015, arXiv 1511.06297) on its probabilities. There are
-three dense networks: with as many units, with as much computation (policy included), and with as many units as should be open.
+By `gradest reproduce block-gated`, on MNIST: 50,000 images are for training, 10,000 to choose the epoch by, and 10,000 to test
+on. The network has one hidden layer of tanh units, divided into blocks. A policy, linear in the image, opens blocks at random;
+it is trained through the estimator, with the penalties of Bengio et al. (2015, arXiv 1511.06297) on its probabilities. There
+are three dense networks: one with as many units, one that computes as much as a gated network with its policy, and one with as
+many units as should be open.
 
 - open: the share of blocks that are open, over the test images.
 - computed: multiply-adds of a forward pass, policy and readout included, divided by those of the dense network with as many
