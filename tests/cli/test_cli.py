@@ -451,12 +451,12 @@ def test_read_options_takes_the_last_of_two() -> None:
 
 
 def test_train_has_a_flag_for_every_setting_with_its_default(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradest_experiments.settings import Settings
+    from gradest_experiments.gated.settings import GatedSettings
 
     monkeypatch.setenv("COLUMNS", "250")
     shown = run("train", "--help").out
     assert "Usage: gradest train" in shown
-    for name, field in Settings.model_fields.items():
+    for name, field in GatedSettings.model_fields.items():
         (line,) = (line for line in shown.splitlines() if f" --{name.replace('_', '-')} " in line)
         assert str(field.description) in line
         assert field.default is None or f"({field.default})" in line
@@ -521,7 +521,7 @@ def test_train_trains_and_resumes(run: Run, tmp_path: Path) -> None:
 
 
 def test_train_gaters_trains_all_of_them(run: Run) -> None:
-    from gradest_experiments.gaters import GATERS
+    from gradest_experiments.gated.gaters import GATERS
 
     small = ["train", "--gaters", "--epochs", "1", "--gates", "20", "--hidden", "8"]
     found = run(*small, "--json").json
