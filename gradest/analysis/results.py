@@ -196,7 +196,13 @@ class Recommendation:
     def to_markdown(self) -> str:
         """Return the recommended estimators as a Markdown table."""
         rows = (
-            [row.label, row.claim, row.evaluations, "-" if row.error is None else f"{row.error:.2g}", "; ".join(row.reasons)]
+            [
+                row.label,
+                row.claim,
+                row.evaluations,
+                "-" if row.error is None else f"{row.error:.2g}",
+                "; ".join(row.reasons),
+            ]
             for row in self.rows
         )
         return table(RECOMMENDATION_COLUMNS, rows, align="llrrl")

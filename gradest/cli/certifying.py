@@ -77,6 +77,11 @@ def _pairs(package: str) -> list[tuple[Estimator, Neuron]]:
 def _read(path: Path) -> dict[tuple[str, str], Certificate]:
     try:
         kept = from_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):  # there are none yet, or in another form: all are measured
+    except (
+        FileNotFoundError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ):  # there are none yet, or in another form: all are measured
         return {}
     return {(certificate.estimator, certificate.neuron): certificate for certificate in kept}

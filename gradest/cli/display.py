@@ -45,7 +45,7 @@ def print_json(value: Any) -> None:
 
 
 def show(what: RenderableType) -> None:
-    """Print an object of rich on standard output. Square brackets in a plain str are markup to rich: use a Text for other text."""
+    """Print an object of rich on standard output. Rich takes square brackets in a str for markup, but not those in a Text."""
     Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False).print(what)
 
 

@@ -4,8 +4,8 @@
         loss, state = client.expect(my_loss, a, neuron="bernoulli", estimator="rloo")     # my_loss runs in this process
         loss.sum().backward()                                                             # a.grad holds the estimate
 
-The same seed gives the same bits as the library does locally. `AsyncClient` has the same methods, to be awaited. torch is imported
-only by calls that send or receive tensors.
+The same seed gives the same bits as the library does locally. `AsyncClient` has the same methods, to be awaited. Only calls that
+send or receive tensors import torch.
 
     endpoints       what each method sends, and what it makes of the response: a generator that yields requests
     differentiable  the method `expect`, a generator too

@@ -43,7 +43,7 @@ class _Method(Protocol[P, T_co]):
 
 
 def _method(build: Callable[P, Call[T]]) -> _Method[P, T]:
-    """Return the method that makes this call. Its name, documentation and signature are those of `build`, as help() shows them."""
+    """Return the method that makes this call. help() shows it with the name, documentation and signature of `build`."""
 
     def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Any:
         return self._run(build(*args, **kwargs))

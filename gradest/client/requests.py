@@ -49,7 +49,7 @@ def post(
     fields: Mapping[str, Any],
     progress: Callable[[Any], None] | None = None,
 ) -> ApiRequest:
-    """Return a POST of these fields and of the neuron and its pre-activations. Raises InvalidInput unless `a` is a float tensor."""
+    """Return a POST of these fields, the neuron and its pre-activations. Raises InvalidInput unless `a` is a float tensor."""
     check_dtype(a, _DTYPES)
     inputs = {"neuron": to_spec(neuron), "a": a, "shape": list(a.shape), "dtype": str(a.dtype).removeprefix("torch.")}
     return ApiRequest(path, fields={**inputs, **fields}, device=a.device, progress=progress)

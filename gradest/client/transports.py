@@ -15,7 +15,11 @@ from gradest.errors import ServiceError
 
 __all__ = ["CallProtocol", "RetryPolicy"]
 
-_RETRIED = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException)  # the service is not or no longer there
+_RETRIED = (
+    httpx.NetworkError,
+    httpx.RemoteProtocolError,
+    httpx.TimeoutException,
+)  # the service is not or no longer there
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0  # seconds between attempts
 _DOUBLINGS = 6  # of the first delay; more would exceed the longest
 _CONNECT = 10.0  # seconds that a connection may take
