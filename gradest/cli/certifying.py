@@ -44,12 +44,8 @@ def write_certificates(names: list[str], package: str, out: Path, everything: bo
                 path.write_text(to_json(found[key] for key in keys if key in found), encoding="utf-8")
     text = to_json(found[key] for key in keys)
     path.write_text(text, encoding="utf-8")
-<<<<<<< HEAD
-    certificates = load(text)
-    out.mkdir(parents=True, exist_ok=True)
-=======
     certificates = from_json(text)
->>>>>>> main
+    out.mkdir(parents=True, exist_ok=True)
     (out / _TABLE).write_text(to_markdown(certificates), encoding="utf-8")
     if as_json:
         print_json([certificate.to_dict() for certificate in certificates])

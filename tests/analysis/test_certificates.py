@@ -52,7 +52,9 @@ def test_the_kept_ones_are_of_this_code(pair):
 
 
 def test_the_table_is_of_the_kept_ones():
-    assert (ROOT / "docs/results/certificates.md").read_text() == certificates.to_markdown(KEPT), "run `gradest certify`"
+    assert (ROOT / "docs/results/certificates.md").read_text() == certificates.to_markdown(KEPT), (
+        "run `gradest certify`"
+    )
 
 
 @pytest.mark.slow

@@ -91,7 +91,10 @@ def test_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
 
 def test_sdist_holds_what_building_and_testing_take(sdist: set[str]) -> None:
     top = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt"}
-    top |= {"CITATION.cff", *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*") if path.is_file())}
+    top |= {
+        "CITATION.cff",
+        *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*") if path.is_file()),
+    }
     wanted = top | {path.relative_to(ROOT).as_posix() for home in HOMES for path in home.rglob("*.py")}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
     assert wanted <= sdist
