@@ -179,6 +179,17 @@ class Key:
         h = cast(h, dtype or a.dtype)
         return h if flat is a else h.reshape(len(h), *a.shape)
 
+    def row_keys(self, batch_shape: tuple[int, ...], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return the two 32-bit words of each row's own key, int32 tensors `[rows]`: what a fused kernel of your own needs.
+
+        The two words of the number of (unit, draw) are x = Threefry((word0, word1), (unit, draw)), with 20 rounds; units are
+        numbered within the flattened event. A float32 number is ((x0 >> 8) | 1) · 2**-24, shifted as unsigned; float64 takes 53
+        bits, (((x0 << 21) | (x1 >> 11)) | 1) · 2**-53. A kernel that computes these has the bits of `uniform`, as the conformance
+        kit checks of a neuron that overrides `sample`.
+        """
+        seed, rows = as_tensors(*self._words(batch_shape, torch.device(device))[:2], device)
+        return threefry(seed, (rows, _to_word(self.stream).to(device)))
+
     def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Word, Word], Word, int]:
         """Return the words of the seed, the words of the rows, and the stream, in the form that kernels take."""
 

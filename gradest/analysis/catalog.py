@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from gradest.analysis.certificates import load_certificates
+from gradest.analysis.markdown import table
 from gradest.contract.estimator import Estimator, Target
 from gradest.contract.neuron import Differentiable, Neuron, Scored
 from gradest.contract.objective import Objective
@@ -151,15 +152,12 @@ def describe_with_certificates(cls: type[Plugin]) -> dict[str, Any]:
 
 def estimators_to_markdown() -> str:
     """Return a Markdown table with a row for each registered estimator: what it fits, needs, claims and costs."""
-    lines = [
-        "| estimator | neurons | needs | claimed bias | K | what it does | reference |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for cls in registry.estimators.values():
         found = describe_estimator(cls)
         needs = ", ".join(found["needs"]) + (", also between outputs" if found["off_support"] else "")
         target = "" if cls().target() == Target() else f", of {found['target']}"
-        cells = [
+        row = [
             cls.name,
             ", ".join(found["neurons"]),
             needs,
@@ -168,8 +166,9 @@ def estimators_to_markdown() -> str:
             cls.summary,
             cls.reference,
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(row)
+    head = ["estimator", "neurons", "needs", "claimed bias", "K", "what it does", "reference"]
+    return table(head, rows, align="lllllll")
 
 
 def _by_value(by_neuron: dict[str, str]) -> str:

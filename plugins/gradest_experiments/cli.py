@@ -25,9 +25,9 @@ Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Also write Ten
 
 def train(arguments: Sequence[str], *, prog_name: str) -> None:
     """Train the gated network of Bengio et al. (2013) through any neuron and estimator."""
-    from gradest_experiments.settings import Settings
+    from gradest_experiments.gated.settings import GatedSettings
 
-    settings_command(Settings, _train)(arguments, prog_name=prog_name)
+    settings_command(GatedSettings, _train)(arguments, prog_name=prog_name)
 
 
 def _train(
@@ -48,12 +48,12 @@ def _train(
     There is no --url: the network, its data and its loss are on this machine.
     """
     from gradest.cli.display import print_json, show
-    from gradest_experiments import training
-    from gradest_experiments.gaters import compare_gaters, to_table
-    from gradest_experiments.settings import Settings
+    from gradest_experiments.gated.gaters import compare_gaters, to_table
+    from gradest_experiments.gated.settings import GatedSettings
+    from gradest_experiments.gated.training import train as train_gated
 
     specs: dict[str, Any] = {name: read_spec(given[name]) for name in ("neuron", "estimator") if name in given}
-    settings = build_settings(Settings, {**given, **specs})
+    settings = build_settings(GatedSettings, {**given, **specs})
     if gaters and specs:
         raise InvalidInput(f"--gaters has its own neurons and estimators: omit --{' and --'.join(specs)}")
     if tensorboard and out is None:
@@ -62,7 +62,7 @@ def _train(
         options = {name: getattr(settings, name) for name in given}
         results = compare_gaters(**options, out=out, resume=resume, progress=True, tensorboard=tensorboard)
     else:
-        results = [training.train(settings, out=out, resume=resume, progress=True, tensorboard=tensorboard)]
+        results = [train_gated(settings, out=out, resume=resume, progress=True, tensorboard=tensorboard)]
     if as_json:
         runs = [result.model_dump(mode="json") for result in results]
         print_json(runs if gaters else runs[0])
@@ -176,7 +176,7 @@ def block_gated(
     """
     from gradest_experiments.blocks.run import reproduce_block_gated
     from gradest_experiments.blocks.settings import list_runs
-    from gradest_experiments.data import load
+    from gradest_experiments.engine.data import load
 
     specs = [read_spec(text) for text in estimators or []] or None
     options = {"epochs": epochs, "learning_rate": learning_rate, "policy_rate": policy_rate}
@@ -220,7 +220,7 @@ def bengio2013(
     """
     from gradest_experiments.bengio2013.rows import choose_rows
     from gradest_experiments.bengio2013.run import reproduce_bengio2013
-    from gradest_experiments.data import load_or_fetch
+    from gradest_experiments.engine.data import load_or_fetch
 
     if epochs is not None and minutes is not None:
         raise InvalidInput("--epochs and --minutes both set the length of a run: give one of them")

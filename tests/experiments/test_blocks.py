@@ -19,13 +19,13 @@ from gradest.random import Key
 from gradest_experiments.blocks import training
 from gradest_experiments.blocks.network import BlockNetwork
 from gradest_experiments.blocks.regularisers import activity, diversity
-from gradest_experiments.blocks.report import bits, write_report
+from gradest_experiments.blocks.report import mutual_information, write_report
 from gradest_experiments.blocks.run import reproduce_block_gated
 from gradest_experiments.blocks.settings import BlockSettings, list_runs
 from gradest_experiments.blocks.speed import measure_speed
 from gradest_experiments.blocks.training import evaluate, open_gates, train_blocks
-from gradest_experiments.data import Dataset, Split
-from gradest_experiments.folder import RunFolder
+from gradest_experiments.engine.data import Dataset, Split
+from gradest_experiments.engine.folder import RunFolder
 
 TINY = {"blocks": 3, "block_size": 2, "target": 0.25, "epochs": 3, "batch": 8, "policy_rate": 0.01}
 
@@ -35,7 +35,7 @@ def settings_of(name="reinforce", **options):
 
 
 def tiny_data():
-    """12 pixels, 4 classes that each light a pixel of their own."""
+    """Return images of 12 pixels, of 4 classes that each brighten a pixel of their own."""
     generator = torch.Generator().manual_seed(0)
     splits = []
     for n in (30, 20, 20):
@@ -60,7 +60,7 @@ def test_regularisers_by_hand():
 
 
 def test_the_objective_by_hand():
-    """REINFORCE's gradient in the policy is Σ_i loss_i (u_i - p_i) x_i, and that of the penalties; all are sums."""
+    """The policy's gradient is that of REINFORCE, Σ_i loss_i (u_i - p_i) x_i, plus that of the penalties, as sums over images."""
     network, data, used = network_of(sparsity=3.0, variance=5.0), tiny_data(), []
     x, y = data.train.x[:8].double(), data.train.y[:8]
     hidden = network.hidden.forward
@@ -105,10 +105,10 @@ def test_a_dense_network_has_every_unit():
 
 @pytest.mark.parametrize("name", ["reinforce", "straight_through", "disarm"])
 def test_a_step_decays_all_weights(name):
-    """The gradient of λ|θ|² is 2λθ."""
+    """A step changes θ by the gradient of λ|θ|², which is 2λθ."""
     steps = []
     for decay in (0.0, 0.5):
-        run = training._Run(settings_of(name, decay=decay), tiny_data())
+        run = training.BlockRun(settings_of(name, decay=decay), tiny_data())
         before = {key: value.detach().clone() for key, value in run.network.named_parameters()}
         run.learn(torch.arange(8))
         steps.append({key: value.detach() - before[key] for key, value in run.network.named_parameters()})
@@ -152,10 +152,10 @@ def test_evaluation_by_hand():
 
 
 def test_bits_by_hand():
-    assert bits([[1.0, 0.3], [0.0, 0.3]], [0.5, 0.5]) == pytest.approx(1)
+    assert mutual_information([[1.0, 0.3], [0.0, 0.3]], [0.5, 0.5]) == pytest.approx(1)
     quarter = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
-    assert bits([[1.0], [0.0]], [0.25, 0.75]) == pytest.approx(quarter)
-    assert bits([[0.5], [0.0]], [0.5, 0.5]) == pytest.approx(quarter - 0.5)
+    assert mutual_information([[1.0], [0.0]], [0.25, 0.75]) == pytest.approx(quarter)
+    assert mutual_information([[0.5], [0.0]], [0.5, 0.5]) == pytest.approx(quarter - 0.5)
 
 
 def test_the_best_epoch_is_chosen_by_validation_and_its_weights_are_scored(tmp_path, monkeypatch):
@@ -218,8 +218,8 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
     assert not RunFolder.read(tmp_path / "cut").results
     train_blocks(run, data, tmp_path / "cut", seen.append)
     assert seen == [
-        *(step / 4 for step in range(1, 1 + round(4 * at))),
-        *(step / 4 for step in range(1 + round(4 * at), 13)),
+        *(step / 4 for step in range(1 + round(4 * at))),
+        *(step / 4 for step in range(round(4 * at), 13)),
         3,
     ]
     assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
@@ -292,7 +292,7 @@ def test_runs_are_listed():
         list_runs(epochs=0)
     with pytest.raises(Incompatible, match="gumbel_rao does not fit bernoulli"):
         list_runs([{"name": "gumbel_rao"}])
-    with pytest.raises(Incompatible, match="here all train by the mean loss"):
+    with pytest.raises(Incompatible, match="this experiment trains on the mean loss"):
         list_runs([{"name": "vimco"}])
 
 
@@ -308,7 +308,7 @@ def test_speed_has_a_row_for_each_network_batch_and_number_of_threads():
 
 @pytest.fixture
 def mnist_folder(tmp_path):
-    """132 and 20 images of 2 x 2."""
+    """Write MNIST's files with 132 and 20 images of 2 x 2 pixels."""
     for name, count in (("train", 132), ("t10k", 20)):
         images, labels = (bytes(i * 37 % most for i in range(n)) for n, most in ((count * 4, 256), (count, 10)))
         (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + struct.pack(">3I", count, 2, 2) + images)
@@ -341,7 +341,7 @@ def test_the_command_line_reproduces_and_the_report_has_the_runs_that_are_comple
     assert table["dense, 256 units"][2] == "100.00 ± 0.00"
     assert table["dense, 32 units"][2] == f"{100 * 32 * (4 + 10) / whole:.2f} ± 0.00"
     assert "policy_rate 0.01" in text
-    assert "not to be compared" not in text
+    assert "cannot be compared" not in text
     folder = out / "16x16/disarm/seed-0"
     train_blocks(settings_of("disarm", blocks=16, block_size=16, epochs=1), tiny_data(), folder)
     write_report(out)

@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from gradest.discovery.registry import registry
 from gradest.errors import InvalidOptions, TooManyPoints
 from gradest.nn import Expectation, Stochastic
-from gradest_experiments.gated import GatedNetwork, level_for_share, looks_at_closed_gates
-from gradest_experiments.sparsity import L1Penalty, Penalty, build_penalty
+from gradest_experiments.gated.network import GatedNetwork, needs_closed_gate_gradient, threshold_for_share
+from gradest_experiments.gated.sparsity import L1Penalty, Penalty, build_penalty
 
 PAIRS = [(name, estimator) for name in registry.neurons for estimator in registry.fitting(registry.neuron(name))]
 
@@ -55,7 +55,7 @@ def test_the_layer_follows_from_how_many_points_the_estimator_asks_for(estimator
 
 
 def test_the_exact_estimator_gives_the_exact_gradient():
-    """Enumeration sums over all gates, so the network's gradient must be that of the expected loss, written out here."""
+    """Enumeration sums over all gates, so the network's gradient must be that of the expected loss, which is computed here."""
     network = build(estimator="enumeration").double()
     x, y = (minibatch()[0].double(), minibatch()[1])
     network.objective(x, y).total.backward()
@@ -74,7 +74,7 @@ def test_the_exact_estimator_gives_the_exact_gradient():
 
 
 def test_l1_reaches_the_gater_through_an_estimator_that_sees_the_loss_alone():
-    """With experts of 0 the penalty is all that depends on the gates, and enumeration gives its exact gradient."""
+    """If the experts are 0, only the penalty depends on the gates, and enumeration gives its exact gradient."""
     network = build(estimator="enumeration", penalty=L1Penalty(0.1, start=0.01)).double()
     torch.nn.init.zeros_(network.experts.weight)
     x, y = (minibatch()[0].double(), minibatch()[1])
@@ -128,11 +128,11 @@ def test_calibration_opens_the_share_that_is_wanted():
 )
 def test_the_level_comes_nearest_to_the_share(probability, share, opened):
     probability = torch.tensor(probability)
-    assert (probability > level_for_share(probability, share)).int().tolist() == opened
+    assert (probability > threshold_for_share(probability, share)).int().tolist() == opened
 
 
 def test_the_level_of_nothing_is_a_level():
-    assert float(level_for_share(torch.zeros(0), 0.1)) == 1
+    assert float(threshold_for_share(torch.zeros(0), 0.1)) == 1
 
 
 def test_evaluation_is_deterministic_unless_it_samples():
@@ -184,7 +184,7 @@ def test_experts_that_skip_give_the_same_network(neuron, estimator):
 def test_closed_gates_are_looked_at_by_what_passes_a_gradient_through_a_choice():
     found = {}
     for neuron, estimator in PAIRS:
-        found[neuron, estimator] = looks_at_closed_gates(registry.neuron(neuron), registry.estimator(estimator))
+        found[neuron, estimator] = needs_closed_gate_gradient(registry.neuron(neuron), registry.estimator(estimator))
     assert found["bernoulli", "straight_through"]
     assert found["categorical", "straight_through"]
     for pair in (

@@ -1,4 +1,4 @@
-"""Runs of two processes, against the same runs of one."""
+"""Runs in two processes have the numbers of the same runs in one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradest_experiments.folder import RunFolder
-from gradest_experiments.training import train
+from gradest_experiments.engine.folder import RunFolder
+from gradest_experiments.gated.training import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,10 +19,9 @@ TRAIN = """
 import os, sys, torch
 from contextlib import nullcontext
 from pathlib import Path
-import gradest.nn
-from gradest_experiments.settings import Settings
-from gradest_experiments import training
-from gradest.estimation.distributed import rank
+from gradest_experiments.gated.settings import GatedSettings
+from gradest_experiments.gated import training
+from gradest.estimation.distributed import fresh_key, rank
 from gradest_experiments.engine.distributed import processes
 from gradest_experiments.vae.images import Images
 from gradest_experiments.vae.settings import VaeSettings
@@ -37,7 +36,7 @@ def listen(network, x, y, of):
     seed = torch.randint(0, 2**53, ())
     torch.set_rng_state(state)
     a = network.pre_activations(x)
-    key = gradest.nn._key(a, 1, int(seed))
+    key = fresh_key(a, 1, int(seed))
     noise.append(network.neuron.noise(key, a, 1)[0].detach())
     handle = network.unit.register_forward_hook(lambda unit, given, h: seen.append(h.detach().clone()))
     found = objective(network, x, y, of)
@@ -49,7 +48,7 @@ training.GatedNetwork.objective = listen
 def gates(out, estimator, experts):
     seen.clear()
     noise.clear()
-    settings = Settings.build(
+    settings = GatedSettings.build(
         data="digits", epochs=1, hidden=8, gates=20, batch=92, estimator=estimator, experts=experts
     )
     training.train(settings, out=out)
@@ -94,7 +93,7 @@ def epochs(folder: RunFolder) -> list[dict[str, float]]:
 
 
 def dealt(parts: list[torch.Tensor]) -> torch.Tensor:
-    """The joined batch of which the parts were dealt out in turn."""
+    """Return the batch whose examples were assigned to the parts in turn."""
     joined = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
     for place, part in enumerate(parts):
         joined[place :: len(parts)] = part
@@ -103,7 +102,7 @@ def dealt(parts: list[torch.Tensor]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The folders of all runs by one process, and by two; every process makes all of them."""
+    """Return the folders of all runs in one process and in two; a process makes all runs."""
     folder = tmp_path_factory.mktemp("runs")
     script = folder / "train.py"
     script.write_text(TRAIN)

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,24 @@ def test_the_environment_forces_a_kernel(monkeypatch):
     monkeypatch.setenv("GRADEST_KERNELS", "gpu")
     with pytest.raises(InvalidInput, match="GRADEST_KERNELS must be reference, cpu, cuda or unset; it is 'gpu'"):
         select("uniform", device)
+
+
+def test_no_module_has_the_name_of_a_kernel():
+    """For else `fused` would return the module for the kernel."""
+    for backend in (reference, cpu):
+        modules = {module.name for module in pkgutil.iter_modules(backend.__path__)}
+        assert "conditional" in modules
+        assert not modules & {*reference.__all__, *cpu.__all__}
+        assert all(callable(getattr(backend, name)) for name in backend.__all__)
+    for name in ("noise", "conditional", "sigmoid"):
+        assert fused(name, torch.device("cpu")) is None
+
+
+def test_the_digest_of_all_sources_is_part_of_the_name_that_a_kernel_is_kept_by():
+    from gradest.kernels.cpu.conditional import kernels
+
+    for kernel in (cpu.noise._uniform, cpu.binaries._draw_binary, kernels.forward):
+        assert kernel.py_func.__qualname__.endswith(f"-{cpu.compiler._DIGEST}")
 
 
 @pytest.mark.slow

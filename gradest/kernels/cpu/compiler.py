@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from numba import njit, types
@@ -32,12 +33,20 @@ def inlined_by_name(function: Callable[..., Any]) -> Callable[..., Any]:
     return decorator(function)
 
 
+def _sources(folder: Traversable) -> Iterator[bytes]:
+    """Yield the contents of all Python files in the folder and below, in the order of their names."""
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.is_dir():
+            yield from _sources(file)
+        elif file.name.endswith(".py"):
+            yield file.read_bytes()
+
+
 def _digest_of_sources() -> str:
     """Hash all files whose functions and constants are compiled into the kernels."""
     kernels = resources.files("gradest.kernels")
-    modules = sorted((kernels / "cpu").iterdir(), key=lambda file: file.name)
-    files = [kernels / "portable.py", *(file for file in modules if file.name.endswith(".py"))]
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    sources = [(kernels / "portable.py").read_bytes(), *_sources(kernels / "cpu")]
+    return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
 
 
 _DIGEST = _digest_of_sources()

@@ -1,4 +1,4 @@
-"""The source's table: four gaters, and as their baselines the rectifier and two dense layers of sigmoids, on one network."""
+"""The table of Bengio et al. (2013): four gaters, and as baselines the rectifier and two dense layers of sigmoids."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any
 from rich.table import Table
 
 from gradest.errors import UnknownPlugin
-from gradest_experiments.data import DatasetName
-from gradest_experiments.settings import Settings
-from gradest_experiments.training import Result, train
+from gradest_experiments.engine.data import DatasetName
+from gradest_experiments.gated.settings import GatedSettings
+from gradest_experiments.gated.training import Result, train
 
 __all__ = ["GATERS", "Gater", "compare_gaters", "to_table"]
 
 
 @dataclass(frozen=True)
 class Gater:
-    """A row: how it is called, its pair, and the validation and test error that the source reports for MNIST (single runs).
+    """A row of the table: a neuron and an estimator.
 
-    options: fields of Settings that are the row's own.
+    published: validation and test error on MNIST that Bengio et al. (2013) report, of single runs. options: further fields of
+    `GatedSettings` that belong to the row.
     """
 
     name: str
@@ -30,9 +31,9 @@ class Gater:
     published: tuple[float, float]
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def settings(self, **options: Any) -> Settings:
-        """A run of the row; the options are further fields of Settings, and go before the row's."""
-        return Settings.build(neuron=self.neuron, estimator=self.estimator, **{**self.options, **options})
+    def settings(self, **options: Any) -> GatedSettings:
+        """Return the settings of a run of the row. options: fields of `GatedSettings`, which override those of the row."""
+        return GatedSettings.build(neuron=self.neuron, estimator=self.estimator, **{**self.options, **options})
 
 
 _DENSE = {"gates": 200, "penalty": "none", "experts": "dense"}
@@ -51,7 +52,7 @@ GATERS = (
     Gater("noisy_sigmoid", "noisy_sigmoid", "pathwise", (0.0188, 0.0187), _DENSE),
     Gater("sigmoid", "sigmoid", "pathwise", (0.0197, 0.0192), _DENSE),
 )
-"""The source's four gaters, its sparse baseline without noise, and its dense ones: every gate is open, a tenth of them there."""
+"""The four gaters, the sparse baseline without noise, and the two dense baselines: a tenth of the gates, all of them open."""
 
 
 def compare_gaters(
@@ -66,10 +67,10 @@ def compare_gaters(
     tensorboard: bool = False,
     **options: Any,
 ) -> list[Result]:
-    """Train the rows of GATERS, or those named, one after the other; every row with the same data, sizes and seed.
+    """Train the rows of GATERS, or the named ones, one after the other, each with the same data, sizes and seed.
 
-    out: each run gets the folder out/NAME. options: further fields of `Settings`, for every row. Raises UnknownPlugin for a
-    name that is not in GATERS, and what `train` raises.
+    out: the folder in which each run has the folder NAME. options: further fields of `GatedSettings`, for every row. Raises
+    UnknownPlugin for a name that is not in GATERS, and what `train` raises.
     """
     rows = {gater.name: gater for gater in GATERS}
     wanted = list(rows if names is None else names)
@@ -89,14 +90,14 @@ def compare_gaters(
 
 
 def to_table(results: Sequence[Result]) -> Table:
-    """The results as a rich table; for MNIST with the source's figures beside them."""
+    """Return the results as a rich table; for MNIST, with the errors that Bengio et al. (2013) report."""
     on_mnist = any(result.settings.data == "mnist" for result in results)
-    table = Table(title="Gated network", caption="errors of the network with the best validation error")
+    table = Table(title="Gated network", caption="Errors are of the epoch with the least validation error.")
     table.add_column("neuron + estimator")
     columns = ["train loss", "train %", "valid %", "test %", "open %", "epoch", "seconds"]
     skipping = any(result.settings.experts == "sparse" for result in results)
     columns += ["computed %", "speed-up"] * skipping
-    for name in columns + ["source: valid %", "test %"] * on_mnist:
+    for name in columns + ["published valid %", "published test %"] * on_mnist:
         table.add_column(name, justify="right")
     for result in results:
         neuron, estimator = result.settings.pair()

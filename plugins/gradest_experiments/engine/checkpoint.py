@@ -1,4 +1,4 @@
-"""Checkpoints that survive an interrupt, or the end of the process, at any moment."""
+"""Files that are complete whenever the process is interrupted or killed, and an interrupt that waits."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["deferred_interrupt", "load_checkpoint", "save_checkpoint", "write_at
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a new file, and put it in the place of `path` when it is complete and on the disk."""
+    """Let `write` fill a new file, and put it in the place of `path` once it is complete and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")  # one name, so that what a killed process left is overwritten
+    new = path.with_name(f".{path.name}.new")  # always the same name, so that what a killed process left is overwritten
     try:
         write(new)
         with new.open("rb") as file:
@@ -33,27 +33,30 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Save tensors, numbers, text, and lists and dicts of them."""
+    """Save a state that consists of tensors, numbers, text, and lists and dicts of them."""
     write_atomically(path, lambda new: torch.save(state, new))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` saved; nothing in the file is executed. Raises InvalidInput for a damaged or foreign file."""
+    """Return what `save_checkpoint` saved, without executing anything in the file.
+
+    Raises InvalidInput if the file is damaged or holds something else.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InvalidInput(f"{path} is damaged or no checkpoint of gradest; delete it to start afresh") from error
+        raise InvalidInput(f"{path} is damaged or not a checkpoint of gradest; delete it to start afresh") from error
     if not isinstance(state, dict):
-        raise InvalidInput(f"{path} holds no checkpoint of gradest; delete it to start afresh")
+        raise InvalidInput(f"{path} is not a checkpoint of gradest; delete it to start afresh")
     return state
 
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Hold back the KeyboardInterrupt of a first Ctrl-C until the end of the block; a second one strikes at once.
+    """Defer the KeyboardInterrupt of a first Ctrl-C to the end of the block; a second Ctrl-C raises it at once.
 
-    Gives a function that says whether one is waiting, so that the block can come to a consistent state and leave. Where
-    Ctrl-C would not raise KeyboardInterrupt here (another thread, a handler of the program's own) nothing is changed.
+    Yields a function that says whether Ctrl-C was pressed, so that the block can reach a consistent state and leave. If Ctrl-C
+    would not raise KeyboardInterrupt here, in another thread or because the program has a handler of its own, nothing changes.
     """
     waiting = False
 

@@ -1,4 +1,4 @@
-"""What the settings of all kinds of runs share."""
+"""What the settings of all experiments have in common."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from gradest.contract.estimator import Estimator
 from gradest.discovery.registry import registry
 from gradest.errors import Incompatible, InvalidOptions
 
-__all__ = ["Options", "build_estimator", "to_folder_name"]
+__all__ = ["RunSettings", "build_estimator", "to_folder_name"]
 
 
-class Options(BaseModel):
-    """Settings of a run. These and the versions, and nothing else, decide its numbers, seconds apart."""
+class RunSettings(BaseModel):
+    """The settings of a run. Together with the versions they determine all its numbers, measured times apart."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @classmethod
     def build(cls, **options: Any) -> Self:
-        """Settings of these options; raises InvalidOptions that names each fault."""
+        """Return the settings with these options. Raises InvalidOptions, which names every fault."""
         try:
             return cls(**options)
         except ValidationError as error:
@@ -30,16 +30,21 @@ class Options(BaseModel):
 
 
 def build_estimator(spec: dict[str, Any], neuron: str) -> Estimator:
-    """The estimator of the mean loss, for this neuron; raises UnknownPlugin, InvalidOptions, or Incompatible."""
+    """Return the estimator of a spec {name, **options}, for the neuron of this name.
+
+    Raises UnknownPlugin, InvalidOptions, and Incompatible if the estimator does not fit the neuron or estimates another target
+    than the mean loss.
+    """
     estimator = registry.estimator(spec)
     registry.check_fit(registry.neuron(neuron), estimator)
     if estimator.target().samples != 1:
         raise Incompatible(
-            f"{estimator.label()} estimates {estimator.target()}, a bound of several samples; here all train by the mean loss"
+            f"{estimator.label()} estimates {estimator.target()}, a bound of several samples; "
+            "this experiment trains on the mean loss"
         )
     return estimator
 
 
 def to_folder_name(label: str) -> str:
-    """A label without what file systems dislike."""
+    """Return a label with every run of characters that a file name should not have replaced by a hyphen."""
     return re.sub(r"[^\w.+-]+", "-", label).strip("-")

@@ -1,4 +1,4 @@
-"""Images for the experiments: scikit-learn's digits, which need no download, and MNIST from its IDX files."""
+"""Images: the digits of scikit-learn, which need no download, and MNIST from its IDX files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MNIST_FILES = (
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """x: pixels in [0, 1], `[N, pixels]` float32; y: classes, `[N]` int64."""
+    """Images and their classes. x: pixels in [0, 1], `[N, pixels]` float32; y: classes, `[N]` int64."""
 
     x: Tensor
     y: Tensor
@@ -43,13 +43,13 @@ class Split:
         return len(self.y)
 
     def to(self, device: torch.device | str) -> Split:
-        """The same images on a device."""
+        """Return the same images on a device."""
         return Split(self.x.to(device), self.y.to(device))
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits: to learn from, to choose a model by, and to report on."""
+    """Three splits: one to learn from, one to choose a model by, and one to report on."""
 
     train: Split
     valid: Split
@@ -58,22 +58,22 @@ class Dataset:
 
     @property
     def pixels(self) -> int:
-        """How many inputs an image has."""
+        """The number of pixels of an image."""
         return self.train.x.shape[1]
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same splits on a device."""
+        """Return the same splits on a device."""
         return Dataset(self.train.to(device), self.valid.to(device), self.test.to(device), self.classes)
 
 
 def load(name: DatasetName, data_dir: str | Path | None = None) -> Dataset:
-    """The dataset of that name.
+    """Return the dataset of this name.
 
-    digits: 1797 images of 8x8 from scikit-learn; a fixed permutation splits them into 1197, 300 and 300.
-    mnist: 60,000 and 10,000 images of 28x28 from the four IDX files, plain or .gz, in the first of `data_dir`, $GRADEST_DATA
-        and $GRADEST_DATA/mnist that holds them all. The last 10,000 training images are the validation split.
+    digits: 1797 images of 8x8 pixels from scikit-learn; a fixed permutation splits them into 1197, 300 and 300.
+    mnist: 60,000 and 10,000 images of 28x28 pixels from the four IDX files, plain or gzipped, in the first of `data_dir`,
+        $GRADEST_DATA and $GRADEST_DATA/mnist that holds them all. The last 10,000 training images are the validation split.
 
-    Raises InvalidInput for another name or a damaged file, GradestError where scikit-learn or the files are missing.
+    Raises InvalidInput for another name or a damaged file, and GradestError if scikit-learn or the files are missing.
     """
     if name == "digits":
         return _load_digits()
@@ -83,9 +83,9 @@ def load(name: DatasetName, data_dir: str | Path | None = None) -> Dataset:
 
 
 def load_or_fetch(data_dir: str | Path | None = None) -> Dataset:
-    """MNIST as `load` reads it or, where neither `data_dir` nor $GRADEST_DATA is given, as scikit-learn fetches it from OpenML.
+    """Return MNIST from `data_dir` or $GRADEST_DATA as `load` does; if neither is set, let scikit-learn fetch it from OpenML.
 
-    scikit-learn keeps it for the next time. Raises what `load` raises, GradestError where there is no network.
+    scikit-learn caches what it fetched. Raises what `load` raises, and GradestError if there is no network.
     """
     if data_dir is not None or os.environ.get("GRADEST_DATA"):
         return load("mnist", data_dir)
@@ -95,18 +95,19 @@ def load_or_fetch(data_dir: str | Path | None = None) -> Dataset:
         x, y = fetch_openml("mnist_784", version=1, return_X_y=True, as_frame=False, parser="liac-arff")
     except (ImportError, OSError) as error:
         raise GradestError(
-            f"MNIST's files are not given, and scikit-learn did not fetch them ({error}): give the folder of the four IDX "
-            "files as data_dir or in GRADEST_DATA, or pip install 'gradest[data]' where there is a network"
+            f"no folder with MNIST's files was given, and scikit-learn could not fetch them ({error}): give the folder of the "
+            "four IDX files as data_dir or in GRADEST_DATA, or pip install 'gradest[data]' on a machine with a network"
         ) from error
     images = Split(torch.from_numpy(x).float() / 255, torch.from_numpy(y.astype("int64")))
     return _split(Split(images.x[:-_TEST], images.y[:-_TEST]), Split(images.x[-_TEST:], images.y[-_TEST:]))
 
 
 def read_idx(path: str | Path) -> Tensor:
-    """The unsigned bytes of an IDX file, plain or gzipped, in the shape that its header states.
+    """Return the unsigned bytes of an IDX file, plain or gzipped, in the shape that its header states.
 
-    The format: two zero bytes, the type (0x08 is unsigned byte), the number of dimensions, each size as a big-endian 32-bit
-    integer, then the data. Raises InvalidInput, naming the file, for anything else and for a file that is cut off or too long.
+    The format is: two zero bytes, the type (0x08 is unsigned byte), the number of dimensions, each size as a big-endian 32-bit
+    integer, then the data. Raises InvalidInput, which names the file, for any other format and if the file is cut off or too
+    long.
     """
     path = Path(path)
     try:
@@ -126,9 +127,9 @@ def read_idx(path: str | Path) -> Tensor:
 def _read_idx(file: BinaryIO | gzip.GzipFile, path: Path) -> Tensor:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0":
-        raise InvalidInput(f"{path} is no IDX file: it starts with {head.hex(' ') or 'nothing'}, not with 00 00")
+        raise InvalidInput(f"{path} is not an IDX file: it starts with {head.hex(' ') or 'nothing'}, not with 00 00")
     if head[2] != _UNSIGNED_BYTE:
-        raise InvalidInput(f"{path} holds IDX type 0x{head[2]:02x}; only unsigned bytes (0x08) are read here")
+        raise InvalidInput(f"{path} holds IDX type 0x{head[2]:02x}; only unsigned bytes (0x08) can be read")
     sizes = file.read(4 * head[3])
     if len(sizes) < 4 * head[3] or not sizes:
         raise InvalidInput(f"{path} ends within its header or states no dimensions; fetch it again")
@@ -137,7 +138,7 @@ def _read_idx(file: BinaryIO | gzip.GzipFile, path: Path) -> Tensor:
     data = file.read()
     if len(data) != wanted:
         raise InvalidInput(
-            f"{path} should hold {wanted} bytes, by its header {list(shape)}, but holds {len(data)}; fetch it again"
+            f"{path} should hold {wanted} bytes, as its header {list(shape)} says, but holds {len(data)}; fetch it again"
         )
     if not wanted:
         return torch.empty(shape, dtype=torch.uint8)
@@ -158,7 +159,7 @@ def _load_digits() -> Dataset:
 
 
 def _find_mnist(data_dir: str | Path | None) -> tuple[Path, ...]:
-    """The four files, in the order of `_MNIST_FILES`."""
+    """Return the paths of the four files, in the order of `_MNIST_FILES`."""
     folders = [] if data_dir is None else [Path(data_dir)]
     if home := os.environ.get("GRADEST_DATA"):
         folders += [Path(home), Path(home) / "mnist"]

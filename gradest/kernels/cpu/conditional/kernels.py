@@ -1,12 +1,4 @@
-"""The conditional layer of `gradest.kernels.reference.conditional` on the CPU, compiled by numba.
-
-A plan lists, for every chunk of examples and every block of units, the examples that open the block, so that each row of
-weights is read once a chunk, for all of them. The order of each sum depends only on the example and the unit, so the bits
-depend neither on the batch around an example nor on the number of threads.
-
-Tensors are passed by address, because making numpy arrays of them takes as long as the arithmetic of one example. Large
-problems are shared among torch's own threads if its OpenMP is GNU's: threads of our own would compete with those, which stay
-awake for a while after each operation of torch. The threads take pieces of work from a common counter.
+"""The compiled kernels of the conditional layer.
 
 A kernel takes `given`, a tuple of sizes and addresses (batch, inputs, blocks, units a block, chunks, plan, gates, and then its
 own), `counter`, the address of the counter, and `like` and `weight_like`, empty arrays that tell the type of numbers and of
@@ -20,39 +12,23 @@ In memory, a plan is three arrays of int32, one after the other:
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from numba import cfunc
-from numba.np.unsafe.ndarray import to_fixed_tuple
-from torch import Tensor
 
 from gradest.kernels.cpu.compiler import array, compiled_with_fma, inlined
-from gradest.kernels.cpu.intrinsics import dot_products, linear_combination, take_next
+from gradest.kernels.cpu.conditional.intrinsics import dot_products, linear_combination, take_next
 
-__all__ = ["Plan", "count", "forward", "grad_input", "grad_weight", "plan"]
+__all__ = ["CHUNK", "INT64", "count_gates", "forward", "grad_input", "grad_weight", "list_gates"]
 
-_CHUNK = 128  # examples, whose inputs stay in the cache
+CHUNK = 128
+"""The number of examples in a chunk: their inputs stay in the cache."""
+
 _EXAMPLES_PER_PIECE = 16  # in the gradient with respect to the inputs
 _UNITS_PER_PIECE = 32  # elsewhere
 _UNITS_PER_PIECE_OF_ONE_EXAMPLE = 512
-_PRODUCTS_PER_THREAD = 1 << 17  # fewer are not worth a thread of their own
-_ARGUMENTS = 16
-_Arguments = ctypes.c_int64 * _ARGUMENTS
-_tuple: Any = to_fixed_tuple
 
-# bfloat16 is passed as its bits, which are the upper half of a float32
-_LIKE: dict[torch.dtype, Any] = {
-    torch.float32: np.empty(0, np.float32),
-    torch.float64: np.empty(0, np.float64),
-    torch.bfloat16: np.empty(0, np.uint16),
-}
-_INT32, _INT64 = np.empty(0, np.int32), np.empty(0, np.int64)
+_INT32, INT64 = np.empty(0, np.int32), np.empty(0, np.int64)
 
 _WIDE, _NARROW = 256, 32  # bytes
 _combine_wide, _combine_narrow, _combine_one = map(linear_combination, (_WIDE, _NARROW, 0))
@@ -63,12 +39,12 @@ def _plan_arrays(at: Any, batch: Any, blocks: Any, chunks: Any) -> Any:
     """Return `opened`, `starts` and `members` of the plan at this address."""
     opened = array(at, (blocks,), _INT32)
     starts = array(at + 4 * blocks, (chunks, blocks + 1), _INT32)
-    members = array(at + 4 * (blocks + starts.size), (chunks, min(batch, _CHUNK) * blocks + 1), _INT32)
+    members = array(at + 4 * (blocks + starts.size), (chunks, min(batch, CHUNK) * blocks + 1), _INT32)
     return opened, starts, members
 
 
 @compiled_with_fma
-def _list(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
+def list_gates(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
     """Fill the plan, and write 2^32 times the number of open gates, plus the number of open blocks, to the counter."""
     batch, blocks, chunks, plan_at, gates_at = given[:5]
     opened, starts, members = _plan_arrays(plan_at, batch, blocks, chunks)
@@ -76,11 +52,11 @@ def _list(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
     opened[:] = 0
     for chunk in range(chunks):
         listed, begins, k = members[chunk], starts[chunk], np.uint32(0)
-        part = gates[chunk * _CHUNK : min((chunk + 1) * _CHUNK, batch)]
+        part = gates[chunk * CHUNK : min((chunk + 1) * CHUNK, batch)]
         for g in range(blocks):
             begins[g] = k
             for b in range(len(part)):
-                listed[k] = chunk * _CHUNK + b  # the next one overwrites it if the gate is closed
+                listed[k] = chunk * CHUNK + b  # the next one overwrites it if the gate is closed
                 k += np.uint32(part[b, g] != 0)
             opened[g] |= k - begins[g]
         begins[blocks] = k
@@ -90,21 +66,22 @@ def _list(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
         found = opened[g] != 0
         opened[g] = count if found else -1
         count += found
-    array(counter, (1,), _INT64)[0] = (pairs << 32) + count
+    array(counter, (1,), INT64)[0] = (pairs << 32) + count
 
 
 @compiled_with_fma
-def _count(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
+def count_gates(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
     """Write the number of open gates to the counter."""
     size, gates_at = given[:2]
     pairs = 0
     for gate in array(gates_at, (size,), like):
         pairs += gate != 0
-    array(counter, (1,), _INT64)[0] = pairs
+    array(counter, (1,), INT64)[0] = pairs
 
 
 @compiled_with_fma
-def _forward(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
+def forward(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
+    """Write gates * (x W^T + b) where gates are open, and x W^T + b if its address is not 0."""
     batch, inputs, blocks, block, chunks, plan_at, gates_at = given[:7]
     x_at, w_at, bias_at, out_at, ungated_at = given[7:12]
     units, (_, starts, members) = blocks * block, _plan_arrays(plan_at, batch, blocks, chunks)
@@ -160,6 +137,7 @@ def _one_example(
 def _two_units(
     u: Any, g: Any, m: Any, k: Any, end: Any, x: Any, w: Any, bias: Any, gates: Any, out: Any, ungated: Any, keep: Any
 ) -> None:
+    """Compute two adjacent units for the examples m[k] to m[end - 1]."""
     while k + 3 <= end:
         y = dot_products(x, (m[k], m[k + 1], m[k + 2]), w, (u, u + 1))
         for i in range(6):
@@ -176,6 +154,7 @@ def _two_units(
 def _one_unit(
     u: Any, g: Any, m: Any, k: Any, end: Any, x: Any, w: Any, bias: Any, gates: Any, out: Any, ungated: Any, keep: Any
 ) -> None:
+    """Compute one unit for the examples m[k] to m[end - 1]."""
     while k + 4 <= end:
         y = dot_products(x, (m[k], m[k + 1], m[k + 2], m[k + 3]), w, (u,))
         for i in range(4):
@@ -194,6 +173,7 @@ def _one_unit(
 
 @inlined
 def _put(b: Any, u: Any, g: Any, y: Any, bias: Any, gates: Any, out: Any, ungated: Any, keep: Any) -> None:
+    """Write the outputs of one unit for one example."""
     y += bias[u]
     out[b, u] = gates[b, g] * y
     if keep:
@@ -201,7 +181,8 @@ def _put(b: Any, u: Any, g: Any, y: Any, bias: Any, gates: Any, out: Any, ungate
 
 
 @compiled_with_fma
-def _grad_input(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
+def grad_input(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
+    """Compute the gradient with respect to x."""
     batch, inputs, blocks, block, _, _, gates_at, grad_at, w_at, out_at = given[:10]
     units = blocks * block
     grad, w = array(grad_at, (batch, units), like), array(w_at, (units, inputs), weight_like)
@@ -240,7 +221,7 @@ def _grad_input(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
 
 
 @compiled_with_fma
-def _grad_weight(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
+def grad_weight(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
     """Compute the gradients with respect to W and b.
 
     compact: `out` has no rows for closed blocks. fill: it has, and they must be filled with zeros.
@@ -283,125 +264,3 @@ def _grad_weight(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
                 while j < inputs:
                     _combine_one(out, row, j, x, index, scale, 0, count)
                     j += 1
-
-
-@dataclass(eq=False, slots=True)
-class Plan:
-    """The open gates among gates `[batch, blocks]`, listed for the functions of this module.
-
-    pairs: the number of open gates. blocks: the number of blocks that some example opens. words: the plan in memory.
-    """
-
-    gates: Tensor
-    pairs: int
-    blocks: int
-    chunks: int
-    words: Tensor
-
-
-def plan(gates: Tensor) -> Plan:
-    """Make the plan for gates `[batch, blocks]`. A gate is closed if it is 0; NaN is open."""
-    gates, (batch, blocks) = gates.contiguous(), gates.shape
-    chunks = -(-batch // _CHUNK)
-    size = blocks + chunks * (blocks + 1 + min(batch, _CHUNK) * blocks + 1)
-    words = torch.empty(size, dtype=torch.int32)
-    given = _Arguments(batch, blocks, chunks, words.data_ptr(), gates.data_ptr())
-    _function(_list, gates.dtype, gates.dtype)(given)
-    return Plan(gates, given[-1] >> 32, given[-1] & 0xFFFFFFFF, chunks, words)
-
-
-def count(gates: Tensor) -> int:
-    """Count the open gates, without making a plan; ten times as fast as torch.count_nonzero."""
-    gates = gates.contiguous()
-    given = _Arguments(gates.numel(), gates.data_ptr())
-    _function(_count, gates.dtype, gates.dtype)(given)
-    return int(given[-1])
-
-
-def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep_ungated: bool) -> tuple[Tensor, Tensor | None]:
-    """Compute the same as `reference.conditional.forward`.
-
-    x and bias are in the gates' dtype, weight in the same, or in bfloat16 for float32.
-    """
-    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-    out = x.new_zeros(len(x), len(weight))
-    ungated = torch.zeros_like(out) if keep_ungated else None
-    tensors = (x, weight, bias, out)
-    ungated_at = 0 if ungated is None else ungated.data_ptr()
-    block = len(weight) // plan.gates.shape[1]
-    _run_kernel(_forward, plan, x.shape[1], weight.dtype, block, *map(Tensor.data_ptr, tensors), ungated_at)
-    return out, ungated
-
-
-def grad_input(plan: Plan, grad: Tensor, weight: Tensor) -> Tensor:
-    """Compute the same as `reference.conditional.grad_input`."""
-    grad, weight = grad.contiguous(), weight.contiguous()
-    out = grad.new_empty(len(grad), weight.shape[1])
-    block, tensors = len(weight) // plan.gates.shape[1], (grad, weight, out)
-    _run_kernel(_grad_input, plan, weight.shape[1], weight.dtype, block, *map(Tensor.data_ptr, tensors))
-    return out
-
-
-def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute the same as `reference.conditional.grad_weight`."""
-    grad, x, blocks = grad.contiguous(), x.contiguous(), plan.gates.shape[1]
-    units, inputs = grad.shape[1], x.shape[1]
-    block = units // blocks
-    # if few blocks are open, torch fills the rows of the others with zeros
-    fill = not compact and 2 * plan.blocks > blocks
-    bias, index = x.new_zeros(units), None
-    if compact:
-        index = (plan.words[:blocks] >= 0).nonzero()
-        index = (index * block + torch.arange(block)).flatten() if block > 1 else index[:, 0]
-        out = x.new_empty(len(index), inputs)
-    else:
-        out = x.new_empty(units, inputs) if fill else x.new_zeros(units, inputs)
-    tensors = (grad, x, out, bias)
-    _run_kernel(_grad_weight, plan, inputs, x.dtype, block, *map(Tensor.data_ptr, tensors), compact, fill)
-    return out, bias, index
-
-
-def _run_kernel(kernel: Any, plan: Plan, inputs: int, weight_dtype: torch.dtype, block: int, *rest: int) -> None:
-    """Run the kernel, in as many threads as torch uses if there is enough to do.
-
-    The tensors whose addresses it takes must stay alive meanwhile.
-    """
-    batch, blocks = plan.gates.shape
-    lists = plan.chunks, plan.words.data_ptr(), plan.gates.data_ptr()
-    given = _Arguments(batch, inputs, blocks, block, *lists, *rest)
-    function = _function(kernel, plan.gates.dtype, weight_dtype)
-    threads = min(torch.get_num_threads(), plan.pairs * block * inputs // _PRODUCTS_PER_THREAD)
-    if threads > 1 and _team:
-        _team[0](function, given, threads, 0)
-    else:
-        function(given)
-
-
-@functools.cache
-def _function(kernel: Any, dtype: torch.dtype, weight_dtype: torch.dtype) -> Any:
-    """Make the kernel a C function of the address of its arguments, the last of which is the counter."""
-    like, weight_like, last = _LIKE[dtype], _LIKE[weight_dtype], 8 * (_ARGUMENTS - 1)
-
-    @cfunc("void(int64)")
-    def call(at: Any) -> None:
-        kernel(_tuple(array(at, (_ARGUMENTS,), _INT64), _ARGUMENTS), at + last, like, weight_like)
-
-    address: Any = call.address
-    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
-    function.code = call  # numba frees the code together with this object
-    return function
-
-
-def _find_team() -> list[Any]:
-    """Find GNU OpenMP's function that runs a team of threads, if torch has loaded it."""
-    try:
-        team = ctypes.CDLL(None).GOMP_parallel
-    except (AttributeError, OSError, TypeError):
-        return []
-    team.restype, team.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    return [team]
-
-
-_team = _find_team()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_team.clear)  # the threads do not survive a fork

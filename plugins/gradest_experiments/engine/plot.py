@@ -1,4 +1,4 @@
-"""What the charts have in common."""
+"""What the charts of all reports have in common."""
 
 from __future__ import annotations
 
@@ -9,35 +9,44 @@ from typing import Any
 
 from gradest.analysis.charts import definition
 from gradest.errors import GradestError
-from gradest_experiments.checkpoint import write_atomically
+from gradest_experiments.engine.checkpoint import write_atomically
 
-__all__ = ["PALETTE", "check_plots", "colour", "lines", "styled", "values", "write_chart", "write_png"]
+__all__ = [
+    "PALETTE",
+    "check_plots",
+    "colour_encoding",
+    "inline_data",
+    "line_encodings",
+    "themed",
+    "write_chart",
+    "write_png",
+]
 
 PALETTE: tuple[str, ...] = tuple(definition("config")["range"]["category"])
 _GREYS = ("#111111", "#6b6b6b", "#a0a0a0", "#c4c4c4")
 
 
 def check_plots() -> None:
-    """Raise GradestError, with what to install, unless plots can be written."""
+    """Raise GradestError, which says what to install, unless plots can be written."""
     missing = [name for name in ("altair", "vl_convert") if find_spec(name) is None]
     if missing:
         raise GradestError(f"plots need {' and '.join(missing)}: pip install 'gradest[plot]'")
 
 
-def values(rows: Sequence[dict[str, Any]]) -> Any:
-    """Rows as altair's data, in the chart itself."""
+def inline_data(rows: Sequence[dict[str, Any]]) -> Any:
+    """Return rows as data of an altair chart, stored in the chart itself."""
     import altair  # noqa: PLC0415  # an extra
 
     return altair.InlineData(values=list(rows))
 
 
-def colour(names: Sequence[str], field: str = "estimator", shades: Sequence[str] | None = None) -> Any:
-    """A colour of its own for each name: one of `shades`, or of the palette."""
+def colour_encoding(names: Sequence[str], field: str = "estimator", shades: Sequence[str] | None = None) -> Any:
+    """Return an encoding that gives each name a colour of its own: the one of `shades`, or one of the palette."""
     return _colour(names, shades or [PALETTE[place % len(PALETTE)] for place in range(len(names))], field, "circle")
 
 
-def lines(names: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
-    """Encodings of lines: a colour for each estimator, dashed where colours repeat, and a dashed grey for each reference."""
+def line_encodings(names: Sequence[str], references: Sequence[str]) -> dict[str, Any]:
+    """Return encodings of lines: a colour for each name, dashed where colours repeat, and a dashed grey for each reference."""
     import altair  # noqa: PLC0415  # an extra
 
     domain = [*names, *references]
@@ -56,17 +65,17 @@ def _colour(domain: Sequence[str], shades: Sequence[str], field: str, symbol: st
     return altair.Color(f"{field}:N").scale(domain=list(domain), range=list(shades)).legend(legend)
 
 
-def styled(chart: Any) -> Any:
-    """The chart in the look that all have."""
+def themed(chart: Any) -> Any:
+    """Return the chart with the theme that all charts have."""
     return chart.configure(**definition("config"))
 
 
 def write_chart(chart: Any, folder: Path, name: str) -> None:
-    """NAME.svg and NAME.png."""
-    write_atomically(folder / f"{name}.svg", lambda new: styled(chart).save(new, format="svg"))
+    """Write NAME.svg and NAME.png into the folder."""
+    write_atomically(folder / f"{name}.svg", lambda new: themed(chart).save(new, format="svg"))
     write_png(chart, folder, name)
 
 
 def write_png(chart: Any, folder: Path, name: str) -> None:
-    """NAME.png."""
-    write_atomically(folder / f"{name}.png", lambda new: styled(chart).save(new, format="png", scale_factor=2))
+    """Write NAME.png into the folder."""
+    write_atomically(folder / f"{name}.png", lambda new: themed(chart).save(new, format="png", scale_factor=2))

@@ -1,4 +1,4 @@
-"""The gated network: a gater decides for each example which of many linear experts count."""
+"""The gated network, in which a gater decides for each example which of many linear experts are used."""
 
 from __future__ import annotations
 
@@ -16,19 +16,27 @@ from gradest.estimation.ask_tell import ask, tell
 from gradest.nn import ConditionalLinear, Evaluation, Expectation, Stochastic, broadcast_loss
 from gradest.random import Key
 from gradest_experiments.engine.distributed import joined_mean
-from gradest_experiments.sparsity import Penalty, probe
+from gradest_experiments.gated.sparsity import Penalty, probe_points
 
-__all__ = ["GatedNetwork", "Objective", "level_for_share", "looks_at_closed_gates"]
+__all__ = [
+    "SKIP_UP_TO",
+    "GatedLoss",
+    "GatedNetwork",
+    "build_unit",
+    "needs_closed_gate_gradient",
+    "threshold_for_share",
+]
 
-_GAIN = 0.25  # the share of open gates up to which skipping pays
+SKIP_UP_TO = 0.25
+"""The share of open gates up to which it is faster to skip what closed gates would multiply by 0."""
 
 
 @dataclass(frozen=True, eq=False)
-class Objective:
-    """What one minibatch of training gives.
+class GatedLoss:
+    """The training objective on a minibatch.
 
-    total: the scalar to call backward on. loss: the estimate of the mean loss, without what a penalty adds for
-    probabilities. open_share: the mean over gates and examples of P(h > 0).
+    total: the scalar to call backward on. loss: the estimate of the mean loss, without what a penalty adds for probabilities.
+    open_share: the mean of P(h > 0) over gates and examples.
     """
 
     total: Tensor
@@ -37,18 +45,17 @@ class Objective:
 
 
 class GatedNetwork(nn.Module):
-    """logits = W (gates(x) * experts(x)) + c, with gates = unit(gater(x)).
+    """A network of gated experts: logits = W (gates(x) * experts(x)) + c, with gates = unit(gater(x)).
 
-    gater: inputs -> hidden tanh units -> one pre-activation a gate. experts: inputs -> gates, linear. The unit is
-    gradest.nn.Stochastic where the estimator asks for one point, and gradest.nn.Expectation otherwise, with all of the network
-    from the gates on as its f. Sparse experts compute what the gates let through, where these are few; several points share
-    one dense product instead. For a neuron of several classes a unit, the gates are units times classes: a one-hot unit of
-    C classes has 1 / C of its gates open.
+    gater: inputs -> hidden tanh units -> one pre-activation per gate. experts: inputs -> gates, linear. unit: the layer of
+    `build_unit`; if it is an Expectation, its f is the whole network from the gates on. Sparse experts skip the closed gates of
+    one point if few gates are open; several points share one dense product. A neuron whose units have several classes has
+    units times classes gates: a one-hot unit of C classes has 1 / C of its gates open.
 
-    Weights start uniform on ±√(6 / (in + out)), those of the gater's second layer on four times that; biases start at 0.
+    Initial weights are uniform on ±√(6 / (in + out)), those of the gater's second layer on four times that; biases are 0.
 
-    penalty: what is added for sparsity; it is a submodule, since a steered coefficient is training state.
     event: the shape of an event, `(gates,)` or `(units, classes)`.
+    penalty: what is added for sparsity; a submodule, because a steered coefficient is training state.
     """
 
     def __init__(
@@ -77,12 +84,11 @@ class GatedNetwork(nn.Module):
         self.experts = ConditionalLinear(
             inputs,
             gates,
-            method=_GAIN if sparse_experts else "dense",
-            closed_gate_gradient=looks_at_closed_gates(neuron, estimator),
+            method=SKIP_UP_TO if sparse_experts else "dense",
+            closed_gate_gradient=needs_closed_gate_gradient(neuron, estimator),
         )
         self.readout = nn.Linear(gates, outputs)
-        one_point = estimator.evaluations(neuron, event) == 1
-        self.unit = (Stochastic if one_point else Expectation)(neuron, estimator, evaluation)
+        self.unit = build_unit(neuron, estimator, event, evaluation)
         self.penalty = penalty
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -93,15 +99,15 @@ class GatedNetwork(nn.Module):
             proposal.weight *= 4
 
     def pre_activations(self, x: Tensor) -> Tensor:
-        """a, `[batch, *event]`, from inputs `[batch, inputs]`."""
+        """Return a, `[batch, *event]`, for inputs `[batch, inputs]`."""
         a: Tensor = self.gater(x)
         return a.reshape(-1, *self.event)
 
-    def objective(self, x: Tensor, y: Tensor, of: int | None = None) -> Objective:
-        """The training objective of a minibatch: inputs `[batch, inputs]`, classes `[batch]`.
+    def objective(self, x: Tensor, y: Tensor, of: int | None = None) -> GatedLoss:
+        """Return the training objective on a minibatch of inputs `[batch, inputs]` and classes `[batch]`.
 
-        of: the examples in the minibatch, if each process of torch.distributed has a part of it. Then total and loss are the
-        part's share, whose sum over the processes is the objective; open_share is of all.
+        of: the number of examples in the whole minibatch, if each process of torch.distributed has a part of it. The sums of
+        total and loss over the processes are those of the minibatch; open_share is that of the minibatch in every process.
         """
         of = len(y) if of is None else of
         a = self.pre_activations(x)
@@ -120,10 +126,10 @@ class GatedNetwork(nn.Module):
             losses = self.unit(lambda points: loss(self._flat(points), self._flat(points) * experts), a)
         probability = joined_mean(self._flat(self.neuron.active_probability(a)), of)
         total = broadcast_loss(self, losses) * (len(y) / of) + self.penalty.of_probability(probability)
-        return Objective(total, losses.detach().sum() / of, probability.detach().mean())
+        return GatedLoss(total, losses.detach().sum() / of, probability.detach().mean())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """For evaluation: logits `[batch, outputs]`, and the gates `[batch, gates]` as `unit.evaluation` has them."""
+        """Return, in evaluation, logits `[batch, outputs]` and the gates `[batch, gates]` that `unit.evaluation` prescribes."""
         if self.training:
             raise RuntimeError("a gated network is trained on its objective(x, y); call eval() before forward")
         a = self.pre_activations(x)
@@ -132,19 +138,27 @@ class GatedNetwork(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor, share: float) -> None:
-        """Set the unit's threshold so that `share` of the gates of these inputs is open."""
+        """Set the unit's threshold so that a share `share` of the gates is open on these inputs."""
         probability = self.neuron.active_probability(self.pre_activations(x))
-        self.unit.threshold.copy_(level_for_share(probability.flatten(), share))
+        self.unit.threshold.copy_(threshold_for_share(probability.flatten(), share))
 
     def _flat(self, units: Tensor) -> Tensor:
         return units.flatten(units.ndim - len(self.event))
 
 
-def looks_at_closed_gates(neuron: Neuron, estimator: Estimator) -> bool:
-    """Whether the estimator's gradient depends on dL/dh where h is 0, as a straight-through estimator's does. It is tried out."""
+def build_unit(
+    neuron: Neuron, estimator: Estimator, event: tuple[int, ...], evaluation: Evaluation = "mean"
+) -> Stochastic | Expectation:
+    """Return the layer that trains through the estimator: Stochastic if it evaluates f at one point, else Expectation."""
+    one_point = estimator.evaluations(neuron, event) == 1
+    return (Stochastic if one_point else Expectation)(neuron, estimator, evaluation)
+
+
+def needs_closed_gate_gradient(neuron: Neuron, estimator: Estimator) -> bool:
+    """Return whether the estimator's gradient depends on dL/dh where h is 0, as straight-through does, by trying both."""
     if "grad" not in estimator.needs:
         return False
-    a = probe(neuron)
+    a = probe_points(neuron)
     a = a.repeat(32, *[1] * (a.ndim - 1))
     draw, state = ask(neuron, estimator, a, Key(0))
     loss = draw.points.new_zeros(draw.points.shape[: draw.points.ndim - neuron.event_ndim])
@@ -153,11 +167,11 @@ def looks_at_closed_gates(neuron: Neuron, estimator: Estimator) -> bool:
     return not torch.equal(with_it, without)
 
 
-def level_for_share(probability: Tensor, share: float) -> Tensor:
-    """The level for which the share of `probability > level` comes nearest to `share`, a scalar tensor.
+def threshold_for_share(probability: Tensor, share: float) -> Tensor:
+    """Return the level, a scalar tensor, for which the share of `probability > level` is nearest to `share`.
 
-    It is the (1 - share) quantile, or the float below it where ties at the quantile make that the nearer one: with more than
-    `share` of the probabilities at 1, the level is just under 1 and not 1, which would close every gate.
+    It is the (1 - share) quantile, or the float below the quantile if ties make that one nearer: if more than `share` of the
+    probabilities are 1, the level is just below 1, because a level of 1 would close every gate.
     """
     wanted = round(share * probability.numel())
     if not probability.numel() or wanted == 0:

@@ -1,11 +1,11 @@
-"""A run is a folder, whatever it is a run of.
+"""The folder of a run, of whatever experiment.
 
     run.json       the experiment, its settings (the seed is one of them), versions, and results as soon as they are known
-    metrics.jsonl  a line a measurement, on its way to the disk as it comes
-    checkpoint.pt  from where the run goes on, and how many bytes of metrics belong to it
-    tensorboard/   the metrics again, as event files, where they are asked for
+    metrics.jsonl  one line per measurement, written as soon as it is made
+    checkpoint.pt  the state from which the run continues, and how many bytes of metrics belong to it
+    tensorboard/   the metrics again, as event files, if they were asked for
 
-Whenever the process is killed, the next one finds files that fit together. Of several processes of one run the first writes.
+Whenever a process is killed, the next one finds files that fit together. If a run has several processes, only the first writes.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from pydantic import BaseModel, ValidationError
 
 from gradest.errors import GradestError, InvalidInput
 from gradest.estimation.distributed import rank
-from gradest_experiments.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from gradest_experiments.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 
 __all__ = ["Metrics", "MetricsRow", "RunFolder", "check_tensorboard", "list_folders"]
 
 _RUN, _METRICS, _CHECKPOINT, _EVENTS = "run.json", "metrics.jsonl", "checkpoint.pt", "tensorboard"
 
 MetricsRow = dict[str, Any]
-"""A line of metrics: kind, step, and what was measured."""
+"""One line of metrics: its kind, the step, and what was measured."""
 
 
 @dataclass
 class RunFolder:
-    """A run, as plain JSON. path: its folder; None is a run that leaves nothing behind."""
+    """A run, as plain JSON. path: its folder; a run without one writes nothing."""
 
     path: Path | None
     experiment: str
@@ -50,7 +50,7 @@ class RunFolder:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The run in the folder. Raises InvalidInput if there is none, or run.json is damaged."""
+        """Return the run in the folder. Raises InvalidInput if there is none, or if run.json is damaged."""
         file = path / _RUN
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
@@ -62,15 +62,16 @@ class RunFolder:
             raise InvalidInput(f"{file} is damaged; delete {path} to start afresh") from error
 
     @classmethod
-    def enter(cls, path: Path | None, experiment: str, settings: BaseModel, grows: str | None = None) -> Self:
-        """The run of these settings, as far as the folder has it; nothing is written yet.
+    def open(cls, path: Path | None, experiment: str, settings: BaseModel, extendable: str | None = None) -> Self:
+        """Return the run of these settings, with its results if the folder has them; nothing is written yet.
 
-        grows: the setting that may be larger than it was, since a run with more of it begins alike. Results are then gone.
+        extendable: the setting, such as the number of steps, that may be larger than in the folder: a longer run begins like a
+            shorter one. The results of the shorter one are dropped.
 
-        Raises InvalidInput if the folder holds another run, or one by other versions of gradest or torch.
+        Raises InvalidInput if the folder holds another run, or a run of other versions of gradest or torch.
         """
         now = cls(path, experiment, _plain(settings.model_dump(mode="json")), _versions())
-        if path is None or not cls.is_at(path):
+        if path is None or not cls.exists(path):
             if path and (path / _CHECKPOINT).exists():
                 raise InvalidInput(
                     f"{path} holds a checkpoint without {_RUN}, of an earlier gradest; choose another folder"
@@ -81,8 +82,8 @@ class RunFolder:
         if found.settings == now.settings:
             now.results = found.results
         was, wanted = ({"experiment": one.experiment, **one.settings, **one.versions} for one in (found, now))
-        if grows and was.get(grows, math.inf) < wanted[grows]:
-            was[grows] = wanted[grows]
+        if extendable and was.get(extendable, math.inf) < wanted[extendable]:
+            was[extendable] = wanted[extendable]
         names = sorted(name for name in {*was, *wanted} - {"python"} if was.get(name) != wanted.get(name))
         if names:
             changes = ", ".join(f"{name} {was.get(name)!r} (now {wanted.get(name)!r})" for name in names)
@@ -90,20 +91,23 @@ class RunFolder:
         return now
 
     @staticmethod
-    def is_at(path: Path) -> bool:
+    def exists(path: Path) -> bool:
         """Whether there is a run in the folder."""
         return (path / _RUN).exists()
 
     @contextmanager
     def record(self, kept: int | None = 0, *, tensorboard: bool = False) -> Iterator[Metrics]:
-        """Write run.json, and open the metrics to go on after the first `kept` bytes, or after the last whole line if None."""
+        """Write run.json, and open the metrics for appending.
+
+        kept: the number of bytes of metrics that are kept; what follows them is cut off. None keeps every whole line.
+        """
         if self.path is None or rank():
             yield Metrics()
             return
-        self.add()
+        self.add_results()
         events = self.path / _EVENTS
         if events.exists():
-            shutil.rmtree(events)  # they are written again, so that no line is in them twice
+            shutil.rmtree(events)  # written again below, so that no line is in them twice
         with (self.path / _METRICS).open("ab") as file:
             metrics = Metrics(file)
             metrics.cut(kept)
@@ -115,8 +119,8 @@ class RunFolder:
                     metrics.show(row)
                 yield metrics
 
-    def add(self, **results: Any) -> None:
-        """Keep results. What is used afterwards is what the file holds: a number that is not finite is null."""
+    def add_results(self, **results: Any) -> None:
+        """Add results to the run and to run.json. Numbers that are not finite become None, as in the file."""
         self.results.update(_plain(results))
         if self.path is None or rank():
             return
@@ -130,18 +134,24 @@ class RunFolder:
         write_atomically(self.path / _RUN, lambda new: new.write_text(text + "\n", encoding="utf-8"))
 
     def save(self, state: dict[str, Any], metrics: Metrics) -> None:
-        """Put the state of the run, and how far its metrics are, in the checkpoint."""
+        """Write a checkpoint of the run's state and of the number of bytes of its metrics."""
         if self.path is not None and not rank():
             save_checkpoint(self.path / _CHECKPOINT, {**state, "metrics": metrics.sync()})
 
     def load(self) -> dict[str, Any] | None:
-        """The checkpoint, if there is one; its `metrics` is what `record` keeps. Raises InvalidInput if it is damaged."""
+        """Return the checkpoint, or None if there is none; its `metrics` is the `kept` of `record`.
+
+        Raises InvalidInput if the checkpoint is damaged.
+        """
         if self.path is None or not (self.path / _CHECKPOINT).exists():
             return None
         return load_checkpoint(self.path / _CHECKPOINT)
 
     def rows(self, kind: str | None = None) -> list[MetricsRow]:
-        """The lines of metrics, of one kind or all; one that is cut off is left out. Raises InvalidInput for damaged ones."""
+        """Return the lines of metrics, of one kind or of all, without a last line that is cut off.
+
+        Raises InvalidInput if another line is damaged.
+        """
         if self.path is None or not (self.path / _METRICS).exists():
             return []
         path = self.path / _METRICS
@@ -154,14 +164,14 @@ class RunFolder:
 
 
 class Metrics:
-    """Metrics that grow by a line a measurement; without a file they go nowhere."""
+    """The metrics of a run, open for appending; without a file, lines are dropped."""
 
     def __init__(self, file: BinaryIO | None = None) -> None:
         self._file = file
         self.events: Any = None
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Add a line; a number that is not finite is null."""
+        """Append a line; numbers that are not finite become null."""
         row = _plain({"kind": kind, "step": step, **values})
         if self._file:
             self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
@@ -169,14 +179,17 @@ class Metrics:
         self.show(row)
 
     def show(self, row: MetricsRow) -> None:
-        """Add the numbers of a line to the event files, if there are any, by the tag KIND/NAME."""
+        """Add the numbers of a line to the event files, if there are any, under the tag KIND/NAME."""
         if self.events:
             for name, value in row.items():
                 if name not in ("kind", "step") and isinstance(value, int | float):
                     self.events.add_scalar(f"{row['kind']}/{name}", value, row["step"])
 
     def cut(self, kept: int | None) -> None:
-        """Take away what a killed process wrote after its checkpoint, which comes again."""
+        """Cut off what a killed process wrote after its checkpoint, which will be measured again.
+
+        Raises InvalidInput if the file is shorter than `kept` bytes.
+        """
         if not self._file:
             return
         size = self._file.seek(0, os.SEEK_END)
@@ -185,12 +198,12 @@ class Metrics:
             kept = path.read_bytes().rfind(b"\n") + 1
         if size < kept:
             raise InvalidInput(
-                f"{path} has lost lines that its checkpoint counts on; delete the folder to start afresh"
+                f"{path} has lost lines that were written before its checkpoint; delete the folder to start afresh"
             )
         self._file.truncate(kept)
 
     def sync(self) -> int:
-        """Wait until all lines are on the disk, and return how many bytes there are."""
+        """Wait until all lines are on the disk, and return the number of bytes."""
         if not self._file:
             return 0
         os.fsync(self._file.fileno())
@@ -198,12 +211,12 @@ class Metrics:
 
 
 def list_folders(path: Path) -> list[Path]:
-    """The folders of runs at and below a folder, by name."""
+    """Return the folders of the runs at and below a folder, sorted by name."""
     return sorted(file.parent for file in path.rglob(_RUN))
 
 
 def check_tensorboard() -> None:
-    """Raise GradestError, with what to install, unless event files can be written."""
+    """Raise GradestError, which says what to install, unless event files can be written."""
     if find_spec("tensorboard") is None:
         raise GradestError("event files need tensorboard: pip install 'gradest[tensorboard]'")
 
@@ -220,7 +233,7 @@ def _versions() -> dict[str, str]:
 
 
 def _with_defaults(model: type[BaseModel], settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings in which those are filled in that the model did not have when they were written."""
+    """Fill in the settings that the model did not have yet when these were written."""
     try:
         return _plain(model.model_validate(settings).model_dump(mode="json"))  # type: ignore[no-any-return]
     except ValidationError:
