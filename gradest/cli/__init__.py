@@ -323,9 +323,9 @@ def train(context: typer.Context) -> None:
 def serve(context: typer.Context) -> None:
     """Serve the registry over HTTP."""
     from gradest.cli.display import show_settings
-    from gradest_service import sources
+    from gradest_service.admit.auth import new_key
     from gradest_service.app import serve
-    from gradest_service.auth import new_key
+    from gradest_service.host import configuration as sources
     from gradest_service.settings import Settings
 
     def run(

@@ -20,20 +20,22 @@ from starlette.responses import RedirectResponse, Response
 import gradest
 from gradest.neuron import Neuron
 from gradest.random import Key
-from gradest_service import metrics, operations, schemas
-from gradest_service.auth import OPEN, Keys
-from gradest_service.batching import Batcher
-from gradest_service.calls import stop_if_told
+from gradest_service.admit import metrics
+from gradest_service.admit.auth import OPEN, Keys
+from gradest_service.admit.capacity import Load
+from gradest_service.admit.pool import Pool
+from gradest_service.admit.request_context import stop_if_told
+from gradest_service.bodies import schemas
 from gradest_service.docs import add_docs
-from gradest_service.load import Load
+from gradest_service.host.server import Server, run_process
+from gradest_service.host.workers import run_workers
 from gradest_service.middleware import Envelope
 from gradest_service.page import PATHS, add_page
-from gradest_service.pool import Pool
 from gradest_service.problems import REF, ProblemDetails, documented, from_http_exception, to_response
 from gradest_service.routes import router
-from gradest_service.server import Server, run_process
+from gradest_service.run import operations
+from gradest_service.run.batching import Batcher
 from gradest_service.settings import Settings
-from gradest_service.workers import run_workers
 
 __all__ = ["Service", "create_app", "running", "serve"]
 

@@ -13,13 +13,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradest_service.auth import OPEN, Keys
-from gradest_service.calls import Call, current
-from gradest_service.events import EventStream, error_event
-from gradest_service.load import Load
-from gradest_service.logs import log_request
-from gradest_service.metrics import Metrics
+from gradest_service.admit.auth import OPEN, Keys
+from gradest_service.admit.capacity import Load
+from gradest_service.admit.metrics import Metrics
+from gradest_service.admit.request_context import Call, current
+from gradest_service.host.logs import log_request
 from gradest_service.problems import STOPPING, Problem, from_exception, internal_error, to_response
+from gradest_service.run.event_stream import EventStream, error_event
 from gradest_service.settings import Settings
 
 __all__ = ["Envelope"]

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions, PluginFault, TooManyPoints, UnknownPlugin
-from gradest_service.blame import where
+from gradest_service.plugin_frames import where
 
 __all__ = [
     "MEDIA_TYPE",

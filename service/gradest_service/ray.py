@@ -15,8 +15,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gradest_service.app import create_app
+from gradest_service.host.configuration import find_settings
 from gradest_service.settings import Settings
-from gradest_service.sources import find_settings
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
 

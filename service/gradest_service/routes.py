@@ -19,13 +19,15 @@ import gradest
 from gradest import catalog
 from gradest.errors import PluginError, UnknownPlugin
 from gradest.expectation import Estimate
-from gradest_service import joint, operations, schemas
-from gradest_service.batching import Batcher
-from gradest_service.calls import stop_if_told
-from gradest_service.codec import CODECS, JSON, SAFETENSORS, Codec, answer_codec, find_codec, parse_json, prefers
-from gradest_service.events import EventStream, Report
-from gradest_service.pool import Pool
+from gradest_service.admit.pool import Pool
+from gradest_service.admit.request_context import stop_if_told
+from gradest_service.bodies import schemas
+from gradest_service.bodies.codec import CODECS, JSON, SAFETENSORS, Codec, answer_codec, find_codec, parse_json, prefers
 from gradest_service.problems import REF, Problem, ProblemDetails, describe_faults, documented
+from gradest_service.run import joint_pass as joint
+from gradest_service.run import operations
+from gradest_service.run.batching import Batcher
+from gradest_service.run.event_stream import EventStream, Report
 from gradest_service.settings import Settings
 
 __all__ = ["router"]

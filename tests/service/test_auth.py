@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 
 from gradest.errors import InvalidInput
-from gradest_service import auth
+from gradest_service.admit import auth
 from gradest_service.app import create_app, running
 from gradest_service.settings import Settings
 
-SERVICE = Path(auth.__file__).parent
+SERVICE = Path(auth.__file__).parents[1]
 SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1}
 ALICE, BOB = "gradest_of_alice", "gradest_of_bob"
 

@@ -14,9 +14,9 @@ from gradest import testing
 from gradest.estimator import Feedback
 from gradest.exchange import ask, tell
 from gradest.random import Key
-from gradest_service import joint
-from gradest_service.batching import Batcher
-from gradest_service.pool import Pool
+from gradest_service.admit.pool import Pool
+from gradest_service.run import joint_pass as joint
+from gradest_service.run.batching import Batcher
 
 STATELESS = [
     (estimator, neuron)

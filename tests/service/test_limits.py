@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gradest
-from gradest_service.limits import exact_work
+from gradest_service.admit.limits import exact_work
 
 JSON = {"Content-Type": "application/json"}
 SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1}

@@ -12,9 +12,10 @@ import time
 import pytest
 
 import gradest
-from gradest_service import logs, metrics
+from gradest_service.admit import metrics
+from gradest_service.admit.request_context import Call, current
 from gradest_service.app import create_app
-from gradest_service.calls import Call, current
+from gradest_service.host import logs
 from gradest_service.settings import Settings
 
 SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1, "samples": 3}
@@ -133,7 +134,7 @@ def test_metrics_can_be_turned_off_or_not_be_installed(start, refused, monkeypat
 
 
 def test_a_line_a_request(start, caplog, tmp_path):
-    from gradest_service.auth import new_key
+    from gradest_service.admit.auth import new_key
 
     key, entry = new_key("alice")
     (tmp_path / "keys").write_text(entry)
@@ -229,7 +230,7 @@ def test_the_id_is_on_what_plugins_log(start, registered, logged):
 
 def test_a_dead_worker_s_requests_are_forgotten_and_its_counts_are_not(tmp_path):
     def run(code):
-        code = f"import os; from gradest_service.metrics import *; from gradest_service.calls import Call; m = Metrics(); {code}"
+        code = f"import os; from gradest_service.admit.metrics import *; from gradest_service.admit.request_context import Call; m = Metrics(); {code}"
         environment = {**os.environ, metrics.FOLDER: str(tmp_path)}
         process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
         return process.pid, process.communicate(timeout=60)[0]

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 from gradest.errors import InvalidInput, InvalidOptions
-from gradest_service import sources
+from gradest_service.host import configuration as sources
+from gradest_service.host.configuration import find_settings
 from gradest_service.settings import Settings
-from gradest_service.sources import find_settings
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +152,6 @@ def test_new_api_key(tmp_path):
     made = gradest("--new-api-key", "alice")
     key = made.stderr.split()[-1]
     (tmp_path / "keys").write_text(made.stdout)
-    from gradest_service.auth import Keys
+    from gradest_service.admit.auth import Keys
 
     assert Keys(tmp_path / "keys").identify([f"Bearer {key}"]).name == "alice"

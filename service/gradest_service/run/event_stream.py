@@ -14,8 +14,8 @@ from anyio.streams.memory import MemoryObjectSendStream
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gradest_service.codec import JSON
-from gradest_service.pool import Pool
+from gradest_service.admit.pool import Pool
+from gradest_service.bodies.codec import JSON
 from gradest_service.problems import Problem, from_exception, internal_error
 
 __all__ = ["EventStream", "Report", "error_event"]

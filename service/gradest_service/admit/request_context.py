@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from anyio import from_thread
 
-from gradest_service.auth import Key
+from gradest_service.admit.auth import Key
 
 __all__ = ["Call", "charge", "current", "stop_if_told"]
 

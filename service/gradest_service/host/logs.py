@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from gradest_service.calls import Call, current
+from gradest_service.admit.request_context import Call, current
 from gradest_service.settings import Settings
 
 __all__ = ["log_request", "set_up"]

@@ -26,11 +26,10 @@ from gradest.neuron import Binary, Neuron
 from gradest.objective import Objective, Separable
 from gradest.plugin import Plugin
 from gradest.random import MAX_SEED
-from gradest_service import joint, limits
-from gradest_service.calls import charge, stop_if_told
-from gradest_service.codec import check_options, decode_a, decode_state, decode_tensor
-from gradest_service.problems import Problem, describe_faults
-from gradest_service.schemas import (
+from gradest_service.admit import limits
+from gradest_service.admit.request_context import charge, stop_if_told
+from gradest_service.bodies.codec import check_options, decode_a, decode_state, decode_tensor
+from gradest_service.bodies.schemas import (
     BackwardAnswer,
     BackwardRequest,
     CompareRequest,
@@ -46,6 +45,8 @@ from gradest_service.schemas import (
     SampleAnswer,
     SampleRequest,
 )
+from gradest_service.problems import Problem, describe_faults
+from gradest_service.run import joint_pass as joint
 from gradest_service.settings import Settings
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import NoReturn
 
 import anyio
 
-from gradest_service.blame import at_work
-from gradest_service.pool import Pool
+from gradest_service.admit.pool import Pool
+from gradest_service.plugin_frames import at_work
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 

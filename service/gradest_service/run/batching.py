@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from gradest_service.pool import Pool
+from gradest_service.admit.pool import Pool
 
 __all__ = ["Batcher"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from gradest.exchange import first_non_finite
 from gradest.wire import SAFETENSORS as SAFETENSORS_TYPE
 from gradest.wire import Malformed, join_tensors, pack, split_tensors, unpack
-from gradest_service.limits import check_elements, check_json_body
+from gradest_service.admit.limits import check_elements, check_json_body
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 

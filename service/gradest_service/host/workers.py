@@ -19,8 +19,9 @@ from types import FrameType
 from fastapi import FastAPI
 
 from gradest.errors import GradestError
-from gradest_service import logs, metrics
-from gradest_service.server import FAILED, announce, run_process, url_of
+from gradest_service.admit import metrics
+from gradest_service.host import logs
+from gradest_service.host.server import FAILED, announce, run_process, url_of
 from gradest_service.settings import Settings
 
 __all__ = ["run_workers"]

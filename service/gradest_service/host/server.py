@@ -18,9 +18,9 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
-from gradest_service import logs
-from gradest_service.load import Load
-from gradest_service.protocol import protocol
+from gradest_service.admit.capacity import Load
+from gradest_service.host import logs
+from gradest_service.host.protocol import protocol
 from gradest_service.settings import Settings
 
 __all__ = ["FAILED", "Server", "announce", "run_process", "url_of"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 
-from gradest_service.calls import Call
+from gradest_service.admit.request_context import Call
 
 __all__ = ["FOLDER", "Metrics", "available", "forget"]
 

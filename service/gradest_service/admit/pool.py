@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from gradest_service.metrics import Metrics
+from gradest_service.admit.metrics import Metrics
 
 __all__ = ["Pool"]
 
