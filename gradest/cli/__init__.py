@@ -325,7 +325,7 @@ def serve(context: typer.Context) -> None:
     from gradest.cli.display import show_settings
     from gradest_service.admit.auth import new_key
     from gradest_service.app import serve
-    from gradest_service.host import configuration as sources
+    from gradest_service.host.configuration import list_settings, load_settings
     from gradest_service.settings import Settings
 
     def run(
@@ -345,9 +345,9 @@ def serve(context: typer.Context) -> None:
             print(f"The key, which is not shown again: {key}", file=sys.stderr)
             print(line)
             return
-        found = sources.find_settings(given, config)
+        found = load_settings(given, config)
         if show:
-            show_settings(sources.show(found))
+            show_settings(list_settings(found))
         else:
             serve(found.settings)
 

@@ -1,26 +1,22 @@
-"""The HTTP service of gradest: sampling and gradient estimation for programs that keep their loss to themselves.
+"""The HTTP service of gradest: sampling and gradient estimation for programs that keep their loss function to themselves.
 
-A request passes through these files, in this order:
+A request is decoded, admitted, run, and its answer is encoded. `routes.answer_joinable` shows these steps in one function.
 
-    app         builds the application, and runs it
-    server      one process of it: uvicorn, and how it stops
-    workers     several processes on one port
-    protocol    uvicorn's HTTP, within limits
-    middleware  request ids, keys, deadlines, what a body may be, and what becomes of an unexpected error
-    auth        API keys, and what each may ask for
-    load        what a process holds at a time
-    routes      which path does what
-    codec       bytes to named fields and tensors, and back
-    schemas     the fields of every request and answer
-    operations  what is done with them, by calls to gradest alone
-    limits      what is refused before anything is allocated for it
-    events      the event stream of a comparison
-    problems    errors, as RFC 9457 problem details
-    blame       which plugin an error comes from
-    calls       what is known about the request in progress, for
-    metrics     the counts that Prometheus reads, and
-    logs        the line a request
+    app            builds the application (`create_app`) and runs it (`serve`, `running`)
+    middleware     request ids, API keys, deadlines, the size of bodies, and what becomes of an unexpected error
+    routes         which path does what: every request from its body to its answer
+    openapi        the OpenAPI document, and `docs` the page that shows it at /docs
+    page/          the web page at /
+    run/           the computations, and which requests share one
+    admit/         who may send a request, and how much it may ask for
+    bodies/        bytes to named fields and tensors, and back
+    host/          the process around the application: its server, workers, HTTP protocol, logs and configuration
+    problems       errors, as RFC 9457 problem details
+    plugin_frames  which plugin an error comes from
+    settings       what an operator can set
+    ray            the same application on Ray Serve
 
-`settings` has what an operator can set, `sources` finds it in flags, environment and file, and `docs` is the page at /docs.
-The service keeps nothing from one request to the next and names no plugin: whatever is registered is served.
+A module imports from its own line or from lines further down: `host` imports none of `run`, `bodies`, `routes`, `middleware`
+and `app`, and `run`, `admit`, `bodies` import only what is below them, in this order. The service keeps nothing from one
+request to the next. It names no plugin: whatever is registered is served.
 """

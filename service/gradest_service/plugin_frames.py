@@ -1,4 +1,4 @@
-"""Which plugin it was: found in the frames of a traceback, or of the threads that are at work."""
+"""Finds the plugin whose code runs in the frames of a traceback or of a thread."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from types import FrameType
 
 from gradest.plugin import Plugin
 
-__all__ = ["at_work", "where"]
+__all__ = ["plugin_method", "running_plugin_methods"]
 
 
-def where(frames: Iterable[FrameType]) -> str | None:
-    """`name.method` of the first plugin that a method of runs in these frames, the innermost first."""
+def plugin_method(frames: Iterable[FrameType]) -> str | None:
+    """Return `name.method` of the first plugin method in `frames`, innermost frame first; None if there is none."""
     for frame in frames:
         plugin, method = frame.f_locals.get("self"), frame.f_code.co_name
         if isinstance(plugin, Plugin) and (method == "__call__" or (method.isidentifier() and method[0] != "_")):
@@ -20,10 +20,10 @@ def where(frames: Iterable[FrameType]) -> str | None:
     return None
 
 
-def at_work() -> list[str]:
-    """The same for each thread of this process that is in a plugin."""
-    places = (where(_outwards(frame)) for frame in sys._current_frames().values())
-    return sorted({place for place in places if place})
+def running_plugin_methods() -> list[str]:
+    """Return `name.method` for each thread of this process that is inside a plugin, sorted and without duplicates."""
+    methods = (plugin_method(_outwards(frame)) for frame in sys._current_frames().values())
+    return sorted({method for method in methods if method})
 
 
 def _outwards(frame: FrameType | None) -> Iterable[FrameType]:

@@ -116,7 +116,7 @@ def test_a_killed_worker_is_replaced_and_its_counts_stay():
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=30)
         assert process.returncode == 0
-        assert len(re.findall(f"worker {victim} ended with -9; another takes its place", log)) == 1
+        assert len(re.findall(f"worker {victim} ended with -9 and is replaced", log)) == 1
 
 
 def test_stopping_drains_every_worker_and_finishes_what_was_accepted():

@@ -1,9 +1,12 @@
-"""What is refused before anything is allocated for it. A request multiplies: samples, draws, an estimator's K, outputs^units."""
+"""The limits on what a request multiplies: samples, draws, an estimator's K, outputs^units.
+
+Each check looks at a whole job once, before anything is allocated for it, and raises a 413 that names the limit.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,58 +14,164 @@ from torch import Tensor
 from gradest.comparison import comparable
 from gradest.enumeration import MAX_POINTS, count
 from gradest.errors import PluginFault, TooManyPoints
-from gradest.estimator import Estimator, Target, event_shape
-from gradest.neuron import Neuron
-from gradest.objective import Objective
+from gradest.estimator import Estimator, Target
 from gradest.wire import SAFETENSORS
+from gradest_service.admit.jobs import ComparisonJob, EstimateJob, EstimatorJob, NeuronJob, ObjectiveJob, SampleJob
+from gradest_service.bodies.sizes import size
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
 __all__ = [
-    "check_answer",
-    "check_draws",
-    "check_elements",
-    "check_estimators",
-    "check_json_body",
-    "check_points",
-    "check_samples",
+    "affordable_estimators",
+    "can_afford_exact",
+    "check_comparison",
+    "check_estimate",
+    "check_estimator",
+    "check_estimator_count",
+    "check_mean",
+    "check_measurement",
+    "check_sample",
+    "check_state",
     "exact_work",
-    "exceeds_work",
-    "measurement_work",
-    "size",
-    "work",
 ]
 
-_FAST = f"Send tensors as safetensors, with Content-Type: {SAFETENSORS}."
 _WARM_UP = 100  # steps that a stateful estimator takes before its draws
 
 
-def size(shape: Iterable[int]) -> int:
-    """The number of elements, a dim of 0 counted as 1: an empty dim does not make the others free."""
-    return math.prod(max(1, dim) for dim in shape)
+def check_sample(settings: Settings, job: SampleJob, as_json: bool) -> None:
+    """Check the number of samples, and the size of the answer."""
+    if job.samples > settings.max_samples:
+        raise Problem(
+            413, f"samples may be {settings.max_samples} at most. Send more requests, each with its own seed."
+        )
+    _check_answer(settings, job.samples * size(job.a.shape), "samples x a", as_json)
 
 
-def check_json_body(settings: Settings, size: int) -> None:
-    """The cap on a body, or a part of it, that is parsed as JSON."""
-    if size > settings.max_json_bytes:
-        raise Problem(413, f"JSON may have {settings.max_json_bytes} bytes. {_FAST} Or send fewer rows in a request.")
+def check_mean(settings: Settings, job: NeuronJob, as_json: bool) -> None:
+    """Check the size of the answer."""
+    _check_answer(settings, size(job.a.shape), "the mean", as_json)
 
 
-def check_elements(settings: Settings, field: str, shape: Sequence[int], as_json: bool) -> None:
-    """The cap on one tensor of a request."""
-    if as_json and size(shape) > settings.max_json_elements:
+def check_estimator(settings: Settings, job: EstimatorJob, as_json: bool) -> int:
+    """Check what one draw holds in memory, and the size of the answer; returns K x size of a. Raises TooManyPoints too."""
+    points = _check_points(settings, job, job.estimator)
+    _check_answer(settings, points, "points", as_json)
+    return points
+
+
+def check_state(settings: Settings, job: EstimatorJob, as_json: bool) -> None:
+    """Check the size of an estimator's state in the answer."""
+    _check_answer(settings, max((x.numel() for x in job.first_state.values()), default=0), "the state", as_json)
+
+
+def check_estimate(settings: Settings, job: EstimateJob, as_json: bool) -> int:
+    """Check the size of the answer, the draws and the work; returns the work."""
+    _check_answer(settings, size(job.a.shape), "the gradient", as_json)
+    _check_draws(settings, job.draws)
+    return _check_work(settings, _work(settings, job, job.estimator))
+
+
+def check_estimator_count(settings: Settings, estimators: int) -> None:
+    """Check how many estimators a comparison names, before they are built."""
+    if estimators > settings.max_estimators:
+        raise Problem(413, f"estimators may be {settings.max_estimators} at most. Send more requests.")
+
+
+def check_comparison(settings: Settings, job: ComparisonJob) -> int:
+    """Check the size of the answer, the draws, the work for the exact gradient and for all estimators; returns the latter."""
+    _check_answer(settings, size(job.a.shape), "the exact gradient", as_json=True)
+    _check_draws(settings, job.draws)
+    works = [_work(settings, job, estimator) for estimator in job.estimators]
+    targets = {estimator.target() for estimator in job.estimators} | {Target()}
+    if sum(exact_work(job, target) for target in targets) > settings.max_work:
         raise Problem(
             413,
-            f"{field} may have {settings.max_json_elements} elements in JSON. {_FAST} Or send fewer rows in a request.",
+            "The exact gradient of this comparison would take too many points. Send fewer rows or units, or use an "
+            "objective with a closed form.",
         )
-    if size(shape) > settings.max_elements:
+    return _check_work(settings, sum(works))
+
+
+def affordable_estimators(settings: Settings, job: ObjectiveJob) -> list[Estimator]:
+    """Return the estimators that `gradest.compare` takes by default and that are within the limits on this job."""
+    affordable = []
+    for estimator in comparable(job.neuron):
+        try:
+            work = _work(settings, job, estimator)
+        except (TooManyPoints, Problem):
+            continue
+        if work <= settings.max_work:
+            affordable.append(estimator)
+    return affordable
+
+
+def check_measurement(settings: Settings, job: ObjectiveJob, evaluations: int) -> int:
+    """Check the draws, and the work of measuring every estimator that takes at most so many evaluations a draw; returns it."""
+    _check_draws(settings, job.draws)
+    rows = size(job.a.shape) // size(job.event)
+    of_one = (job.draws + _WARM_UP) * evaluations * rows * _point_work(job)
+    work = of_one * len(comparable(job.neuron))
+    if work + exact_work(job, Target()) > settings.max_work:
+        raise _too_much_work(work, settings)
+    return work
+
+
+def can_afford_exact(settings: Settings, job: EstimateJob) -> bool:
+    """Tell whether the exact values of the estimator's target are within the limit on work."""
+    return exact_work(job, job.estimator.target()) <= settings.max_work
+
+
+def exact_work(job: ObjectiveJob, target: Target) -> int:
+    """Return the elements that the exact gradient computes; 0 if it has a closed form or cannot be computed."""
+    neuron, a, event = job.neuron, job.wide, job.event
+    rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
+    try:
+        if target.samples == 1 and job.objective.expectation(neuron, a) is not None:
+            return 0
+        values, _ = neuron.law(rows.amax(0))  # the number of outputs may grow with a
+        points = count(neuron, event, values.shape[0])
+    except TooManyPoints:
+        return 0
+    points = math.prod([points] * target.samples)
+    if points > MAX_POINTS:
+        return 0
+    return points * size(a.shape) // size(event) * _point_work(job)
+
+
+def _work(settings: Settings, job: ObjectiveJob, estimator: Estimator) -> int:
+    """Return the elements that an estimate computes: draws x K x size of a, with the objective's tensors."""
+    points = _check_points(settings, job, estimator) // size(job.event)
+    steps = job.draws + (_WARM_UP if estimator.init(job.neuron, job.wide) else 0)
+    return steps * points * _point_work(job)
+
+
+def _check_work(settings: Settings, work: int) -> int:
+    if work > settings.max_work:
+        raise _too_much_work(work, settings)
+    return work
+
+
+def _check_draws(settings: Settings, draws: int) -> None:
+    if draws > settings.max_draws:
+        raise Problem(413, f"draws may be {settings.max_draws} at most. Send more requests, each with its own seed.")
+
+
+def _check_points(settings: Settings, job: NeuronJob, estimator: Estimator) -> int:
+    evaluations = estimator.evaluations(job.neuron, job.event)
+    if not isinstance(evaluations, int) or evaluations < 1:
+        raise PluginFault(f"{estimator.name}.evaluations must return a whole number above 0")
+    points = evaluations * size(job.a.shape)
+    if points > settings.max_points:
         raise Problem(
-            413, f"{field} may have {settings.max_elements} elements. Send fewer rows in a request, and more requests."
+            413,
+            f"A draw of {estimator.name} would hold K x a = {_show(points)} elements; the limit is {settings.max_points}. "
+            "Send fewer rows or units, or choose options or an estimator with fewer evaluations.",
         )
+    return points
 
 
-def check_answer(settings: Settings, elements: int, what: str, as_json: bool) -> None:
-    """The cap on one tensor of an answer."""
+def _check_answer(settings: Settings, elements: int, what: str, as_json: bool) -> None:
+    """Check the size of one tensor of an answer."""
     if as_json and elements > settings.max_json_elements:
         raise Problem(
             413,
@@ -77,90 +186,24 @@ def check_answer(settings: Settings, elements: int, what: str, as_json: bool) ->
         )
 
 
-def check_samples(settings: Settings, samples: int, a: Tensor, as_json: bool) -> None:
-    """The cap on samples, and on the answer that they make."""
-    if samples > settings.max_samples:
-        raise Problem(
-            413, f"samples may be {settings.max_samples} at most. Send more requests, each with its own seed."
-        )
-    check_answer(settings, samples * size(a.shape), "samples x a", as_json)
-
-
-def check_draws(settings: Settings, draws: int) -> None:
-    """The cap on draws."""
-    if draws > settings.max_draws:
-        raise Problem(413, f"draws may be {settings.max_draws} at most. Send more requests, each with its own seed.")
-
-
-def check_estimators(settings: Settings, estimators: int) -> None:
-    """The cap on the estimators of a comparison."""
-    if estimators > settings.max_estimators:
-        raise Problem(413, f"estimators may be {settings.max_estimators} at most. Send more requests.")
-
-
-def check_points(settings: Settings, neuron: Neuron, estimator: Estimator, a: Tensor) -> int:
-    """The cap on what one draw holds in memory; returns its size, K x size of a. Raises TooManyPoints too."""
-    evaluations = estimator.evaluations(neuron, event_shape(neuron, a))
-    if not isinstance(evaluations, int) or evaluations < 1:
-        raise PluginFault(f"{estimator.name}.evaluations must give a whole number above 0")
-    points = evaluations * size(a.shape)
-    if points > settings.max_points:
-        raise Problem(
-            413,
-            f"A draw of {estimator.name} would hold K x a = {_show(points)} elements; the limit is {settings.max_points}. "
-            "Send fewer rows or units, or choose options or an estimator with fewer evaluations.",
-        )
-    return points
-
-
-def work(settings: Settings, neuron: Neuron, estimator: Estimator, objective: Objective, a: Tensor, draws: int) -> int:
-    """The elements that an estimate goes through."""
-    steps = draws + (_WARM_UP if estimator.init(neuron, a) else 0)
-    points = check_points(settings, neuron, estimator, a) // size(event_shape(neuron, a))
-    return steps * points * _point_work(neuron, objective, a)
-
-
-def measurement_work(
-    settings: Settings, neuron: Neuron, objective: Objective, a: Tensor, draws: int, evaluations: int
-) -> int:
-    """The most elements that measuring every estimator goes through, of so many evaluations a draw at most."""
-    rows = size(a.shape) // size(event_shape(neuron, a))
-    of_one = (draws + _WARM_UP) * evaluations * rows * _point_work(neuron, objective, a)
-    return of_one * len(comparable(neuron))
-
-
-def exact_work(neuron: Neuron, objective: Objective, a: Tensor, target: Target) -> int:
-    """The elements that the exact gradient goes through; 0 where it comes in closed form or is not to be had."""
-    event = event_shape(neuron, a)
-    rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
-    try:
-        if target.samples == 1 and objective.expectation(neuron, a) is not None:
-            return 0
-        values, _ = neuron.law(rows.amax(0))  # the number of outputs may grow with a
-        points = count(neuron, event, values.shape[0])
-    except TooManyPoints:
-        return 0
-    points = math.prod([points] * target.samples)
-    if points > MAX_POINTS:
-        return 0
-    return points * size(a.shape) // size(event) * _point_work(neuron, objective, a)
-
-
-def exceeds_work(settings: Settings, elements: int) -> bool:
-    """Whether this is more than one request may ask for."""
-    return elements > settings.max_work
-
-
-def _point_work(neuron: Neuron, objective: Objective, a: Tensor) -> int:
-    """The elements of one point, and of the objective's tensors that are not a mere weight or target of them."""
-    options = [value for value in dict(objective).values() if isinstance(value, Tensor)]
-    beyond = [option.numel() for option in options if not _broadcasts(option.shape, a.shape)]
-    return size(event_shape(neuron, a)) + sum(beyond)
+def _point_work(job: ObjectiveJob) -> int:
+    """Return the elements of one point, and of those tensors of the objective that do not merely broadcast onto points."""
+    options = [value for value in dict(job.objective).values() if isinstance(value, Tensor)]
+    beyond = [option.numel() for option in options if not _broadcasts(option.shape, job.a.shape)]
+    return size(job.event) + sum(beyond)
 
 
 def _broadcasts(shape: Sequence[int], onto: Sequence[int]) -> bool:
     pairs = zip(reversed(shape), reversed(onto), strict=False)
     return len(shape) <= len(onto) and all(small in (1, large) for small, large in pairs)
+
+
+def _too_much_work(work: int, settings: Settings) -> Problem:
+    return Problem(
+        413,
+        f"draws x K x a, over all estimators, would be {work} elements; the limit is {settings.max_work}. Ask for fewer "
+        "draws, rows or estimators in a request, and send more requests, each with its own seed.",
+    )
 
 
 def _show(number: int) -> str:

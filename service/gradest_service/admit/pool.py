@@ -16,41 +16,41 @@ Result = TypeVar("Result")
 
 
 class Pool:
-    """As much work at a time as there are threads; the rest waits for its turn, in order, and is counted meanwhile."""
+    """A fixed number of threads. Further work waits for a thread in order of arrival, and is counted while it waits."""
 
     def __init__(self, threads: int, metrics: Metrics | None = None) -> None:
         self.threads = threads
-        self._turns = CapacityLimiter(threads)
+        self._free_threads = CapacityLimiter(threads)
         self._metrics = metrics
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """`work()`, in a thread, when it is its turn."""
-        async with self.turn():
+        """Wait for a free thread and return `work()`, called in it."""
+        async with self.thread():
             return await self.run_now(work)
 
-    def takers(self) -> Collection[object]:
-        """Who has the threads that are not free."""
-        return self._turns.statistics().borrowers
+    def holders(self) -> Collection[object]:
+        """Return who holds the threads that are not free."""
+        return self._free_threads.statistics().borrowers
 
     def waiting(self) -> int:
-        """How many wait for a thread."""
-        return self._turns.statistics().tasks_waiting
+        """Return how many tasks wait for a thread."""
+        return self._free_threads.statistics().tasks_waiting
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a thread to be free, and have it inside the block, for one `run_now`."""
+    async def thread(self) -> AsyncIterator[None]:
+        """Wait for a free thread, and hold it inside the block, for one call of `run_now`."""
         if self._metrics is not None:
-            self._metrics.wait(1)
+            self._metrics.add_waiting(1)
         try:
-            await self._turns.acquire()
+            await self._free_threads.acquire()
         finally:
             if self._metrics is not None:
-                self._metrics.wait(-1)
+                self._metrics.add_waiting(-1)
         try:
             yield
         finally:
-            self._turns.release()
+            self._free_threads.release()
 
     async def run_now(self, work: Callable[[], Result]) -> Result:
-        """`work()`, in the thread that this task has the turn of."""
+        """Return `work()`, called in the thread that this task holds."""
         return await to_thread.run_sync(work, limiter=CapacityLimiter(1))

@@ -1,6 +1,6 @@
-"""The fields of requests and answers: what is checked, what /docs shows, and what a codec writes.
+"""The fields of requests and answers: they are checked by these models, shown at /docs, and written by a codec.
 
-Tensors are `Any` here, since each content type has its own form of them: the JSON Schema says what they are in JSON.
+Tensors are `Any` here, because each content type has its own form of them; the JSON Schema describes their form in JSON.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "BackwardRequest",
     "CompareAnswer",
     "CompareRequest",
+    "ComparisonRow",
     "EstimateAnswer",
     "EstimateRequest",
     "EstimateSoFar",
@@ -32,13 +33,13 @@ __all__ = [
     "MeanAnswer",
     "MeanRequest",
     "NeuronDescription",
+    "NeuronRequest",
     "ObjectiveDescription",
     "Plugins",
     "Progress",
     "Ready",
     "RecommendAnswer",
     "RecommendRequest",
-    "Request",
     "SampleAnswer",
     "SampleRequest",
     "Status",
@@ -51,11 +52,11 @@ class NestedNumbers(RootModel["float | list[NestedNumbers]"]):
 
 
 class NestedNumbersOut(RootModel['float | Literal["NaN", "Infinity", "-Infinity"] | list[NestedNumbersOut]']):
-    """A number, or a nested array of numbers; "NaN", "Infinity" and "-Infinity" stand for what JSON cannot say."""
+    """A number, or a nested array of numbers; non-finite ones are the strings "NaN", "Infinity" and "-Infinity"."""
 
 
 class NamedPlugin(BaseModel):
-    """A plugin by its name; what else there is are its options."""
+    """A plugin by its name; the other fields are its options."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -63,8 +64,8 @@ class NamedPlugin(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class _Like:
-    """In the JSON Schema as this type is, though it is not checked like it: tensors have other forms than nested arrays."""
+class _DescribedAs:
+    """Describes a field in the JSON Schema as this type, without checking it: tensors have other forms than nested arrays."""
 
     core: CoreSchema
 
@@ -72,216 +73,224 @@ class _Like:
         return handler(self.core)
 
 
-def _schema_of(kind: Any) -> _Like:
-    return _Like(TypeAdapter(kind).core_schema)
+def _described_as(kind: Any) -> _DescribedAs:
+    return _DescribedAs(TypeAdapter(kind).core_schema)
 
 
-Numbers = Annotated[Any, _schema_of(NestedNumbers)]
-NumbersOut = Annotated[Any, _schema_of(NestedNumbersOut)]
-Plugin = Annotated[Any, _schema_of(str | NamedPlugin)]
-Named = Annotated[dict[str, Any], _schema_of(dict[str, NestedNumbers])]
-NamedOut = Annotated[Any, _schema_of(dict[str, NestedNumbersOut])]
+Numbers = Annotated[Any, _described_as(NestedNumbers)]
+NumbersOut = Annotated[Any, _described_as(NestedNumbersOut)]
+PluginSpec = Annotated[Any, _described_as(str | NamedPlugin)]
+NamedTensors = Annotated[dict[str, Any], _described_as(dict[str, NestedNumbers])]
+NamedTensorsOut = Annotated[Any, _described_as(dict[str, NestedNumbersOut])]
 Figure = float | Literal["NaN", "Infinity", "-Infinity"]
 Seed = Annotated[int, Field(strict=True, ge=0, lt=MAX_SEED)]
 Size = Annotated[int, Field(strict=True, ge=0)]
 Draws = Annotated[int, Field(strict=True, ge=1)]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
-_DRAWS = "independent draws to average"
-_EXACT = "the exact {0}; null where neither a closed form nor enumeration gives it"
+_DRAWS = "Number of independent draws to average"
+_SEED = "Seed of the noise; null takes a fresh one, which the answer reports."
+_EXACT = "The exact {0}; null if neither a closed form nor enumeration gives it."
 
 
-class Request(BaseModel):
-    """What every request has."""
+class NeuronRequest(BaseModel):
+    """The fields of every request that has pre-activations."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    neuron: Plugin = Field(examples=["bernoulli"])
+    neuron: PluginSpec = Field(examples=["bernoulli"])
     a: Numbers = Field(
-        examples=[[[0.5, -1.0, 2.0]]], description="pre-activations, [*batch, *event]: nested arrays of numbers"
+        examples=[[[0.5, -1.0, 2.0]]], description="Pre-activations, [*batch, *event], as nested arrays of numbers."
     )
     shape: list[Size] | None = Field(
-        None, description="the shape of a; needed only for what JSON cannot say, as [0, 3]"
+        None, description="The shape of a; needed only for shapes that JSON cannot express, such as [0, 3]."
     )
     dtype: Dtype | None = Field(
         None,
-        description="the type in which a is read, and in which points and gradients come back; null takes its own from a "
-        "tensor, and float32 from JSON",
+        description="The dtype to which a is converted, and which points and gradients have; null keeps the dtype of a "
+        "tensor, and takes float32 for JSON.",
     )
 
 
-class SampleRequest(Request):
+class SampleRequest(NeuronRequest):
     """Independent outputs of a neuron."""
 
-    samples: Size = Field(1, description="how many")
-    seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
+    samples: Size = Field(1, description="Number of samples.")
+    seed: Seed | None = Field(None, description=_SEED)
 
 
-class MeanRequest(Request):
-    """What is known of a neuron's output without sampling it."""
+class MeanRequest(NeuronRequest):
+    """Moments of a neuron's output that need no sampling."""
 
 
-class ForwardRequest(Request):
-    """Where an estimator wants the loss."""
+class ForwardRequest(NeuronRequest):
+    """The points at which an estimator needs the loss."""
 
-    estimator: Plugin = Field(examples=["rloo"])
-    seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
-    state: Named | None = Field(
-        None, description="the estimator's state, from the last backward answer; null at the first step"
+    estimator: PluginSpec = Field(examples=["rloo"])
+    seed: Seed | None = Field(None, description=_SEED)
+    state: NamedTensors | None = Field(
+        None, description="The estimator's state, from the last backward answer; null at the first step."
     )
 
 
-class BackwardRequest(Request):
-    """The losses at those points. All else is as it was in the forward request; the service has kept nothing."""
+class BackwardRequest(NeuronRequest):
+    """The losses at those points. All else is as in the forward request, of which the service has kept nothing."""
 
-    estimator: Plugin = Field(examples=["rloo"])
-    seed: Seed = Field(examples=[7], description="the one that the forward answer reports")
-    state: Named | None = Field(None, description="as in the forward request")
+    estimator: PluginSpec = Field(examples=["rloo"])
+    seed: Seed = Field(examples=[7], description="The seed that the forward answer reports.")
+    state: NamedTensors | None = Field(None, description="The state that the forward request had.")
     loss: Numbers | None = Field(
         None,
         examples=[[[0.2], [0.3]]],
-        description="the loss at the points, [K, *batch]; null only where it is not needed",
+        description="The loss at the points, [K, *batch]; null only if the estimator does not need it.",
     )
     grad: Numbers | None = Field(
-        None, description="dloss/dh at the points, [K, *batch, *event], where the estimator needs it"
+        None, description="dL/dh at the points, [K, *batch, *event]; null only if the estimator does not need it."
     )
 
 
-class EstimateRequest(Request):
+class EstimateRequest(NeuronRequest):
     """The gradient of an objective's expectation, by averaging independent draws of an estimator."""
 
-    estimator: Plugin = Field(examples=["rloo"])
-    objective: Plugin = Field(examples=[{"name": "quadratic", "target": 0.499}])
-    draws: Draws = Field(1000, description=_DRAWS)
+    estimator: PluginSpec = Field(examples=["rloo"])
+    objective: PluginSpec = Field(examples=[{"name": "quadratic", "target": 0.499}])
+    draws: Draws = Field(1000, description=f"{_DRAWS}.")
     target_standard_error: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="to stop at, of every coordinate of the gradient; draws is then the cap",
+        description="Stop once every coordinate of the gradient has this standard error or less; draws is then the maximum.",
     )
-    seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
+    seed: Seed | None = Field(None, description=_SEED)
 
 
-class CompareRequest(Request):
-    """Estimators side by side on one objective."""
+class CompareRequest(NeuronRequest):
+    """Several estimators compared on one objective."""
 
-    objective: Plugin = Field(examples=[{"name": "quadratic", "target": 0.499}])
-    estimators: list[Plugin] | None = Field(
+    objective: PluginSpec = Field(examples=[{"name": "quadratic", "target": 0.499}])
+    estimators: list[PluginSpec] | None = Field(
         None,
         examples=[["rloo", "straight_through"]],
-        description="null takes every registered one that fits the neuron and the service's limits",
+        description="Null takes every registered estimator that fits the neuron and the service's limits.",
     )
-    draws: Draws = Field(1000, description=f"{_DRAWS}, of each estimator")
-    seed: Seed | None = Field(None, description="of the noise; null takes a fresh one, which the answer reports")
+    draws: Draws = Field(1000, description=f"{_DRAWS}, for each estimator.")
+    seed: Seed | None = Field(None, description=_SEED)
 
 
 class RecommendRequest(BaseModel):
-    """What a caller has and wants, as query parameters; ones that are no plain words or numbers are in JSON."""
+    """What a caller has and wants, as query parameters; a value that is no plain word or number is in JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    neuron: Plugin = Field("bernoulli", description='a name, or {"name": ..., and its options}')
+    neuron: PluginSpec = Field("bernoulli", description='A name, or {"name": ..., and its options}.')
     bring: list[Literal["loss", "grad", "relaxed"]] = Field(
         ["loss"],
         min_length=1,
-        description="what the caller can bring, separated by commas: loss; grad, dL/dh; relaxed, both between outputs too",
+        description="What the caller can compute, separated by commas: loss; grad, which is dL/dh; relaxed, which is both at "
+        "points between the neuron's outputs too.",
     )
-    evaluations: int | None = Field(None, ge=1, description="of the loss, that one step may cost; any if not given")
-    unbiased: bool = Field(False, description="only estimators without bias")
-    saturated: bool = Field(False, description="the units are sure of themselves: p near 0 or 1")
-    units: int | None = Field(None, ge=1, description="in an event")
-    objective: Plugin | None = Field(None, description="to measure on, at a: the errors are then of this loss")
-    a: Numbers | None = Field(None, description="pre-activations to measure at, [*batch, *event]")
-    draws: int = Field(1000, ge=1, description="of the measurement")
-    seed: int | None = Field(None, ge=0, lt=MAX_SEED, description="of the measurement's noise")
+    evaluations: int | None = Field(
+        None, ge=1, description="Maximum evaluations of the loss in one step; no maximum if omitted."
+    )
+    unbiased: bool = Field(False, description="Recommend only estimators without bias.")
+    saturated: bool = Field(False, description="Whether the units' probabilities are near 0 or 1.")
+    units: int | None = Field(None, ge=1, description="Number of units in one event.")
+    objective: PluginSpec | None = Field(
+        None, description="An objective on which the errors are measured, at the pre-activations a."
+    )
+    a: Numbers | None = Field(None, description="Pre-activations to measure at, [*batch, *event].")
+    draws: int = Field(1000, ge=1, description="Number of draws of the measurement.")
+    seed: int | None = Field(None, ge=0, lt=MAX_SEED, description="Seed of the measurement's noise.")
 
 
 class TensorInfo(BaseModel):
-    """What a nested array cannot say: the dims behind one of size 0, and the type."""
+    """What a nested array cannot express: the dims behind one of size 0, and the dtype."""
 
     shape: list[int]
     dtype: str
 
 
 class Answer(BaseModel):
-    """What every answer with tensors has."""
+    """The field of every answer with tensors."""
 
-    tensors: dict[str, TensorInfo] = Field({}, description="shape and dtype of every tensor of the answer, by field")
+    tensors: dict[str, TensorInfo] = Field({}, description="Shape and dtype of each tensor of the answer, by field.")
 
 
 class SampleAnswer(Answer):
     """Samples."""
 
-    h: NumbersOut = Field(description="[samples, *batch, *event]; in safetensors uint8 for binary units")
+    h: NumbersOut = Field(description="[samples, *batch, *event]; in safetensors uint8 for binary units.")
     seed: int
 
 
 class MeanAnswer(Answer):
-    """Expectations, in at least float32."""
+    """Moments, in at least float32."""
 
-    mean: NumbersOut = Field(description="E[h], [*batch, *event]")
-    active_probability: NumbersOut = Field(description="P(h > 0), [*batch, *event]")
+    mean: NumbersOut = Field(description="E[h], [*batch, *event].")
+    active_probability: NumbersOut = Field(description="P(h > 0), [*batch, *event].")
 
 
 class ForwardAnswer(Answer):
     """A draw."""
 
-    points: NumbersOut = Field(description="[K, *batch, *event]: where the loss is wanted")
+    points: NumbersOut = Field(description="The points at which to evaluate the loss, [K, *batch, *event].")
     weights: NumbersOut = Field(
-        description="[K] or [K, *batch], in at least float32: sum_k weights_k loss_k estimates E[loss]"
+        description="[K] or [K, *batch], in at least float32: sum_k weights_k loss_k estimates E[loss]."
     )
-    needs: list[Literal["loss", "grad"]] = Field(description="what backward wants")
+    needs: list[Literal["loss", "grad"]] = Field(description="What the backward request must have.")
     seed: int
 
 
 class BackwardAnswer(Answer):
     """A gradient."""
 
-    gradient: NumbersOut = Field(description="[*batch, *event]")
+    gradient: NumbersOut = Field(description="[*batch, *event].")
     value: NumbersOut | None = Field(
-        description="the estimate of E[loss], [*batch], in at least float32; null without a loss"
+        description="The estimate of E[loss], [*batch], in at least float32; null without a loss."
     )
     weights: NumbersOut | None = Field(
-        description="d value / d loss, [K] or [K, *batch]: what the parameters of the loss are to be trained with; forward's "
-        "weights, unless what is estimated is not linear in the losses; null without a loss"
+        description="d value / d loss, [K] or [K, *batch], with which the parameters of the loss are trained. These are "
+        "forward's weights unless the value is not linear in the losses. Null without a loss."
     )
-    state: NamedOut = Field(description="for the next step, in at least float32; empty where the estimator has none")
+    state: NamedTensorsOut = Field(
+        description="The state for the next step, in at least float32; empty if the estimator has none."
+    )
 
 
 class Exact(BaseModel):
-    """The truth."""
+    """The exact values, by a closed form or by enumeration."""
 
-    loss: NumbersOut = Field(description="E[loss], [*batch]")
-    gradient: NumbersOut = Field(description="[*batch, *event]")
+    loss: NumbersOut = Field(description="E[loss], [*batch].")
+    gradient: NumbersOut = Field(description="[*batch, *event].")
 
 
 class EstimateAnswer(Answer):
     """An estimate; its numbers are in at least float32."""
 
-    loss: NumbersOut = Field(description="the mean estimate of E[loss], [*batch]")
-    gradient: NumbersOut = Field(description="the mean of the draws, [*batch, *event]")
-    variance: NumbersOut = Field(description="of ONE draw, per coordinate")
-    standard_error: NumbersOut = Field(description="of the gradient: sqrt(variance / draws)")
+    loss: NumbersOut = Field(description="The mean estimate of E[loss], [*batch].")
+    gradient: NumbersOut = Field(description="The mean of the draws, [*batch, *event].")
+    variance: NumbersOut = Field(description="The variance of ONE draw, for each coordinate.")
+    standard_error: NumbersOut = Field(description="The standard error of the gradient: sqrt(variance / draws).")
     draws: int
-    evaluations: int = Field(description="K: evaluations of the loss in one draw")
+    evaluations: int = Field(description="K: evaluations of the loss in one draw.")
     seconds: float
     seed: int
-    state: NamedOut = Field(description="the estimator's state at which the draws were made")
+    state: NamedTensorsOut = Field(description="The estimator's state with which the draws were made.")
     exact: Exact | None = Field(description=_EXACT.format("loss and gradient"))
 
 
-class Row(BaseModel):
-    """One estimator. Figures that need the exact gradient are null where it is not to be had."""
+class ComparisonRow(BaseModel):
+    """One estimator. Figures that need the exact gradient are null if it cannot be computed."""
 
     estimator: str
-    claim: str = Field(description="the bias that the estimator claims")
+    claim: str = Field(description="The bias that the estimator claims.")
     evaluations: int
-    bias: Figure | None = Field(description="root mean square over coordinates of (mean gradient - exact gradient)")
-    bias_in_se: Figure | None = Field(description="the same in standard errors; near 1 for an unbiased estimator")
-    variance: Figure = Field(description="of one draw, mean over coordinates")
-    snr: Figure = Field(description="|mean gradient| / sqrt(summed variance of one draw)")
-    cosine: Figure | None = Field(description="of the angle between the mean gradient and the exact one")
-    efficiency: Figure = Field(description="1 / (variance * evaluations)")
+    bias: Figure | None = Field(description="Root mean square over coordinates of (mean gradient - exact gradient).")
+    bias_in_se: Figure | None = Field(description="The same in standard errors; near 1 for an unbiased estimator.")
+    variance: Figure = Field(description="The variance of one draw, averaged over coordinates.")
+    snr: Figure = Field(description="|mean gradient| / sqrt(summed variance of one draw).")
+    cosine: Figure | None = Field(description="Cosine of the angle between the mean gradient and the exact one.")
+    efficiency: Figure = Field(description="1 / (variance * evaluations).")
     seconds: float
 
 
@@ -291,7 +300,7 @@ class CompareAnswer(BaseModel):
     neuron: str
     draws: int
     seed: int
-    rows: list[Row]
+    rows: list[ComparisonRow]
     exact: NumbersOut | None = Field(description=_EXACT.format("gradient, [*batch, *event]"))
 
 
@@ -305,24 +314,24 @@ class EstimateSoFar(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a comparison is with one estimator; or, as `exact`, with the points of the exact gradient."""
+    """How many draws one estimator of a comparison has made; or, for `exact`, how many points the exact gradient has."""
 
     estimator: str
     done: int
     draws: int
 
 
-# --- what is registered, and how the service is ---
+# --- what is registered, and the state of the service ---
 
 
 class Description(BaseModel):
-    """What every plugin says of itself."""
+    """What is known about every plugin."""
 
     name: str
     summary: str
-    formula: str = Field(description="in LaTeX")
+    formula: str = Field(description="In LaTeX.")
     reference: str
-    options: dict[str, Any] = Field(description="the JSON Schema of its options")
+    options: dict[str, Any] = Field(description="The JSON Schema of its options.")
     capabilities: list[str]
 
 
@@ -330,11 +339,11 @@ class NeuronDescription(Description):
     """A neuron."""
 
     event_ndim: int
-    estimators: list[str] = Field(description="those that fit it")
+    estimators: list[str] = Field(description="The estimators that fit it.")
 
 
 class EstimatorDescription(Description):
-    """An estimator, on the neurons that it fits."""
+    """An estimator, and what holds for it on each of the neurons that it fits."""
 
     needs: list[Literal["loss", "grad"]]
     off_support: bool
@@ -342,8 +351,10 @@ class EstimatorDescription(Description):
     needs_capabilities: list[str]
     neurons: list[str]
     bias: dict[str, str]
-    evaluations: dict[str, dict[str, int | None]] = Field(description="K by neuron and number of units")
-    certificates: list[Certificate] | None = Field(None, description="what was measured; in the list of all left out")
+    evaluations: dict[str, dict[str, int | None]] = Field(description="K, by neuron and by number of units.")
+    certificates: list[Certificate] | None = Field(
+        None, description="Measurements of its bias; omitted from the list of all estimators."
+    )
 
 
 class ObjectiveDescription(Description):
@@ -361,14 +372,14 @@ class Distribution(BaseModel):
 
 
 class Plugins(BaseModel):
-    """What each distribution registered, and what did not load."""
+    """What each distribution registered, and which plugins did not load."""
 
     plugins: list[Distribution]
     failures: list[PluginFailure]
 
 
 class RecommendAnswer(RootModel[Recommendation]):
-    """The estimators that fit, best first, and why the others do not."""
+    """The estimators that fit, best first, and why the others were rejected."""
 
 
 class Status(BaseModel):
@@ -378,7 +389,7 @@ class Status(BaseModel):
 
 
 class Ready(BaseModel):
-    """Requests are welcome."""
+    """The service accepts requests."""
 
     status: Literal["ready"]
     plugins: int
@@ -386,7 +397,7 @@ class Ready(BaseModel):
 
 
 class Versions(BaseModel):
-    """Of what computes the answers."""
+    """The versions of the software that computes the answers."""
 
     gradest: str
     plugin_api: int

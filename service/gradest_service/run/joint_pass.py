@@ -1,115 +1,101 @@
-"""One tensor pass for several requests: their rows are joined, computed on together, and parted again.
+"""One tensor pass for several jobs: their rows are joined, computed together, and split again.
 
-A row's noise comes from its own request's seed and its place there, and a row's result does not depend on the rows around it.
-So each request gets the bits that it would have got alone.
+A row's noise depends on its own request's seed and on its place in that request, and a row's result does not depend on the rows
+around it. So each request gets the bits that it would have got alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradest.estimator import Draw, Estimator, Feedback, State, event_shape
+from gradest.estimator import Draw, Estimator, Feedback
 from gradest.exchange import ask, sample_checked, tell, value_of
 from gradest.kernels.reference import widen
-from gradest.neuron import Neuron
 from gradest.random import Key
+from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
+from gradest_service.bodies.schemas import BackwardAnswer, ForwardAnswer, SampleAnswer
 
-__all__ = ["Asked", "Rows", "Told", "backward", "forward", "sample_rows"]
+__all__ = ["backward", "forward", "sample"]
 
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """The pre-activations of one request, `[*batch, *event]`, and the seed of its noise."""
-
-    a: Tensor
-    seed: int
-    loss: Tensor | None = None
-    """`[K, *batch]`, for backward."""
-    grad: Tensor | None = None
-    """`[K, *batch, *event]`, for backward."""
+AnyJob = SampleJob | ForwardJob | BackwardJob
 
 
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What forward answers: points `[K, *batch, *event]`, weights `[K]` or `[K, *batch]`."""
-
-    points: Tensor
-    weights: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Told:
-    """What backward answers: the gradient `[*batch, *event]`, the next state and, if there was a loss, the value `[*batch]` and
-    its derivative in the losses, `[K]` or `[K, *batch]`: forward's weights, where the value is linear in the losses.
-    """
-
-    gradient: Tensor
-    state: State
-    value: Tensor | None
-    weights: Tensor | None
+def sample(jobs: Sequence[SampleJob]) -> list[SampleAnswer]:
+    """Compute `gradest.sample` for each of several jobs of one kind."""
+    first, joined = jobs[0], _JoinedRows(jobs)
+    h = sample_checked(first.neuron, widen(joined.a), first.samples, joined.key, first.dtype)
+    parts = joined.split(h.to(first.dtype or joined.a.dtype), leading=1)
+    return [SampleAnswer(h=part, seed=job.seed) for job, part in zip(jobs, parts, strict=True)]
 
 
-def sample_rows(
-    neuron: Neuron, samples: int, requests: Sequence[Rows], dtype: torch.dtype | None = None
-) -> list[Tensor]:
-    """`gradest.sample` for each: `[samples, *batch, *event]`."""
-    joined = _Joined(neuron, requests)
-    h = sample_checked(neuron, widen(joined.a), samples, joined.key, dtype)
-    return joined.part(h.to(dtype or joined.a.dtype), leading=1)
-
-
-def forward(neuron: Neuron, estimator: Estimator, requests: Sequence[Rows], state: State | None = None) -> list[Asked]:
-    """The estimator's forward for each. A state, which belongs to one request, is given with one request alone."""
-    joined = _Joined(neuron, requests)
-    draw, _ = ask(neuron, estimator, joined.a, joined.key, state)
-    points = joined.part(draw.points.to(joined.a.dtype), leading=1)
-    return [Asked(*asked) for asked in zip(points, joined.part_weights(draw.weights), strict=True)]
-
-
-def backward(neuron: Neuron, estimator: Estimator, requests: Sequence[Rows], state: State | None = None) -> list[Told]:
-    """The estimator's backward for each, from the draw that forward made, which is made again."""
-    joined = _Joined(neuron, requests)
-    draw, state = ask(neuron, estimator, joined.a, joined.key, state)
-    loss, grad = joined.join_losses(), joined.join_grads()
-    gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
-    gradients = joined.part(gradient.to(joined.a.dtype), leading=0)
+def forward(jobs: Sequence[ForwardJob]) -> list[ForwardAnswer]:
+    """Compute the first half of a gradient for each of several jobs of one kind. A job with a state is given alone."""
+    first, joined = jobs[0], _JoinedRows(jobs)
+    draw, _ = ask(first.neuron, first.estimator, joined.a, joined.key, first.state)
+    points = joined.split(draw.points.to(joined.a.dtype), leading=1)
+    needs = sorted(first.estimator.needs, reverse=True)
     return [
-        Told(one, after, *value) for one, value in zip(gradients, joined.values(estimator, draw, loss), strict=True)
+        ForwardAnswer(points=part, weights=weights, needs=needs, seed=job.seed)
+        for job, part, weights in zip(jobs, points, joined.split_weights(draw.weights), strict=True)
     ]
 
 
-class _Joined:
-    """The rows of several requests one below the other, and how to part what has a row for each."""
+def backward(jobs: Sequence[BackwardJob]) -> list[BackwardAnswer]:
+    """Compute the second half of a gradient for each of several jobs of one kind. A job with a state is given alone.
 
-    def __init__(self, neuron: Neuron, requests: Sequence[Rows]) -> None:
-        self._requests = requests
-        self._event = event_shape(neuron, requests[0].a)
-        self._batches = [tuple(request.a.shape[: request.a.ndim - neuron.event_ndim]) for request in requests]
+    The draw that forward made is made again, with the same noise.
+    """
+    first, joined = jobs[0], _JoinedRows(jobs)
+    draw, state = ask(first.neuron, first.estimator, joined.a, joined.key, first.state)
+    loss = joined.join([job.loss for job in jobs], ())
+    grad = joined.join([job.grad for job in jobs], joined.event)
+    gradient, next_state = tell(first.estimator, draw, Feedback(loss, grad), state)
+    gradients = joined.split(gradient.to(joined.a.dtype), leading=0)
+    values: Sequence[Tensor | None] = [None] * len(jobs)
+    weights: Sequence[Tensor | None] = values
+    if loss is not None:
+        value, weight = _value_and_weights(first.estimator, draw, loss)
+        values, weights = joined.split_values(value), joined.split_weights(weight)
+    return [
+        BackwardAnswer(gradient=gradient, value=value, weights=weight, state=dict(next_state))
+        for gradient, value, weight in zip(gradients, values, weights, strict=True)
+    ]
+
+
+def _value_and_weights(estimator: Estimator, draw: Draw, loss: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the estimate of the target, `[rows]`, and its derivative in the losses: `[K]` or `[K, rows]`.
+
+    The derivative is the draw's weights if the value is linear in the losses.
+    """
+    with torch.enable_grad():
+        loss = loss.to(draw.a.dtype).detach().requires_grad_()
+        value = value_of(estimator, draw, loss)
+    if type(estimator).value is Estimator.value:
+        return value.detach(), draw.weights
+    (derivative,) = torch.autograd.grad(value.sum(), loss)
+    return value.detach(), derivative
+
+
+class _JoinedRows:
+    """The rows of several jobs one below the other, and how to split what has an entry for each row."""
+
+    def __init__(self, jobs: Sequence[AnyJob]) -> None:
+        self.event = jobs[0].event
+        self._batches = [job.batch for job in jobs]
         self._sizes = [torch.Size(batch).numel() for batch in self._batches]
-        flat = [request.a.reshape(size, *self._event) for request, size in self._with_sizes()]
-        if len(requests) == 1:  # nothing to join, and nothing to copy
-            self.a, self.key = flat[0], Key(requests[0].seed)
+        flat = [job.a.reshape(size, *self.event) for job, size in zip(jobs, self._sizes, strict=True)]
+        if len(jobs) == 1:  # nothing to join, and nothing to copy
+            self.a, self.key = flat[0], Key(jobs[0].seed)
             return
         self.a = torch.cat(flat)
-        seeds = torch.tensor([request.seed for request in requests]).repeat_interleave(torch.tensor(self._sizes))
+        seeds = torch.tensor([job.seed for job in jobs]).repeat_interleave(torch.tensor(self._sizes))
         self.key = Key(seeds, torch.cat([torch.arange(size) for size in self._sizes]))
 
-    def _with_sizes(self) -> zip[tuple[Rows, int]]:
-        return zip(self._requests, self._sizes, strict=True)
-
-    def join_losses(self) -> Tensor | None:
-        """The losses, `[K, rows]`; None where no request has any."""
-        return self._join([request.loss for request in self._requests], ())
-
-    def join_grads(self) -> Tensor | None:
-        """The derivatives, `[K, rows, *event]`; None where no request has any."""
-        return self._join([request.grad for request in self._requests], self._event)
-
-    def _join(self, tensors: Sequence[Tensor | None], event: tuple[int, ...]) -> Tensor | None:
+    def join(self, tensors: Sequence[Tensor | None], event: tuple[int, ...]) -> Tensor | None:
+        """Join one tensor `[K, *batch, *event]` for each job to `[K, rows, *event]`; None if no job has one."""
         parts = [
             tensor.reshape(tensor.shape[0], size, *event)
             for tensor, size in zip(tensors, self._sizes, strict=True)
@@ -117,37 +103,21 @@ class _Joined:
         ]
         return torch.cat(parts, 1) if parts else None
 
-    def part(self, x: Tensor, leading: int) -> list[Tensor]:
-        """`[*leading, rows, *event]` to one `[*leading, *batch, *event]` a request."""
+    def split(self, x: Tensor, leading: int) -> list[Tensor]:
+        """Split `[*leading, rows, *event]` into one `[*leading, *batch, *event]` for each job."""
+        return self._split(x, leading, self.event)
+
+    def split_values(self, values: Tensor) -> list[Tensor]:
+        """Split `[rows]` into one `[*batch]` for each job."""
+        return self._split(values, 0, ())
+
+    def split_weights(self, weights: Tensor) -> list[Tensor]:
+        """Split `[K, rows]` into one `[K, *batch]` for each job; weights `[K]` are the same for all."""
+        return [weights] * len(self._sizes) if weights.ndim == 1 else self._split(weights, 1, ())
+
+    def _split(self, x: Tensor, leading: int, event: tuple[int, ...]) -> list[Tensor]:
         parts = torch.split(x, self._sizes, leading)
         return [
-            part.reshape(*part.shape[:leading], *batch, *self._event)
+            part.reshape((*part.shape[:leading], *batch, *event))
             for part, batch in zip(parts, self._batches, strict=True)
         ]
-
-    def part_losses(self, x: Tensor) -> list[Tensor]:
-        """`[K, rows]` to one `[K, *batch]` a request."""
-        parts = torch.split(x, self._sizes, 1)
-        return [part.reshape(len(part), *batch) for part, batch in zip(parts, self._batches, strict=True)]
-
-    def values(
-        self, estimator: Estimator, draw: Draw, loss: Tensor | None
-    ) -> Sequence[tuple[Tensor, Tensor] | tuple[None, None]]:
-        """The estimate of the target for each request, and its derivative in the losses; None and None without a loss."""
-        if loss is None:
-            return [(None, None)] * len(self._sizes)
-        with torch.enable_grad():
-            loss = loss.to(draw.a.dtype).detach().requires_grad_()
-            value = value_of(estimator, draw, loss)
-        weights = draw.weights
-        if type(estimator).value is not Estimator.value:
-            (weights,) = torch.autograd.grad(value.sum(), loss)
-        values = [
-            part.reshape(batch)
-            for part, batch in zip(torch.split(value.detach(), self._sizes), self._batches, strict=True)
-        ]
-        return list(zip(values, self.part_weights(weights), strict=True))
-
-    def part_weights(self, weights: Tensor) -> list[Tensor]:
-        """`[K]`, or `[K, rows]` to one `[K, *batch]` a request."""
-        return [weights] * len(self._sizes) if weights.ndim == 1 else self.part_losses(weights)
