@@ -1,4 +1,4 @@
-"""The errors gradest raises. Each says what was wrong and what to do about it."""
+"""The errors that gradest raises. Each message says what is wrong and what to do about it."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ class GradestError(Exception):
 
 
 class UnknownPlugin(GradestError, LookupError):
-    """No plugin of that name is registered; the message lists near matches."""
+    """No plugin of this name is registered. The message lists names that are close to it."""
 
 
 class InvalidOptions(GradestError, ValueError):
-    """A plugin was given options that its schema refuses."""
+    """A plugin does not accept the given options."""
 
 
 class Incompatible(GradestError, ValueError):
-    """The estimator does not fit the neuron; the message says why and names estimators that do."""
+    """The estimator cannot be used with the neuron. The message gives the reason and lists estimators that can."""
 
 
 class InvalidInput(GradestError, ValueError):
-    """A tensor or a number has the wrong shape, type or value."""
+    """A tensor or a number has a wrong shape, type or value."""
 
 
 class TooManyPoints(InvalidInput):
-    """An enumeration would need more points than the stated limit."""
+    """An enumeration would need more points than its limit."""
 
 
 class MissingLoss(GradestError, RuntimeError):
-    """A layer's estimator needs the loss, and backward ran before it was broadcast."""
+    """The estimator of a layer needs the loss, but backward ran on a scalar that `broadcast_loss` did not return."""
 
 
 class PluginError(GradestError):
@@ -49,11 +49,11 @@ class PluginError(GradestError):
 
 
 class PluginFault(GradestError, RuntimeError):
-    """A plugin broke its contract; the message names it and the method."""
+    """A plugin broke its contract. The message names the plugin and the method."""
 
 
 class ServiceError(GradestError):
-    """The service answered with an error: `status`, `title`, `detail` and `request_id` as it sent them."""
+    """The service answered with an error. `status`, `title`, `detail` and `request_id` are those of its answer."""
 
     def __init__(self, status: int, title: str, detail: str = "", request_id: str | None = None) -> None:
         super().__init__(f"{status} {title}: {detail}" if detail else f"{status} {title}")

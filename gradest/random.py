@@ -1,9 +1,9 @@
 """Counter-based noise: a pure function of (seed, row, unit, draw, stream), never of the batch around it.
 
 The generator is Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2,
-3"). A seed and a (row, stream) pair give a row's own 64-bit key; that key and a (unit, draw) pair give the two 32-bit words
-of one uniform number. So a row's noise is the same alone or in any batch, on any device and in any process, and backward
-can regenerate what forward drew instead of storing it.
+3"). A seed and a (row, stream) pair determine the 64-bit key of a row; that key and a (unit, draw) pair determine the two 32-bit
+words of one uniform number. So a row has the same noise alone or in any batch, on any device and in any process, and backward can
+generate again what forward drew instead of storing it.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import torch
 from torch import Tensor
 
 from gradest.errors import InvalidInput
-from gradest.kernels import fused, select
+from gradest.kernels import fused, select, transformed
 from gradest.kernels.reference import Word, as_tensors, cast, signed_word, threefry, widen
 
 __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
 
 MAX_SEED = 1 << 53
-"""Seeds are below this: the largest range of integers that every JSON client keeps exact."""
+"""The bound of seeds, which are smaller: every JSON client represents integers below 2**53 exactly."""
 
 _Words = tuple[Tensor | int, Tensor | int]
 _MASK32 = 0xFFFFFFFF
-_FOLD = _MASK32  # the stream number that `fold_in` keeps to itself
+_FOLD = _MASK32  # the stream number that is reserved for `fold_in`
 
 
 def _to_word(value: int | Tensor) -> Tensor:
-    """An integer, or a tensor of integers, as int32 bit patterns."""
+    """Return an integer, or a tensor of integers, as int32 bit patterns."""
     if isinstance(value, Tensor):
         if value.dtype == torch.int32:
             return value
@@ -52,7 +52,7 @@ def threefry2x32(key: _Words, counter: tuple[Tensor, Tensor | int]) -> tuple[Ten
 @overload
 def threefry2x32(key: tuple[Tensor, Tensor | int], counter: _Words) -> tuple[Tensor, Tensor]: ...
 def threefry2x32(key: _Words, counter: _Words) -> tuple[Tensor, Tensor] | tuple[int, int]:
-    """Threefry-2x32 with 20 rounds: two 32-bit words of key and two of counter to two random words.
+    """Compute Threefry-2x32 with 20 rounds: two 32-bit words of key and two of counter give two random words.
 
     Words are ints, or integer tensors that broadcast together (int64 holding 0 <= word < 2**32, or int32 or uint32 bit
     patterns). All ints give ints; any tensor gives int64 tensors of unsigned words.
@@ -72,19 +72,19 @@ def threefry2x32(key: _Words, counter: _Words) -> tuple[Tensor, Tensor] | tuple[
 
 
 def fresh_seed() -> int:
-    """A seed from torch's global generator, so that `torch.manual_seed` rules what follows."""
+    """Draw a seed from torch's global generator, so that `torch.manual_seed` makes results reproducible."""
     return int(fresh_seed_tensor())
 
 
 def fresh_seed_tensor() -> Tensor:
-    """The same as a tensor. Inside torch.func.vmap its `randomness` says whether all have one, or each its own."""
+    """Draw a seed as a tensor. Inside torch.func.vmap, `randomness` decides whether all examples share it."""
     return torch.randint(0, MAX_SEED, ())
 
 
 def check_seed(seed: int) -> int:
-    """The seed itself; raises InvalidInput unless it is an integer with 0 <= seed < 2**53."""
+    """Return the seed. Raises InvalidInput unless it is an integer with 0 <= seed < 2**53."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
-        raise InvalidInput(f"a seed is an integer with 0 <= seed < 2**53, not {seed!r}")
+        raise InvalidInput(f"a seed must be an integer with 0 <= seed < 2**53, not {seed!r}")
     return seed
 
 
@@ -92,12 +92,12 @@ def check_seed(seed: int) -> int:
 class Key:
     """The source of one call's noise.
 
-    seed: an integer, 0 <= seed < 2**53, or an int64 tensor of them that broadcasts to the batch (each row its own).
+    seed: an integer, 0 <= seed < 2**53, or an int64 tensor of such integers that broadcasts to the batch, one for each row.
     rows: the row numbers, an int64 tensor that broadcasts to the batch; by default rows count up from 0 in the caller's own
-        tensor. A batcher that joins requests, or a process that holds a part of a batch, passes the numbers they had there.
-    stream: tells apart the independent noises that one draw needs; 0 is what `Neuron.noise` uses.
-    shared: whether each process of torch.distributed draws its part of one batch by this key; an estimator's state is then that
-        of the joined batch, in all of them.
+        tensor. A batcher that joins requests, or a process that holds a part of a batch, passes the original row numbers.
+    stream: distinguishes the independent noises that one draw needs; `Neuron.noise` uses stream 0.
+    shared: whether each process of torch.distributed uses this key for its part of one batch. The estimator's state is then
+        computed from the joined batch, in every process.
     """
 
     seed: int | Tensor
@@ -109,21 +109,24 @@ class Key:
         if not isinstance(self.seed, Tensor):
             check_seed(self.seed)
         if not 0 <= self.stream < _FOLD:
-            raise InvalidInput(f"a stream is an integer with 0 <= stream < 2**32 - 1, not {self.stream}")
+            raise InvalidInput(f"a stream must be an integer with 0 <= stream < 2**32 - 1, not {self.stream}")
 
     def with_stream(self, stream: int) -> Key:
-        """The same seed and rows with another, independent noise."""
+        """Return a key of the same seed and rows whose noise is independent of this key's."""
         return replace(self, stream=stream)
 
     def fold_in(self, data: int | Tensor) -> Key:
-        """A key for the `data`-th repetition: its seed is 53 bits of Threefry(seed, data). A tensor gives a key a repetition."""
+        """Return a key for the `data`-th repetition, whose seed is 53 bits of Threefry(seed, data).
+
+        A tensor `data` gives a key with one seed for each repetition.
+        """
         x0, x1 = threefry(self._seed_words(), (_to_word(data), _to_word(_FOLD)))
         seed = (_unsigned(x0) << 21) | (_unsigned(x1) >> 11)
         keep_int = not isinstance(self.seed, Tensor) and not isinstance(data, Tensor)
         return replace(self, seed=int(seed) if keep_int else seed)
 
     def uniform_like(self, a: Tensor, draws: int, event_ndim: int = 1) -> Tensor:
-        """Uniform noise `[draws, *a.shape]` for pre-activations `a` `[*batch, *event]`; see `uniform`."""
+        """Return uniform noise `[draws, *a.shape]` for pre-activations `a` `[*batch, *event]`; see `uniform`."""
         split = a.ndim - event_ndim
         return self.uniform(a.shape[:split], a.shape[split:], draws, dtype=a.dtype, device=a.device)
 
@@ -136,10 +139,10 @@ class Key:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Independent numbers uniform on the open interval (0, 1), shape `[draws, *batch, *event]`.
+        """Return independent numbers, uniform on the open interval (0, 1), of shape `[draws, *batch, *event]`.
 
-        See `gradest.kernels.reference.uniform_from_words` for the bits. float16 and bfloat16 cannot hold an open interval
-        (1 - 2**-24 rounds to 1), so for them the noise is float32.
+        `gradest.kernels.reference.uniform_from_words` says how words become numbers. float16 and bfloat16 have no numbers close
+        enough to 1 (1 - 2**-24 rounds to 1), so for them the noise is float32.
         """
         device = torch.device(device)
         noise: Tensor = select("uniform", device)(
@@ -156,11 +159,12 @@ class Key:
         *options: float | Tensor,
         dtype: torch.dtype | None = None,
     ) -> Tensor | None:
-        """What the kernel of this name draws for `a` `[*batch, *event]` at this key's uniform noise, `[points, *a.shape]`.
+        """Run a fused kernel: draw uniform noise for `a` `[*batch, *event]` and compute outputs `[points, *a.shape]` in one pass.
 
-        dtype: what a kernel that can writes in place of the dtype of `a`.
-        None where this device has no such kernel, where autograd would want to see inside it, and for a subclass whose
-        numbers come from elsewhere.
+        kernel: its name, such as those in `gradest.kernels.cpu`. options: further arguments of the kernel, in its order.
+        dtype: of the outputs, for a kernel that can write another dtype than that of `a`.
+        Returns None if this device has no such kernel, if autograd has to record the computation, or for a subclass that
+        overrides `uniform`; the caller then computes from `uniform_like`.
         """
         draw = fused(kernel, a.device)
         if draw is None or type(self).uniform is not Key.uniform:
@@ -175,7 +179,7 @@ class Key:
         return h if flat is a else h.reshape(len(h), *a.shape)
 
     def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Word, Word], Word, int]:
-        """What says which noise it is, as `gradest.kernels.reference.uniform` takes it: of the seed, of the rows, the stream."""
+        """Return the words of the seed, the words of the rows, and the stream, in the form that kernels take."""
 
         def flat(value: Tensor | int) -> Word:
             return value if isinstance(value, int) else _to_word(value).to(device).expand(batch_shape).reshape(-1)
@@ -188,3 +192,12 @@ class Key:
 
     def _seed_words(self) -> tuple[Tensor, Tensor]:
         return _to_word(self.seed), _to_word(self.seed >> 32)
+
+
+def to_key(seed: int | Key | None) -> Key:
+    """Return the key of a seed: a Key as it is, and for None the key of a new seed. Raises InvalidInput for a bad seed."""
+    if isinstance(seed, Key):
+        return seed
+    if seed is None:
+        return Key(fresh_seed_tensor() if transformed() else fresh_seed())
+    return Key(check_seed(seed))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gradest import catalog
+from gradest.analysis import catalog
 
 ROOT = Path(__file__).parents[1]
 

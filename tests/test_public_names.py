@@ -1,4 +1,4 @@
-"""The public names of gradest: one list, sorted, each importable, and the same for type checkers."""
+"""The public names of gradest: one list, the stub, which users and type checkers see alike."""
 
 from __future__ import annotations
 
@@ -8,57 +8,101 @@ import inspect
 import pkgutil
 import subprocess
 import sys
+import textwrap
+from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import gradest
+import gradest.client
+import gradest.testing
+
+PACKAGES = (
+    "gradest",
+    "gradest_neurons",
+    "gradest_estimators",
+    "gradest_objectives",
+    "gradest_experiments",
+    "gradest_service",
+)
+SUBMODULES = {"contract", "errors", "nn", "random", "testing"}
+UNDOCUMENTED = {
+    "PLUGIN_API",
+    "State",
+    "TensorOption",
+}  # an integer and two aliases of types, documented where they are defined
 
 
-def rank(name: str) -> tuple[int, str]:
-    """Constants, then classes, then functions."""
-    return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
+def names_of(stub: Path) -> list[str]:
+    tree = ast.parse(stub.read_text(encoding="utf-8"))
+    return [alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names]
 
 
-def test_all_is_sorted_and_is_what_the_package_offers() -> None:
-    assert gradest.__all__ == sorted(set(gradest.__all__), key=rank)
-    lazy = {name for name, value in vars(type(gradest)).items() if isinstance(value, property)}
-    assert lazy == set(gradest.__all__)
-    assert lazy <= set(dir(gradest))
+@pytest.mark.parametrize("package", [gradest, gradest.client, gradest.testing], ids=lambda package: package.__name__)
+def test_the_stub_is_the_one_list(package: ModuleType) -> None:
+    names = names_of(Path(package.__file__ or "").with_suffix(".pyi"))
+    assert sorted(set(names)) == sorted(names) == sorted(package.__all__)
+    assert set(names) <= set(dir(package))
+    assert all(hasattr(package, name) for name in names)
 
 
 @pytest.mark.parametrize("name", gradest.__all__)
 def test_every_name_resolves_and_is_documented(name: str) -> None:
     value = getattr(gradest, name)
-    assert not inspect.ismodule(value)
-    assert isinstance(value, int) or name in ("State", "TensorOption") or inspect.getdoc(value)
+    assert inspect.ismodule(value) == (name in SUBMODULES)
+    assert name in UNDOCUMENTED or inspect.getdoc(value)
 
 
-def test_type_checkers_see_the_same_names() -> None:
-    tree = ast.parse(inspect.getsource(gradest))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    seen = {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    seen |= {ast.unparse(target) for node in block.body if isinstance(node, ast.Assign) for target in node.targets}
-    seen |= {ast.unparse(node.target) for node in block.body if isinstance(node, ast.AnnAssign)}
-    assert set(gradest.__all__) <= seen
+def test_submodules_need_no_import_of_their_own() -> None:
+    script = """
+        import gradest
+        for name in ("errors", "testing", "contract", "random", "nn"):  # none of them imports one that follows it
+            assert name not in vars(gradest), name
+            getattr(gradest, name)
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
 
 
-@pytest.mark.parametrize(
-    "name", sorted({module.name for module in pkgutil.iter_modules(gradest.__path__)} & set(gradest.__all__))
-)
-def test_importing_a_submodule_leaves_the_function_of_its_name(name: str) -> None:
-    before = getattr(gradest, name)
-    module = importlib.import_module(f"gradest.{name}")
-    assert inspect.ismodule(module)
-    assert getattr(gradest, name) is before
-    assert not inspect.ismodule(before)
+def test_the_version_is_the_distribution_s() -> None:
+    assert gradest.__version__ == version("gradest")
+
+
+def test_no_module_shares_a_name_with_a_public_attribute() -> None:
+    """Else importing the module would put it in the attribute's place."""
+    modules = {module.name for module in pkgutil.iter_modules(gradest.__path__)}
+    assert modules & set(gradest.__all__) == SUBMODULES
+
+
+def packages() -> Iterator[ModuleType]:
+    for name in PACKAGES:
+        top = importlib.import_module(name)
+        yield top
+        for module in pkgutil.walk_packages(top.__path__, f"{name}."):
+            if module.ispkg:
+                yield importlib.import_module(module.name)
+
+
+def test_no_package_binds_the_name_of_its_own_submodule() -> None:
+    """Which of the two a reader gets would depend on what was imported before."""
+    clashes = [
+        f"{package.__name__}.{module.name}"
+        for package in packages()
+        for module in pkgutil.iter_modules(package.__path__)
+        if not inspect.ismodule(vars(package).get(module.name, package))
+    ]
+    assert clashes == []
 
 
 def test_submodules_hold_what_they_say_they_do() -> None:
-    for module in pkgutil.iter_modules(gradest.__path__):
-        if module.name == "__main__":  # runs when it is imported
+    for module in pkgutil.walk_packages(gradest.__path__, "gradest."):
+        if (
+            module.name.endswith("__main__") or ".cuda" in module.name
+        ):  # the one runs when imported, the other needs Triton
             continue
-        loaded = importlib.import_module(f"gradest.{module.name}")
+        loaded = importlib.import_module(module.name)
         assert [name for name in getattr(loaded, "__all__", []) if not hasattr(loaded, name)] == []
 
 
@@ -68,7 +112,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 def test_packages_are_marked_as_typed() -> None:
-    for package in ("gradest", "gradest_neurons", "gradest_estimators", "gradest_objectives", "gradest_service"):
+    for package in PACKAGES:
         assert (Path(importlib.import_module(package).__file__ or "").parent / "py.typed").exists()
 
 

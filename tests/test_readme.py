@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradest import testing
+from gradest.testing import checks as testing
 from gradest_service.app import running
 
 ROOT = Path(__file__).parents[1]

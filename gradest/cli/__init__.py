@@ -82,7 +82,7 @@ def list_plugins(
     url: Url = None,
 ) -> None:
     """Show what is registered, and the plugins that did not load."""
-    from gradest.catalog import describe_kernels, estimators_to_markdown
+    from gradest.analysis.catalog import describe_kernels, estimators_to_markdown
     from gradest.cli.display import print_json, show_catalog
     from gradest.cli.source import find_source
 
@@ -117,7 +117,7 @@ def describe(
     """Show one plugin: its formula, options, capabilities, bias and cost."""
     from gradest.cli.display import print_json, show_description
     from gradest.cli.source import KINDS, find_source
-    from gradest.registry import unknown_plugin
+    from gradest.discovery.registry import unknown_plugin
 
     with find_source(url) as source:
         catalog = source.catalog()
@@ -298,8 +298,8 @@ def check(
     There is no --url: the plugin's code is here, and a service runs only plugins that its owner installed.
     """
     from gradest.cli.display import Bars, print_json, show_report
-    from gradest.conformance import run_checks
-    from gradest.discovery import find
+    from gradest.discovery.entry_points import find
+    from gradest.testing.suite import run_checks
 
     source = find(plugin)
     with Bars() as bars:
@@ -370,7 +370,7 @@ def toys(
 
     Run again into the same folder, it goes on where it stopped. There is no --url: what is learned is here.
     """
-    from gradest.experiments.toys.run import choose, reproduce_toys
+    from gradest_experiments.toys.run import choose, reproduce_toys
 
     print(reproduce_toys(out, choose(part, quick=quick, seed=seed), progress=True))
 
@@ -413,7 +413,7 @@ def report(
     ] = None,
 ) -> None:
     """Show runs as one HTML page that needs nothing beside it: settings, versions, figures, charts of every metric."""
-    from gradest.experiments.report import write_report
+    from gradest_experiments.report import write_report
 
     if out is None and len(runs) > 1:
         raise InvalidInput("a report of several folders needs a place: give --out")
@@ -493,7 +493,7 @@ def bengio2013(
 @app.command()
 def demo() -> None:
     """Show what gradest does, in about two minutes."""
-    from gradest.experiments.demo import run
+    from gradest_experiments.demo import run
 
     run()
 

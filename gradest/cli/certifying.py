@@ -7,12 +7,12 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
-from gradest.certificate import CERTIFICATES_FILE, Certificate, certify, dump, is_current, load, to_markdown
+from gradest.analysis.certificates import CERTIFICATES_FILE, Certificate, certify, dump, is_current, load, to_markdown
 from gradest.cli.display import Bars, print_json
+from gradest.contract.estimator import Estimator
+from gradest.contract.neuron import Neuron
+from gradest.discovery.registry import registry
 from gradest.errors import GradestError, InvalidInput
-from gradest.estimator import Estimator
-from gradest.neuron import Neuron
-from gradest.registry import registry
 
 __all__ = ["write_certificates"]
 

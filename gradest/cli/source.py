@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 import gradest
-from gradest.catalog import describe, describe_fully, describe_plugins
-from gradest.comparison import Comparison
-from gradest.recommendation import Recommendation
+from gradest.analysis.catalog import describe, describe_fully, describe_plugins
+from gradest.analysis.results import Comparison, Recommendation
 
 __all__ = ["KINDS", "Sampled", "Source", "find_source"]
 

@@ -10,17 +10,17 @@ import typer
 from gradest.cli.arguments import Json, build_settings, read_spec, settings_command
 from gradest.cli.display import print_json, show
 from gradest.errors import InvalidInput
-from gradest.experiments import training
-from gradest.experiments.bengio2013.rows import choose_rows
-from gradest.experiments.bengio2013.run import reproduce_bengio2013
-from gradest.experiments.blocks.run import reproduce_block_gated
-from gradest.experiments.blocks.settings import list_runs as list_block_runs
-from gradest.experiments.data import load, load_or_fetch
-from gradest.experiments.gaters import compare_gaters, to_table
-from gradest.experiments.settings import Settings
-from gradest.experiments.vae.images import load_images
-from gradest.experiments.vae.run import list_runs, reproduce_binary_vae
-from gradest.experiments.vae.settings import Kl
+from gradest_experiments import training
+from gradest_experiments.bengio2013.rows import choose_rows
+from gradest_experiments.bengio2013.run import reproduce_bengio2013
+from gradest_experiments.blocks.run import reproduce_block_gated
+from gradest_experiments.blocks.settings import list_runs as list_block_runs
+from gradest_experiments.data import load, load_or_fetch
+from gradest_experiments.gaters import compare_gaters, to_table
+from gradest_experiments.settings import Settings
+from gradest_experiments.vae.images import load_images
+from gradest_experiments.vae.run import list_runs, reproduce_binary_vae
+from gradest_experiments.vae.settings import Kl
 
 __all__ = ["reproduce_blocks", "reproduce_table", "reproduce_vae", "train"]
 

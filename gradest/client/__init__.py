@@ -10,7 +10,6 @@ What a call sends, and what it makes of the answers, is a generator, the same fo
 yields each request and is given the answer to it. An `Exchange` says what travels, and when to try again; a client adds how.
 """
 
-from gradest.client.clients import AsyncClient, Client
-from gradest.client.results import RemoteDraw, RemoteEstimate, RemoteGradient, RemoteMean
+import lazy_loader
 
-__all__ = ["AsyncClient", "Client", "RemoteDraw", "RemoteEstimate", "RemoteGradient", "RemoteMean"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

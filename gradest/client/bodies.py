@@ -9,8 +9,8 @@ import torch
 from pydantic_core import from_json, to_json
 from torch import Tensor
 
+from gradest.client.wire import SAFETENSORS, join_tensors, pack, split_tensors, unpack
 from gradest.errors import InvalidInput
-from gradest.wire import SAFETENSORS, join_tensors, pack, split_tensors, unpack
 
 __all__ = ["JSON", "Transport", "decode", "encode", "encode_json", "with_non_finite"]
 

@@ -10,15 +10,15 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
+from gradest.analysis.results import Bring, Comparison, ComparisonRow, Excluded, Recommendation, Recommended
 from gradest.client.answers import Fields
 from gradest.client.bodies import encode_json, with_non_finite
 from gradest.client.requests import Call, Request, check_dtype, fix_seed, post, to_spec
 from gradest.client.results import RemoteDraw, RemoteEstimate, RemoteGradient, RemoteMean
-from gradest.comparison import Comparison, Row
-from gradest.estimator import State
-from gradest.expectation import Estimate, EstimatorSpec, NeuronSpec
-from gradest.objective import Objective
-from gradest.recommendation import Bring, Recommendation, Recommended, Rejected
+from gradest.contract.estimator import State
+from gradest.contract.objective import Objective
+from gradest.discovery.registry import EstimatorSpec, NeuronSpec
+from gradest.estimation.results import Estimate
 
 __all__ = [
     "backward",
@@ -192,7 +192,7 @@ def compare(
     if exact is not None:
         dtype = torch.promote_types(a.dtype, torch.float32)
         exact = torch.tensor(with_non_finite(exact), dtype=dtype, device=a.device).reshape(a.shape)
-    return _build(Comparison, Fields({**answer, "rows": _build_all(Row, rows), "exact": exact}))
+    return _build(Comparison, Fields({**answer, "rows": _build_all(ComparisonRow, rows), "exact": exact}))
 
 
 def recommend(
@@ -229,7 +229,7 @@ def recommend(
     plain = (str, int, float)
     query = {name: v if isinstance(v, plain) else encode_json(v).decode() for name, v in case.items() if v is not None}
     answer = yield Request("/v1/recommend", query)
-    rows, rejected = _build_all(Recommended, answer["rows"]), _build_all(Rejected, answer["rejected"])
+    rows, rejected = _build_all(Recommended, answer["rows"]), _build_all(Excluded, answer["rejected"])
     return _build(Recommendation, Fields({**answer, "rows": rows, "rejected": rejected}))
 
 

@@ -8,11 +8,11 @@ from torch import Tensor
 from gradest.client.calls import backward, forward
 from gradest.client.requests import Call
 from gradest.client.results import RemoteDraw, RemoteGradient
+from gradest.contract.estimator import State
+from gradest.contract.objective import Loss
+from gradest.discovery.registry import EstimatorSpec, NeuronSpec
 from gradest.errors import InvalidInput
-from gradest.estimator import State
-from gradest.expectation import EstimatorSpec, NeuronSpec
 from gradest.kernels.reference import leading_sum
-from gradest.objective import Loss
 
 __all__ = ["expect"]
 

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from gradest.contract.plugin import Plugin
+from gradest.discovery.registry import NeuronSpec
 from gradest.errors import InvalidInput
-from gradest.expectation import NeuronSpec
-from gradest.plugin import Plugin
 from gradest.random import check_seed, fresh_seed
 
 __all__ = ["Call", "Request", "check_dtype", "fix_seed", "post", "to_spec"]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradest.estimator import State
-from gradest.expectation import Estimate
+from gradest.contract.estimator import State
+from gradest.estimation.results import Estimate
 
 __all__ = ["RemoteDraw", "RemoteEstimate", "RemoteGradient", "RemoteMean"]
 

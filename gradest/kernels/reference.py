@@ -3,7 +3,7 @@
 torch evaluates the tail of a tensor, and every non-contiguous one, with other instructions than its bulk. For `torch.sigmoid`,
 `torch.logit`, `softplus` and sums over a leading dimension the two differ in the last bit, so the same row gives other bits
 alone than in a batch. `exp`, `log`, `log1p`, `expm1`, `logsigmoid`, `erfinv` and sums over a contiguous last dimension do
-not (tests/test_kernels.py holds that), and the functions here are made of those alone.
+not (tests/kernels/test_kernels.py holds that), and the functions here are made of those alone.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Estimator, State
-from gradest.kernels.reference import leading_sum, sigmoid
-from gradest.neuron import Binary, LogisticBinary, Neuron
+from gradest.contract.estimator import Bias, Draw, Estimator, State
+from gradest.contract.neuron import Binary, LogisticBinary, Neuron
+from gradest.contract.numerics import leading_sum, sigmoid
 from gradest.random import Key
 
 

@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Estimator, Feedback, State
-from gradest.kernels.reference import sigmoid
-from gradest.neuron import Neuron
+from gradest.contract.estimator import Bias, Draw, Estimator, Feedback, State
+from gradest.contract.neuron import Neuron
+from gradest.contract.numerics import sigmoid
 
 PARAMETERS = ("inner", "outer", "linear", "constant")
 """The names of a network's parameters."""

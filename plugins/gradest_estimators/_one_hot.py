@@ -7,8 +7,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Estimator, State, event_shape
-from gradest.neuron import Neuron, SoftmaxOneHot
+from gradest.contract.estimator import Bias, Draw, Estimator, State
+from gradest.contract.neuron import Neuron, SoftmaxOneHot, event_shape
 from gradest.random import Key
 
 

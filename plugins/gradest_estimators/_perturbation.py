@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Estimator, Feedback, State, per_event
-from gradest.kernels.reference import leading_mean
-from gradest.neuron import Neuron
+from gradest.contract.estimator import Bias, Draw, Estimator, Feedback, State
+from gradest.contract.neuron import Neuron, per_event
+from gradest.contract.numerics import leading_mean
 from gradest.random import Key
 
 

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from gradest.estimator import State, event_shape, per_event
-from gradest.neuron import Binary, Neuron, Relaxable
+from gradest.contract.estimator import State
+from gradest.contract.neuron import Binary, Neuron, Relaxable, event_shape, per_event
 from gradest.random import Key
 from gradest_estimators._learning import network, new_network
 

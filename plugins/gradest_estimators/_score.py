@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Estimator, MonteCarlo
-from gradest.neuron import Discrete, LogisticBinary, Neuron, Relaxable, SoftmaxOneHot
+from gradest.contract.estimator import Bias, Draw, Estimator, MonteCarlo
+from gradest.contract.neuron import Discrete, LogisticBinary, Neuron, Relaxable, SoftmaxOneHot
 from gradest_estimators._binary import slope
 from gradest_estimators._one_hot import softmax_backward
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, per_event
-from gradest.kernels.reference import leading_mean
+from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.neuron import per_event
+from gradest.contract.numerics import leading_mean
 from gradest_estimators._binary import Antithetic
 
 

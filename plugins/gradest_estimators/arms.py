@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, per_event
-from gradest.kernels.reference import leading_mean, leading_sum, sigmoid, softplus
-from gradest.neuron import Binary, Neuron
+from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.neuron import Binary, Neuron, per_event
+from gradest.contract.numerics import leading_mean, leading_sum, sigmoid, softplus
 from gradest.random import Key
 from gradest_estimators._binary import UnbiasedBinary
 from gradest_estimators._score import scores

@@ -7,9 +7,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Estimator, Feedback, State, event_shape
-from gradest.kernels.reference import leading_sum
-from gradest.neuron import Neuron, SoftmaxOneHot
+from gradest.contract.estimator import Bias, Draw, Estimator, Feedback, State
+from gradest.contract.neuron import Neuron, SoftmaxOneHot, event_shape
+from gradest.contract.numerics import leading_sum
 from gradest.random import Key
 
 

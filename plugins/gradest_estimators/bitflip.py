@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, per_event
-from gradest.neuron import Neuron
+from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.neuron import Neuron, per_event
 from gradest.random import Key
 from gradest_estimators._binary import UnbiasedBinary, flip, flip_probability, rise, slope
 

@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State
-from gradest.kernels.reference import leading_mean
-from gradest.neuron import LogisticBinary, Neuron, Relaxable
+from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
+from gradest.contract.neuron import LogisticBinary, Neuron, Relaxable
+from gradest.contract.numerics import leading_mean
 from gradest.random import Key
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State
-from gradest.kernels import select
-from gradest.neuron import Binary
+from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.neuron import Binary
+from gradest.contract.numerics import select
 from gradest_estimators._binary import Antithetic
 
 

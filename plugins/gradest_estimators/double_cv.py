@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State, per_event
-from gradest.kernels.reference import leading_mean, leading_sum
-from gradest.neuron import Neuron
+from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
+from gradest.contract.neuron import Neuron, per_event
+from gradest.contract.numerics import leading_mean, leading_sum
 from gradest_estimators._score import OfLogits, event_sum, mean_backward, scores
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.enumeration import configurations, count
-from gradest.estimator import Bias, Draw, Estimator, Feedback, State, event_shape, per_event
-from gradest.kernels.reference import leading_sum
-from gradest.neuron import Discrete, Neuron
+from gradest.contract.estimator import Bias, Draw, Estimator, Feedback, State
+from gradest.contract.law import configurations, count_configurations
+from gradest.contract.neuron import Discrete, Neuron, event_shape, per_event
+from gradest.contract.numerics import leading_sum
 from gradest.random import Key
 from gradest_estimators._score import scores
 
@@ -36,7 +36,7 @@ class Enumeration(Estimator):
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
         """S^D; raises TooManyPoints past 2^20."""
         values, _ = neuron.law(torch.zeros(event_shape))
-        return count(neuron, event_shape, values.shape[0])
+        return count_configurations(neuron, event_shape, values.shape[0])
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Asks for the loss at every configuration of the units; the weights are their probabilities."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradest.neuron import SoftmaxOneHot
+from gradest.contract.neuron import SoftmaxOneHot
 from gradest_estimators.concrete import Concrete
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State
+from gradest.contract.estimator import Draw, Feedback, State
 from gradest_estimators._binary import AllFlips, rise, slope
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Feedback, State, per_event
-from gradest.neuron import Neuron, Relaxable
+from gradest.contract.estimator import Bias, Draw, Feedback, State
+from gradest.contract.neuron import Neuron, Relaxable, per_event
 from gradest.random import Key
 from gradest_estimators._score import OfLogits, event_sum, mean_backward
 

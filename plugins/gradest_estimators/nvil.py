@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State
-from gradest.kernels.reference import sigmoid
-from gradest.neuron import Neuron
+from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.neuron import Neuron
+from gradest.contract.numerics import sigmoid
 from gradest_estimators._learning import PARAMETERS, adam, network, new_network, with_moments
 from gradest_estimators.reinforce_average import ReinforceAverage
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gradest.estimator import Bias
-from gradest.neuron import Neuron, Reparameterised
+from gradest.contract.estimator import Bias
+from gradest.contract.neuron import Neuron, Reparameterised
 from gradest_estimators.held_noise import HeldNoise
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State, per_event
-from gradest.kernels.reference import leading_mean
-from gradest.neuron import Differentiable, Neuron, Scored
+from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
+from gradest.contract.neuron import Differentiable, Neuron, Scored, per_event
+from gradest.contract.numerics import leading_mean
 
 
 class PathwiseScore(MonteCarlo):

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, event_shape, per_event
-from gradest.neuron import Neuron, Relaxable
+from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.neuron import Neuron, Relaxable, event_shape, per_event
 from gradest.random import Key
 from gradest_estimators._learning import ControlVariate, with_moments
 from gradest_estimators._relaxed import fresh_noise, relaxed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State
+from gradest.contract.estimator import Draw, Feedback, State
 from gradest_estimators._score import ScoreFunction, weighted_score
 
 

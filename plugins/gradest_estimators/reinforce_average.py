@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State
-from gradest.neuron import Neuron
+from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.neuron import Neuron
 from gradest_estimators._score import ScoreFunction, weighted_score
 
 

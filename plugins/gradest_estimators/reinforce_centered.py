@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, event_shape, per_event
-from gradest.kernels.reference import leading_mean
-from gradest.neuron import Neuron
+from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.neuron import Neuron, event_shape, per_event
+from gradest.contract.numerics import leading_mean
 from gradest_estimators._score import ScoreFunction, scores
 
 

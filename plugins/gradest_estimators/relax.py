@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, MonteCarlo, State, per_event
-from gradest.kernels.reference import leading_mean
-from gradest.neuron import Neuron, Relaxable
+from gradest.contract.estimator import Draw, Feedback, MonteCarlo, State
+from gradest.contract.neuron import Neuron, Relaxable, per_event
+from gradest.contract.numerics import leading_mean
 from gradest_estimators._learning import ControlVariate, with_moments
 from gradest_estimators._relaxed import control, fresh_noise, new_control
 from gradest_estimators._score import scores

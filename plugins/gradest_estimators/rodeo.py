@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, MonteCarlo, State, per_event
-from gradest.kernels.reference import leading_mean, leading_sum
-from gradest.neuron import LogisticBinary, Neuron
+from gradest.contract.estimator import Draw, Feedback, MonteCarlo, State
+from gradest.contract.neuron import LogisticBinary, Neuron, per_event
+from gradest.contract.numerics import leading_mean, leading_sum
 from gradest_estimators._binary import flip, flip_probability
 from gradest_estimators._learning import ControlVariate, network, new_network, with_moments
 from gradest_estimators._score import event_sum, scores

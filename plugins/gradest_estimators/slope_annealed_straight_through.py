@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Feedback, State
-from gradest.neuron import Neuron
+from gradest.contract.estimator import Bias, Draw, Feedback, State
+from gradest.contract.neuron import Neuron
 from gradest_estimators.straight_through import StraightThrough
 
 

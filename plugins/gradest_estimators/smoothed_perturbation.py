@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State
-from gradest.neuron import Binary
+from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.neuron import Binary
 from gradest_estimators._binary import AllFlips, flip_probability, rise
 
 

@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State
-from gradest.kernels import select
-from gradest.kernels.reference import leading_mean
-from gradest.neuron import Binary, Discrete, LogisticBinary, Neuron, SoftmaxOneHot
+from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
+from gradest.contract.neuron import Binary, Discrete, LogisticBinary, Neuron, SoftmaxOneHot
+from gradest.contract.numerics import leading_mean, select
 from gradest_estimators._one_hot import softmax_backward
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State
-from gradest.kernels.reference import leading_mean
-from gradest.neuron import Neuron, SoftmaxOneHot
+from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
+from gradest.contract.neuron import Neuron, SoftmaxOneHot
+from gradest.contract.numerics import leading_mean
 from gradest_estimators._one_hot import softmax_backward
 
 

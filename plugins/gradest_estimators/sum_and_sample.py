@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State
-from gradest.neuron import SoftmaxOneHot
+from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.neuron import SoftmaxOneHot
 from gradest_estimators._one_hot import OneUnitAtATime, losses_of
 
 

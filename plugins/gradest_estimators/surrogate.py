@@ -7,10 +7,9 @@ from typing import Literal, get_args
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Bias, Draw, Feedback, MonteCarlo, State
-from gradest.kernels import select
-from gradest.kernels.reference import leading_mean
-from gradest.neuron import LogisticBinary, Neuron, Step
+from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
+from gradest.contract.neuron import LogisticBinary, Neuron, Step
+from gradest.contract.numerics import leading_mean, select
 
 Derivative = Literal["sigmoid", "fast_sigmoid", "atan", "triangle", "rectangle"]
 

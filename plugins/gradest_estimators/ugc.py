@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, per_event
-from gradest.kernels.reference import sigmoid
-from gradest.neuron import Neuron
+from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.neuron import Neuron, per_event
+from gradest.contract.numerics import sigmoid
 from gradest.random import Key
 from gradest_estimators._binary import UnbiasedBinary, flip, rise, slope
 from gradest_estimators.bitflip import pick

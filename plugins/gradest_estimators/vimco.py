@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.estimator import Draw, Feedback, State, Target, per_event
-from gradest.kernels.reference import leading_sum
+from gradest.contract.estimator import Draw, Feedback, State, Target
+from gradest.contract.neuron import per_event
+from gradest.contract.numerics import leading_sum
 from gradest_estimators._score import ScoreFunction, scores
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.kernels import fused
-from gradest.kernels.reference import widen
-from gradest.neuron import Neuron
+from gradest.contract.neuron import Neuron
+from gradest.contract.numerics import fused, widen
 from gradest.random import Key
 
 

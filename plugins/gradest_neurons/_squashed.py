@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.kernels.reference import leading_sum, widen
-from gradest.neuron import Reparameterised
+from gradest.contract.neuron import Reparameterised
+from gradest.contract.numerics import leading_sum, widen
 
 
 class Squashed(Reparameterised):

@@ -1,6 +1,6 @@
 """The stochastic binary neuron."""
 
-from gradest.neuron import LogisticBinary
+from gradest.contract.neuron import LogisticBinary
 
 
 class Bernoulli(LogisticBinary):

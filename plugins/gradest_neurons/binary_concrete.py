@@ -5,9 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from gradest.kernels import portable
-from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import logistic_backward, sigmoid, widen
+from gradest.contract.numerics import gauss_legendre, logistic_backward, portable, sigmoid, spread, widen
 from gradest.random import Key
 from gradest_neurons._squashed import Squashed
 

@@ -8,9 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.kernels import portable
-from gradest.kernels.reference import sigmoid, softplus, widen
-from gradest.neuron import Discrete
+from gradest.contract.neuron import Discrete
+from gradest.contract.numerics import portable, sigmoid, softplus, widen
 from gradest.random import Key
 
 

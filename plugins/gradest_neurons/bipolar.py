@@ -1,6 +1,6 @@
 """The stochastic sign neuron."""
 
-from gradest.neuron import LogisticBinary
+from gradest.contract.neuron import LogisticBinary
 
 
 class Bipolar(LogisticBinary):

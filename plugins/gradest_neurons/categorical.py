@@ -1,6 +1,6 @@
 """The categorical neuron."""
 
-from gradest.neuron import SoftmaxOneHot
+from gradest.contract.neuron import SoftmaxOneHot
 
 
 class Categorical(SoftmaxOneHot):

@@ -8,10 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.kernels import portable
-from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import normal_cdf
-from gradest.neuron import Reparameterised
+from gradest.contract.neuron import Reparameterised
+from gradest.contract.numerics import gauss_legendre, normal_cdf, portable, spread
 from gradest.random import Key
 
 _NODES = 96

@@ -10,10 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+from gradest.contract.numerics import gauss_legendre, leading_sum, portable, select, softmax_backward, spread, widen
 from gradest.errors import InvalidInput
-from gradest.kernels import portable, select
-from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import leading_sum, softmax_backward, widen
 from gradest.random import Key
 from gradest_neurons._squashed import Squashed
 

@@ -9,10 +9,17 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gradest.kernels import portable
-from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import concrete_backward, leading_sum, logit, sigmoid, widen
-from gradest.neuron import Reparameterised
+from gradest.contract.neuron import Reparameterised
+from gradest.contract.numerics import (
+    concrete_backward,
+    gauss_legendre,
+    leading_sum,
+    logit,
+    portable,
+    sigmoid,
+    spread,
+    widen,
+)
 from gradest.random import Key
 
 _NODES = 64

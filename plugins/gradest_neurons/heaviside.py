@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.neuron import Step
+from gradest.contract.neuron import Step
 from gradest.random import Key
 from gradest_neurons._deterministic import Deterministic, repeated
 

@@ -9,10 +9,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gradest.kernels import portable, select
-from gradest.kernels.quadrature import gauss_legendre, spread
-from gradest.kernels.reference import normal_cdf, sigmoid, softplus, widen
-from gradest.neuron import Reparameterised
+from gradest.contract.neuron import Reparameterised
+from gradest.contract.numerics import gauss_legendre, normal_cdf, portable, select, sigmoid, softplus, spread, widen
 from gradest.random import Key
 
 _NODES = 96

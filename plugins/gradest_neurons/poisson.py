@@ -8,10 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from gradest.contract.neuron import Discrete
+from gradest.contract.numerics import portable, sigmoid, softplus
 from gradest.errors import TooManyPoints
-from gradest.kernels import portable
-from gradest.kernels.reference import sigmoid, softplus
-from gradest.neuron import Discrete
 from gradest.random import Key
 
 _SHARE = 1e-12  # of the probability, what law leaves out

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.kernels import select
-from gradest.kernels.reference import widen
-from gradest.neuron import Reparameterised
+from gradest.contract.neuron import Reparameterised
+from gradest.contract.numerics import select, widen
 from gradest.random import Key
 from gradest_neurons._deterministic import Deterministic, repeated
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.kernels import portable, select
-from gradest.kernels.reference import logistic_backward, widen
-from gradest.neuron import Reparameterised
+from gradest.contract.neuron import Reparameterised
+from gradest.contract.numerics import logistic_backward, portable, select, widen
 from gradest.random import Key
 from gradest_neurons._deterministic import Deterministic, repeated
 

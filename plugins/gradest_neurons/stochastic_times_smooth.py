@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.kernels import portable, select
-from gradest.kernels.reference import gated_backward, sigmoid, softplus, widen
-from gradest.neuron import Differentiable, Scored
+from gradest.contract.neuron import Differentiable, Scored
+from gradest.contract.numerics import gated_backward, portable, select, sigmoid, softplus, widen
 from gradest.random import Key
 
 

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from gradest.contract.objective import Objective
+from gradest.contract.plugin import TensorOption
 from gradest.errors import InvalidInput
-from gradest.objective import Objective
-from gradest.plugin import TensorOption
 
 
 class CrossEntropy(Objective):

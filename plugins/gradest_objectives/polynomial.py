@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from gradest.objective import Separable
-from gradest.plugin import TensorOption
+from gradest.contract.objective import Separable
+from gradest.contract.plugin import TensorOption
 
 
 class Polynomial(Separable):

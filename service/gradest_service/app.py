@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 import gradest
-from gradest.neuron import Neuron
+from gradest.contract.neuron import Neuron
 from gradest.random import Key
 from gradest_service.admit import metrics
 from gradest_service.admit.auth import HEALTH_PATHS, ApiKeys

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from types import FrameType
 
-from gradest.plugin import Plugin
+from gradest.contract.plugin import Plugin
 
 __all__ = ["plugin_method", "running_plugin_methods"]
 

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import gradest
-from gradest import catalog
+from gradest.analysis import catalog
 from gradest.errors import PluginError, UnknownPlugin
 from gradest_service.admit import admission
 from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gradest.charts import definition
+from gradest.analysis.charts import definition
 
 HEAD = """# Benchmarks
 

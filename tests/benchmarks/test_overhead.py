@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import gradest
-from gradest.exchange import ask, tell
+from gradest.estimation.ask_tell import ask, tell
 from gradest.nn import Expectation, Stochastic, broadcast_loss
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]

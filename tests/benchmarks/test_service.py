@@ -27,10 +27,10 @@ import pytest
 import torch
 
 import gradest
-from gradest.estimator import Feedback
-from gradest.exchange import ask, tell
+from gradest.client.wire import SAFETENSORS, pack, unpack
+from gradest.contract.estimator import Feedback
+from gradest.estimation.ask_tell import ask, tell
 from gradest.random import Key
-from gradest.wire import SAFETENSORS, pack, unpack
 
 from .harness import Bench
 
@@ -218,8 +218,8 @@ LITSERVE = """
     import socket, sys
     import litserve, torch
     import gradest
-    from gradest.estimator import Feedback
-    from gradest.exchange import ask, tell
+    from gradest.contract.estimator import Feedback
+    from gradest.estimation.ask_tell import ask, tell
     from gradest.random import Key
 
     NEURON, ESTIMATOR = gradest.neuron("bernoulli"), gradest.estimator("disarm")

@@ -13,9 +13,9 @@ import torch
 import uvicorn
 
 import gradest
-from gradest.estimator import Bias, MonteCarlo
-from gradest.objective import Separable
-from gradest.registry import PluginFailure
+from gradest.contract.estimator import Bias, MonteCarlo
+from gradest.contract.objective import Separable
+from gradest.discovery.loading import PluginFailure
 from gradest_service.admit.auth import new_key
 from gradest_service.app import create_app
 from gradest_service.settings import Settings

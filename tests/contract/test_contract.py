@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import gradest
-from gradest import bias, testing
+from gradest.analysis import bias
+from gradest.testing import checks as testing
 
 
 def name_of(value: object) -> str:

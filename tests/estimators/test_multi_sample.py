@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import gradest
-from gradest.bias import measure_bias
+from gradest.analysis.bias import measure_bias
+from gradest.contract.estimator import Feedback
 from gradest.errors import TooManyPoints
-from gradest.estimator import Feedback
 from gradest_estimators.vimco import Vimco
 
 W = torch.tensor([1.0, -0.7, 0.5], dtype=torch.float64)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradest
-from gradest.estimator import Draw, Feedback
+from gradest.contract.estimator import Draw, Feedback
 from gradest_estimators.evolution import Evolution
 from gradest_estimators.spsa import Spsa
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gradest.experiments.settings import Settings
+from gradest_experiments.settings import Settings
 
 SMALL = {"data": "digits", "epochs": 3, "hidden": 8, "gates": 20}
 

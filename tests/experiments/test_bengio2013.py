@@ -12,15 +12,15 @@ from typer.testing import CliRunner
 
 from gradest.cli import app
 from gradest.errors import GradestError, InvalidInput, InvalidOptions
-from gradest.experiments import folder as run_folder
-from gradest.experiments.bengio2013 import report
-from gradest.experiments.bengio2013.noise import BetaNoise
-from gradest.experiments.bengio2013.rows import ROWS, choose_rows
-from gradest.experiments.bengio2013.run import reproduce_bengio2013
-from gradest.experiments.bengio2013.search import choose, name_trial, search_row
-from gradest.experiments.bengio2013.training import build_row, train_row
-from gradest.experiments.data import Dataset, Split
-from gradest.experiments.folder import RunFolder
+from gradest_experiments import folder as run_folder
+from gradest_experiments.bengio2013 import report
+from gradest_experiments.bengio2013.noise import BetaNoise
+from gradest_experiments.bengio2013.rows import ROWS, choose_rows
+from gradest_experiments.bengio2013.run import reproduce_bengio2013
+from gradest_experiments.bengio2013.search import choose, name_trial, search_row
+from gradest_experiments.bengio2013.training import build_row, train_row
+from gradest_experiments.data import Dataset, Split
+from gradest_experiments.folder import RunFolder
 
 TINY = {"hidden": 5, "gates": 20, "batch": 8, "epochs": 3}
 
@@ -392,7 +392,7 @@ def test_a_verdict_is_by_two_standard_errors(tmp_path):
 def test_a_time_buys_epochs_and_a_run_keeps_those_it_began_with(tmp_path, monkeypatch):
     pytest.importorskip("altair")
     pytest.importorskip("vl_convert")
-    monkeypatch.setattr("gradest.experiments.bengio2013.run.time_step", lambda settings, data: 0.5)
+    monkeypatch.setattr("gradest_experiments.bengio2013.run.time_step", lambda settings, data: 0.5)
     rows = choose_rows(["sigmoid"])
     options = {"hidden": 5, "gates": 20, "batch": 8}
     reproduce_bengio2013(tmp_path, rows, tiny_data(), minutes=0.1, **options)  # 6 s, 2.5 s an epoch

@@ -15,17 +15,17 @@ from typer.testing import CliRunner
 
 from gradest.cli import app
 from gradest.errors import GradestError, Incompatible, InvalidInput, InvalidOptions
-from gradest.experiments.blocks import training
-from gradest.experiments.blocks.network import BlockNetwork
-from gradest.experiments.blocks.regularisers import activity, diversity
-from gradest.experiments.blocks.report import bits, write_report
-from gradest.experiments.blocks.run import reproduce_block_gated
-from gradest.experiments.blocks.settings import BlockSettings, list_runs
-from gradest.experiments.blocks.speed import measure_speed
-from gradest.experiments.blocks.training import evaluate, open_gates, train_blocks
-from gradest.experiments.data import Dataset, Split
-from gradest.experiments.folder import RunFolder
 from gradest.random import Key
+from gradest_experiments.blocks import training
+from gradest_experiments.blocks.network import BlockNetwork
+from gradest_experiments.blocks.regularisers import activity, diversity
+from gradest_experiments.blocks.report import bits, write_report
+from gradest_experiments.blocks.run import reproduce_block_gated
+from gradest_experiments.blocks.settings import BlockSettings, list_runs
+from gradest_experiments.blocks.speed import measure_speed
+from gradest_experiments.blocks.training import evaluate, open_gates, train_blocks
+from gradest_experiments.data import Dataset, Split
+from gradest_experiments.folder import RunFolder
 
 TINY = {"blocks": 3, "block_size": 2, "target": 0.25, "epochs": 3, "batch": 8, "policy_rate": 0.01}
 

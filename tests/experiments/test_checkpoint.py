@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradest.errors import InvalidInput
-from gradest.experiments.checkpoint import deferred_interrupt, load_checkpoint, save_checkpoint, write_atomically
+from gradest_experiments.checkpoint import deferred_interrupt, load_checkpoint, save_checkpoint, write_atomically
 
 
 def test_a_checkpoint_comes_back_whole(tmp_path):

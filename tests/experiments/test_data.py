@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradest.errors import GradestError, InvalidInput
-from gradest.experiments.data import load, load_or_fetch, read_idx
+from gradest_experiments.data import load, load_or_fetch, read_idx
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

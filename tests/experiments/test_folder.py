@@ -10,10 +10,10 @@ import pytest
 from pydantic import BaseModel
 
 from gradest.errors import GradestError, InvalidInput
-from gradest.experiments import folder as module
-from gradest.experiments.checkpoint import save_checkpoint
-from gradest.experiments.folder import RunFolder, list_folders
-from gradest.experiments.training import train
+from gradest_experiments import folder as module
+from gradest_experiments.checkpoint import save_checkpoint
+from gradest_experiments.folder import RunFolder, list_folders
+from gradest_experiments.training import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -176,7 +176,7 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from gradest.experiments.training import train
+from gradest_experiments.training import train
 from tests.experiments.test_folder import CASES
 
 run, = [run for name, run in CASES.items() if name == sys.argv[1]]
@@ -202,7 +202,7 @@ print(kills, os.WEXITSTATUS(status))
 
 
 def _train_gated(path: Path) -> None:
-    from gradest.experiments.settings import Settings
+    from gradest_experiments.settings import Settings
     from tests.experiments.conftest import SMALL
 
     train(Settings.build(**SMALL, estimator="reinforce_centered"), out=path, resume=True)
@@ -215,8 +215,8 @@ def _train_vae(path: Path) -> None:
 
 
 def _do_tasks(path: Path) -> None:
-    from gradest.experiments.toys import run
-    from gradest.experiments.toys.quadratic import Quadratic
+    from gradest_experiments.toys import run
+    from gradest_experiments.toys.quadratic import Quadratic
 
     run.write_chart = lambda *given: None  # its threads do not survive a fork
     run.reproduce_toys(path, [Quadratic(units=3, draws=20, warm_up=2)])

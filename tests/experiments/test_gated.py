@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from gradest.discovery.registry import registry
 from gradest.errors import InvalidOptions, TooManyPoints
-from gradest.experiments.gated import GatedNetwork, level_for_share, looks_at_closed_gates
-from gradest.experiments.sparsity import L1Penalty, Penalty, build_penalty
 from gradest.nn import Expectation, Stochastic
-from gradest.registry import registry
+from gradest_experiments.gated import GatedNetwork, level_for_share, looks_at_closed_gates
+from gradest_experiments.sparsity import L1Penalty, Penalty, build_penalty
 
 PAIRS = [(name, estimator) for name in registry.neurons for estimator in registry.fitting(registry.neuron(name))]
 

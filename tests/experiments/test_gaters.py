@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from gradest.errors import UnknownPlugin
-from gradest.experiments.gaters import GATERS, compare_gaters, to_table
-from gradest.experiments.training import train
+from gradest_experiments.gaters import GATERS, compare_gaters, to_table
+from gradest_experiments.training import train
 
 NAMES = [gater.name for gater in GATERS]
 

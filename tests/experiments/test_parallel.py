@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradest.experiments.folder import RunFolder
-from gradest.experiments.training import train
+from gradest_experiments.folder import RunFolder
+from gradest_experiments.training import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,9 +20,10 @@ import os, sys, torch
 from contextlib import nullcontext
 from pathlib import Path
 import gradest.nn
-from gradest.experiments.settings import Settings
-from gradest.experiments import training
-from gradest.parallel import processes, rank
+from gradest_experiments.settings import Settings
+from gradest_experiments import training
+from gradest.estimation.distributed import rank
+from gradest_experiments.engine.distributed import processes
 
 torch.set_num_threads(1)
 seen, noise = [], []
@@ -52,10 +53,10 @@ VAE = """
 import os, sys, torch
 from contextlib import nullcontext
 from pathlib import Path
-from gradest.experiments.vae.images import Images
-from gradest.experiments.vae.settings import VaeSettings
-from gradest.experiments.vae.training import train_vae
-from gradest.parallel import processes
+from gradest_experiments.vae.images import Images
+from gradest_experiments.vae.settings import VaeSettings
+from gradest_experiments.vae.training import train_vae
+from gradest_experiments.engine.distributed import processes
 
 torch.set_num_threads(1)
 generator = torch.Generator().manual_seed(0)
@@ -127,7 +128,7 @@ def test_two_processes_draw_the_gates_of_one_and_learn_the_same(tmp_path, estima
 
 @pytest.mark.slow
 def test_one_process_ends_what_torchrun_began(small, tmp_path):
-    words = ["-m", "gradest.experiments", "train", "--gates", "20", "--hidden", "8", "--epochs", "1"]
+    words = ["-m", "gradest_experiments", "train", "--gates", "20", "--hidden", "8", "--epochs", "1"]
     shown = launch([*words, "--out", str(tmp_path / "two")], 2).stdout
     assert shown.count("bernoulli + straight_through") == 1
     for which in ("one", "two"):

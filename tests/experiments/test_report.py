@@ -7,9 +7,9 @@ import pytest
 from pydantic import BaseModel
 
 from gradest.errors import GradestError, InvalidInput
-from gradest.experiments import report
-from gradest.experiments.folder import RunFolder
-from gradest.experiments.report import write_report
+from gradest_experiments import report
+from gradest_experiments.folder import RunFolder
+from gradest_experiments.report import write_report
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
@@ -136,6 +136,6 @@ def test_what_is_no_run_or_cannot_be_drawn_is_said(tmp_path, monkeypatch):
     with pytest.raises(InvalidInput, match=r"holds no run: there is no run\.json at or below it"):
         write_report([tmp_path], tmp_path)
     run(tmp_path)
-    monkeypatch.setattr("gradest.experiments.plot.find_spec", lambda name: None)
+    monkeypatch.setattr("gradest_experiments.plot.find_spec", lambda name: None)
     with pytest.raises(GradestError, match=r"pip install 'gradest\[plot\]'"):
         report.write_report([tmp_path], tmp_path)

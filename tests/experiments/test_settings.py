@@ -6,7 +6,7 @@ import pytest
 
 import gradest
 from gradest.errors import Incompatible, InvalidOptions, UnknownPlugin
-from gradest.experiments.settings import ResolvedSettings, Settings
+from gradest_experiments.settings import ResolvedSettings, Settings
 
 
 def test_defaults_follow_from_what_a_pair_can_do():

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from gradest.experiments.sparsity import (
+from gradest.discovery.registry import registry
+from gradest_experiments.sparsity import (
     KLPenalty,
     L1Penalty,
     Penalty,
@@ -14,7 +15,6 @@ from gradest.experiments.sparsity import (
     limit_norm,
     probe,
 )
-from gradest.registry import registry
 
 
 def test_kl_is_the_formula():

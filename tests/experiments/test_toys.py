@@ -6,16 +6,16 @@ import pytest
 import torch
 
 import gradest
-from gradest.charts import definition
+from gradest.analysis.charts import definition
 from gradest.errors import GradestError, InvalidInput
-from gradest.experiments import plot
-from gradest.experiments.folder import RunFolder
-from gradest.experiments.part import fresh, log_spaced, markdown, measure
-from gradest.experiments.toys.learning import Learning
-from gradest.experiments.toys.polynomial import Polynomial
-from gradest.experiments.toys.probability import Probability
-from gradest.experiments.toys.quadratic import Quadratic
-from gradest.experiments.toys.run import PARTS, choose, reproduce_toys
+from gradest_experiments import plot
+from gradest_experiments.folder import RunFolder
+from gradest_experiments.part import fresh, log_spaced, markdown, measure
+from gradest_experiments.toys.learning import Learning
+from gradest_experiments.toys.polynomial import Polynomial
+from gradest_experiments.toys.probability import Probability
+from gradest_experiments.toys.quadratic import Quadratic
+from gradest_experiments.toys.run import PARTS, choose, reproduce_toys
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")

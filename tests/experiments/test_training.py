@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from gradest.errors import GradestError, InvalidInput, UnknownPlugin
-from gradest.experiments import training
-from gradest.experiments.checkpoint import load_checkpoint
-from gradest.experiments.data import load
-from gradest.experiments.folder import RunFolder
-from gradest.experiments.settings import Settings
-from gradest.experiments.training import Result, build_network, score, train
+from gradest_experiments import training
+from gradest_experiments.checkpoint import load_checkpoint
+from gradest_experiments.data import load
+from gradest_experiments.folder import RunFolder
+from gradest_experiments.settings import Settings
+from gradest_experiments.training import Result, build_network, score, train
 
 # with noise and a state, with momentum, with several points, with a steered coefficient
 PAIRS = [
@@ -110,8 +110,8 @@ def test_a_killed_process_resumes_from_its_last_epoch(small, tmp_path):
     script = """
         import os, signal, sys
         from pathlib import Path
-        from gradest.experiments import training
-        from gradest.experiments.settings import Settings
+        from gradest_experiments import training
+        from gradest_experiments.settings import Settings
 
         learn = training._Run.learn
 

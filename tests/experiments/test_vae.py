@@ -16,17 +16,17 @@ from typer.testing import CliRunner
 
 import gradest
 from gradest.cli import app
-from gradest.enumeration import configurations
+from gradest.contract.law import configurations
 from gradest.errors import GradestError, Incompatible, InvalidInput, InvalidOptions
-from gradest.experiments.folder import RunFolder, list_folders
-from gradest.experiments.vae import training
-from gradest.experiments.vae.images import Images, binarise, load_images
-from gradest.experiments.vae.model import BinaryVae, divergence
-from gradest.experiments.vae.run import list_runs, reproduce_binary_vae
-from gradest.experiments.vae.settings import VaeSettings, choose_estimators, default_estimators
-from gradest.experiments.vae.training import train_vae
-from gradest.experiments.vae.variance import draw_gradients, measure_variance
 from gradest.random import Key
+from gradest_experiments.folder import RunFolder, list_folders
+from gradest_experiments.vae import training
+from gradest_experiments.vae.images import Images, binarise, load_images
+from gradest_experiments.vae.model import BinaryVae, divergence
+from gradest_experiments.vae.run import list_runs, reproduce_binary_vae
+from gradest_experiments.vae.settings import VaeSettings, choose_estimators, default_estimators
+from gradest_experiments.vae.training import train_vae
+from gradest_experiments.vae.variance import draw_gradients, measure_variance
 
 TINY = {
     "latents": 3,

@@ -75,7 +75,7 @@ def test_wheel_has_the_entry_points_and_the_licence(wheel: zipfile.ZipFile) -> N
         "estimators": "gradest_estimators",
         "objectives": "gradest_objectives",
     }
-    assert dict(points["pytest11"]) == {"gradest": "gradest.pytest_plugin"}
+    assert dict(points["pytest11"]) == {"gradest": "gradest.testing.pytest_plugin"}
     assert dict(points["console_scripts"]) == {"gradest": "gradest.cli:main"}
     assert "Permission is hereby granted" in read(wheel, "licenses/LICENSE")
 

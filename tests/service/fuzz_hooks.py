@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from schemathesis.openapi.checks import RejectedPositiveData
 
 import gradest
-from gradest.wire import SAFETENSORS, pack, unpack
+from gradest.client.wire import SAFETENSORS, pack, unpack
 
 NEURONS = list(gradest.registry.neurons)
 ESTIMATORS = list(gradest.registry.estimators)

@@ -10,11 +10,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import gradest
-from gradest import testing
-from gradest.estimator import Feedback
-from gradest.exchange import ask, tell
-from gradest.kernels.reference import widen
+from gradest.contract.estimator import Feedback
+from gradest.contract.numerics import widen
+from gradest.estimation.ask_tell import ask, tell
 from gradest.random import Key
+from gradest.testing import checks as testing
 from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
 from gradest_service.admit.pool import Pool
 from gradest_service.run import joint_pass

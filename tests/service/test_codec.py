@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gradest.wire import MAX_HEADER, Malformed, join_tensors, pack, split_tensors, unpack
+from gradest.client.wire import MAX_HEADER, Malformed, join_tensors, pack, split_tensors, unpack
 from gradest_service.bodies.codec import JSON, SAFETENSORS, answer_codec
 from gradest_service.bodies.schemas import EstimateAnswer, Exact, SampleAnswer
 from gradest_service.bodies.tensors import check_options, decode_a, decode_state, decode_tensor

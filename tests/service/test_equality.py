@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import gradest
-from gradest import testing
-from gradest.estimator import Feedback
-from gradest.exchange import ask, tell
-from gradest.expectation import closed_form
+from gradest.contract.estimator import Feedback
+from gradest.estimation.ask_tell import ask, tell
+from gradest.estimation.exact import closed_form
 from gradest.random import Key
+from gradest.testing import checks as testing
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 PAIRS = [

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 import gradest
-from gradest.objective import Objective
+from gradest.contract.objective import Objective
 
 SAMPLE = {"neuron": "bernoulli", "a": [[0.5, -1.0]], "seed": 1}
 FORWARD = {**SAMPLE, "estimator": "rloo"}

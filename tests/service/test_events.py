@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import gradest
-from gradest.comparison import comparable
+from gradest.analysis.comparison import comparable
+from gradest.contract.objective import Objective
 from gradest.errors import InvalidInput
-from gradest.objective import Objective
 
 BODY = {"neuron": "bernoulli", "objective": "quadratic", "a": [0.5, -1.0], "draws": 20, "seed": 1}
 

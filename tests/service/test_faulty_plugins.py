@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import gradest
-from gradest.estimator import Bias, Draw, Estimator, MonteCarlo
-from gradest.neuron import Neuron
+from gradest.contract.estimator import Bias, Draw, Estimator, MonteCarlo
+from gradest.contract.neuron import Neuron
 
 SECRET = "hunter2hunter2"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradest
-from gradest import wire
+from gradest.client import wire
 
 A = torch.tensor([[0.5, -1.0, 2.0], [0.0, 40.0, -40.0]])
 

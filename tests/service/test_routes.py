@@ -4,7 +4,7 @@ import jsonschema
 import pytest
 
 import gradest
-from gradest.registry import PluginFailure
+from gradest.discovery.loading import PluginFailure
 
 KINDS = ["neuron", "estimator", "objective"]
 NAMES = [(kind, name) for kind in KINDS for name in getattr(gradest.registry, f"{kind}s")]

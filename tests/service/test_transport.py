@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load, save
 
 import gradest
-from gradest.exchange import ask
+from gradest.estimation.ask_tell import ask
 from gradest.random import Key
 
 SAFETENSORS = "application/vnd.safetensors"

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from gradest.exchange import check_form, check_pre_activations, first_state
-from gradest.neuron import Binary, Neuron
+from gradest.contract.neuron import Binary, Neuron
+from gradest.estimation.ask_tell import check_form, check_pre_activations, first_state
 from gradest.random import MAX_SEED
 from gradest_service.admit import limits
 from gradest_service.admit.jobs import (

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gradest.estimator import Estimator, State, event_shape
-from gradest.neuron import Neuron
-from gradest.objective import Objective
-from gradest.plugin import Plugin
+from gradest.contract.estimator import Estimator, State
+from gradest.contract.neuron import Neuron, event_shape
+from gradest.contract.objective import Objective
+from gradest.contract.plugin import Plugin
 from gradest_service.bodies.schemas import RecommendRequest
 
 __all__ = [

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gradest.comparison import comparable
-from gradest.enumeration import MAX_POINTS, count
+from gradest.analysis.comparison import comparable
+from gradest.client.wire import SAFETENSORS
+from gradest.contract.estimator import Estimator, Target
+from gradest.contract.law import MAX_POINTS, count_configurations
 from gradest.errors import PluginFault, TooManyPoints
-from gradest.estimator import Estimator, Target
-from gradest.wire import SAFETENSORS
 from gradest_service.admit.jobs import ComparisonJob, EstimateJob, EstimatorJob, NeuronJob, ObjectiveJob, SampleJob
 from gradest_service.bodies.sizes import size
 from gradest_service.problems import Problem
@@ -129,7 +129,7 @@ def exact_work(job: ObjectiveJob, target: Target) -> int:
         if target.samples == 1 and job.objective.expectation(neuron, a) is not None:
             return 0
         values, _ = neuron.law(rows.amax(0))  # the number of outputs may grow with a
-        points = count(neuron, event, values.shape[0])
+        points = count_configurations(neuron, event, values.shape[0])
     except TooManyPoints:
         return 0
     points = math.prod([points] * target.samples)

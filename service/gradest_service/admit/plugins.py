@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 import gradest
+from gradest.contract.estimator import Estimator
+from gradest.contract.neuron import Neuron
+from gradest.contract.objective import Objective, Separable
+from gradest.contract.plugin import Plugin
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, PluginFault, UnknownPlugin
-from gradest.estimator import Estimator
-from gradest.neuron import Neuron
-from gradest.objective import Objective, Separable
-from gradest.plugin import Plugin
 from gradest_service.bodies.tensors import check_options
 from gradest_service.problems import Problem, describe_faults
 from gradest_service.settings import Settings

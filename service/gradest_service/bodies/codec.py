@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 from torch import Tensor
 
-from gradest.wire import SAFETENSORS as SAFETENSORS_TYPE
-from gradest.wire import Malformed, join_tensors, pack, split_tensors, unpack
+from gradest.client.wire import SAFETENSORS as SAFETENSORS_TYPE
+from gradest.client.wire import Malformed, join_tensors, pack, split_tensors, unpack
 from gradest_service.bodies.sizes import check_json_bytes
 from gradest_service.bodies.tensors import dtype_name
 from gradest_service.problems import Problem

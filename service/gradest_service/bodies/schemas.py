@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, RootMod
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from gradest.certificate import Certificate
+from gradest.analysis.certificates import Certificate
+from gradest.analysis.results import Recommendation
+from gradest.discovery.loading import PluginFailure
 from gradest.random import MAX_SEED
-from gradest.recommendation import Recommendation
-from gradest.registry import PluginFailure
 
 __all__ = [
     "BackwardAnswer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from gradest.wire import SAFETENSORS
+from gradest.client.wire import SAFETENSORS
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 

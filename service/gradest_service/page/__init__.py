@@ -49,7 +49,7 @@ def _find(folder: Traversable, path: str) -> dict[str, Traversable]:
     return found
 
 
-_FILES = _find(files(__name__), "/page") | _find(files("gradest.charts"), "/page/charts")
+_FILES = _find(files(__name__), "/page") | _find(files("gradest.analysis.charts"), "/page/charts")
 _FILES["/"] = _FILES.pop("/page/index.html")
 PATHS = frozenset(_FILES)
 """The paths of the page. They need no API key, because the key is typed into the page."""

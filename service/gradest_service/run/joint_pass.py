@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gradest.estimator import Draw, Estimator, Feedback
-from gradest.exchange import ask, sample_checked, tell, value_of
-from gradest.kernels.reference import widen
+from gradest.contract.estimator import Draw, Estimator, Feedback
+from gradest.contract.numerics import widen
+from gradest.estimation.ask_tell import ask, sample_checked, tell, value_of
 from gradest.random import Key
 from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
 from gradest_service.bodies.schemas import BackwardAnswer, ForwardAnswer, SampleAnswer

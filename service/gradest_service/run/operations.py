@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 import gradest
-from gradest.comparison import Comparison
-from gradest.expectation import Estimate, closed_form
+from gradest.analysis.results import Comparison
+from gradest.estimation.exact import closed_form
+from gradest.estimation.results import Estimate
 from gradest_service.admit import limits
 from gradest_service.admit.jobs import ComparisonJob, EstimateJob, NeuronJob, RecommendationJob
 from gradest_service.bodies.schemas import EstimateAnswer, Exact, MeanAnswer

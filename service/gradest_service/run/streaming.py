@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from gradest.expectation import Estimate
+from gradest.estimation.results import Estimate
 from gradest_service.admit.jobs import ComparisonJob, EstimateJob
 from gradest_service.bodies.schemas import EstimateAnswer
 from gradest_service.run import operations

@@ -1,0 +1,52 @@
+# The one list of public names. At run time `gradest/__init__.py` reads it and imports each name at its first use;
+# type checkers read it as it is.
+from . import contract as contract
+from . import errors as errors
+from . import nn as nn
+from . import random as random
+from . import testing as testing
+from .analysis.comparison import compare as compare
+from .analysis.recommendation import recommend as recommend
+from .analysis.results import Comparison as Comparison
+from .analysis.results import Recommendation as Recommendation
+from .client import AsyncClient as AsyncClient
+from .client import Client as Client
+from .contract.estimator import Bias as Bias
+from .contract.estimator import Draw as Draw
+from .contract.estimator import Estimator as Estimator
+from .contract.estimator import Feedback as Feedback
+from .contract.estimator import MonteCarlo as MonteCarlo
+from .contract.estimator import State as State
+from .contract.estimator import Target as Target
+from .contract.hookspecs import PLUGIN_API as PLUGIN_API
+from .contract.hookspecs import hookimpl as hookimpl
+from .contract.neuron import Binary as Binary
+from .contract.neuron import Differentiable as Differentiable
+from .contract.neuron import Discrete as Discrete
+from .contract.neuron import LogisticBinary as LogisticBinary
+from .contract.neuron import Neuron as Neuron
+from .contract.neuron import Relaxable as Relaxable
+from .contract.neuron import Reparameterised as Reparameterised
+from .contract.neuron import Scored as Scored
+from .contract.neuron import SoftmaxOneHot as SoftmaxOneHot
+from .contract.neuron import Step as Step
+from .contract.objective import Objective as Objective
+from .contract.objective import Separable as Separable
+from .contract.plugin import Plugin as Plugin
+from .contract.plugin import TensorOption as TensorOption
+from .discovery.registry import estimator as estimator
+from .discovery.registry import neuron as neuron
+from .discovery.registry import objective as objective
+from .discovery.registry import registry as registry
+from .errors import GradestError as GradestError
+from .estimation.ask_tell import ask as ask
+from .estimation.ask_tell import tell as tell
+from .estimation.estimate import estimate as estimate
+from .estimation.exact import exact as exact
+from .estimation.executors import RayExecutor as RayExecutor
+from .estimation.expectation import expect as expect
+from .estimation.expectation import sample as sample
+from .estimation.results import Estimate as Estimate
+from .random import Key as Key
+
+__version__: str

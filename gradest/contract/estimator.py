@@ -1,0 +1,194 @@
+"""Estimator: an ask/tell pair. forward asks where to evaluate the loss; backward turns the losses into a gradient.
+
+    draw = estimator.forward(neuron, a, key, state)           # draw.points: where to evaluate the loss
+    feedback = Feedback(loss(draw.points), ...)               # the caller's part, perhaps on another machine
+    gradient, state = estimator.backward(draw, feedback, state)
+
+Shapes: a `[*batch, *event]`; points and grad `[K, *batch, *event]`; loss `[K, *batch]`. Both methods are pure: the state is an
+argument and a result, arguments are never modified, and forward with the same key draws the same points again. The gradient of a
+row depends on that row alone; only the next state may depend on the whole batch.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gradest.contract.neuron import Neuron
+from gradest.contract.plugin import Plugin
+from gradest.kernels.reference import cast, leading_mean, leading_sum
+from gradest.random import Key
+
+__all__ = ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State", "Target"]
+
+State = Mapping[str, Tensor]
+"""What an estimator carries from one step to the next: tensors by name. It is empty for a stateless estimator."""
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A claim about E[estimate] - gradient, which the conformance kit tests both ways.
+
+    order: the largest degree of polynomials in h for which the estimate is exact in expectation. Infinity means unbiased for
+        every loss; 0 means that nothing is claimed.
+    """
+
+    order: float
+
+    NONE: ClassVar[Bias]
+    BIASED: ClassVar[Bias]
+
+    @classmethod
+    def exact_to_order(cls, order: int) -> Bias:
+        """Return the claim: unbiased for polynomials of at most this degree, biased for some other loss."""
+        return cls(order)
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the claim is that the estimate is unbiased for every loss."""
+        return math.isinf(self.order)
+
+    def __str__(self) -> str:
+        if self.unbiased:
+            return "none"
+        return f"exact to order {self.order:g}" if self.order else "biased"
+
+
+Bias.NONE = Bias(math.inf)
+Bias.BIASED = Bias(0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The quantity whose gradient is estimated: E[-log (1/n) Σ_k exp(-L(h_k))] for independent outputs h_1 to h_n.
+
+    samples: n. For n = 1 the target is E[L(h)]. For n > 1, where L is -log of an importance weight, it is the negative of the
+        multi-sample bound of Burda, Grosse and Salakhutdinov (2016), arXiv 1509.00519.
+    """
+
+    samples: int = 1
+
+    def combine(self, loss: Tensor) -> Tensor:
+        """Combine the losses of n samples, `[n, ...]`, into the value whose expectation is the target, `[...]`."""
+        least = loss.detach().amin(0)  # exp(-least) is the largest weight; the others are taken relative to it
+        return least - torch.log(leading_mean(torch.exp(least - loss)))
+
+    def __str__(self) -> str:
+        return "E[L]" if self.samples == 1 else f"E[-log mean exp(-L)] of {self.samples} samples"
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """The points at which the loss is to be evaluated, and what `backward` needs later.
+
+    points: `[K, *batch, *event]`, where the loss is to be evaluated.
+    weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k estimates E[loss].
+    saved: tensors that backward would otherwise compute again; all of them can be computed from the key.
+    """
+
+    neuron: Neuron
+    a: Tensor
+    key: Key
+    points: Tensor
+    weights: Tensor
+    saved: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def noise(self) -> Tensor:
+        """Draw the noise of the points again from the key. Valid if the points are `neuron.sample` at this key."""
+        return self.neuron.noise(self.key, self.a, self.points.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """What the caller evaluated at the points: loss `[K, *batch]` and grad = dloss/dh `[K, *batch, *event]`.
+
+    One of them may be None if the estimator's `needs` does not contain it.
+    """
+
+    loss: Tensor | None
+    grad: Tensor | None = None
+
+    def get_loss(self) -> Tensor:
+        """Return the loss. Raises ValueError if it is None."""
+        if self.loss is None:
+            raise ValueError("this estimator needs the loss at its points, but the feedback contains none")
+        return self.loss
+
+    def get_grad(self) -> Tensor:
+        """Return dloss/dh. Raises ValueError if it is None."""
+        if self.grad is None:
+            raise ValueError("this estimator needs dloss/dh at its points, but the feedback contains none")
+        return self.grad
+
+
+class Estimator(Plugin):
+    """An estimator of d E[loss(h)] / da, or of the gradient of another `target`."""
+
+    needs: ClassVar[frozenset[str]]
+    """What the caller must evaluate at the points: {"loss"}, {"grad"} or both."""
+
+    capabilities: ClassVar[tuple[type[Neuron], ...]] = (Neuron,)
+    """Classes of which a neuron must be an instance, all of them, to be accepted."""
+
+    off_support: ClassVar[bool] = False
+    """Whether points may lie outside the outputs of the neuron, such as at a relaxed output or at the mean."""
+
+    def accepts(self, neuron: Neuron) -> bool:
+        """Return whether the estimator can be used with the neuron."""
+        return all(isinstance(neuron, capability) for capability in self.capabilities)
+
+    @abstractmethod
+    def bias(self, neuron: Neuron) -> Bias:
+        """Return the claimed bias of the estimator, with these options, on this neuron."""
+
+    @abstractmethod
+    def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
+        """Return K, the number of points at which forward asks for the loss."""
+
+    def target(self) -> Target:
+        """Return what `value` and the gradient of `backward` estimate, by default E[L(h)]."""
+        return Target()
+
+    def init(self, neuron: Neuron, a: Tensor) -> State:
+        """Return the state before the first step. It depends on the dtype, device and event shape of `a` alone."""
+        return {}
+
+    @abstractmethod
+    def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
+        """Return the points at which to evaluate the loss."""
+
+    def value(self, draw: Draw, loss: Tensor) -> Tensor:
+        """Return the estimate of the target, `[*batch]`, differentiable in the loss."""
+        weights = draw.weights
+        if weights.ndim < loss.ndim:
+            weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]
+        return leading_sum((cast(weights, loss.dtype) if loss.is_floating_point() else weights) * loss)
+
+    @abstractmethod
+    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+        """Return the estimated gradient, `[*batch, *event]`, and the state for the next step."""
+
+
+class MonteCarlo(Estimator):
+    """An estimator that evaluates the loss at independent samples of the neuron, and only there.
+
+    A subclass implements `bias` and `backward`. The draw stores the points alone; `draw.noise()` draws their noise again.
+    """
+
+    samples: int = Field(1, ge=1, description="number of independent samples that a draw averages over")
+
+    def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
+        """Return the number of samples."""
+        return self.samples
+
+    def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
+        """Ask for the loss at `samples` independent outputs of the neuron."""
+        points = neuron.sample(key, a, self.samples)
+        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))

@@ -1,0 +1,52 @@
+"""The joint law of the units of an event: every configuration of their outputs, with its probability."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradest.contract.neuron import Neuron, event_shape
+from gradest.errors import TooManyPoints
+
+__all__ = ["MAX_POINTS", "configurations", "count_configurations"]
+
+MAX_POINTS = 1 << 20
+"""The largest number of configurations that is enumerated, which is that of 20 binary units."""
+
+
+def count_configurations(neuron: Neuron, event: tuple[int, ...], atoms: int) -> int:
+    """Return how many configurations the units of an event have, if each has `atoms` outputs.
+
+    Raises TooManyPoints for more than MAX_POINTS.
+    """
+    units = math.prod(event[:1])
+    if units * math.log2(max(atoms, 1)) > math.log2(MAX_POINTS):
+        most = int(math.log2(MAX_POINTS) / math.log2(atoms))
+        raise TooManyPoints(
+            f"enumerating {units} units of {neuron.label()} takes {atoms}^{units} points; the limit is 2^20, which is "
+            f"{most} such units. Use fewer units, an objective with a closed form (objective.expectation), or estimate"
+        )
+    return int(atoms**units)
+
+
+def configurations(
+    neuron: Neuron, a: Tensor, law: tuple[Tensor, Tensor], start: int, stop: int
+) -> tuple[Tensor, Tensor]:
+    """Return the configurations `start` to `stop` of the joint law: points `[n, *batch, *event]` and their weights `[n, *batch]`.
+
+    law: the result of `neuron.law(a)`. Points and weights are differentiable in `a` where it is.
+    """
+    values, weights = law
+    atoms = values.shape[0]
+    unit_dim = a.ndim - neuron.event_ndim  # the dim of `a` that counts units
+    units = event_shape(neuron, a)[0]
+    index = torch.arange(start, stop, device=a.device)[:, None]
+    # the digits of a configuration's number, in base `atoms`, say which atom each unit takes
+    place = torch.tensor([atoms**unit for unit in range(units)], dtype=torch.int64, device=a.device)
+    digits = index.div(place, rounding_mode="floor") % atoms
+    at = torch.arange(units, device=a.device)
+    points = values.movedim(1 + unit_dim, 1)[digits, at].movedim(1, 1 + unit_dim)
+    probabilities = weights.movedim(1 + unit_dim, 1)[digits, at].prod(1)
+    return points, probabilities

@@ -1,0 +1,405 @@
+"""Neuron: a unit with random output h = f(a, z), and the capabilities that estimators ask for.
+
+Shapes: `a` is `[*batch, *event]`, where the event is the last `event_ndim` dims; noise is `[draws, *batch, *event]` unless a
+neuron states another shape; h has the broadcast shape of `a` and noise. Every method keeps the dtype of `a` and is pure.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gradest.contract.plugin import Plugin
+from gradest.kernels import portable, select
+from gradest.kernels.reference import cast, leading_sum, leave_one_out, logit, sigmoid, softplus, widen
+from gradest.random import Key
+
+__all__ = [
+    "Binary",
+    "Differentiable",
+    "Discrete",
+    "LogisticBinary",
+    "Neuron",
+    "Relaxable",
+    "Reparameterised",
+    "Scored",
+    "SoftmaxOneHot",
+    "Step",
+    "event_shape",
+    "per_event",
+]
+
+
+_SHORTCUTS = {
+    "sample": ("forward", "noise"),
+    "sample_as": ("sample", "forward", "noise"),
+    "antithetic": ("forward", "noise"),
+    "pullback": ("forward", "noise", "backward"),
+    "weighted_score": ("score",),
+    "leave_one_out_score": ("score", "weighted_score"),
+}
+"""Methods that a kernel may implement, each with the methods whose composition it computes."""
+
+
+def _place(cls: type, name: str) -> int:
+    return next(place for place, base in enumerate(cls.__mro__) if name in vars(base))
+
+
+class Neuron(Plugin):
+    """A stochastic unit: how its output is drawn, and what is known of its law in closed form."""
+
+    event_ndim: ClassVar[int] = 1
+    """The number of trailing dims of `a` that make one event: 1 for units, 2 for units of several classes."""
+
+    def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """Return the noise, `[draws, *a.shape]`, a pure function of the key; by default uniform on (0, 1)."""
+        return key.uniform_like(a, draws, self.event_ndim)
+
+    @abstractmethod
+    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
+        """Return the output h = f(a, z)."""
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """Return `draws` outputs, `[draws, *a.shape]`, with the same bits as forward(a, noise(key, a, draws)).
+
+        A neuron may override it with a kernel that draws and computes in one pass, without storing the noise. Subclasses that
+        override forward or noise do not inherit such an override.
+        """
+        return self.forward(a, self.noise(key, a, draws))
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """Return `backward` at the noise of h = sample(key, a, draws), `[draws, *a.shape]`.
+
+        Where h determines what backward reads from the noise, a neuron may override it to avoid drawing the noise again.
+        Subclasses that override forward, noise or backward do not inherit such an override.
+        """
+        return self.backward(a, self.noise(key, a, h.shape[0]), grad_h)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for shortcut, parts in _SHORTCUTS.items():
+            owner = next((base for base in cls.__mro__ if shortcut in vars(base)), None)
+            if owner is not None and any(_place(cls, part) < cls.__mro__.index(owner) for part in parts):
+                first = next(base for base in reversed(cls.__mro__) if shortcut in vars(base))
+                setattr(cls, shortcut, vars(first)[shortcut])
+
+    @abstractmethod
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """Return grad_h · dh/da at fixed noise, with any discrete choice inside the neuron held fixed: 0 for a binary unit."""
+
+    @abstractmethod
+    def mean(self, a: Tensor) -> Tensor:
+        """Return E[h]."""
+
+    @abstractmethod
+    def active_probability(self, a: Tensor) -> Tensor:
+        """Return P(h > 0)."""
+
+    @abstractmethod
+    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the law of each unit as S atoms: values `[S, *a.shape]` and weights `[S, *batch, units]`, differentiable in `a`.
+
+        E[g(h)] = Σ_s weight_s g(value_s). This is exact for a unit with finitely many outputs; for a continuous unit it is a
+        quadrature, whose accuracy the neuron states. `gradest.exact` and separable objectives use it.
+        """
+
+    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
+        """Return a deterministic output for evaluation: E[h] where P(h > 0) > level, and 0 elsewhere."""
+        return torch.where(self.active_probability(a) > level, self.mean(a), torch.zeros_like(a))
+
+
+class Differentiable(Neuron):
+    """A neuron whose output moves with `a` at fixed noise, so that `backward` is not 0 everywhere."""
+
+
+class Reparameterised(Differentiable):
+    """A neuron whose `backward` is the pathwise derivative almost everywhere, so that E[loss(h)] may be differentiated by it."""
+
+
+class Scored(Neuron):
+    """A neuron that makes a discrete choice whose log-probability is differentiable in `a`."""
+
+    @abstractmethod
+    def score(self, h: Tensor, a: Tensor) -> Tensor:
+        """Return d log P(choice | a) / da for the choice that gave h, with the value that belongs to the choice held fixed."""
+
+    def weighted_score(self, h: Tensor, a: Tensor, weights: Tensor) -> Tensor:
+        """Return Σ_k weights_k score(h_k, a), for h `[K, *a.shape]` and weights `[K, *batch]`.
+
+        A neuron may override it with a kernel, which subclasses that override score do not inherit.
+        """
+        return leading_sum(weights[(..., *[None] * self.event_ndim)] * self.score(h, a))
+
+    def leave_one_out_score(self, h: Tensor, a: Tensor, loss: Tensor) -> Tensor:
+        """Return `weighted_score` with the weights (L_k - mean L) / (K - 1) of losses `[K, *batch]`, K > 1.
+
+        A neuron may override it with a kernel, which subclasses that override score or weighted_score do not inherit.
+        """
+        return self.weighted_score(h, a, leave_one_out(loss))
+
+
+class Discrete(Scored):
+    """A neuron with countably many outputs, which do not move with `a`.
+
+    `law` lists them. A unit whose output is a number implements `support`, from which `law` follows. A unit whose output is a
+    vector implements `law` itself, because the number of its outputs may depend on the shape of `a`.
+    """
+
+    finite: ClassVar[bool] = True
+    """Whether `law` lists every output. If not, it leaves out outputs whose total probability is below a bound that the neuron
+    states."""
+
+    def support(self) -> Tensor:
+        """Return the numbers that a unit can output, `[S]`, increasing. Raises TypeError if outputs are not numbers."""
+        raise TypeError(
+            f"{self.name} has no support of numbers; law(a) lists the outputs of a unit and their probabilities"
+        )
+
+    @abstractmethod
+    def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
+        """Return log P(h | a) of each unit, `[..., *batch, units]`."""
+
+    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the support and its probabilities, for units that output numbers."""
+        support = self.support().to(a)[(..., *[None] * a.ndim)]
+        values = support.expand(-1, *a.shape)
+        return values, self.log_prob(values, a).exp()
+
+
+class Relaxable(Discrete):
+    """A discrete neuron with a continuous relaxation, which converges to the neuron as the temperature goes to 0."""
+
+    @abstractmethod
+    def relax(self, a: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """The relaxed output at the noise that `forward` takes, differentiable in a."""
+
+    @abstractmethod
+    def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """A relaxed output given that the neuron said h, from fresh uniform noise; differentiable in a."""
+
+
+class Step(Neuron):
+    """A neuron that outputs `low` or `high`: a step in `a`, for whose derivative a smooth function may be substituted."""
+
+    low: ClassVar[float] = 0.0
+    high: ClassVar[float] = 1.0
+
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """Return 0: between its jumps the output does not move with `a`."""
+        return torch.zeros_like(grad_h, dtype=a.dtype)
+
+
+class Binary(Discrete, Step):
+    """A neuron that outputs `low` or `high` at random: high where the noise is below `probability`."""
+
+    @abstractmethod
+    def probability(self, a: Tensor) -> Tensor:
+        """Return P(h = high)."""
+
+    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
+        """Return high where noise < probability(a), else low."""
+        return self.low + (self.high - self.low) * (noise < self.probability(a)).to(a.dtype)
+
+    def mean(self, a: Tensor) -> Tensor:
+        """Return low + (high - low) P(h = high)."""
+        return self.low + (self.high - self.low) * self.probability(a)
+
+    def active_probability(self, a: Tensor) -> Tensor:
+        """Return P(h > 0) = P(h = high), for a unit with low <= 0 < high."""
+        return self.probability(a)
+
+    def support(self) -> Tensor:
+        """Return (low, high)."""
+        return torch.tensor([self.low, self.high])
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Return whether this dtype, uint8 or bool, represents both low and high."""
+        return {self.low, self.high} <= set(range(2 if dtype == torch.bool else 256))
+
+    def sample_as(self, key: Key, a: Tensor, draws: int, dtype: torch.dtype) -> Tensor | None:
+        """Return `sample` in a dtype that `fits`, written by a kernel; None if there is no such kernel."""
+        return None
+
+    def antithetic(self, key: Key, a: Tensor, pairs: int) -> Tensor:
+        """Return outputs at noise u, then at noise 1 - u, `[2 pairs, *a.shape]`, perhaps by a kernel."""
+        noise = self.noise(key, a, pairs)
+        return torch.cat([self.forward(a, noise), self.forward(a, 1 - noise)])
+
+    def is_high(self, h: Tensor) -> Tensor:
+        """Return 1 where h is high and 0 where it is low, in the dtype of h."""
+        return (h - self.low) / (self.high - self.low)
+
+    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
+        """Return high where P(h = high) > level, else low."""
+        return self.low + (self.high - self.low) * (self.probability(a) > level).to(a.dtype)
+
+
+class LogisticBinary(Binary, Relaxable):
+    """A binary unit with P(h = high) = σ(a). Bernoulli and bipolar units differ only in their two values."""
+
+    def probability(self, a: Tensor) -> Tensor:
+        """Return σ(a)."""
+        return sigmoid(a).to(a.dtype)
+
+    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
+        """Return high where noise < σ(a), compared in float32 or wider."""
+        wide = widen(a)
+        return (self.low + (self.high - self.low) * (noise < portable.sigmoid(wide)).to(wide.dtype)).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """Compute `sample` in one pass if the device has a kernel for it."""
+        h = key.fused("binary", a, draws, self.event_ndim, self.low, self.high)
+        return super().sample(key, a, draws) if h is None else h
+
+    def sample_as(self, key: Key, a: Tensor, draws: int, dtype: torch.dtype) -> Tensor | None:
+        """Compute `sample_as` in one pass if the device has a kernel for it."""
+        return key.fused("binary", a, draws, self.event_ndim, self.low, self.high, dtype=dtype)
+
+    def antithetic(self, key: Key, a: Tensor, pairs: int) -> Tensor:
+        """Compute `antithetic` in one pass if the device has a kernel for it."""
+        h = key.fused("antithetic", a, pairs, self.event_ndim, self.low, self.high)
+        return super().antithetic(key, a, pairs) if h is None else h
+
+    def weighted_score(self, h: Tensor, a: Tensor, weights: Tensor) -> Tensor:
+        """Compute `weighted_score` in one pass if the device has a kernel for it."""
+        scored = self._scored("logistic_score", h, a, weights)
+        return super().weighted_score(h, a, weights) if scored is None else scored
+
+    def leave_one_out_score(self, h: Tensor, a: Tensor, loss: Tensor) -> Tensor:
+        """Compute `leave_one_out_score` in one pass if the device has a kernel for it."""
+        scored = self._scored("leave_one_out_score", h, a, loss)
+        return super().leave_one_out_score(h, a, loss) if scored is None else scored
+
+    def _scored(self, kernel: str, h: Tensor, a: Tensor, of_points: Tensor) -> Tensor | None:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (h, a, of_points)):
+            return None  # autograd has to record the computation
+        wide = widen(a)
+        scored = select(kernel, a.device)(wide, cast(h, wide.dtype), cast(of_points, wide.dtype), self.high)
+        return cast(scored, a.dtype)
+
+    def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
+        """Return -softplus(-a) where h is high and -softplus(a) where it is low."""
+        return -softplus(torch.where(h == self.high, -a, a)).to(a.dtype)
+
+    def score(self, h: Tensor, a: Tensor) -> Tensor:
+        """Return b - σ(a), b being 1 for high and 0 for low, computed as ±σ(∓a), which does not cancel at saturation."""
+        return torch.where(h == self.high, sigmoid(-a), -sigmoid(a)).to(a.dtype)
+
+    def relax(self, a: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """Return low + (high - low) σ((a - logit u) / temperature), which is above the midpoint exactly where h is high."""
+        return self._squash(a - logit(noise), temperature).to(a.dtype)
+
+    def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """Return `relax` at noise drawn given h: u·p where h is high, p + u·(1 - p) where it is low.
+
+        It is computed in logarithms, so that it is exact in both tails.
+        """
+        p, q = sigmoid(a), sigmoid(-a)
+        log_u, log_1mu = torch.log(noise), torch.log1p(-noise)
+        # with v the conditional noise, logit v = log v - log(1 - v)
+        if_high = log_u - softplus(-a) - torch.log1p(-noise * p)
+        if_low = torch.log1p(-(1 - noise) * q) - log_1mu + softplus(a)
+        return self._squash(a - torch.where(h == self.high, if_high, if_low), temperature).to(a.dtype)
+
+    def _squash(self, z: Tensor, temperature: float | Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * sigmoid(z / temperature)
+
+
+class SoftmaxOneHot(Relaxable):
+    """A unit of C classes: a one-hot vector over the last dim, of class c with probability softmax(a)_c.
+
+    The class is the argmax of a + G for Gumbel noise G (the Gumbel-max trick). So noise and h have the shape
+    `[*batch, units, classes]` of `a`, and only the log-probability of a unit has no dim of classes.
+    """
+
+    event_ndim: ClassVar[int] = 2
+
+    def probability(self, a: Tensor) -> Tensor:
+        """Return softmax(a) over the last dim."""
+        return torch.softmax(widen(a), -1).to(a.dtype)
+
+    def perturbed(self, a: Tensor, noise: Tensor) -> Tensor:
+        """Return log softmax(a) + G with G = -log(-log noise).
+
+        The largest entry is the class drawn; the k largest are k classes drawn without replacement.
+        """
+        return torch.log_softmax(widen(a), -1) - torch.log(-torch.log(noise))
+
+    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
+        """Return 1 at the class at which `perturbed` is largest, else 0.
+
+        It is computed as the smallest of exponential times -log(noise) / softmax(a), so that all draws share softmax(a).
+        """
+        wide = widen(a)
+        wait = portable.exp(wide.amax(-1, keepdim=True) - wide)
+        return self.one_hot((-portable.log(noise) * wait).argmin(-1), a)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """Compute `sample` in one pass if the device has a kernel for it."""
+        h = key.fused("one_hot", a, draws, self.event_ndim, a.shape[-1])
+        return super().sample(key, a, draws) if h is None else h
+
+    def one_hot(self, index: Tensor, a: Tensor) -> Tensor:
+        """Return the one-hot outputs `[..., classes]` of the classes `index` `[...]`, in the dtype of `a`."""
+        return (index[..., None] == torch.arange(a.shape[-1], device=a.device)).to(a.dtype)
+
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """Return 0: a one-hot output does not move with `a`."""
+        return torch.zeros_like(grad_h, dtype=a.dtype)
+
+    def mean(self, a: Tensor) -> Tensor:
+        """Return softmax(a)."""
+        return self.probability(a)
+
+    def active_probability(self, a: Tensor) -> Tensor:
+        """Return softmax(a): only the entry of the class drawn is positive."""
+        return self.probability(a)
+
+    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the C one-hot vectors and softmax(a)."""
+        classes = a.shape[-1]
+        values = torch.eye(classes, dtype=a.dtype, device=a.device).reshape(classes, *[1] * (a.ndim - 1), classes)
+        return values.expand(classes, *a.shape), self.probability(a).movedim(-1, 0)
+
+    def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
+        """Return log softmax(a) at the class of h, `[..., *batch, units]`."""
+        return (h * torch.log_softmax(widen(a), -1)).contiguous().sum(-1).to(a.dtype)
+
+    def score(self, h: Tensor, a: Tensor) -> Tensor:
+        """Return h - softmax(a). At the class of h it sums the other probabilities, which does not cancel at saturation."""
+        p = torch.softmax(widen(a), -1)
+        others = ((1 - h) * p).contiguous().sum(-1, keepdim=True)
+        return torch.where(h > 0, others, -p).to(a.dtype)
+
+    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
+        """Return 1 at the most probable class (the first of equals), for any level, because exactly one class of a unit is 1."""
+        return self.one_hot(a.argmax(-1), a)
+
+    def relax(self, a: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """Return softmax((log softmax(a) + G) / temperature), which is largest where h is 1."""
+        return torch.softmax(self.perturbed(a, noise) / temperature, -1).to(a.dtype)
+
+    def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
+        """Return `relax` at noise drawn given h.
+
+        Let E = -log u, which is exponential. The perturbed entry of the class k of h is -log E_k, the maximum, whose law does not
+        depend on k; that of another class c is -log(E_c / p_c + E_k). It is computed in logarithms, so that p = 0 is allowed.
+        """
+        log_e = torch.log(-torch.log(noise))
+        first = (h * log_e).contiguous().sum(-1, keepdim=True)
+        other = log_e - torch.log_softmax(widen(a), -1)
+        perturbed = -torch.where(h > 0, first, other + softplus(first - other))
+        return torch.softmax(perturbed / temperature, -1).to(a.dtype)
+
+
+def event_shape(neuron: Neuron, a: Tensor) -> tuple[int, ...]:
+    """Return the trailing dims of `a` that make one event."""
+    return tuple(a.shape[a.ndim - neuron.event_ndim :])
+
+
+def per_event(x: Tensor, neuron: Neuron) -> Tensor:
+    """Return `x`, `[..., *batch]`, with singleton dims appended, so that it broadcasts over events."""
+    return x[(..., *[None] * neuron.event_ndim)]

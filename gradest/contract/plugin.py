@@ -1,0 +1,84 @@
+"""The base of neurons, estimators and objectives: a name, a summary, a reference, and options."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, WithJsonSchema
+from torch import Tensor
+
+from gradest.errors import InvalidOptions
+
+__all__ = ["Plugin", "TensorOption"]
+
+
+def _to_tensor(value: Any) -> Tensor:
+    try:
+        return value if isinstance(value, Tensor) else torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError("give a tensor, a number, or a rectangular nested list of numbers") from error
+
+
+TensorOption = Annotated[
+    Tensor,
+    PlainValidator(_to_tensor),
+    PlainSerializer(lambda tensor: tensor.tolist()),
+    WithJsonSchema({"type": ["number", "array"], "description": "a number or a rectangular nested array of numbers"}),
+]
+"""The type of an option that holds a tensor: a torch tensor in Python, a number or a nested array in JSON."""
+
+
+class Plugin(BaseModel, ABC):
+    """A frozen pydantic model whose fields are the plugin's options.
+
+    Flags of the command line, fields of the HTTP API and checks follow from these fields.
+
+    A concrete plugin sets these class attributes and declares its options as fields with defaults:
+
+        name: the name by which users and requests refer to it, in lower_snake_case;
+        summary: one line, shown in tables;
+        formula: what it computes, in LaTeX, or "" if the docstring says it;
+        reference: authors, year and arXiv id of the publication, or "" if there is none;
+        examples: sets of options with which the conformance kit builds and checks it; by default only the default options.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        validate_default=True,  # the default of a tensor option is written as a number, which its JSON Schema can state
+        ser_json_inf_nan="strings",
+    )
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    formula: ClassVar[str] = ""
+    reference: ClassVar[str] = ""
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
+
+    @classmethod
+    def build(cls, /, **options: Any) -> Self:
+        """Build an instance with these options. Raises InvalidOptions, which names every wrong option."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            known = ", ".join(cls.model_fields) or "none"
+            faults = "; ".join(
+                f"{'.'.join(map(str, fault['loc'])) or 'options'}: {fault['msg']}"
+                for fault in error.errors(include_url=False, include_input=False, include_context=False)
+            )
+            raise InvalidOptions(f"{cls.name}: {faults}. Its options: {known}.") from error
+
+    def spec(self) -> dict[str, Any]:
+        """Return the JSON form from which this instance can be built again: its name and each option that was given."""
+        return {"name": self.name, **self.model_dump(mode="json", exclude_unset=True)}
+
+    def label(self) -> str:
+        """Return a label for tables: the name, with the options that were given."""
+        options = self.model_dump(mode="json", exclude_unset=True)
+        if not options:
+            return self.name
+        return f"{self.name}({', '.join(f'{key}={value}' for key, value in options.items())})"

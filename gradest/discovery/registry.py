@@ -1,0 +1,249 @@
+"""The registry: the table of all plugins, and the lookup of a neuron, an estimator or an objective by name.
+
+Each distribution is registered whole or not at all. `Registry.failures` lists those that were not, with the reason.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from gradest.contract.estimator import Estimator
+from gradest.contract.neuron import Neuron
+from gradest.contract.objective import Objective
+from gradest.contract.plugin import Plugin
+from gradest.discovery.entry_points import PluginSource, discover
+from gradest.discovery.loading import KINDS, PluginFailure, PluginInfo, Stage, load_entry_point
+from gradest.discovery.validation import InvalidPlugin
+from gradest.errors import Incompatible, InvalidOptions, PluginError, UnknownPlugin
+
+__all__ = ["EstimatorSpec", "NeuronSpec", "Registry", "Spec", "registry", "unknown_plugin"]
+
+_LOG = logging.getLogger("gradest")
+
+AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
+Registrable = TypeVar("Registrable")
+
+
+class Registry:
+    """Every neuron, estimator and objective that is installed or registered. Installed plugins are loaded at the first lookup.
+
+    Environment:
+        GRADEST_LOAD_PLUGINS: a comma-separated list of distributions. Third-party plugins that are not in it are not imported; if
+            it is empty, none is.
+        GRADEST_STRICT_PLUGINS: if it is 1, the first plugin that fails raises PluginError instead of being recorded.
+
+    sources: the plugins to load instead of those that are installed.
+    """
+
+    def __init__(self, sources: Sequence[PluginSource] | None = None) -> None:
+        self._sources = sources
+        self._lock = threading.RLock()
+        self._loaded = False
+        self._plugins: tuple[PluginInfo, ...] = ()
+        self._failures: tuple[PluginFailure, ...] = ()
+        self._registered: list[tuple[object, PluginInfo]] = []
+        self._tables: tuple[object, dict[str, Mapping[str, Any]]] = (None, {})
+        self._built: tuple[tuple[PluginInfo, ...], dict[tuple[str, str], Any]] = ((), {})
+
+    @property
+    def neurons(self) -> Mapping[str, type[Neuron]]:
+        """The neurons by name, sorted."""
+        return self._table("neurons")
+
+    @property
+    def estimators(self) -> Mapping[str, type[Estimator]]:
+        """The estimators by name, sorted."""
+        return self._table("estimators")
+
+    @property
+    def objectives(self) -> Mapping[str, type[Objective]]:
+        """The objectives by name, sorted."""
+        return self._table("objectives")
+
+    @property
+    def plugins(self) -> tuple[PluginInfo, ...]:
+        """The distributions that loaded, gradest first and then by name, followed by what was given to `register`."""
+        self._load()
+        return self._plugins
+
+    @property
+    def failures(self) -> tuple[PluginFailure, ...]:
+        """The plugins that did not load."""
+        self._load()
+        return self._failures
+
+    def neuron(self, spec: str | Mapping[str, Any] | Neuron | type[Neuron], /, **options: Any) -> Neuron:
+        """Return a neuron from its name or from {"name": ..., **options}; an instance is returned as it is.
+
+        Raises UnknownPlugin, which lists names close to the given one, or InvalidOptions.
+        """
+        return self._find("neuron", Neuron, spec, options)
+
+    def estimator(self, spec: str | Mapping[str, Any] | Estimator | type[Estimator], /, **options: Any) -> Estimator:
+        """Return an estimator, by the same rules as `neuron`."""
+        return self._find("estimator", Estimator, spec, options)
+
+    def objective(self, spec: str | Mapping[str, Any] | Objective | type[Objective], /, **options: Any) -> Objective:
+        """Return an objective, by the same rules as `neuron`."""
+        return self._find("objective", Objective, spec, options)
+
+    def fitting(self, neuron: Neuron) -> dict[str, Estimator]:
+        """Return the estimators, with default options, that accept the neuron."""
+        built = {name: cls() for name, cls in self.estimators.items()}
+        return {name: estimator for name, estimator in built.items() if estimator.accepts(neuron)}
+
+    def check_fit(self, neuron: Neuron, estimator: Estimator) -> None:
+        """Raise Incompatible, with the reason and a list of estimators that fit, unless the estimator accepts the neuron."""
+        if estimator.accepts(neuron):
+            return
+        missing = [wanted.__name__ for wanted in estimator.capabilities if not isinstance(neuron, wanted)]
+        reason = f"it needs a neuron that is {' and '.join(missing)}" if missing else "it refuses this neuron's options"
+        names = ", ".join(self.fitting(neuron)) or "none is registered"
+        raise Incompatible(
+            f"{estimator.label()} does not fit {neuron.label()}: {reason}. Estimators that fit {neuron.name}: {names}."
+        )
+
+    def register(self, plugin: Registrable) -> Registrable:
+        """Register a plugin class, or a module or object with hook implementations. Returns it, so that it can be a decorator.
+
+        Raises PluginError, and registers nothing, if it is invalid or a name is taken.
+        """
+        self._load()
+        with self._lock:
+            source = getattr(plugin, "__module__", None) or getattr(plugin, "__name__", None) or type(plugin).__module__
+            stage = Stage(f"{source} (registered)", "", self._plugins)
+            try:
+                if isinstance(plugin, Plugin) or (isinstance(plugin, type) and issubclass(plugin, Plugin)):
+                    stage.add_class(plugin)
+                else:
+                    stage.add_hooks(repr(plugin), plugin)
+            except InvalidPlugin as rejected:
+                raise PluginError(f"cannot register {plugin!r}: {rejected.phase}: {rejected}") from rejected
+            info = stage.commit()
+            self._plugins = (*self._plugins, info)
+            self._registered.append((plugin, info))
+            return plugin
+
+    def unregister(self, plugin: object) -> None:
+        """Remove what `register` added. Raises PluginError for anything else."""
+        with self._lock:
+            for position, (registered, info) in enumerate(self._registered):
+                if registered is plugin:
+                    del self._registered[position]
+                    self._plugins = tuple(kept for kept in self._plugins if kept is not info)
+                    return
+        raise PluginError(f"{plugin!r} was not added by register, so it cannot be unregistered")
+
+    def _table(self, kind: str) -> Mapping[str, Any]:
+        """Return the classes of all plugins by name. The table is rebuilt only when plugins are added or removed."""
+        plugins = self.plugins
+        made_from, tables = self._tables
+        if made_from is not plugins:
+            tables = {f"{kind}s": _merged(getattr(info, f"{kind}s") for info in plugins) for kind in KINDS}
+            self._tables = plugins, tables
+        return tables[kind]
+
+    def _find(self, kind: str, base: type[AnyPlugin], spec: Any, options: dict[str, Any]) -> AnyPlugin:
+        if isinstance(spec, base) and not options:
+            return spec
+        if not isinstance(spec, str) or options:
+            return _build(kind, base, lambda: self._table(f"{kind}s"), spec, options)
+        # instances are frozen, so callers that give a name alone share one, until plugins are added or removed
+        built_from, built = self._built
+        if built_from is not self._plugins or (kind, spec) not in built:
+            built_from, built = self._built = (self.plugins, built if built_from is self.plugins else {})
+            built[kind, spec] = _build(kind, base, lambda: self._table(f"{kind}s"), spec, options)
+        found: AnyPlugin = built[kind, spec]
+        return found
+
+    def _load(self) -> None:
+        with self._lock:
+            if self._loaded:
+                return
+            # set first, so that a plugin that looks something up while it loads sees what is registered so far
+            self._loaded = True
+            try:
+                for source in discover() if self._sources is None else self._sources:
+                    self._load_source(source)
+            except BaseException:
+                self._loaded, self._plugins, self._failures = False, (), ()
+                raise
+
+    def _load_source(self, source: PluginSource) -> None:
+        stage = Stage(source.distribution, source.version, self._plugins)
+        at = ""
+        try:
+            if not source.entry_points:
+                raise InvalidPlugin(
+                    "missing", "GRADEST_LOAD_PLUGINS names it, but no plugin distribution of this name is installed"
+                )
+            sys.path[:0] = [folder for folder in map(str, source.folders) if folder not in sys.path]
+            for point in source.entry_points:
+                at = point.name
+                stage.add_hooks(at, load_entry_point(point))
+        except InvalidPlugin as rejected:
+            failure = PluginFailure(source.distribution, source.version, at, rejected.phase, str(rejected))
+            if os.environ.get("GRADEST_STRICT_PLUGINS") == "1":
+                raise PluginError(f"plugin not loaded: {failure}") from rejected
+            self._failures = (*self._failures, failure)
+            _LOG.warning("plugin not loaded: %s", failure)
+        else:
+            self._plugins = (*self._plugins, stage.commit())
+
+
+def _merged(tables: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(sorted(item for table in tables for item in table.items())))
+
+
+def _build(
+    kind: str,
+    base: type[AnyPlugin],
+    known: Callable[[], Mapping[str, type[AnyPlugin]]],
+    spec: Any,
+    options: dict[str, Any],
+) -> AnyPlugin:
+    if isinstance(spec, base):
+        if options:
+            raise InvalidOptions(f"{spec.name} is already an instance; options can only be given with its name")
+        return spec
+    if isinstance(spec, type) and issubclass(spec, base):
+        return spec.build(**options)
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    if not isinstance(name, str):
+        given = "no name" if isinstance(spec, Mapping) and name is None else type(name).__name__
+        raise InvalidOptions(f'{kind}: give its name, {{"name": ..., **options}} or an instance, not {given}')
+    if isinstance(spec, Mapping):
+        options = {**{str(key): value for key, value in spec.items() if key != "name"}, **options}
+    table = known()
+    if name not in table:
+        raise unknown_plugin(kind, name, table)
+    return table[name].build(**options)
+
+
+def unknown_plugin(kind: str, name: str, known: Collection[str]) -> UnknownPlugin:
+    """Return the error for an unknown name. Its message lists known names that are close to it, or all of them."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known) or 'none'}."
+    return UnknownPlugin(f"no {kind} is named {name!r}. {hint}")
+
+
+registry = Registry()
+"""The registry of this process, which is also `gradest.registry`."""
+
+
+Spec = str | Mapping[str, Any]
+
+
+NeuronSpec = Spec | Neuron
+
+
+EstimatorSpec = Spec | Estimator
+
+neuron, estimator, objective = registry.neuron, registry.estimator, registry.objective

@@ -1,0 +1,82 @@
+"""A batch that several processes of torch.distributed share: which rows each process holds, and the state of the joined batch.
+
+Process r of W holds the examples r, r + W, r + 2W, ... of the batch, as DistributedSampler assigns them. Without
+torch.distributed there is one process, which holds all of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gradest.contract.estimator import Draw, Estimator, Feedback, State
+from gradest.random import Key, fresh_seed
+
+__all__ = ["fresh_key", "is_parallel", "joined_state", "rank", "row_numbers", "world_size"]
+
+
+def is_parallel() -> bool:
+    """Return whether torch.distributed is initialised, even with a single process."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def rank() -> int:
+    """Return the rank of this process, from 0."""
+    return torch.distributed.get_rank() if is_parallel() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return torch.distributed.get_world_size() if is_parallel() else 1
+
+
+def row_numbers(batch: torch.Size) -> Tensor:
+    """Return the row numbers, in the joined batch, of the rows `[*batch]` of this process. The first dim counts examples."""
+    if not batch:
+        return torch.tensor(0)
+    examples = rank() + world_size() * torch.arange(batch[0])
+    within = batch[1:].numel()
+    return (examples[:, None] * within + torch.arange(within)).reshape(batch)
+
+
+def joined_state(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> State:
+    """Return the state that the estimator computes from the joined batch. Each process has the draw and feedback of its part.
+
+    A state need not be a mean over examples. So each process gathers the rows of all processes, draws the joined batch again, and
+    runs the estimator on it as a single process would. f is not evaluated again. Without a batch dim nothing is joined.
+    """
+    batch = draw.points.shape[1 : draw.points.ndim - draw.neuron.event_ndim]
+    if not batch:
+        return estimator.backward(draw, feedback, state)[1]
+    key = draw.key
+    rows = torch.arange(batch.numel()).reshape(batch) if key.rows is None else key.rows.expand(batch)
+    seeds = torch.as_tensor(key.seed).expand(batch)
+    seeds, rows = _join(torch.stack([seeds, rows.to(seeds.device)]).to(draw.a.device), 1)
+    joined = estimator.forward(draw.neuron, _join(draw.a, 0), replace(key, seed=seeds, rows=rows), state)
+    loss, grad = (None if x is None else _join(x, 1) for x in (feedback.loss, feedback.grad))
+    return estimator.backward(joined, Feedback(loss, grad), state)[1]
+
+
+def _join(x: Tensor, dim: int) -> Tensor:
+    """Gather the joined batch from the parts of all processes, whose examples are in dim `dim`."""
+    own = x.movedim(dim, 0)
+    lengths = [torch.tensor(0, device=x.device) for _ in range(world_size())]
+    torch.distributed.all_gather(lengths, torch.tensor(len(own), device=x.device))
+    padded = own.new_zeros(max(map(int, lengths)), *own.shape[1:])
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in lengths]
+    torch.distributed.all_gather(parts, padded)
+    joined = own.new_empty(sum(map(int, lengths)), *own.shape[1:])
+    for place, (part, length) in enumerate(zip(parts, lengths, strict=True)):
+        joined[place :: world_size()] = part[:length]
+    return joined.movedim(0, dim).contiguous()
+
+
+def fresh_key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None) -> Key:
+    """Return a key for `a`, of a new seed if none is given. Under torch.distributed its rows are numbered in the joined batch."""
+    key = Key(fresh_seed() if seed is None else seed)
+    if world_size() == 1:
+        return key
+    return replace(key, rows=row_numbers(a.shape[: max(0, a.ndim - event_ndim)]), shared=True)

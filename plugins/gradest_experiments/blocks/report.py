@@ -1,0 +1,190 @@
+"""Tables and plots of the runs in a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from gradest_experiments.blocks.settings import PUBLISHED, SIZES, BlockSettings
+from gradest_experiments.checkpoint import write_atomically
+from gradest_experiments.folder import RunFolder, list_folders
+from gradest_experiments.part import markdown
+from gradest_experiments.plot import colour, values, write_chart
+
+__all__ = ["SPEED", "bits", "write_report"]
+
+SPEED = "speed.json"
+
+_INTRODUCTION = """# Conditional computation at block level
+
+MNIST, 50,000 images to learn from, 10,000 to choose the epoch by, 10,000 to test on; one hidden layer of tanh units in blocks;
+a policy, linear in the image, opens blocks at random, and is trained through the estimator, with the penalties of Bengio et al.
+2015 (arXiv 1511.06297) on its probabilities. By `gradest reproduce block-gated`. Dense networks: of as many units; of as many
+as compute as much, policy included; of as many as should be open.
+
+- open: the share of blocks that are open, over the test images.
+- computed: multiply-adds of a forward pass, policy and readout included, over those of the dense network of as many units;
+  those of the hidden layer are counted by the layer as they are done.
+- valid, test: error, gates drawn at random; of the epoch with the least validation error. test at ½: of the same network with
+  the gates that are more likely open than not, which is how speed is measured.
+- bits: Σ_j I(block j open; class), of the test images: 0 where a block is open for every class alike.
+
+Several seeds: mean ± standard error.
+
+Published: 2.3 % for 16 x 16, 1.9 % dense with 256 units, 2.8 % dense with 32; "models that deal with MNIST are too small" there
+for skipping to make a difference in time.
+"""
+
+
+def write_report(out: Path) -> Path:
+    """Of the runs in the folder that are complete, whoever ran them: report.md, and SIZE.svg and SIZE.png."""
+    sections = [_INTRODUCTION + f"\nPython {platform.python_version()}.\n"]
+    for size in SIZES:
+        groups = _read(out / size)
+        if not groups:
+            continue
+        whole = max(run.results["test"]["dense"] for runs in groups.values() for run in runs)
+        write_chart(_chart(size, groups, whole), out, size)
+        sections.append(
+            f"## {size}\n\n![Error against computation, and the use of blocks]({size}.svg)\n\n{_table(size, groups, whole)}\n"
+        )
+        if (out / size / SPEED).exists():
+            sections.append(_speed(json.loads((out / size / SPEED).read_text(encoding="utf-8"))))
+        sections.append(_settings(groups))
+    text = "\n".join(sections)
+    write_atomically(out / "report.md", lambda new: new.write_text(text, encoding="utf-8"))
+    return out / "report.md"
+
+
+def bits(use: Sequence[Sequence[float]], classes: Sequence[float]) -> float:
+    """Σ_j I(block j open; class), for use `[classes, blocks]`, P(j open | class), and P(class)."""
+    total = 0.0
+    for opened in zip(*use, strict=True):
+        mean = sum(p * share for p, share in zip(opened, classes, strict=True))
+        total += _entropy(mean) - sum(_entropy(p) * share for p, share in zip(opened, classes, strict=True))
+    return total
+
+
+def _entropy(p: float) -> float:
+    return -sum(q * math.log2(q) for q in (p, 1 - p) if q > 0)
+
+
+def _read(path: Path) -> dict[str, list[RunFolder]]:
+    """The complete runs by network, seeds in order."""
+    groups: dict[str, list[RunFolder]] = {}
+    for run in map(RunFolder.read, list_folders(path)):
+        if "test" in run.results:
+            groups.setdefault(BlockSettings(**run.settings).label(), []).append(run)
+    return groups
+
+
+def _table(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> str:
+    """The least test error first."""
+    best = sorted(groups, key=lambda label: fmean(run.results["test"]["error"] for run in groups[label]))
+    head = ["network", "seeds", "open %", "computed %", "valid %", "test %", "test at ½ %", "bits", "published: test %"]
+    rows: list[list[Any]] = []
+    for label in best:
+        results = [run.results for run in groups[label]]
+        gated = groups[label][0].settings["estimator"] is not None
+        published = PUBLISHED.get(size, {}).get(label)
+        rows.append(
+            [
+                label,
+                len(results),
+                _percent([one["test"]["open"] for one in results]) if gated else None,
+                _percent([one["test"]["computed"] / whole for one in results]),
+                _percent([one["valid"] for one in results]),
+                _percent([one["test"]["error"] for one in results]),
+                _percent([one["threshold"]["error"] for one in results]) if gated else None,
+                fmean(bits(one["test"]["use"], one["test"]["classes"]) for one in results) if gated else None,
+                None if published is None else f"{100 * published:.1f}",
+            ]
+        )
+    return markdown(head, rows)
+
+
+def _percent(several: Sequence[float]) -> str:
+    error = f" ± {100 * stdev(several) / len(several) ** 0.5:.2f}" if len(several) > 1 else ""
+    return f"{100 * fmean(several):.2f}{error}"
+
+
+def _speed(rows: Sequence[dict[str, Any]]) -> str:
+    """Of each network, how many times as fast as the others it is, round by round."""
+    cells: dict[tuple[int, int], dict[str, list[float]]] = {}
+    for row in rows:
+        cells.setdefault((row["threads"], row["batch"]), {})[row["network"]] = row["ms"]
+    names = list(next(iter(cells.values())))
+    dense = [name for name in names if name.startswith("dense")][:2]
+    head = ["network"]
+    table: list[list[Any]] = [[name] for name in names]
+    for (threads, batch), found in cells.items():
+        head += [
+            f"{batch} image{'s' * (batch > 1)}, {threads} thread{'s' * (threads > 1)}: µs",
+            *(f"× {name}" for name in dense),
+        ]
+        for line in table:
+            line.append(f"{1e3 * median(found[line[0]]):.0f}")
+            for name in dense:
+                ratios = [theirs / ours for theirs, ours in zip(found[name], found[line[0]], strict=True)]
+                line.append(f"{median(ratios):.2f}")
+    return (
+        "A forward pass as it is deployed, policy included: µs, and how many times as fast as the dense networks it is; below 1 "
+        f"they are ahead.\n\n{markdown(head, table)}\n"
+    )
+
+
+def _settings(groups: Mapping[str, list[RunFolder]]) -> str:
+    """Those that all runs have in common, and a warning where they have others."""
+    every = [run.settings | run.versions for runs in groups.values() for run in runs]
+    own = {"estimator", "blocks", "block_size", "seed"}
+    common = {name: value for name, value in every[0].items() if all(one.get(name) == value for one in every)}
+    text = "Settings: " + ", ".join(f"{name} {value}" for name, value in common.items() if name not in own) + "."
+    if apart := sorted({name for one in every for name in one} - common.keys() - own):
+        text += f" **The runs differ in {', '.join(apart)}: their numbers are not to be compared.**"
+    return text + "\n"
+
+
+def _chart(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> Any:
+    """Error against the share of computation, and for each gated network which classes open which block."""
+    import altair  # noqa: PLC0415  # an extra
+
+    points = [
+        {"network": label, "x": 100 * run.results["test"]["computed"] / whole, "y": 100 * run.results["test"]["error"]}
+        for label, runs in groups.items()
+        for run in runs
+    ]
+    across = altair.X("x:Q", title="multiply-adds, % of the dense network of equal size").scale(type="log", nice=False)
+    up = altair.Y("y:Q", title="test error, %").scale(zero=False)
+    errors = (
+        altair.Chart(values(points))
+        .mark_point(filled=True, size=70)
+        .encode(x=across, y=up, color=colour(list(groups), "network"))
+        .properties(width=420, height=260)
+    )
+    maps = [_use(label, runs[0]) for label, runs in groups.items() if runs[0].settings["estimator"] is not None]
+    return altair.vconcat(errors, altair.concat(*maps, columns=3, spacing=20)) if maps else errors
+
+
+def _use(label: str, run: RunFolder) -> Any:
+    """Blocks in the order of the class that opens them most."""
+    import altair  # noqa: PLC0415  # an extra
+
+    use = run.results["test"]["use"]
+    blocks = sorted(range(len(use[0])), key=lambda block: max(range(len(use)), key=lambda c: use[c][block]))
+    cells = [
+        {"block": place, "class": c, "open": row[block]}
+        for c, row in enumerate(use)
+        for place, block in enumerate(blocks)
+    ]
+    shade = altair.Color("open:Q", title="share open").scale(scheme="blues", domain=[0, 1])
+    return (
+        altair.Chart(values(cells), title=label)
+        .mark_rect()
+        .encode(x=altair.X("block:O", axis=altair.Axis(labels=False, ticks=False)), y="class:O", color=shade)
+        .properties(width=200, height=130)
+    )

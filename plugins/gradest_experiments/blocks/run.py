@@ -1,0 +1,69 @@
+"""`reproduce_block_gated`: every network and seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import TextColumn
+
+from gradest.errors import GradestError
+from gradest_experiments.blocks.network import BlockNetwork
+from gradest_experiments.blocks.report import SPEED, write_report
+from gradest_experiments.blocks.settings import BlockSettings, Size
+from gradest_experiments.blocks.speed import measure_speed
+from gradest_experiments.blocks.training import train_blocks
+from gradest_experiments.checkpoint import write_atomically
+from gradest_experiments.data import Dataset
+from gradest_experiments.display import bars
+from gradest_experiments.plot import check_plots
+
+__all__ = ["reproduce_block_gated"]
+
+
+def reproduce_block_gated(
+    out: Path,
+    runs: Sequence[tuple[Size, BlockSettings]],
+    data: Dataset,
+    *,
+    progress: bool = False,
+    tensorboard: bool = False,
+) -> Path:
+    """Do the runs, each in its own folder under `out`, measure the speed of those of the first seed, and return the path of the
+    report of all that are there.
+
+    Run again with the same settings, it goes on after the last checkpoint, and comes to the same numbers on the same machine;
+    speed is measured anew. More estimators, sizes, seeds or epochs may be added later.
+
+    progress: show a progress bar on standard error. tensorboard: write the metrics of each run as event files too.
+
+    Raises GradestError if plots cannot be written or a run diverges, InvalidInput if a folder holds other settings.
+    """
+    check_plots()
+    out = Path(out)
+    networks: dict[Size, dict[str, BlockNetwork]] = {}
+    with bars(progress, TextColumn("{task.percentage:>3.0f}%")) as bar:
+        shown = bar.add_task("", total=sum(run.epochs for _, run in runs))
+        done = 0
+        for place, (size, run) in enumerate(runs):
+            name = f"{size} {run.label()}, seed {run.seed}"
+            bar.update(shown, description=f"{place + 1}/{len(runs)} {name}")
+
+            def tick(epochs: float, before: int = done) -> None:
+                bar.update(shown, completed=before + epochs)
+
+            try:
+                network = train_blocks(run, data, out / run.folder(size), tick, tensorboard=tensorboard)
+            except GradestError as error:
+                raise GradestError(f"{name}: {error}") from error
+            networks.setdefault(size, {}).setdefault(run.label(), network)
+            done += run.epochs
+    for size, group in networks.items():
+        _save(out / size / SPEED, measure_speed(group, data.test.x))
+    return write_report(out)
+
+
+def _save(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_atomically(path, lambda new: new.write_text(json.dumps(rows) + "\n", encoding="utf-8"))

@@ -1,0 +1,187 @@
+"""The demo: the registry, the service over HTTP, estimators beside the exact gradient, a private loss, and a training run."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+from torch.nn import functional
+
+from gradest.analysis.catalog import describe
+from gradest.analysis.results import Comparison
+from gradest.client import Client
+from gradest.contract.neuron import Neuron
+from gradest.contract.objective import Objective
+from gradest.discovery.registry import registry
+from gradest.errors import GradestError
+from gradest_experiments.data import Split, load
+from gradest_experiments.gaters import compare_gaters, to_table
+
+__all__ = ["run"]
+
+_FINITE_UNITS, _OTHER_UNITS = 8, 2  # units of which the exact gradient is quick: 2^8 or 3^8 configurations, 97^2 nodes
+_CLASSES = 3  # of a unit that has several
+_IMAGES, _DRAWS, _SAMPLES = 4, 1000, 2000
+
+
+def run(seed: int = 0) -> None:
+    """Run the demo and print what it sees; about two minutes on two cores. Raises GradestError if the service fails."""
+    began = time.perf_counter()
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console.rule("1. What is registered")
+    for table in _registered():
+        console.print(table)
+    with _service() as (url, stop), Client(url) as client:
+        digits = load("digits").train
+        console.rule(f"2. Samples over HTTP, from {url}: units that look at digits")
+        console.print(_samples(client, digits, seed))
+        console.rule("3. Gradients of a digit readout's cross entropy, beside the exact ones")
+        for comparison in _comparisons(client, digits, seed):
+            console.print(_comparison_table(comparison))
+        console.rule("4. Training through the service with a loss that it never sees")
+        for line in _private_loss(client, digits, seed):
+            console.print(line)
+        console.rule("5. The source's gated network on digits")
+        console.print(to_table(compare_gaters("digits", seed=seed, progress=sys.stderr.isatty())))
+        console.print(f"The service stopped with exit code {stop()}. {time.perf_counter() - began:.0f} seconds in all.")
+
+
+@contextmanager
+def _service() -> Iterator[tuple[str, Callable[[], int]]]:
+    """A `gradest serve` of its own on a free port: its URL, and how to stop it."""
+    command = [sys.executable, "-m", "gradest", "serve", "--port", "0", "--log-level", "warning"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+
+        def stop() -> int:
+            process.terminate()
+            return process.wait(timeout=30)
+
+        assert process.stdout is not None
+        try:
+            _, listening, url = process.stdout.readline().partition("listening on ")
+            if not listening:
+                raise GradestError(f"the service did not start; `{' '.join(command)}` shows why")
+            yield url.strip(), stop
+        finally:
+            if process.poll() is None:
+                stop()
+
+
+def _registered() -> Iterator[Table]:
+    for kind, classes in (
+        ("neurons", registry.neurons),
+        ("estimators", registry.estimators),
+        ("objectives", registry.objectives),
+    ):
+        table = Table(title=kind, title_justify="left")
+        for column in ("name", "what it is", "estimators that fit" if kind == "neurons" else "source"):
+            table.add_column(column)
+        for name, cls in classes.items():
+            last = ", ".join(describe(cls)["estimators"]) if kind == "neurons" else cls.reference
+            table.add_row(name, cls.summary, last)
+        yield table
+    for failure in registry.failures:
+        yield Table(title=f"did not load: {failure}")
+
+
+def _look(split: Split, neuron: Neuron, units: int, seed: int) -> Tensor:
+    """Pre-activations `[images, *event]`: random views of the images, of zero mean and unit variance."""
+    event = (units, *[_CLASSES] * (neuron.event_ndim - 1))
+    views = torch.randn(split.x.shape[1], math.prod(event), generator=torch.Generator().manual_seed(seed))
+    a = split.x @ views
+    return ((a - a.mean(0)) / a.std(0)).reshape(-1, *event)
+
+
+def _samples(client: Client, split: Split, seed: int) -> Table:
+    table = Table(title=f"{_SAMPLES} samples on each of {_IMAGES} digits", title_justify="left")
+    for column in ("neuron", "E[h]", "mean of samples", "P(h > 0)", "share above 0", "first samples, digit 0"):
+        table.add_column(Text(column))  # "E[h]" is no markup
+    for name, cls in registry.neurons.items():
+        neuron = cls()
+        a = _look(split, neuron, 1, seed)[:_IMAGES]
+        h = client.sample(name, a, _SAMPLES, seed)
+        cells = (neuron.mean(a).mean(), h.mean(), neuron.active_probability(a).mean(), (h > 0).float().mean())
+        table.add_row(
+            name, *(f"{float(cell):.4f}" for cell in cells), " ".join(f"{x:.2f}" for x in h[:6, 0].flatten()[:6])
+        )
+    return table
+
+
+def _comparisons(client: Client, split: Split, seed: int) -> Iterator[Comparison]:
+    for neuron in (cls() for cls in registry.neurons.values()):
+        a, objective = _readout(neuron, split, seed)
+        yield client.compare(objective, a, neuron, draws=_DRAWS, seed=seed)
+
+
+def _readout(neuron: Neuron, split: Split, seed: int) -> tuple[Tensor, Objective]:
+    """Pre-activations of a few digits, and the cross entropy of a softmax readout fitted to E[h] of all of them."""
+    atoms = neuron.law(torch.zeros(1, *[_CLASSES] * (neuron.event_ndim - 1)))[0].shape[0]
+    a = _look(split, neuron, _FINITE_UNITS if atoms <= _CLASSES else _OTHER_UNITS, seed)
+    features = neuron.mean(a).flatten(1)
+    classes = int(split.y.max()) + 1
+    weight = torch.zeros(classes, features.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=60)
+
+    def loss() -> float:
+        optimiser.zero_grad()
+        value = (
+            functional.cross_entropy(functional.linear(features, weight, bias), split.y) + 1e-3 * weight.square().sum()
+        )
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    readout = {
+        "weight": weight.detach().reshape(classes, *a.shape[1:]),
+        "bias": bias.detach(),
+        "labels": split.y[:_IMAGES],
+    }
+    return a[:_IMAGES], registry.objective("cross_entropy", **readout)
+
+
+def _comparison_table(comparison: Comparison) -> Table:
+    table = Table(title=f"{comparison.neuron}, {comparison.draws} draws", title_justify="left")
+    for column in ("estimator", "claimed bias", "evaluations", "bias", "bias / SE", "variance of one draw", "cosine"):
+        table.add_column(column, justify="left" if column in ("estimator", "claimed bias") else "right")
+    for row in comparison.rows:
+        figures = (row.bias, row.bias_in_se, row.variance, row.cosine)
+        table.add_row(
+            row.estimator, row.claim, str(row.evaluations), *("-" if x is None else f"{x:.3g}" for x in figures)
+        )
+    return table
+
+
+def _private_loss(client: Client, split: Split, seed: int, steps: int = 150) -> Iterator[str]:
+    """Bits that describe a digit: an encoder learns through the service, a decoder and the pixels stay here."""
+    pair, bits = ("bernoulli", {"name": "rloo", "samples": 4}), 12
+    x = (split.x > 0.5).float()
+    generator = torch.Generator().manual_seed(seed)
+    encoder, decoder = (
+        (0.1 * torch.randn(size, generator=generator)).requires_grad_()
+        for size in ((x.shape[1], bits), (bits, x.shape[1]))
+    )
+    bias = torch.logit(x.mean(0).clamp(0.01, 0.99)).requires_grad_()
+    optimiser = torch.optim.Adam([encoder, decoder, bias], lr=0.03)
+    for step in range(steps):
+        batch = x[torch.randint(len(x), (64,), generator=generator)]
+        a = (batch - x.mean(0)) @ encoder
+        draw = client.forward(*pair, a.detach(), seed=step)  # ask: where is the loss wanted?
+        pixels = draw.points @ decoder + bias
+        loss = functional.binary_cross_entropy_with_logits(pixels, batch.expand_as(pixels), reduction="none").sum(-1)
+        told = client.backward(*pair, a.detach(), draw.seed, loss.detach())  # tell
+        optimiser.zero_grad()
+        a.backward(told.gradient / len(batch))  # type: ignore[no-untyped-call]
+        loss.mean().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        if step % 50 == 0 or step == steps - 1:
+            yield f"step {step:3}: {float(loss.detach().mean()):.2f} nats for a digit's {x.shape[1]} pixels from {bits} bits"

@@ -1,0 +1,148 @@
+"""The variance of every estimator on the quadratic of many units."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gradest.analysis.comparison import comparable, is_feasible
+from gradest.contract.estimator import Estimator
+from gradest.contract.neuron import Neuron, event_shape
+from gradest.discovery.registry import registry
+from gradest.estimation.exact import closed_form
+from gradest_experiments.part import Part, Results, Task, Tick, markdown, measure
+from gradest_experiments.plot import colour, values
+
+__all__ = ["Quadratic"]
+
+_PUBLISHED = {"rloo": 1.25e-9, "disarm": 1.25e-9, "reinforce(samples=2)": 7.8e-3}
+"""By label: the variance at D = 200."""
+
+_ROUNDING = 1e-20  # of the squared gradient: a variance below that is none
+
+
+class Quadratic(Part):
+    """f = (1/D) Σ (b_i - t)² at θ = 0: the values of Titsias and Shi's toy (2021), and what is published of them."""
+
+    name = "quadratic"
+    title = "Quadratic of many units"
+    text = """f(b) = (1/D) Σ (b_i - t)² of D Bernoulli units at θ = 0 (Titsias, Shi 2021, arXiv 2111.05300). Every registered
+estimator that fits and can be afforded, with its default options. Variance is of one draw and per coordinate; K is how often a
+draw evaluates the loss, and efficiency is 1 / (variance · K). Bias is the root mean square over coordinates of the distance to
+the closed form, in standard errors: near 1 where none is seen. On binary units this loss is linear: estimators that sum a unit
+out are exact here, and have no variance. Those that learn have taken some steps first."""
+    quick: ClassVar = {"draws": 500, "warm_up": 20}
+
+    units: int = Field(200, ge=1)
+    target: float = 0.499
+    draws: int = Field(20_000, ge=10)
+    warm_up: int = Field(500, ge=0)
+
+    def tasks(self) -> dict[str, Task]:
+        """One an estimator."""
+        neuron = registry.neuron("bernoulli")
+        chosen = [*comparable(neuron), registry.estimator("reinforce", samples=2)]
+        return {
+            estimator.label(): partial(self._row, neuron, estimator)
+            for estimator in chosen
+            if is_feasible(estimator, neuron, self._at())
+        }
+
+    def table(self, results: Results) -> str:
+        """A row an estimator, the most efficient first."""
+        head = ["estimator", "needs", "claimed bias", "K", "variance", "± SE", "published"]
+        head += ["variance · K", "efficiency", "bias / SE"]
+        rows = [
+            [
+                row["estimator"],
+                ", ".join(row["needs"]),
+                row["claim"],
+                row["evaluations"],
+                row["variance"],
+                row["variance_error"],
+                row["published"],
+                row["variance_per_evaluation"],
+                "∞" if row["efficiency"] is None else f"{row['efficiency']:.3g}",
+                row["bias_in_se"],
+            ]
+            for row in _by_efficiency(results)
+        ]
+        exact = closed_form(*self._problem(), registry.neuron("bernoulli"))
+        assert exact is not None
+        return f"Exact gradient: {float(exact[1][0]):.3g} in each coordinate.\n\n{markdown(head, rows)}"
+
+    def chart(self, results: Results) -> Any:
+        """Variance · K on a logarithmic axis, a line an estimator."""
+        import altair  # noqa: PLC0415  # an extra
+
+        rows = [row for row in _by_efficiency(results) if row["efficiency"] is not None]
+        order = [row["estimator"] for row in rows]
+        none = [row["estimator"] for row in _by_efficiency(results) if row["efficiency"] is None]
+        published = [{**row, "x": row["published"] * row["evaluations"]} for row in rows if row["published"]]
+        x_axis = altair.X("variance_per_evaluation:Q", title="variance of one draw × K evaluations")
+        x = x_axis.scale(type="log").axis(format="~e", tickCount=8)
+        y = altair.Y("estimator:N", sort=order, title=None).axis(grid=True, labelLimit=0)
+        claims = ["none", *sorted({row["claim"] for row in rows} - {"none"})]
+        shade = colour(claims, field="claim").legend(title="claimed bias", symbolType="circle")
+        points = altair.Chart(values(rows)).mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, color=shade)
+        ring = altair.Chart(values(published)).mark_point(shape="diamond", size=260, color="black", strokeWidth=1.5)
+        gradient = [{"square": rows[0]["square"], "label": "squared exact gradient"}] if rows else []
+        rule = altair.Chart(values(gradient)).mark_rule(strokeDash=[5, 4], color="#888").encode(x="square:Q")
+        label = altair.Chart(values(gradient)).mark_text(align="left", dx=5, color="#666")
+        label = label.encode(x="square:Q", y=altair.value(20 * len(rows) - 10), text="label:N")
+        title = altair.TitleParams(
+            f"Variance on (1/D) Σ (b - {self.target})², D = {self.units}, θ = 0",
+            subtitle=[
+                "diamonds: published values" + (f"; without variance here: {', '.join(none)}" if none else ""),
+            ],
+        )
+        return (rule + label + ring.encode(x="x:Q", y=y) + points).properties(
+            width=560, height=altair.Step(20), title=title
+        )
+
+    def _at(self) -> Tensor:
+        return torch.zeros(self.units, dtype=torch.float64)
+
+    def _problem(self) -> tuple[Any, Tensor]:
+        return registry.objective("quadratic", target=self.target), self._at()
+
+    def _row(self, neuron: Neuron, estimator: Estimator, tick: Tick) -> dict[str, Any]:
+        f, a = self._problem()
+        exact = closed_form(f, a, neuron)
+        assert exact is not None
+        gradient = exact[1]
+        draws = max(100, self.draws // max(1, estimator.evaluations(neuron, event_shape(neuron, a)) // 10))
+        measured = measure(f, a, neuron, estimator, draws, self.seed, warm_up=self.warm_up, tick=tick)
+        found, variance = measured.found, float(measured.variance)
+        square = float(gradient.square().mean())
+        if variance <= _ROUNDING * square:
+            variance = 0.0
+        cost = variance * found.evaluations
+        bias, error = float((found.gradient - gradient).square().mean().sqrt()), (variance / found.draws) ** 0.5
+        rounding = 8 * torch.finfo(gradient.dtype).eps * float(found.loss)
+        published = _PUBLISHED.get(estimator.label()) if self.units == 200 and self.target == 0.499 else None
+        return {
+            "estimator": estimator.label(),
+            "spec": estimator.spec(),
+            "needs": sorted(estimator.needs, reverse=True),
+            "claim": str(estimator.bias(neuron)),
+            "evaluations": found.evaluations,
+            "draws": found.draws,
+            "variance": variance,
+            "variance_error": float(measured.error) if variance else 0.0,
+            "published": published,
+            "variance_per_evaluation": cost,
+            "efficiency": 1 / cost if cost else None,
+            "bias": bias,
+            "bias_in_se": bias / max(error, rounding),
+            "square": square,
+        }
+
+
+def _by_efficiency(results: Results) -> list[dict[str, Any]]:
+    return sorted(results.values(), key=lambda row: -(math.inf if row["efficiency"] is None else row["efficiency"]))

@@ -1,0 +1,115 @@
+"""`reproduce_toys`: runs parts into a folder, and writes the report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress, TaskID, TextColumn
+
+from gradest.errors import GradestError, InvalidInput
+from gradest.estimation.distributed import world_size
+from gradest_experiments.checkpoint import write_atomically
+from gradest_experiments.display import bars
+from gradest_experiments.folder import RunFolder
+from gradest_experiments.part import Part
+from gradest_experiments.plot import check_plots, write_chart
+from gradest_experiments.toys.learning import Learning
+from gradest_experiments.toys.polynomial import Polynomial
+from gradest_experiments.toys.probability import Probability
+from gradest_experiments.toys.quadratic import Quadratic
+
+__all__ = ["PARTS", "choose", "reproduce_toys"]
+
+PARTS: dict[str, type[Part]] = {part.name: part for part in (Quadratic, Learning, Probability, Polynomial)}
+"""The parts, by name, in the order of the report."""
+
+_EXPERIMENT = "toys: "
+_CHART = "chart"
+
+
+def choose(names: Iterable[str] | None = None, *, quick: bool = False, seed: int = 0) -> list[Part]:
+    """Parts, all if none are named, in their default sizes or in those of a run of seconds.
+
+    Raises InvalidInput for a name that no part has.
+    """
+    wanted = set(PARTS if names is None else names)
+    if unknown := sorted(wanted - PARTS.keys()):
+        raise InvalidInput(f"no part is named {unknown[0]!r}; there are: {', '.join(PARTS)}")
+    return [part(seed=seed, **(part.quick if quick else {})) for name, part in PARTS.items() if name in wanted]
+
+
+def reproduce_toys(out: Path, parts: Sequence[Part], *, progress: bool = False) -> Path:
+    """Run the parts into the folder `out`, and return the report's path.
+
+    Each part is a run in the folder NAME, as `gradest_experiments.folder` has it, with a line of metrics a task, and then
+    chart.svg and chart.png; report.md has the tables and the charts of the parts that are complete. Run again with the same
+    parts, it goes on after the last task that was done, and comes to the same numbers on the same machine.
+
+    progress: show a progress bar.
+
+    Raises GradestError if plots cannot be written, and InvalidInput if `out` holds results of other settings or is damaged;
+    both before anything is measured.
+    """
+    check_plots()
+    if world_size() > 1:
+        raise GradestError("the toys have no batches that processes could share: run them in one process")
+    out = Path(out)
+    folders = [(part, RunFolder.enter(out / part.name, f"{_EXPERIMENT}{part.name}", part)) for part in parts]
+    with bars(progress, TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[what]}")) as bar:
+        for part, folder in folders:
+            _finish(part, folder, bar)
+            write_chart(part.chart(_results(folder)), out / part.name, _CHART)
+            _write_report(out)
+    return out / "report.md"
+
+
+def _finish(part: Part, folder: RunFolder, bar: Progress) -> None:
+    """Do the tasks that are not done."""
+    tasks = part.tasks()
+    shown = bar.add_task(part.name, total=len(tasks), what="")
+    with folder.record(None) as metrics:
+        known = _results(folder)
+        for done, (name, task) in enumerate(tasks.items()):
+            bar.update(shown, completed=done, what=name)
+            if name in known:
+                continue
+            try:
+                metrics.write("task", done, name=name, result=task(partial(_tick, bar, shown, done)))
+                metrics.sync()
+            except GradestError as error:
+                raise GradestError(f"{part.name}, {name}: {error}") from error
+    bar.update(shown, completed=len(tasks), what="")
+
+
+def _tick(bar: Progress, shown: TaskID, done: int, share: float) -> None:
+    bar.update(shown, completed=done + share)
+
+
+def _results(folder: RunFolder) -> dict[str, Any]:
+    """What the tasks that are done gave, by name."""
+    return {row["name"]: row["result"] for row in folder.rows("task")}
+
+
+def _write_report(out: Path) -> None:
+    """Of the parts in the folder that are complete, whoever ran them."""
+    sections = [
+        "# Toys\n\nThe small problems by which papers compare gradient estimators, by `gradest reproduce toys`. Python "
+        f"{platform.python_version()}.\n"
+    ]
+    for name, kind in PARTS.items():
+        if not RunFolder.is_at(out / name):
+            continue
+        folder = RunFolder.read(out / name)
+        part, results = kind(**folder.settings), _results(folder)
+        if part.tasks().keys() <= results.keys():
+            listed = ", ".join(f"{field} {value}" for field, value in (folder.settings | folder.versions).items())
+            sections.append(
+                f"## {part.title}\n\n{part.text}\n\n![{part.title}]({name}/{_CHART}.svg)\n\n{part.table(results)}\n\n"
+                f"Settings: {listed}. Data: [{name}]({name}); plot: [{_CHART}.png]({name}/{_CHART}.png).\n"
+            )
+    text = "\n".join(sections)
+    write_atomically(out / "report.md", lambda new: new.write_text(text, encoding="utf-8"))

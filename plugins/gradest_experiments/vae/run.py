@@ -1,0 +1,77 @@
+"""`reproduce_binary_vae`: every estimator, network and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.progress import TextColumn
+
+from gradest.errors import GradestError, InvalidInput
+from gradest.estimation.distributed import rank
+from gradest_experiments.display import bars
+from gradest_experiments.plot import check_plots
+from gradest_experiments.vae.images import Images
+from gradest_experiments.vae.report import REPORT, write_report
+from gradest_experiments.vae.settings import NETWORKS, QUICK, VaeSettings, choose_estimators, default_estimators
+from gradest_experiments.vae.training import train_vae
+
+__all__ = ["list_runs", "reproduce_binary_vae"]
+
+
+def list_runs(
+    estimators: Iterable[dict[str, Any]] | None = None,
+    networks: Sequence[str] | None = None,
+    *,
+    samples: int = 2,
+    seeds: int = 1,
+    quick: bool = False,
+    **options: Any,
+) -> list[VaeSettings]:
+    """The settings of every run: of eight estimators if none are named, and of both networks if none are.
+
+    options: of `VaeSettings`. Raises what `choose_estimators` raises, InvalidOptions, and InvalidInput for another network.
+    """
+    chosen = default_estimators(samples) if estimators is None else choose_estimators(estimators, samples)
+    if unknown := sorted({*(networks or ())} - {*NETWORKS}):
+        raise InvalidInput(f"no network is named {unknown[0]!r}; there are: {', '.join(NETWORKS)}")
+    return [
+        VaeSettings.build(estimator=estimator, network=network, seed=seed, **{**(QUICK if quick else {}), **options})
+        for network in NETWORKS
+        if networks is None or network in networks
+        for seed in range(seeds)
+        for estimator in chosen
+    ]
+
+
+def reproduce_binary_vae(
+    out: Path, runs: Sequence[VaeSettings], images: Images, *, progress: bool = False, tensorboard: bool = False
+) -> Path:
+    """Do the runs, each in its own folder under `out`, and return the path of the report of all that are there.
+
+    Run again with the same settings, it goes on after the last checkpoint, and comes to the same numbers on the same machine.
+    More estimators, seeds or steps may be added later; estimators and seeds at the same time by another process.
+
+    progress: show a progress bar on standard error. tensorboard: write the metrics of each run as event files too.
+
+    Raises GradestError if plots cannot be written or a run diverges, InvalidInput if a folder holds other settings.
+    """
+    check_plots()
+    out = Path(out)
+    with bars(progress, TextColumn("{task.percentage:>3.0f}%")) as bar:
+        shown = bar.add_task("", total=sum(run.steps for run in runs))
+        done = 0
+        for place, run in enumerate(runs):
+            name = f"{run.network} {run.build_estimator().label()}, seed {run.seed}"
+            bar.update(shown, description=f"{place + 1}/{len(runs)} {name}")
+
+            def tick(step: int, before: int = done) -> None:
+                bar.update(shown, completed=before + step)
+
+            try:
+                train_vae(run, images, out / run.folder(), tick, tensorboard=tensorboard)
+            except GradestError as error:
+                raise GradestError(f"{name}: {error}") from error
+            done += run.steps
+    return out / REPORT if rank() else write_report(out)

@@ -1,0 +1,43 @@
+"""How much the encoder's gradient varies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gradest.contract.estimator import Estimator, State
+from gradest.random import Key
+from gradest_experiments.vae.model import BinaryVae
+
+__all__ = ["draw_gradients", "measure_variance"]
+
+
+def draw_gradients(
+    vae: BinaryVae, x: Tensor, estimator: Estimator, key: Key, state: State | None, draws: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Independent gradients of the mean loss of x, at one state: in the logits, `[batch, latents]`, and in the encoder's
+    parameters, flat.
+    """
+    a = vae.encode(x)
+    parameters = list(vae.encoder.parameters())
+    for draw in range(draws):
+        loss, _ = vae.loss(x, a, estimator, key.fold_in(draw), state)
+        at_a, *rest = torch.autograd.grad(loss.mean(), [a, *parameters], retain_graph=True)
+        yield at_a, torch.cat([part.flatten() for part in rest])
+
+
+def measure_variance(
+    vae: BinaryVae, x: Tensor, estimator: Estimator, key: Key, state: State | None, draws: int
+) -> dict[str, float]:
+    """The variance of one draw, per coordinate, the mean over coordinates: of the encoder's parameters, and of the logits."""
+    moments: list[tuple[Tensor, Tensor]] = []  # mean, and sum of squared distances from it
+    for count, found in enumerate(draw_gradients(vae, x, estimator, key, state, draws), 1):
+        for part, (mean, square) in zip(found, moments, strict=True) if moments else ():
+            gap = part - mean
+            mean.add_(gap / count)
+            square.add_(gap * (part - mean))
+        moments = moments or [(part.double(), torch.zeros_like(part).double()) for part in found]
+    logits, parameters = (float(square.mean()) / (draws - 1) for _, square in moments)
+    return {"parameters": parameters, "logits": logits}

@@ -1,0 +1,72 @@
+"""compare: its figures against estimate and exact, its forms, and what it leaves out."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import gradest
+from gradest.analysis.comparison import comparable
+from gradest.errors import Incompatible
+
+A = torch.tensor([[0.3, -1.0], [0.0, 1.2]])
+F = gradest.objective("quadratic", target=0.2)
+
+
+def test_rows_hold_what_estimate_and_exact_give():
+    table = gradest.compare(F, A, neuron="bernoulli", estimators=["rloo", "straight_through"], draws=500, seed=3)
+    _, truth = gradest.exact(F, A)
+    for row, name in zip(table.rows, ["rloo", "straight_through"], strict=True):
+        found = gradest.estimate(F, A, estimator=name, draws=500, seed=3)
+        error = found.gradient - truth
+        assert row.estimator == name
+        assert row.bias == pytest.approx(float(error.square().mean().sqrt()), rel=1e-4)
+        assert row.bias_in_se == pytest.approx(float((error / found.standard_error).square().mean().sqrt()), rel=1e-3)
+        assert row.variance == pytest.approx(float(found.variance.mean()), rel=1e-5)
+        assert row.evaluations == found.evaluations
+        assert row.efficiency == pytest.approx(1 / (row.variance * row.evaluations))
+        assert row.snr == pytest.approx(float(found.gradient.norm() / found.variance.sum().sqrt()), rel=1e-4)
+        assert row.cosine == pytest.approx(
+            float(torch.cosine_similarity(found.gradient.flatten(), truth.flatten(), 0)), rel=1e-4
+        )
+    assert table.rows[0].claim == "none"
+    assert table.rows[1].claim == "biased"
+    assert table.rows[1].bias_in_se > 5 > table.rows[0].bias_in_se
+
+
+def test_all_fitting_estimators_by_default():
+    table = gradest.compare(F, A, neuron="bernoulli", draws=20, seed=1)
+    assert [row.estimator for row in table.rows] == [e.name for e in comparable(gradest.neuron("bernoulli"))]
+    many = gradest.compare(F, torch.zeros(200), neuron="bernoulli", draws=20, seed=1)
+    assert "enumeration" not in [row.estimator for row in many.rows]
+    assert many.exact is not None  # by the objective's closed form
+
+
+def test_without_an_exact_gradient():
+    table = gradest.compare(lambda h: h.sum(-1).sin(), torch.zeros(30), estimators=["rloo"], draws=20, seed=1)
+    assert table.exact is None
+    assert table.rows[0].bias is table.rows[0].cosine is None
+    assert "| - |" in table.to_markdown()
+
+
+def test_no_variance_is_no_alarm():
+    (row,) = gradest.compare(F, A, estimators=["enumeration"], draws=10, seed=1).rows
+    assert row.variance == 0
+    assert row.bias_in_se < 5
+    assert math.isinf(row.efficiency)
+
+
+def test_forms():
+    seen = []
+    table = gradest.compare(F, A, estimators=["rloo"], draws=50, seed=1, progress=lambda *at: seen.append(at))
+    assert seen[-1] == ("rloo", 50, 50)
+    json.dumps(table.to_dict())
+    lines = table.to_markdown().splitlines()
+    assert len(lines) == 3
+    assert {line.count("|") for line in lines} == {11}
+
+
+def test_incompatible_estimators_are_refused_before_any_work():
+    with pytest.raises(Incompatible, match="pathwise does not fit bernoulli"):
+        gradest.compare(F, A, estimators=["rloo", "pathwise"], draws=10**9)

@@ -1,0 +1,149 @@
+"""recommend: what is left out, what is ranked and why."""
+
+import pytest
+import torch
+
+import gradest
+from gradest.analysis.certificates import load_certificates
+from gradest.errors import InvalidInput
+
+
+def labels(found):
+    return [row.label for row in found.rows]
+
+
+def names(found):
+    return [row.estimator["name"] for row in found.rows]
+
+
+def reasons(found, name):
+    (row,) = [row for row in found.rejected if row.estimator == name]
+    return row.reasons
+
+
+@pytest.mark.parametrize("neuron", list(gradest.registry.neurons))
+def test_every_fitting_estimator_is_ranked_or_rejected_with_a_reason(neuron):
+    found = gradest.recommend(neuron, ["loss"], 4)
+    assert sorted(names(found) + [row.estimator for row in found.rejected]) == sorted(
+        gradest.registry.fitting(gradest.neuron(neuron))
+    )
+    assert all(row.reasons for row in (*found.rows, *found.rejected))
+
+
+def test_what_the_caller_cannot_bring_is_left_out():
+    found = gradest.recommend("bernoulli", ["loss"])
+    assert "straight_through" not in names(found)
+    assert reasons(found, "straight_through") == ("needs dL/dh",)
+    both = gradest.recommend("bernoulli", ["loss", "grad"])
+    assert "straight_through" in names(both)
+    assert reasons(both, "muprop") == ("asks for the loss between the outputs of the neuron",)
+    assert "muprop" in names(gradest.recommend("bernoulli", ["loss", "grad", "relaxed"]))
+    assert reasons(gradest.recommend("bernoulli", ["grad"]), "rloo") == ("needs the loss",)
+
+
+def test_unbiased_leaves_out_the_biased():
+    found = gradest.recommend("bernoulli", ["loss", "grad"], unbiased=True)
+    assert {row.claim for row in found.rows} == {"none"}
+    assert reasons(found, "reinmax") == ("its bias: exact to order 2",)
+
+
+def test_evaluations_are_kept_to_and_used():
+    found = gradest.recommend("bernoulli", ["loss"], 5)
+    assert all(row.evaluations <= 5 for row in found.rows)
+    assert {"rloo(samples=5)", "disarm(samples=4)", "bitflip"} <= set(labels(found))
+    assert reasons(found, "local_expectation") == ("asks for 11 evaluations",)
+    assert "local_expectation" in names(gradest.recommend("bernoulli", ["loss"], 5, units=4))
+    (bitflip,) = [row for row in found.rows if row.label == "bitflip"]
+    assert "average 2 draws a step" in bitflip.reasons
+
+
+def test_specs_build_what_was_ranked():
+    for row in gradest.recommend("categorical", ["loss", "grad"], 8).rows:
+        estimator = gradest.estimator(row.estimator)
+        assert estimator.label() == row.label
+        assert estimator.evaluations(gradest.neuron("categorical"), (10, 3)) == row.evaluations
+
+
+def test_rows_are_sorted_by_error_and_more_evaluations_lessen_it():
+    few, many = (gradest.recommend("bernoulli", ["loss"], evaluations) for evaluations in (4, 64))
+    errors = [row.error for row in few.rows]
+    assert errors == sorted(errors)
+    (before,) = [row.error for row in few.rows if row.estimator["name"] == "disarm"]
+    (after,) = [row.error for row in many.rows if row.estimator["name"] == "disarm"]
+    assert after < before
+
+
+def test_the_error_is_that_of_as_many_certified_draws_as_the_evaluations_pay_for():
+    """K is of the event that is asked about, not of the certificate's two units."""
+    found = {row.estimator["name"]: row.error for row in gradest.recommend("bernoulli", ["loss"], 12, units=5).rows}
+    for name, evaluations in (("disarm", 2), ("local_expectation", 6), ("reinforce", 1)):
+        (certificate,) = [c for c in load_certificates(gradest.registry.estimators[name]) if c.neuron == "bernoulli"]
+        assert found[name] == certificate.error("moderate", 12 / evaluations)
+
+
+def test_near_certain_units_want_another_estimator():
+    moderate, saturated = (
+        gradest.recommend("bernoulli", ["loss"], 4, unbiased=True, units=2, saturated=far) for far in (False, True)
+    )
+    rank = {name: names(moderate).index(name) - names(saturated).index(name) for name in ("ugc", "bitflip", "disarm")}
+    assert rank["ugc"] > 0
+    assert rank["bitflip"] > 0
+    assert rank["disarm"] <= 0
+
+
+def test_measures_on_the_callers_case():
+    a = torch.linspace(-1, 1, 6).reshape(2, 3)
+
+    def separate(h):
+        return (
+            torch.tensor([1.0, -3.0, 2.0]).to(h).mul(h).sum(-1)
+        )  # a sum over units: no variance where each is summed out
+
+    found = gradest.recommend("bernoulli", ["loss"], 4, f=separate, a=a, draws=2000, seed=3)
+    assert found.source == "measured on the objective given"
+    table = gradest.compare(separate, a, "bernoulli", [row.estimator for row in found.rows], 2000, 3)
+    for row, measured in zip(found.rows, table.rows, strict=True):
+        assert row.error == measured.error(4)
+    assert names(found)[0] == "local_expectation"
+
+
+def test_an_estimator_without_certificate_comes_last():
+    class Uncertified(gradest.registry.estimators["disarm"]):
+        name = "uncertified"
+
+    gradest.registry.register(Uncertified)
+    try:
+        found = gradest.recommend("bernoulli", ["loss"], 4)
+        assert (found.rows[-1].label, found.rows[-1].error) == ("uncertified(samples=4)", None)
+        a = torch.zeros(2)
+        measured = gradest.recommend(
+            "bernoulli", ["loss"], 4, f=gradest.objective("quadratic", target=0.4), a=a, draws=50, seed=0
+        )
+        assert all(row.error is not None for row in measured.rows)
+    finally:
+        gradest.registry.unregister(Uncertified)
+
+
+def test_to_markdown_and_to_dict():
+    found = gradest.recommend("noisy_rectifier", ["grad"])
+    assert "| pathwise | none | 1 |" in found.to_markdown()
+    plain = found.to_dict()
+    assert plain["rows"][0]["estimator"]["name"] in ("pathwise", "held_noise")
+    assert plain["evaluations"] == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ({"bring": "loss"}, "bring is a list"),
+        ({"bring": []}, "bring is a list"),
+        ({"bring": ["gradient"]}, "bring is a list of loss, grad, relaxed"),
+        ({"evaluations": 0}, "evaluations is at least 1"),
+        ({"units": 0}, "units is at least 1"),
+        ({"a": torch.zeros(2)}, "give both f and a"),
+        ({"f": lambda h: h.sum(-1), "a": torch.tensor([float("nan")])}, "finite"),
+    ],
+)
+def test_bad_input(arguments, complaint):
+    with pytest.raises(InvalidInput, match=complaint):
+        gradest.recommend("bernoulli", **arguments)

@@ -1,0 +1,378 @@
+"""Layers: gradients against enumeration, several layers, state, evaluation, copies, processes, and compilation."""
+
+import copy
+import gc
+import io
+import subprocess
+import sys
+import textwrap
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import gradest
+from gradest.errors import Incompatible, InvalidInput, MissingLoss
+from gradest.nn import Expectation, Stochastic, broadcast_loss
+
+WEIGHT = torch.tensor([1.0, -2.0, 0.5])
+
+
+def f(h):
+    return ((h * WEIGHT.to(h)).sum(-1) + 0.2) ** 2 + h[..., 0]
+
+
+class OneLayer(nn.Module):
+    def __init__(self, estimator, neuron="bernoulli", **options):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor([0.3, -0.5, 1.0]))
+        self.layer = Stochastic(neuron, estimator, **options)
+
+    def forward(self, batch):
+        return self.layer(self.a.expand(batch, 3))
+
+
+class TwoLayers(nn.Module):
+    """x -> 3 units -> 2 units -> a number, small enough to enumerate by hand."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2, 3), nn.Linear(3, 2)
+        self.first, self.second = Stochastic("bernoulli", first), Stochastic("bernoulli", second)
+
+    def forward(self, x):
+        return ((self.second(self.outer(self.first(self.inner(x)))) * torch.tensor([1.0, -0.7])).sum(-1) + 0.3) ** 2
+
+    def expectation(self, x):
+        def after_first(h):
+            q = torch.sigmoid(self.outer(h))
+            total = 0
+            for bits in ([0, 0], [0, 1], [1, 0], [1, 1]):
+                b = torch.tensor(bits, dtype=torch.float32)
+                total = (
+                    total + torch.where(b == 1, q, 1 - q).prod(-1) * ((b * torch.tensor([1.0, -0.7])).sum() + 0.3) ** 2
+                )
+            return total
+
+        p, total = torch.sigmoid(self.inner(x)), 0
+        for number in range(8):
+            b = torch.tensor([number & 1, number >> 1 & 1, number >> 2], dtype=torch.float32)
+            total = total + torch.where(b == 1, p, 1 - p).prod(-1) * after_first(b)
+        return total
+
+
+@pytest.mark.parametrize(
+    ("neuron", "estimator"),
+    [
+        ("bernoulli", "reinforce"),
+        ("bernoulli", "reinforce_average"),
+        ("bernoulli", "reinforce_centered"),
+        ("stochastic_times_smooth", "pathwise_score"),
+        ("noisy_rectifier", "pathwise"),
+    ],
+)
+def test_gradient_of_a_layer(neuron, estimator):
+    torch.manual_seed(0)
+    model, gradients = OneLayer(estimator, neuron), []
+    for _ in range(60):
+        model.a.grad = None
+        broadcast_loss(model, f(model(2000))).backward()
+        gradients.append(model.a.grad.clone())
+    stacked = torch.stack(gradients)[10:]  # the first ones have young baselines
+    if neuron == "noisy_rectifier":  # three units are too many for a quick quadrature
+        found = gradest.estimate(f, model.a.detach(), neuron, estimator, draws=400_000, seed=1)
+        truth, error = found.gradient, found.standard_error
+    else:
+        truth, error = gradest.exact(f, model.a.detach(), neuron=neuron)[1], 0
+    z = (stacked.mean(0) - truth) / (stacked.std(0) / 50**0.5 + error)
+    assert z.abs().max() < 5
+    assert (stacked.std(0) / 50**0.5).max() < 0.1 * truth.abs().max()  # a factor of two would be five and more
+
+
+@pytest.mark.parametrize(("first", "second"), [("reinforce", "reinforce"), ("reinforce_centered", "reinforce_average")])
+def test_two_layers_against_enumeration(first, second):
+    torch.manual_seed(1)
+    model, x = TwoLayers(first, second), torch.tensor([[0.5, -1.0]])
+    parameters = list(model.parameters())
+    truth = torch.autograd.grad(model.expectation(x).sum(), parameters)
+    samples = []
+    for _ in range(40):
+        scalar = broadcast_loss(model, model(x.expand(5000, 2)))
+        samples.append(torch.cat([g.flatten() for g in torch.autograd.grad(scalar, parameters)]))
+    stacked = torch.stack(samples)
+    error = stacked.std(0) / 40**0.5
+    wanted = torch.cat([g.flatten() for g in truth])
+    assert ((stacked.mean(0) - wanted) / error).abs().max() < 5
+    assert wanted.abs().max() > 20 * error.max()
+
+
+def test_mixed_estimators_need_one_broadcast():
+    torch.manual_seed(0)
+    model, x = TwoLayers("reinforce", "straight_through"), torch.randn(6, 2)
+    with pytest.raises(MissingLoss, match="broadcast_loss"):
+        model(x).mean().backward()
+    broadcast_loss(model, model(x)).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    grad_only = TwoLayers("straight_through", "straight_through")
+    grad_only(x).mean().backward()  # autograd alone trains it
+    assert grad_only.inner.weight.grad.abs().sum() > 0
+
+
+def test_scaling_and_reduction():
+    gradients = []
+    for scale, reduction in ((1.0, "mean"), (8.0, "mean"), (0.125, "sum")):
+        torch.manual_seed(4)
+        model = OneLayer("pathwise_score", "stochastic_times_smooth")
+        (scale * broadcast_loss(model, f(model(8)), reduction)).backward()
+        gradients.append(model.a.grad)
+    assert torch.allclose(gradients[1], 8 * gradients[0], rtol=1e-4)
+    assert torch.allclose(gradients[2], gradients[0], rtol=1e-4)
+    torch.manual_seed(4)
+    model = OneLayer("pathwise_score", "stochastic_times_smooth")
+    (0 * broadcast_loss(model, f(model(8)))).backward()
+    assert model.a.grad.eq(0).all()
+
+
+def test_a_loss_that_is_not_differentiable():
+    torch.manual_seed(0)
+    model, gradients = OneLayer("reinforce"), []
+    for _ in range(30):
+        model.a.grad = None
+        h = model(5000)
+        broadcast_loss(model, (h.detach().sum(-1) > 1).float()).backward()
+        gradients.append(model.a.grad)
+    stacked = torch.stack(gradients)
+    truth = gradest.exact(lambda h: (h.sum(-1) > 1).float(), model.a.detach())[1]
+    error = stacked.std(0) / 30**0.5
+    assert ((stacked.mean(0) - truth) / error).abs().max() < 5
+    assert truth.abs().max() > 20 * error.max()
+
+
+def test_extra_batch_dims_share_their_examples_loss():
+    layer = Stochastic("bernoulli", "reinforce")
+    a = torch.zeros(4, 5, 3, requires_grad=True)  # five positions an example
+    torch.manual_seed(0)
+    h = layer(a)
+    loss = torch.arange(4.0)
+    broadcast_loss(layer, loss + 0 * h.sum((1, 2))).backward()
+    wanted = loss[:, None, None] * (h.detach() - 0.5) / 4
+    assert torch.allclose(a.grad, wanted)
+    wrong = layer(a).sum((0, 1))
+    with pytest.raises(InvalidInput, match="one number an example"):
+        broadcast_loss(layer, wrong)
+    with pytest.raises(InvalidInput, match="reduction"):
+        broadcast_loss(layer, loss, "max")
+
+
+def test_forgotten_passes_leave_nothing_behind():
+    model = OneLayer("reinforce")
+    for _ in range(5):
+        f(model(10))
+    gc.collect()
+    assert len(model.layer._waiting_uses) == 0
+    kept = f(model(10))
+    f(model(10))
+    gc.collect()
+    assert len(model.layer._waiting_uses) == 1
+    broadcast_loss(model, kept).backward()
+    assert model.a.grad is not None
+    assert len(model.layer._waiting_uses) == 0
+
+
+def test_a_layer_used_twice_averages_its_next_states():
+    torch.manual_seed(0)
+    layer = Stochastic("bernoulli", {"name": "reinforce_average", "decay": 0.0})
+    a = torch.zeros(2, 3, requires_grad=True)
+    one, two = layer(a), layer(a)
+    broadcast_loss(layer, torch.tensor([2.0, 4.0]) + 0 * (one + two).sum(-1)).backward()
+    assert layer.state["total"].item() == pytest.approx(3.0)
+    first, second = layer(a), layer(a)
+    broadcast_loss(layer, torch.tensor([6.0, 6.0]) + 0 * (first + second).sum(-1)).backward()
+    assert layer.state["total"].item() == pytest.approx(6.0)
+
+
+def test_no_gradient_no_bookkeeping():
+    model = OneLayer("reinforce")
+    with torch.no_grad():
+        assert model(7).shape == (7, 3)
+    frozen = Stochastic("bernoulli", "reinforce")
+    h = frozen(torch.zeros(7, 3))
+    assert not h.requires_grad
+    assert len(frozen._waiting_uses) == 0
+
+
+def test_estimators_with_many_points_are_sent_to_expectation():
+    for estimator in ("rloo", "enumeration", {"name": "reinforce", "samples": 2}):
+        with pytest.raises(Incompatible, match=r"gradest\.nn\.Expectation"):
+            Stochastic("bernoulli", estimator)
+    with pytest.raises(Incompatible, match="does not fit"):
+        Stochastic("noisy_rectifier", "reinforce")
+    with pytest.raises(InvalidInput, match="evaluation is"):
+        Stochastic("bernoulli", "reinforce", evaluation="median")
+
+
+def test_expectation_layer_is_expect():
+    readout, a = nn.Linear(3, 1), torch.randn(4, 3, requires_grad=True)
+
+    def rest(h):
+        return readout(h)[..., 0] ** 2
+
+    layer = Expectation("bernoulli", "enumeration")
+    layer(rest, a).sum().backward()
+    _, truth = gradest.exact(rest, a.detach())
+    assert torch.allclose(a.grad, truth, atol=1e-6)
+    assert readout.weight.grad.abs().sum() > 0
+    stateful = Expectation("bernoulli", "reinforce_centered")
+    stateful(rest, a)
+    before = stateful.state
+    stateful(rest, a)
+    assert not torch.equal(before["numerator"], stateful.state["numerator"])
+    fresh = Expectation("bernoulli", "reinforce_centered")
+    fresh.load_state_dict(stateful.state_dict())
+    assert torch.equal(fresh.state["numerator"], stateful.state["numerator"])
+    layer.eval()
+    assert torch.equal(layer(rest, a), rest(torch.sigmoid(a)[None])[0])
+
+
+@pytest.mark.parametrize("neuron", ["bernoulli", "bipolar", "noisy_rectifier", "stochastic_times_smooth"])
+def test_evaluation_modes(neuron):
+    estimator = "straight_through" if neuron.startswith("b") else "held_noise"
+    built, a = gradest.neuron(neuron), torch.tensor([[-2.0, 0.1, 3.0]])
+    mean = Stochastic(neuron, estimator).eval()
+    assert torch.equal(mean(a), built.mean(a))
+    threshold = Stochastic(neuron, estimator, evaluation="threshold", threshold=0.2).eval()
+    assert torch.equal(threshold(a), built.threshold(a, 0.2))
+    threshold.threshold.fill_(0.8)
+    assert torch.equal(threshold(a), built.threshold(a, 0.8))
+    sample = Stochastic(neuron, estimator, evaluation="sample").eval()
+    torch.manual_seed(3)
+    once = sample(a.expand(500, 3))
+    torch.manual_seed(3)
+    assert torch.equal(once, gradest.sample(neuron, a.expand(500, 3))[0])
+
+
+def test_state_dict_round_trip_and_copies():
+    torch.manual_seed(0)
+    model = OneLayer("reinforce_centered")
+    for _ in range(3):
+        broadcast_loss(model, f(model(16))).backward()
+    saved = io.BytesIO()
+    torch.save(model.state_dict(), saved)
+    saved.seek(0)
+    fresh = OneLayer("reinforce_centered")
+    fresh.load_state_dict(torch.load(saved, weights_only=True))
+    pending = f(model(4))
+    duplicate = copy.deepcopy(model)
+    assert len(duplicate.layer._waiting_uses) == 0
+    for other in (fresh, duplicate):
+        other.zero_grad()
+        torch.manual_seed(9)
+        broadcast_loss(other, f(other(16))).backward()
+    assert torch.equal(fresh.a.grad, duplicate.a.grad)
+    assert torch.equal(fresh.layer.state["numerator"], duplicate.layer.state["numerator"])
+    del pending
+    whole = io.BytesIO()
+    torch.save(model, whole)
+    whole.seek(0)
+    assert torch.load(whole, weights_only=False)(2).shape == (2, 3)
+    assert "bernoulli, reinforce_centered" in repr(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtypes(dtype):
+    model = OneLayer("reinforce_centered").to(dtype)
+    for _ in range(2):
+        h = model(6)
+        assert h.dtype == dtype
+        broadcast_loss(model, f(h)).backward()
+        assert model.a.grad.dtype == dtype
+
+
+@pytest.mark.slow
+def test_compiled_model_trains_alike():
+    gradients = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = TwoLayers("reinforce", "straight_through")
+        x = torch.randn(6, 2)
+        with warnings.catch_warnings():  # the compiler's own code warns of torch's deprecations
+            warnings.simplefilter("ignore")
+            run = torch.compile(model) if compiled else model
+            torch.manual_seed(5)
+            broadcast_loss(model, run(x)).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for eager, fused in zip(*gradients, strict=True):
+        assert torch.allclose(eager, fused, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["straight_through", "reinforce_centered", "reinforce_average", "relax"])
+def test_two_processes_equal_one_on_the_joined_batch(tmp_path, estimator):
+    """Two gloo processes under DistributedDataParallel, each with every second example, against one with all of them.
+
+    relax moves its network by Adam, so its state is no mean of what two parts of a batch would make of it.
+    """
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    results = []
+    for world in (1, 2):
+        store = tmp_path / f"store{world}"
+        processes = [
+            subprocess.Popen(
+                [sys.executable, script, estimator, str(rank), str(world), store, tmp_path / f"out{world}"]
+            )
+            for rank in range(world)
+        ]
+        assert [process.wait(timeout=120) for process in processes] == [0] * world
+        results.append(torch.load(tmp_path / f"out{world}", weights_only=True))
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        assert torch.allclose(value, results[1][name], atol=1e-6), name
+
+
+def test_a_process_without_examples_takes_part_in_what_is_joined(monkeypatch):
+    """In compiled code, where the others would wait for it for ever."""
+    layer = Stochastic("bernoulli", "reinforce_average")
+    layer(torch.zeros(2, 3))
+    joined = []
+    monkeypatch.setattr("gradest.nn.layers.world_size", lambda: 2)
+    monkeypatch.setattr("gradest.estimation.ask_tell.world_size", lambda: 2)
+    monkeypatch.setattr(
+        "gradest.estimation.ask_tell.joined_state",
+        lambda estimator, draw, feedback, state: joined.append(feedback) or state,
+    )
+    none = torch.zeros(0, 3)
+    assert layer._tell(none, list(layer.state.values()), 5, 0, none, torch.zeros(3, 0)).shape == (0, 3)
+    assert [feedback.loss.shape for feedback in joined] == [(1, 0)]
+
+
+TRAIN = textwrap.dedent(
+    """
+    import sys, torch
+    from torch import nn
+    from torch.nn.parallel import DistributedDataParallel
+    from gradest.nn import broadcast_loss
+    from gradest.nn import Stochastic
+
+    estimator, rank, world, store, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+    import torch.distributed.nn.functional  # see gradest_experiments.engine.distributed.processes
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), Stochastic("bernoulli", estimator), nn.Linear(5, 1))
+    data = torch.randn(6, 8, 4)
+    parallel = DistributedDataParallel(model)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    for batch in data:
+        mine = batch[rank::world]
+        optimiser.zero_grad()
+        loss = (parallel(mine)[:, 0] - mine.sum(-1)) ** 2
+        broadcast_loss(model, loss).backward()
+        optimiser.step()
+    if rank == 0:
+        torch.save(model.state_dict(), out)
+    torch.distributed.barrier()
+    del parallel  # it holds the process group, whose threads must end before the interpreter does
+    torch.distributed.destroy_process_group()
+    """
+)

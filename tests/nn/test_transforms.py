@@ -1,0 +1,170 @@
+"""torch.func: gradients of each example, by expect and by layers, against a loop over the examples."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+import gradest
+from gradest.errors import Incompatible, MissingLoss
+from gradest.nn import Stochastic, broadcast_loss
+
+A = torch.linspace(-1.5, 1.0, 12).reshape(4, 3)
+WEIGHT = torch.tensor([1.0, -2.0, 0.5])
+LEARNED = {"concrete", "nvil", "rebar", "relax", "relax_rebar", "rodeo", "straight_through_concrete"}  # autograd inside
+
+
+def f(h):
+    return ((h * WEIGHT).sum(-1) + 0.2) ** 2 + h[..., 0]
+
+
+@pytest.mark.parametrize("neuron", ["bernoulli", "noisy_rectifier"])
+def test_expect_maps_as_a_loop_does(neuron):
+    """Every estimator that fits, at one key for all examples."""
+    built, key = gradest.neuron(neuron), gradest.Key(7)
+    for name, estimator in gradest.registry.fitting(built).items():
+        state = estimator.init(built, A[0])
+
+        def value(a, key=key, estimator=estimator, state=state):
+            return gradest.expect(f, a, built, estimator, key, state)[0]
+
+        wanted = []
+        for example in A:
+            row = example.clone().requires_grad_()
+            value(row).backward()
+            wanted.append(row.grad)
+        if name in LEARNED:
+            with pytest.raises(Incompatible, match=f"{name} does not run inside a transform of torch.func"):
+                vmap(grad(value))(A)
+            continue
+        assert torch.allclose(vmap(grad(value))(A), torch.stack(wanted), atol=1e-5), name
+        assert torch.stack(wanted).abs().max() > 1e-3, name
+
+
+def test_expect_with_a_seed_for_each_example():
+    seeds = torch.tensor([3, 1, 4, 15])
+
+    def value(a, seed):
+        return gradest.expect(f, a, estimator="rloo", seed=gradest.Key(seed))[0]
+
+    found = vmap(grad(value))(A, seeds)
+    wanted = torch.stack([grad(value)(a, int(seed)) for a, seed in zip(A, seeds, strict=True)])
+    assert torch.allclose(found, wanted, atol=1e-6)
+    same = vmap(grad(value), in_dims=(0, None))(A, 3)
+    assert torch.allclose(same[0], found[0])
+    assert not torch.allclose(same, found)
+
+
+def test_what_randomness_means():
+    """A fresh seed is drawn under vmap as any number of torch's is."""
+    a = torch.zeros(64, 20)
+
+    def value(a):
+        return gradest.expect(lambda h: h @ torch.linspace(0, 1, 20), a, estimator="reinforce")[0]
+
+    torch.manual_seed(0)
+    same, different = (vmap(value, randomness=randomness)(a) for randomness in ("same", "different"))
+    assert len(same.unique()) == 1
+    assert len(different.unique()) > 32
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(value)(a)
+
+
+class Gated(nn.Module):
+    def __init__(self, estimator, neuron="bernoulli"):
+        super().__init__()
+        self.gates, self.last, self.layer = nn.Linear(3, 5), nn.Linear(5, 1), Stochastic(neuron, estimator)
+
+    def forward(self, x):
+        return self.last(self.layer(self.gates(x)))[:, 0]
+
+
+def example_loss(model, x):
+    def value(parameters):
+        out = functional_call(model, parameters, (x[None],))
+        return broadcast_loss(model, (out - x.sum(-1)) ** 2)
+
+    return value
+
+
+@pytest.mark.parametrize(
+    ("neuron", "estimator"),
+    [
+        ("bernoulli", "reinforce"),
+        ("bernoulli", "straight_through"),
+        ("stochastic_times_smooth", "pathwise_score"),
+        ("noisy_rectifier", "pathwise"),
+    ],
+)
+def test_gradients_of_each_example_of_a_gated_model(neuron, estimator):
+    torch.manual_seed(0)
+    model, x = Gated(estimator, neuron), torch.randn(6, 3)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def one(parameters, x):
+        return example_loss(model, x)(parameters)
+
+    torch.manual_seed(9)
+    found = vmap(grad(one), in_dims=(None, 0), randomness="same")(parameters, x)
+    for place, example in enumerate(x):
+        torch.manual_seed(9)
+        model.zero_grad()
+        broadcast_loss(model, (model(example[None]) - example.sum()) ** 2).backward()
+        for name, parameter in model.named_parameters():
+            assert torch.allclose(found[name][place], parameter.grad, atol=1e-5), name
+    assert found["gates.weight"].abs().max() > 0.1
+    assert not model.layer._loss_channels
+    torch.manual_seed(9)
+    different = vmap(grad(one), in_dims=(None, 0), randomness="different")(parameters, x)
+    assert not torch.allclose(different["gates.weight"], found["gates.weight"])
+    with pytest.raises(RuntimeError, match="randomness"):
+        vmap(grad(one), in_dims=(None, 0))(parameters, x)
+
+
+@pytest.mark.parametrize("scale", [0.0, 3.0])
+def test_grad_alone_and_a_scale(scale):
+    torch.manual_seed(0)
+    model, x = Gated("reinforce"), torch.randn(6, 3)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def scaled(parameters):
+        return scale * broadcast_loss(model, (functional_call(model, parameters, (x,)) - 1) ** 2, "sum")
+
+    torch.manual_seed(9)
+    found = grad(scaled)(parameters)
+    torch.manual_seed(9)
+    (scale * broadcast_loss(model, (model(x) - 1) ** 2, "sum")).backward()
+    assert torch.allclose(found["gates.weight"], model.gates.weight.grad, atol=1e-5)
+    assert bool(found["gates.weight"].any()) == bool(scale)
+
+
+def test_backward_through_vmap():
+    torch.manual_seed(0)
+    model, x = Gated("reinforce"), torch.randn(6, 3)
+    torch.manual_seed(9)
+    vmap(lambda x: broadcast_loss(model, model(x[None]) ** 2), randomness="same")(x).sum().backward()
+    found = model.gates.weight.grad.clone()
+    model.zero_grad()
+    for example in x:
+        torch.manual_seed(9)
+        broadcast_loss(model, model(example[None]) ** 2).backward()
+    assert torch.allclose(found, model.gates.weight.grad, atol=1e-5)
+
+
+def test_what_a_transform_refuses():
+    model, x = Gated("reinforce"), torch.randn(6, 3)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def untold(parameters):
+        return functional_call(model, parameters, (x,)).sum()
+
+    with pytest.raises(MissingLoss, match="broadcast_loss"):
+        grad(untold)(parameters)
+    broadcast_loss(model, model(x)).backward()  # what a transform left behind does no harm
+    with pytest.raises(Incompatible, match="has a state"):
+        vmap(Gated("reinforce_average"))(x[:, None])
+
+
+def test_evaluation_maps():
+    model, x = Gated("reinforce_average").eval(), torch.randn(6, 3)
+    assert torch.allclose(vmap(lambda x: model(x[None])[0])(x), model(x), atol=1e-6)

@@ -1,0 +1,237 @@
+"""The kit must fail, and say why, on plugins that are wrong in the ways that plugins go wrong."""
+
+import pytest
+import torch
+
+from gradest import Bias
+from gradest.contract.estimator import Feedback
+from gradest.kernels.reference import sigmoid
+from gradest.testing import checks as testing
+from gradest_estimators.reinforce import Reinforce
+from gradest_estimators.reinforce_average import ReinforceAverage
+from gradest_estimators.straight_through import StraightThrough
+from gradest_neurons.bernoulli import Bernoulli
+from gradest_neurons.categorical import Categorical
+from gradest_neurons.noisy_rectifier import NoisyRectifier
+from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
+
+
+class SignFlipped(Reinforce):
+    def backward(self, draw, feedback, state):
+        gradient, state = super().backward(draw, feedback, state)
+        return -gradient, state
+
+
+class FactorTwo(Reinforce):
+    def backward(self, draw, feedback, state):
+        gradient, state = super().backward(draw, feedback, state)
+        return 2 * gradient, state
+
+
+class PeekingBaseline(ReinforceAverage):
+    def backward(self, draw, feedback, state):
+        _, after = super().backward(draw, feedback, state)
+        return super().backward(draw, feedback, after)[0], after
+
+
+class RowPeekingBaseline(Reinforce):
+    """Each row's baseline is a part of its own loss."""
+
+    def backward(self, draw, feedback, state):
+        return super().backward(draw, Feedback(0.5 * feedback.loss), state)
+
+
+class GlobalNoise(Reinforce):
+    def forward(self, neuron, a, key, state):
+        draw = super().forward(neuron, a, key, state)
+        points = (torch.rand(draw.points.shape) < neuron.probability(a)).to(a.dtype)
+        return type(draw)(neuron, a, key, points, draw.weights, draw.saved)
+
+
+class IgnoresTheKey(Reinforce):
+    def forward(self, neuron, a, key, state):
+        return super().forward(neuron, a, type(key)(0), state)
+
+
+class InPlace(Reinforce):
+    def backward(self, draw, feedback, state):
+        feedback.loss.sub_(feedback.loss.mean())
+        return super().backward(draw, feedback, state)
+
+
+class MisstatedK(Reinforce):
+    def evaluations(self, neuron, event_shape):
+        return 2
+
+
+class BatchDependent(Reinforce):
+    def backward(self, draw, feedback, state):
+        loss = feedback.loss - (feedback.loss.mean() if feedback.loss.numel() else 0)
+        return super().backward(draw, Feedback(loss), state)
+
+
+class NanAtSaturation(Reinforce):
+    def backward(self, draw, feedback, state):
+        p = sigmoid(draw.a)
+        gradient = (feedback.loss[..., None] * (draw.points - p) / (p * (1 - p)) * (p * (1 - p))).mean(0)
+        return gradient, state
+
+
+class WrongDtype(Reinforce):
+    def backward(self, draw, feedback, state):
+        gradient, state = super().backward(draw, feedback, state)
+        return gradient.float(), state
+
+
+class HidesItsBias(StraightThrough):
+    def bias(self, neuron):
+        return Bias.NONE
+
+
+class DeniesItsExactness(Reinforce):
+    def bias(self, neuron):
+        return Bias.BIASED
+
+
+class OverstatesItsOrder(StraightThrough):
+    def bias(self, neuron):
+        return Bias.exact_to_order(1)
+
+
+class LeaksState(Reinforce):
+    def backward(self, draw, feedback, state):
+        gradient, state = super().backward(draw, feedback, state)
+        return gradient, {**state, "seen": feedback.loss.sum()}
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "diagnosis"),
+    [
+        (SignFlipped, testing.estimator_bias_is_as_claimed, "standard errors off"),
+        (FactorTwo, testing.estimator_bias_is_as_claimed, "standard errors off"),
+        (PeekingBaseline, testing.estimator_rows_are_independent, "alone differs"),
+        (RowPeekingBaseline, testing.estimator_bias_is_as_claimed, "standard errors off"),
+        (GlobalNoise, testing.estimator_is_pure, "global generator"),
+        (IgnoresTheKey, testing.estimator_uses_the_key, "another seed"),
+        (InPlace, testing.estimator_is_pure, "changed in place"),
+        (MisstatedK, testing.estimator_shapes_and_dtypes, "K = 2"),
+        (BatchDependent, testing.estimator_rows_are_independent, "alone differs"),
+        (NanAtSaturation, testing.estimator_survives_saturation, "not finite"),
+        (WrongDtype, testing.estimator_shapes_and_dtypes, "float32 for an input of torch.float64"),
+        (HidesItsBias, testing.estimator_bias_is_as_claimed, "claims bias none"),
+        (DeniesItsExactness, testing.estimator_bias_is_as_claimed, "no loss shows any"),
+        (OverstatesItsOrder, testing.estimator_bias_is_as_claimed, "linear"),
+        (LeaksState, testing.estimator_shapes_and_dtypes, "state has"),
+    ],
+)
+def test_kit_finds_broken_estimators(broken, check, diagnosis):
+    with pytest.raises(AssertionError, match=diagnosis):
+        check(broken(), Bernoulli())
+
+
+class WrongProbability(Bernoulli):
+    def active_probability(self, a):
+        return 1 - super().active_probability(a)
+
+
+class AsPrinted(Bernoulli):
+    """The source's printed inequality: h = 1[z > σ(a)]."""
+
+    def forward(self, a, noise):
+        return 1 - super().forward(a, noise)
+
+
+class WrongScore(Bernoulli):
+    def score(self, h, a):
+        return -super().score(h, a)
+
+
+class HalfSlope(StochasticTimesSmooth):
+    def backward(self, a, noise, grad_h):
+        return 0.5 * super().backward(a, noise, grad_h)
+
+
+class ScaledNoise(NoisyRectifier):
+    def noise(self, key, a, draws):
+        return 1.1 * super().noise(key, a, draws)
+
+
+class ChangesItsInput(NoisyRectifier):
+    def forward(self, a, noise):
+        return noise.add_(a).clamp_(min=0).to(a.dtype)
+
+
+class PositionDependent(Bernoulli):
+    """torch's own sigmoid, whose last bit depends on where in the tensor an element lies."""
+
+    def mean(self, a):
+        return torch.sigmoid(a)
+
+
+class OverflowsAtSaturation(Bernoulli):
+    def mean(self, a):
+        return a.exp() / (1 + a.exp())
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "diagnosis"),
+    [
+        (WrongProbability, testing.neuron_law_agrees, "active_probability"),
+        (AsPrinted, testing.neuron_law_agrees, "standard errors off"),
+        (WrongScore, testing.neuron_derivatives_agree, "score"),
+        (HalfSlope, testing.neuron_derivatives_agree, "not the derivative"),
+        (ScaledNoise, testing.neuron_law_agrees, "standard errors off"),
+        (ChangesItsInput, testing.neuron_is_pure, "other outputs|changed in place"),
+        (PositionDependent, testing.neuron_rows_are_independent, "differs|changed"),
+        (OverflowsAtSaturation, testing.neuron_survives_saturation, "mean is not finite"),
+    ],
+)
+def test_kit_finds_broken_neurons(broken, check, diagnosis):
+    with pytest.raises(AssertionError, match=diagnosis):
+        check(broken())
+
+
+class TwiceAsRandom(Categorical):
+    def forward(self, a, noise):
+        return super().forward(a / 2, noise)
+
+
+class UniformScore(Categorical):
+    def score(self, h, a):
+        return h - 1 / a.shape[-1]
+
+
+class UnnormalisedLogProb(Categorical):
+    def log_prob(self, h, a):
+        return (h * a).sum(-1)
+
+
+class PassesTheGradient(Categorical):
+    def backward(self, a, noise, grad_h):
+        return grad_h
+
+
+class AllClassesActive(Categorical):
+    def active_probability(self, a):
+        return torch.ones_like(a)
+
+
+@pytest.mark.parametrize(
+    ("broken", "check", "diagnosis"),
+    [
+        (TwiceAsRandom, testing.neuron_law_agrees, "standard errors off"),
+        (UniformScore, testing.neuron_derivatives_agree, r"E\[score\]"),
+        (UnnormalisedLogProb, testing.neuron_law_agrees, "log_prob, against law"),
+        (PassesTheGradient, testing.neuron_derivatives_agree, "not the derivative"),
+        (AllClassesActive, testing.neuron_law_agrees, "active_probability"),
+    ],
+)
+def test_kit_finds_broken_units_of_several_classes(broken, check, diagnosis):
+    with pytest.raises(AssertionError, match=diagnosis):
+        check(broken())
+
+
+@pytest.mark.parametrize("broken", [SignFlipped, FactorTwo, RowPeekingBaseline])
+def test_kit_finds_estimators_that_are_broken_on_units_of_several_classes(broken):
+    with pytest.raises(AssertionError, match="standard errors off"):
+        testing.estimator_bias_is_as_claimed(broken(), Categorical())
