@@ -30,7 +30,7 @@ __all__ = [
 
 _REF = "#/components/schemas/{name}"
 _MODELS = [getattr(schemas, name) for name in schemas.__all__] + [ProblemDetails]
-_PUBLISHED_NAMES = {"ComparisonRow": "Row", "NeuronRequest": "Request"}
+_PUBLISHED_NAMES = {"ComparisonRow": "Row", "Excluded": "Rejected", "NeuronRequest": "Request"}
 """The names of models in the document that are not their classes' names: clients are generated from the document."""
 _ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
 _PROGRESS: dict[type[BaseModel], type[BaseModel]] = {
