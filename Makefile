@@ -7,13 +7,22 @@ PEERS := $(VENV)/.peers
 
 # The machine's cores run whole tests side by side; a test of small tensors gains nothing from threads of its own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+SIDE_BY_SIDE := -n 2 --dist loadgroup
 
-.PHONY: test lint chromium demo bench clean
+.PHONY: test test-deep test-page lint chromium demo bench clean
 
-# The browser's driver runs an event loop of its own, which other tests of a process could not start beside it.
-test: lint chromium
-	$(PYTEST) -n 2 --dist loadgroup -m "browser and not benchmark"
-	$(PYTEST) -n 2 --dist loadgroup -m "not gpu and not benchmark and not browser"
+# One case of each kind of thing, in eight minutes. Linting, which takes one core, goes on beside the tests of the page.
+test: chromium
+	$(MAKE) --jobs 2 --output-sync=target lint test-page
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not deep and not gpu and not benchmark" --ignore tests/browser
+
+# What `make test` leaves out: every pair and every option, longer statistics, things that take their time to start.
+test-deep: $(READY)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "deep and not gpu and not benchmark" --ignore tests/browser
+
+# Apart from the others: the browser's driver runs an event loop of its own, beside which they could not start theirs.
+test-page: $(READY) chromium
+	$(PYTEST) -m "not benchmark" tests/browser
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -33,11 +42,11 @@ chromium:
 demo: $(READY)
 	$(BIN)/gradest demo
 
-# Rewrites BENCHMARKS.md. With SHORT=1 it takes three minutes, and its document and charts are in runs/benchmarks.
+# Rewrites docs/results/benchmarks.md and its charts. With SHORT=1 it takes three minutes and writes into runs/benchmarks.
 RESULTS := $(if $(SHORT),runs/benchmarks,tests/benchmarks/results)
 bench: $(PEERS)
 	OMP_NUM_THREADS=2 $(BIN)/pytest -m benchmark -s tests/benchmarks --results $(RESULTS) $(if $(SHORT),--short)
-	$(BIN)/python tests/benchmarks/report.py $(RESULTS) $(if $(SHORT),$(RESULTS)/)BENCHMARKS.md
+	$(BIN)/python tests/benchmarks/report.py $(RESULTS) $(if $(SHORT),$(RESULTS),docs/results)/benchmarks.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,13 +10,13 @@ OLD and NEW are each one of
     a git reference      of this repository: its tree is built and installed, without dependencies, into a temporary folder, which
                          goes before everything else on this interpreter's path. Needs hatchling, of the extra `dev`.
 
-What is compared: the OpenAPI documents, `gradest list --json`, `gradest describe NAME --json` of every plugin, the certificates, the
-answers of the service to requests of each kind, good and bad, the bits of samples of every neuron and of one gradient of every
-estimator on every neuron that it accepts (with the kernels for the CPU and with the reference), and a comparison without its times.
-Only public names are used, so that both commits have them.
+What is compared: the OpenAPI documents, `gradest list --json`, `gradest describe NAME --json` of every plugin, the certificates,
+the answers of the service to requests of each kind, good and bad, the bits of samples of every neuron and of a gradient of each
+estimator on every neuron that it accepts (with the kernels for the CPU and with the reference), and a comparison without its
+times. Only public names are used, so that both commits have them.
 
-A difference in words meant for people (descriptions, summaries, the detail of an error) is listed, and is no failure. The exit code is
-1 if anything else differs.
+A difference in words meant for people (descriptions, summaries, the detail of an error) is listed, and is no failure. The exit
+code is 1 if anything else differs.
 """
 
 from __future__ import annotations

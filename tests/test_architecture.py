@@ -55,7 +55,7 @@ MODULES = {
     for path, package in FILES.items()
 }
 NAMES_ARE_DATA = {
-    "plugins/gradest_experiments/gaters.py",  # a table of the source, by the names of its neurons and estimators
+    "plugins/gradest_experiments/gated/gaters.py",  # a table of a paper, by the names of its neurons and estimators
     "plugins/gradest_experiments/demo.py",  # shows the built-ins at work
     "plugins/gradest_experiments/toys/quadratic.py",  # like the three that follow, a table or a figure of a paper
     "plugins/gradest_experiments/toys/learning.py",

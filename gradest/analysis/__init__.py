@@ -1,10 +1,10 @@
-"""Which estimator is right for a case, and what is known about each.
+"""Compare estimators, and find the right one for a case.
 
-comparison        bias, variance and cost of estimators on one loss, side by side
-bias              the measurement of one estimator's bias against the exact gradient
-certificates      what was measured of each estimator, kept in a file of its package
-recommendation    estimators for a case, ranked, with reasons
-catalog           descriptions of every registered plugin
-results           the records that comparison and recommendation return
-charts            the specifications of all charts
+comparison        compares the bias, variance and cost of estimators on one loss
+bias              measures one estimator's bias against the exact gradient
+certificates      keeps the measured bias and variance of an estimator in a file of its package
+recommendation    ranks the estimators that fit a case, with reasons
+catalog           describes registered plugins
+results           has the records that comparison and recommendation return
+charts            has the definitions of all charts
 """

@@ -1,4 +1,4 @@
-"""The measurement of an estimator's bias: its mean against the exact gradient, on losses of rising degree."""
+"""Measure an estimator's bias: compare its mean gradient with the exact one, on losses of rising degree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradest.analysis.comparison import cosine_of, in_standard_errors
+from gradest.analysis.comparison import bias_in_standard_errors, cosine_similarity
 from gradest.analysis.results import relative_error
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
@@ -18,175 +18,208 @@ from gradest.estimation.exact import exact
 
 __all__ = [
     "CLASSES",
-    "LOGITS",
+    "LOGIT_REGIMES",
     "LOSSES",
     "MAX_DRAWS",
     "SIGNIFICANCE_SE",
     "UNITS",
     "BiasRecord",
-    "event_of",
-    "linear",
+    "linear_loss",
     "measure_bias",
-    "network",
+    "measurement_event_shape",
+    "network_loss",
     "pre_activations",
-    "quadratic",
+    "quadratic_loss",
 ]
 
 SIGNIFICANCE_SE = 5.0
-"""Standard errors beyond which a difference is no chance."""
+"""The number of standard errors from which a difference counts as significant."""
 UNITS, CLASSES = 2, 3
-"""The size of an event; the second where a unit has several classes."""
-LOGITS = {"moderate": [[0.4, -0.9], [1.3, 0.2]], "saturated": [[3.5, -3.8], [3.6, -3.4]]}
-"""Pre-activations by name: probabilities between 0.3 and 0.8, and within 0.03 of 0 and 1.
+"""The event of the measurement: its units and, for a neuron whose events have two dims, the classes of each unit."""
+LOGIT_REGIMES = {"moderate": [[0.4, -0.9], [1.3, 0.2]], "saturated": [[3.5, -3.8], [3.6, -3.4]]}
+"""Pre-activations `[2, UNITS]` by regime. For a Bernoulli unit, P(h = 1) is between 0.3 and 0.8, or within 0.03 of 0 or 1.
 
-Beyond that, what makes the gradient happens so seldom that no affordable number of draws tells its standard error.
+Nearer to 0 or 1, the outputs that contribute most to the gradient are so rare that no affordable number of draws gives a reliable
+standard error.
 """
-_FIRST_DRAWS = {"moderate": 1 << 12, "saturated": 1 << 16}  # a thousand of the rarer outputs
-_POWER = 20.0  # the exact gradient, in standard errors: half of it, a factor of two, is then ten
+_FIRST_DRAWS = {"moderate": 1 << 12, "saturated": 1 << 16}  # enough for about a thousand of the rarer outputs
+_LEAST_GRADIENT_SE = (
+    20.0  # how many standard errors the exact gradient should have: half of it, a wrong factor, is then ten
+)
 MAX_DRAWS = 1 << 20
+"""The number of draws from which `measure_bias` makes no more."""
 
 
 @dataclass(frozen=True)
 class BiasRecord:
-    """What was measured of one estimator on one neuron and loss."""
+    """The measured bias and variance of one estimator on one neuron and one loss."""
 
     loss: str
+    """The name of the loss, a key of LOSSES."""
     logits: str
-    """"moderate" or "saturated"."""
+    """The regime of the pre-activations, a key of LOGIT_REGIMES: "moderate" or "saturated"."""
     promised: bool
-    """Whether the claim promises no bias on this loss."""
+    """Whether the estimator's claim promises no bias on this loss."""
     gradient: float
-    """The largest component of the exact gradient, |exact|."""
+    """The largest |exact gradient| over coordinates."""
     bias: float
     """The largest |mean gradient - exact gradient| over coordinates."""
     standard_error: float
-    """Of the mean gradient, at the coordinate of `bias`."""
+    """The standard error of the mean gradient, at the coordinate of `bias`."""
     bias_in_se: float
     """The largest |mean gradient - exact gradient| over coordinates, in standard errors."""
     variance: float
-    """Of one draw, mean over coordinates."""
+    """The variance of one draw, averaged over coordinates."""
     noise: float
-    """Of one draw, the root of the variance summed over coordinates."""
+    """The square root of the variance of one draw summed over coordinates."""
     signal: float
-    """The norm of the mean gradient over all coordinates."""
+    """The Euclidean norm of the mean gradient."""
     cosine: float
-    """Of the angle between the mean gradient and the exact one; 0 where one of them is 0."""
+    """The cosine of the angle between the mean gradient and the exact one; 0 if one of them is 0."""
     draws: int
+    """The number of draws in the mean gradient."""
 
     @property
-    def broken(self) -> bool:
-        """Whether the claim promises no bias here, and there is one."""
-        return self.promised and not self.agrees
+    def contradicts_claim(self) -> bool:
+        """Whether the measured bias is significant although the claim promises none."""
+        return self.promised and not self.agrees_with_exact
 
     @property
     def snr(self) -> float:
-        """The signal-to-noise ratio of one draw."""
+        """The signal-to-noise ratio of one draw, `signal / noise`; infinite if the draws do not vary."""
         return self.signal / self.noise if self.noise else math.inf
 
     def error(self, draws: float) -> float:
-        """Of the mean of so many draws, up to a factor: `relative_error`."""
+        """Return the `relative_error` of the mean of so many draws, between 0 and 1."""
         return relative_error(self.cosine, self.snr, draws)
 
     @property
-    def agrees(self) -> bool:
-        """Whether the mean is the exact gradient, as far as the draws can tell."""
+    def agrees_with_exact(self) -> bool:
+        """Whether the mean gradient has no significant difference from the exact one."""
         return self.bias_in_se < SIGNIFICANCE_SE
 
     def __str__(self) -> str:
         where = f"on a {self.loss} loss at {self.logits} logits"
-        return f"{where} the mean is {self.bias_in_se:.1f} standard errors off ({self.draws} draws)"
+        return (
+            f"{where} the mean gradient is {self.bias_in_se:.1f} standard errors off the exact one ({self.draws} draws)"
+        )
 
 
 def measure_bias(
     estimator: Estimator, neuron: Neuron, logits: str = "moderate", draws: int | None = None, seed: int = 17
 ) -> Iterator[BiasRecord]:
-    """Hold the estimator's mean against enumeration (quadrature for continuous units) on four losses.
+    """Compare the estimator's mean gradient with the exact one, on the four LOSSES: yields a record for each.
 
-    `draws`, or else a number that goes with the logits, is where it begins: they are multiplied by four until the largest
-    exact component is at least 20 standard errors, so that a factor of two is ten of them, or until there are 2^20. Where the
-    exact gradient is 0 the first number is enough.
+    The exact gradient comes from enumeration or, for continuous units, from quadrature.
+
+    logits: the regime of the pre-activations, a key of LOGIT_REGIMES.
+    draws: the number of draws to begin with, by default 2^12 for moderate and 2^16 for saturated logits. It is multiplied by four
+        until the largest component of the exact gradient is at least 20 standard errors, so that a wrong factor of two shows as
+        ten, or until it reaches MAX_DRAWS. If the exact gradient is 0, it is not increased.
+    seed: the seed of the draws.
+
+    Raises what `exact` and `estimate` raise.
     """
     a, first = pre_activations(neuron, logits), draws or _FIRST_DRAWS[logits]
     claim = estimator.bias(neuron)
-    for name, (order, make) in LOSSES.items():
-        f = make(neuron)
+    for name, (degree, make_loss) in LOSSES.items():
+        f = make_loss(neuron)
         _, truth = exact(f, a, neuron, estimator.target())
         draws = first
         while True:
             found = estimate(f, a, neuron, estimator, draws, seed)
             size = float(truth.abs().max())
-            if not size or size >= _POWER * float(found.standard_error.max()) or draws >= MAX_DRAWS:
+            if not size or size >= _LEAST_GRADIENT_SE * float(found.standard_error.max()) or draws >= MAX_DRAWS:
                 break
             draws *= 4
         difference = (found.gradient - truth).abs()
         yield BiasRecord(
             loss=name,
             logits=logits,
-            promised=claim.order >= order,
+            promised=claim.order >= degree,
             gradient=size,
             bias=float(difference.max()),
             standard_error=float(found.standard_error.flatten()[difference.argmax()]),
-            bias_in_se=float(in_standard_errors(found, truth).abs().max()),
+            bias_in_se=float(bias_in_standard_errors(found, truth).abs().max()),
             variance=float(found.variance.mean()),
             noise=float(found.variance.double().sum().sqrt()),
             signal=float(found.gradient.double().norm()),
-            cosine=cosine if math.isfinite(cosine := cosine_of(found.gradient, truth)) else 0.0,
+            cosine=cosine if math.isfinite(cosine := cosine_similarity(found.gradient, truth)) else 0.0,
             draws=draws,
         )
 
 
-def event_of(neuron: Neuron) -> tuple[int, ...]:
-    """The event shape that the measurement uses."""
+def measurement_event_shape(neuron: Neuron) -> tuple[int, ...]:
+    """Return the event shape at which bias is measured: (UNITS,), or (UNITS, CLASSES) for events of two dims."""
     return (UNITS, CLASSES)[: neuron.event_ndim]
 
 
 def pre_activations(neuron: Neuron, logits: str) -> Tensor:
-    """The pre-activations at which it is made, `[2, *event]`."""
-    a = torch.tensor(LOGITS[logits])
+    """Return the pre-activations `[2, *event]`, float32, at which bias is measured.
+
+    logits: a key of LOGIT_REGIMES. For units of several classes, its values belong to the first class, and those of the other
+        classes are between -1.3 and 1.3.
+    """
+    a = torch.tensor(LOGIT_REGIMES[logits])
     if neuron.event_ndim == 1:
         return a
     rest = a.clamp(-1.3, 1.3)
     return torch.stack([a, -rest.roll(1, 0), 0.3 * rest], -1)
 
 
-def _flat(neuron: Neuron, h: Tensor) -> Tensor:
+def _flatten_event(neuron: Neuron, h: Tensor) -> Tensor:
     return h.flatten(-2) if neuron.event_ndim == 2 else h
 
 
 def _projection(neuron: Neuron, rows: int) -> Tensor:
+    """Fixed random weights `[rows, units · classes]` on the flattened event, float64."""
     return torch.randn(
-        rows, math.prod(event_of(neuron)), generator=torch.Generator().manual_seed(7), dtype=torch.float64
+        rows,
+        math.prod(measurement_event_shape(neuron)),
+        generator=torch.Generator().manual_seed(7),
+        dtype=torch.float64,
     )
 
 
-def linear(neuron: Neuron) -> Callable[[Tensor], Tensor]:
-    """Σ w h, with positive weights: the gradient has no component near 0."""
+def linear_loss(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+    """Return the loss Σ w h, from `[*leading, *event]` to `[*leading]`.
+
+    All weights are at least 0.5, so that no component of the gradient is near 0.
+    """
     weight = _projection(neuron, 1)[0].abs() + 0.5
-    return lambda h: (_flat(neuron, h) * weight.to(h)).sum(-1)
+    return lambda h: (_flatten_event(neuron, h) * weight.to(h)).sum(-1)
 
 
-def quadratic(neuron: Neuron) -> Callable[[Tensor], Tensor]:
-    """(Σ w h + 0.3)²: products of units as well."""
-    inner = linear(neuron)
+def quadratic_loss(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+    """Return the loss (Σ w h + 0.3)², which has products of different units."""
+    inner = linear_loss(neuron)
     return lambda h: (inner(h) + 0.3) ** 2
 
 
-def cubic(neuron: Neuron) -> Callable[[Tensor], Tensor]:
-    """(Σ w h - 0.6)³."""
-    inner = linear(neuron)
+def cubic_loss(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+    """Return the loss (Σ w h - 0.6)³."""
+    inner = linear_loss(neuron)
     return lambda h: (inner(h) - 0.6) ** 3
 
 
-def network(neuron: Neuron) -> Callable[[Tensor], Tensor]:
-    """A network of two layers with five tanh units: no polynomial."""
+def network_loss(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+    """Return a loss that is no polynomial: a network with a hidden layer of five tanh units."""
     first = _projection(neuron, 5)
 
     def f(h: Tensor) -> Tensor:
-        hidden = torch.stack([torch.tanh((_flat(neuron, h) * row.to(h)).sum(-1) + 0.4) for row in first], -1)
+        hidden = torch.stack([torch.tanh((_flatten_event(neuron, h) * row.to(h)).sum(-1) + 0.4) for row in first], -1)
         return torch.tanh(hidden.sum(-1)) + 2 * hidden[..., 0] * hidden[..., 1]
 
     return f
 
 
-LOSSES = {"linear": (1, linear), "quadratic": (2, quadratic), "cubic": (3, cubic), "network": (math.inf, network)}
-"""The losses by name: the degree that a claim must reach to promise no bias on it, and what makes it for a neuron."""
+LOSSES = {
+    "linear": (1, linear_loss),
+    "quadratic": (2, quadratic_loss),
+    "cubic": (3, cubic_loss),
+    "network": (math.inf, network_loss),
+}
+"""The losses by name, each with its degree as a polynomial in h and the function that makes it for a neuron.
+
+A claim `Bias(order)` promises no bias on a loss if its order is at least the degree.
+"""

@@ -1,4 +1,4 @@
-"""Descriptions of what is registered, in plain data: the command line prints them and the service sends them."""
+"""Describe registered plugins as dicts that can be written as JSON; the command line prints them and the service sends them."""
 
 from __future__ import annotations
 
@@ -14,34 +14,44 @@ from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import registry
 from gradest.errors import TooManyPoints
-from gradest.kernels import record, why
+from gradest.kernels import explain_backend, record_kernels_used
 from gradest.random import Key
 
 __all__ = [
     "describe",
     "describe_estimator",
-    "describe_fully",
     "describe_kernels",
     "describe_neuron",
     "describe_objective",
     "describe_plugins",
+    "describe_with_certificates",
     "estimators_to_markdown",
 ]
 
-_UNITS = (1, 2, 4, 8, 16, 32)  # the event sizes for which evaluations are told
-_CLASSES = 3  # the size of the further event dims there, of neurons that have some
+_UNIT_COUNTS = (1, 2, 4, 8, 16, 32)  # the numbers of units for which K is given
+_CLASSES = 3  # the number of classes of each unit there, for neurons whose events have two dims
 
 
 def describe_neuron(cls: type[Neuron]) -> dict[str, Any]:
-    """The neuron, and the estimators that fit it with default options."""
+    """Describe a neuron: its class attributes, the schema of its options, and the names of the estimators that fit it.
+
+    The estimators and the neuron have their default options.
+    """
     return {**_describe(cls, Neuron), "event_ndim": cls.event_ndim, "estimators": list(registry.fitting(cls()))}
 
 
 def describe_estimator(cls: type[Estimator]) -> dict[str, Any]:
-    """The estimator with default options on every neuron with default options that it accepts.
+    """Describe an estimator, with default options, on every neuron with default options that it accepts.
 
-    bias: its claim, by neuron. target: what it estimates, with the gradient of that. evaluations: K by neuron and number of
-    units, None where it would be too many.
+    Beside its class attributes and the schema of its options, the dict has the keys
+
+        needs: what the caller must compute, of "loss" and "grad";
+        off_support: whether it evaluates the loss at points that are not outputs of the neuron;
+        target: the expectation whose gradient it estimates;
+        needs_capabilities: the classes of which a neuron must be an instance;
+        neurons: the names of the neurons that it accepts;
+        bias: the bias that it claims, by neuron;
+        evaluations: K by neuron and number of units, None if enumeration would take too many points.
     """
     estimator = cls()
     neurons = {name: neuron() for name, neuron in registry.neurons.items()}
@@ -59,51 +69,56 @@ def describe_estimator(cls: type[Estimator]) -> dict[str, Any]:
 
 
 def describe_kernels() -> dict[str, list[dict[str, Any]]]:
-    """What computes each neuron with default options on each device: found by drawing, and going back, on a small tensor.
+    """Describe which kernels compute each neuron, with default options, on each device of this machine.
 
-    forward and backward: "fused", in a kernel of the device's own; "noise fused", where the noise alone comes from one; or
-    "torch". Backward is `weighted_score` or `pullback`, None for a neuron that has neither.
+    Both passes run on a small tensor, and the kernels that they use are recorded. `forward` and `backward` are then
+
+        "fused" if a kernel of the device computes the pass;
+        "noise fused" if such a kernel draws the noise only;
+        "torch" if none is used.
+
+    `backward` stands for `weighted_score` or `pullback`; it is None for a neuron that has neither.
     """
     devices = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
     return {
         "devices": [
-            *({"device": device.type, "kernels": why(device)} for device in devices),
+            *({"device": device.type, "kernels": explain_backend(device)} for device in devices),
             *([] if len(devices) > 1 else [{"device": "cuda", "kernels": "none, for torch sees no such device"}]),
         ],
         "kernels": [
-            {"neuron": name, "device": device.type, **_kernels(cls(), device)}
+            {"neuron": name, "device": device.type, **_kernels_used(cls(), device)}
             for device in devices
             for name, cls in registry.neurons.items()
         ],
     }
 
 
-def _kernels(neuron: Neuron, device: torch.device) -> dict[str, str | None]:
+def _kernels_used(neuron: Neuron, device: torch.device) -> dict[str, str | None]:
     key, a = Key(0), torch.zeros(1, *(2,) * neuron.event_ndim, device=device)
     with torch.no_grad():
-        with record() as forward:
+        with record_kernels_used() as forward:
             h = neuron.sample(key, a, 1)
-        with record() as backward:
+        with record_kernels_used() as backward:
             if isinstance(neuron, Scored):
                 neuron.weighted_score(h, a, h.new_ones(1, 1))
             if isinstance(neuron, Differentiable):
                 neuron.pullback(key, a, h, h)
     known = isinstance(neuron, Scored | Differentiable)
-    return {"forward": _kind(forward), "backward": _kind(backward) if known else None}
+    return {"forward": _summarise_kernels(forward), "backward": _summarise_kernels(backward) if known else None}
 
 
-def _kind(taken: dict[str, str]) -> str:
-    own = [name for name, module in taken.items() if module != "reference"]
+def _summarise_kernels(used: dict[str, str]) -> str:
+    own = [name for name, module in used.items() if module != "reference"]
     return "torch" if not own else "noise fused" if own == ["uniform"] else "fused"
 
 
 def describe_objective(cls: type[Objective]) -> dict[str, Any]:
-    """The objective."""
+    """Describe an objective: its class attributes and the schema of its options."""
     return _describe(cls, Objective)
 
 
 def describe_plugins() -> dict[str, Any]:
-    """What each distribution registered, and what did not load, with the reason."""
+    """Describe what each distribution registered, under `plugins`, and what did not load and why, under `failures`."""
     plugins = [
         {
             "distribution": info.distribution,
@@ -118,7 +133,7 @@ def describe_plugins() -> dict[str, Any]:
 
 
 def describe(cls: type[Plugin]) -> dict[str, Any]:
-    """The description of a class of any kind."""
+    """Describe a neuron, an estimator or an objective."""
     if issubclass(cls, Neuron):
         return describe_neuron(cls)
     if issubclass(cls, Estimator):
@@ -127,22 +142,22 @@ def describe(cls: type[Plugin]) -> dict[str, Any]:
     return describe_objective(cls)
 
 
-def describe_fully(cls: type[Plugin]) -> dict[str, Any]:
-    """The description and, of an estimator, the certificates that its package keeps: what was measured of bias and variance."""
+def describe_with_certificates(cls: type[Plugin]) -> dict[str, Any]:
+    """Describe a plugin as `describe` does and, for an estimator, add the certificates that its package keeps."""
     if not issubclass(cls, Estimator):
         return describe(cls)
     return {**describe(cls), "certificates": [certificate.to_dict() for certificate in load_certificates(cls)]}
 
 
 def estimators_to_markdown() -> str:
-    """Every registered estimator in a row of a Markdown table: what it is for, needs, claims and costs."""
+    """Return a Markdown table with a row for each registered estimator: what it fits, needs, claims and costs."""
     lines = [
-        "| estimator | neurons | needs | claimed bias | K | what it does | source |",
+        "| estimator | neurons | needs | claimed bias | K | what it does | reference |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cls in registry.estimators.values():
         found = describe_estimator(cls)
-        needs = ", ".join(found["needs"]) + (", off the outputs too" if found["off_support"] else "")
+        needs = ", ".join(found["needs"]) + (", also between outputs" if found["off_support"] else "")
         target = "" if cls().target() == Target() else f", of {found['target']}"
         cells = [
             cls.name,
@@ -158,7 +173,7 @@ def estimators_to_markdown() -> str:
 
 
 def _by_value(by_neuron: dict[str, str]) -> str:
-    """The one value that all have, or each with those that have it."""
+    """Return the value that all neurons share, or else each value with the neurons that have it."""
     values = list(dict.fromkeys(by_neuron.values()))
     if len(values) == 1:
         return values[0]
@@ -168,11 +183,12 @@ def _by_value(by_neuron: dict[str, str]) -> str:
 
 
 def _cost(counts: dict[str, int | None]) -> str:
-    """K, which may go with the number of units."""
+    """Return K: one number, or its values for 1 and for 8 units if it depends on the number of units."""
     known = {units: count for units, count in counts.items() if count is not None}
     if len({*known.values()}) == 1:
         return str(next(iter(known.values())))
-    return ", ".join(f"{known[units]} for {units}" for units in ("1", "8") if units in known)
+    sizes = {"1": "1 unit", "8": "8 units"}
+    return ", ".join(f"{known[units]} for {size}" for units, size in sizes.items() if units in known)
 
 
 def _describe(cls: type[Plugin], base: type[Plugin]) -> dict[str, Any]:
@@ -183,14 +199,14 @@ def _describe(cls: type[Plugin], base: type[Plugin]) -> dict[str, Any]:
         "formula": cls.formula,
         "reference": cls.reference,
         "options": cls.model_json_schema(),
-        # the contract's own classes between this one and the base of its kind
+        # The capabilities are the classes of the contract between this class and the base class of its kind.
         "capabilities": sorted(parent.__name__ for parent in parents if parent.__module__ == base.__module__),
     }
 
 
 def _evaluations(estimator: Estimator, neuron: Neuron) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
-    for units in _UNITS:
+    for units in _UNIT_COUNTS:
         try:
             found[str(units)] = estimator.evaluations(neuron, (units, *[_CLASSES] * (neuron.event_ndim - 1)))
         except TooManyPoints:

@@ -1,7 +1,7 @@
-"""Certificates: what was measured of an estimator's bias and variance, kept in a file beside the plugin.
+"""Certificates: the measured bias and variance of an estimator, kept in a file of the plugin's package.
 
-`certify` measures. A package that registers estimators keeps the outcome in a file CERTIFICATES_FILE of its own, written by
-`gradest certify`, and `load_certificates` reads it, for built-in estimators and for anybody's.
+`certify` measures. A package that registers estimators keeps its certificates in a file named CERTIFICATES_FILE, which `gradest
+certify` writes and `load_certificates` reads. Built-in plugins and those of others do this alike.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from gradest.analysis.bias import (
-    LOGITS,
+    LOGIT_REGIMES,
     LOSSES,
     SIGNIFICANCE_SE,
     BiasRecord,
-    event_of,
     measure_bias,
-    network,
+    measurement_event_shape,
+    network_loss,
     pre_activations,
 )
 from gradest.contract.estimator import Estimator
@@ -35,119 +35,149 @@ __all__ = [
     "CERTIFICATES_FILE",
     "Certificate",
     "certify",
-    "dump",
+    "from_json",
     "is_current",
-    "load",
     "load_certificates",
+    "to_json",
     "to_markdown",
 ]
 
 CERTIFICATES_FILE = "certificates.json"
-"""Its name, in the package of the plugin."""
+"""The name of the file with the certificates, in the package of the plugin."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is claimed, and what was measured, of an estimator on a neuron, both with their default options."""
+    """The claim and the measurements of one estimator on one neuron, both with their default options."""
 
     estimator: str
+    """The estimator's name."""
     neuron: str
+    """The neuron's name."""
     claim: str
+    """The bias that the estimator claims, such as "none" or "biased"."""
     target: str
+    """The expectation whose gradient the estimator estimates, such as "E[L]"."""
     needs: tuple[str, ...]
+    """What the caller must compute: "loss", "grad" or both."""
     evaluations: int
-    """K, for an event of two units."""
+    """K, the number of points at which one draw evaluates the loss, for an event of two units."""
     probe: tuple[float, ...]
-    """A few figures of 64 draws, by which `is_current` knows the code that was measured."""
+    """Weighted sums of the mean and variance of 64 draws, by which `is_current` recognises the code that was measured."""
     records: tuple[BiasRecord, ...]
-    """On each loss, at each kind of logits."""
+    """The measurements, one for each loss in each regime of pre-activations."""
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """In what the measurement contradicts the claim; none for a good estimator."""
-        broken = [f"claims bias {self.claim}, but {record}" for record in self.records if record.broken]
-        seen = any(not record.agrees for record in self.records)
-        if all(record.promised for record in self.records) or seen:
-            return tuple(broken)
-        return (*broken, f"claims bias {self.claim}, but no loss shows any")
+        """Where the measurements contradict the claim, in words; empty for a correct estimator.
 
-    def signal(self, logits: str) -> float:
-        """SNR² / K, the squared signal-to-noise ratio of one evaluation: its harmonic mean over losses."""
-        noise = [record.snr**-2 if record.snr else math.inf for record in self.at(logits)]
+        A claim is contradicted by a significant bias on a loss for which it promises none. A claim that does not promise an
+        unbiased estimate for every loss is also contradicted if no loss shows a bias.
+        """
+        contradictions = [
+            f"claims bias {self.claim}, but {record}" for record in self.records if record.contradicts_claim
+        ]
+        seen = any(not record.agrees_with_exact for record in self.records)
+        if all(record.promised for record in self.records) or seen:
+            return tuple(contradictions)
+        return (*contradictions, f"claims bias {self.claim}, but no loss shows any")
+
+    def squared_snr_per_evaluation(self, logits: str) -> float:
+        """Return SNR² / K, the squared signal-to-noise ratio that one evaluation buys: the harmonic mean over losses.
+
+        logits: a key of LOGIT_REGIMES. The result is infinite for an estimator without variance, and 0 if a mean gradient is 0.
+        """
+        noise = [record.snr**-2 if record.snr else math.inf for record in self.records_at(logits)]
         mean = sum(noise) * self.evaluations / len(noise)
         return 1 / mean if mean else math.inf
 
     def error(self, logits: str, draws: float) -> float:
-        """`BiasRecord.error` of the mean of so many draws: its mean over losses."""
-        errors = [record.error(draws) for record in self.at(logits)]
+        """Return the relative error of the mean of so many draws, between 0 and 1, averaged over losses.
+
+        logits: a key of LOGIT_REGIMES.
+        """
+        errors = [record.error(draws) for record in self.records_at(logits)]
         return sum(errors) / len(errors)
 
-    def at(self, logits: str) -> tuple[BiasRecord, ...]:
-        """The records at these logits."""
+    def records_at(self, logits: str) -> tuple[BiasRecord, ...]:
+        """Return the records of one regime, a key of LOGIT_REGIMES."""
         return tuple(record for record in self.records if record.logits == logits)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, with measured numbers to four digits."""
+        """Return the certificate as a dict that can be written as JSON, its records rounded to four significant digits."""
         return {
             **asdict(self),
             "needs": list(self.needs),
             "probe": list(self.probe),
-            "records": [_rounded(asdict(record)) for record in self.records],
+            "records": [_round_floats(asdict(record)) for record in self.records],
         }
 
 
 def certify(estimator: Estimator, neuron: Neuron, progress: Callable[[int, int], None] | None = None) -> Certificate:
-    """Measure the estimator on the neuron: four losses, moderate and saturated logits. progress(done, measurements)."""
+    """Measure the bias and variance of an estimator on a neuron, on four losses at moderate and at saturated logits.
+
+    progress: progress(done, measurements) is called after each of the eight measurements.
+
+    Raises what `measure_bias` raises.
+    """
     records: list[BiasRecord] = []
-    for logits in LOGITS:
+    for logits in LOGIT_REGIMES:
         for record in measure_bias(estimator, neuron, logits):
             records.append(record)
             if progress:
-                progress(len(records), len(LOGITS) * len(LOSSES))
-    return Certificate(**_stated(estimator, neuron), probe=_probe(estimator, neuron), records=tuple(records))
+                progress(len(records), len(LOGIT_REGIMES) * len(LOSSES))
+    return Certificate(
+        **_declared_properties(estimator, neuron), probe=_measure_probe(estimator, neuron), records=tuple(records)
+    )
 
 
 def is_current(certificate: Certificate, estimator: Estimator, neuron: Neuron) -> bool:
-    """Whether it was made of this code: the same claim, needs, target and K, and the same gradients in a few draws."""
-    stated = _stated(estimator, neuron)
-    if any(getattr(certificate, name) != value for name, value in stated.items()):
+    """Return whether a certificate was made with the present code of the estimator and the neuron.
+
+    The claim, the needs, the target and K must be the same, and so must the gradients of 64 draws up to rounding.
+    """
+    declared = _declared_properties(estimator, neuron)
+    if any(getattr(certificate, name) != value for name, value in declared.items()):
         return False
-    now = _probe(estimator, neuron)
+    now = _measure_probe(estimator, neuron)
     pairs = zip(now, certificate.probe, strict=True)
-    # another processor rounds otherwise
+    # The tolerance allows for the rounding of another processor.
     return all(math.isclose(new, old, rel_tol=1e-3, abs_tol=1e-6) for new, old in pairs)
 
 
-def _stated(estimator: Estimator, neuron: Neuron) -> dict[str, Any]:
+def _declared_properties(estimator: Estimator, neuron: Neuron) -> dict[str, Any]:
     return {
         "estimator": estimator.name,
         "neuron": neuron.name,
         "claim": str(estimator.bias(neuron)),
         "target": str(estimator.target()),
         "needs": tuple(sorted(estimator.needs, reverse=True)),
-        "evaluations": estimator.evaluations(neuron, event_of(neuron)),
+        "evaluations": estimator.evaluations(neuron, measurement_event_shape(neuron)),
     }
 
 
-def _probe(estimator: Estimator, neuron: Neuron) -> tuple[float, ...]:
-    """Weighted sums of the mean and the variance of 64 draws."""
+def _measure_probe(estimator: Estimator, neuron: Neuron) -> tuple[float, ...]:
+    """Weighted sums of the mean and the variance of 64 draws in each regime, to six significant digits."""
     figures = []
-    for logits in LOGITS:
+    for logits in LOGIT_REGIMES:
         a = pre_activations(neuron, logits)
-        found = estimate(network(neuron), a, neuron, estimator, 64, 5, warm_up=3)
+        found = estimate(network_loss(neuron), a, neuron, estimator, 64, 5, warm_up=3)
         weights = torch.arange(1.0, a.numel() + 1).cos().double().reshape(a.shape)
         figures += [float((weights * x.double()).sum()) for x in (found.gradient, found.variance)]
     return tuple(float(f"{figure:.6g}") for figure in figures)
 
 
-def dump(certificates: Iterable[Certificate]) -> str:
-    """The text of a CERTIFICATES_FILE: a line a certificate, so that a change shows as a line that changed."""
+def to_json(certificates: Iterable[Certificate]) -> str:
+    """Return the text of a CERTIFICATES_FILE: JSON with a line for each certificate, so that a diff shows which changed."""
     lines = ",\n".join(json.dumps(certificate.to_dict()) for certificate in certificates)
     return f"[\n{lines}\n]\n"
 
 
-def load(text: str) -> tuple[Certificate, ...]:
-    """What `dump` wrote."""
+def from_json(text: str) -> tuple[Certificate, ...]:
+    """Return the certificates in the text of a CERTIFICATES_FILE, as `to_json` writes it.
+
+    Raises ValueError, TypeError or KeyError for a text of another form.
+    """
     return tuple(
         Certificate(
             **{
@@ -162,7 +192,10 @@ def load(text: str) -> tuple[Certificate, ...]:
 
 
 def load_certificates(estimator: type[Estimator]) -> tuple[Certificate, ...]:
-    """The certificates of this estimator, one a neuron, from its package's file; none where the package keeps none."""
+    """Return the certificates of an estimator, one for each neuron, from the CERTIFICATES_FILE of its top-level package.
+
+    There are none if the package has no such file, or the file cannot be read.
+    """
     package = estimator.__module__.partition(".")[0]
     return tuple(found for found in _load_package(package) if found.estimator == estimator.name)
 
@@ -170,37 +203,40 @@ def load_certificates(estimator: type[Estimator]) -> tuple[Certificate, ...]:
 @lru_cache
 def _load_package(package: str) -> tuple[Certificate, ...]:
     try:
-        return load(files(package).joinpath(CERTIFICATES_FILE).read_text(encoding="utf-8"))
+        return from_json(files(package).joinpath(CERTIFICATES_FILE).read_text(encoding="utf-8"))
     except (OSError, ImportError, AttributeError, TypeError, ValueError, KeyError):
-        return ()  # no file, no package (a notebook), a module that is no package, a file of another form
+        # There is no file, the class is not from a package (but a notebook or a module), or the file has another form.
+        return ()
 
 
-# --- the table for people ---
+# --- the Markdown table ---
 
 
 _INTRODUCTION = f"""\
 # Certificates
 
-What each estimator claims of its bias, and what was measured, with default options, on two rows of two units. `gradest certify`
-writes this file, and anyone can run it again; a test fails where the file and the code have parted.
+For each estimator, its claim about its bias and the bias and variance that were measured, with default options, on two rows of
+two units. `gradest certify` writes this file, and anyone can run it again; a test fails if the file does not match the code.
 
-The losses are of degree 1, 2 and 3 in h, and a small network. Logits are moderate (probabilities from 0.3 to 0.8) or saturated
-(within 0.03 of 0 or 1). The mean of the draws is held against the exact gradient, by enumeration, or by quadrature for units
-with continuous output. **Bold** is a bias of more than {SIGNIFICANCE_SE:g}
-standard errors; where a claim promises none there is no bold.
+Each estimator is measured on four losses, a linear, a quadratic and a cubic one and a small network, at moderate logits
+(probabilities from 0.3 to 0.8) and at saturated ones (probabilities within 0.03 of 0 or 1). The mean of many draws is compared
+with the exact gradient, which comes from enumeration, or from quadrature for units with continuous output. A bias of more than
+{SIGNIFICANCE_SE:g} standard errors is printed in **bold**. Where the claim excludes a bias, a bold number would
+contradict it, and `gradest certify` fails.
 """
 _SIGNAL = """\
 ## Signal of one evaluation
 
-|mean|² / (variance · K), the squared signal-to-noise ratio that one evaluation of the loss buys: the harmonic mean over the four
-losses. It says nothing of bias, which the claim and the cosine do: the least one, over losses and logits, of the angle between
-the mean and the exact gradient.
+The columns for moderate and saturated logits give |mean|² / (variance · K), the squared signal-to-noise ratio per evaluation of
+the loss, as the harmonic mean over the four losses. This figure does not show bias; the claim and the cosine do. The cosine is
+that of the angle between the mean of the draws and the exact gradient, and the smallest over all losses and logits is given.
 """
 _SECTIONS = """\
 ## Bias and variance
 
-Bias: the largest difference of a coordinate from the exact gradient, ± its standard error, in % of the gradient's largest
-coordinate (as it is, where the gradient is 0). Variance: of one draw, mean over coordinates, times K."""
+The bias is the largest difference between a coordinate of the mean and of the exact gradient, ± its standard error, in % of the
+gradient's largest coordinate (or without a unit, if the gradient is 0). The variance is that of one draw, averaged over
+coordinates, times K."""
 
 
 def to_markdown(certificates: Sequence[Certificate]) -> str:
@@ -210,7 +246,7 @@ def to_markdown(certificates: Sequence[Certificate]) -> str:
 
 def _summary(certificates: Sequence[Certificate]) -> list[str]:
     lines = [_SIGNAL]
-    by_neuron = sorted(certificates, key=lambda found: (found.neuron, -found.signal("moderate")))
+    by_neuron = sorted(certificates, key=lambda found: (found.neuron, -found.squared_snr_per_evaluation("moderate")))
     for neuron, group in groupby(by_neuron, key=lambda found: found.neuron):
         lines += [
             f"### {neuron}",
@@ -221,7 +257,11 @@ def _summary(certificates: Sequence[Certificate]) -> list[str]:
         for found in group:
             cells = [found.estimator, ", ".join(found.needs), found.claim, found.evaluations]
             cosine = f"{min(record.cosine for record in found.records):.2f}"
-            lines.append(_line([*cells, *(_number(found.signal(logits)) for logits in LOGITS), cosine]))
+            lines.append(
+                _line(
+                    [*cells, *(_number(found.squared_snr_per_evaluation(logits)) for logits in LOGIT_REGIMES), cosine]
+                )
+            )
         lines.append("")
     return lines
 
@@ -243,8 +283,8 @@ def _sections(certificates: Sequence[Certificate]) -> Iterator[str]:
         )
         yield _line(["---"] * 3 + ["---:"] * (2 * len(LOSSES)))
         for found in group:
-            for logits in LOGITS:
-                records = found.at(logits)
+            for logits in LOGIT_REGIMES:
+                records = found.records_at(logits)
                 cells = [found.neuron, found.claim, logits]
                 variances = [_number(record.variance * found.evaluations) for record in records]
                 yield _line([*cells, *(_bias(record) for record in records), *variances])
@@ -253,7 +293,7 @@ def _sections(certificates: Sequence[Certificate]) -> Iterator[str]:
 def _bias(record: BiasRecord) -> str:
     scale, unit = (100 / record.gradient, " %") if record.gradient else (1.0, "")
     text = f"{_number(record.bias * scale)} ± {_number(record.standard_error * scale)}{unit}"
-    return text if record.agrees else f"**{text}**"
+    return text if record.agrees_with_exact else f"**{text}**"
 
 
 def _line(cells: Sequence[Any]) -> str:
@@ -266,5 +306,5 @@ def _number(value: float) -> str:
     return f"{value:.2g}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.1e}"
 
 
-def _rounded(record: dict[str, Any]) -> dict[str, Any]:
+def _round_floats(record: dict[str, Any]) -> dict[str, Any]:
     return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in record.items()}

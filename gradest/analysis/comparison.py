@@ -1,4 +1,4 @@
-"""compare: bias, variance and cost of estimators on one loss, side by side."""
+"""Compare the bias, variance and cost of estimators on one loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gradest.estimation.exact import closed_form
 from gradest.estimation.results import Estimate
 from gradest.random import check_seed, fresh_seed
 
-__all__ = ["comparable", "compare", "cosine_of", "in_standard_errors", "is_feasible"]
+__all__ = ["bias_in_standard_errors", "comparable_estimators", "compare", "cosine_similarity", "within_point_limit"]
 
 
 def compare(
@@ -36,50 +36,63 @@ def compare(
     executor: Executor | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
-    """Run `estimate` for each estimator, all from one seed, and hold each against the exact gradient.
+    """Run `estimate` for each estimator with one seed, and compare each mean gradient with the exact gradient.
 
-    estimators: by default every registered one that fits and estimates the gradient of E[f(h)], with its default options, but
-    for those that would need to enumerate too many points. One with another target that is named here is held against the
-    exact gradient of that, and its row says so. progress(estimator, done, draws) is called as draws are made,
-    and with "exact" and points where the exact gradient takes many. executor: as for
-    `estimate`; the figures do not depend on it, but for the seconds. Raises what `estimate` raises.
+    Returns a table with a row for each estimator, in the order given.
+
+    f: the loss, from points `[K, *batch, *event]` to losses `[K, *batch]`.
+    a: pre-activations `[*batch, *event]`.
+    estimators: by default every registered estimator that fits the neuron and estimates the gradient of E[f(h)], with its default
+        options, except those that would evaluate f at more points than the limit of enumeration. An estimator with another
+        `target` can be named; it is compared with the exact gradient of that target, which its claim then names.
+    draws, warm_up, executor: as for `estimate`, for each estimator. Only `seconds` depends on the executor.
+    seed: the seed of all estimators. If omitted, a new seed is drawn, and the table has it.
+    progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
+        gradient is enumerated.
+
+    If the exact gradient takes too many points, the figures that need it are None. Raises Incompatible if an estimator that is
+    named does not fit the neuron, and what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     if estimators is None:
-        chosen = [estimator for estimator in comparable(neuron) if is_feasible(estimator, neuron, a)]
+        chosen = [estimator for estimator in comparable_estimators(neuron) if within_point_limit(estimator, neuron, a)]
     else:
         chosen = [registry.estimator(spec) for spec in estimators]
         for estimator in chosen:
             registry.check_fit(neuron, estimator)
-    on_exact = (lambda done, points: progress("exact", done, points)) if progress else None
-    exact = _exact_gradient(f, a, neuron, Target(), on_exact)
+    exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
+    exact = _exact_gradient(f, a, neuron, Target(), exact_progress)
     rows = []
     for estimator in chosen:
         label = estimator.label()
         report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
         found = estimate(f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report)
         target = estimator.target()
-        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, on_exact)
-        rows.append(_row(estimator, neuron, found, truth))
+        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, exact_progress)
+        rows.append(_comparison_row(estimator, neuron, found, truth))
     return Comparison(neuron.label(), draws, seed, tuple(rows), exact)
 
 
-def comparable(neuron: Neuron) -> list[Estimator]:
-    """Every registered estimator, with its default options, that fits the neuron and estimates the gradient of E[f(h)]."""
+def comparable_estimators(neuron: Neuron) -> list[Estimator]:
+    """Return every registered estimator, with its default options, that fits the neuron and estimates the gradient of E[f(h)]."""
     return [estimator for estimator in registry.fitting(neuron).values() if estimator.target() == Target()]
 
 
-def in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
-    """(gradient - exact) / standard error, per coordinate. The error is at least what rounding makes of it."""
+def bias_in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
+    """Return (gradient - exact) / standard error for each coordinate, `[*batch, *event]`.
+
+    The standard error is taken to be at least the rounding error of the mean, so that an estimator without variance is not said
+    to be biased.
+    """
     size = sum(float(x.abs().max()) for x in (exact, found.loss) if x.numel())
     rounding = max(8 * torch.finfo(exact.dtype).eps * size, torch.finfo(exact.dtype).tiny)
     return (found.gradient - exact) / found.standard_error.clamp(min=rounding)
 
 
-def cosine_of(one: Tensor, two: Tensor) -> float:
-    """Of the angle between them; NaN where one of them is 0."""
+def cosine_similarity(one: Tensor, two: Tensor) -> float:
+    """Return the cosine of the angle between two tensors of one shape, taken as vectors; NaN if one of them is 0."""
     one, two = one.double(), two.double()
     norms = float(one.norm() * two.norm())
     return float((one * two).sum()) / norms if norms else math.nan
@@ -92,8 +105,8 @@ def _exact_gradient(
     return None if found is None else found[1]
 
 
-def is_feasible(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
-    """Whether a draw at `a` takes no more points than the limit of an enumeration."""
+def within_point_limit(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
+    """Return whether one draw at `a` `[*batch, *event]` evaluates the loss at no more points than the limit of enumeration."""
     try:
         estimator.evaluations(neuron, event_shape(neuron, a))
     except TooManyPoints:
@@ -101,14 +114,14 @@ def is_feasible(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
     return True
 
 
-def _row(estimator: Estimator, neuron: Neuron, found: Estimate, exact: Tensor | None) -> ComparisonRow:
+def _comparison_row(estimator: Estimator, neuron: Neuron, found: Estimate, exact: Tensor | None) -> ComparisonRow:
     variance = float(found.variance.double().mean()) if found.variance.numel() else 0.0
     spread, size = math.sqrt(variance * found.variance.numel()), float(found.gradient.double().norm())
     bias = bias_in_se = cosine = None
     if exact is not None:
-        bias = _rms(found.gradient - exact)
-        bias_in_se = _rms(in_standard_errors(found, exact))
-        cosine = cosine_of(found.gradient, exact)
+        bias = _root_mean_square(found.gradient - exact)
+        bias_in_se = _root_mean_square(bias_in_standard_errors(found, exact))
+        cosine = cosine_similarity(found.gradient, exact)
     return ComparisonRow(
         estimator=estimator.label(),
         claim=_claim(estimator, neuron),
@@ -128,5 +141,5 @@ def _claim(estimator: Estimator, neuron: Neuron) -> str:
     return claim if target == Target() else f"{claim}, of {target}"
 
 
-def _rms(x: Tensor) -> float:
+def _root_mean_square(x: Tensor) -> float:
     return float(x.double().square().mean().sqrt()) if x.numel() else 0.0

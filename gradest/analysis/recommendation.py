@@ -1,4 +1,4 @@
-"""recommend: which estimators fit a case, best first, with reasons; and why the others do not."""
+"""Recommend estimators for a case: those that fit, best first, and the others with the reasons why they do not fit."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from gradest.analysis.bias import LOGITS, event_of
+from gradest.analysis.bias import LOGIT_REGIMES, measurement_event_shape
 from gradest.analysis.certificates import Certificate, load_certificates
 from gradest.analysis.comparison import compare
-from gradest.analysis.results import Bring, Excluded, Recommendation, Recommended
+from gradest.analysis.results import Excluded, LossAccess, Recommendation, Recommended
 from gradest.contract.estimator import Estimator, Target
 from gradest.contract.neuron import Discrete, Neuron, event_shape
 from gradest.contract.objective import Loss
@@ -23,14 +23,14 @@ from gradest.estimation.ask_tell import check_pre_activations
 __all__ = ["recommend"]
 
 
-_UNITS = 10
+_DEFAULT_UNITS = 10
 _CLASSES = 3
-_WORDS = {"loss": "the loss", "grad": "dL/dh"}
+_NEED_NAMES = {"loss": "the loss", "grad": "dL/dh"}
 
 
 def recommend(
     neuron: NeuronSpec = "bernoulli",
-    bring: Sequence[Bring] = ("loss",),
+    bring: Sequence[LossAccess] = ("loss",),
     evaluations: int | None = None,
     *,
     unbiased: bool = False,
@@ -42,36 +42,43 @@ def recommend(
     seed: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Recommendation:
-    """Rank the estimators that fit the neuron and what the caller can bring.
+    """Rank the estimators that fit the neuron and what the caller can compute.
 
-    bring: of "loss", "grad" (dL/dh) and "relaxed" (L and dL/dh make sense between the neuron's outputs too).
-    evaluations: of the loss, that one step may cost; None for any number, and errors are then those of 100.
-    unbiased: only estimators without bias. saturated: units are sure of themselves, p within 0.03 of 0 or 1.
-    units: of an event, as many as `a` has, else 10; some estimators ask for the loss at points for every unit.
-    f, a: the caller's own case. With both, the error is measured there, by `compare` with `draws`, `seed` and `progress`; else
-        it is the mean over the losses of the certificates.
+    Returns the estimators that fit, by rising relative error, and the others with the reasons against them.
 
-    Raises InvalidInput, and what `compare` raises.
+    bring: what the caller can compute: "loss" (L), "grad" (dL/dh), and "relaxed" if L and dL/dh make sense between the neuron's
+        outputs too.
+    evaluations: the most evaluations of the loss that one training step may cost. An estimator with the option `samples` gets the
+        largest number that stays within it. If omitted, any number is allowed, and the errors are those for 100 evaluations.
+    unbiased: whether to recommend only estimators that are unbiased for every loss.
+    saturated: whether the units are nearly certain, with probabilities within 0.03 of 0 or 1; this chooses the certificates.
+    units: the number of units of an event, by default 10. `a`, if given, decides instead. Some estimators evaluate the loss at
+        points for every unit.
+    f, a: the caller's own loss and pre-activations `[*batch, *event]`. With both, errors are measured there, by `compare` with
+        `draws`, `seed` and `progress`. Without them, they are the mean over the losses of the estimators' certificates, and None
+        for an estimator that has no certificate for this neuron.
+
+    Raises InvalidInput if an argument is wrong or only one of f and a is given, and what `compare` raises.
     """
     neuron = registry.neuron(neuron)
-    _check(bring, evaluations, f, a)
-    event = _event(neuron, units, a)
+    _check_arguments(bring, evaluations, f, a)
+    event = _case_event_shape(neuron, units, a)
     budget = evaluations or 100
     chosen = []
     rejected = []
     for estimator in registry.fitting(neuron).values():
-        obstacles = tuple(_obstacles(estimator, neuron, event, bring, evaluations, unbiased))
-        if obstacles:
-            rejected.append(Excluded(estimator.name, obstacles))
+        reasons = tuple(_exclusion_reasons(estimator, neuron, event, bring, evaluations, unbiased))
+        if reasons:
+            rejected.append(Excluded(estimator.name, reasons))
         else:
-            chosen.append(_spend(estimator, neuron, event, evaluations) if evaluations else estimator)
+            chosen.append(_largest_affordable(estimator, neuron, event, evaluations) if evaluations else estimator)
     if f is not None and a is not None:
         source = "measured on the objective given"
         table = compare(f, a, neuron, chosen, draws, seed, progress=progress)
         errors = [row.error(budget) for row in table.rows]
     else:
-        source = f"certificates: four losses of two units, {_logits(saturated)} logits"
-        errors = [_certified(estimator, neuron, event, _logits(saturated), budget) for estimator in chosen]
+        source = f"certificates: four losses of two units, {_logit_regime(saturated)} logits"
+        errors = [_certified_error(estimator, neuron, event, _logit_regime(saturated), budget) for estimator in chosen]
     rows = [
         Recommended(
             estimator=estimator.spec(),
@@ -79,7 +86,7 @@ def recommend(
             claim=str(estimator.bias(neuron)),
             evaluations=estimator.evaluations(neuron, event),
             error=error,
-            reasons=tuple(_reasons(estimator, neuron, event, evaluations, saturated)),
+            reasons=tuple(_recommendation_reasons(estimator, neuron, event, evaluations, saturated)),
         )
         for estimator, error in zip(chosen, errors, strict=True)
     ]
@@ -87,37 +94,37 @@ def recommend(
     return Recommendation(neuron.label(), source, budget, tuple(rows), tuple(rejected))
 
 
-def _check(bring: Sequence[Bring], evaluations: int | None, f: Loss | None, a: Tensor | None) -> None:
-    if isinstance(bring, str) or not bring or not set(bring) <= set(get_args(Bring)):
-        raise InvalidInput(f"bring is a list of {', '.join(get_args(Bring))}, not {bring!r}")
+def _check_arguments(bring: Sequence[LossAccess], evaluations: int | None, f: Loss | None, a: Tensor | None) -> None:
+    if isinstance(bring, str) or not bring or not set(bring) <= set(get_args(LossAccess)):
+        raise InvalidInput(f"bring must be a list of {', '.join(get_args(LossAccess))}, not {bring!r}")
     if evaluations is not None and evaluations < 1:
-        raise InvalidInput(f"evaluations is at least 1, not {evaluations}")
+        raise InvalidInput(f"evaluations must be at least 1, not {evaluations}")
     if (f is None) != (a is None):
-        raise InvalidInput("to measure on your own case give both f and a")
+        raise InvalidInput("to measure errors on your own case, give both f and a")
 
 
-def _event(neuron: Neuron, units: int | None, a: Tensor | None) -> tuple[int, ...]:
+def _case_event_shape(neuron: Neuron, units: int | None, a: Tensor | None) -> tuple[int, ...]:
     if a is not None:
         return event_shape(neuron, check_pre_activations(a, neuron))
     if units is not None and units < 1:
-        raise InvalidInput(f"units is at least 1, not {units}")
-    return (units or _UNITS, _CLASSES)[: neuron.event_ndim]
+        raise InvalidInput(f"units must be at least 1, not {units}")
+    return (units or _DEFAULT_UNITS, _CLASSES)[: neuron.event_ndim]
 
 
-def _obstacles(
+def _exclusion_reasons(
     estimator: Estimator,
     neuron: Neuron,
     event: tuple[int, ...],
-    bring: Sequence[Bring],
+    bring: Sequence[LossAccess],
     evaluations: int | None,
     unbiased: bool,
 ) -> Iterator[str]:
-    """Why the estimator is not for this case."""
+    """The reasons why the estimator does not fit the case; none if it fits."""
     if estimator.target() != Target():
         yield f"estimates the gradient of {estimator.target()}"
     if missing := estimator.needs - set(bring):
-        yield f"needs {_words(missing)}"
-    if _asks_between_outputs(estimator, neuron) and "relaxed" not in bring:
+        yield f"needs {_describe_needs(missing)}"
+    if _evaluates_off_support(estimator, neuron) and "relaxed" not in bring:
         yield "asks for the loss between the outputs of the neuron"
     if unbiased and not estimator.bias(neuron).unbiased:
         yield f"its bias: {estimator.bias(neuron)}"
@@ -129,60 +136,63 @@ def _obstacles(
         yield "would enumerate too many outputs"
 
 
-def _asks_between_outputs(estimator: Estimator, neuron: Neuron) -> bool:
+def _evaluates_off_support(estimator: Estimator, neuron: Neuron) -> bool:
+    """Whether the estimator evaluates the loss between the outputs of a neuron with discrete ones."""
     return estimator.off_support and isinstance(neuron, Discrete)
 
 
-def _words(needs: Iterable[str]) -> str:
-    return " and ".join(_WORDS[need] for need in sorted(needs, reverse=True))
+def _describe_needs(needs: Iterable[str]) -> str:
+    return " and ".join(_NEED_NAMES[need] for need in sorted(needs, reverse=True))
 
 
-def _spend(estimator: Estimator, neuron: Neuron, event: tuple[int, ...], budget: int) -> Estimator:
-    """The estimator with as many `samples`, where it has that option, as the budget pays for."""
+def _largest_affordable(estimator: Estimator, neuron: Neuron, event: tuple[int, ...], budget: int) -> Estimator:
+    """The estimator with the most `samples` that the budget of evaluations allows, if it has that option."""
     if "samples" not in type(estimator).model_fields:
         return estimator
     for samples in range(budget, 1, -1):
         try:
             larger = type(estimator).build(samples=samples)
-        except InvalidOptions:  # not every number is allowed
+        except InvalidOptions:  # some estimators take only certain numbers, such as even ones
             continue
         if larger.evaluations(neuron, event) <= budget:
             return larger
     return estimator
 
 
-def _logits(saturated: bool) -> str:
-    moderate, far = LOGITS
-    return far if saturated else moderate
+def _logit_regime(saturated: bool) -> str:
+    moderate, near_certain = LOGIT_REGIMES
+    return near_certain if saturated else moderate
 
 
-def _certificate(estimator: Estimator, neuron: Neuron) -> Certificate | None:
+def _find_certificate(estimator: Estimator, neuron: Neuron) -> Certificate | None:
     return next((found for found in load_certificates(type(estimator)) if found.neuron == neuron.name), None)
 
 
-def _certified(estimator: Estimator, neuron: Neuron, event: tuple[int, ...], logits: str, budget: int) -> float | None:
-    found = _certificate(estimator, neuron)
+def _certified_error(
+    estimator: Estimator, neuron: Neuron, event: tuple[int, ...], logits: str, budget: int
+) -> float | None:
+    found = _find_certificate(estimator, neuron)
     if found is None:
         return None
-    certified = type(estimator)()  # with its default options, of which more draws are had for the budget
+    certified = type(estimator)()  # certificates are made with default options; the budget buys several such draws
     return found.error(logits, budget / certified.evaluations(neuron, event))
 
 
-def _reasons(
+def _recommendation_reasons(
     estimator: Estimator, neuron: Neuron, event: tuple[int, ...], evaluations: int | None, saturated: bool
 ) -> Iterator[str]:
-    """What speaks for it, and what to know."""
+    """What speaks for the estimator, and what to know before using it."""
     asked = estimator.evaluations(neuron, event)
     claim = estimator.bias(neuron)
     if claim.unbiased:
         yield "unbiased for every loss"
     elif claim.order:
         yield f"exact for losses of degree {claim.order:g} at most"
-    elif found := _certificate(estimator, neuron):
-        cosines = [record.cosine for record in found.at(_logits(saturated))]
+    elif found := _find_certificate(estimator, neuron):
+        cosines = [record.cosine for record in found.records_at(_logit_regime(saturated))]
         yield f"biased: its mean has cosines of {min(cosines):.2f} to {max(cosines):.2f} with the gradient"
-    yield f"needs {_words(estimator.needs)}{' between outputs too' if _asks_between_outputs(estimator, neuron) else ''}"
+    yield f"needs {_describe_needs(estimator.needs)}{' between outputs too' if _evaluates_off_support(estimator, neuron) else ''}"
     if evaluations is not None and asked * 2 <= evaluations:
         yield f"average {evaluations // asked} draws a step"
-    if estimator.init(neuron, torch.zeros((1, *event_of(neuron)))):
+    if estimator.init(neuron, torch.zeros((1, *measurement_event_shape(neuron)))):
         yield "learns from step to step: pass its state on"

@@ -1,4 +1,4 @@
-"""The records that `compare` and `recommend` return. They import no torch, so that the client can use them."""
+"""The records that `compare` and `recommend` return. This module does not import torch, so that the client can use it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from torch import Tensor
 
 from gradest.analysis.charts import chart
 
-__all__ = ["Bring", "Comparison", "ComparisonRow", "Excluded", "Recommendation", "Recommended", "relative_error"]
+__all__ = ["Comparison", "ComparisonRow", "Excluded", "LossAccess", "Recommendation", "Recommended", "relative_error"]
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One estimator's figures. Those that need the exact gradient are None where it is not to be had.
+    """The figures of one estimator. Those that need the exact gradient are None if it cannot be computed.
 
-    bias: root mean square over coordinates of (mean gradient - exact gradient).
-    bias_in_se: root mean square over coordinates of that difference in standard errors; near 1 for an unbiased estimator.
-    variance: of one draw, mean over coordinates.
-    snr: |mean gradient| / √(summed variance of one draw).
-    cosine: of the angle between the mean gradient and the exact one.
+    estimator: the estimator's label.
+    claim: the bias that the estimator claims and, unless that is E[L], the target whose gradient it estimates.
+    evaluations: K, the number of points at which one draw evaluates the loss.
+    bias: the root mean square over coordinates of (mean gradient - exact gradient).
+    bias_in_se: the root mean square over coordinates of that difference in standard errors; near 1 for an unbiased estimator.
+    variance: the variance of one draw, averaged over coordinates.
+    snr: the signal-to-noise ratio of one draw, |mean gradient| / √(variance summed over coordinates).
+    cosine: the cosine of the angle between the mean gradient and the exact one; NaN if one of them is 0.
     efficiency: 1 / (variance · evaluations).
+    seconds: the wall-clock time of all draws.
     """
 
     estimator: str
@@ -38,23 +42,26 @@ class ComparisonRow:
     seconds: float
 
     def error(self, evaluations: float) -> float | None:
-        """`relative_error` of the mean of as many draws as so many evaluations pay for; None without an exact gradient."""
+        """Return the `relative_error` of the mean of as many draws as this number of evaluations of the loss allows.
+
+        It is between 0 and 1, and None if the exact gradient is not known.
+        """
         return None if self.cosine is None else relative_error(self.cosine, self.snr, evaluations / self.evaluations)
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A table of estimators on one neuron and loss."""
+    """The figures of several estimators on one neuron and loss."""
 
     neuron: str
     draws: int
     seed: int
     rows: tuple[ComparisonRow, ...]
     exact: Tensor | None
-    """The exact gradient, `[*batch, *event]`, or None where it is not to be had."""
+    """The exact gradient of E[f(h)], `[*batch, *event]`, or None if it cannot be computed."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists."""
+        """Return the table as numbers, strings, lists and dicts; figures that are not finite stay floats."""
         return {
             "neuron": self.neuron,
             "draws": self.draws,
@@ -64,7 +71,7 @@ class Comparison:
         }
 
     def to_markdown(self) -> str:
-        """The rows as a Markdown table."""
+        """Return the rows as a Markdown table."""
         head = [
             "estimator",
             "claimed bias",
@@ -82,22 +89,26 @@ class Comparison:
         return "\n".join(lines)
 
     def _repr_markdown_(self) -> str:
-        """What a notebook shows."""
+        """Return what a notebook shows: the Markdown table."""
         return self.to_markdown()
 
     def chart(self, name: Literal["bias", "error"] = "bias") -> Any:
-        """An altair chart, as on the service's page: bias against variance, or error against evaluations of the loss.
+        """Return an altair chart, the same as on the service's page.
 
-        Needs the extra `gradest[plot]`.
+        "bias" shows the bias against the variance of each estimator, "error" its relative error against the evaluations of the
+        loss. Needs the extra `gradest[plot]`; raises GradestError without it.
         """
         return chart(name, [asdict(row) for row in self.rows], f"{self.neuron}, {self.draws} draws")
 
 
 def relative_error(cosine: float, snr: float, draws: float) -> float:
-    """√E|s ĝ - exact|² / |exact|, ĝ the mean of so many draws and s the number that makes it least.
+    """Return √E|s ĝ - exact|² / |exact| for the mean ĝ of so many draws and the factor s that makes it least.
 
-    Between 0 and 1. What a factor does to ĝ is the learning rate's business, and no error here; variance and a bias in
-    direction are. cosine: of the angle between E[ĝ] and the exact gradient; snr: of one draw.
+    It is between 0 and 1. Variance and a bias in direction count as error. A wrong length of the gradient does not, because the
+    learning rate can make up for it.
+
+    cosine: the cosine of the angle between E[ĝ] and the exact gradient; NaN, if one of them is 0, gives 1.
+    snr: the signal-to-noise ratio of one draw, |E[ĝ]| / √(variance summed over coordinates).
     """
     if math.isnan(cosine):
         return 1.0
@@ -115,18 +126,23 @@ def _show(cell: Any) -> str:
     return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
 
 
-Bring = Literal["loss", "grad", "relaxed"]
-"""What a caller can bring: the loss L at outputs of the neuron; dL/dh; both between those outputs as well."""
+LossAccess = Literal["loss", "grad", "relaxed"]
+"""What a caller can compute: the loss L at outputs of the neuron, its gradient dL/dh there, or both at other points too.
+
+"relaxed" stands for the last: L and dL/dh make sense between the outputs of the neuron.
+"""
 
 
 @dataclass(frozen=True)
 class Recommended:
-    """An estimator that fits.
+    """An estimator that fits the case.
 
-    estimator: its spec, to be passed on as it is.
-    evaluations: K, of one draw.
-    error: the relative error of the gradient that the allowed evaluations buy, up to a factor (the learning rate's business);
-        between 0 and 1, `BiasRecord.error`. None where nothing is known.
+    estimator: its spec, which `gradest.estimator` and requests accept.
+    label: its name and options, for tables.
+    claim: the bias that it claims.
+    evaluations: K, the number of points at which one draw evaluates the loss.
+    error: the `relative_error` of the gradient that the allowed evaluations buy, between 0 and 1; None if it was not measured.
+    reasons: what speaks for the estimator, and what to know before using it.
     """
 
     estimator: dict[str, Any]
@@ -139,7 +155,10 @@ class Recommended:
 
 @dataclass(frozen=True)
 class Excluded:
-    """An estimator that fits the neuron, but not the case."""
+    """An estimator that fits the neuron but not the case, with the reasons.
+
+    estimator: its name.
+    """
 
     estimator: str
     reasons: tuple[str, ...]
@@ -147,22 +166,24 @@ class Excluded:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """Estimators for a case, best first."""
+    """The estimators that fit a case, best first, and those that do not."""
 
     neuron: str
     source: str
-    """Where the errors come from: the certificates, or the caller's own objective."""
+    """Where the errors come from: the certificates, or a measurement on the caller's objective."""
     evaluations: int
-    """That the errors are for."""
+    """The number of evaluations of the loss for which the errors hold."""
     rows: tuple[Recommended, ...]
+    """The estimators that fit the case, by rising error."""
     rejected: tuple[Excluded, ...]
+    """The estimators that fit the neuron but not the case."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return the recommendation as a dict that can be written as JSON."""
         return asdict(self)
 
     def to_markdown(self) -> str:
-        """The rows as a Markdown table."""
+        """Return the recommended estimators as a Markdown table."""
         lines = ["| estimator | claimed bias | K | error | why |", "| --- | --- | ---: | ---: | --- |"]
         for row in self.rows:
             error = "-" if row.error is None else f"{row.error:.2g}"

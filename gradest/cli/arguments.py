@@ -8,18 +8,35 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from rich.markup import escape
 
 from gradest.errors import InvalidInput, InvalidOptions
 
-__all__ = ["Json", "build_settings", "read_numbers", "read_options", "read_spec", "settings_command"]
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+__all__ = [
+    "SPEC",
+    "Json",
+    "build_settings",
+    "command",
+    "read_numbers",
+    "read_options",
+    "read_spec",
+    "settings_command",
+]
+
+SPEC = "a name, name:key=value,key=value, or JSON"
+"""How a help text describes what `read_spec` reads."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Settings = TypeVar("Settings", bound=BaseModel)
+"""The flag of a command that can print JSON."""
+
+Settings = TypeVar("Settings", bound="BaseModel")
 
 _METAVARS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
@@ -80,7 +97,9 @@ def read_spec(text: str) -> dict[str, Any]:
 
 
 def build_settings(model: type[Settings], given: dict[str, Any]) -> Settings:
-    """The settings; raises InvalidOptions that names each flag at fault."""
+    """The settings of these values. Raises InvalidOptions that names each flag with a wrong value."""
+    from pydantic import ValidationError
+
     try:
         return model(**given)
     except ValidationError as error:
@@ -88,13 +107,21 @@ def build_settings(model: type[Settings], given: dict[str, Any]) -> Settings:
         raise InvalidOptions("; ".join(f"{_flag(str(fault['loc'][0]))}: {fault['msg']}" for fault in faults)) from error
 
 
+def command(run: Callable[..., None]) -> typer.Typer:
+    """A command line whose arguments and options are the parameters of `run`, annotated as Typer reads them."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(run)
+    return app
+
+
 def settings_command(model: type[BaseModel], run: Callable[..., None]) -> typer.Typer:
     """A command line with a flag for each field of the model, and one for each further parameter of `run`.
 
-    run(given, ...) is called with the fields that were given, as text or bool: the model checks them, and has the defaults.
+    run(given, ...) is called with the fields that were given, as text or bool; building the model checks them and fills in
+    the defaults.
     """
 
-    def command(**flags: Any) -> None:
+    def call(**flags: Any) -> None:
         given = {name: flags.pop(name) for name in model.model_fields}
         run({name: value for name, value in given.items() if value is not None}, **flags)
 
@@ -108,25 +135,24 @@ def settings_command(model: type[BaseModel], run: Callable[..., None]) -> typer.
         for name, field in model.model_fields.items()
     ]
     _, *further = inspect.signature(run, eval_str=True).parameters.values()
-    command.__signature__ = inspect.Signature([*fields, *further])  # type: ignore[attr-defined]
-    command.__doc__ = run.__doc__
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
-    return app
+    call.__signature__ = inspect.Signature([*fields, *further])  # type: ignore[attr-defined]
+    call.__doc__ = run.__doc__
+    return command(call)
 
 
 def _option(name: str, field: FieldInfo) -> Any:
     """The flag of a field: a switch, --x or --no-x, where it is a bool."""
+    text = None if field.description is None else escape(field.description)
     shown = False if field.default is None else str(field.default)
     if field.annotation is bool:
         flag, no = _flag(name), _flag(f"no_{name}")
         return Annotated[
             bool | None,
-            typer.Option(f"{flag}/{no}", help=field.description, show_default=no if not field.default else flag),
+            typer.Option(f"{flag}/{no}", help=text, show_default=no if not field.default else flag),
         ]
     return Annotated[
         str | None,
-        typer.Option(_flag(name), help=field.description, metavar=_metavar(field.annotation), show_default=shown),
+        typer.Option(_flag(name), help=text, metavar=_metavar(field.annotation), show_default=shown),
     ]
 
 

@@ -7,7 +7,15 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
-from gradest.analysis.certificates import CERTIFICATES_FILE, Certificate, certify, dump, is_current, load, to_markdown
+from gradest.analysis.certificates import (
+    CERTIFICATES_FILE,
+    Certificate,
+    certify,
+    from_json,
+    is_current,
+    to_json,
+    to_markdown,
+)
 from gradest.cli.display import Bars, print_json
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
@@ -16,7 +24,7 @@ from gradest.errors import GradestError, InvalidInput
 
 __all__ = ["write_certificates"]
 
-_TABLE = "CERTIFICATES.md"
+_TABLE = "certificates.md"
 
 
 def write_certificates(names: list[str], package: str, out: Path, everything: bool, as_json: bool) -> None:
@@ -33,10 +41,11 @@ def write_certificates(names: list[str], package: str, out: Path, everything: bo
             if asked or key not in found or not is_current(found[key], estimator, neuron):
                 bars.show("certificates", keys.index(key), len(keys))
                 found[key] = certify(estimator, neuron, partial(bars.show, f"{estimator.name} on {neuron.name}"))
-                path.write_text(dump(found[key] for key in keys if key in found), encoding="utf-8")
-    text = dump(found[key] for key in keys)
+                path.write_text(to_json(found[key] for key in keys if key in found), encoding="utf-8")
+    text = to_json(found[key] for key in keys)
     path.write_text(text, encoding="utf-8")
-    certificates = load(text)
+    certificates = from_json(text)
+    out.mkdir(parents=True, exist_ok=True)
     (out / _TABLE).write_text(to_markdown(certificates), encoding="utf-8")
     if as_json:
         print_json([certificate.to_dict() for certificate in certificates])
@@ -59,7 +68,7 @@ def _pairs(package: str) -> list[tuple[Estimator, Neuron]]:
 
 def _read(path: Path) -> dict[tuple[str, str], Certificate]:
     try:
-        kept = load(path.read_text(encoding="utf-8"))
+        kept = from_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, TypeError, KeyError):  # none yet, or of another form: they are made anew
         return {}
     return {(certificate.estimator, certificate.neuron): certificate for certificate in kept}

@@ -24,8 +24,8 @@ __all__ = [
     "show_description",
     "show_recommendation",
     "show_report",
+    "show_rows",
     "show_samples",
-    "show_settings",
 ]
 
 _MOST_ROWS = 100  # of samples
@@ -45,7 +45,7 @@ def show(what: RenderableType) -> None:
     Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False).print(what)
 
 
-def _show_rows(head: Sequence[str], rows: Iterable[Cells], title: str = "", caption: str = "") -> None:
+def show_rows(head: Sequence[str], rows: Iterable[Cells], title: str = "", caption: str = "") -> None:
     """A table; nothing where it would have no rows."""
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", title_style="bold")
     for column in head:
@@ -69,7 +69,7 @@ def show_catalog(found: dict[str, list[dict[str, Any]]]) -> None:
     }
     for kind, rows in found.items():
         title = "plugins that did not load" if kind == "failures" else kind
-        _show_rows(columns[kind], ([row[column] for column in columns[kind]] for row in rows), title)
+        show_rows(columns[kind], ([row[column] for column in columns[kind]] for row in rows), title)
 
 
 def show_description(description: dict[str, Any], text: str) -> None:
@@ -79,7 +79,7 @@ def show_description(description: dict[str, Any], text: str) -> None:
         show(Text(f"\n{text}\n"))
     options = description["options"]
     required = options.get("required", [])
-    _show_rows(
+    show_rows(
         ["option", "default", "type", "description"],
         (
             [
@@ -93,13 +93,13 @@ def show_description(description: dict[str, Any], text: str) -> None:
     )
     if "evaluations" in description:
         units = list(next(iter(description["evaluations"].values()), {}))
-        _show_rows(
+        show_rows(
             ["neuron", "claimed bias", *(f"K, D = {count}" for count in units)],
             ([name, bias, *description["evaluations"][name].values()] for name, bias in description["bias"].items()),
         )
     certificates = description.get("certificates", [])
     losses = list(dict.fromkeys(record["loss"] for found in certificates for record in found["records"]))
-    _show_rows(
+    show_rows(
         ["measured on", "logits", *(f"bias, {loss}" for loss in losses)],
         (
             [found["neuron"], logits, *(_bias(record) for record in found["records"] if record["logits"] == logits)]
@@ -133,7 +133,7 @@ def show_samples(neuron: str, seed: int, columns: Mapping[str, Tensor], samples:
     )
     cut = flat.shape[1] > _MOST_ROWS or len(flat) > _MOST_SAMPLES
     caption = f"{neuron}, samples: {len(samples)}, seed: {seed}{'; --json gives them all' if cut else ''}"
-    _show_rows(["unit", *columns, "samples"], rows, caption=caption)
+    show_rows(["unit", *columns, "samples"], rows, caption=caption)
 
 
 def show_comparison(comparison: dict[str, Any]) -> None:
@@ -142,7 +142,7 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     caption = f"{comparison['neuron']}, draws: {comparison['draws']}, seed: {comparison['seed']}; {exact}"
     rows = comparison["rows"]
     head = [name.replace("_", " ") for name in rows[0]] if rows else []
-    _show_rows(head, ([*row.values()] for row in rows), caption=caption)
+    show_rows(head, ([*row.values()] for row in rows), caption=caption)
 
 
 def show_recommendation(found: dict[str, Any]) -> None:
@@ -152,9 +152,9 @@ def show_recommendation(found: dict[str, Any]) -> None:
     rows = (
         [row[column] if column != "reasons" else "; ".join(row[column]) for column in columns] for row in found["rows"]
     )
-    _show_rows(["estimator", "claimed bias", "K", "error", "why"], rows, found["neuron"], caption)
+    show_rows(["estimator", "claimed bias", "K", "error", "why"], rows, found["neuron"], caption)
     others = ([row["estimator"], "; ".join(row["reasons"])] for row in found["rejected"])
-    _show_rows(["not for this case", "why"], others)
+    show_rows(["not for this case", "why"], others)
 
 
 def show_report(report: dict[str, Any]) -> None:
@@ -172,17 +172,12 @@ def show_report(report: dict[str, Any]) -> None:
         ]
         for key, row in rows.items()
     )
-    _show_rows(["kind", "plugin", "neuron", "checks passed", "seconds", ""], table, report["plugin"])
+    show_rows(["kind", "plugin", "neuron", "checks passed", "seconds", ""], table, report["plugin"])
     wrong = ["plugin", "neuron", "check", "diagnosis"]
-    _show_rows(wrong, ([row[name] for name in wrong] for row in results if not row["passed"]), "what is wrong")
+    show_rows(wrong, ([row[name] for name in wrong] for row in results if not row["passed"]), "what is wrong")
     show_catalog({"failures": report["failures"]})
     verdict = "conforms" if report["passed"] else "does not conform" if results else "did not load"
     show(f"{report['plugin']} {verdict}: {sum(row['passed'] for row in results)} of {len(results)} checks passed")
-
-
-def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:
-    """A row for each setting."""
-    _show_rows(["setting", "value", "from"], rows)
 
 
 class Bars(Progress):

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import torch
 from torch import Tensor
 
-from gradest.analysis.results import Bring, Comparison, ComparisonRow, Excluded, Recommendation, Recommended
+from gradest.analysis.results import Comparison, ComparisonRow, Excluded, LossAccess, Recommendation, Recommended
 from gradest.client.answers import Fields
 from gradest.client.bodies import encode_json, with_non_finite
 from gradest.client.requests import Call, Request, check_dtype, fix_seed, post, to_spec
@@ -197,7 +197,7 @@ def compare(
 
 def recommend(
     neuron: NeuronSpec = "bernoulli",
-    bring: Sequence[Bring] = ("loss",),
+    bring: Sequence[LossAccess] = ("loss",),
     evaluations: int | None = None,
     *,
     unbiased: bool = False,

@@ -12,7 +12,7 @@ from gradest.contract.estimator import State
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec
 from gradest.errors import InvalidInput
-from gradest.kernels.reference import leading_sum
+from gradest.kernels.stable import leading_sum
 
 __all__ = ["expect"]
 

@@ -1,17 +1,17 @@
-"""The guide for authors of plugins, and the three hooks. Writing a plugin takes ten lines:
+"""The guide for authors of plugins, and the three hooks that a plugin implements.
+
+A plugin takes ten lines:
 
     # my_plugin.py
     import gradest
-    from gradest.contract.estimator import Bias, MonteCarlo
-    from gradest.kernels.reference import leading_mean
-    from gradest.contract.neuron import Binary
+    from gradest.contract.numerics import leading_mean
 
-    class Damped(MonteCarlo):
+    class Damped(gradest.MonteCarlo):
         name, summary = "damped", "half of straight-through"
-        needs, capabilities = frozenset({"grad"}), (Binary,)
+        needs, capabilities = frozenset({"grad"}), (gradest.Binary,)
 
         def bias(self, neuron):
-            return Bias.BIASED
+            return gradest.Bias.BIASED
 
         def backward(self, draw, feedback, state):
             return 0.5 * leading_mean(feedback.get_grad()), state
@@ -24,68 +24,101 @@
     [project.entry-points.gradest]
     my_plugin = "my_plugin"
 
-Install the distribution beside gradest, and `gradest list`, `gradest.estimator("damped")`, the HTTP service and the
-conformance kit have it. In a notebook `gradest.registry.register(Damped)` does the same without a distribution, and
-`gradest.registry.unregister(Damped)` takes it back.
+Install the distribution beside gradest. Then `gradest list`, `gradest.estimator("damped")`, the HTTP service and the
+conformance kit have the plugin. In a notebook `gradest.registry.register(Damped)` does the same without a distribution, and
+`gradest.registry.unregister(Damped)` removes it again.
+
+What to import
+--------------
+A plugin imports `gradest.contract.*`, `gradest.random` and `gradest.errors`, and no other module of gradest. The names that most
+plugins need are also in `gradest` itself, such as `gradest.Neuron`, `gradest.Bias` and `gradest.Key`.
+
+    gradest.contract.neuron       Neuron, and its capabilities such as Discrete, Scored and Reparameterised
+    gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias, Target
+    gradest.contract.objective    Objective, Separable
+    gradest.contract.plugin       Plugin, the base class of all three, and TensorOption
+    gradest.contract.law          all joint outcomes of an event, with their probabilities
+    gradest.contract.numerics     arithmetic whose result for a row does not depend on the batch: leading_sum, leading_mean,
+                                  sigmoid, softplus, logit, normal_cdf, quadrature, and the kernels
+    gradest.random                Key, the source of all noise
+    gradest.errors                the exceptions, such as InvalidInput for input that the caller must correct
 
 Start and check
 ---------------
-`gradest new-plugin my-plugin` writes a package to start from: a neuron, an estimator with a state, their tests, a CI file. It
-passes its tests as it is written.
+`gradest new-plugin my-plugin` writes a package to start from: a neuron, an estimator with a state, their tests and a CI file. Its
+tests pass as written.
 
-`gradest check my-plugin` runs the conformance kit on all that a plugin brings. It takes an installed distribution, a module, a
-.py file or a project's folder. Estimators are tried on every neuron that they accept, built-in or the plugin's own; its neurons
-also under the built-in estimators. What is wrong is said in words; the exit code is 1 then. `--fast` leaves out the measurement
-of bias, `--json` is for scripts. `pytest --gradest-plugin my-plugin` runs the same checks as tests, which `-k` and `-n` know how
-to treat. `gradest.testing` has the checks as functions, `gradest.conformance` runs them on a plugin.
+`gradest check my-plugin` runs the conformance kit on everything that a plugin registers. It takes an installed distribution, a
+module, a .py file or the folder of a project. Each estimator is tried on every neuron that it accepts, built in or the plugin's
+own, and each neuron of the plugin also with the built-in estimators. Each failure is explained in words, and the exit code is
+then 1. `--fast` omits the measurement of bias; `--json` is for scripts. `pytest --gradest-plugin my-plugin` runs the same checks
+as tests, with which `-k` and `-n` work as usual. `gradest.testing` has the checks as functions, and `gradest.testing.suite` runs
+them on a whole plugin.
 
 Hooks
 -----
-A module, or any object, that an entry point of the group `gradest` names implements one or more of
+An entry point of the group `gradest` names a module or another object, which implements one or more of these hooks:
 
-    gradest_neurons()       subclasses of Neuron       gradest/neuron.py has the contract
-    gradest_estimators()    subclasses of Estimator    gradest/estimator.py
-    gradest_objectives()    subclasses of Objective    gradest/objective.py
+    gradest_neurons()       returns subclasses of Neuron       see gradest/contract/neuron.py for the contract
+    gradest_estimators()    returns subclasses of Estimator    see gradest/contract/estimator.py
+    gradest_objectives()    returns subclasses of Objective    see gradest/contract/objective.py
 
-each marked with `@gradest.hookimpl`, each returning a list of classes. The classes are built with the options that a user gives;
-they are frozen pydantic models whose fields are the options, and all but an objective's need defaults. `gradest describe`, the
-flags of the command line and the service's schemas follow from the fields. `examples`, a tuple of sets of options, says which
-instances the kit checks; give one for each branch that an option takes.
+Mark each with `@gradest.hookimpl`; each returns a list of classes. gradest builds the classes with the options that a user
+gives. They are frozen pydantic models whose fields are the options, and every option needs a default, except those of objectives.
+`gradest describe`, the flags of the command line and the schemas of the service follow from the fields. The class attribute
+`examples`, a tuple of sets of options, says which instances the kit checks; include one for each branch that an option selects.
 
-A distribution is let in whole or not at all. What did not load, and why, is in `gradest.registry.failures`, in `gradest list` and
-at /v1/plugins of the service. The module may state the contract it was written for as `GRADEST_PLUGIN_API = 1`; another number
-than `gradest.PLUGIN_API` keeps it from loading, with a failure that says so.
+If one class of a distribution is rejected, none of the distribution is loaded. `gradest.registry.failures`, `gradest list` and
+the route /v1/plugins of the service show what was not loaded, and why. The module may state the version of the contract that it
+was written for, as `GRADEST_PLUGIN_API = 1`; if the number differs from `gradest.PLUGIN_API`, it is not loaded, and the failure
+gives this reason.
+
+Commands
+--------
+A distribution can also add commands to the command line, as gradest adds `serve` and `train`: an entry point of the group
+`gradest.commands`, such as `fit = "my_plugin.cli:fit"`, makes `gradest fit` call that object, a `typer.Typer`, a click command or
+a function of (arguments, prog_name). `gradest --help` reads its line from the first line of the docstring, without an import, so
+keep slow imports inside functions. `gradest/cli/plugins.py` has the rules, and what happens to a command that does not load.
 
 Names
 -----
-`name` is lower_snake_case and unique among the neurons, the estimators or the objectives of all that is installed; the built-in
-ones come first, then distributions by name, and whoever comes second with a name is not loaded. A prefix of your own keeps you
-clear of others. `summary` is a line for tables, `reference` authors, year and arXiv id.
+`name` is lower_snake_case and must be unique among all installed neurons, estimators or objectives. If two plugins use the same
+name, the one that loads first keeps it, and the other distribution is not loaded. Built-in plugins load first, then
+distributions in alphabetical order. A prefix of your own avoids such conflicts. `summary` is one line for tables; `reference`
+gives authors, year and arXiv id.
 
 What an estimator states
 ------------------------
-needs: {"loss"}, {"grad"} or both: what the caller must bring back from the points.
-capabilities: what a neuron must be, such as `Discrete` or `LogisticBinary`. What they do not express goes into `accepts`.
-bias(neuron): a claim, which the kit holds against exact enumeration, both ways. `Bias.NONE` must match on every loss,
-    `Bias.exact_to_order(n)` on polynomials of degree n, and what is claimed to be biased must be seen to differ. `gradest certify
-    --package my_plugin` measures it with care, and writes certificates.json into the package, where `gradest describe` and
-    `gradest recommend` find it.
-off_support: True if the loss is asked for elsewhere than at outputs of the neuron, as at a relaxed output or at the mean.
-target(): what is estimated, if it is not E[L]: `Target(n)` for the bound of n samples, against which the kit then measures.
-evaluations(neuron, event_shape): K, how many points a step asks for.
+needs: {"loss"}, {"grad"} or both: what the caller must return for each point.
+capabilities: the classes that a neuron must be an instance of, such as `Discrete` or `LogisticBinary`. Override `accepts` for
+    conditions that classes cannot express.
+bias(neuron): a claim, which the kit tests in both directions against exact enumeration. An estimator that claims `Bias.NONE` must
+    match the exact gradient on every loss, one that claims `Bias.exact_to_order(n)` on polynomials of degree n, and one that
+    claims to be biased must differ measurably. `gradest certify --package my_plugin` measures the bias with more draws and writes
+    certificates.json into the package, where `gradest describe` and `gradest recommend` find it.
+off_support: True if the estimator needs the loss at points that the neuron never emits, such as a relaxed output or the mean.
+target(): what is estimated, if it is not E[L]. `Target(n)` is the bound of n samples, and the kit then measures against that.
+evaluations(neuron, event_shape): K, the number of points of one draw.
 
-`MonteCarlo` has all but `needs`, `bias` and `backward` for an estimator that asks at independent samples. Three rules hold
-throughout, and most of what the kit finds breaks one of them:
+`MonteCarlo` implements everything except `needs`, `bias` and `backward` for an estimator whose points are independent samples.
+Most of what the kit finds breaks one of three rules, which hold for every method:
 
-- Noise comes from the key (`neuron.noise(key, a, n)`, `key.with_stream(1)` for more), never from torch's generator.
-- State goes in and comes out; no argument is changed. A baseline is used first and moved afterwards.
-- A row's result has the same bits in any batch. Only the next state may gather over rows. `gradest.kernels.reference` has a
-  sigmoid, a softplus and sums of which this is true; of torch's own sigmoid it is not.
+- Noise comes from the key (`neuron.noise(key, a, n)`, and `key.with_stream(1)` for more), never from torch's generator.
+- State is passed in and returned; no argument is changed. A baseline is used before it is updated.
+- The result for a row has the same bits in any batch; only the next state may combine rows. The sigmoid, the softplus and the
+  sums of `gradest.contract.numerics` satisfy this. torch's own sigmoid and sums do not.
+
+A fused kernel of your own
+--------------------------
+A neuron may override `sample` with a kernel that draws and computes in one pass. `key.row_keys(batch, device)` gives the kernel
+the two words from which a row's numbers follow, and its docstring the arithmetic. The kit checks that `sample` has the bits of
+`forward` at `noise`.
 
 Environment
 -----------
-GRADEST_LOAD_PLUGINS: a list of distributions, with commas; third-party plugins not in it are not imported (empty: none are).
-GRADEST_STRICT_PLUGINS: 1 raises PluginError for the first plugin that does not load, instead of going on without it.
+GRADEST_LOAD_PLUGINS: a comma-separated list of distributions. Third-party plugins that are not in it are not imported; an empty
+    value excludes all of them.
+GRADEST_STRICT_PLUGINS: 1 raises PluginError for the first plugin that does not load, instead of continuing without it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finds plugins: the installed distributions with entry points in the group `gradest`, or the one that an argument names."""
+"""Finds plugins: installed distributions with entry points in the groups of gradest, or the one that an argument names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from pathlib import Path
 
 from gradest.errors import PluginError, UnknownPlugin
 
-__all__ = ["GROUP", "PluginSource", "discover", "find", "installed"]
+__all__ = ["COMMANDS", "GROUP", "PluginSource", "discover", "find", "installed"]
 
 GROUP = "gradest"
+"""The entry-point group of neurons, estimators and objectives."""
+COMMANDS = "gradest.commands"
+"""The entry-point group of commands."""
 _OWN = "gradest"  # this distribution loads first, so that no other can take a built-in's name
 
 
@@ -36,10 +39,10 @@ class PluginSource:
         return _normalised(self.distribution) == _OWN
 
 
-def installed() -> list[PluginSource]:
-    """Return the installed distributions with plugins: gradest first, then the others by name."""
+def installed(group: str = GROUP) -> list[PluginSource]:
+    """Return the installed distributions with entry points in the group: gradest first, then the others by name."""
     found: dict[tuple[str, str], list[EntryPoint]] = {}
-    for point in entry_points(group=GROUP):
+    for point in entry_points(group=group):
         # the metadata of a damaged installation may lack a name or a version
         owner = ((point.dist.name or "unknown"), (point.dist.version or "")) if point.dist else ("unknown", "")
         found.setdefault(owner, []).append(point)
@@ -49,13 +52,14 @@ def installed() -> list[PluginSource]:
     return sorted(sources, key=_rank)
 
 
-def discover() -> list[PluginSource]:
-    """Return the installed distributions with plugins that GRADEST_LOAD_PLUGINS allows."""
-    sources = installed()
+def discover(group: str = GROUP) -> list[PluginSource]:
+    """Return the installed distributions with entry points in the group that GRADEST_LOAD_PLUGINS allows."""
+    sources = installed(group)
     restriction = os.environ.get("GRADEST_LOAD_PLUGINS")
     if restriction is not None:
         wanted = {_normalised(name) for name in restriction.split(",") if name.strip()}
-        missing = wanted - {_normalised(source.distribution) for source in sources}
+        anywhere = [*installed(GROUP), *installed(COMMANDS)]
+        missing = wanted - {_normalised(source.distribution) for source in anywhere}
         sources = [source for source in sources if source.built_in or _normalised(source.distribution) in wanted]
         sources += [PluginSource(name, "", ()) for name in missing]
     return sorted(sources, key=_rank)

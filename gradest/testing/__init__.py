@@ -1,11 +1,11 @@
-"""The conformance kit: whether a plugin does what its contract and its own claims say.
+"""The conformance kit: it tests whether a plugin keeps its contract and its own claims.
 
     checks           the checks, as functions that raise AssertionError with a diagnosis
-    suite            all checks on everything that a plugin brings, as `gradest check` runs them
-    pytest_plugin    the same checks as tests of pytest, for `pytest --gradest-plugin my-plugin`
+    suite            all checks on everything that a plugin provides, as `gradest check` runs them
+    pytest_plugin    the same checks as pytest tests, for `pytest --gradest-plugin my-plugin`
 
-The names of `checks` are in this package too. They are imported at their first use, so that a run of pytest on a machine that has
-gradest does not import torch.
+The public names of `checks` can be imported from this package too. They are loaded at their first use: pytest imports this
+package wherever gradest is installed, and projects that have nothing to do with gradest should not wait for torch.
 """
 
 import lazy_loader

@@ -1,18 +1,24 @@
-"""The conformance kit: what every neuron, estimator and objective must hold to, for the built-in ones and for anybody's.
+"""The checks of the conformance kit: what every neuron, estimator and objective must do, built-in or not.
 
+    import gradest
     import pytest
-    from gradest.testing import checks as testing
+    from gradest import testing
 
     @pytest.mark.parametrize("check", testing.ESTIMATOR_CHECKS, ids=lambda check: check.__name__)
     def test_my_estimator(check):
         check(MyEstimator(), gradest.neuron("bernoulli"))
 
-A check is a function that raises AssertionError with a diagnosis. Statistical checks are seeded, so they either pass always or
-fail always; for a right implementation and a new seed, each compared number fails with probability below 6e-7 (five standard
-errors). `measure_bias` draws until a wrong sign or a factor of two would show as at least ten standard errors.
+A check is a function that returns None, or raises AssertionError with a diagnosis of what is wrong. `NEURON_CHECKS` take a
+neuron, `ESTIMATOR_CHECKS` an estimator and a neuron that it accepts, `OBJECTIVE_CHECKS` an objective.
 
-`gradest.conformance` runs all of them on a whole plugin, for `gradest check` and `pytest --gradest-plugin`.
-(To pytest: PYTEST_DONT_REWRITE, a diagnosis is all that a failing assertion should say.)
+Statistical checks use fixed seeds, so for unchanged code they always pass or always fail. For a correct implementation and a new
+seed, each number that is compared would fail with probability below 6e-7 (five standard errors). `measure_bias` draws until a
+wrong sign or a factor of two would show as a difference of at least ten standard errors.
+
+`gradest.testing.suite` runs all checks on everything that a plugin provides, for `gradest check` and `pytest --gradest-plugin`.
+
+The word PYTEST_DONT_REWRITE in this docstring keeps pytest from adding its own explanation to a failing assertion: the diagnosis
+is the whole message.
 """
 
 from __future__ import annotations
@@ -29,9 +35,9 @@ from gradest.analysis.bias import (
     SIGNIFICANCE_SE,
     UNITS,
     BiasRecord,
-    linear,
+    linear_loss,
     measure_bias,
-    quadratic,
+    quadratic_loss,
 )
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Binary, Discrete, Neuron, Scored
@@ -44,29 +50,31 @@ __all__ = [
     "NEURON_CHECKS",
     "OBJECTIVE_CHECKS",
     "BiasRecord",
+    "example_neurons",
+    "example_objectives",
+    "example_pairs",
     "measure_bias",
-    "neurons",
-    "objectives",
-    "pairs",
 ]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-BATCHES: tuple[tuple[int, ...], ...] = ((), (3,), (2, 3), (0,))
+BATCH_SHAPES: tuple[tuple[int, ...], ...] = ((), (3,), (2, 3), (0,))
 
 
-def neurons(registry: Registry) -> list[Neuron]:
-    """Every registered neuron, in each of its `examples`."""
+def example_neurons(registry: Registry) -> list[Neuron]:
+    """Build every registered neuron with each of the option sets in its `examples`."""
     return [cls.build(**options) for cls in registry.neurons.values() for options in cls.examples]
 
 
-def pairs(registry: Registry) -> list[tuple[Estimator, Neuron]]:
-    """Every registered estimator with every neuron that it accepts, in each of their `examples`."""
+def example_pairs(registry: Registry) -> list[tuple[Estimator, Neuron]]:
+    """Pair every registered estimator with every neuron that it accepts, both built with each of their `examples`."""
     built = [cls.build(**options) for cls in registry.estimators.values() for options in cls.examples]
-    return [(estimator, neuron) for estimator in built for neuron in neurons(registry) if estimator.accepts(neuron)]
+    return [
+        (estimator, neuron) for estimator in built for neuron in example_neurons(registry) if estimator.accepts(neuron)
+    ]
 
 
-def objectives(registry: Registry) -> list[Objective]:
-    """Every registered objective, in each of its `examples`."""
+def example_objectives(registry: Registry) -> list[Objective]:
+    """Build every registered objective with each of the option sets in its `examples`."""
     return [cls.build(**options) for cls in registry.objectives.values() for options in cls.examples]
 
 
@@ -74,8 +82,8 @@ def objectives(registry: Registry) -> list[Objective]:
 
 
 def neuron_shapes_and_dtypes(neuron: Neuron) -> None:
-    """Every method keeps the dtype of `a` and gives the shapes of the contract, zero-sized batches included."""
-    for a in _inputs(neuron):
+    """Check that every method returns the dtype of `a` and the shape that the contract states, also for an empty batch."""
+    for a in _all_pre_activations(neuron):
         noise = neuron.noise(Key(1), a, 4)
         _expect_shape("noise", noise, (4, *a.shape))
         h = neuron.forward(a, noise)
@@ -85,7 +93,7 @@ def neuron_shapes_and_dtypes(neuron: Neuron) -> None:
         _expect_like("threshold", neuron.threshold(a, 0.5), a.shape, a)
         active = neuron.active_probability(a)
         _expect_like("active_probability", active, a.shape, a)
-        assert bool(((active >= 0) & (active <= 1)).all()), "active_probability leaves [0, 1]"
+        assert bool(((active >= 0) & (active <= 1)).all()), "active_probability has values outside [0, 1]"
         if isinstance(neuron, Scored):
             _expect_like("score", neuron.score(h, a), (4, *a.shape), a)
         if isinstance(neuron, Discrete):
@@ -93,15 +101,15 @@ def neuron_shapes_and_dtypes(neuron: Neuron) -> None:
 
 
 def neuron_is_pure(neuron: Neuron) -> None:
-    """No method changes an argument or touches torch's global generator; the same key gives the same bits."""
-    a = _pre_activations(neuron, (5,))
-    with _Untouched(a):
+    """Check that no method changes an argument or uses torch's global generator, and the same key gives the same bits."""
+    a = _random_pre_activations(neuron, (5,))
+    with _ExpectUnchanged(a):
         first = neuron.forward(a, neuron.noise(Key(3), a, 2))
     torch.manual_seed(99)
     again = neuron.forward(a, neuron.noise(Key(3), a, 2))
-    _expect_bits("the same key gave other outputs", first, again)
+    _expect_same_bits("the same key gave different outputs", first, again)
     noise, grad = neuron.noise(Key(3), a, 2), torch.ones_like(first)
-    with _Untouched(a, noise, grad, first):
+    with _ExpectUnchanged(a, noise, grad, first):
         neuron.forward(a, noise)
         neuron.backward(a, noise, grad)
         if isinstance(neuron, Scored):
@@ -109,29 +117,31 @@ def neuron_is_pure(neuron: Neuron) -> None:
 
 
 def neuron_samples_are_forward(neuron: Neuron) -> None:
-    """`sample` has the bits of `forward` at the noise of the key, whatever kernel draws it."""
-    for a in chain(_inputs(neuron), _saturated(neuron), [_pre_activations(neuron, (700,)) * 3]):
+    """Check that `sample(key, a, draws)` has the bits of `forward(a, noise(key, a, draws))`, whichever kernel computes it."""
+    for a in chain(
+        _all_pre_activations(neuron), _saturated_pre_activations(neuron), [_random_pre_activations(neuron, (700,)) * 3]
+    ):
         for draws in (0, 1, 3):
             wanted = neuron.forward(a, neuron.noise(Key(17), a, draws))
             drawn = neuron.sample(Key(17), a, draws)
             _expect_like("sample", drawn, wanted.shape, a)
-            _expect_bits("sample differs from forward at the same noise", drawn, wanted)
+            _expect_same_bits("sample differs from forward at the same noise", drawn, wanted)
 
 
 def neuron_rows_are_independent(neuron: Neuron) -> None:
-    """A row's bits are the same alone, in the middle of 1,000 others, and after a permutation of the batch."""
+    """Check that a row gives the same bits alone, among 1,000 others, and after a permutation of the batch."""
 
     def run(a: Tensor, rows: Tensor) -> Tensor:
         noise = neuron.noise(Key(5, rows), a, 3)
         h = neuron.forward(a, noise)
         return torch.cat([h, neuron.backward(a, noise, torch.ones_like(h)), neuron.mean(a)[None]])
 
-    _check_rows(neuron, run)
+    _expect_independent_rows(neuron, run)
 
 
 def neuron_survives_saturation(neuron: Neuron) -> None:
-    """At pre-activations of ±40 and ±10,000 nothing is NaN or infinite, in float32 and bfloat16."""
-    for a in _saturated(neuron):
+    """Check that no result is NaN or infinite at pre-activations of ±40 and ±10,000, in float32 and bfloat16."""
+    for a in _saturated_pre_activations(neuron):
         noise = neuron.noise(Key(1), a, 8)
         h = neuron.forward(a, noise)
         results = {
@@ -147,17 +157,20 @@ def neuron_survives_saturation(neuron: Neuron) -> None:
 
 
 def neuron_law_agrees(neuron: Neuron) -> None:
-    """`law`, `mean`, `active_probability` and 40,000 samples tell of the same distribution."""
+    """Check that `law`, `log_prob`, `mean`, `active_probability` and 40,000 samples agree with each other.
+
+    What follows from `law` must agree within a small tolerance, and averages over samples within five standard errors.
+    """
     draws = 40_000
-    a = _pre_activations(neuron, (4,), torch.float64) * 1.5
+    a = _random_pre_activations(neuron, (4,), torch.float64) * 1.5
     values, weights = neuron.law(a)
     if isinstance(neuron, Discrete):
-        _expect_close("log_prob, against law,", neuron.log_prob(values, a).exp(), weights, 1e-9)
-    weights = _per_event(neuron, weights)
-    _expect_close("the weights of law sum to", weights.sum(0), torch.ones_like(weights[0]), 1e-7)
-    _expect_close("mean, against law,", neuron.mean(a), (weights * values).sum(0), 1e-6)
+        _expect_close("exp(log_prob) and the weights of law", neuron.log_prob(values, a).exp(), weights, 1e-9)
+    weights = _broadcast_weights(neuron, weights)
+    _expect_close("the sum of the weights of law and 1", weights.sum(0), torch.ones_like(weights[0]), 1e-7)
+    _expect_close("mean and the mean of law", neuron.mean(a), (weights * values).sum(0), 1e-6)
     positive = (weights * (values > 0)).sum(0)
-    _expect_close("active_probability, against law,", neuron.active_probability(a), positive.expand_as(a), 1e-6)
+    _expect_close("active_probability and P(h > 0) of law", neuron.active_probability(a), positive.expand_as(a), 1e-6)
     h = neuron.forward(a, neuron.noise(Key(11), a, draws))
     active = neuron.active_probability(a)
     for name, sampled, wanted, variance in (
@@ -166,46 +179,55 @@ def neuron_law_agrees(neuron: Neuron) -> None:
     ):
         error = (variance / draws).sqrt() + 1e-9
         worst = float(((sampled.mean(0) - wanted) / error).abs().max())
-        assert worst < SIGNIFICANCE_SE, f"{name} is {worst:.1f} standard errors off what the neuron says it is"
+        assert worst < SIGNIFICANCE_SE, f"{name} is {worst:.1f} standard errors off the value that the neuron states"
 
 
 def neuron_derivatives_agree(neuron: Neuron) -> None:
-    """`backward` is the finite difference of `forward` where forward does not jump; `score` that of `log_prob`, with mean 0."""
-    a, size = _pre_activations(neuron, (200,), torch.float64) * 2, 1e-6
+    """Check that `backward` is the derivative of `forward` at fixed noise, and `score` that of `log_prob`, with mean 0.
+
+    `backward` is compared with a finite difference of `forward`. They must agree for 99 % of the units: in the others, `forward`
+    may jump between the two points of the difference. `mean` of a binary neuron is compared with its `probability`.
+    """
+    a, size = _random_pre_activations(neuron, (200,), torch.float64) * 2, 1e-6
     noise = neuron.noise(Key(13), a, 1)
     step, grad = a.roll(1, 0).cos() + 1.5, a.roll(2, 0).cos() + 1.5
     upper, lower = neuron.forward(a + size * step, noise), neuron.forward(a - size * step, noise)
-    slope = _over_classes(neuron, grad * (upper - lower) / (2 * size))
-    given = _over_classes(neuron, neuron.backward(a, noise, grad.expand_as(upper)) * step)
+    slope = _sum_over_classes(neuron, grad * (upper - lower) / (2 * size))
+    given = _sum_over_classes(neuron, neuron.backward(a, noise, grad.expand_as(upper)) * step)
     smooth = (slope - given).abs() < 1e-4 * (1 + slope.abs())
     assert float(smooth.double().mean()) > 0.99, "backward is not the derivative of forward at fixed noise"
     if isinstance(neuron, Scored):
         h = neuron.forward(a, noise)
         values, weights = neuron.law(a)
-        centre = (_per_event(neuron, weights) * neuron.score(values, a)).sum(0)
-        _expect_close("E[score]", centre, torch.zeros_like(centre), 1e-9)
+        centre = (_broadcast_weights(neuron, weights) * neuron.score(values, a)).sum(0)
+        _expect_close("E[score] and 0", centre, torch.zeros_like(centre), 1e-9)
         if isinstance(neuron, Discrete):
             moved = a.clone().requires_grad_()
             (wanted,) = torch.autograd.grad(neuron.log_prob(h, moved).sum(), moved)
-            _expect_close("score, against the derivative of log_prob,", neuron.score(h, a)[0], wanted, 1e-9)
+            _expect_close("score and the derivative of log_prob", neuron.score(h, a)[0], wanted, 1e-9)
     if isinstance(neuron, Binary):
         p = neuron.probability(a)
-        _expect_close("mean, against probability,", neuron.mean(a), neuron.low + (neuron.high - neuron.low) * p, 1e-9)
+        stated = neuron.low + (neuron.high - neuron.low) * p
+        _expect_close("mean and low + (high - low) · probability", neuron.mean(a), stated, 1e-9)
 
 
 # --- estimators --------------------------------------------------------------------------------------------------------------
 
 
 def estimator_shapes_and_dtypes(estimator: Estimator, neuron: Neuron) -> None:
-    """K is as stated; points, weights, value, gradient and state have the contract's shapes and the dtype of `a`."""
-    for a in _inputs(neuron):
-        wide = a if a.dtype != torch.bfloat16 else a.float()  # what the library gives an estimator
+    """Check that `forward` returns `evaluations` points, and that every result has the contract's shape and dtype.
+
+    A discrete neuron's points must be outputs of it, unless the estimator sets `off_support`. The state keeps its names, shapes
+    and dtypes from step to step.
+    """
+    for a in _all_pre_activations(neuron):
+        wide = a if a.dtype != torch.bfloat16 else a.float()  # the library widens bfloat16 before an estimator sees it
         batch, event = wide.shape[: wide.ndim - neuron.event_ndim], wide.shape[wide.ndim - neuron.event_ndim :]
         state = estimator.init(neuron, wide)
         draw = estimator.forward(neuron, wide, Key(1), state)
         stated = estimator.evaluations(neuron, tuple(event))
         assert draw.points.shape[0] == stated, (
-            f"evaluations says K = {stated}, forward asks for {draw.points.shape[0]} points"
+            f"evaluations says K = {stated}, but forward asks for {draw.points.shape[0]} points"
         )
         _expect_like("points", draw.points, (stated, *wide.shape), wide)
         assert draw.weights.shape in ((stated,), (stated, *batch)), f"weights have shape {list(draw.weights.shape)}"
@@ -214,54 +236,67 @@ def estimator_shapes_and_dtypes(estimator: Estimator, neuron: Neuron) -> None:
         if isinstance(neuron, Discrete) and neuron.finite and not estimator.off_support:
             same = draw.points == neuron.law(wide)[0][:, None]
             unit = same if neuron.event_ndim == 1 else same.all(-1)
-            assert bool(unit.any(0).all()), "asks for the loss at points that are no outputs: state off_support = True"
-        gradient, after = estimator.backward(draw, _feedback(estimator, draw, linear(neuron)), state)
+            assert bool(unit.any(0).all()), (
+                "forward asks for the loss at points that are not outputs of the neuron: set off_support = True"
+            )
+        gradient, after = estimator.backward(draw, _make_feedback(estimator, draw, linear_loss(neuron)), state)
         _expect_like("gradient", gradient, wide.shape, wide)
-        assert after.keys() == state.keys(), f"state has {sorted(state)} before a step and {sorted(after)} after it"
+        assert after.keys() == state.keys(), f"the state has {sorted(state)} before a step and {sorted(after)} after it"
         for name, tensor in after.items():
-            assert name.isidentifier(), f"state name {name!r} must be an identifier, so that it can name a buffer"
+            assert name.isidentifier(), (
+                f"the state name {name!r} must be an identifier, because it names a buffer of a module"
+            )
             _expect_like(f"state {name}", tensor, state[name].shape, state[name])
 
 
 def estimator_is_pure(estimator: Estimator, neuron: Neuron) -> None:
-    """No argument is changed, torch's global generator is not touched, and the same arguments give the same bits."""
-    a, f = _pre_activations(neuron, (5,)), quadratic(neuron)
+    """Check that no argument is changed, torch's global generator is not used, and equal arguments give equal bits."""
+    a, f = _random_pre_activations(neuron, (5,)), quadratic_loss(neuron)
     state = estimator.init(neuron, a)
     results = []
     for _ in range(2):
-        with _Untouched(a, *state.values()):
+        with _ExpectUnchanged(a, *state.values()):
             draw = estimator.forward(neuron, a, Key(3), state)
-            feedback = _feedback(estimator, draw, f)
+            feedback = _make_feedback(estimator, draw, f)
             given = [x for x in (feedback.loss, feedback.grad, draw.points, draw.weights) if x is not None]
-            with _Untouched(*given):
+            with _ExpectUnchanged(*given):
                 gradient, after = estimator.backward(draw, feedback, state)
         results.append((draw.points, gradient, *after.values()))
         torch.manual_seed(99)
     for one, two in zip(*results, strict=True):
-        _expect_bits(
-            "the same arguments gave other results: noise must come from the key, memory from the state", one, two
+        _expect_same_bits(
+            "the same arguments gave different results: noise must come from the key, and memory from the state",
+            one,
+            two,
         )
 
 
 def estimator_regenerates(estimator: Estimator, neuron: Neuron) -> None:
-    """A draw made anew from (a, key, state), as a stateless server makes it, gives backward the same gradient."""
-    a, f = _pre_activations(neuron, (5,)), quadratic(neuron)
+    """Check that `backward` returns the same bits for a draw that `forward` made again from (a, key, state).
+
+    A stateless server does that: it keeps no draw between the two requests.
+    """
+    a, f = _random_pre_activations(neuron, (5,)), quadratic_loss(neuron)
     state = estimator.init(neuron, a)
     draw = estimator.forward(neuron, a, Key(3), state)
-    feedback = _feedback(estimator, draw, f)
-    anew = estimator.forward(neuron, a.clone(), Key(3), dict(state))
-    one, two = estimator.backward(draw, feedback, state)[0], estimator.backward(anew, feedback, state)[0]
-    _expect_bits("backward needs more than (a, key, state) and the feedback", one, two)
+    feedback = _make_feedback(estimator, draw, f)
+    again = estimator.forward(neuron, a.clone(), Key(3), dict(state))
+    one, two = estimator.backward(draw, feedback, state)[0], estimator.backward(again, feedback, state)[0]
+    _expect_same_bits("the gradient depends on more than (a, key, state) and the feedback", one, two)
 
 
 def estimator_uses_the_key(estimator: Estimator, neuron: Neuron) -> None:
-    """Where equal rows get different gradients, and so chance plays a part, another seed gives other gradients."""
-    a, f = _pre_activations(neuron, ()).expand(64, *_pre_activations(neuron, ()).shape), quadratic(neuron)
+    """Check that another seed gives other gradients, unless 64 equal rows all get the same gradient.
+
+    If they all get the same one, the estimator is deterministic at these pre-activations, and the seed need not matter.
+    """
+    row = _random_pre_activations(neuron, ())
+    a, f = row.expand(64, *row.shape), quadratic_loss(neuron)
     state = estimator.init(neuron, a)
 
     def gradient(seed: int) -> Tensor:
         draw = estimator.forward(neuron, a, Key(seed), state)
-        return estimator.backward(draw, _feedback(estimator, draw, f), state)[0]
+        return estimator.backward(draw, _make_feedback(estimator, draw, f), state)[0]
 
     first = gradient(3)
     if not torch.equal(first, first[:1].expand_as(first)):
@@ -269,25 +304,25 @@ def estimator_uses_the_key(estimator: Estimator, neuron: Neuron) -> None:
 
 
 def estimator_rows_are_independent(estimator: Estimator, neuron: Neuron) -> None:
-    """A row's gradient has the same bits alone, in the middle of 1,000 others, and after a permutation of the batch."""
-    state = _moved_state(estimator, neuron)
+    """Check that a row gets the same points and gradient, bit for bit, alone, among 1,000 others, and in a permuted batch."""
+    state = _state_after_steps(estimator, neuron)
 
     def run(a: Tensor, rows: Tensor) -> Tensor:
         draw = estimator.forward(neuron, a, Key(5, rows), state)
-        gradient, _ = estimator.backward(draw, _feedback(estimator, draw, quadratic(neuron)), state)
+        gradient, _ = estimator.backward(draw, _make_feedback(estimator, draw, quadratic_loss(neuron)), state)
         return torch.cat([draw.points, gradient[None]])
 
-    _check_rows(neuron, run)
+    _expect_independent_rows(neuron, run)
 
 
 def estimator_survives_saturation(estimator: Estimator, neuron: Neuron) -> None:
-    """At pre-activations of ±40 and ±10,000 value and gradient are finite, in float32 and bfloat16."""
-    for a in _saturated(neuron):
+    """Check that value and gradient are finite at pre-activations of ±40 and ±10,000, in float32 and bfloat16."""
+    for a in _saturated_pre_activations(neuron):
         wide = a.float()
         state = estimator.init(neuron, wide)
         for seed in range(3):
             draw = estimator.forward(neuron, wide, Key(seed), state)
-            feedback = _feedback(estimator, draw, quadratic(neuron))
+            feedback = _make_feedback(estimator, draw, quadratic_loss(neuron))
             gradient, state = estimator.backward(draw, feedback, state)
             assert bool(torch.isfinite(gradient.to(a.dtype)).all()), (
                 f"the gradient is not finite at saturation ({a.dtype})"
@@ -297,19 +332,23 @@ def estimator_survives_saturation(estimator: Estimator, neuron: Neuron) -> None:
 
 
 def estimator_bias_is_as_claimed(estimator: Estimator, neuron: Neuron) -> None:
-    """Unbiased where it claims to be, on a linear, a quadratic, a cubic and a two-layer network loss; biased where it must."""
+    """Check the claim `estimator.bias(neuron)` against the measured bias, on the four losses of `measure_bias`.
+
+    There must be no significant bias on a loss for which the claim promises none. An estimator that does not claim to be unbiased
+    for every loss must show a significant bias on at least one.
+    """
     records = list(measure_bias(estimator, neuron))
-    wrong = [record for record in records if record.promised and not record.agrees]
-    assert not wrong, f"claims bias {estimator.bias(neuron)}, but: {'; '.join(map(str, wrong))}{_guess(wrong)}"
+    wrong = [record for record in records if record.contradicts_claim]
+    assert not wrong, f"claims bias {estimator.bias(neuron)}, but: {'; '.join(map(str, wrong))}{_likely_fault(wrong)}"
     if not estimator.bias(neuron).unbiased:
-        # a small bias needs more draws to be seen
+        # A small bias becomes significant only with more draws.
         closer = (record for draws in (1 << 16, MAX_DRAWS) for record in measure_bias(estimator, neuron, draws=draws))
-        seen = any(not record.agrees for record in chain(records, closer))
+        seen = any(not record.agrees_with_exact for record in chain(records, closer))
         assert seen, f"claims bias {estimator.bias(neuron)}, but no loss shows any; Bias.NONE may be the right claim"
 
 
-def _guess(wrong: Sequence[BiasRecord]) -> str:
-    """What the direction of the estimates says of the fault."""
+def _likely_fault(wrong: Sequence[BiasRecord]) -> str:
+    """A guess at the fault, from the direction of the mean gradient: a sentence to append, or an empty string."""
     if all(record.cosine < -0.98 for record in wrong):
         return ". The estimates point the other way: is a sign wrong?"
     if all(record.cosine > 0.98 for record in wrong):
@@ -325,97 +364,107 @@ def _guess(wrong: Sequence[BiasRecord]) -> str:
 
 
 def objective_shapes_and_values(objective: Objective) -> None:
-    """Losses are `[K, *batch]` in the dtype of the points, each from its own point alone; the points are not changed."""
+    """Check that losses are `[K, *batch]` in the dtype of the points, and that a row's loss depends on that row alone.
+
+    The objective must not change the points.
+    """
     for batch in ((), (3,), (2, 3), (0,)):
         for dtype in DTYPES:
-            points = _points(objective, (4, *batch), dtype)
-            with _Untouched(points):
+            points = _random_points(objective, (4, *batch), dtype)
+            with _ExpectUnchanged(points):
                 loss = objective(points)
             _expect_like("loss", loss, (4, *batch), points)
-    points = _points(objective, (4, 1000))
+    points = _random_points(objective, (4, 1000))
     whole = objective(points)
     for row in (0, 499, 999):
-        _expect_bits(
-            "a row's loss depends on the batch", objective(points[:, row : row + 1].clone())[:, 0], whole[:, row]
+        _expect_same_bits(
+            "the loss of a row depends on the rest of the batch",
+            objective(points[:, row : row + 1].clone())[:, 0],
+            whole[:, row],
         )
 
 
-# --- what the checks share -----------------------------------------------------------------------------------------------------
+# --- helpers -----------------------------------------------------------------------------------------------------------------
 
 
-def _per_event(neuron: Neuron, weights: Tensor) -> Tensor:
-    """The weights of a law, broadcast against its values."""
+def _broadcast_weights(neuron: Neuron, weights: Tensor) -> Tensor:
+    """The weights `[S, *batch, units]` of a law, with singleton dims so that they broadcast against its values."""
     return weights if neuron.event_ndim == 1 else weights[..., None]
 
 
-def _over_classes(neuron: Neuron, x: Tensor) -> Tensor:
-    """What belongs to a unit, added up: units are independent of each other, the classes of a unit are not."""
+def _sum_over_classes(neuron: Neuron, x: Tensor) -> Tensor:
+    """Sum over the classes of each unit, because an output of a unit may depend on all of its pre-activations."""
     return x if neuron.event_ndim == 1 else x.sum(-1)
 
 
-def _pre_activations(neuron: Neuron, batch: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    return _normal((*batch, *_event(neuron.event_ndim)), dtype)
+def _random_pre_activations(neuron: Neuron, batch: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random pre-activations `[*batch, *event]`, the same ones at every call."""
+    return _random_normal((*batch, *_event_shape(neuron.event_ndim)), dtype)
 
 
-def _points(objective: Objective, leading: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Points for an objective; one that reads events of 2 dims says so in an attribute or option `event_ndim`."""
-    return _normal((*leading, *_event(getattr(objective, "event_ndim", 1))), dtype)
+def _random_points(objective: Objective, leading: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Random points `[*leading, *event]`; an objective without an attribute `event_ndim` takes events of one dim."""
+    return _random_normal((*leading, *_event_shape(getattr(objective, "event_ndim", 1))), dtype)
 
 
-def _event(event_ndim: int) -> tuple[int, ...]:
+def _event_shape(event_ndim: int) -> tuple[int, ...]:
     return (UNITS, CLASSES)[:event_ndim]
 
 
-def _normal(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+def _random_normal(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
 
 
-def _inputs(neuron: Neuron) -> Iterator[Tensor]:
+def _all_pre_activations(neuron: Neuron) -> Iterator[Tensor]:
+    """Pre-activations of every dtype and batch shape that the contract names, and non-contiguous ones."""
     for dtype in DTYPES:
-        for batch in BATCHES:
-            yield _pre_activations(neuron, batch, dtype)
-        yield _pre_activations(neuron, (3, 2), dtype).transpose(0, 1)  # non-contiguous
+        for batch in BATCH_SHAPES:
+            yield _random_pre_activations(neuron, batch, dtype)
+        yield _random_pre_activations(neuron, (3, 2), dtype).transpose(0, 1)
 
 
-def _saturated(neuron: Neuron) -> Iterator[Tensor]:
+def _saturated_pre_activations(neuron: Neuron) -> Iterator[Tensor]:
     for dtype in (torch.float32, torch.bfloat16):
         for size in (40.0, 1e4):
-            sign = torch.sign(_pre_activations(neuron, (6,)))
+            sign = torch.sign(_random_pre_activations(neuron, (6,)))
             yield (size * sign).to(dtype)
 
 
-def _feedback(estimator: Estimator, draw: Draw, f: Callable[[Tensor], Tensor]) -> Feedback:
+def _make_feedback(estimator: Estimator, draw: Draw, f: Callable[[Tensor], Tensor]) -> Feedback:
+    """Evaluate f at the points of the draw, and its gradient there if the estimator needs it."""
     points = draw.points.detach().clone().requires_grad_()
     loss = f(points)
     grad = torch.autograd.grad(loss.sum(), points)[0] if "grad" in estimator.needs else None
     return Feedback(loss.detach(), grad)
 
 
-def _moved_state(estimator: Estimator, neuron: Neuron) -> State:
-    """The state after three steps, so that a baseline is not zero."""
-    a = _pre_activations(neuron, (8,))
+def _state_after_steps(estimator: Estimator, neuron: Neuron) -> State:
+    """The state after three steps, so that a running baseline is not zero."""
+    a = _random_pre_activations(neuron, (8,))
     state = estimator.init(neuron, a)
     for seed in range(3):
         draw = estimator.forward(neuron, a, Key(seed), state)
-        _, state = estimator.backward(draw, _feedback(estimator, draw, quadratic(neuron)), state)
+        _, state = estimator.backward(draw, _make_feedback(estimator, draw, quadratic_loss(neuron)), state)
     return state
 
 
-def _check_rows(neuron: Neuron, run: Callable[[Tensor, Tensor], Tensor]) -> None:
-    a, rows = _pre_activations(neuron, (1001,)), torch.arange(1001)
+def _expect_independent_rows(neuron: Neuron, run: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Compare run(a, rows) `[n, len(rows), *event]` on 1,001 rows with run on slices and on a permutation of them."""
+    a, rows = _random_pre_activations(neuron, (1001,)), torch.arange(1001)
     whole = run(a, rows)
-    for start in range(
-        0, 1001, 40
-    ):  # torch computes the tail of a tensor with other instructions: try tails of many lengths
+    # torch computes the tail of a tensor with other instructions, so slices of several lengths are tried.
+    for start in range(0, 1001, 40):
         part = slice(start, start + 1 + start // 40 % 7)
         alone = run(a[part].clone(), rows[part])
-        _expect_bits("a row alone differs from the same row in a batch", alone, whole[:, part])
+        _expect_same_bits("a row alone differs from the same row in a batch", alone, whole[:, part])
     order = torch.randperm(1001, generator=torch.Generator().manual_seed(4))
-    _expect_bits("a permutation of the batch changed its rows", run(a[order], rows[order]), whole[:, order])
+    _expect_same_bits(
+        "a permutation of the batch changed the results of its rows", run(a[order], rows[order]), whole[:, order]
+    )
 
 
-class _Untouched:
-    """Asserts at exit that these tensors and torch's global generator are as they were."""
+class _ExpectUnchanged:
+    """A context manager that asserts, at exit, that the tensors and torch's global generator have not changed."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self._before = [(tensor, tensor.clone()) for tensor in tensors]
@@ -427,8 +476,8 @@ class _Untouched:
         if error[0] is not None:
             return
         for tensor, before in self._before:
-            _expect_bits("an argument was changed in place", tensor, before)
-        _expect_bits("noise was taken from torch's global generator", torch.get_rng_state(), self._generator)
+            _expect_same_bits("an argument was changed in place", tensor, before)
+        _expect_same_bits("noise was taken from torch's global generator", torch.get_rng_state(), self._generator)
 
 
 def _expect_shape(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
@@ -441,13 +490,13 @@ def _expect_like(name: str, tensor: Tensor, shape: Sequence[int], a: Tensor) -> 
     assert tensor.device == a.device, f"{name} is on {tensor.device} for an input on {a.device}"
 
 
-def _expect_bits(complaint: str, one: Tensor, two: Tensor) -> None:
-    assert torch.equal(one, two), complaint
+def _expect_same_bits(diagnosis: str, one: Tensor, two: Tensor) -> None:
+    assert torch.equal(one, two), diagnosis
 
 
-def _expect_close(name: str, given: Tensor, wanted: Tensor, tolerance: float) -> None:
+def _expect_close(names: str, given: Tensor, wanted: Tensor, tolerance: float) -> None:
     worst = float((given - wanted).abs().max())
-    assert worst <= tolerance, f"{name} is off by {worst:.2e}"
+    assert worst <= tolerance, f"{names} differ by up to {worst:.2e}"
 
 
 NEURON_CHECKS: tuple[Callable[[Neuron], None], ...] = (

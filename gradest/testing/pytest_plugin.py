@@ -1,6 +1,6 @@
-"""The conformance kit as a plugin of pytest: `pytest --gradest-plugin my-plugin` adds a test for each check.
+"""The conformance kit as a pytest plugin: `pytest --gradest-plugin my-plugin` adds a test for each check.
 
-The tests are named plugin-neuron-check, so that `-k` selects among them. Nothing is imported unless the option is given.
+A test is named PLUGIN-NEURON-CHECK, so `-k` can select tests. The rest of gradest is not imported unless the option is given.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from gradest.discovery.entry_points import PluginSource
-    from gradest.testing.suite import Case
+    from gradest.testing.suite import CheckCase
 
 __all__ = ["pytest_addoption", "pytest_configure", "pytest_make_collect_report"]
 
@@ -21,19 +21,19 @@ _SOURCES = pytest.StashKey["list[PluginSource]"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare --gradest-plugin."""
+    """Declare the option --gradest-plugin."""
     parser.getgroup("gradest").addoption(
         "--gradest-plugin",
         action="append",
         default=[],
         metavar="PLUGIN",
-        help="Run gradest's conformance kit on a plugin: a .py file, a project's folder, an installed distribution or a module; "
-        "may be repeated.",
+        help="Run gradest's conformance kit on a plugin: a .py file, a project's folder, an installed distribution, or a "
+        "module. The option may be repeated.",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Find the plugins; a name that is none is a mistake in the command line."""
+    """Find the plugins that the command line names; raise pytest.UsageError if one of them cannot be found."""
     if not (arguments := config.getoption("gradest_plugin")):
         return
     from gradest.discovery.entry_points import find
@@ -49,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Collect the plugins beside what the session collects."""
+    """Add a collector for each plugin to what the session collects."""
     report = yield
     if isinstance(collector, pytest.Session) and report.passed:
         for source in collector.config.stash.get(_SOURCES, []):
@@ -59,16 +59,16 @@ def pytest_make_collect_report(
 
 
 class _Plugin(pytest.Collector):
-    """The checks of one plugin."""
+    """A collector for the checks of one plugin."""
 
     def __init__(self, *, source: PluginSource, **rest: Any) -> None:
         super().__init__(**rest)
         self._source = source
 
     def collect(self) -> Iterator[pytest.Item]:
-        from gradest.testing.suite import collect
+        from gradest.testing.suite import collect_checks
 
-        suite = collect(self._source)
+        suite = collect_checks(self._source)
         for failure in suite.failures:
             yield _Check.from_parent(self, name=f"{failure.distribution}-loads", failure=f"did not load: {failure}")
         for case in suite.cases:
@@ -76,9 +76,9 @@ class _Plugin(pytest.Collector):
 
 
 class _Check(pytest.Item):
-    """One check, or the failure that leaves nothing to check."""
+    """A test that runs one check, or fails with the reason why the plugin did not load."""
 
-    def __init__(self, *, case: Case | None = None, failure: str = "", **rest: Any) -> None:
+    def __init__(self, *, case: CheckCase | None = None, failure: str = "", **rest: Any) -> None:
         super().__init__(**rest)
         self._case = case
         self._failure = failure

@@ -1,9 +1,14 @@
-"""The conformance kit on a whole plugin, in plain data: what `gradest check` prints and `pytest --gradest-plugin` runs.
+"""Run the conformance kit on a whole plugin: `gradest check` prints the outcome, `pytest --gradest-plugin` makes tests of it.
 
-A plugin is loaded into a registry of its own, beside the built-ins and nothing else. Its neurons and objectives go through
-their checks in each of their `examples`. Its estimators, in each of theirs, are tried on every neuron that they accept, its
-own and the built-in ones; its neurons also under every built-in estimator that accepts them, which is what finds a fault in a
-capability, such as a relaxation, that only estimators use. Built-ins have their default options there.
+The plugin is loaded into a registry of its own, which holds the built-in plugins and no others. Every neuron, estimator and
+objective of the plugin is built with each of the option sets in its `examples`. Then
+
+- neurons and objectives are checked by themselves;
+- estimators are checked on every neuron that they accept, the plugin's own and the built-in ones;
+- neurons are also checked under every built-in estimator that accepts them, because only an estimator shows a fault in some
+  capabilities, such as a relaxation.
+
+Built-in plugins have their default options in these pairs.
 """
 
 from __future__ import annotations
@@ -29,83 +34,89 @@ from gradest.discovery.registry import Registry
 from gradest.discovery.validation import PLUGIN_EXCEPTIONS
 from gradest.testing import checks
 
-__all__ = ["Case", "Kind", "Report", "Result", "Suite", "collect", "run_checks"]
+__all__ = ["CheckCase", "CheckReport", "CheckResult", "CheckSuite", "CheckedKind", "collect_checks", "run_checks"]
 
-Kind = Literal["plugin", "neuron", "estimator", "objective"]
+CheckedKind = Literal["plugin", "neuron", "estimator", "objective"]
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 
-_LIBRARIES = tuple(f"{Path(library.__file__ or '').parent}{os.sep}" for library in (gradest, torch))
+_LIBRARY_FOLDERS = tuple(f"{Path(library.__file__ or '').parent}{os.sep}" for library in (gradest, torch))
 
 
 @dataclass(frozen=True)
-class Result:
-    """How one check went."""
+class CheckResult:
+    """The outcome of one check."""
 
-    kind: Kind
+    kind: CheckedKind
     plugin: str
-    """The label of the neuron, estimator or objective."""
+    """The label of the neuron, estimator or objective that was checked."""
     neuron: str
-    """The label of the neuron that an estimator was tried on, else ""."""
+    """The label of the neuron that an estimator was checked on, else an empty string."""
     check: str
+    """The name of the check, without the kind of plugin."""
     diagnosis: str
-    """What is wrong; "" where the check passed."""
+    """What is wrong; an empty string if the check passed."""
     seconds: float
+    """The wall-clock time of the check."""
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the check passed."""
         return not self.diagnosis
 
 
 @dataclass(frozen=True)
-class Case:
-    """One check, of one neuron or objective or of an estimator on a neuron, not yet made."""
+class CheckCase:
+    """A check to be run on one neuron, one objective, or one estimator with a neuron.
 
-    kind: Kind
+    `kind`, `plugin`, `neuron` and `check` are as in `CheckResult`.
+    """
+
+    kind: CheckedKind
     plugin: str
     neuron: str
     check: str
     test: Callable[[], None]
+    """The check as a function without arguments, which raises if the check fails."""
 
     def __str__(self) -> str:
         return "-".join(filter(None, [self.plugin, self.neuron, self.check]))
 
-    def run(self) -> Result:
-        """Make the check. Whatever the plugin's code raises is its failure."""
+    def run(self) -> CheckResult:
+        """Run the check and return its outcome. An exception in the plugin's code is a failed check, and is not raised."""
         started, diagnosis = time.perf_counter(), ""
         try:
             self.test()
         except PLUGIN_EXCEPTIONS as error:
-            diagnosis = _diagnosis(error)
-        return Result(
+            diagnosis = _diagnose(error)
+        return CheckResult(
             self.kind, self.plugin, self.neuron, self.check, diagnosis, round(time.perf_counter() - started, 3)
         )
 
 
 @dataclass(frozen=True)
-class Suite:
-    """What there is to check of a plugin; no cases where it did not load."""
+class CheckSuite:
+    """All checks of one plugin; if the plugin did not load there are none, and `failures` says why."""
 
     plugin: str
     failures: tuple[PluginFailure, ...]
-    cases: tuple[Case, ...]
+    cases: tuple[CheckCase, ...]
 
 
 @dataclass(frozen=True)
-class Report:
-    """How all checks of a plugin went."""
+class CheckReport:
+    """The outcome of all checks of one plugin."""
 
     plugin: str
     failures: tuple[PluginFailure, ...]
-    results: tuple[Result, ...]
+    results: tuple[CheckResult, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether it loaded and passed every check."""
+        """Whether the plugin loaded and passed every check."""
         return not self.failures and all(result.passed for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:
-        """In plain data."""
+        """Return the report as a dict that can be written as JSON, with a key `passed` for each result and for the whole."""
         results = [{**asdict(result), "passed": result.passed} for result in self.results]
         failures = [asdict(failure) for failure in self.failures]
         return {"plugin": self.plugin, "passed": self.passed, "failures": failures, "results": results}
@@ -113,117 +124,148 @@ class Report:
 
 def run_checks(
     source: PluginSource, *, bias: bool = True, progress: Callable[[int, int], None] | None = None
-) -> Report:
-    """Check the plugin; `bias` and `source` as for `collect`. `progress` is told how many of how many checks are done."""
-    suite = collect(source, bias=bias)
-    results: list[Result] = []
+) -> CheckReport:
+    """Run every check on a plugin, and return the outcomes.
+
+    source, bias: as for `collect_checks`.
+    progress: progress(done, checks) is called before each check, with the number that are done and the number of all.
+
+    What the plugin's code raises becomes part of the report.
+    """
+    suite = collect_checks(source, bias=bias)
+    results: list[CheckResult] = []
     for case in suite.cases:
         if progress is not None:
             progress(len(results), len(suite.cases))
         results.append(case.run())
-    return Report(suite.plugin, suite.failures, tuple(results))
+    return CheckReport(suite.plugin, suite.failures, tuple(results))
 
 
-def collect(source: PluginSource, *, bias: bool = True) -> Suite:
-    """Load the plugin, and say what there is to check.
+def collect_checks(source: PluginSource, *, bias: bool = True) -> CheckSuite:
+    """Load a plugin into a registry of its own, and return its checks without running them.
 
-    source: what `gradest.discovery.entry_points.find` returns.
-    bias: whether to measure it, which takes longer than all other checks together.
+    source: where the plugin is, from `gradest.discovery.entry_points.find`.
+    bias: whether to include the measurement of estimators' bias, which takes longer than all other checks together.
     """
     built_in = [] if source.built_in else [other for other in installed() if other.built_in]
     registry = Registry([*built_in, source])
     cases = (
-        case for info in registry.plugins if info.distribution == source.distribution for case in _cases(registry, info)
+        case
+        for info in registry.plugins
+        if info.distribution == source.distribution
+        for case in _plugin_cases(registry, info)
     )
-    kept = tuple(case for case in cases if bias or case.check != _BIAS)
-    return Suite(source.distribution, registry.failures, kept)
+    selected = tuple(case for case in cases if bias or case.check != _BIAS_CHECK)
+    return CheckSuite(source.distribution, registry.failures, selected)
 
 
-def _cases(registry: Registry, info: PluginInfo) -> Iterator[Case]:
-    """The checks of what the plugin brings, and a case that fails for all that stands in the way of one."""
-    broken: list[Case] = []
-    neurons = _build("neuron", info.neurons.values(), broken)
-    estimators = _build("estimator", info.estimators.values(), broken)
-    objectives = _build("objective", info.objectives.values(), broken)
+def _plugin_cases(registry: Registry, info: PluginInfo) -> Iterator[CheckCase]:
+    """The checks of all that the plugin provides, and a failing case for each class that cannot be checked."""
+    broken: list[CheckCase] = []
+    neurons = _build_examples("neuron", info.neurons.values(), broken)
+    estimators = _build_examples("estimator", info.estimators.values(), broken)
+    objectives = _build_examples("objective", info.objectives.values(), broken)
     if not (neurons or estimators or objectives or broken):
-        broken.append(_failing("plugin", info.distribution, "brings_something", "its hooks return no class at all"))
+        broken.append(
+            _failing_case("plugin", info.distribution, "brings_something", "its hooks return no class at all")
+        )
     yield from broken
     for neuron in neurons:
         for check in checks.NEURON_CHECKS:
-            yield Case("neuron", neuron.label(), "", _name(check), partial(check, neuron))
+            yield CheckCase("neuron", neuron.label(), "", _check_name(check), partial(check, neuron))
     for objective in objectives:
-        for of_objective in checks.OBJECTIVE_CHECKS:
-            yield Case("objective", objective.label(), "", _name(of_objective), partial(of_objective, objective))
+        for objective_check in checks.OBJECTIVE_CHECKS:
+            yield CheckCase(
+                "objective", objective.label(), "", _check_name(objective_check), partial(objective_check, objective)
+            )
     built_in = [cls for cls in registry.neurons.values() if cls not in info.neurons.values()]
     for estimator in estimators:
-        in_other_forms = (cls.build(**options) for cls in built_in for options in cls.examples)
-        yield from _pairs(estimator, [*neurons, *(cls() for cls in built_in)], in_other_forms)
+        with_other_options = (cls.build(**options) for cls in built_in for options in cls.examples)
+        yield from _estimator_cases(estimator, [*neurons, *(cls() for cls in built_in)], with_other_options)
     for cls in registry.estimators.values():
         if cls not in info.estimators.values():
-            yield from _pairs(cls(), neurons, None)
+            yield from _estimator_cases(cls(), neurons, None)
 
 
-def _pairs(estimator: Estimator, neurons: Iterable[Neuron], further: Iterable[Neuron] | None) -> Iterator[Case]:
-    """The checks on the neurons that the estimator accepts; if there is none, on those of `further`, one of which must fit."""
+def _estimator_cases(
+    estimator: Estimator, neurons: Iterable[Neuron], fallback: Iterable[Neuron] | None
+) -> Iterator[CheckCase]:
+    """The checks of the estimator on each of the neurons that it accepts.
+
+    If it accepts none of them, `fallback` neurons are tried, and it is a failure if it accepts none of these either. None for
+    `fallback` means that the estimator need not accept any neuron.
+    """
     fits = False
     for neuron in neurons:
         try:
             accepted = estimator.accepts(neuron)
         except PLUGIN_EXCEPTIONS as error:
-            yield _failing("estimator", estimator.label(), "accepts", _diagnosis(error), neuron.label())
+            yield _failing_case("estimator", estimator.label(), "accepts", _diagnose(error), neuron.label())
             accepted, fits = False, True
         if accepted:
             fits = True
             for check in checks.ESTIMATOR_CHECKS:
                 test = partial(check, estimator, neuron)
-                yield Case("estimator", estimator.label(), neuron.label(), _name(check), test)
-    if fits or further is None:
+                yield CheckCase("estimator", estimator.label(), neuron.label(), _check_name(check), test)
+    if fits or fallback is None:
         return
-    found = list(_pairs(estimator, further, None))
-    wanted = " and ".join(capability.__name__ for capability in estimator.capabilities)
-    reason = f"it accepts no neuron, its plugin's or built-in: `capabilities` asks for {wanted}, and accepts() decides"
-    yield from found or [_failing("estimator", estimator.label(), "accepts", reason)]
+    found = list(_estimator_cases(estimator, fallback, None))
+    required = " and ".join(capability.__name__ for capability in estimator.capabilities)
+    reason = (
+        f"it accepts no neuron, neither its plugin's nor a built-in one: `capabilities` requires {required}, and accepts() "
+        "decides"
+    )
+    yield from found or [_failing_case("estimator", estimator.label(), "accepts", reason)]
 
 
-def _build(kind: Kind, classes: Iterable[type[AnyPlugin]], broken: list[Case]) -> list[AnyPlugin]:
-    """The classes in each of their examples; those that cannot be built go to `broken`."""
+def _build_examples(kind: CheckedKind, classes: Iterable[type[AnyPlugin]], broken: list[CheckCase]) -> list[AnyPlugin]:
+    """Build each class with each of its examples; a class that cannot be built adds a failing case to `broken`."""
     built = []
     for cls in classes:
         try:
             built += [cls.build(**options) for options in cls.examples]
         except PLUGIN_EXCEPTIONS as error:
             broken.append(
-                _failing(kind, cls.name, "examples", f"cannot be built from its examples: {_diagnosis(error)}")
+                _failing_case(kind, cls.name, "examples", f"cannot be built from its examples: {_diagnose(error)}")
             )
     return built
 
 
-def _failing(kind: Kind, plugin: str, check: str, reason: str, neuron: str = "") -> Case:
+def _failing_case(kind: CheckedKind, plugin: str, check: str, reason: str, neuron: str = "") -> CheckCase:
+    """A case that fails with the diagnosis `reason`."""
+
     def fail() -> None:
-        raise _Stated(reason)
+        raise _DiagnosisError(reason)
 
-    return Case(kind, plugin, neuron, check, fail)
-
-
-class _Stated(Exception):
-    """Its text is the whole diagnosis."""
+    return CheckCase(kind, plugin, neuron, check, fail)
 
 
-def _diagnosis(error: BaseException) -> str:
-    """What the kit says; of an exception in the plugin's own code also its type, and where it arose."""
+class _DiagnosisError(Exception):
+    """Raised by a failing case; its text is the whole diagnosis."""
+
+
+def _diagnose(error: BaseException) -> str:
+    """Describe a failed check in one line.
+
+    For a failed assertion of the kit this is its text. For an exception in the plugin's code it is the exception's type, text and
+    place: the last frame that belongs neither to gradest nor to torch.
+    """
     text = " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
-    from_the_kit = isinstance(error, AssertionError) and frames[-1].filename == checks.__file__
-    if text and (from_the_kit or isinstance(error, _Stated)):
+    from_kit = isinstance(error, AssertionError) and frames[-1].filename == checks.__file__
+    if text and (from_kit or isinstance(error, _DiagnosisError)):
         return text
-    theirs = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
-    where = f" ({Path(theirs[-1].filename).name}:{theirs[-1].lineno}, in {theirs[-1].name})" if theirs else ""
+    plugin_frames = [frame for frame in frames if not frame.filename.startswith(_LIBRARY_FOLDERS)]
+    if not plugin_frames:
+        return f"raises {type(error).__name__}: {text}"
+    last = plugin_frames[-1]
+    where = f" ({Path(last.filename).name}:{last.lineno}, in {last.name})"
     return f"raises {type(error).__name__}: {text}{where}"
 
 
-def _name(check: Callable[..., None]) -> str:
-    """Of a check, without the kind of plugin that it is for."""
+def _check_name(check: Callable[..., None]) -> str:
+    """The name of a check without the kind of plugin: "is_pure" for `neuron_is_pure`."""
     return check.__name__.partition("_")[2]
 
 
-_BIAS = _name(checks.estimator_bias_is_as_claimed)
+_BIAS_CHECK = _check_name(checks.estimator_bias_is_as_claimed)

@@ -1,4 +1,4 @@
-"""The built-in estimators, one file each."""
+"""The built-in estimators, one module for each method."""
 
 from gradest import Estimator, hookimpl
 from gradest_estimators.arm import Arm
@@ -41,7 +41,7 @@ from gradest_estimators.vimco import Vimco
 
 @hookimpl
 def gradest_estimators() -> list[type[Estimator]]:
-    """The built-in estimators."""
+    """Return the classes of the built-in estimators."""
     return [
         Arm,
         Arms,

@@ -1,4 +1,4 @@
-"""What the estimators of binary units share."""
+"""Shared parts of the estimators for binary units."""
 
 from __future__ import annotations
 
@@ -13,75 +13,78 @@ from gradest.random import Key
 
 
 class UnbiasedBinary(Estimator):
-    """An unbiased estimator for binary units with P(high) = σ(a); by default it needs the loss alone."""
+    """An unbiased estimator for binary units with P(h = high) = p = σ(a), which needs only the loss."""
 
     needs = frozenset({"loss"})
     capabilities = (LogisticBinary,)
 
     def bias(self, neuron: Neuron) -> Bias:
-        """None."""
+        """Return `Bias.NONE`: subclasses are unbiased for every loss, each for the reason that its docstring gives."""
         return Bias.NONE
 
 
 class Antithetic(UnbiasedBinary):
-    """Asks at pairs of samples made of one noise: h, high where u < p, and h~, high where 1 - u < p.
+    """An estimator that evaluates the loss at antithetic pairs of samples.
 
-    Both have the neuron's law, since 1 - u is exact and as likely as u. Points 0 to n-1 are the h, and n to 2n-1 the h~.
+    The two samples of a pair share uniform noise u: h is high where u < p, and its mirror image h~ is high where
+    1 - u < p. Both have the neuron's law, because 1 - u is computed without rounding and is as likely as u. The points
+    are `[2n, *batch, units]`: first the n samples h, then their mirror images h~ in the same order.
     """
 
-    samples: int = Field(2, ge=2, multiple_of=2, description="how many samples, two a pair; a draw averages over pairs")
+    samples: int = Field(2, ge=2, multiple_of=2, description="number of samples; a draw averages over pairs of them")
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
-        """The number of samples."""
+        """Return K, the number of samples."""
         return self.samples
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
-        """Asks at h and at its mirror h~."""
+        """Ask for the loss at the samples h and their mirror images h~."""
         assert isinstance(neuron, Binary)
         points = neuron.antithetic(key, a, self.samples // 2)
         return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))
 
 
 class AllFlips(UnbiasedBinary):
-    """Asks at one sample and at that sample with each of its D units flipped, in this order.
+    """An estimator that evaluates the loss at one sample, and at that sample with each of its D units flipped.
 
-    The value is the mean over units of E[L | all other units], which these points give. Memory: the points,
-    `[D + 1, *batch, D]`, once: 256 MB for 1,000 float32 units and a batch of 64.
+    The points are `[D + 1, *batch, D]`, the sample itself first. They are held in memory once: 256 MB for 1,000 float32
+    units and a batch of 64. The value is the mean over units of E[L | all other units], which these points give
+    exactly.
     """
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
-        """D + 1."""
+        """Return K = D + 1."""
         return event_shape[0] + 1
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
-        """Asks at a sample and its D flips; the weights of the flips are P(unit is not as in the sample) / D."""
+        """Ask for the loss at a sample and its D flips, with the weights P(unit differs from the sample)/D for the flips."""
         h = neuron.sample(key, a, 1)[0]
         units = a.shape[-1]
         points = h.repeat(units + 1, *[1] * a.ndim)
         points[1:].diagonal(dim1=0, dim2=-1).copy_(flip(neuron, h))
-        goes = flip_probability(neuron, h, a).movedim(-1, 0) / max(1, units)
-        weights = torch.cat([1 - leading_sum(goes)[None], goes])
+        flip_weights = flip_probability(neuron, h, a).movedim(-1, 0) / max(1, units)
+        weights = torch.cat([1 - leading_sum(flip_weights)[None], flip_weights])
         return Draw(neuron, a, key, points, weights)
 
 
 def flip(neuron: Neuron, h: Tensor) -> Tensor:
-    """High for low and low for high."""
+    """Return h with high and low exchanged."""
     assert isinstance(neuron, Binary)
     return neuron.low + neuron.high - h
 
 
 def flip_probability(neuron: Neuron, h: Tensor, a: Tensor) -> Tensor:
-    """P(a unit is not as in h): 1 - p where it is high, p where low."""
+    """Return the probability that a unit differs from h: 1 - p where h is high, p where it is low."""
     assert isinstance(neuron, Binary)
     return sigmoid(torch.where(h == neuron.high, -a, a))
 
 
-def rise(neuron: Neuron, h: Tensor, at: Tensor, flipped: Tensor) -> Tensor:
-    """L(unit high) - L(unit low), from L at h and L where that unit is flipped."""
+def loss_difference(neuron: Neuron, h: Tensor, loss: Tensor, flipped_loss: Tensor) -> Tensor:
+    """Return L(unit high) - L(unit low), from the loss at h and the loss with that unit flipped."""
     assert isinstance(neuron, Binary)
-    return torch.where(h == neuron.high, at - flipped, flipped - at)
+    return torch.where(h == neuron.high, loss - flipped_loss, flipped_loss - loss)
 
 
-def slope(a: Tensor) -> Tensor:
-    """p(1 - p), the derivative of P(high) in a."""
+def sigmoid_derivative(a: Tensor) -> Tensor:
+    """Return p(1 - p), the derivative of p = σ(a) in a."""
     return sigmoid(a) * sigmoid(-a)

@@ -1,7 +1,7 @@
-"""What learned control variates share: a small network whose rows do not touch, Adam, and the step that lowers the variance.
+"""Shared parts of the learned control variates: a small network, Adam, and a step that lowers the variance.
 
-Parameters and moments are float64 whatever the loss is: the second moment of the gradient of a squared estimate goes with the
-fourth power of the loss, which leaves the range of float32 from 4e9 on.
+Parameters and Adam's moments are float64 for every dtype of the loss. The second moment of the gradient of a squared
+estimate grows with the fourth power of the loss, which exceeds the range of float32 for losses above 4e9.
 """
 
 from __future__ import annotations
@@ -18,24 +18,29 @@ from gradest.contract.neuron import Neuron
 from gradest.contract.numerics import sigmoid
 
 PARAMETERS = ("inner", "outer", "linear", "constant")
-"""The names of a network's parameters."""
+"""The names of the parameters of `network`."""
 
-_MOMENTS = {"_mean": 0.9, "_square": 0.999}  # Adam's averages of the gradient and of its square, and their decays
+_MOMENTS = {"_mean": 0.9, "_square": 0.999}  # Adam's averages of the gradient and of its square, and their decay rates
 _TINY = 1e-30
 
 
 def new_network(inputs: int, hidden: int, device: torch.device) -> State:
-    """Parameters of `network`: fixed pseudo-random weights inside, zero outside, so that it starts as the zero function."""
+    """Return the parameters of a `network` that starts as the zero function.
+
+    `inner`, `[hidden, inputs + 1]`, holds fixed pseudo-random weights and biases of the hidden units; `outer`,
+    `[hidden]`, `linear`, `[inputs]`, and `constant`, `[]`, are zero.
+    """
     inner = torch.randn(hidden, inputs + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
     zeros = inner.new_zeros
     return {"inner": inner, "outer": zeros(hidden), "linear": zeros(inputs), "constant": zeros(())}
 
 
 def network(parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """x `[..., D]` to `[...]`: linear in x, plus a hidden layer of H tanh units.
+    """Return the output `[...]` of the network at x `[..., D]`: a linear function of x plus a hidden layer of H tanh units.
 
-    One hidden unit at a time, with products and sums over a contiguous last dim, so that a row has the same bits in any batch.
-    The division by √D and √H keeps what Adam's unceasing steps do to the output independent of the size of the network.
+    Hidden units are added one at a time, and sums run over a contiguous last dimension, so that a row has the same bits
+    in any batch. Adam's steps do not shrink as learning converges; dividing by √D and √H makes their effect on the
+    output independent of the size of the network.
     """
     x = x.contiguous() / x.shape[-1] ** 0.5
     inner, outer, linear, constant = (parameters[name].to(x) for name in PARAMETERS)
@@ -47,14 +52,17 @@ def network(parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def with_moments(parameters: State) -> dict[str, Tensor]:
-    """The parameters with Adam's averages beside them, and the number of steps taken."""
+    """Return the parameters together with Adam's two averages for each and the number of steps taken, all zero."""
     moments = {name + kind: torch.zeros_like(value) for name, value in parameters.items() for kind in _MOMENTS}
     steps = next(iter(parameters.values())).new_zeros(())
     return {**parameters, **moments, "steps": steps}
 
 
 def adam(state: State, gradients: Mapping[str, Tensor], learning_rate: float) -> dict[str, Tensor]:
-    """The state after one step of Adam (Kingma, Ba 2015, arXiv 1412.6980) on the parameters that have a gradient here."""
+    """Return the state after one step of Adam on the parameters that `gradients` names.
+
+    The method is that of Kingma and Ba (2015), Adam: A Method for Stochastic Optimization, arXiv 1412.6980.
+    """
     steps = state["steps"] + 1
     after = {**state, "steps": steps}
     for name, gradient in gradients.items():
@@ -67,25 +75,28 @@ def adam(state: State, gradients: Mapping[str, Tensor], learning_rate: float) ->
 
 
 class ControlVariate(Estimator):
-    """An estimator with a control variate whose parameters are learned, and without bias whatever they are.
+    """An estimator with a learned control variate, which is unbiased whatever the parameters are.
 
-    They go by Adam along the gradient of ĝ², summed over the event and averaged over the batch: E[ĝ] does not depend on them,
-    so this lowers the variance. A step uses the parameters of earlier steps and only then moves them, or ĝ would be biased.
+    Adam moves the parameters along the gradient of ĝ², summed over the event and averaged over the batch. E[ĝ] does not
+    depend on the parameters, so this lowers the variance. A step first uses the parameters of earlier steps and then
+    moves them; parameters that already depended on the samples of this step would bias ĝ.
     """
 
     learn: bool = Field(True, description="whether the control variate is learned")
-    learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False, description="of the control variate")
+    learning_rate: float = Field(
+        0.01, gt=0, allow_inf_nan=False, description="Adam's learning rate for the control variate"
+    )
 
     def bias(self, neuron: Neuron) -> Bias:
-        """None."""
+        """Return `Bias.NONE`: unbiased for every loss, as the control variate has mean zero for parameters of earlier steps."""
         return Bias.NONE
 
     @abstractmethod
     def gradient(self, draw: Draw, feedback: Feedback, state: State, parameters: State) -> Tensor:
-        """ĝ, differentiable in the parameters: what the state holds with moments beside it."""
+        """Return ĝ, differentiable in `parameters`, which are the tensors of the state for which Adam keeps averages."""
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Uses the parameters, then moves them."""
+        """Return ĝ at the present parameters, and the state with the parameters moved unless `learn` is False."""
         learn = self.learn and draw.a.numel() > 0
         names = [name for name in state if name + "_mean" in state]
         with torch.enable_grad():

@@ -1,7 +1,8 @@
-"""What the estimators that go through relaxed samples share.
+"""Shared parts of the estimators that use relaxed samples.
 
-Of a sample h there are two: s, at the noise that gave h, and s̃, given h, from fresh noise. E[dc(s)/da] is the gradient of
-E[c(s)] and so is, h summed out first, E[c(s̃) score + dc(s̃)/da], for every differentiable c: their difference has mean 0.
+A sample h has two relaxed outputs: s, at the noise that gave h, and s̃, conditional on h, from fresh noise. For every
+differentiable c, E[dc(s)/da] is the gradient of E[c(s)]. If h is summed out first, so is E[c(s̃) score + dc(s̃)/da].
+The difference of the two has mean 0, and therefore serves as a control variate.
 """
 
 from __future__ import annotations
@@ -18,40 +19,42 @@ from gradest_estimators._learning import network, new_network
 
 
 def fresh_noise(neuron: Neuron, key: Key, a: Tensor, draws: int) -> Tensor:
-    """The noise of s̃."""
+    """Return the noise from which s̃ is made, `[draws, *a.shape]`; it is independent of the noise of h."""
     return neuron.noise(key.with_stream(1), a, draws)
 
 
-def relaxed(
+def relaxed_pair(
     neuron: Neuron, a: Tensor, h: Tensor, noise: Tensor, fresh: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """s and s̃, differentiable in a, h held."""
+    """Return s and s̃, differentiable in a with h and the noise held."""
     assert isinstance(neuron, Relaxable)
     return neuron.relax(a, noise, temperature), neuron.conditional_relax(a, h, fresh, temperature)
 
 
-def new_control(neuron: Neuron, a: Tensor, hidden: int) -> State:
-    """The parameters of a network of relaxed outputs; it starts as the zero function."""
+def new_control_network(neuron: Neuron, a: Tensor, hidden: int) -> State:
+    """Return the parameters of a network of the relaxed outputs of an event, which starts as the zero function."""
     return new_network(math.prod(event_shape(neuron, a)), hidden, a.device)
 
 
-def control(
+def control_term(
     parameters: State, neuron: Neuron, a: Tensor, h: Tensor, noise: Tensor, fresh: Tensor, temperature: float
 ) -> Tensor:
-    """dc(s)/da - dc(s̃)/da - c(s̃) score, of mean 0, `[draws, *batch, *event]`, for c a network of these parameters.
+    """Return dc(s)/da - dc(s̃)/da - c(s̃) score, `[draws, *batch, *event]`, of mean 0, where c is a network.
 
-    The network sees relaxed outputs scaled to (-1, 1), whatever the values of the unit are, the classes of units side by side.
+    The network sees the relaxed outputs of all units and classes as one vector, scaled to (-1, 1) whatever the unit's
+    values are.
     """
     assert isinstance(neuron, Relaxable)
     with torch.enable_grad():
         moving = a.detach().expand_as(h).requires_grad_()
         c, c_given_h = (
-            network(parameters, _scaled(neuron, x)) for x in relaxed(neuron, moving, h, noise, fresh, temperature)
+            network(parameters, _network_inputs(neuron, x))
+            for x in relaxed_pair(neuron, moving, h, noise, fresh, temperature)
         )
         (path,) = torch.autograd.grad((c - c_given_h).sum(), moving, create_graph=c.requires_grad)
     return path - per_event(c_given_h, neuron) * neuron.score(h, a)
 
 
-def _scaled(neuron: Neuron, x: Tensor) -> Tensor:
+def _network_inputs(neuron: Neuron, x: Tensor) -> Tensor:
     share = neuron.is_high(x) if isinstance(neuron, Binary) else x
     return (2 * share - 1).flatten(-neuron.event_ndim)

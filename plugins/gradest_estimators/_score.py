@@ -1,4 +1,4 @@
-"""What the score-function estimators share."""
+"""Shared parts of the score-function estimators."""
 
 from __future__ import annotations
 
@@ -6,51 +6,55 @@ from torch import Tensor
 
 from gradest.contract.estimator import Bias, Draw, Estimator, MonteCarlo
 from gradest.contract.neuron import Discrete, LogisticBinary, Neuron, Relaxable, SoftmaxOneHot
-from gradest_estimators._binary import slope
-from gradest_estimators._one_hot import softmax_backward
+from gradest_estimators._binary import sigmoid_derivative
+from gradest_estimators._one_hot import softmax_vjp
 
 
 class ScoreFunction(MonteCarlo):
-    """An estimator of the form ĝ = mean_k (L_k - baseline) · d log P(h_k | a)/da, for neurons with a discrete law."""
+    """A score-function estimator with a baseline, for neurons with a discrete law.
+
+    ĝ is a weighted sum of the scores d log P(h_k | a)/da of the samples. The weight of each is its loss, or a bound
+    made of all losses, minus a baseline that does not depend on h_k.
+    """
 
     needs = frozenset({"loss"})
     capabilities = (Discrete,)
 
     def bias(self, neuron: Neuron) -> Bias:
-        """None: E[score] = 0, so a baseline that does not depend on the sample changes no mean."""
+        """Return `Bias.NONE`: unbiased for every loss, because the score has mean zero, so the baseline cancels."""
         return Bias.NONE
 
 
 def scores(draw: Draw) -> Tensor:
-    """d log P(h | a)/da at the points, `[K, *batch, *event]`."""
+    """Return the score d log P(h_k | a)/da at each point, `[K, *batch, *event]`."""
     assert isinstance(draw.neuron, Discrete)
     return draw.neuron.score(draw.points, draw.a)
 
 
 def weighted_score(draw: Draw, weights: Tensor) -> Tensor:
-    """Σ_k weights_k d log P(h_k | a)/da, `[*batch, *event]`, from weights `[K, *batch]`."""
+    """Return Σ_k weights_k d log P(h_k | a)/da, `[*batch, *event]`, for weights `[K, *batch]`."""
     assert isinstance(draw.neuron, Discrete)
     return draw.neuron.weighted_score(draw.points, draw.a, weights)
 
 
-class OfLogits(Estimator):
+class LogitEstimator(Estimator):
     """An estimator for units whose pre-activations are logits: binary with P(high) = σ(a), or one-hot with P = softmax(a)."""
 
     capabilities = (Relaxable,)
 
     def accepts(self, neuron: Neuron) -> bool:
-        """Whether the unit is one of these."""
+        """Return whether the neuron is of one of these two kinds."""
         return isinstance(neuron, LogisticBinary | SoftmaxOneHot)
 
 
-def mean_backward(neuron: Neuron, a: Tensor, grad: Tensor) -> Tensor:
-    """grad · dE[h]/da, of a unit whose pre-activations are logits."""
+def mean_vjp(neuron: Neuron, a: Tensor, grad: Tensor) -> Tensor:
+    """Return grad · dE[h]/da, for a unit whose pre-activations are logits."""
     if isinstance(neuron, SoftmaxOneHot):
-        return softmax_backward(neuron.probability(a), grad)
+        return softmax_vjp(neuron.probability(a), grad)
     assert isinstance(neuron, LogisticBinary)
-    return (neuron.high - neuron.low) * slope(a) * grad
+    return (neuron.high - neuron.low) * sigmoid_derivative(a) * grad
 
 
 def event_sum(x: Tensor, neuron: Neuron) -> Tensor:
-    """The sum over an event, `[..., *event]` to `[...]`, its order of additions fixed."""
+    """Return the sum over each event, `[..., *event]` to `[...]`, added in a fixed order."""
     return x.flatten(-neuron.event_ndim).contiguous().sum(-1)

@@ -1,4 +1,4 @@
-"""Augment-REINFORCE-merge."""
+"""The augment-REINFORCE-merge (ARM) estimator."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from gradest_estimators._binary import Antithetic
 
 
 class Arm(Antithetic):
-    """ĝ_i = (L(h~) - L(h)) (u_i - ½), h high where u < p and h~ high where 1 - u < p: unbiased.
+    """The loss difference of an antithetic pair of samples, weighted with their uniform noise u.
 
-    The source writes h~ as 1[u > 1-p]. `disarm` has the same points and less variance.
+    ĝ_i = (L(h~) - L(h)) (u_i - ½), where h is high where u < p, and h~ is high where 1 - u < p.
+
+    Unbiased for every loss: E[L(h) (1 - 2u)] is the gradient, and ĝ is the mean of this estimate at u and at 1 - u.
+    `disarm` uses the same points and has less variance.
+
+    Introduced by Yin and Zhou (2018), ARM: Augment-REINFORCE-Merge Gradient for Stochastic Binary Networks,
+    arXiv 1807.11143. They write h~ as 1[u > 1 - p].
     """
 
     name = "arm"
-    summary = "antithetic pairs, weighted with their noise"
+    summary = "loss difference of antithetic pairs, weighted with their uniform noise"
     reference = "Yin, Zhou 2018, arXiv 1807.11143"
     formula = r"\hat g_i = \bigl(L(\tilde h) - L(h)\bigr)\bigl(u_i - \tfrac12\bigr)"
 
     examples = ({}, {"samples": 4})
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """The mean over pairs."""
+        """Return the mean of the estimate over pairs."""
         at, at_mirror = feedback.get_loss().chunk(2)
         noise = draw.neuron.noise(draw.key, draw.a, self.samples // 2)
         return leading_mean(per_event(at_mirror - at, draw.neuron) * (noise - 0.5)), state

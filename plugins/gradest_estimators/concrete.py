@@ -1,4 +1,4 @@
-"""The concrete relaxation of a binary unit, and its straight-through form."""
+"""The concrete relaxation of a binary unit as an estimator, and its straight-through form."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from gradest.random import Key
 
 
 class Concrete(MonteCarlo):
-    """ĝ = L'(s) · ds/da at the relaxed output s = σ((a - logit u)/τ), where L is evaluated as well.
+    """The pathwise gradient of the loss at a continuous relaxation s of the binary unit.
 
-    It is the unbiased gradient of E[L(s)], the relaxed objective, and biased for E[L(h)]; so is the value. L must make sense
-    between the neuron's two values.
+    ĝ = L'(s) · ds/da, with s = σ((a - logit u)/τ), scaled to the neuron's two values. L is evaluated at s as well, so
+    it must be defined between the two values.
+
+    Unbiased for the gradient of E[L(s)], the relaxed objective, but biased for that of E[L(h)], as is the value.
+
+    Introduced by Maddison, Mnih and Teh (2017), The Concrete Distribution: A Continuous Relaxation of Discrete Random
+    Variables, arXiv 1611.00712, and by Jang, Gu and Poole (2017), Categorical Reparameterization with Gumbel-Softmax,
+    arXiv 1611.01144.
     """
 
     name = "concrete"
@@ -32,21 +38,21 @@ class Concrete(MonteCarlo):
 
     examples = ({}, {"samples": 3, "temperature": 1.0})
 
-    temperature: float = Field(0.5, gt=0, allow_inf_nan=False, description="τ")
+    temperature: float = Field(0.5, gt=0, allow_inf_nan=False, description="temperature τ of the relaxation")
 
     def bias(self, neuron: Neuron) -> Bias:
-        """Biased, for linear losses already."""
+        """Return `Bias.BIASED`: s does not have the mean of h, so even linear losses are biased."""
         return Bias.BIASED
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
-        """Asks at the relaxed outputs."""
+        """Ask for the loss at the relaxed outputs."""
         draw = super().forward(neuron, a, key, state)
         return replace(draw, points=self._relax(draw, a))
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """The mean over samples of L'(s) ds/da, by differentiating the neuron's relaxation."""
+        """Return the mean over samples of L'(s) ds/da, by differentiating the neuron's relaxation."""
         with torch.enable_grad():
-            # a leaf for each sample, so that the mean over samples has a fixed order
+            # each sample has a leaf of its own, so that `leading_mean` fixes the order in which samples are added
             a = draw.a.expand_as(draw.points).clone().requires_grad_()
             (gradient,) = torch.autograd.grad(self._relax(draw, a), a, feedback.get_grad())
         return leading_mean(gradient), state
@@ -57,14 +63,20 @@ class Concrete(MonteCarlo):
 
 
 class StraightThroughConcrete(Concrete):
-    """ĝ = L'(h) · ds/da: L at the sample h itself, the derivative of the relaxation s that belongs to the same noise."""
+    """The derivative of the loss at the sample h, passed back through the relaxation s of the same noise.
+
+    ĝ = L'(h) · ds/da, with s = σ((a - logit u)/τ), scaled to the neuron's two values. The loss is evaluated only at
+    outputs of the neuron, so the value is unbiased; the gradient is biased.
+
+    Introduced by Jang, Gu and Poole (2017), Categorical Reparameterization with Gumbel-Softmax, arXiv 1611.01144.
+    """
 
     name = "straight_through_concrete"
-    summary = "loss at the sample, derivative of its continuous relaxation"
+    summary = "loss at the sample, with the derivative of its continuous relaxation"
     reference = "Jang, Gu, Poole 2017, arXiv 1611.01144"
     formula = r"\hat g = L'(h)\,\frac{ds}{da}, \quad s = \sigma\!\left(\frac{a - \operatorname{logit} u}{\tau}\right)"
     off_support = False
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
-        """Asks at the samples."""
+        """Ask for the loss at the samples."""
         return MonteCarlo.forward(self, neuron, a, key, state)

@@ -9,18 +9,25 @@ from torch import Tensor
 from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
 from gradest.contract.neuron import Neuron, per_event
 from gradest.contract.numerics import leading_mean, leading_sum
-from gradest_estimators._score import OfLogits, event_sum, mean_backward, scores
+from gradest_estimators._score import LogitEstimator, event_sum, mean_vjp, scores
 
 
-class DoubleCv(OfLogits, MonteCarlo):
-    """`rloo` of the loss plus α c_k, c_k = ḡ_kᵀ(h_k - E[h]), minus α's share of the mean: ĝ = A + α B, unbiased for any α.
+class DoubleCv(LogitEstimator, MonteCarlo):
+    """Leave-one-out REINFORCE with a second control variate, made from the derivatives at the other samples.
 
-    ḡ_k is the mean of dL/dh at the OTHER samples, A is rloo of L, and B = 1/K Σ_k [c_k - mean_{j≠k} c_j] score_k
-    - (dE[h]/da) mean_k dL/dh_k. The first term of B has the second's mean, since ḡ_k is independent of h_k.
+    ĝ = A + α B, where A is the `rloo` estimate and B = 1/K Σ_k [c_k - mean_{j≠k} c_j] score_k - (dE[h]/da) mean_k
+    dL/dh_k, with c_k = ḡ_kᵀ(h_k - E[h]) and ḡ_k the mean of dL/dh at the OTHER samples.
 
-    α starts at 0, which is rloo, and is learned by the gradient of ĝ², 2 (A + αB) B, averaged over units and batch. The step is
-    that gradient over its own slope, the moving average of 2 B². That makes α the minimiser of ĝ² over the past with
-    exponentially fading weights, with no learning rate to choose. It is read before it moves, or ĝ would be biased.
+    Unbiased for every loss: ḡ_k is independent of h_k, so both terms of B have the same mean, and α comes from earlier
+    steps.
+
+    α starts at 0, where ĝ is `rloo`. It is learned from the gradient of ĝ², 2 (A + αB) B, averaged over units and
+    batch. A step divides this gradient by its own slope, the moving average of 2 B². So α minimises ĝ² over the past,
+    with exponentially fading weights, and there is no learning rate to choose. α is used before it moves, or ĝ would be
+    biased.
+
+    Introduced by Titsias and Shi (2021), Double Control Variates for Gradient Estimation in Discrete Latent Variable
+    Models, arXiv 2111.05300.
     """
 
     name = "double_cv"
@@ -35,19 +42,19 @@ class DoubleCv(OfLogits, MonteCarlo):
 
     examples = ({}, {"samples": 3})
 
-    samples: int = Field(2, ge=2, description="K")
-    decay: float = Field(0.99, ge=0, lt=1, description="share of the past that a step of learning keeps")
+    samples: int = Field(2, ge=2, description="number K of samples")
+    decay: float = Field(0.99, ge=0, lt=1, description="share of the moving averages that a step keeps")
 
     def bias(self, neuron: Neuron) -> Bias:
-        """None: α comes from earlier steps."""
+        """Return `Bias.NONE`: unbiased for every loss, because B has mean zero and α comes from earlier steps."""
         return Bias.NONE
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
-        """α and the moving average of B², both 0."""
+        """Return α and the moving average of B², both 0."""
         return {"alpha": a.new_zeros(()), "curvature": a.new_zeros(())}
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """A + α B, and the α of the next step."""
+        """Return A + α B, and the state with the α of the next step."""
         neuron, loss, grad, score = draw.neuron, feedback.get_loss(), feedback.get_grad(), scores(draw)
         others = self.samples - 1
         elsewhere = (leading_sum(grad) - grad) / others
@@ -57,7 +64,7 @@ class DoubleCv(OfLogits, MonteCarlo):
             return leading_sum(per_event(x - leading_mean(x), neuron) * score) / others
 
         first = left_out(loss)
-        second = left_out(control) - mean_backward(neuron, draw.a, leading_mean(grad))
+        second = left_out(control) - mean_vjp(neuron, draw.a, leading_mean(grad))
         alpha = state["alpha"]
         gradient = first + alpha.to(first) * second
         return gradient, self._learn(state, gradient, second) if gradient.numel() else state

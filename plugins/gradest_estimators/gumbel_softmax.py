@@ -7,10 +7,16 @@ from gradest_estimators.concrete import Concrete
 
 
 class GumbelSoftmax(Concrete):
-    """`concrete` for units of several classes: ĝ = L'(s) · ds/da at s = softmax((a + G)/τ), where L is evaluated as well.
+    """The pathwise gradient of the loss at a softmax relaxation s of the one-hot unit.
 
-    It is the unbiased gradient of E[L(s)], the relaxed objective, and biased for E[L(h)]; so is the value. L must make sense
-    inside the simplex. G is the Gumbel noise that gives h, so s is largest where h is 1.
+    ĝ = L'(s) · ds/da, with s = softmax((a + G)/τ), where G is the Gumbel noise that gives h, so s is largest where h is
+    1. L is evaluated at s as well, so it must be defined inside the simplex.
+
+    Unbiased for the gradient of E[L(s)], the relaxed objective, but biased for that of E[L(h)], as is the value.
+
+    Introduced by Jang, Gu and Poole (2017), Categorical Reparameterization with Gumbel-Softmax, arXiv 1611.01144, and
+    by Maddison, Mnih and Teh (2017), The Concrete Distribution: A Continuous Relaxation of Discrete Random Variables,
+    arXiv 1611.00712.
     """
 
     name = "gumbel_softmax"

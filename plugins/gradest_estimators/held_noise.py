@@ -10,16 +10,21 @@ from gradest.contract.numerics import leading_mean
 
 
 class HeldNoise(MonteCarlo):
-    """ĝ = dL/dh · dh/da, with everything random in the neuron held, discrete choices included.
+    """Backpropagation through the sampled graph: everything random in the neuron is held fixed, discrete choices included.
 
-    It is what backpropagation through the sampled graph computes. For reparameterised neurons it is `pathwise`. For
-    stochastic_times_smooth it is what the source trains with, although the gate b moves with a too: for a linear loss its mean
-    is exactly half of the true gradient (E[b] d√p/da = p(1-p)/2, and the gradient of E[h] = p is p(1-p)), and for a quadratic
-    one a unit can have the wrong sign. `pathwise_score` is the unbiased correction.
+    ĝ = dL/dh · dh/da. For reparameterised neurons it is `pathwise`, and unbiased.
+
+    Biased for `stochastic_times_smooth`, whose gate b depends on a as well: for a linear loss its mean is exactly half
+    of the true gradient (E[b] d√p/da = p(1-p)/2, while the gradient of E[h] = p is p(1-p)), and for a quadratic loss a
+    unit can have the wrong sign. Bengio et al. (2013) train this neuron with it all the same; `pathwise_score` is the
+    unbiased correction.
+
+    Used by Bengio, Léonard and Courville (2013), Estimating or Propagating Gradients Through Stochastic Neurons for
+    Conditional Computation, arXiv 1308.3432.
     """
 
     name = "held_noise"
-    summary = "backpropagation through the sampled graph, discrete choices held"
+    summary = "backpropagation through the sampled graph, with discrete choices held fixed"
     reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432"
     formula = r"\hat g = L'(h)\,\frac{\partial h}{\partial a}\Big|_{z,\,b}"
     needs = frozenset({"grad"})
@@ -28,9 +33,12 @@ class HeldNoise(MonteCarlo):
     examples = ({}, {"samples": 3})
 
     def bias(self, neuron: Neuron) -> Bias:
-        """None for a reparameterised neuron; biased, for linear losses already, for any other."""
+        """Return `Bias.NONE` for a reparameterised neuron, whose h is continuous in a, and `Bias.BIASED` for any other.
+
+        Another neuron is biased even for linear losses, because the derivative of its discrete choice is missing.
+        """
         return Bias.NONE if isinstance(neuron, Reparameterised) else Bias.BIASED
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """The mean over samples of `neuron.pullback`."""
+        """Return the mean over samples of `neuron.pullback`."""
         return leading_mean(draw.neuron.pullback(draw.key, draw.a, draw.points, feedback.get_grad())), state

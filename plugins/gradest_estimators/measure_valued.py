@@ -1,4 +1,4 @@
-"""The measure-valued derivative of units of several classes."""
+"""The measure-valued derivative for units of several classes."""
 
 from __future__ import annotations
 
@@ -7,40 +7,48 @@ from torch import Tensor
 
 from gradest.contract.estimator import Draw, Feedback, State
 from gradest.contract.neuron import SoftmaxOneHot
-from gradest_estimators._one_hot import OneUnitAtATime, losses_of
+from gradest_estimators._one_hot import OneUnitAtATime, losses_by_class
 
 
 class MeasureValued(OneUnitAtATime):
-    """ĝ_c = p_c (1 - p_c) (L(c) - E[L(z) | z ≠ c]) for each unit and class, the other units held at one sample. Unbiased.
+    """Each class of a unit compared with all its other classes, while the other units stay at one sample.
 
-    The derivative of the law of a unit is a difference of two laws: certainly c, and anything but c. The source draws z from
-    the second; since the losses of all C classes are asked for anyway, its expectation is taken instead, and one unit alone
-    has no variance. K = 1 + units · (C - 1).
-    Memory: the points once, `[K, *batch, units, C]`.
+    ĝ_c = p_c (1 - p_c) (L(c) - E[L(z) | z ≠ c]) for each unit and class c.
+
+    Unbiased for every loss: the derivative of a unit's law in a_c is p_c (1 - p_c) times the difference of two laws,
+    certainly c and anything but c. Mohamed et al. (2020) draw z from the second law. Since the losses of all C classes
+    are evaluated anyway, the expectation over z is taken here instead, and a single unit has no variance.
+    K = 1 + units · (C - 1). Memory: the points, `[K, *batch, units, C]`, are held once.
+
+    Described by Mohamed, Rosca, Figurnov and Mnih (2020), Monte Carlo Gradient Estimation in Machine Learning,
+    arXiv 1906.10652.
     """
 
     name = "measure_valued"
-    summary = "each class against all others, the other units held"
+    summary = "each class compared with all others, with the other units held fixed"
     reference = "Mohamed, Rosca, Figurnov, Mnih 2020, arXiv 1906.10652"
     formula = r"\hat g_c = p_c (1 - p_c)\bigl(L(c) - \mathbb E[L(z) \mid z \ne c]\bigr)"
 
-    def tried(self, classes: int) -> int:
-        """All."""
+    def number_tried(self, classes: int) -> int:
+        """Return C, because all classes are tried."""
         return classes
 
-    def choose(self, neuron: SoftmaxOneHot, a: Tensor, perturbed: Tensor) -> Tensor:
-        """The class drawn, and on from it, in a circle."""
+    def choose_classes(self, neuron: SoftmaxOneHot, a: Tensor, perturbed: Tensor) -> Tensor:
+        """Return all classes, in cyclic order from the drawn one on."""
         classes = a.shape[-1]
         return (perturbed.argmax(-1, keepdim=True) + torch.arange(classes, device=a.device)) % classes
 
-    def weigh(self, neuron: SoftmaxOneHot, a: Tensor, chosen: Tensor) -> Tensor:
-        """p."""
+    def class_weights(self, neuron: SoftmaxOneHot, a: Tensor, chosen: Tensor) -> Tensor:
+        """Return the probabilities of the chosen classes."""
         return neuron.probability(a).gather(-1, chosen)
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """p_c (L(c) - E[L]), which is p_c (1 - p_c) (L(c) - E[L | z ≠ c])."""
+        """Return p_c (L(c) - E[L]), which equals p_c (1 - p_c) (L(c) - E[L | z ≠ c])."""
         assert isinstance(draw.neuron, SoftmaxOneHot)
-        loss, p = losses_of(draw, feedback.get_loss()), self.weigh(draw.neuron, draw.a, draw.saved["chosen"])
-        # from the drawn class's loss on: a saturated unit then subtracts equal numbers
+        loss, p = (
+            losses_by_class(draw, feedback.get_loss()),
+            self.class_weights(draw.neuron, draw.a, draw.saved["chosen"]),
+        )
+        # relative to the loss of the drawn class, because then the terms of a saturated unit are small and do not cancel
         loss = loss - loss[..., :1]
-        return self.gradient(draw, p * loss), state
+        return self.weighted_class_score(draw, p * loss), state

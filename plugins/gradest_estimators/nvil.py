@@ -1,4 +1,4 @@
-"""The score-function estimator with a baseline that is a learned function of the input."""
+"""The score-function estimator with a learned baseline that depends on the input (NVIL)."""
 
 from __future__ import annotations
 
@@ -14,34 +14,39 @@ from gradest_estimators.reinforce_average import ReinforceAverage
 
 
 class Nvil(ReinforceAverage):
-    """ĝ = (L - C(a) - m)(d log P(h)/da): C a small network of the pre-activations, m the moving average of earlier L - C(a).
+    """The score function with a baseline that is the sum of a learned function of a and a moving average.
 
-    Unbiased, since neither C(a) nor m depends on this step's samples. C is fitted by Adam to L - m by squared error, after
-    use; it starts as 0. It stands for the source's function of the input x, of which a stochastic layer sees a alone; it is
-    given tanh(a/2), so that it stays bounded where units saturate. The learning rate is in units of the loss per step.
+    ĝ = (L - C(a) - m)(d log P(h)/da), where C is a small network of the pre-activations and m the moving average of
+    earlier L - C(a).
 
-    Left out is the source's division of L - C - m by max(1, its running standard deviation): it rescales the gradient of
-    each layer by a number of its own that changes from step to step, so that the estimate is no longer unbiased.
+    Unbiased for every loss: neither C(a) nor m depends on the samples of this step, and the score has mean zero. After
+    its use, C is fitted to L - m by squared error with Adam. It starts as 0. Its input is tanh(a/2), which stays
+    bounded where units saturate. The learning rate is in units of the loss per step.
+
+    Introduced by Mnih and Gregor (2014), Neural Variational Inference and Learning in Belief Networks, arXiv 1402.0030.
+    Their C is a function of the model's input x; a stochastic layer sees only a, so a takes its place. They also divide
+    L - C - m by max(1, its running standard deviation). That is left out here: it rescales each layer's gradient by a
+    factor that changes from step to step, after which the estimate is no longer unbiased.
     """
 
     name = "nvil"
-    summary = "loss minus a learned function of the pre-activations and a moving average, times score"
+    summary = "score function with a learned function of the pre-activations and a moving average as baseline"
     reference = "Mnih, Gregor 2014, arXiv 1402.0030"
     formula = r"\hat g = \bigl(L(h) - C(a) - m\bigr)\nabla_a \log P(h)"
 
     examples = ({}, {"samples": 3, "hidden": 2, "learning_rate": 0.1})
 
-    hidden: int = Field(8, ge=0, le=256, description="hidden units of the network")
-    learn: bool = Field(True, description="whether the network is learned; the moving average is in any case")
-    learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False, description="of the network")
+    hidden: int = Field(8, ge=0, le=256, description="number of hidden units of the network")
+    learn: bool = Field(True, description="whether the network is learned; the moving average always is")
+    learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False, description="Adam's learning rate for the network")
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
-        """The average, empty, and the network's parameters and their moments."""
+        """Return an empty average, and the network's parameters with Adam's averages of them."""
         inputs = a.shape[a.ndim - neuron.event_ndim :].numel()
         return {**super().init(neuron, a), **with_moments(new_network(inputs, self.hidden, a.device))}
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Uses the network and the average, then moves both."""
+        """Use the network and the average, then move both."""
         loss = feedback.get_loss()
         learn = self.learn and loss.numel() > 0
         with torch.enable_grad():

@@ -8,9 +8,16 @@ from gradest_estimators.held_noise import HeldNoise
 
 
 class Pathwise(HeldNoise):
-    """ĝ = dL/dh · dh/da at fixed noise: `held_noise`, for the neurons on which it is unbiased.
+    """Backpropagation through the neuron at fixed noise, for neurons on which this is unbiased.
 
-    They are those that move continuously with a. Where a neuron also makes a discrete choice, this estimator does not fit.
+    ĝ = dL/dh · dh/da at fixed noise. It computes the same as `held_noise`, but does not accept a neuron that makes a
+    discrete choice.
+
+    Unbiased for every differentiable loss: h is continuous in a, so derivative and expectation may be exchanged.
+
+    Introduced by Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv 1312.6114; for noisy rectifiers by
+    Bengio, Léonard and Courville (2013), Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
+    Computation, arXiv 1308.3432.
     """
 
     name = "pathwise"
@@ -20,5 +27,5 @@ class Pathwise(HeldNoise):
     capabilities = (Reparameterised,)
 
     def bias(self, neuron: Neuron) -> Bias:
-        """None."""
+        """Return `Bias.NONE`: unbiased for every loss, because the outputs of the accepted neurons are continuous in a."""
         return Bias.NONE

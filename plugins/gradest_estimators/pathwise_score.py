@@ -1,4 +1,4 @@
-"""Backpropagation through the smooth part of a neuron, and the score of its discrete part."""
+"""Backpropagation through the smooth part of a neuron, plus the score of its discrete part."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from gradest.contract.numerics import leading_mean
 
 
 class PathwiseScore(MonteCarlo):
-    """ĝ = dL/dh · dh/da with the choice b held, + L · d log P(b)/da: unbiased.
+    """The derivative with the discrete choice b held, plus the loss times the score of that choice.
 
-    By the product rule on Σ_b P(b) L(h(b, a)). For stochastic_times_smooth, r = √p, the second term is
-    L (b - r)/(r(1-r)) dr/da = L (b - r)(1 + r)/2.
+    ĝ = dL/dh · dh/da + L · d log P(b)/da, with b held in dh/da. For `stochastic_times_smooth`, with r = √p, the second
+    term is L (b - r)/(r(1-r)) dr/da = L (b - r)(1 + r)/2.
+
+    Unbiased for every loss: the terms are those of the product rule on Σ_b P(b) L(h(b, a)).
+
+    An instance of Schulman, Heess, Weber and Abbeel (2015), Gradient Estimation Using Stochastic Computation Graphs,
+    arXiv 1506.05254.
     """
 
     name = "pathwise_score"
-    summary = "held_noise plus the score of the discrete choice: unbiased"
+    summary = "held_noise plus the score of the discrete choice, which makes it unbiased"
     reference = "Schulman, Heess, Weber, Abbeel 2015, arXiv 1506.05254"
     formula = r"\hat g = L'(h)\,\frac{\partial h}{\partial a}\Big|_b + L(h)\,\nabla_a \log P(b)"
     needs = frozenset({"loss", "grad"})
@@ -26,11 +31,11 @@ class PathwiseScore(MonteCarlo):
     examples = ({}, {"samples": 3})
 
     def bias(self, neuron: Neuron) -> Bias:
-        """None."""
+        """Return `Bias.NONE`: unbiased for every loss, by the product rule on Σ_b P(b) L(h(b, a))."""
         return Bias.NONE
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """The mean over samples of both terms."""
+        """Return the mean over samples of the sum of both terms."""
         neuron, a = draw.neuron, draw.a
         path = neuron.pullback(draw.key, a, draw.points, feedback.get_grad())
         score = neuron.score(draw.points, a)  # type: ignore[attr-defined]  # `capabilities` says Scored

@@ -1,4 +1,4 @@
-"""The score-function estimator with the average of earlier losses as its baseline."""
+"""The score-function estimator with a moving average of earlier losses as its baseline."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ from gradest_estimators._score import ScoreFunction, weighted_score
 
 
 class ReinforceAverage(ScoreFunction):
-    """ĝ = (L - m)(d log P(h)/da), m an exponential moving average of the losses of EARLIER steps: unbiased.
+    """The score function with an exponential moving average m of the losses of EARLIER steps as its baseline.
 
-    m is updated after use. An implementation that lets the current loss into m first keeps only `decay` of the gradient. The
-    average starts empty (m = 0) and is divided by the weight it has gathered, so the first losses count in full.
+    ĝ = (L - m)(d log P(h)/da).
+
+    Unbiased for every loss: m does not depend on the samples of this step, and the score has mean zero. So m is updated
+    only after its use. An implementation that adds the present loss to m first keeps only the share `decay` of the
+    gradient. The average is divided by the weight that it has gathered, so that the first losses count in full. Before
+    the first step m is 0.
+
+    Baselines of this kind go back to Williams (1992), Simple Statistical Gradient-Following Algorithms for
+    Connectionist Reinforcement Learning, Machine Learning 8.
     """
 
     name = "reinforce_average"
-    summary = "loss minus the moving average of earlier losses, times score"
+    summary = "score function with a moving average of earlier losses as baseline"
     reference = "Williams 1992"
     formula = r"\hat g = \bigl(L(h) - m\bigr)\nabla_a \log P(h), \quad m \leftarrow \beta m + (1 - \beta) L"
 
     examples = ({}, {"samples": 3})
 
-    decay: float = Field(0.9, ge=0, lt=1, description="share of the average that a step keeps")
+    decay: float = Field(0.9, ge=0, lt=1, description="share of the moving average that a step keeps")
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
-        """An empty average: its weighted total and its weight."""
+        """Return an empty average: its weighted total and its weight, both 0."""
         return {"total": a.new_zeros(()), "weight": a.new_zeros(())}
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Uses the average, then moves it towards the mean loss of this step."""
+        """Use the average as the baseline, then move it towards the mean loss of this step."""
         loss, total, weight = feedback.get_loss(), state["total"], state["weight"]
         gradient = weighted_score(draw, (loss - self.average(state).to(loss)) / self.samples)
         if not loss.numel():
@@ -41,6 +48,6 @@ class ReinforceAverage(ScoreFunction):
         return gradient, {"total": keep * total + new * loss.mean().to(total), "weight": keep * weight + new}
 
     def average(self, state: State) -> Tensor:
-        """m, 0 before the first step."""
+        """Return m, which is 0 before the first step."""
         total, weight = state["total"], state["weight"]
         return torch.where(weight > 0, total / weight.clamp(min=torch.finfo(weight.dtype).tiny), 0)

@@ -13,16 +13,22 @@ from gradest_estimators._score import ScoreFunction, scores
 
 
 class ReinforceCentered(ScoreFunction):
-    """ĝ_i = (L - L̄_i) s_i, with s_i the unit's score and L̄_i = E[s_i² L] / E[s_i²]: unbiased, of least variance per unit.
+    """The score function with, for each unit, the baseline that gives the least variance.
 
-    Corollary 1 of the source, s_i = h_i - p_i. The weights come out swapped: L̄_i = (1-p_i) E[L | h_i=1] + p_i E[L | h_i=0],
-    and with one unit the variance is zero. Both expectations are the source's two moving averages a unit, over the batch and
-    over steps, updated only AFTER use, so that the baseline never contains the loss it is subtracted from. The two averages
-    start at 0 and their common start-up factor cancels in the ratio; the first step has no baseline.
+    ĝ_i = (L - L̄_i) s_i, with s_i the score of unit i and L̄_i = E[s_i² L] / E[s_i²]. For a Bernoulli unit
+    s_i = h_i - p_i, and the weights in L̄_i are swapped: L̄_i = (1-p_i) E[L | h_i=1] + p_i E[L | h_i=0]. With a single
+    unit the exact L̄_i leaves no variance.
+
+    Unbiased for every loss: the score has mean zero, and the baseline does not depend on the samples of this step. Both
+    expectations are moving averages for each unit, over the batch and over steps, and they are updated only AFTER their
+    use. Both start at 0; the start-up factor that they share cancels in the ratio. The first step has no baseline.
+
+    Corollary 1 of Bengio, Léonard and Courville (2013), Estimating or Propagating Gradients Through Stochastic Neurons
+    for Conditional Computation, arXiv 1308.3432.
     """
 
     name = "reinforce_centered"
-    summary = "loss minus each unit's optimal baseline, times score"
+    summary = "score function with the optimal baseline of each unit"
     reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432"
     formula = (
         r"\hat g_i = \bigl(L(h) - \bar L_i\bigr) s_i, \quad \bar L_i = \frac{\mathbb E[s_i^2 L]}{\mathbb "
@@ -31,15 +37,15 @@ class ReinforceCentered(ScoreFunction):
 
     examples = ({}, {"samples": 3})
 
-    decay: float = Field(0.9, ge=0, lt=1, description="share of the averages that a step keeps")
+    decay: float = Field(0.9, ge=0, lt=1, description="share of the moving averages that a step keeps")
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
-        """The averages of s² L and of s², `[*event]` each."""
+        """Return the averages of s² L and of s², `[*event]` each, all 0."""
         zeros = a.new_zeros(event_shape(neuron, a))
         return {"numerator": zeros, "denominator": zeros.clone()}
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Uses the averages, then moves them towards this step's."""
+        """Use the averages for the baseline, then move them towards this step's values."""
         loss, score = per_event(feedback.get_loss(), draw.neuron), scores(draw)
         numerator, denominator = state["numerator"], state["denominator"]
         tiny = torch.finfo(denominator.dtype).tiny
@@ -49,9 +55,9 @@ class ReinforceCentered(ScoreFunction):
             return gradient, state
         square = score * score
         return gradient, {
-            "numerator": self._move(numerator, square * loss),
-            "denominator": self._move(denominator, square),
+            "numerator": self._update_average(numerator, square * loss),
+            "denominator": self._update_average(denominator, square),
         }
 
-    def _move(self, average: Tensor, now: Tensor) -> Tensor:
+    def _update_average(self, average: Tensor, now: Tensor) -> Tensor:
         return self.decay * average + (1 - self.decay) * now.flatten(0, -average.ndim - 1).mean(0).to(average)

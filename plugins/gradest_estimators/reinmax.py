@@ -8,21 +8,27 @@ from torch import Tensor
 from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
 from gradest.contract.neuron import LogisticBinary, Neuron, SoftmaxOneHot
 from gradest.contract.numerics import leading_mean, sigmoid
-from gradest_estimators._one_hot import softmax_backward
-from gradest_estimators._score import OfLogits
+from gradest_estimators._one_hot import softmax_vjp
+from gradest_estimators._score import LogitEstimator
 
 
-class ReinMax(OfLogits, MonteCarlo):
-    """ĝ = (2 J(π) - ½ J(p)) L'(h), with J(q) = diag q - qqᵀ and π = ½ (softmax(a/τ) + h); for one binary unit 2π(1-π) - ½p(1-p).
+class ReinMax(LogitEstimator, MonteCarlo):
+    """A straight-through estimator that is exact for quadratic losses.
 
-    At τ = 1 a binary unit has ½ |h - p| L'(h): the trapezoidal rule for L(1) - L(0), half a derivative at either end, so that
-    the mean is exact for losses of second degree in all units jointly, and so it is for units of several classes. Biased
-    beyond, where it need not be better than straight_through: on a cubic loss it can be worse. Any τ but 1 is biased
-    for linear losses already.
+    ĝ = (2 J(π) - ½ J(p)) L'(h), with J(q) = diag q - qqᵀ and π = ½ (softmax(a/τ) + h). For a binary unit, whose outputs
+    differ by 1, the factor is 2π(1-π) - ½p(1-p); at τ = 1 it is ½ |h - p|.
+
+    Exact to second order at τ = 1: on a binary unit it is the trapezoidal rule for L(1) - L(0), with half of the
+    derivative at either end, so its mean is exact for losses of degree 2 in all units jointly; the same holds for units
+    of several classes. Biased for other losses, where it need not be better than `straight_through`: on a cubic loss it
+    can be worse. At any other τ it is biased even for linear losses.
+
+    Introduced by Liu, Dong, Liu, Yu and Gao (2023), Bridging Discrete and Backpropagation: Straight-Through and Beyond,
+    arXiv 2304.08612.
     """
 
     name = "reinmax"
-    summary = "straight-through to second order"
+    summary = "straight-through estimator that is exact for quadratic losses"
     reference = "Liu, Dong, Liu, Yu, Gao 2023, arXiv 2304.08612"
     formula = (
         r"\hat g = \bigl(2 J(\pi) - \tfrac12 J(p)\bigr) L'(h), \quad J(q) = \operatorname{diag} q - q "
@@ -32,20 +38,18 @@ class ReinMax(OfLogits, MonteCarlo):
 
     examples = ({}, {"samples": 3}, {"temperature": 1.5})
 
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="τ, of the softmax in π")
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="temperature τ of the softmax in π")
 
     def bias(self, neuron: Neuron) -> Bias:
-        """Exact to second order at temperature 1, biased otherwise."""
+        """Return exactness to second order at temperature 1, and `Bias.BIASED` otherwise."""
         return Bias.exact_to_order(2) if self.temperature == 1 else Bias.BIASED
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """The mean over samples."""
+        """Return the mean of the estimate over samples."""
         neuron, a, h, grad = draw.neuron, draw.a, draw.points, feedback.get_grad()
         if isinstance(neuron, SoftmaxOneHot):
             middle = 0.5 * (neuron.probability(a / self.temperature) + h)
-            return leading_mean(
-                2 * softmax_backward(middle, grad) - 0.5 * softmax_backward(neuron.probability(a), grad)
-            ), state
+            return leading_mean(2 * softmax_vjp(middle, grad) - 0.5 * softmax_vjp(neuron.probability(a), grad)), state
         assert isinstance(neuron, LogisticBinary)
         x, b = a / self.temperature, neuron.is_high(h)
         upper, lower = 0.5 * (sigmoid(x) + b), 0.5 * (sigmoid(-x) + 1 - b)  # π and 1 - π

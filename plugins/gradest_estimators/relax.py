@@ -9,19 +9,26 @@ from gradest.contract.estimator import Draw, Feedback, MonteCarlo, State
 from gradest.contract.neuron import Neuron, Relaxable, per_event
 from gradest.contract.numerics import leading_mean
 from gradest_estimators._learning import ControlVariate, with_moments
-from gradest_estimators._relaxed import control, fresh_noise, new_control
+from gradest_estimators._relaxed import control_term, fresh_noise, new_control_network
 from gradest_estimators._score import scores
 from gradest_estimators.rebar import Rebar
 
 
 class Relax(ControlVariate, MonteCarlo):
-    """ĝ = (L(h) - c(s̃)) score + dc(s)/da - dc(s̃)/da: unbiased for every differentiable c.
+    """The score function with a learned network c of a relaxed sample as its control variate.
 
-    s and s̃ are the relaxed outputs of `rebar`, which is the case c = η L. Here c is a small network of its own, so the loss
-    is needed at h alone and may be a black box. c starts as 0, where ĝ is `reinforce`, and is learned by Adam along the
-    gradient of ĝ², summed over units and averaged over the batch, after use: as E[ĝ] does not depend on c, this lowers the
-    variance. The network sees relaxed outputs scaled to (-1, 1), whatever the values of the unit are. It learns about
-    `learning_rate` in units of the loss per step, which should be scaled to a loss of large or small range.
+    ĝ = (L(h) - c(s̃)) score + dc(s)/da - dc(s̃)/da, where s and s̃ are the relaxed outputs of `rebar`, which is the
+    case c = η L. Here c is a small network of its own, so the loss is needed only at h and may be a black box.
+
+    Unbiased for every loss and every differentiable c, because E[c(s̃) score + dc(s̃)/da] = E[dc(s)/da].
+
+    c starts as 0, where ĝ is `reinforce`. It is learned by Adam along the gradient of ĝ², summed over the event and
+    averaged over the batch, and moved only after its use. E[ĝ] does not depend on c, so this lowers the variance. The
+    network sees relaxed outputs scaled to (-1, 1) whatever the unit's values are. Its output moves by about
+    `learning_rate` per step in units of the loss, so choose the rate by the range of the loss.
+
+    Introduced by Grathwohl, Choi, Wu, Roeder and Duvenaud (2018), Backpropagation through the Void: Optimizing Control
+    Variates for Black-Box Gradient Estimation, arXiv 1711.00123.
     """
 
     name = "relax"
@@ -33,32 +40,39 @@ class Relax(ControlVariate, MonteCarlo):
 
     examples = ({}, {"samples": 3, "temperature": 0.5, "hidden": 2, "learning_rate": 0.1})
 
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the relaxation")
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="temperature of the relaxation")
     hidden: int = Field(8, ge=0, le=256, description="hidden units of the network")
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
-        """The network's parameters and their moments."""
-        return with_moments(new_control(neuron, a, self.hidden))
+        """Return the network's parameters with Adam's averages of them."""
+        return with_moments(new_control_network(neuron, a, self.hidden))
 
     def gradient(self, draw: Draw, feedback: Feedback, state: State, parameters: State) -> Tensor:
-        """The mean over samples of L score, plus what the network adds."""
+        """Return the mean over samples of the loss times the score, plus the control variate of the network."""
         neuron, a = draw.neuron, draw.a
         fresh = fresh_noise(neuron, draw.key, a, self.samples)
-        added = control(parameters, neuron, a, draw.points, draw.noise(), fresh, self.temperature)
+        added = control_term(parameters, neuron, a, draw.points, draw.noise(), fresh, self.temperature)
         return leading_mean(per_event(feedback.get_loss(), neuron) * scores(draw) + added)
 
 
 class RelaxRebar(Rebar):
-    """ĝ of `rebar`, with c = η L + r, r a small network of the relaxed sample: unbiased for every η and r.
+    """The `rebar` estimator with a learned network r of the relaxed sample added to its control variate.
 
-    So it asks for what `rebar` asks for, and adds dr(s)/da - dr(s̃)/da - r(s̃) score, of mean 0. r starts as 0, where ĝ is
-    `rebar`; η and r are learned together by Adam along the gradient of ĝ², summed over units and averaged over the batch,
-    after use. η moves by about `learning_rate` per step and r by as much in units of the loss, which should therefore be
-    scaled to a loss of large or small range.
+    ĝ is that of `rebar` with c = η L + r in place of η L: dr(s)/da - dr(s̃)/da - r(s̃) score is added, and the loss is
+    evaluated where `rebar` evaluates it.
+
+    Unbiased for every loss, η and r, because what is added has mean 0.
+
+    r starts as 0, where ĝ is `rebar`. η and r are learned together by Adam along the gradient of ĝ², summed over the
+    event and averaged over the batch, and moved only after their use. η moves by about `learning_rate` per step, and r
+    by as much in units of the loss, so choose the rate by the range of the loss.
+
+    Introduced by Grathwohl, Choi, Wu, Roeder and Duvenaud (2018), Backpropagation through the Void: Optimizing Control
+    Variates for Black-Box Gradient Estimation, arXiv 1711.00123.
     """
 
     name = "relax_rebar"
-    summary = "rebar, with a learned network of the relaxed sample added to its control variate"
+    summary = "rebar with a learned network of the relaxed sample added to its control variate"
     reference = Relax.reference
     formula = (
         r"\hat g = \bigl(L(h) - c(\tilde s)\bigr)\nabla_a \log P(h) + \nabla_a c(s) - \nabla_a c(\tilde s), "
@@ -70,11 +84,11 @@ class RelaxRebar(Rebar):
     hidden: int = Field(8, ge=0, le=256, description="hidden units of the network")
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
-        """η and the network's parameters, and their moments."""
-        return {**super().init(neuron, a), **with_moments(new_control(neuron, a, self.hidden))}
+        """Return η and the network's parameters, with Adam's averages of both."""
+        return {**super().init(neuron, a), **with_moments(new_control_network(neuron, a, self.hidden))}
 
     def gradient(self, draw: Draw, feedback: Feedback, state: State, parameters: State) -> Tensor:
-        """What `rebar` says, plus what the network adds."""
+        """Return the gradient of `rebar`, plus the control variate of the network."""
         noise, fresh = draw.saved["noise"], draw.saved["fresh"]
-        added = control(parameters, draw.neuron, draw.a, draw.points[:1], noise, fresh, self.temperature)
+        added = control_term(parameters, draw.neuron, draw.a, draw.points[:1], noise, fresh, self.temperature)
         return super().gradient(draw, feedback, state, parameters) + added[0]

@@ -11,18 +11,25 @@ from torch import Tensor
 from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
 from gradest.contract.neuron import Binary, Discrete, LogisticBinary, Neuron, SoftmaxOneHot
 from gradest.contract.numerics import leading_mean, select
-from gradest_estimators._one_hot import softmax_backward
+from gradest_estimators._one_hot import softmax_vjp
 
 
 class StraightThrough(MonteCarlo):
-    """ĝ = L'(h) · d, as if h had been a smooth function of a with derivative d.
+    """The derivative of the loss at the sample, passed back as if h were a smooth function of a with derivative d.
 
-    derivative="identity": d = slope. Biased for linear losses already, since dE[h]/da is p(1-p) and not 1; the source found
-        that it trains best.
-    derivative="sigmoid": d = slope · (high - low) σ(slope a)(1 - σ(slope a)). With slope 1 it is dE[h]/da, hence exact for a
-        loss that is linear in each unit, and biased beyond. A one-hot unit has the derivative of softmax(slope a),
-        slope (diag p - ppᵀ). `slope_annealed_straight_through` lets the slope grow with the steps.
-    derivative="clipped": d = slope · 1[|a| <= 1] (Hubara et al. 2016, arXiv 1602.02830).
+    ĝ = L'(h) · d, where the option `derivative` chooses d:
+
+    "identity": d = slope. Biased even for linear losses, because dE[h]/da is p(1-p) and not 1. Bengio et al. (2013)
+    obtained better results with it than with the derivative of the sigmoid.
+
+    "sigmoid": d = slope · (high - low) σ(slope a)(1 - σ(slope a)). With slope 1 it is dE[h]/da, so the estimate is
+    exact for a loss that is linear in each unit, and biased for others. For a one-hot unit d is the derivative of
+    softmax(slope a), slope (diag p - ppᵀ).
+
+    "clipped": d = slope · 1[|a| <= 1], as in Hubara et al. (2016), Binarized Neural Networks, arXiv 1602.02830. Biased.
+
+    Introduced by Hinton (2012) in a lecture; studied by Bengio, Léonard and Courville (2013), Estimating or Propagating
+    Gradients Through Stochastic Neurons for Conditional Computation, arXiv 1308.3432.
     """
 
     name = "straight_through"
@@ -39,31 +46,35 @@ class StraightThrough(MonteCarlo):
         {"derivative": "clipped"},
     )
 
-    derivative: Literal["identity", "sigmoid", "clipped"] = Field("identity", description="what stands for dh/da")
-    slope: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the smooth function that stands for the unit")
+    derivative: Literal["identity", "sigmoid", "clipped"] = Field(
+        "identity", description="function that stands in for dh/da"
+    )
+    slope: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="slope of the smooth function that stands in for the unit"
+    )
 
     def accepts(self, neuron: Neuron) -> bool:
-        """Whether the unit is binary or, unless derivative="clipped", one-hot with P = softmax(a)."""
+        """Return whether the unit is binary or, unless derivative="clipped", one-hot with P = softmax(a)."""
         return isinstance(neuron, Binary) or (isinstance(neuron, SoftmaxOneHot) and self.derivative != "clipped")
 
     def bias(self, neuron: Neuron) -> Bias:
-        """Exact to first order with derivative="sigmoid" and slope 1, biased otherwise."""
+        """Return exactness to first order for derivative="sigmoid" with slope 1, and `Bias.BIASED` otherwise."""
         exact = self.derivative == "sigmoid" and self.slope == 1 and isinstance(neuron, LogisticBinary | SoftmaxOneHot)
         return Bias.exact_to_order(1) if exact else Bias.BIASED
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """The mean over samples of dL/dh, times d."""
+        """Return the mean over samples of dL/dh, times d."""
         return self.pass_through(draw, feedback, self.slope), state
 
     def pass_through(self, draw: Draw, feedback: Feedback, slope: float | Tensor) -> Tensor:
-        """The mean over samples of dL/dh, times d at this slope."""
+        """Return the mean over samples of dL/dh, times d at this slope."""
         neuron, a, grad = draw.neuron, draw.a, leading_mean(feedback.get_grad())
         if self.derivative == "identity":
             return grad if isinstance(slope, float) and slope == 1 else slope * grad
         if self.derivative == "clipped":
             return slope * grad * (a.abs() <= 1)
         if isinstance(neuron, SoftmaxOneHot):
-            return slope * softmax_backward(neuron.probability(slope * a), grad)
+            return slope * softmax_vjp(neuron.probability(slope * a), grad)
         assert isinstance(neuron, Binary)
         kernel = select("logistic_backward", a.device)
         return kernel(a, grad, slope, slope * (neuron.high - neuron.low))  # type: ignore[no-any-return]

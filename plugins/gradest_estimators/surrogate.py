@@ -15,18 +15,22 @@ Derivative = Literal["sigmoid", "fast_sigmoid", "atan", "triangle", "rectangle"]
 
 
 class Surrogate(MonteCarlo):
-    """ĝ = L'(h) · d(a), d the derivative of a smooth function that rises from the low to the high value about a = 0.
+    """The derivative of the loss, passed back through the derivative d of a smooth step.
 
-    With x = slope · a, and each integrating to high - low over a:
+    ĝ = L'(h) · d(a), where d is the derivative of a function that rises smoothly from the low to the high value about
+    a = 0. With x = slope · a, and scaled so that each integrates to high - low over a:
 
         sigmoid       σ(x)(1 - σ(x))
-        fast_sigmoid  ½ / (1 + |x|)²           (Zenke, Ganguli 2018, arXiv 1705.11146)
+        fast_sigmoid  ½ / (1 + |x|)²           (Zenke and Ganguli 2018, arXiv 1705.11146)
         atan          ½ / (1 + (πx/2)²)        (Fang et al. 2021, arXiv 2007.05785)
         triangle      max(0, 1 - |x|)          (Esser et al. 2016, arXiv 1603.08270)
         rectangle     ½ · 1[|x| <= 1]          (Wu et al. 2018, arXiv 1706.02609)
 
-    Biased by construction: the true gradient of a deterministic step is 0. On a binary unit with P = σ(a) the sigmoid of
-    slope 1 is `straight_through` with derivative="sigmoid", hence exact to first order.
+    Biased by construction: the true gradient of a deterministic step is 0. On a binary unit with P(high) = σ(a) the
+    sigmoid of slope 1 is `straight_through` with derivative="sigmoid", and so it is exact to first order.
+
+    Reviewed by Neftci, Mostafa and Zenke (2019), Surrogate Gradient Learning in Spiking Neural Networks,
+    arXiv 1901.09948.
     """
 
     name = "surrogate"
@@ -44,20 +48,20 @@ class Surrogate(MonteCarlo):
         {"derivative": "rectangle", "slope": 0.5},
     )
 
-    derivative: Derivative = Field("sigmoid", description="the shape of d")
-    slope: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the smooth step")
+    derivative: Derivative = Field("sigmoid", description="shape of the derivative d")
+    slope: float = Field(1.0, gt=0, allow_inf_nan=False, description="slope of the smooth step")
 
     def bias(self, neuron: Neuron) -> Bias:
-        """Exact to first order where d is dE[h]/da, biased otherwise."""
+        """Return exactness to first order where d equals dE[h]/da, and `Bias.BIASED` otherwise."""
         exact = self.derivative == "sigmoid" and self.slope == 1 and isinstance(neuron, LogisticBinary)
         return Bias.exact_to_order(1) if exact else Bias.BIASED
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """The mean over samples of dL/dh, times d."""
+        """Return the mean over samples of dL/dh, times d."""
         assert isinstance(draw.neuron, Step)
         a, grad, slope = draw.a, leading_mean(feedback.get_grad()), self.slope
         height = (draw.neuron.high - draw.neuron.low) * slope
         if self.derivative == "sigmoid":
             return select("logistic_backward", a.device)(a, grad, slope, height), state
-        _, *shapes = get_args(Derivative)  # as the kernel numbers them
+        _, *shapes = get_args(Derivative)  # the kernel numbers the shapes in this order
         return select("surrogate_backward", a.device)(a, grad, shapes.index(self.derivative), slope, height), state

@@ -1,8 +1,8 @@
-"""`python -m gradest_experiments` is the command `gradest`, in the processes that torchrun has started if it has.
+"""`python -m gradest_experiments` is the command `gradest`, in all processes that torchrun has started.
 
     torchrun --nproc-per-node 2 -m gradest_experiments train --data mnist --out runs/two
 
-The processes share each minibatch of the run, and the first of them writes and speaks.
+The processes share each minibatch of the run; only the first one writes files and prints.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradest_experiments.engine.distributed import processes
 
 @contextmanager
 def _processes() -> Iterator[None]:
-    """Those of torchrun, joined; without it nothing is changed."""
+    """Join the processes of torchrun for the block; without torchrun, do nothing."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return

@@ -1,4 +1,4 @@
-"""The demo: the registry, the service over HTTP, estimators beside the exact gradient, a private loss, and a training run."""
+"""The demo: the registry, the service, estimators beside the exact gradient, a private loss, and a training run."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Objective
 from gradest.discovery.registry import registry
 from gradest.errors import GradestError
-from gradest_experiments.data import Split, load
-from gradest_experiments.gaters import compare_gaters, to_table
+from gradest_experiments.engine.data import Split, load
+from gradest_experiments.gated.gaters import compare_gaters, to_table
 
 __all__ = ["run"]
 
-_FINITE_UNITS, _OTHER_UNITS = 8, 2  # units of which the exact gradient is quick: 2^8 or 3^8 configurations, 97^2 nodes
-_CLASSES = 3  # of a unit that has several
+# numbers of units whose exact gradient is fast: 2^8 or 3^8 configurations of binary or categorical ones, else 97^2 nodes
+_FINITE_UNITS, _OTHER_UNITS = 8, 2
+_CLASSES = 3  # the classes of a categorical unit
 _IMAGES, _DRAWS, _SAMPLES = 4, 1000, 2000
 
 
 def run(seed: int = 0) -> None:
-    """Run the demo and print what it sees; about two minutes on two cores. Raises GradestError if the service fails."""
+    """Run the demo and print what it finds; it takes about two minutes on two cores. Raises GradestError if the service fails."""
     began = time.perf_counter()
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.rule("1. What is registered")
+    console.rule("1. The registered plugins")
     for table in _registered():
         console.print(table)
     with _service() as (url, stop), Client(url) as client:
         digits = load("digits").train
-        console.rule(f"2. Samples over HTTP, from {url}: units that look at digits")
+        console.rule(f"2. Samples over HTTP, from {url}, of units whose inputs are digits")
         console.print(_samples(client, digits, seed))
-        console.rule("3. Gradients of a digit readout's cross entropy, beside the exact ones")
+        console.rule("3. Gradients of the cross entropy of a readout of digits, beside the exact ones")
         for comparison in _comparisons(client, digits, seed):
             console.print(_comparison_table(comparison))
-        console.rule("4. Training through the service with a loss that it never sees")
+        console.rule("4. Training through the service with a loss that the service never sees")
         for line in _private_loss(client, digits, seed):
             console.print(line)
-        console.rule("5. The source's gated network on digits")
+        console.rule("5. The gated network of Bengio et al. (2013) on digits")
         console.print(to_table(compare_gaters("digits", seed=seed, progress=sys.stderr.isatty())))
         console.print(f"The service stopped with exit code {stop()}. {time.perf_counter() - began:.0f} seconds in all.")
 
 
 @contextmanager
 def _service() -> Iterator[tuple[str, Callable[[], int]]]:
-    """A `gradest serve` of its own on a free port: its URL, and how to stop it."""
+    """Start `gradest serve` on a free port for the block; yield its URL, and a function that stops it."""
     command = [sys.executable, "-m", "gradest", "serve", "--port", "0", "--log-level", "warning"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
 
@@ -83,7 +84,7 @@ def _registered() -> Iterator[Table]:
         ("objectives", registry.objectives),
     ):
         table = Table(title=kind, title_justify="left")
-        for column in ("name", "what it is", "estimators that fit" if kind == "neurons" else "source"):
+        for column in ("name", "summary", "estimators that fit" if kind == "neurons" else "reference"):
             table.add_column(column)
         for name, cls in classes.items():
             last = ", ".join(describe(cls)["estimators"]) if kind == "neurons" else cls.reference
@@ -94,7 +95,7 @@ def _registered() -> Iterator[Table]:
 
 
 def _look(split: Split, neuron: Neuron, units: int, seed: int) -> Tensor:
-    """Pre-activations `[images, *event]`: random views of the images, of zero mean and unit variance."""
+    """Return pre-activations `[images, *event]`: random projections of the images, with mean 0 and variance 1."""
     event = (units, *[_CLASSES] * (neuron.event_ndim - 1))
     views = torch.randn(split.x.shape[1], math.prod(event), generator=torch.Generator().manual_seed(seed))
     a = split.x @ views
@@ -104,7 +105,7 @@ def _look(split: Split, neuron: Neuron, units: int, seed: int) -> Tensor:
 def _samples(client: Client, split: Split, seed: int) -> Table:
     table = Table(title=f"{_SAMPLES} samples on each of {_IMAGES} digits", title_justify="left")
     for column in ("neuron", "E[h]", "mean of samples", "P(h > 0)", "share above 0", "first samples, digit 0"):
-        table.add_column(Text(column))  # "E[h]" is no markup
+        table.add_column(Text(column))  # as a string, "E[h]" would be read as markup
     for name, cls in registry.neurons.items():
         neuron = cls()
         a = _look(split, neuron, 1, seed)[:_IMAGES]
@@ -123,7 +124,7 @@ def _comparisons(client: Client, split: Split, seed: int) -> Iterator[Comparison
 
 
 def _readout(neuron: Neuron, split: Split, seed: int) -> tuple[Tensor, Objective]:
-    """Pre-activations of a few digits, and the cross entropy of a softmax readout fitted to E[h] of all of them."""
+    """Return pre-activations of a few digits, and the cross entropy of a softmax readout fitted to E[h] of all digits."""
     atoms = neuron.law(torch.zeros(1, *[_CLASSES] * (neuron.event_ndim - 1)))[0].shape[0]
     a = _look(split, neuron, _FINITE_UNITS if atoms <= _CLASSES else _OTHER_UNITS, seed)
     features = neuron.mean(a).flatten(1)
@@ -162,7 +163,7 @@ def _comparison_table(comparison: Comparison) -> Table:
 
 
 def _private_loss(client: Client, split: Split, seed: int, steps: int = 150) -> Iterator[str]:
-    """Bits that describe a digit: an encoder learns through the service, a decoder and the pixels stay here."""
+    """Train an encoder of digits into bits through the service, which sees neither the decoder nor the pixels."""
     pair, bits = ("bernoulli", {"name": "rloo", "samples": 4}), 12
     x = (split.x > 0.5).float()
     generator = torch.Generator().manual_seed(seed)
@@ -175,12 +176,12 @@ def _private_loss(client: Client, split: Split, seed: int, steps: int = 150) -> 
     for step in range(steps):
         batch = x[torch.randint(len(x), (64,), generator=generator)]
         a = (batch - x.mean(0)) @ encoder
-        draw = client.forward(*pair, a.detach(), seed=step)  # ask: where is the loss wanted?
+        draw = client.forward(*pair, a.detach(), seed=step)  # ask: at which points is the loss needed?
         pixels = draw.points @ decoder + bias
         loss = functional.binary_cross_entropy_with_logits(pixels, batch.expand_as(pixels), reduction="none").sum(-1)
-        told = client.backward(*pair, a.detach(), draw.seed, loss.detach())  # tell
+        answer = client.backward(*pair, a.detach(), draw.seed, loss.detach())  # tell
         optimiser.zero_grad()
-        a.backward(told.gradient / len(batch))  # type: ignore[no-untyped-call]
+        a.backward(answer.gradient / len(batch))  # type: ignore[no-untyped-call]
         loss.mean().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if step % 50 == 0 or step == steps - 1:

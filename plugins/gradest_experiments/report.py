@@ -1,4 +1,4 @@
-"""`write_report`: runs as one HTML page that needs nothing beside it, and as PNG files."""
+"""`write_report`: runs as one self-contained HTML page, and as PNG files."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from string import Template
 from typing import Any
 
 from gradest.errors import InvalidInput
-from gradest_experiments.checkpoint import write_atomically
-from gradest_experiments.folder import MetricsRow, RunFolder, list_folders
-from gradest_experiments.plot import PALETTE, check_plots, colour, styled, values, write_png
+from gradest_experiments.engine.checkpoint import write_atomically
+from gradest_experiments.engine.folder import MetricsRow, RunFolder, list_folders
+from gradest_experiments.engine.plot import PALETTE, check_plots, colour_encoding, inline_data, themed, write_png
 
 __all__ = ["PAGE", "write_report"]
 
 PAGE = "report.html"
 
-_MANY = 40  # points of a line from which on they are not marked one by one
-_WIDE = 100.0  # the ratio of the largest to the smallest value from which on an axis is logarithmic
-_DRAWING = "chart.svg"  # of a run that draws its own
+_MANY = 40  # a line of fewer points has each of them marked
+_WIDE = 100.0  # an axis is logarithmic if its largest value is more than so many times its smallest
+_DRAWING = "chart.svg"  # the file of a run that draws its own chart
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A run as the page shows it, under a name and in a colour of its own."""
+class _ShownRun:
+    """A run as the page shows it, with a name and a colour of its own."""
 
     name: str
     colour: str
@@ -38,11 +38,11 @@ class _Run:
     rows: list[MetricsRow]
 
     def facts(self) -> dict[str, Any]:
-        """What it was made of."""
+        """Return settings and versions."""
         return _flat({**self.folder.settings, **self.folder.versions})
 
     def figures(self) -> dict[str, Any]:
-        """What came of it: its results, and the last value of each metric."""
+        """Return the results, and the last value of each metric."""
         last: dict[str, Any] = {}
         for row in self.rows:
             found = {_metric(row["kind"], name): value for name, value in _numbers(row)}
@@ -51,12 +51,13 @@ class _Run:
 
 
 def write_report(paths: Sequence[Path], out: Path) -> Path:
-    """Write report.html, of all runs at and below the paths, and report-METRIC.png of each metric, into the folder `out`.
+    """Write report.html on all runs at and below the paths, and report-METRIC.png for each metric, into the folder `out`.
 
-    The page has a table of the runs with their settings, versions and figures, a chart of every metric, and the runs as JSON
-    in the element `runs`. It refers to nothing outside. Runs that have not ended are shown as far as they are.
+    The page has a table of the runs with their settings, versions and numbers, a chart of every metric, and the runs as JSON in
+    the element `runs`. It loads nothing from outside. Runs that are not finished are shown as far as they are.
 
-    Raises InvalidInput where there are no runs or a folder is damaged, GradestError if plots cannot be drawn.
+    Returns the path of the page. Raises InvalidInput if there is no run or a folder is damaged, and GradestError if plots
+    cannot be drawn.
     """
     check_plots()
     runs = _read(paths)
@@ -78,7 +79,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     return out / PAGE
 
 
-def _read(paths: Sequence[Path]) -> list[_Run]:
+def _read(paths: Sequence[Path]) -> list[_ShownRun]:
     folders: dict[Path, None] = {}
     for path in paths:
         found = list_folders(path)
@@ -90,27 +91,27 @@ def _read(paths: Sequence[Path]) -> list[_Run]:
     for place, path in enumerate(folders):
         folder = RunFolder.read(path)
         name = path.name if path == top else path.relative_to(top).as_posix()
-        runs.append(_Run(name, PALETTE[place % len(PALETTE)], folder, folder.rows()))
+        runs.append(_ShownRun(name, PALETTE[place % len(PALETTE)], folder, folder.rows()))
     return runs
 
 
-def _by_experiment(runs: Iterable[_Run]) -> dict[str, list[_Run]]:
-    groups: dict[str, list[_Run]] = {}
+def _by_experiment(runs: Iterable[_ShownRun]) -> dict[str, list[_ShownRun]]:
+    groups: dict[str, list[_ShownRun]] = {}
     for run in runs:
         groups.setdefault(run.folder.experiment, []).append(run)
     return groups
 
 
-def _common(runs: Sequence[_Run]) -> str:
-    """The settings and versions that all have."""
+def _common(runs: Sequence[_ShownRun]) -> str:
+    """Return, as HTML, the settings and versions that all runs have in common."""
     shared = {
         name: value for name, value in runs[0].facts().items() if all(run.facts().get(name) == value for run in runs)
     }
     return f"<p>{', '.join(f'{escape(name)} {escape(_cell(value))}' for name, value in shared.items())}</p>"
 
 
-def _table(runs: Sequence[_Run]) -> str:
-    """A row a run: the settings that not all have in common, and figures."""
+def _table(runs: Sequence[_ShownRun]) -> str:
+    """Return a table with a row per run: the settings in which the runs differ, and their numbers."""
     facts, figures = [run.facts() for run in runs], [run.figures() for run in runs]
     apart = [name for name in _names(facts) if len({_cell(one.get(name)) for one in facts}) > 1]
     rows = [
@@ -121,8 +122,8 @@ def _table(runs: Sequence[_Run]) -> str:
     return _html_table("run", heads, rows)
 
 
-def _tasks(run: _Run) -> str:
-    """What a run that is made of tasks found, and its drawing."""
+def _tasks(run: _ShownRun) -> str:
+    """Return, as HTML, the chart that a run drew itself, and a table of its tasks, if it has any."""
     parts = []
     drawing = run.folder.path / _DRAWING if run.folder.path else None
     if drawing and drawing.exists():
@@ -139,7 +140,7 @@ def _tasks(run: _Run) -> str:
 
 
 def _html_table(corner: str, heads: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """heads: of the rows, as HTML."""
+    """Return a table as HTML. corner: the head of the first column. heads: the first cell of each row, as HTML."""
     names = _names(rows)
     top = "".join(f'<th scope="col"{_right(rows, name)}>{escape(name)}</th>' for name in names)
     lines = [
@@ -159,14 +160,14 @@ def _right(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     return ' class="number"' if numeric else ""
 
 
-def _metrics(runs: Sequence[_Run]) -> list[str]:
+def _metrics(runs: Sequence[_ShownRun]) -> list[str]:
     return _names(
         {_metric(row["kind"], name): value for name, value in _numbers(row)} for run in runs for row in run.rows
     )
 
 
-def _chart(runs: Sequence[_Run], metric: str, legend: bool) -> Any:
-    """A line a run, against steps."""
+def _chart(runs: Sequence[_ShownRun], metric: str, legend: bool) -> Any:
+    """Draw a metric against steps, a line per run."""
     import altair  # noqa: PLC0415  # an extra
 
     points = [
@@ -182,8 +183,8 @@ def _chart(runs: Sequence[_Run], metric: str, legend: bool) -> Any:
     axis = altair.Axis(format="~g", tickCount=5) if logarithmic else altair.Axis(tickCount=5)
     names = [run.name for run in runs]
     shades = [run.colour for run in runs]
-    shade = colour(names, "run", shades)
-    line = altair.Chart(values(points)).mark_line(strokeWidth=1.8, point=len(points) < _MANY * len(runs))
+    shade = colour_encoding(names, "run", shades)
+    line = altair.Chart(inline_data(points)).mark_line(strokeWidth=1.8, point=len(points) < _MANY * len(runs))
     return line.encode(
         x=altair.X(
             "step:Q", title=None, axis=altair.Axis(format="~s", tickCount=5, grid=False), scale=altair.Scale(nice=False)
@@ -194,23 +195,23 @@ def _chart(runs: Sequence[_Run], metric: str, legend: bool) -> Any:
     ).properties(width=340, height=200)
 
 
-def _figure(runs: Sequence[_Run], metric: str, prefix: str) -> str:
-    """A chart in the page, whose table is the legend."""
+def _figure(runs: Sequence[_ShownRun], metric: str, prefix: str) -> str:
+    """Return a chart as HTML, without a legend: the colours are in the page's table."""
     text = StringIO()
-    styled(_chart(runs, metric, legend=False).properties(background="transparent")).save(text, format="svg")
+    themed(_chart(runs, metric, legend=False).properties(background="transparent")).save(text, format="svg")
     name = escape(metric)
     return f"<figure><figcaption>{name}</figcaption>{_inline(text.getvalue(), prefix, name)}</figure>"
 
 
 def _inline(svg: str, prefix: str, label: str = "") -> str:
-    """An SVG document as an element of a page: no namespaces, and names that no other drawing has."""
+    """Return an SVG document as an element of a page: without namespaces, and with the prefix in all its names."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"' if label else "<svg", 1)
 
 
-def _data(runs: Sequence[_Run]) -> str:
+def _data(runs: Sequence[_ShownRun]) -> str:
     found = [
         {
             "name": run.name,
@@ -222,11 +223,11 @@ def _data(runs: Sequence[_Run]) -> str:
         }
         for run in runs
     ]
-    return json.dumps(found, separators=(",", ":")).replace("<", "\\u003c")  # which would end the element
+    return json.dumps(found, separators=(",", ":")).replace("<", "\\u003c")  # "</script>" would end the element
 
 
 def _numbers(row: MetricsRow) -> Iterator[tuple[str, float]]:
-    """What was measured."""
+    """Yield the names and numbers of a line of metrics."""
     for name, value in row.items():
         if name not in ("kind", "step") and isinstance(value, int | float):
             yield name, value
@@ -237,7 +238,7 @@ def _metric(kind: str, name: str) -> str:
 
 
 def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """All keys, in the order in which they come up."""
+    """Return all keys, in the order of their first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 

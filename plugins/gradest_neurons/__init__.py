@@ -1,4 +1,4 @@
-"""The built-in neurons, one file each."""
+"""The built-in neurons, one module for each."""
 
 from gradest import Neuron, hookimpl
 from gradest_neurons.bernoulli import Bernoulli
@@ -20,7 +20,7 @@ from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
 
 @hookimpl
 def gradest_neurons() -> list[type[Neuron]]:
-    """The built-in neurons."""
+    """Return the classes of the built-in neurons."""
     return [
         Bernoulli,
         BinaryConcrete,

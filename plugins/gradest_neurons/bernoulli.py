@@ -1,13 +1,17 @@
-"""The stochastic binary neuron."""
+"""The Bernoulli neuron, a stochastic binary unit."""
 
 from gradest.contract.neuron import LogisticBinary
 
 
 class Bernoulli(LogisticBinary):
-    """h = 1[z < σ(a)], z uniform on (0, 1): P(h = 1) = E[h] = σ(a), dh/da = 0.
+    """A binary unit that is 1 with probability σ(a) and 0 otherwise.
 
-    Bengio, Léonard and Courville 2013 (arXiv 1308.3432) print h = 1[z > σ(a)], under which P(h = 1) would be 1 - σ(a), while
-    their proofs use P(h = 1) = σ(a). This is the neuron of the proofs.
+    h = 1[z < σ(a)] with z uniform on (0, 1), so P(h = 1) = E[h] = σ(a). At fixed noise h is constant in a almost
+    everywhere: dh/da = 0.
+
+    This is the neuron of the proofs in Bengio, Léonard and Courville (2013), Estimating or Propagating Gradients
+    Through Stochastic Neurons for Conditional Computation, arXiv 1308.3432. The paper prints h = 1[z > σ(a)], under
+    which P(h = 1) would be 1 - σ(a), but its proofs use P(h = 1) = σ(a).
     """
 
     name = "bernoulli"

@@ -1,4 +1,4 @@
-"""A count unit: how many of several Bernoulli trials succeed."""
+"""The binomial neuron: the number of successes in several Bernoulli trials."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from gradest.random import Key
 
 
 class Binomial(Discrete):
-    """h ~ Binomial(n, σ(a)), by the inverse of its distribution function: E[h] = n p, P(h > 0) = 1 - (1-p)^n, dh/da = 0.
+    """A count unit: the number of successes in n Bernoulli trials, each with probability p = σ(a).
 
-    score = h - n p. One trial is the Bernoulli unit, mirrored in the noise.
+    h ~ Binomial(n, p) is drawn by inverting its distribution function, so E[h] = n p, P(h > 0) = 1 - (1 - p)^n, and the
+    score is h - n p. At fixed noise h is constant in a almost everywhere: dh/da = 0. With n = 1 it has the law of the
+    Bernoulli unit, but uses the noise the other way round: h = 1[z >= 1 - p].
+
+    Exponential families such as this one are treated by Williams (1992), Simple Statistical Gradient-Following
+    Algorithms for Connectionist Reinforcement Learning, Machine Learning 8.
     """
 
     name = "binomial"
@@ -26,13 +31,14 @@ class Binomial(Discrete):
 
     examples = ({}, {"trials": 1}, {"trials": 9})
 
-    trials: int = Field(4, ge=1, le=1000, description="n")
+    trials: int = Field(4, ge=1, le=1000, description="number n of trials")
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
-        """The number of k < n with F(k) <= z, F the distribution function; in float64, whatever the dtype of a.
+        """Return the number of k < n with F(k) <= z, where F is the distribution function.
 
-        P(k + 1) = P(k) (n - k)/(k + 1) p/(1 - p) goes up from P(0) = (1-p)^n where p is at most ½. Where it is more, failures
-        are counted, at noise 1 - z.
+        The terms follow from P(0) = (1 - p)^n by P(k + 1) = P(k) (n - k)/(k + 1) p/(1 - p), in float64 for every dtype
+        of a. Where p > ½, failures are counted instead, at noise 1 - z, so that the first term is at least 2^-n and
+        does not underflow.
         """
         ratio = portable.exp(-a.abs().double())
         term = 1 / portable.power(1 + ratio, self.trials)
@@ -46,32 +52,32 @@ class Binomial(Discrete):
         return torch.where(is_likely, self.trials - h, h).to(a.dtype)
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """In one pass where there is a kernel."""
+        """Draw h, `[draws, *a.shape]`, in one pass if the device has a kernel for it."""
         h = key.fused("binomial", a, draws, self.event_ndim, self.trials)
         return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """0: a count does not move with a."""
+        """Return 0, because a count is constant in a almost everywhere."""
         return torch.zeros_like(grad_h, dtype=a.dtype)
 
     def mean(self, a: Tensor) -> Tensor:
-        """n p."""
+        """Return E[h] = n p."""
         return (self.trials * sigmoid(a)).to(a.dtype)
 
     def active_probability(self, a: Tensor) -> Tensor:
-        """1 - (1-p)^n."""
+        """Return P(h > 0) = 1 - (1 - p)^n."""
         return (-torch.expm1(-self.trials * softplus(a))).to(a.dtype)
 
     def support(self) -> Tensor:
-        """0 to n."""
+        """Return the possible counts 0 to n, `[n + 1]`."""
         return torch.arange(self.trials + 1.0)
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
-        """log C(n, h) + h log p + (n - h) log(1 - p)."""
+        """Return log P(h | a) = log C(n, h) + h log p + (n - h) log(1 - p)."""
         return self._log_prob(widen(h), widen(a)).to(a.dtype)
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
-        """h - n p, as h (1 - p) - (n - h) p, which does not cancel at saturation."""
+        """Return h - n p, computed as h (1 - p) - (n - h) p, which does not cancel at saturation."""
         return (widen(h) * sigmoid(-a) - (self.trials - widen(h)) * sigmoid(a)).to(a.dtype)
 
     def _log_prob(self, h: Tensor | float, a: Tensor) -> Tensor:

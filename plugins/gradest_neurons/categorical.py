@@ -1,12 +1,18 @@
-"""The categorical neuron."""
+"""The categorical neuron, a stochastic one-hot unit."""
 
 from gradest.contract.neuron import SoftmaxOneHot
 
 
 class Categorical(SoftmaxOneHot):
-    """h one-hot over the last dim, P(h_c = 1) = E[h_c] = softmax(a)_c, dh/da = 0; a is `[*batch, units, classes]`.
+    """A one-hot unit that takes class c with probability softmax(a)_c.
 
-    Drawn by the Gumbel-max trick: the class where a_c - log(-log z_c) is largest, z uniform on (0, 1) for each class.
+    a and h are `[*batch, units, classes]`, and h is one-hot over the last dimension, so
+    E[h_c] = P(h_c = 1) = softmax(a)_c. It is drawn by the Gumbel-max trick: the class with the largest
+    a_c - log(-log z_c), with z_c uniform on (0, 1), independent for each class. At fixed noise h is constant in a
+    almost everywhere: dh/da = 0.
+
+    The Gumbel-max trick goes back to Gumbel (1954), Statistical Theory of Extreme Values and Some Practical
+    Applications; see also Maddison, Tarlow and Minka (2014), A* Sampling, arXiv 1411.0030.
     """
 
     name = "categorical"

@@ -1,4 +1,4 @@
-"""A unit with additive gaussian noise."""
+"""The Gaussian neuron: the pre-activation plus Gaussian noise."""
 
 from __future__ import annotations
 
@@ -13,57 +13,63 @@ from gradest.contract.numerics import gauss_legendre, normal_cdf, portable, spre
 from gradest.random import Key
 
 _NODES = 96
-_REACH = 8.5  # standard deviations; what lies beyond has a probability below 2e-17
+_HALF_WIDTH = 8.5  # of the interval of z that is integrated over; the probability outside it is below 2e-17
 
 
 class Gaussian(Reparameterised):
-    """h = a + s z, z standard normal: E[h] = a, P(h > 0) = Φ(a/s), dh/da = 1."""
+    """A linear unit with additive Gaussian noise of standard deviation s.
+
+    h = a + s z with z standard normal, so E[h] = a, P(h > 0) = Φ(a/s), and dh/da = 1.
+
+    Used by Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv 1312.6114.
+    """
 
     name = "gaussian"
-    summary = "a plus gaussian noise"
+    summary = "a plus Gaussian noise"
     reference = "Kingma, Welling 2014, arXiv 1312.6114"
     formula = r"h = a + s z, \quad z \sim \mathcal N(0, 1)"
 
     examples = ({}, {"std": 0.3})
 
-    std: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the noise")
+    std: float = Field(1.0, gt=0, allow_inf_nan=False, description="standard deviation s of the noise")
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """s z, by the inverse distribution function of the uniform noise."""
+        """Return s z, `[draws, *a.shape]`, from uniform noise by the normal quantile function."""
         return self.std * portable.ndtri(key.uniform_like(a, draws))
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
-        """a + s z."""
+        """Return h = a + s z."""
         return (a + noise).to(a.dtype)
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """In one pass where there is a kernel."""
+        """Draw h, `[draws, *a.shape]`, in one pass if the device has a kernel for it."""
         h = key.fused("normal", a, draws, self.event_ndim, self.std, 0)
         return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """grad_h."""
+        """Return grad_h, because dh/da = 1."""
         return grad_h.to(a.dtype)
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
-        """grad_h, whatever the noise."""
+        """Return grad_h, which does not depend on the noise."""
         return grad_h.to(a.dtype)
 
     def mean(self, a: Tensor) -> Tensor:
-        """a."""
+        """Return E[h] = a."""
         return a
 
     def active_probability(self, a: Tensor) -> Tensor:
-        """Φ(a/s)."""
+        """Return P(h > 0) = Φ(a/s)."""
         return normal_cdf(a / self.std).to(a.dtype)
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Gauss-Legendre nodes over the density of z below and above h = 0, so that sign(h) is integrated as well.
+        """Return Gauss-Legendre nodes of h, weighted with its density.
 
-        The nodes are held where a stands now; the density at them moves with a.
+        The nodes below and above h = 0 are separate, so that functions which jump at 0, such as sign(h), are integrated
+        accurately too. The nodes are fixed at the present value of a; only the density at them is differentiated in a.
         """
         x, w = gauss_legendre(_NODES // 2)
-        ends = [a.detach() - _REACH * self.std, a.detach() + _REACH * self.std]
+        ends = [a.detach() - _HALF_WIDTH * self.std, a.detach() + _HALF_WIDTH * self.std]
         middle = torch.zeros_like(a).clamp(min=ends[0], max=ends[1])
         values, weights = [], []
         for lower, upper in ((ends[0], middle), (middle, ends[1])):

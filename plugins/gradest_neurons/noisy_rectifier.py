@@ -1,4 +1,4 @@
-"""The noisy rectifier."""
+"""The noisy rectifier neuron."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ _NODES = 96
 
 
 class NoisyRectifier(Reparameterised):
-    """h = max(0, a + z), with z logistic, or gaussian with standard deviation s.
+    """A rectifier with logistic noise, or Gaussian noise of standard deviation s, added to its input.
 
-    Logistic: E[h] = softplus(a), P(h > 0) = σ(a). Gaussian: E[h] = a Φ(a/s) + s φ(a/s), P(h > 0) = Φ(a/s).
-    dh/da = 1[a + z > 0] at fixed noise; h moves continuously with a, so its mean is the true derivative of the expected loss.
+    h = max(0, a + z). With logistic noise E[h] = softplus(a) and P(h > 0) = σ(a). With Gaussian noise
+    E[h] = a Φ(a/s) + s φ(a/s) and P(h > 0) = Φ(a/s). At fixed noise dh/da = 1[a + z > 0]. Because h is continuous in a,
+    the expectation of this pathwise derivative is the derivative of the expected loss.
+
+    Introduced by Bengio, Léonard and Courville (2013), Estimating or Propagating Gradients Through Stochastic Neurons
+    for Conditional Computation, arXiv 1308.3432.
     """
 
     name = "noisy_rectifier"
@@ -30,31 +34,33 @@ class NoisyRectifier(Reparameterised):
 
     examples = ({}, {"distribution": "gaussian"}, {"distribution": "gaussian", "std": 0.5})
 
-    distribution: Literal["logistic", "gaussian"] = Field("logistic", description="of the noise")
-    std: float | None = Field(None, gt=0, allow_inf_nan=False, description="of gaussian noise; 1 if not given")
+    distribution: Literal["logistic", "gaussian"] = Field("logistic", description="distribution of the noise")
+    std: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="standard deviation of Gaussian noise; 1 if omitted"
+    )
 
     @model_validator(mode="after")
     def _check_std(self) -> Self:
         if self.std is not None and self.distribution == "logistic":
-            raise ValueError('std goes with distribution="gaussian"; the logistic noise is the standard one')
+            raise ValueError('std requires distribution="gaussian"; logistic noise always has scale 1')
         return self
 
     @property
     def scale(self) -> float:
-        """The standard deviation of gaussian noise."""
+        """Return the standard deviation s of Gaussian noise."""
         return 1.0 if self.std is None else self.std
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """z, by the inverse distribution function of the uniform noise."""
+        """Return the noise z, `[draws, *a.shape]`, from uniform noise by the quantile function of its distribution."""
         u = key.uniform_like(a, draws)
         return portable.logit(u) if self.distribution == "logistic" else self.scale * portable.ndtri(u)
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
-        """max(0, a + z)."""
+        """Return h = max(0, a + z)."""
         return torch.relu(a + noise).to(a.dtype)
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """In one pass where there is a kernel."""
+        """Draw h, `[draws, *a.shape]`, in one pass if the device has a kernel for it."""
         if self.distribution == "logistic":
             h = key.fused("rectified", a, draws, self.event_ndim)
         else:
@@ -62,16 +68,20 @@ class NoisyRectifier(Reparameterised):
         return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """grad_h · 1[a + z > 0]."""
+        """Return grad_h · 1[a + z > 0]."""
         return torch.where(a + noise > 0, grad_h, torch.zeros_like(grad_h)).to(a.dtype)
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
-        """grad_h · 1[h > 0]."""
+        """Return grad_h · 1[h > 0], which needs no noise."""
         wide = widen(h)
         return select("rectified_backward", a.device)(wide, grad_h.to(wide.dtype)).to(a.dtype)  # type: ignore[no-any-return]
 
     def mean(self, a: Tensor) -> Tensor:
-        """E[h]; for gaussian noise in a form that keeps its digits in the lower tail, where a Φ + s φ cancels."""
+        """Return E[h].
+
+        For Gaussian noise the lower tail is computed by Mills' ratio, because the two terms of a Φ(a/s) + s φ(a/s)
+        cancel there.
+        """
         if self.distribution == "logistic":
             return softplus(a).to(a.dtype)
         x = widen(a) / self.scale
@@ -82,18 +92,24 @@ class NoisyRectifier(Reparameterised):
         return (self.scale * torch.where(x < 0, tail, x * normal_cdf(x) + density)).to(a.dtype)
 
     def active_probability(self, a: Tensor) -> Tensor:
-        """P(h > 0)."""
+        """Return P(h > 0): σ(a) for logistic noise, Φ(a/s) for Gaussian noise."""
         return self._cdf(widen(a)).to(a.dtype)
 
     def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
-        """max(0, a), the output without noise, where P(h > 0) > level, and 0 elsewhere. Level ½ leaves the plain rectifier."""
+        """Return max(0, a), the output without noise, where P(h > 0) > level, and 0 elsewhere.
+
+        At the level ½ this is the plain rectifier.
+        """
         return torch.where(self.active_probability(a) > level, torch.relu(a), torch.zeros_like(a))
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """0 with P(h = 0), and Gauss-Legendre nodes over the density of h > 0: about 1e-9 of relative accuracy in float64."""
+        """Return the atom at 0, and Gauss-Legendre nodes of h > 0, weighted with its density.
+
+        Expectations of smooth functions have a relative error of about 1e-9 in float64.
+        """
         x, w = gauss_legendre(_NODES)
         reach = 36.0 if self.distribution == "logistic" else 8.5 * self.scale
-        # the nodes are held where a stands now: the density at them, not they, moves with a
+        # the nodes are fixed at the present value of a; only the density at them is differentiated in a
         upper = a.detach().clamp(min=0) + reach
         lower = (a.detach() - reach).clamp(min=0)
         h = lower + (upper - lower) * spread(x, a)

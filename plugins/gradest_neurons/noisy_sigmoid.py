@@ -1,4 +1,4 @@
-"""A sigmoid unit with gaussian noise on its input."""
+"""The noisy sigmoid neuron."""
 
 from __future__ import annotations
 
@@ -13,50 +13,59 @@ from gradest.random import Key
 from gradest_neurons._squashed import Squashed
 
 _NODES = 96
-_REACH = 8.5  # standard deviations; what lies beyond has a probability below 2e-17
+_HALF_WIDTH = 8.5  # of the interval of z that is integrated over; the probability outside it is below 2e-17
 
 
 class NoisySigmoid(Squashed):
-    """h = σ(a + s z), z standard normal: dh/da = h (1 - h), P(h > 0) = 1.
+    """A sigmoid unit with Gaussian noise of standard deviation s added to its input.
 
-    E[h] has no closed form. It is the integral of σ(a + s z) φ(z) by 96 Gauss-Legendre nodes, to about 1e-12 at s <= 1.
+    h = σ(a + s z) with z standard normal, so dh/da = h (1 - h) and P(h > 0) = 1.
+
+    E[h] has no closed form. It is integrated numerically with 96 Gauss-Legendre nodes of z, with an error of about
+    1e-12 at s <= 1.
+
+    A baseline in Bengio, Léonard and Courville (2013), Estimating or Propagating Gradients Through Stochastic Neurons
+    for Conditional Computation, arXiv 1308.3432.
     """
 
     name = "noisy_sigmoid"
-    summary = "sigmoid unit with gaussian noise added to its input"
+    summary = "sigmoid unit with Gaussian noise added to its input"
     reference = "Bengio, Léonard, Courville 2013, arXiv 1308.3432 (baseline)"
     formula = r"h = \sigma(a + s z), \quad z \sim \mathcal N(0, 1)"
 
-    std: float = Field(1.0, gt=0, allow_inf_nan=False, description="of the noise")
+    std: float = Field(1.0, gt=0, allow_inf_nan=False, description="standard deviation s of the noise")
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """s z, by the inverse distribution function of the uniform noise."""
+        """Return s z, `[draws, *a.shape]`, from uniform noise by the normal quantile function."""
         return self.std * portable.ndtri(key.uniform_like(a, draws))
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
-        """σ(a + s z)."""
+        """Return h = σ(a + s z)."""
         return portable.sigmoid(a + noise).to(a.dtype)
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """In one pass where there is a kernel."""
+        """Draw h, `[draws, *a.shape]`, in one pass if the device has a kernel for it."""
         h = key.fused("normal", a, draws, self.event_ndim, self.std, 2)
         return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """grad_h · h (1 - h)."""
+        """Return grad_h · h (1 - h)."""
         x = a + noise
         return logistic_backward(x, grad_h.to(x.dtype), 1.0, 1.0).to(a.dtype)
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
-        """In one pass where there is a kernel, which draws the noise again: 1 - h would cancel."""
+        """Return what `backward` returns, in one pass if the device has a kernel for it.
+
+        The kernel draws the noise again. It cannot use 1 - h, which loses its digits where h is near 1.
+        """
         grad = grad_h.to(widen(a).dtype)
         found = key.fused("normal_pullback", a, len(h), self.event_ndim, grad, self.std)
         return super().pullback(key, a, h, grad_h) if found is None else found
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Gauss-Legendre nodes over the density of z."""
+        """Return h at Gauss-Legendre nodes of z, weighted with the normal density."""
         x, w = gauss_legendre(_NODES)
-        z = _REACH * (2 * x - 1)
-        density = 2 * _REACH * w * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        z = _HALF_WIDTH * (2 * x - 1)
+        density = 2 * _HALF_WIDTH * w * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
         values = sigmoid(a + self.std * spread(z, a))
         return values, spread(density, a).expand_as(values)

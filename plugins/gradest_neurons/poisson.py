@@ -1,4 +1,4 @@
-"""A count unit without an upper end."""
+"""The Poisson neuron, a count without an upper limit."""
 
 from __future__ import annotations
 
@@ -13,19 +13,26 @@ from gradest.contract.numerics import portable, sigmoid, softplus
 from gradest.errors import TooManyPoints
 from gradest.random import Key
 
-_SHARE = 1e-12  # of the probability, what law leaves out
-_MOST = 1 << 27  # numbers in a law
-_TAIL = 37.0  # e^-37 is below 2^-53, the smallest noise
-_LARGE = 64.0  # up to here on a count takes so few terms that adding them up is faster than bisection
-_LEAST = -36.0  # from here on down softplus(a) is e^a
+_OMITTED_PROBABILITY = 1e-12  # of the counts that `law` leaves out
+_MAX_LAW_SIZE = 1 << 27  # counts in a law, over all units
+_TAIL_EXPONENT = 37.0  # e^-37 is below 2^-53, the smallest noise
+_LARGE_INPUT = 64.0  # up to this a, a count takes so few terms that adding them up is faster than bisection
+_EXPONENTIAL_BELOW = -36.0  # below this a, softplus(a) equals e^a in float64
 
 
 class Poisson(Discrete):
-    """h ~ Poisson(λ), λ = softplus(a), by the inverse of its distribution function: E[h] = λ, P(h > 0) = 1 - e^-λ, dh/da = 0.
+    """A count unit: a Poisson variable with the rate λ = softplus(a).
 
-    score = (h/λ - 1) σ(a). The rate is softplus(a), and not e^a, so that it stays finite however large a is. A float32 noise has
-    24 bits: the probability of a count as drawn is off by less than 2^-23, and counts are never drawn whose upper tail is below
-    2^-24. float32 holds counts exactly up to 2^24, bfloat16 up to 256.
+    h ~ Poisson(λ) is drawn by inverting its distribution function, so E[h] = λ, P(h > 0) = 1 - e^-λ, and the score is
+    (h/λ - 1) σ(a). At fixed noise h is constant in a almost everywhere: dh/da = 0. The rate is softplus(a) rather than
+    e^a, so that it stays finite for large a.
+
+    Precision: float32 noise has 24 bits. The probability of a drawn count is therefore off by less than 2^-23, and a
+    count whose upper tail is below 2^-24 is never drawn. float32 represents every count up to 2^24, bfloat16 every
+    count up to 256.
+
+    Exponential families such as this one are treated by Williams (1992), Simple Statistical Gradient-Following
+    Algorithms for Connectionist Reinforcement Learning, Machine Learning 8.
     """
 
     name = "poisson"
@@ -36,64 +43,72 @@ class Poisson(Discrete):
     finite: ClassVar[bool] = False
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
-        """The smallest k with F(k) > z, F the distribution function; it increases with the noise."""
+        """Return the smallest k with F(k) > z, where F is the distribution function; it increases with the noise."""
         wide, z = a.double(), noise.double()
-        is_large = wide > _LARGE
-        h = _count(wide.where(~is_large, 0), z)
+        is_large = wide > _LARGE_INPUT
+        h = _quantile_by_summation(wide.where(~is_large, 0), z)
         if bool(is_large.any()):
-            h = torch.where(is_large, _quantile(softplus(wide.where(is_large, _LARGE)), z), h)
+            h = torch.where(is_large, _quantile_by_bisection(softplus(wide.where(is_large, _LARGE_INPUT)), z), h)
         return h.to(a.dtype)
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """In one pass where there is a kernel and no rate is large."""
-        h = None if bool((a > _LARGE).any()) else key.fused("poisson", a, draws, self.event_ndim)
+        """Draw h, `[draws, *a.shape]`, in one pass if the device has a kernel for it and no rate is large."""
+        h = None if bool((a > _LARGE_INPUT).any()) else key.fused("poisson", a, draws, self.event_ndim)
         return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """0: a count does not move with a."""
+        """Return 0, because a count is constant in a almost everywhere."""
         return torch.zeros_like(grad_h, dtype=a.dtype)
 
     def mean(self, a: Tensor) -> Tensor:
-        """λ."""
+        """Return E[h] = λ."""
         return softplus(a).to(a.dtype)
 
     def active_probability(self, a: Tensor) -> Tensor:
-        """1 - e^-λ."""
+        """Return P(h > 0) = 1 - e^-λ."""
         return (-torch.expm1(-softplus(a))).to(a.dtype)
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
-        """h log λ - λ - log h!."""
+        """Return log P(h | a) = h log λ - λ - log h!."""
         h, wide = h.double(), a.double()
-        least = wide.clamp(min=_LEAST)
+        least = wide.clamp(min=_EXPONENTIAL_BELOW)
         log_rate = torch.log(softplus(least)) + (wide - least)
         return (h * log_rate - softplus(wide) - torch.lgamma(h + 1)).to(a.dtype)
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
-        """(h - λ) · σ(a)/λ; the ratio goes to 1 as a falls, and to 1/a as it grows."""
+        """Return (h/λ - 1) σ(a), computed as (h - λ) · σ(a)/λ.
+
+        The ratio σ(a)/λ tends to 1 as a falls, and to 1/a as a grows.
+        """
         wide = a.double()
-        least = wide.clamp(min=_LEAST)
+        least = wide.clamp(min=_EXPONENTIAL_BELOW)
         return ((h.double() - softplus(wide)) * (sigmoid(least) / softplus(least))).to(a.dtype)
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """The counts of each unit that make up all but 1e-12 of its probability, as many for each as the largest λ needs.
+        """Return the counts of each unit that hold all but 1e-12 of its probability, and their probabilities.
 
-        They are about 14 √λ, or at small λ a dozen. Raises TooManyPoints where they are more than 2^27 numbers together.
+        Every unit has as many counts S as the one with the largest rate needs: about 14 √λ, or a dozen at small rates.
+        Raises TooManyPoints if S times the size of a exceeds 2^27.
         """
         rate = softplus(a.detach().double())
-        first, last = (_quantile(rate, torch.full_like(rate, z)) for z in (_SHARE / 2, 1 - _SHARE / 2))
+        first, last = (
+            _quantile_by_bisection(rate, torch.full_like(rate, z))
+            for z in (_OMITTED_PROBABILITY / 2, 1 - _OMITTED_PROBABILITY / 2)
+        )
         atoms = int((last - first).max()) + 1 if a.numel() else 1
-        if atoms * a.numel() > _MOST:
+        if atoms * a.numel() > _MAX_LAW_SIZE:
             raise TooManyPoints(
-                f"the law of {a.numel()} Poisson units takes {atoms} counts of each; the limit is 2^27 in all"
+                f"the law of {a.numel()} Poisson units needs {atoms} counts for each unit; the limit is 2^27 counts in all"
             )
         values = (first + torch.arange(atoms, device=a.device)[(..., *[None] * a.ndim)]).to(a.dtype)
         return values, self.log_prob(values, a).exp()
 
 
-def _count(a: Tensor, z: Tensor) -> Tensor:
-    """The smallest k with F(k) > z, by adding P(0), P(1), ...: e^-λ = σ(-a), and P(k) = P(k-1) λ/k. float64.
+def _quantile_by_summation(a: Tensor, z: Tensor) -> Tensor:
+    """Return the smallest k with F(k) > z, by adding up P(0), P(1), ..., in float64.
 
-    Counting ends also where a term is so small that it changes nothing.
+    P(0) = e^-λ = σ(-a), and P(k) = P(k-1) λ/k. The summation also ends where a further term would no longer change the
+    sum.
     """
     e = portable.exp(-a.abs())
     rate = a.clamp(min=0) + portable.log(1 + e)
@@ -107,15 +122,15 @@ def _count(a: Tensor, z: Tensor) -> Tensor:
         h, below, term = h + more, above, term * (rate * (1 / k))
 
 
-def _quantile(rate: Tensor, z: Tensor) -> Tensor:
-    """The smallest k with F(k) > z, by bisection; float64.
+def _quantile_by_bisection(rate: Tensor, z: Tensor) -> Tensor:
+    """Return the smallest k with F(k) > z, by bisection, in float64.
 
-    It begins where Chernoff's bounds leave less than the smallest noise on either side. Once k is found further steps change
-    nothing, so it does not matter to a row how many the others need.
+    The initial bracket is where Chernoff's bounds leave less than the smallest noise on either side. Further steps do
+    not change a k that is found, so the result of a row does not depend on how many steps other rows need.
     """
-    reach = math.sqrt(2 * _TAIL) * rate.sqrt()
+    reach = math.sqrt(2 * _TAIL_EXPONENT) * rate.sqrt()
     below = (rate - reach).floor().clamp(min=0) - 1
-    above = (rate + reach + 2 / 3 * _TAIL).ceil()
+    above = (rate + reach + 2 / 3 * _TAIL_EXPONENT).ceil()
     widest = int((above - below).max()) if rate.numel() else 1
     for _ in range(widest.bit_length()):
         middle = below + ((above - below) / 2).floor()

@@ -1,4 +1,4 @@
-"""The built-in objectives, one file each."""
+"""The built-in objectives, one module for each."""
 
 from gradest import Objective, hookimpl
 from gradest_objectives.cross_entropy import CrossEntropy
@@ -9,5 +9,5 @@ from gradest_objectives.quadratic import Quadratic
 
 @hookimpl
 def gradest_objectives() -> list[type[Objective]]:
-    """The built-in objectives."""
+    """Return the classes of the built-in objectives."""
     return [CrossEntropy, Linear, Polynomial, Quadratic]

@@ -1,4 +1,4 @@
-"""A linear loss."""
+"""The linear loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from gradest.contract.plugin import TensorOption
 
 
 class Linear(Separable):
-    """L(h) = mean_i w_i h_i (or the sum). Its exact value is mean_i w_i E[h_i]."""
+    """A weighted mean, or sum, of the outputs: L(h) = mean_i w_i h_i.
+
+    Its exact expectation is mean_i w_i E[h_i].
+    """
 
     name = "linear"
     summary = "weighted mean (or sum) of the outputs"
@@ -18,8 +21,8 @@ class Linear(Separable):
 
     examples = ({}, {"weight": [2.0, -1.0], "reduction": "sum"}, {"event_ndim": 2})
 
-    weight: TensorOption = Field(1.0, description="w, broadcast against [*batch, *event]")  # type: ignore[assignment]  # validated into a tensor
+    weight: TensorOption = Field(1.0, description="weights w, broadcast against [*batch, *event]")  # type: ignore[assignment]  # validated into a tensor
 
     def per_unit(self, h: Tensor) -> Tensor:
-        """w h."""
+        """Return w h, elementwise."""
         return self.weight.to(h) * h

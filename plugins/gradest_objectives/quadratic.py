@@ -1,4 +1,4 @@
-"""A quadratic loss."""
+"""The quadratic loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from gradest.contract.plugin import TensorOption
 
 
 class Quadratic(Separable):
-    """L(h) = mean_i (h_i - t_i)² (or the sum): the toy of Tucker et al. 2017 with one unit, of Titsias and Shi 2021 with 200."""
+    """The mean, or sum, of the squared difference from a target: L(h) = mean_i (h_i - t_i)².
+
+    It is the toy problem of Tucker et al. (2017), REBAR, arXiv 1703.07370, with one unit, and of Titsias and Shi
+    (2021), Double Control Variates, arXiv 2111.05300, with 200 units.
+    """
 
     name = "quadratic"
     summary = "mean (or sum) of squared differences from a target"
@@ -19,8 +23,8 @@ class Quadratic(Separable):
 
     examples = ({}, {"target": 0.499}, {"target": [0.2, -1.0], "reduction": "sum"}, {"event_ndim": 2})
 
-    target: TensorOption = Field(0.0, description="t, broadcast against [*batch, *event]")  # type: ignore[assignment]  # validated into a tensor
+    target: TensorOption = Field(0.0, description="target t, broadcast against [*batch, *event]")  # type: ignore[assignment]  # validated into a tensor
 
     def per_unit(self, h: Tensor) -> Tensor:
-        """(h - t)²."""
+        """Return (h - t)², elementwise."""
         return (h - self.target.to(h)) ** 2

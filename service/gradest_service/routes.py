@@ -234,7 +234,7 @@ class _PluginKind:
                 getattr(gradest.registry, self.name)(name)  # raises, with near matches
             except UnknownPlugin as error:
                 raise unknown_plugin(error, name) from error
-        return catalog.describe_fully(self.registered()[name])
+        return catalog.describe_with_certificates(self.registered()[name])
 
 
 def _add_kind(kind: _PluginKind) -> None:

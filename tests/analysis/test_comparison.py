@@ -1,4 +1,4 @@
-"""compare: its figures against estimate and exact, its forms, and what it leaves out."""
+"""compare: its figures against estimate and exact, its output formats, and the estimators that it leaves out."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradest
-from gradest.analysis.comparison import comparable
+from gradest.analysis.comparison import comparable_estimators
 from gradest.errors import Incompatible
 
 A = torch.tensor([[0.3, -1.0], [0.0, 1.2]])
@@ -37,7 +37,7 @@ def test_rows_hold_what_estimate_and_exact_give():
 
 def test_all_fitting_estimators_by_default():
     table = gradest.compare(F, A, neuron="bernoulli", draws=20, seed=1)
-    assert [row.estimator for row in table.rows] == [e.name for e in comparable(gradest.neuron("bernoulli"))]
+    assert [row.estimator for row in table.rows] == [e.name for e in comparable_estimators(gradest.neuron("bernoulli"))]
     many = gradest.compare(F, torch.zeros(200), neuron="bernoulli", draws=20, seed=1)
     assert "enumeration" not in [row.estimator for row in many.rows]
     assert many.exact is not None  # by the objective's closed form
@@ -50,14 +50,14 @@ def test_without_an_exact_gradient():
     assert "| - |" in table.to_markdown()
 
 
-def test_no_variance_is_no_alarm():
+def test_an_estimator_without_variance_shows_no_significant_bias():
     (row,) = gradest.compare(F, A, estimators=["enumeration"], draws=10, seed=1).rows
     assert row.variance == 0
     assert row.bias_in_se < 5
     assert math.isinf(row.efficiency)
 
 
-def test_forms():
+def test_output_formats():
     seen = []
     table = gradest.compare(F, A, estimators=["rloo"], draws=50, seed=1, progress=lambda *at: seen.append(at))
     assert seen[-1] == ("rloo", 50, 50)

@@ -1,4 +1,4 @@
-"""recommend: what is left out, what is ranked and why."""
+"""recommend: which estimators are ranked, which are left out, and the reasons for both."""
 
 import pytest
 import torch
@@ -135,11 +135,11 @@ def test_to_markdown_and_to_dict():
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"bring": "loss"}, "bring is a list"),
-        ({"bring": []}, "bring is a list"),
-        ({"bring": ["gradient"]}, "bring is a list of loss, grad, relaxed"),
-        ({"evaluations": 0}, "evaluations is at least 1"),
-        ({"units": 0}, "units is at least 1"),
+        ({"bring": "loss"}, "bring must be a list"),
+        ({"bring": []}, "bring must be a list"),
+        ({"bring": ["gradient"]}, "bring must be a list of loss, grad, relaxed"),
+        ({"evaluations": 0}, "evaluations must be at least 1"),
+        ({"units": 0}, "units must be at least 1"),
         ({"a": torch.zeros(2)}, "give both f and a"),
         ({"f": lambda h: h.sum(-1), "a": torch.tensor([float("nan")])}, "finite"),
     ],

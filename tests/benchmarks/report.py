@@ -1,10 +1,12 @@
-"""From results.json to text: the table, the charts, BENCHMARKS.md. `python tests/benchmarks/report.py FOLDER DOCUMENT`."""
+"""Turns results.json into a document with a table and charts: `python tests/benchmarks/report.py FOLDER DOCUMENT`.
+
+FOLDER holds results.json; the charts are written into the folder `images` beside DOCUMENT.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,49 +16,58 @@ from gradest.analysis.charts import definition
 
 HEAD = """# Benchmarks
 
-Written by `make bench`, which installs the peers, measures everything again and draws the charts.
+`make bench` writes this document: it installs the libraries that gradest is compared with, measures everything and draws the
+charts.
 
-What is compared takes turns, so that the machine's moods hit all of it. Each number is a median, with the quartiles in brackets;
-*gradest is* says how many times as fast as the other it is (where the unit is not a time: as good), round by round; below 1 the
-other is ahead. A slope is the exponent s of overhead + c·sizeˢ.
+The implementations of one benchmark are run in turns, so that a machine that slows down for a while slows all of them alike.
+Each number is a median, with the quartiles in brackets. *Speed-up* is the time of the other implementation divided by gradest's
+in the same round (for a rate, such as requests/s, gradest's divided by the other's): below 1 the other is faster. *Target* is the
+bound that was set beforehand. A slope is the exponent s in the fit overhead + c·sizeˢ: 1 means linear growth. Sizes are rows x
+units, and K is the number of loss evaluations of one estimate.
 """
+IMAGES = "images"
+"""The folder of the charts, beside the document."""
 
 
-def markdown(results: dict[str, Any], folder: str) -> str:
-    """The document, whose charts lie in `folder`."""
+def markdown(results: dict[str, Any]) -> str:
+    """Return the text of the document."""
     about = {**results["machine"], "date": results["date"], "command": f"`{results['command']}`"}
     about["versions"] = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines = [HEAD, *(f"- {name}: {value}" for name, value in about.items())]
-    lines += ["", f"![How many times as fast gradest is]({folder}/ratios.svg)"]
-    lines += ["", "| what | who | median (quartiles) | gradest is | asked | reached |", "|---|---|---|---|---|---|"]
+    lines += ["", f"![Speed-up of gradest over each other implementation, beside the targets]({IMAGES}/ratios.svg)"]
+    lines += [
+        "",
+        "| benchmark | implementation | median (quartiles) | speed-up | target | met |",
+        "|---|---|---|---|---|---|",
+    ]
     title = None
     for row in results["rows"]:
         cells = ["" if row["title"] == title else row["title"], row["name"], spread(row["quartiles"], row["unit"])]
         cells += [times(row), asked(row), {None: "", True: "yes", False: "**no**"}[reached(row)]]
         lines.append("| " + " | ".join(cells) + " |")
         title = row["title"]
-    lines += ["", f"![How time and memory grow]({folder}/growth.svg)"]
+    lines += ["", f"![Growth of time and memory with the number of units, rows and draws]({IMAGES}/growth.svg)"]
     return "\n".join(lines) + "\n"
 
 
 def spread(quartiles: list[float], unit: str) -> str:
-    """The median, and the quartiles if they differ."""
+    """Return the median, with the quartiles in brackets if they differ."""
     low, middle, high = (f"{x:.3g}" if abs(x) < 1000 else f"{x:.0f}" for x in quartiles)
     return f"{middle} {unit}".strip() + (f" ({low} to {high})" if low != high else "")
 
 
 def times(row: dict[str, Any]) -> str:
-    """The ratio."""
+    """Return the speed-up with its quartiles, or an empty string for a row that is not compared."""
     return spread(row["ratio"], "×") if row["ratio"] else ""
 
 
 def asked(row: dict[str, Any]) -> str:
-    """The bound that was asked for."""
+    """Return the target, such as `at least 5`, or an empty string if none was set."""
     return "".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in (row["asked"] or {}).items())
 
 
 def reached(row: dict[str, Any]) -> bool | None:
-    """Whether the median is within the bound; None where nothing was asked."""
+    """Return whether the median meets the target; None if none was set."""
     match row["asked"]:
         case {"at_least": bound}:
             return row["ratio"][1] >= bound
@@ -66,7 +77,7 @@ def reached(row: dict[str, Any]) -> bool | None:
 
 
 def bars(rows: list[dict[str, Any]], width: int = 20) -> str:
-    """The ratios as bars on a logarithmic scale: to the right where gradest is faster, to the left where the other is."""
+    """Draw the speed-ups as bars on a logarithmic scale: to the right if gradest is faster, to the left if the other is."""
     compared = [row for row in rows if row["ratio"]]
     names = [f"{row['title']}: {row['name']}" for row in compared]
     longest = max(map(len, names), default=0)
@@ -81,7 +92,7 @@ def bars(rows: list[dict[str, Any]], width: int = 20) -> str:
 
 
 def charts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names and SVG of the charts: the ratios with their quartiles and what was asked, and growth on logarithmic scales."""
+    """Yield the name and the SVG of each chart: the speed-ups with quartiles and targets, and growth on logarithmic scales."""
     import altair as alt
 
     ratios = [
@@ -91,7 +102,7 @@ def charts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if row["ratio"]
     ]
     if ratios:
-        title = "gradest is … times as fast (red: what was asked for)"
+        title = "speed-up of gradest (red: the target)"
         x, log = {"title": title, "type": "quantitative"}, alt.Scale(type="log")
         base = alt.Chart(alt.InlineData(values=ratios), width=480).encode(
             y=alt.Y("what:N", sort=None, title=None, axis=alt.Axis(labelLimit=600))
@@ -124,18 +135,20 @@ def charts(results: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def svg(chart: Any) -> str:
-    """The chart as SVG."""
+    """Render the chart as SVG."""
     import vl_convert
 
     return str(vl_convert.vegalite_to_svg(chart.configure(aria=False, **definition("config")).to_json()))
 
 
 def main(folder: Path, document: Path) -> None:
-    """Writes the charts beside results.json, and the document."""
+    """Read results.json from `folder`; write the document, and its charts into the folder IMAGES beside it."""
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    images = document.parent / IMAGES
+    images.mkdir(parents=True, exist_ok=True)
     for name, text in charts(results):
-        (folder / f"{name}.svg").write_text(text, encoding="utf-8")
-    document.write_text(markdown(results, os.path.relpath(folder, document.parent)), encoding="utf-8")
+        (images / f"{name}.svg").write_text(text, encoding="utf-8")
+    document.write_text(markdown(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_against_dense(bench, dtype, batch, units, block, asked):
         for name, method, sparse in (
             ("gradest", "auto", False),
             ("sparse", "sparse", False),
-            ("sparse, and so W's gradient", "sparse", True),
+            ("sparse, with a sparse gradient of W", "sparse", True),
         )
     }
     weight, bias = layers["gradest"].weight, layers["gradest"].bias

@@ -11,7 +11,7 @@ from . import report
 from .harness import Bench, quartiles, slope
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "tests/benchmarks/results"
+DOCUMENT = ROOT / "docs/results/benchmarks.md"
 
 
 def test_contenders_take_turns():
@@ -79,15 +79,15 @@ def test_rows(found):
 
 def test_document(found, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(found.results("pytest -m benchmark")))
-    report.main(tmp_path, tmp_path / "BENCHMARKS.md")
-    text = (tmp_path / "BENCHMARKS.md").read_text()
+    report.main(tmp_path, tmp_path / "docs/benchmarks.md")
+    text = (tmp_path / "docs/benchmarks.md").read_text()
     assert "| time | gradest | 1.5 ms (1.25 to 1.75) |  |  |  |\n" in text
     assert "|  | slow | 7.5 ms (6.25 to 8.75) | 5 × | at least 10 | **no** |\n" in text
     assert "| rate | gradest | 4 requests/s |  |  |  |\n|  | other | 2 requests/s | 2 × | at least 2 | yes |\n" in text
     assert "| quadratic | slope in units | 2 |  | at most 1.5 | **no** |" in text
     for name in ("ratios", "growth"):
-        assert f"(./{name}.svg)" in text
-        assert (tmp_path / f"{name}.svg").read_text().startswith("<svg")
+        assert f"(images/{name}.svg)" in text
+        assert (tmp_path / f"docs/images/{name}.svg").read_text().startswith("<svg")
 
 
 def test_bars(found):
@@ -98,10 +98,10 @@ def test_bars(found):
 
 
 def test_the_document_is_current():
-    """Of the results that are kept; report.py writes it again without measuring."""
-    results = json.loads((RESULTS / "results.json").read_text())
+    """It is what report.py writes from the kept results, without measuring again."""
+    results = json.loads((ROOT / "tests/benchmarks/results/results.json").read_text())
     assert not results["short"]
-    assert (ROOT / "BENCHMARKS.md").read_text() == report.markdown(results, "tests/benchmarks/results")
+    assert DOCUMENT.read_text() == report.markdown(results)
     for name, text in report.charts(results):
-        kept = (RESULTS / f"{name}.svg").read_text()
+        kept = (DOCUMENT.parent / report.IMAGES / f"{name}.svg").read_text()
         assert len(kept) < 100_000 > len(text)

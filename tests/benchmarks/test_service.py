@@ -193,7 +193,7 @@ def test_transport(bench: Bench) -> None:
     keep(bench, title, found, {"FastAPI, list[list[float]]": 15})
     ours, floor = (found[name] for name in ("gradest, safetensors", "a bare route, the same bodies"))
     times = [mine[1] / (statistics.median(call) + bare[1]) for mine, bare in zip(ours, floor, strict=True)]
-    bench.bound(f"{title}: latency", "over (in process + bare route)", "x", times, at_most=2)
+    bench.bound(f"{title}: latency", "relative to (in process + bare route)", "x", times, at_most=2)
 
 
 def forward_and_backward() -> list[bytes]:
@@ -344,7 +344,7 @@ def test_ping_under_a_flood(bench: Bench) -> None:
     with gradest_server() as server:
         calm = asyncio.run(load(server, [ping], 1))[1]
         busy = asyncio.run(both(server))
-    for name, found in (("calm", calm), ("under a flood of 1 MiB bodies", busy)):
+    for name, found in (("idle", calm), ("under a flood of 1 MiB bodies", busy)):
         bench.bound("/livez, p99", name, "ms", [percentiles(found)[1]])
 
 
@@ -405,11 +405,11 @@ def test_overload(bench: Bench) -> None:
             statuses = asyncio.run(flood(server))
             _, peak = server.memory()
         assert set(statuses) == {200, 429}
-        title = f"a flood of 16 MiB bodies, where {name} are held"
+        title = f"a flood of 16 MiB bodies, limit of {name}"
         bench.bound(title, "answered", "", [statuses.count(200)])
         bench.bound(title, "refused", "", [statuses.count(429)])
         bench.bound(title, "memory before", "MB", [before])
         bench.bound(title, "peak memory", "MB", [peak])
         if refusals.result():
             for what, figure in zip(("median", "p99"), percentiles(refusals.result()), strict=True):
-                bench.bound(title, f"a small request refused, {what}", "ms", [figure], at_most=50)
+                bench.bound(title, f"refusal of a small request, {what}", "ms", [figure], at_most=50)

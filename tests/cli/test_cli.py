@@ -18,8 +18,8 @@ import pytest
 import torch
 
 import gradest
-from gradest.analysis.certificates import load
-from gradest.analysis.comparison import comparable
+from gradest.analysis.certificates import from_json
+from gradest.analysis.comparison import comparable_estimators
 from gradest.cli import main
 from gradest.cli.arguments import read_numbers, read_options, read_spec
 from gradest.contract.estimator import Bias, MonteCarlo
@@ -211,7 +211,7 @@ def test_describe_a_name_of_two_kinds(run: Run) -> None:
     gradest.registry.register(Namesake)
     try:
         assert run("describe", "bernoulli").err == (
-            "gradest: 'bernoulli' is the name of neuron and estimator: say which with --kind\n"
+            "gradest: 'bernoulli' is the name of neuron and estimator: choose one with --kind\n"
         )
         assert run("describe", "bernoulli", "--kind", "estimator", "--json").json["summary"] == "an estimator"
     finally:
@@ -291,7 +291,7 @@ def test_compare_is_the_library_s(run: Run) -> None:
 def test_compare_by_default_takes_all_that_fit_and_is_strict_json_though_some_numbers_are_infinite(run: Run) -> None:
     found = run("compare", "--a", "0.5", "--draws", "5", "--seed", "3", "--json").json
     rows = {row["estimator"]: row for row in found["rows"]}
-    assert list(rows) == [estimator.name for estimator in comparable(gradest.neuron("bernoulli"))]
+    assert list(rows) == [estimator.name for estimator in comparable_estimators(gradest.neuron("bernoulli"))]
     assert rows["enumeration"]["snr"] == "Infinity"
 
 
@@ -352,9 +352,9 @@ FAILURES = [
     (["compare", "--a", "1", "--estimator", "pathwise"], "pathwise does not fit bernoulli: it needs a neuron that is"),
     (["compare", "--a", "1", "--estimator", "{rloo}"], "'{rloo}' is no JSON"),
     (["compare", "--a", "1", "--objective", "cross_entropy"], "cross_entropy: weight: Field required"),
-    (["compare", "--a", "1", "--plot", "x.gif"], "--plot x.gif: the name of a chart ends in .html"),
+    (["compare", "--a", "1", "--plot", "x.gif"], "--plot x.gif: the name of a chart must end in one of .html"),
     (["train", "--epochs", "0", "--learning-rate", "x"], "than or equal to 1; --learning-rate: Input should be"),
-    (["train", "--gaters", "--neuron", "bernoulli"], "--gaters brings its own neurons and estimators: leave out --neuron"),
+    (["train", "--gaters", "--neuron", "bernoulli"], "--gaters has its own neurons and estimators: omit --neuron"),
     (["train", "--estimator", "rloo:samples=2.5"], "rloo: samples: Input should be a valid integer"),
     (["train", "--resume", "--epochs", "1"], "resume needs the folder of the run"),
     (["serve", "--port", "x"], "--port: Input should be a valid integer"),
@@ -447,12 +447,12 @@ def test_read_options_takes_the_last_of_two() -> None:
 
 
 def test_train_has_a_flag_for_every_setting_with_its_default(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gradest_experiments.settings import Settings
+    from gradest_experiments.gated.settings import GatedSettings
 
     monkeypatch.setenv("COLUMNS", "250")
     shown = run("train", "--help").out
     assert "Usage: gradest train" in shown
-    for name, field in Settings.model_fields.items():
+    for name, field in GatedSettings.model_fields.items():
         (line,) = (line for line in shown.splitlines() if f" --{name.replace('_', '-')} " in line)
         assert str(field.description) in line
         assert field.default is None or f"({field.default})" in line
@@ -496,7 +496,7 @@ def test_train_trains_and_resumes(run: Run, tmp_path: Path) -> None:
 
 
 def test_train_gaters_trains_all_of_them(run: Run) -> None:
-    from gradest_experiments.gaters import GATERS
+    from gradest_experiments.gated.gaters import GATERS
 
     small = ["train", "--gaters", "--epochs", "1", "--gates", "20", "--hidden", "8"]
     found = run(*small, "--json").json
@@ -587,8 +587,8 @@ def test_certify_writes_what_is_missing_or_stale(run: Run, certified_package: Pa
     path = certified_package / "certificates.json"
     (found,) = run(*arguments).json
     assert (found["estimator"], found["neuron"], found["claim"]) == ("certified", "bernoulli", "none")
-    assert load(path.read_text())[0].faults == ()
-    assert "### certified" in (certified_package / "CERTIFICATES.md").read_text()
+    assert from_json(path.read_text())[0].faults == ()
+    assert "### certified" in (certified_package / "certificates.md").read_text()
     marked = path.read_text().replace('"draws": 4096', '"draws": 4095')  # by which a record that is kept is known
     path.write_text(marked)
     assert run(*arguments).json[0]["records"][0]["draws"] == 4095

@@ -1,4 +1,4 @@
-"""The conformance kit over the live registry: what is registered is tested, with no edit here."""
+"""The conformance kit over the live registry: a plugin that is registered is tested without an edit of this file."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 import gradest
 from gradest.analysis import bias
-from gradest.testing import checks as testing
+from gradest.testing import checks
 
 
 def name_of(value: object) -> str:
@@ -17,19 +17,19 @@ def name_of(value: object) -> str:
 
 
 def takes_long(check, pair):
-    """The measurement of bias takes seconds: of options other than the defaults it is left to the slow tests."""
-    return check is testing.estimator_bias_is_as_claimed and any(plugin.model_fields_set for plugin in pair)
+    """The measurement of bias takes seconds: of options other than the defaults it is left to the deep tests."""
+    return check is checks.estimator_bias_is_as_claimed and any(plugin.model_fields_set for plugin in pair)
 
 
 ESTIMATOR_CASES = [
-    pytest.param(check, pair, marks=[pytest.mark.slow] if takes_long(check, pair) else [])
-    for check in testing.ESTIMATOR_CHECKS
-    for pair in testing.pairs(gradest.registry)
+    pytest.param(check, pair, marks=[pytest.mark.deep] if takes_long(check, pair) else [])
+    for check in checks.ESTIMATOR_CHECKS
+    for pair in checks.example_pairs(gradest.registry)
 ]
 
 
-@pytest.mark.parametrize("neuron", testing.neurons(gradest.registry), ids=name_of)
-@pytest.mark.parametrize("check", testing.NEURON_CHECKS, ids=name_of)
+@pytest.mark.parametrize("neuron", checks.example_neurons(gradest.registry), ids=name_of)
+@pytest.mark.parametrize("check", checks.NEURON_CHECKS, ids=name_of)
 def test_neuron(check, neuron):
     check(neuron)
 
@@ -39,9 +39,9 @@ def test_estimator(check, pair):
     check(*pair)
 
 
-@pytest.mark.parametrize("pair", testing.pairs(gradest.registry), ids=name_of)
+@pytest.mark.parametrize("pair", checks.example_pairs(gradest.registry), ids=name_of)
 def test_the_loss_is_evaluated_as_often_as_stated(pair):
-    """`evaluations` is what a comparison divides efficiency by: the points at which f is really called, and no more."""
+    """`evaluations`, by which a comparison computes efficiency, is the number of points at which f is called."""
     estimator, neuron = pair
     seen = []
 
@@ -49,7 +49,7 @@ def test_the_loss_is_evaluated_as_often_as_stated(pair):
         seen.append(points.shape[0])
         return bias.quadratic(neuron)(points)
 
-    event = (bias.UNITS, bias.CLASSES)[: neuron.event_ndim]
+    event = bias.measurement_event_shape(neuron)
     a = torch.linspace(-1, 1, math.prod((3, *event))).reshape(3, *event)
     stated = estimator.evaluations(neuron, event)
     state = estimator.init(neuron, a)
@@ -61,14 +61,18 @@ def test_the_loss_is_evaluated_as_often_as_stated(pair):
     assert found.evaluations == stated
 
 
-@pytest.mark.parametrize("objective", testing.objectives(gradest.registry), ids=name_of)
-@pytest.mark.parametrize("check", testing.OBJECTIVE_CHECKS, ids=name_of)
+@pytest.mark.parametrize("objective", checks.example_objectives(gradest.registry), ids=name_of)
+@pytest.mark.parametrize("check", checks.OBJECTIVE_CHECKS, ids=name_of)
 def test_objective(check, objective):
     check(objective)
 
 
 def test_every_plugin_is_checked():
-    """An estimator that fits no registered neuron would pass unseen."""
-    assert {estimator.name for estimator, _ in testing.pairs(gradest.registry)} == set(gradest.registry.estimators)
-    assert {neuron.name for neuron in testing.neurons(gradest.registry)} == set(gradest.registry.neurons)
-    assert {objective.name for objective in testing.objectives(gradest.registry)} == set(gradest.registry.objectives)
+    """An estimator that fits no registered neuron would otherwise go untested."""
+    assert {estimator.name for estimator, _ in checks.example_pairs(gradest.registry)} == set(
+        gradest.registry.estimators
+    )
+    assert {neuron.name for neuron in checks.example_neurons(gradest.registry)} == set(gradest.registry.neurons)
+    assert {objective.name for objective in checks.example_objectives(gradest.registry)} == set(
+        gradest.registry.objectives
+    )

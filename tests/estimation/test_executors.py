@@ -10,6 +10,7 @@ import torch
 import gradest
 from gradest.errors import InvalidInput
 from gradest.estimation.executors import run_in_order
+from tests.losses import sine_for
 
 FIGURES = ("gradient", "variance", "standard_error", "loss")
 PAIRS = [
@@ -22,11 +23,6 @@ PAIRS = [
 def pre_activations(neuron):
     shape = (2, *[3] * gradest.neuron(neuron).event_ndim)
     return torch.randn(shape, generator=torch.Generator().manual_seed(5))
-
-
-def loss_of(neuron):
-    event = tuple(range(-gradest.neuron(neuron).event_ndim, 0))
-    return lambda h: ((h - 0.3) ** 2).sum(event).sin()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +52,7 @@ class Backwards(Executor):
 @pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
 def test_the_number_of_workers_leaves_no_trace(pools, monkeypatch, neuron, estimator):
     monkeypatch.setattr("gradest.estimation.estimate._STEP", 4)
-    a, f = pre_activations(neuron), loss_of(neuron)
+    a, f = pre_activations(neuron), sine_for(neuron)
 
     def run(executor):
         at = []
@@ -77,7 +73,7 @@ def test_the_number_of_workers_leaves_no_trace(pools, monkeypatch, neuron, estim
 
 
 def test_the_order_in_which_blocks_end_leaves_no_trace():
-    a, f = pre_activations("bernoulli"), loss_of("bernoulli")
+    a, f = pre_activations("bernoulli"), sine_for("bernoulli")
     alone = gradest.estimate(f, a, draws=2048, seed=7)  # eight blocks
     found = gradest.estimate(f, a, draws=2048, seed=7, executor=Backwards())
     for name in FIGURES:
@@ -97,7 +93,7 @@ def test_blocks_run_side_by_side():
 
 
 def test_compare_does_not_depend_on_an_executor(pools):
-    a, f = pre_activations("bernoulli"), loss_of("bernoulli")
+    a, f = pre_activations("bernoulli"), sine_for("bernoulli")
 
     def run(executor):
         table = gradest.compare(f, a, estimators=["rloo", "nvil"], draws=1000, seed=7, warm_up=5, executor=executor)
@@ -110,7 +106,7 @@ def test_compare_does_not_depend_on_an_executor(pools):
 
 
 def test_a_target_stops_at_the_same_draw(pools):
-    a, f = pre_activations("bernoulli"), loss_of("bernoulli")
+    a, f = pre_activations("bernoulli"), sine_for("bernoulli")
     alone = gradest.estimate(f, a, draws=10**6, seed=7, target_standard_error=0.005)
     assert 256 < alone.draws < 10**5
     for pool in pools:

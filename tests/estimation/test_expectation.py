@@ -12,13 +12,9 @@ from gradest.errors import Incompatible, InvalidInput, TooManyPoints
 from gradest.estimation.ask_tell import first_non_finite
 from gradest.estimation.estimate import blocks_of
 from gradest.estimation.exact import closed_form
+from tests.losses import mixed as loss
 
 A = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.1, -0.2]], dtype=torch.float64)
-
-
-def loss(h):
-    """Not symmetric, with interactions of all orders."""
-    return torch.sin(h[..., 0] + 2 * h[..., 1]) + h[..., 1] * h[..., 2] * h[..., 0] + 0.5 * h[..., 2]
 
 
 def by_hand(f, a):

@@ -55,9 +55,9 @@ def measure(*arguments, script=SCRIPT):
     "case",
     [
         ("bernoulli", "local_expectation", 1000),
-        ("bernoulli", "smoothed_perturbation", 1000),
+        pytest.param(("bernoulli", "smoothed_perturbation", 1000), marks=pytest.mark.deep),
         ("categorical", "measure_valued", 300, 4),
-        ("categorical", "sum_and_sample", 900, 4),
+        pytest.param(("categorical", "sum_and_sample", 900, 4), marks=pytest.mark.deep),
     ],
     ids=lambda case: case[1],
 )

@@ -8,11 +8,12 @@ import torch
 import gradest
 import gradest.nn
 from gradest.contract.estimator import Feedback
-from gradest.kernels.reference import sigmoid
+from gradest.kernels.stable import sigmoid
 from gradest_estimators._learning import adam, with_moments
 from gradest_neurons.bernoulli import Bernoulli
 from gradest_neurons.bipolar import Bipolar
 from gradest_neurons.categorical import Categorical
+from tests.losses import SEPARABLE
 
 TOY = gradest.objective("quadratic", target=0.499)
 RELAXING = ("rebar", "relax", "relax_rebar")
@@ -86,10 +87,6 @@ class GridCategorical(_Grid, Categorical):
         return of_two_classes(super().noise(key, a, draws))
 
 
-def losses():
-    return {"square": lambda h: (h - 0.2) ** 2, "exp": lambda h: torch.exp(1.5 * h)}
-
-
 def something(state):
     """The state with a network that does something."""
     if "outer" not in state:
@@ -98,7 +95,7 @@ def something(state):
     return {**state, **moved}
 
 
-@pytest.mark.parametrize("f", losses().values(), ids=losses())
+@pytest.mark.parametrize("f", SEPARABLE.values(), ids=SEPARABLE)
 @pytest.mark.parametrize("p", [0.25, 0.8])
 @pytest.mark.parametrize("neuron", [GridBernoulli(), GridBipolar(), GridCategorical()], ids=lambda neuron: neuron.name)
 @pytest.mark.parametrize("name", RELAXING)

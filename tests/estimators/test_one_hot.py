@@ -57,7 +57,7 @@ def mean_over(estimator, outcomes, f):
         points = points_of((one, two))
         draw = gradest.Draw(NEURON, A, gradest.Key(0), points, torch.zeros(len(points)), {"chosen": chosen})
         found, _ = estimator.backward(draw, gradest.Feedback(f(points)), {})
-        weight = estimator.weigh(NEURON, A, chosen)
+        weight = estimator.class_weights(NEURON, A, chosen)
         table = [f(points)[:1], f(points)[1:].reshape(2, -1)]
         gradient += p1 * p2 * found
         value += p1 * p2 * sum((weight[unit] * torch.cat([table[0], table[1][unit]])).sum() / 2 for unit in range(2))
@@ -129,7 +129,7 @@ def test_forward_makes_these_choices_and_asks_at_these_points(case):
     chosen = draw.saved["chosen"]
     for row in range(20):
         assert torch.equal(draw.points[:, row], points_of(chosen[row].tolist()))
-        weight = estimator.weigh(NEURON, A, chosen[row]) / 2
+        weight = estimator.class_weights(NEURON, A, chosen[row]) / 2
         assert_close(draw.weights[:, row], torch.cat([weight[:, 0].sum()[None], weight[:, 1:].flatten()]))
     for unit in range(2):
         wanted, seen = Counter(), Counter(first_and_others(row) for row in chosen[:, unit].tolist())

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from gradest_experiments.settings import Settings
+from gradest_experiments.gated.settings import GatedSettings
 
 SMALL = {"data": "digits", "epochs": 3, "hidden": 8, "gates": 20}
 
 
 @pytest.fixture
-def small() -> Callable[..., Settings]:
-    """Settings of a run of a second."""
-    return lambda **options: Settings.build(**{**SMALL, **options})
+def small() -> Callable[..., GatedSettings]:
+    """GatedSettings of a run of a second."""
+    return lambda **options: GatedSettings.build(**{**SMALL, **options})
 
 
 @pytest.fixture

@@ -12,15 +12,15 @@ from typer.testing import CliRunner
 
 from gradest.cli import app
 from gradest.errors import GradestError, InvalidInput, InvalidOptions
-from gradest_experiments import folder as run_folder
 from gradest_experiments.bengio2013 import report
 from gradest_experiments.bengio2013.noise import BetaNoise
 from gradest_experiments.bengio2013.rows import ROWS, choose_rows
 from gradest_experiments.bengio2013.run import reproduce_bengio2013
 from gradest_experiments.bengio2013.search import choose, name_trial, search_row
 from gradest_experiments.bengio2013.training import build_row, train_row
-from gradest_experiments.data import Dataset, Split
-from gradest_experiments.folder import RunFolder
+from gradest_experiments.engine import folder as run_folder
+from gradest_experiments.engine.data import Dataset, Split
+from gradest_experiments.engine.folder import RunFolder
 
 TINY = {"hidden": 5, "gates": 20, "batch": 8, "epochs": 3}
 
@@ -74,8 +74,8 @@ STATED = {  # gater_scale, momentum, penalty, penalty_weight, input_noise, evalu
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_row_has_what_the_source_states(row):
-    settings = row.settings(**row.source())
+def test_a_row_has_what_the_paper_states(row):
+    settings = row.settings(**row.published_settings())
     names = ("gater_scale", "momentum", "penalty", "penalty_weight", "input_noise", "evaluation")
     assert tuple(getattr(settings, name) for name in names) == STATED[row.name]
     assert (settings.data, settings.batch, settings.learning_rate, settings.sparsity) == ("mnist", 32, 0.1, 0.1)
@@ -241,7 +241,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
     steps = []
     train_row(settings, data, tmp_path / "cut", steps.append)
     assert torch.equal(torch.get_rng_state(), before)
-    assert steps == list(range(at + 1, 16))
+    assert steps == list(range(at, 16))
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
     assert results_of(tmp_path / "cut") == results_of(tmp_path / "whole")
     whole, cut = (RunFolder.read(tmp_path / folder).load() for folder in ("whole", "cut"))
@@ -249,7 +249,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
         assert torch.equal(whole["network"][key], cut["network"][key])
     train_row(settings, data, tmp_path / "cut", steps.append)
     assert steps[-1] == 15
-    assert len(steps) == 16 - at
+    assert len(steps) == 17 - at
 
 
 def test_what_was_written_after_a_checkpoint_is_written_once(tmp_path, monkeypatch):
@@ -259,13 +259,13 @@ def test_what_was_written_after_a_checkpoint_is_written_once(tmp_path, monkeypat
     saved = []
     keep = run_folder.save_checkpoint
 
-    def die_at_the_second(path, state):
+    def die_after_the_second_epoch(path, state):
         saved.append(state)
-        if len(saved) == 2:
+        if len(saved) == 3:  # the first is of the initial state
             raise OSError("killed")
         keep(path, state)
 
-    monkeypatch.setattr(run_folder, "save_checkpoint", die_at_the_second)
+    monkeypatch.setattr(run_folder, "save_checkpoint", die_after_the_second_epoch)
     with pytest.raises(OSError, match="killed"):
         train_row(settings, data, tmp_path / "cut")
     assert len(metrics_of(tmp_path / "cut")) == 2
@@ -349,7 +349,7 @@ def test_a_search_that_was_interrupted_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         search_row(row, data, tmp_path / "cut", strike, **TINY)
     assert search_row(row, data, tmp_path / "cut", steps.append, **TINY) == whole
-    assert len(steps) == 15 * len(row.trials())
+    assert len(steps) == 16 * len(row.trials()) + 1  # the steps of each trial and its start; one trial started twice
     assert results_of(tmp_path / "cut") == results_of(tmp_path / "whole")
 
 
@@ -367,7 +367,7 @@ def test_the_report_says_where_it_differs_and_by_what_settings(tmp_path):
         line = next(line for line in text.splitlines() if line.startswith(f"| {row.title} | {row.criterion:.1e}"))
         assert f"| {100 * row.gater.published[1]:.2f} | {mean:.2f} ± {spread:.2f} |" in line
         assert f"{row.title}: test error {mean:.2f} %" in text
-        assert "decay 0.5 (source: 0.0)" in text
+        assert "decay 0.5 (published: 0.0)" in text
         chosen = results_of(tmp_path / row.name / "search")["chosen"]
         settings = RunFolder.read(tmp_path / row.name / "seed-0").settings
         assert chosen == name_trial({name: settings[name] for name in row.grid})
@@ -378,7 +378,9 @@ def test_a_verdict_is_by_two_standard_errors(tmp_path):
     row = row_of("straight_through")  # 1.39 %, whose difference to another such has a standard error of 0.166 points
 
     def verdict(error, share=0.1, training=0.1):
-        found = report._Run(row.settings(), {}, {"test": {"error": error, "open_share": share}}, [{"open": training}])
+        found = report._FinishedRun(
+            row.settings(), {}, {"test": {"error": error, "open_share": share}}, [{"open": training}]
+        )
         return report._verdict(row, [found])
 
     assert "within two standard errors" in verdict(0.0139 + 0.0032)

@@ -19,13 +19,13 @@ from gradest.random import Key
 from gradest_experiments.blocks import training
 from gradest_experiments.blocks.network import BlockNetwork
 from gradest_experiments.blocks.regularisers import activity, diversity
-from gradest_experiments.blocks.report import bits, write_report
+from gradest_experiments.blocks.report import mutual_information, write_report
 from gradest_experiments.blocks.run import reproduce_block_gated
 from gradest_experiments.blocks.settings import BlockSettings, list_runs
 from gradest_experiments.blocks.speed import measure_speed
 from gradest_experiments.blocks.training import evaluate, open_gates, train_blocks
-from gradest_experiments.data import Dataset, Split
-from gradest_experiments.folder import RunFolder
+from gradest_experiments.engine.data import Dataset, Split
+from gradest_experiments.engine.folder import RunFolder
 
 TINY = {"blocks": 3, "block_size": 2, "target": 0.25, "epochs": 3, "batch": 8, "policy_rate": 0.01}
 
@@ -108,7 +108,7 @@ def test_a_step_decays_all_weights(name):
     """The gradient of λ|θ|² is 2λθ."""
     steps = []
     for decay in (0.0, 0.5):
-        run = training._Run(settings_of(name, decay=decay), tiny_data())
+        run = training.BlockRun(settings_of(name, decay=decay), tiny_data())
         before = {key: value.detach().clone() for key, value in run.network.named_parameters()}
         run.learn(torch.arange(8))
         steps.append({key: value.detach() - before[key] for key, value in run.network.named_parameters()})
@@ -152,10 +152,10 @@ def test_evaluation_by_hand():
 
 
 def test_bits_by_hand():
-    assert bits([[1.0, 0.3], [0.0, 0.3]], [0.5, 0.5]) == pytest.approx(1)
+    assert mutual_information([[1.0, 0.3], [0.0, 0.3]], [0.5, 0.5]) == pytest.approx(1)
     quarter = -(0.25 * math.log2(0.25) + 0.75 * math.log2(0.75))
-    assert bits([[1.0], [0.0]], [0.25, 0.75]) == pytest.approx(quarter)
-    assert bits([[0.5], [0.0]], [0.5, 0.5]) == pytest.approx(quarter - 0.5)
+    assert mutual_information([[1.0], [0.0]], [0.25, 0.75]) == pytest.approx(quarter)
+    assert mutual_information([[0.5], [0.0]], [0.5, 0.5]) == pytest.approx(quarter - 0.5)
 
 
 def test_the_best_epoch_is_chosen_by_validation_and_its_weights_are_scored(tmp_path, monkeypatch):
@@ -218,8 +218,8 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
     assert not RunFolder.read(tmp_path / "cut").results
     train_blocks(run, data, tmp_path / "cut", seen.append)
     assert seen == [
-        *(step / 4 for step in range(1, 1 + round(4 * at))),
-        *(step / 4 for step in range(1 + round(4 * at), 13)),
+        *(step / 4 for step in range(1 + round(4 * at))),
+        *(step / 4 for step in range(round(4 * at), 13)),
         3,
     ]
     assert lines_of(tmp_path / "cut") == lines_of(tmp_path / "whole")
@@ -292,7 +292,7 @@ def test_runs_are_listed():
         list_runs(epochs=0)
     with pytest.raises(Incompatible, match="gumbel_rao does not fit bernoulli"):
         list_runs([{"name": "gumbel_rao"}])
-    with pytest.raises(Incompatible, match="here all train by the mean loss"):
+    with pytest.raises(Incompatible, match="this experiment trains on the mean loss"):
         list_runs([{"name": "vimco"}])
 
 
@@ -341,7 +341,7 @@ def test_the_command_line_reproduces_and_the_report_has_the_runs_that_are_comple
     assert table["dense, 256 units"][2] == "100.00 ± 0.00"
     assert table["dense, 32 units"][2] == f"{100 * 32 * (4 + 10) / whole:.2f} ± 0.00"
     assert "policy_rate 0.01" in text
-    assert "not to be compared" not in text
+    assert "cannot be compared" not in text
     folder = out / "16x16/disarm/seed-0"
     train_blocks(settings_of("disarm", blocks=16, block_size=16, epochs=1), tiny_data(), folder)
     write_report(out)

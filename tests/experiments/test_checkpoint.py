@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gradest.errors import InvalidInput
-from gradest_experiments.checkpoint import deferred_interrupt, load_checkpoint, save_checkpoint, write_atomically
+from gradest_experiments.engine.checkpoint import deferred_interrupt, load_checkpoint, save_checkpoint, write_atomically
 
 
 def test_a_checkpoint_comes_back_whole(tmp_path):
@@ -68,7 +68,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 
 def test_something_else_that_was_saved_is_no_checkpoint(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(InvalidInput, match="holds no checkpoint"):
+    with pytest.raises(InvalidInput, match="is not a checkpoint"):
         load_checkpoint(tmp_path / "list.pt")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gradest.errors import GradestError, InvalidInput
-from gradest_experiments.data import load, load_or_fetch, read_idx
+from gradest_experiments.engine.data import load, load_or_fetch, read_idx
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -106,8 +106,8 @@ def test_missing_files_name_the_folders_and_the_way_out(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: b"", "no IDX file.*nothing"),
-        (lambda data: b"PK\3\4" + data[4:], "no IDX file.*50 4b 03 04"),
+        (lambda data: b"", "not an IDX file.*nothing"),
+        (lambda data: b"PK\3\4" + data[4:], "not an IDX file.*50 4b 03 04"),
         (lambda data: data[:2] + b"\x0d" + data[3:], "type 0x0d"),
         (lambda data: data[:9], "within its header"),
         (lambda data: data[:3] + b"\0", "no dimensions"),

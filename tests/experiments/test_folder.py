@@ -10,10 +10,10 @@ import pytest
 from pydantic import BaseModel
 
 from gradest.errors import GradestError, InvalidInput
-from gradest_experiments import folder as module
-from gradest_experiments.checkpoint import save_checkpoint
-from gradest_experiments.folder import RunFolder, list_folders
-from gradest_experiments.training import train
+from gradest_experiments.engine import folder as module
+from gradest_experiments.engine.checkpoint import save_checkpoint
+from gradest_experiments.engine.folder import RunFolder, list_folders
+from gradest_experiments.gated.training import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,12 +26,12 @@ class Numbers(BaseModel):
 
 def finished(path: Path, steps: int = 3) -> RunFolder:
     """A run of as many lines as steps."""
-    folder = RunFolder.enter(path, "numbers", Numbers(steps=steps), grows="steps")
+    folder = RunFolder.open(path, "numbers", Numbers(steps=steps), extendable="steps")
     with folder.record() as metrics:
         for step in range(1, steps + 1):
             metrics.write("train", step, loss=1 / step)
         folder.save({"step": steps}, metrics)
-    folder.add(test=0.5)
+    folder.add_results(test=0.5)
     return folder
 
 
@@ -44,7 +44,7 @@ def test_a_run_comes_back_as_it_was(tmp_path):
     assert [(row["step"], row["loss"]) for row in found.rows("train")] == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
     assert found.rows("valid") == []
     assert found.load()["step"] == 3
-    assert RunFolder.enter(path, "numbers", Numbers()).results == {"test": 0.5}
+    assert RunFolder.open(path, "numbers", Numbers()).results == {"test": 0.5}
     assert list_folders(tmp_path) == [path]
 
 
@@ -56,7 +56,7 @@ def test_without_a_path_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_nothing_is_written_before_the_run_begins(tmp_path):
-    RunFolder.enter(tmp_path / "run", "numbers", Numbers())
+    RunFolder.open(tmp_path / "run", "numbers", Numbers())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -83,7 +83,10 @@ def test_half_a_line_is_neither_read_nor_kept(tmp_path):
 def test_lines_that_the_checkpoint_counts_on_must_be_there(tmp_path):
     folder = finished(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(InvalidInput, match="lost lines"), folder.record(folder.load()["metrics"]):
+    with (
+        pytest.raises(InvalidInput, match="lost lines that were written before"),
+        folder.record(folder.load()["metrics"]),
+    ):
         pass
 
 
@@ -102,21 +105,21 @@ def test_a_folder_without_a_run_is_said(tmp_path):
         RunFolder.read(tmp_path)
     save_checkpoint(tmp_path / "checkpoint.pt", {})
     with pytest.raises(InvalidInput, match="of an earlier gradest"):
-        RunFolder.enter(tmp_path, "numbers", Numbers())
+        RunFolder.open(tmp_path, "numbers", Numbers())
 
 
 def test_what_is_no_number_is_null(tmp_path):
-    folder = RunFolder.enter(tmp_path, "numbers", Numbers())
+    folder = RunFolder.open(tmp_path, "numbers", Numbers())
     with folder.record() as metrics:
         metrics.write("train", 1, x=math.nan, y=[math.inf, 1.5, "text"])
-    folder.add(one={"x": -math.inf})
+    folder.add_results(one={"x": -math.inf})
     assert folder.rows() == [{"kind": "train", "step": 1, "x": None, "y": [None, 1.5, "text"]}]
     assert folder.results == RunFolder.read(tmp_path).results == {"one": {"x": None}}
 
 
 def test_a_run_may_grow_and_its_results_are_gone(tmp_path):
     finished(tmp_path)
-    grown = RunFolder.enter(tmp_path, "numbers", Numbers(steps=5), grows="steps")
+    grown = RunFolder.open(tmp_path, "numbers", Numbers(steps=5), extendable="steps")
     assert (grown.settings["steps"], grown.results, grown.load()["step"]) == (5, {}, 3)
     with grown.record(grown.load()["metrics"]):
         pass
@@ -134,21 +137,21 @@ def test_a_run_may_grow_and_its_results_are_gone(tmp_path):
 def test_another_run_is_refused(tmp_path, settings, experiment, what):
     finished(tmp_path)
     with pytest.raises(InvalidInput, match=rf"other settings: {what}"):
-        RunFolder.enter(tmp_path, experiment, Numbers(**settings), grows="steps")
+        RunFolder.open(tmp_path, experiment, Numbers(**settings), extendable="steps")
     with pytest.raises(InvalidInput, match=r"steps 3 \(now 4\)"):
-        RunFolder.enter(tmp_path, "numbers", Numbers(steps=4))
+        RunFolder.open(tmp_path, "numbers", Numbers(steps=4))
 
 
 @pytest.mark.parametrize(("name", "refused"), [("torch", True), ("gradest", True), ("python", False)])
 def test_other_versions_are_refused_where_numbers_depend_on_them(tmp_path, name, refused):
     folder = finished(tmp_path)
     folder.versions[name] = "0.0"
-    folder.add()
+    folder.add_results()
     if refused:
         with pytest.raises(InvalidInput, match=rf"{name} '0\.0' \(now '"):
-            RunFolder.enter(tmp_path, "numbers", Numbers())
+            RunFolder.open(tmp_path, "numbers", Numbers())
     else:
-        assert RunFolder.enter(tmp_path, "numbers", Numbers()).results == {"test": 0.5}
+        assert RunFolder.open(tmp_path, "numbers", Numbers()).results == {"test": 0.5}
 
 
 def test_event_files_hold_each_metric_once(small, tmp_path):
@@ -176,7 +179,7 @@ KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
-from gradest_experiments.training import train
+from gradest_experiments.gated.training import train
 from tests.experiments.test_folder import CASES
 
 run, = [run for name, run in CASES.items() if name == sys.argv[1]]
@@ -202,10 +205,10 @@ print(kills, os.WEXITSTATUS(status))
 
 
 def _train_gated(path: Path) -> None:
-    from gradest_experiments.settings import Settings
+    from gradest_experiments.gated.settings import GatedSettings
     from tests.experiments.conftest import SMALL
 
-    train(Settings.build(**SMALL, estimator="reinforce_centered"), out=path, resume=True)
+    train(GatedSettings.build(**SMALL, estimator="reinforce_centered"), out=path, resume=True)
 
 
 def _train_vae(path: Path) -> None:
@@ -226,7 +229,9 @@ CASES = {"gated": _train_gated, "vae": _train_vae, "toys": _do_tasks}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["gated", *(pytest.param(name, marks=pytest.mark.deep) for name in CASES if name != "gated")]
+)
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_numbers(tmp_path, name):
     """SIGKILL after times from a seeded generator, of which about twelve strike."""
     if name == "toys":

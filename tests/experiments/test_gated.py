@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 from gradest.discovery.registry import registry
 from gradest.errors import InvalidOptions, TooManyPoints
 from gradest.nn import Expectation, Stochastic
-from gradest_experiments.gated import GatedNetwork, level_for_share, looks_at_closed_gates
-from gradest_experiments.sparsity import L1Penalty, Penalty, build_penalty
+from gradest_experiments.gated.network import GatedNetwork, needs_closed_gate_gradient, threshold_for_share
+from gradest_experiments.gated.sparsity import L1Penalty, Penalty, build_penalty
 
 PAIRS = [(name, estimator) for name in registry.neurons for estimator in registry.fitting(registry.neuron(name))]
 
@@ -128,11 +128,11 @@ def test_calibration_opens_the_share_that_is_wanted():
 )
 def test_the_level_comes_nearest_to_the_share(probability, share, opened):
     probability = torch.tensor(probability)
-    assert (probability > level_for_share(probability, share)).int().tolist() == opened
+    assert (probability > threshold_for_share(probability, share)).int().tolist() == opened
 
 
 def test_the_level_of_nothing_is_a_level():
-    assert float(level_for_share(torch.zeros(0), 0.1)) == 1
+    assert float(threshold_for_share(torch.zeros(0), 0.1)) == 1
 
 
 def test_evaluation_is_deterministic_unless_it_samples():
@@ -184,7 +184,7 @@ def test_experts_that_skip_give_the_same_network(neuron, estimator):
 def test_closed_gates_are_looked_at_by_what_passes_a_gradient_through_a_choice():
     found = {}
     for neuron, estimator in PAIRS:
-        found[neuron, estimator] = looks_at_closed_gates(registry.neuron(neuron), registry.estimator(estimator))
+        found[neuron, estimator] = needs_closed_gate_gradient(registry.neuron(neuron), registry.estimator(estimator))
     assert found["bernoulli", "straight_through"]
     assert found["categorical", "straight_through"]
     for pair in (

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 
 from gradest.errors import UnknownPlugin
-from gradest_experiments.gaters import GATERS, compare_gaters, to_table
-from gradest_experiments.training import train
+from gradest_experiments.gated.gaters import GATERS, compare_gaters, to_table
+from gradest_experiments.gated.training import train
 
 NAMES = [gater.name for gater in GATERS]
 
@@ -54,10 +54,10 @@ def test_the_table_shows_every_result():
     for result in results:
         assert f"{100 * result.test.error:.2f}" in text
     assert "bernoulli + reinforce_centered" in text
-    assert "source" not in text
+    assert "published" not in text
 
 
-def test_for_mnist_the_table_has_the_figures_of_the_source():
+def test_for_mnist_the_table_has_the_published_figures():
     (result,) = compare_gaters(epochs=1, hidden=4, gates=10, names=["straight_through"])
     rows = [
         result.model_copy(update={"settings": result.settings.model_copy(update={"data": "mnist", "neuron": neuron})})
@@ -68,7 +68,7 @@ def test_for_mnist_the_table_has_the_figures_of_the_source():
     assert [cell.strip() for cell in other.split("│")][-3:-1] == ["", ""]
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("gater", GATERS, ids=NAMES)
 def test_the_defaults_reach_what_the_table_says(gater):
     """Full runs on the digits. A dense network of this kind has 2 to 4 % on them; seeds differ by about 1 %."""

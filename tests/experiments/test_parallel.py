@@ -10,24 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradest_experiments.folder import RunFolder
-from gradest_experiments.training import train
+from gradest_experiments.engine.folder import RunFolder
+from gradest_experiments.gated.training import train
 
 ROOT = Path(__file__).parents[2]
 
-GATES = """
+TRAIN = """
 import os, sys, torch
 from contextlib import nullcontext
 from pathlib import Path
-import gradest.nn
-from gradest_experiments.settings import Settings
-from gradest_experiments import training
-from gradest.estimation.distributed import rank
+from gradest_experiments.gated.settings import GatedSettings
+from gradest_experiments.gated import training
+from gradest.estimation.distributed import fresh_key, rank
 from gradest_experiments.engine.distributed import processes
+from gradest_experiments.vae.images import Images
+from gradest_experiments.vae.settings import VaeSettings
+from gradest_experiments.vae.training import train_vae
 
 torch.set_num_threads(1)
 seen, noise = [], []
-out = Path(sys.argv[1])
 objective = training.GatedNetwork.objective
 
 def listen(network, x, y, of):
@@ -35,7 +36,7 @@ def listen(network, x, y, of):
     seed = torch.randint(0, 2**53, ())
     torch.set_rng_state(state)
     a = network.pre_activations(x)
-    key = gradest.nn._key(a, 1, int(seed))
+    key = fresh_key(a, 1, int(seed))
     noise.append(network.neuron.noise(key, a, 1)[0].detach())
     handle = network.unit.register_forward_hook(lambda unit, given, h: seen.append(h.detach().clone()))
     found = objective(network, x, y, of)
@@ -43,33 +44,38 @@ def listen(network, x, y, of):
     return found
 
 training.GatedNetwork.objective = listen
-settings = Settings.build(data="digits", epochs=1, hidden=8, gates=20, batch=92, estimator=sys.argv[2], experts=sys.argv[3])
-with processes() if "RANK" in os.environ else nullcontext():
-    result = training.train(settings, out=out)
+
+def gates(out, estimator, experts):
+    seen.clear()
+    noise.clear()
+    settings = GatedSettings.build(
+        data="digits", epochs=1, hidden=8, gates=20, batch=92, estimator=estimator, experts=experts
+    )
+    training.train(settings, out=out)
     torch.save({"gates": seen, "noise": noise}, out / f"seen{rank()}.pt")
-"""
 
-VAE = """
-import os, sys, torch
-from contextlib import nullcontext
-from pathlib import Path
-from gradest_experiments.vae.images import Images
-from gradest_experiments.vae.settings import VaeSettings
-from gradest_experiments.vae.training import train_vae
-from gradest_experiments.engine.distributed import processes
+def vae(out, estimator):
+    generator = torch.Generator().manual_seed(0)
+    images = Images(*(torch.randint(0, 256, (n, 12), dtype=torch.uint8, generator=generator) for n in (70, 10, 6)))
+    settings = VaeSettings.build(
+        estimator={"name": estimator}, latents=5, hidden=6, batch=7, steps=12, log_every=1, eval_every=12,
+        learning_rate=0.01, variance_draws=3, test_samples=4,
+    )
+    train_vae(settings, images, out)
 
-torch.set_num_threads(1)
-generator = torch.Generator().manual_seed(0)
-images = Images(*(torch.randint(0, 256, (n, 12), dtype=torch.uint8, generator=generator) for n in (70, 10, 6)))
-settings = VaeSettings.build(
-    estimator={"name": sys.argv[2]}, latents=5, hidden=6, batch=7, steps=12, log_every=1, eval_every=12,
-    learning_rate=0.01, variance_draws=3, test_samples=4,
-)
+out, *runs = sys.argv[1:]
 with processes() if "RANK" in os.environ else nullcontext():
-    train_vae(settings, images, Path(sys.argv[1]))
+    for run in runs:
+        kind, *options = run.split("-")
+        {"gates": gates, "vae": vae}[kind](Path(out, run), *options)
 threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
 assert not any("gloo" in name for name in threads), threads
 """
+
+GATES = ["straight_through-dense", "reinforce_average-sparse", "rloo-dense"]
+VAES = ["disarm", "double_cv", "relax_rebar"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two processes")]
 
 
 def launch(words: list[str], processes: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -94,31 +100,37 @@ def dealt(parts: list[torch.Tensor]) -> torch.Tensor:
     return joined
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("estimator", "experts"), [("straight_through", "dense"), ("reinforce_average", "sparse"), ("rloo", "dense")]
-)
-def test_two_processes_draw_the_gates_of_one_and_learn_the_same(tmp_path, estimator, experts):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The folders of all runs by one process, and by two; every process makes all of them."""
+    folder = tmp_path_factory.mktemp("runs")
+    script = folder / "train.py"
+    script.write_text(TRAIN)
+    names = [*(f"gates-{name}" for name in GATES), *(f"vae-{name}" for name in VAES)]
+    launch([str(script), str(folder / "one"), *names])
+    launch([str(script), str(folder / "two"), *names], 2)
+    return [folder / "one", folder / "two"]
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_two_processes_draw_the_gates_of_one_and_learn_the_same(runs, name):
     """Noise and gates are equal bit for bit in all 14 minibatches, the last of which is of one image, so that the second
     process has none of it. Weights differ by the order in which gradients are added up: by less than 1e-5, where a factor of
     two in any gradient, or a part left out, makes 1e-2.
     """
-    script = tmp_path / "train.py"
-    script.write_text(GATES)
-    launch([str(script), str(tmp_path / "one"), estimator, experts])
-    launch([str(script), str(tmp_path / "two"), estimator, experts], 2)
-    one = torch.load(tmp_path / "one/seen0.pt")
-    two = [torch.load(tmp_path / f"two/seen{rank}.pt") for rank in (0, 1)]
+    alone, together = (folder / f"gates-{name}" for folder in runs)
+    one = torch.load(alone / "seen0.pt")
+    two = [torch.load(together / f"seen{rank}.pt") for rank in (0, 1)]
     assert len(one["noise"]) == 14
-    for name in ("noise", "gates"):
-        if name == "gates" and estimator == "rloo":
+    for what in ("noise", "gates"):
+        if what == "gates" and name.startswith("rloo"):
             continue  # several points, which an Expectation layer gives to the loss
-        for whole, *parts in zip(one[name], two[0][name], two[1][name], strict=True):
+        for whole, *parts in zip(one[what], two[0][what], two[1][what], strict=True):
             assert torch.equal(dealt(parts), whole)
-    weights = [torch.load(tmp_path / which / "model.pt") for which in ("one", "two")]
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, atol=1e-5, rtol=1e-5)
-    found = [RunFolder.read(tmp_path / which) for which in ("one", "two")]
+    weights = [torch.load(folder / "model.pt") for folder in (alone, together)]
+    for parameter, value in weights[0].items():
+        torch.testing.assert_close(weights[1][parameter], value, atol=1e-5, rtol=1e-5)
+    found = [RunFolder.read(folder) for folder in (alone, together)]
     assert found[0].settings == found[1].settings
     assert found[0].results["test"]["error"] == found[1].results["test"]["error"]
     assert found[0].results["computed"] == pytest.approx(found[1].results["computed"], abs=1e-9)
@@ -126,7 +138,6 @@ def test_two_processes_draw_the_gates_of_one_and_learn_the_same(tmp_path, estima
         assert mine == pytest.approx(theirs, rel=1e-4)
 
 
-@pytest.mark.slow
 def test_one_process_ends_what_torchrun_began(small, tmp_path):
     words = ["-m", "gradest_experiments", "train", "--gates", "20", "--hidden", "8", "--epochs", "1"]
     shown = launch([*words, "--out", str(tmp_path / "two")], 2).stdout
@@ -139,19 +150,14 @@ def test_one_process_ends_what_torchrun_began(small, tmp_path):
         assert mine == pytest.approx(theirs, rel=1e-3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["disarm", "double_cv", "relax_rebar"])
-def test_a_vae_of_two_processes_is_that_of_one(tmp_path, estimator):
+@pytest.mark.parametrize("estimator", VAES)
+def test_a_vae_of_two_processes_is_that_of_one(runs, estimator):
     """Batches of 7, of which the second process has 3. The loss of each of 12 steps differs by the order in which gradients are
     added up alone: by less than 1e-4 of it, where noise or images of another row, a gradient not added up, or an estimator's
     state of one process alone makes 1e-3 and more. Afterwards no thread of the process group is left, for the interpreter's end
     might abort.
     """
-    script = tmp_path / "train.py"
-    script.write_text(VAE)
-    launch([str(script), str(tmp_path / "one"), estimator])
-    launch([str(script), str(tmp_path / "two"), estimator], 2)
-    one, two = (RunFolder.read(tmp_path / which) for which in ("one", "two"))
+    one, two = (RunFolder.read(folder / f"vae-{estimator}") for folder in runs)
     elbos = [[row["elbo"] for row in folder.rows("train")] for folder in (one, two)]
     assert len(elbos[0]) == 12
     assert elbos[1] == pytest.approx(elbos[0], rel=1e-4)

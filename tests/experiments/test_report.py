@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from gradest.errors import GradestError, InvalidInput
 from gradest_experiments import report
-from gradest_experiments.folder import RunFolder
+from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.report import write_report
 
 pytest.importorskip("altair")
@@ -61,11 +61,11 @@ class Page(HTMLParser):
 
 
 def run(path, seed=0, steps=3, experiment="numbers", lines=((1, 2.0), (2, 1.0), (3, 0.25))):
-    folder = RunFolder.enter(path, experiment, Numbers(seed=seed, steps=steps, later="<b>&'\""))
+    folder = RunFolder.open(path, experiment, Numbers(seed=seed, steps=steps, later="<b>&'\""))
     with folder.record() as metrics:
         for step, loss in lines:
             metrics.write("train", step, loss=loss + seed, open_share=0.5)
-    folder.add(test={"error": 0.125}, nothing=float("nan"))
+    folder.add_results(test={"error": 0.125}, nothing=float("nan"))
     return folder
 
 
@@ -117,7 +117,7 @@ def test_a_page_refers_to_nothing_outside_and_its_names_are_its_own(tmp_path):
 
 
 def test_tasks_are_a_table(tmp_path):
-    folder = RunFolder.enter(tmp_path, "tasks", Numbers())
+    folder = RunFolder.open(tmp_path, "tasks", Numbers())
     with folder.record() as metrics:
         metrics.write("task", 0, name="one", result={"variance": 0.5, "points": [1, 2]})
         metrics.write("task", 1, name="two", result={"variance": None})
@@ -136,6 +136,6 @@ def test_what_is_no_run_or_cannot_be_drawn_is_said(tmp_path, monkeypatch):
     with pytest.raises(InvalidInput, match=r"holds no run: there is no run\.json at or below it"):
         write_report([tmp_path], tmp_path)
     run(tmp_path)
-    monkeypatch.setattr("gradest_experiments.plot.find_spec", lambda name: None)
+    monkeypatch.setattr("gradest_experiments.engine.plot.find_spec", lambda name: None)
     with pytest.raises(GradestError, match=r"pip install 'gradest\[plot\]'"):
         report.write_report([tmp_path], tmp_path)

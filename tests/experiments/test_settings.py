@@ -6,12 +6,12 @@ import pytest
 
 import gradest
 from gradest.errors import Incompatible, InvalidOptions, UnknownPlugin
-from gradest_experiments.settings import ResolvedSettings, Settings
+from gradest_experiments.gated.settings import GatedSettings, ResolvedGatedSettings
 
 
 def test_defaults_follow_from_what_a_pair_can_do():
     def resolve(neuron, estimator, data="mnist"):
-        full = Settings.build(neuron=neuron, estimator=estimator, data=data).resolved()
+        full = GatedSettings.build(neuron=neuron, estimator=estimator, data=data).resolved()
         return full.gater_scale, full.momentum, full.penalty, full.penalty_weight, full.evaluation
 
     assert resolve("noisy_rectifier", "pathwise") == (1.0, 0.0, "l1", 1e-5, "threshold")
@@ -23,8 +23,8 @@ def test_defaults_follow_from_what_a_pair_can_do():
     assert resolve("noisy_sigmoid", "pathwise") == (1.0, 0.0, "none", 0.1, "mean")
 
 
-def test_the_source_sizes_are_the_defaults_for_mnist():
-    full = Settings(data="mnist").resolved()
+def test_the_published_sizes_are_the_defaults_for_mnist():
+    full = GatedSettings(data="mnist").resolved()
     assert (full.hidden, full.gates, full.batch, full.learning_rate, full.sparsity) == (400, 2000, 32, 0.1, 0.1)
     assert full.event() == (2000,)
 
@@ -32,23 +32,25 @@ def test_the_source_sizes_are_the_defaults_for_mnist():
 def test_what_is_given_goes_before_the_defaults():
     given = {"epochs": 7, "hidden": 3, "gates": 9, "gater_scale": 0.5, "momentum": 0.0, "penalty": "none"}
     given |= {"penalty_weight": 0.0, "evaluation": "mean", "threshold": 0.0}
-    full = Settings.build(neuron="stochastic_times_smooth", estimator="held_noise", **given).resolved()
+    full = GatedSettings.build(neuron="stochastic_times_smooth", estimator="held_noise", **given).resolved()
     assert {name: getattr(full, name) for name in given} == given
     assert full.resolved() == full
 
 
 def test_plugins_may_be_given_built():
-    settings = Settings.build(neuron=gradest.neuron("noisy_rectifier", distribution="gaussian"), estimator="pathwise")
+    settings = GatedSettings.build(
+        neuron=gradest.neuron("noisy_rectifier", distribution="gaussian"), estimator="pathwise"
+    )
     assert settings.neuron == {"name": "noisy_rectifier", "distribution": "gaussian"}
 
 
 def test_settings_go_through_json(tmp_path):
-    settings = Settings.build(max_norm=math.inf, neuron={"name": "bernoulli"}, data_dir=tmp_path)
-    again = Settings.model_validate_json(settings.model_dump_json())
+    settings = GatedSettings.build(max_norm=math.inf, neuron={"name": "bernoulli"}, data_dir=tmp_path)
+    again = GatedSettings.model_validate_json(settings.model_dump_json())
     assert again == settings.model_copy(update={"data_dir": None})  # where the files are is no part of the experiment
     full = settings.resolved()
     assert full.data_dir == tmp_path
-    assert ResolvedSettings.model_validate_json(full.model_dump_json()).max_norm == math.inf
+    assert ResolvedGatedSettings.model_validate_json(full.model_dump_json()).max_norm == math.inf
 
 
 @pytest.mark.parametrize(
@@ -70,16 +72,16 @@ def test_settings_go_through_json(tmp_path):
 )
 def test_bad_settings_are_refused_by_name(options, message):
     with pytest.raises(InvalidOptions, match=message):
-        Settings.build(**options)
+        GatedSettings.build(**options)
 
 
 def test_pairs_that_are_none_are_refused():
     with pytest.raises(UnknownPlugin, match="Did you mean bernoulli"):
-        Settings(neuron="bernouli").resolved()
+        GatedSettings(neuron="bernouli").resolved()
     with pytest.raises(Incompatible, match="pathwise does not fit bernoulli"):
-        Settings(neuron="bernoulli", estimator="pathwise").resolved()
+        GatedSettings(neuron="bernoulli", estimator="pathwise").resolved()
     with pytest.raises(InvalidOptions, match="slope"):
-        Settings(estimator={"name": "straight_through", "slope": -1}).resolved()
+        GatedSettings(estimator={"name": "straight_through", "slope": -1}).resolved()
 
 
 class OneHot(gradest.Neuron):
@@ -131,10 +133,10 @@ def test_gates_of_a_neuron_with_classes_are_units_of_one_over_the_sparsity():
         gradest.registry.register(plugin)
     try:
         options = {"neuron": OneHot.name, "estimator": Still.name, "data": "digits"}
-        assert Settings.build(**options).resolved().event() == (20, 10)
-        assert Settings.build(**options, sparsity=0.3, gates=21).resolved().event() == (7, 3)
+        assert GatedSettings.build(**options).resolved().event() == (20, 10)
+        assert GatedSettings.build(**options, sparsity=0.3, gates=21).resolved().event() == (7, 3)
         with pytest.raises(InvalidOptions, match="25 gates must be units of 10 classes"):
-            Settings.build(**options, gates=25).resolved().event()
+            GatedSettings.build(**options, gates=25).resolved().event()
     finally:
         for plugin in (OneHot, Still):
             gradest.registry.unregister(plugin)

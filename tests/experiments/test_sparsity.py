@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from gradest.discovery.registry import registry
-from gradest_experiments.sparsity import (
+from gradest_experiments.gated.sparsity import (
     KLPenalty,
     L1Penalty,
     Penalty,
     build_penalty,
-    fitting_penalty,
+    default_penalty,
     limit_norm,
-    probe,
+    probe_points,
 )
 
 
@@ -105,16 +105,16 @@ def test_each_kind_is_built_with_its_options():
     ],
 )
 def test_the_penalty_follows_from_what_the_neuron_does(neuron, kind):
-    assert fitting_penalty(registry.neuron(neuron)) == kind
+    assert default_penalty(registry.neuron(neuron)) == kind
 
 
 @pytest.mark.parametrize("name", sorted(registry.neurons))
 def test_every_neuron_can_be_probed(name):
     neuron = registry.neuron(name)
-    a = probe(neuron)
+    a = probe_points(neuron)
     assert a.ndim == 1 + neuron.event_ndim
     assert not (a == 0).any()
-    assert fitting_penalty(neuron) in ("kl", "l1", "none")
+    assert default_penalty(neuron) in ("kl", "l1", "none")
 
 
 def test_max_norm_scales_only_the_units_that_are_too_long():

@@ -8,10 +8,12 @@ import torch
 import gradest
 from gradest.analysis.charts import definition
 from gradest.errors import GradestError, InvalidInput
-from gradest_experiments import plot
-from gradest_experiments.folder import RunFolder
-from gradest_experiments.part import fresh, log_spaced, markdown, measure
+from gradest_experiments.engine import plot
+from gradest_experiments.engine.folder import RunFolder
+from gradest_experiments.engine.seeds import derive_seed
+from gradest_experiments.engine.tables import markdown_table
 from gradest_experiments.toys.learning import Learning
+from gradest_experiments.toys.part import log_spaced, measure
 from gradest_experiments.toys.polynomial import Polynomial
 from gradest_experiments.toys.probability import Probability
 from gradest_experiments.toys.quadratic import Quadratic
@@ -62,11 +64,11 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path, monkeypatc
     done = []
     row = Quadratic._row
 
-    def cut(self, neuron, estimator, tick):
+    def cut(self, neuron, estimator, on_progress):
         if len(done) == 4:
             raise KeyboardInterrupt
         done.append(estimator.label())
-        return row(self, neuron, estimator, tick)
+        return row(self, neuron, estimator, on_progress)
 
     monkeypatch.setattr(Quadratic, "_row", cut)
     with pytest.raises(KeyboardInterrupt):
@@ -76,9 +78,9 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path, monkeypatc
     with (tmp_path / "cut/quadratic/metrics.jsonl").open("a") as file:
         file.write('{"kind": "task", "na')  # as a killed process may leave it
 
-    def go_on(self, neuron, estimator, tick):
+    def go_on(self, neuron, estimator, on_progress):
         assert estimator.label() not in done
-        return row(self, neuron, estimator, tick)
+        return row(self, neuron, estimator, on_progress)
 
     monkeypatch.setattr(Quadratic, "_row", go_on)
     reproduce_toys(tmp_path / "cut", [part])
@@ -155,7 +157,7 @@ def test_the_published_variances_come_out(label):
     found = run(Quadratic(draws=20_000), label)
     assert found["published"] == {"reinforce(samples=2)": 7.8e-3}.get(label, 1.25e-9)
     assert found["variance_error"] < 0.025 * found["variance"]
-    rounding = 0.005 * found["published"]  # the source prints two or three digits
+    rounding = 0.005 * found["published"]  # the paper prints two or three digits
     assert abs(found["variance"] - found["published"]) < 5 * found["variance_error"] + rounding
     assert 0.75 < found["bias_in_se"] < 1.25  # root mean square of 200 normal numbers: 1 ± 0.05
     assert found["efficiency"] == pytest.approx(1 / (2 * found["variance"]))
@@ -196,7 +198,7 @@ def test_the_toy_is_trained_by_the_estimator():
     assert 0.45**2 < points[-1]["loss"] < points[0]["loss"] - 0.01
 
 
-def test_flips_beat_pairs_where_units_are_sure_of_themselves():
+def test_flips_beat_pairs_where_probabilities_are_near_0_or_1():
     part = Probability(units=20, places=3, draws=2000)
     flips, pairs = (run(part, name)["points"] for name in ("bitflip", "disarm"))
     assert [round(point["p"], 6) for point in flips] == [0.001, 0.5, 0.999]
@@ -243,14 +245,14 @@ def test_measure_knows_variance_and_its_error():
         gradest.estimator("reinforce"),
         5000,
         0,
-        tick=shares.append,
+        on_progress=shares.append,
     )
     p = torch.sigmoid(a)[:, 0]
     exact = p * (1 - p) ** 2 - (p * (1 - p)) ** 2
     assert measured.variance.shape == measured.error.shape == (2,)
     assert bool((measured.error < 0.1 * exact).all())
     assert bool(((measured.variance - exact).abs() < 5 * measured.error).all())
-    assert measured.found.draws == 5000
+    assert measured.estimate.draws == 5000
     assert shares == pytest.approx([place / 10 for place in range(1, 11)])
 
 
@@ -259,12 +261,14 @@ def test_log_spaced_has_both_ends():
     assert log_spaced(1, 3) == [0, 1]
 
 
-def test_fresh_seeds_differ():
-    assert len({fresh(seed, *numbers) for seed in (0, 1) for numbers in ((0,), (1,), (0, 0), (0, 1), (1, 0))}) == 10
+def test_derived_seeds_differ():
+    assert (
+        len({derive_seed(seed, *numbers) for seed in (0, 1) for numbers in ((0,), (1,), (0, 0), (0, 1), (1, 0))}) == 10
+    )
 
 
 def test_markdown_aligns_numbers():
-    assert markdown(["a", "b"], [["x", 1.23456], ["y", None]]).splitlines() == [
+    assert markdown_table(["a", "b"], [["x", 1.23456], ["y", None]]).splitlines() == [
         "| a | b |",
         "| --- | ---: |",
         "| x | 1.23 |",
@@ -275,8 +279,12 @@ def test_markdown_aligns_numbers():
 def test_plots_look_as_the_charts_of_the_page_do(tmp_path):
     altair, names = pytest.importorskip("altair"), [f"estimator {place}" for place in range(12)]
     rows = [{"estimator": name, "x": x, "y": x} for name in names for x in (0, 1)]
-    chart = altair.Chart(plot.values(rows)).mark_line().encode(x="x:Q", y="y:Q", **plot.lines(names, ["exact"]))
-    config = plot.styled(chart).to_dict()["config"]
+    chart = (
+        altair.Chart(plot.inline_data(rows))
+        .mark_line()
+        .encode(x="x:Q", y="y:Q", **plot.line_encodings(names, ["exact"]))
+    )
+    config = plot.themed(chart).to_dict()["config"]
     assert all(config[part].items() >= look.items() for part, look in definition("config").items())
     plot.write_chart(chart, tmp_path, "lines")
     text = (tmp_path / "lines.svg").read_text()

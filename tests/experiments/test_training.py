@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from gradest.errors import GradestError, InvalidInput, UnknownPlugin
-from gradest_experiments import training
-from gradest_experiments.checkpoint import load_checkpoint
-from gradest_experiments.data import load
-from gradest_experiments.folder import RunFolder
-from gradest_experiments.settings import Settings
-from gradest_experiments.training import Result, build_network, score, train
+from gradest_experiments.engine.checkpoint import load_checkpoint
+from gradest_experiments.engine.data import load
+from gradest_experiments.engine.folder import RunFolder
+from gradest_experiments.gated import training
+from gradest_experiments.gated.settings import GatedSettings
+from gradest_experiments.gated.training import GatedRun, Result, build_network, score, train
 
 # with noise and a state, with momentum, with several points, with a steered coefficient
 PAIRS = [
@@ -53,14 +53,14 @@ def unfinish(folder: Path) -> None:
 
 def strike(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, act: Callable[[], object]) -> None:
     """Have `act` happen within that minibatch."""
-    learn = training._Run.learn
+    learn = GatedRun.learn
 
-    def struck(run: training._Run, index: torch.Tensor) -> None:
-        if (len(run.history), run.step) == (epoch, step):
+    def struck(run: GatedRun, index: torch.Tensor) -> None:
+        if divmod(run.step, run.interval) == (epoch, step):
             act()
         learn(run, index)
 
-    monkeypatch.setattr(training._Run, "learn", struck)
+    monkeypatch.setattr(GatedRun, "learn", struck)
 
 
 def interrupt() -> None:
@@ -110,18 +110,18 @@ def test_a_killed_process_resumes_from_its_last_epoch(small, tmp_path):
     script = """
         import os, signal, sys
         from pathlib import Path
-        from gradest_experiments import training
-        from gradest_experiments.settings import Settings
+        from gradest_experiments.gated import training
+        from gradest_experiments.gated.settings import GatedSettings
 
-        learn = training._Run.learn
+        learn = training.GatedRun.learn
 
         def die(run, index):
-            if (len(run.history), run.step) == (2, 7):
+            if divmod(run.step, run.interval) == (2, 7):
                 os.kill(os.getpid(), signal.SIGKILL)
             learn(run, index)
 
-        training._Run.learn = die
-        training.train(Settings.model_validate_json(sys.argv[1]), out=Path(sys.argv[2]))
+        training.GatedRun.learn = die
+        training.train(GatedSettings.model_validate_json(sys.argv[1]), out=Path(sys.argv[2]))
     """
     killed = tmp_path / "killed"
     command = [sys.executable, "-c", textwrap.dedent(script), settings.model_dump_json(), str(killed)]
@@ -135,7 +135,7 @@ def test_a_killed_process_resumes_from_its_last_epoch(small, tmp_path):
 def test_a_run_killed_between_its_last_checkpoint_and_its_results_is_only_scored_again(small, tmp_path, monkeypatch):
     whole = train(small(), out=tmp_path)
     unfinish(tmp_path)
-    monkeypatch.setattr(training._Run, "learn", lambda *_: pytest.fail("it trained again"))
+    monkeypatch.setattr(GatedRun, "learn", lambda *_: pytest.fail("it trained again"))
     assert numbers(train(small(), out=tmp_path, resume=True)) == numbers(whole)
 
 
@@ -259,15 +259,14 @@ def test_the_saved_weights_are_those_that_were_scored(small, tmp_path):
 
 
 def test_minibatches_cover_each_epoch_once_in_an_order_of_its_own(small):
-    run = training._Run(small(batch=100).resolved(), load("digits"))
-    first = list(run.minibatches())
-    assert [len(part) for part in first] == [100] * 11 + [97]
-    assert torch.cat(first).sort().values.tolist() == list(range(1197))
-    run.step = 3
-    assert [part.tolist() for part in run.minibatches()] == [part.tolist() for part in first[3:]]
-    run.step = 0
-    run.history.append(training.Epoch(loss=1, open_share=1, valid=training.Score(loss=1, error=1, open_share=1)))
-    assert torch.cat(list(run.minibatches())).tolist() != torch.cat(first).tolist()
+    run = GatedRun(small(batch=100).resolved(), load("digits"))
+    assert (run.interval, run.steps) == (12, 36)
+    first, second = ([run.minibatches[step] for step in range(start, start + 12)] for start in (0, 12))
+    for epoch in (first, second):
+        assert [len(part) for part in epoch] == [100] * 11 + [97]
+        assert torch.cat(epoch).sort().values.tolist() == list(range(1197))
+    assert torch.cat(second).tolist() != torch.cat(first).tolist()
+    assert [run.minibatches[step].tolist() for step in range(3, 12)] == [part.tolist() for part in first[3:]]
 
 
 def test_a_minibatch_may_be_larger_than_the_data(small):
@@ -288,7 +287,7 @@ def test_weights_stay_within_max_norm(small, tmp_path):
 
 
 def test_gater_scale_and_momentum_reach_the_optimiser(small):
-    run = training._Run(small(learning_rate=0.2, gater_scale=0.25, momentum=0.5).resolved(), load("digits"))
+    run = GatedRun(small(learning_rate=0.2, gater_scale=0.25, momentum=0.5).resolved(), load("digits"))
     gater, rest = run.optimizer.param_groups
     assert (gater["lr"], rest["lr"], gater["momentum"], rest["momentum"]) == (0.05, 0.2, 0.5, 0.5)
     trained = {id(weights) for group in run.optimizer.param_groups for weights in group["params"]}
@@ -315,7 +314,7 @@ def test_mnist_trains(tmp_path, monkeypatch, mnist_home):
     data = load("mnist", mnist_home)
     few = training.Dataset(*(training.Split(s.x[:640], s.y[:640]) for s in (data.train, data.valid, data.test)))
     monkeypatch.setattr(training, "load", lambda name, data_dir: few)
-    settings = Settings.build(data="mnist", epochs=3, hidden=50, gates=100, estimator="straight_through")
+    settings = GatedSettings.build(data="mnist", epochs=3, hidden=50, gates=100, estimator="straight_through")
     result = train(settings)
     assert result.settings.data == "mnist"
     assert result.test.error < 0.5
@@ -348,7 +347,7 @@ def test_a_resumed_run_with_sparse_experts_gives_the_same_numbers(small, tmp_pat
 
 
 def test_what_is_computed_is_what_training_does_not_what_evaluation_does(small):
-    run = training._Run(small().resolved(), load("digits"))
+    run = GatedRun(small().resolved(), load("digits"))
     for steps in (1, 2):
         run.learn(torch.arange(32))
         run.end_epoch()

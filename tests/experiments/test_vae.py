@@ -19,10 +19,10 @@ from gradest.cli import app
 from gradest.contract.law import configurations
 from gradest.errors import GradestError, Incompatible, InvalidInput, InvalidOptions
 from gradest.random import Key
-from gradest_experiments.folder import RunFolder, list_folders
+from gradest_experiments.engine.folder import RunFolder, list_folders
 from gradest_experiments.vae import training
 from gradest_experiments.vae.images import Images, binarise, load_images
-from gradest_experiments.vae.model import BinaryVae, divergence
+from gradest_experiments.vae.model import BinaryVae, kl_to_uniform
 from gradest_experiments.vae.run import list_runs, reproduce_binary_vae
 from gradest_experiments.vae.settings import VaeSettings, choose_estimators, default_estimators
 from gradest_experiments.vae.training import train_vae
@@ -143,7 +143,7 @@ def test_straight_through_has_the_entropys_gradient_without_noise(kl):
     with torch.no_grad():
         vae.decoder[0].weight.zero_()
     a = vae.encode(x)
-    (expected,) = torch.autograd.grad(divergence(a).sum(), a, retain_graph=True)
+    (expected,) = torch.autograd.grad(kl_to_uniform(a).sum(), a, retain_graph=True)
     loss, _ = vae.loss(x, a, gradest.estimator("straight_through", derivative="sigmoid"), Key(0))
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), a)[0], expected)
 
@@ -152,7 +152,7 @@ def test_the_divergence_is_that_of_torch():
     a = torch.tensor([[0.3, -2.0, 40.0], [0.0, -1e4, 7.0]])
     prior = Bernoulli(probs=torch.full((2, 3), 0.5, dtype=torch.float64))
     expected = kl_divergence(Bernoulli(logits=a.double().clamp(-30, 30)), prior).sum(-1)
-    torch.testing.assert_close(divergence(a), expected.float())
+    torch.testing.assert_close(kl_to_uniform(a), expected.float())
 
 
 def test_bounds_are_between_the_elbo_and_the_log_likelihood():
@@ -355,7 +355,7 @@ def test_samples_go_to_those_that_take_them():
         {"name": "rloo"},
         {"name": "rloo", "samples": 4},
     ]
-    with pytest.raises(Incompatible, match=r"vimco estimates .* here all train by the mean loss"):
+    with pytest.raises(Incompatible, match=r"vimco estimates .* this experiment trains on the mean loss"):
         choose_estimators([{"name": "vimco"}], 2)
     with pytest.raises(InvalidInput, match="rloo is named twice"):
         choose_estimators([{"name": "rloo"}, {"name": "rloo"}], 2)
@@ -387,7 +387,7 @@ def test_the_report_has_the_runs_that_are_complete(tmp_path):
     tests = [RunFolder.read(tmp_path / f"linear/disarm/seed-{seed}").rows()[-1]["bound"] for seed in (0, 1)]
     mean, error = sum(tests) / 2, abs(tests[0] - tests[1]) / 2
     assert rows[0][5] == f"{mean:.2f} ± {error:.2f}"
-    assert "not to be compared" not in text
+    assert "cannot be compared" not in text
     other = list_runs([{"name": "rloo"}], ["linear"], **{**TINY, "steps": 3})
     with pytest.raises(KeyboardInterrupt):
         train_vae(runs[0].model_copy(update={"seed": 9}), tiny_images(), tmp_path / "linear/disarm/seed-9", interrupt)

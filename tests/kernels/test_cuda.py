@@ -18,6 +18,7 @@ import gradest
 from gradest import kernels
 from gradest.errors import InvalidInput
 from gradest.kernels import conditional, fused, reference, select
+from gradest.kernels.stable import SEQUENTIAL_TERMS
 from gradest.nn import ConditionalLinear
 
 pytest.importorskip("triton")
@@ -26,7 +27,7 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
 NEURONS = {
     "binary": "bernoulli",
-    "gated": "stochastic_times_smooth",
+    "times_smooth": "stochastic_times_smooth",
     "rectified": "noisy_rectifier",
     "one_hot": "categorical",
     "concrete": "hard_concrete",
@@ -48,6 +49,16 @@ if not INTERPRETED:
     SHAPES += [(70_000, 7, 2), (7, 70_001, 3), (3000, 1024, 2), (1, 1, 300)]
 
 
+def deep(*values):
+    """Values of a parameter that are left to the deep tests: kernels differ little by them."""
+    return [
+        pytest.param(*value, marks=pytest.mark.deep)
+        if isinstance(value, tuple)
+        else pytest.param(value, marks=pytest.mark.deep)
+        for value in values
+    ]
+
+
 def on_a_device(test):
     return test if INTERPRETED else pytest.mark.gpu(test)
 
@@ -60,9 +71,10 @@ def _forced(monkeypatch):
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_in_the_interpreter():
+@pytest.mark.parametrize("chosen", ["not deep", pytest.param("deep", marks=pytest.mark.deep)])
+def test_in_the_interpreter(chosen):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", chosen, __file__]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 20
@@ -101,8 +113,8 @@ def pre_activations(rows, units, *, classes=0, dtype=torch.float32):
 
 
 @on_a_device
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
-@pytest.mark.parametrize(("kernel", "spec"), [*NEURONS.items(), *MORE])
+@pytest.mark.parametrize("dtype", [torch.float32, *deep(torch.float64, torch.bfloat16)])
+@pytest.mark.parametrize(("kernel", "spec"), [*NEURONS.items(), *deep(*MORE)])
 def test_fused_kernels_have_the_references_bits(kernel, spec, dtype, monkeypatch):
     neuron = gradest.neuron(spec)
     assert fused(kernel, DEVICE).__module__.startswith("gradest.kernels.cuda.")
@@ -145,7 +157,7 @@ def test_outputs_as_bytes(dtype, monkeypatch):
 
 
 @on_a_device
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, *deep(torch.float64, torch.bfloat16)])
 @pytest.mark.parametrize("name", PULLED)
 def test_pullbacks_have_the_references_bits(name, dtype, monkeypatch):
     neuron, key, a = gradest.neuron(name), gradest.Key(5, stream=2), pre_activations(40, 33, dtype=dtype)
@@ -160,7 +172,7 @@ BACKWARD = [
     "logistic_score",
     "leave_one_out_score",
     "antithetic_score",
-    "gated_backward",
+    "times_smooth_backward",
     "rectified_backward",
     "logistic_backward",
     *(f"surrogate_backward {i}" for i in range(4)),
@@ -168,10 +180,10 @@ BACKWARD = [
 
 
 @on_a_device
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float32, *deep(torch.float64)])
 @pytest.mark.parametrize("kernel", BACKWARD)
 def test_backward_kernels_have_the_references_bits(kernel, dtype):
-    for shape, draws in (((3, 2, 40), 2), ((1100, 1), 1), ((0, 3), 2), ((2, 0), 2), ((3, 2), reference.FEW + 1)):
+    for shape, draws in (((3, 2, 40), 2), ((1100, 1), 1), ((0, 3), 2), ((2, 0), 2), ((3, 2), SEQUENTIAL_TERMS + 1)):
         generator = torch.Generator().manual_seed(draws)
         a = pre_activations(*shape, dtype=dtype) if len(shape) == 2 else pre_activations(*shape[:2], classes=shape[2])
         a = a.to(dtype).mT.contiguous().mT
@@ -182,7 +194,7 @@ def test_backward_kernels_have_the_references_bits(kernel, dtype):
             "logistic_score": (a, h[:draws], weights[:draws], 0.7),
             "leave_one_out_score": (a, h, weights, 0.7),
             "antithetic_score": (a, h, weights, 0.7),
-            "gated_backward": (a, h, grad),
+            "times_smooth_backward": (a, h, grad),
             "rectified_backward": (h, grad),
             "logistic_backward": (a, grad[0], 1.3, 2.6),
             **{f"surrogate_backward {i}": (a, grad[0], i, 1.3, 2.6) for i in range(4)},
@@ -195,7 +207,7 @@ def test_backward_kernels_have_the_references_bits(kernel, dtype):
 
 
 @on_a_device
-@pytest.mark.parametrize("classes", [1, 1025, 2500])
+@pytest.mark.parametrize("classes", [*deep(1), 1025, *deep(2500)])
 @pytest.mark.parametrize("name", ["categorical", "gumbel_softmax"])
 def test_many_classes(name, classes, monkeypatch):
     a = pre_activations(1, 2, classes=classes) / 300
@@ -217,7 +229,7 @@ def test_strides_and_rows(kernel, monkeypatch):
 
 
 @on_a_device
-@pytest.mark.parametrize("kernel", NEURONS)
+@pytest.mark.parametrize("kernel", ["binary", *deep(*(kernel for kernel in NEURONS if kernel != "binary"))])
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
 def test_nothing_to_draw(kernel, shape):
     neuron = gradest.neuron(NEURONS[kernel])
@@ -261,7 +273,8 @@ CONSTANTS = {
     "GROUPS": 2,
     "CLASSES": 64,
     "FOLDS": 6,
-    "SHAPE": 2,
+    "ACTIVATION": 2,
+    "DERIVATIVE": 2,
     "LOW": -0.1,
     "HIGH": 0.7,
     "PER_TEMPERATURE": 1.5,
@@ -276,7 +289,7 @@ CONSTANTS = {
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
-@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize("dtype", ["fp32", *deep("fp64")])
 @pytest.mark.parametrize(
     "kernel", ["uniform", "antithetic", *NEURONS, *sorted({*BACKWARD, *FUSED_BACKWARD} - BORROWED)]
 )
@@ -289,12 +302,12 @@ def test_compiled_arithmetic_is_as_ieee_defines_it(kernel, dtype):
     from gradest.kernels import cuda
     from gradest.kernels.cuda.compiler import IEEE
 
-    name, _, shape = kernel.partition(" ")
+    name, _, derivative = kernel.partition(" ")
     function = getattr(sys.modules[getattr(cuda, name).__module__], f"_{name}")
-    of_shape = {"SHAPE": int(shape)} if shape else {}
+    of_derivative = {"DERIVATIVE": int(derivative)} if derivative else {}
     for units in (None, 1):  # Triton compiles another kernel where an integer is 1
         constants = {
-            name: value for name, value in {**CONSTANTS, **of_shape, "units": units}.items() if value is not None
+            name: value for name, value in {**CONSTANTS, **of_derivative, "units": units}.items() if value is not None
         }
         constants = {name: constants[name] for name in function.arg_names if name in constants}
         types = {name: POINTERS.get(name, "i32").format(dtype) for name in function.arg_names}
@@ -333,14 +346,14 @@ def within_rounding(found, exact, magnitude, terms):
 
 
 @on_a_device
-@pytest.mark.parametrize("share", [0, 0.4, 1])
+@pytest.mark.parametrize("share", [*deep(0), 0.4, *deep(1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", GATED)
 def test_a_layer_under_gates_is_the_dense_one_to_rounding(shape, dtype, share, monkeypatch):
-    monkeypatch.setattr("gradest.kernels.conditional_cuda._LISTED", 16)  # less than there are, of either
+    monkeypatch.setattr("gradest.kernels.cuda.conditional._LISTED", 16)  # less than there are, of either
     examples, inputs, units, block = shape
     layer, x, gates = gated_layer(*shape, dtype=dtype, share=share)
-    assert conditional(DEVICE, dtype).__name__ == "gradest.kernels.conditional_cuda"
+    assert conditional(DEVICE, dtype).__name__ == "gradest.kernels.cuda.conditional"
     out = layer(x, gates)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     found = torch.autograd.grad(out, (x, layer.weight, layer.bias), grad.to(DEVICE).mT.contiguous().mT)
@@ -408,7 +421,7 @@ def test_a_layer_under_gates_does_not_wait_for_the_device():
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
-@pytest.mark.parametrize("units", [1, 8, 64])
+@pytest.mark.parametrize("units", [*deep(1), 8, *deep(64)])
 @pytest.mark.parametrize("weight", ["fp32", "bf16"])
 @pytest.mark.parametrize("kernel", ["list", "forward", "grad_input", "grad_weight"])
 def test_kernels_under_gates_compile_and_round_no_factor(kernel, weight, units):
@@ -416,11 +429,11 @@ def test_kernels_under_gates_compile_and_round_no_factor(kernel, weight, units):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from gradest.kernels import conditional_cuda as module
+    from gradest.kernels.cuda import conditional as module
 
     function = getattr(module, f"_{kernel}")
-    sizes = {"UNITS": units, "DOT": units >= 16, "KEEP": True, "EXAMPLES": 32, "INPUTS": 32, "COLUMNS": 64}
-    pointers = {**dict.fromkeys(("out", "experts", "x", "bias", "gates", "grad"), "*fp32"), "weight": f"*{weight}"}
+    sizes = {"UNITS": units, "DOT": units >= 16, "KEEP_UNGATED": True, "EXAMPLES": 32, "INPUTS": 32, "COLUMNS": 64}
+    pointers = {**dict.fromkeys(("out", "ungated", "x", "bias", "gates", "grad"), "*fp32"), "weight": f"*{weight}"}
     pointers |= {"members": "*i32", "counts": "*i32", "which": "*i64"}
     for ones in ({}, dict.fromkeys(("size", "batch", "inputs", "blocks", "block"), 1)):
         constants = {**sizes, "ROWS": 16, "LISTED": 1024, **ones}
@@ -434,7 +447,9 @@ def test_kernels_under_gates_compile_and_round_no_factor(kernel, weight, units):
 
 @pytest.mark.skipif(INTERPRETED, reason="here they may be")
 def test_tensors_on_the_cpu_are_not_for_cuda(monkeypatch):
-    with pytest.raises(InvalidInput, match="a tensor is on the CPU: put it on a CUDA device, or unset GRADEST_KERNELS"):
+    with pytest.raises(
+        InvalidInput, match=r"a tensor is on the CPU\. Move it to a CUDA device, or unset GRADEST_KERNELS"
+    ):
         gradest.Key(1).uniform((2,), (3,))
     monkeypatch.delenv("GRADEST_KERNELS")
     assert select("uniform", torch.device("cpu")).__module__.startswith("gradest.kernels.cpu.")

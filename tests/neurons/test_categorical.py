@@ -8,7 +8,7 @@ import torch
 from scipy import special, stats
 
 import gradest
-from gradest.analysis.comparison import comparable
+from gradest.analysis.comparison import comparable_estimators
 from gradest.errors import InvalidInput
 
 NEURON = gradest.neuron("categorical")
@@ -135,7 +135,7 @@ def test_the_wrong_event_ndim_is_named():
 )
 def test_compare_with_the_estimators_that_fit(objective):
     table = gradest.compare(objective, A.float(), neuron=NEURON, draws=400, seed=1)
-    assert [row.estimator for row in table.rows] == [estimator.name for estimator in comparable(NEURON)]
+    assert [row.estimator for row in table.rows] == [estimator.name for estimator in comparable_estimators(NEURON)]
     for row in table.rows:
         assert row.claim != "none" or row.bias_in_se < 5
 
@@ -146,5 +146,5 @@ def test_cross_entropy_reads_all_classes_of_all_units():
     found = gradest.objective("cross_entropy", weight=weight, labels=[0, 1, 2, 3, 0])(points)
     flat = gradest.objective("cross_entropy", weight=weight.flatten(1), labels=[0, 1, 2, 3, 0])(points.flatten(-2))
     assert torch.equal(found, flat)
-    with pytest.raises(InvalidInput, match="reads 2×3 units, but the points have 3×2"):
+    with pytest.raises(InvalidInput, match="weight is for 2×3 units, but the points have 3×2"):
         gradest.objective("cross_entropy", weight=weight, labels=0)(points.transpose(-1, -2))

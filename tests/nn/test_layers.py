@@ -289,7 +289,7 @@ def test_dtypes(dtype):
         assert model.a.grad.dtype == dtype
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_compiled_model_trains_alike():
     gradients = []
     for compiled in (False, True):
@@ -306,29 +306,37 @@ def test_compiled_model_trains_alike():
         assert torch.allclose(eager, fused, atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["straight_through", "reinforce_centered", "reinforce_average", "relax"])
-def test_two_processes_equal_one_on_the_joined_batch(tmp_path, estimator):
-    """Two gloo processes under DistributedDataParallel, each with every second example, against one with all of them.
+PARALLEL = ["straight_through", "reinforce_centered", "reinforce_average", "relax"]
 
-    relax moves its network by Adam, so its state is no mean of what two parts of a batch would make of it.
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The weights after training with each estimator, by one process and by two.
+
+    The two are under DistributedDataParallel, by gloo, and each has every second example.
     """
-    script = tmp_path / "train.py"
+    folder = tmp_path_factory.mktemp("parallel")
+    script = folder / "train.py"
     script.write_text(TRAIN)
-    results = []
-    for world in (1, 2):
-        store = tmp_path / f"store{world}"
-        processes = [
-            subprocess.Popen(
-                [sys.executable, script, estimator, str(rank), str(world), store, tmp_path / f"out{world}"]
-            )
-            for rank in range(world)
-        ]
-        assert [process.wait(timeout=120) for process in processes] == [0] * world
-        results.append(torch.load(tmp_path / f"out{world}", weights_only=True))
-    assert results[0].keys() == results[1].keys()
-    for name, value in results[0].items():
-        assert torch.allclose(value, results[1][name], atol=1e-6), name
+    commands = [
+        [sys.executable, script, str(rank), str(world), folder / f"store{world}", folder / f"out{world}", *PARALLEL]
+        for world in (1, 2)
+        for rank in range(world)
+    ]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait(timeout=240) for process in processes] == [0] * 3
+    return [torch.load(folder / f"out{world}", weights_only=True) for world in (1, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("two processes")
+@pytest.mark.parametrize("estimator", PARALLEL)
+def test_two_processes_equal_one_on_the_joined_batch(trained, estimator):
+    """relax moves its network by Adam, so its state is no mean of what two parts of a batch would make of it."""
+    one, two = (weights[estimator] for weights in trained)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], atol=1e-6), name
 
 
 def test_a_process_without_examples_takes_part_in_what_is_joined(monkeypatch):
@@ -336,7 +344,8 @@ def test_a_process_without_examples_takes_part_in_what_is_joined(monkeypatch):
     layer = Stochastic("bernoulli", "reinforce_average")
     layer(torch.zeros(2, 3))
     joined = []
-    monkeypatch.setattr("gradest.nn.layers.world_size", lambda: 2)
+    for module in ("gradest.nn.layers", "gradest.estimation.distributed"):
+        monkeypatch.setattr(f"{module}.world_size", lambda: 2)
     monkeypatch.setattr("gradest.estimation.ask_tell.world_size", lambda: 2)
     monkeypatch.setattr(
         "gradest.estimation.ask_tell.joined_state",
@@ -352,27 +361,29 @@ TRAIN = textwrap.dedent(
     import sys, torch
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
-    from gradest.nn import broadcast_loss
-    from gradest.nn import Stochastic
+    from gradest.nn import Stochastic, broadcast_loss
 
-    estimator, rank, world, store, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
+    rank, world, store, out, *estimators = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
     import torch.distributed.nn.functional  # see gradest_experiments.engine.distributed.processes
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), Stochastic("bernoulli", estimator), nn.Linear(5, 1))
-    data = torch.randn(6, 8, 4)
-    parallel = DistributedDataParallel(model)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    for batch in data:
-        mine = batch[rank::world]
-        optimiser.zero_grad()
-        loss = (parallel(mine)[:, 0] - mine.sum(-1)) ** 2
-        broadcast_loss(model, loss).backward()
-        optimiser.step()
+    found = {}
+    for estimator in estimators:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 5), Stochastic("bernoulli", estimator), nn.Linear(5, 1))
+        data = torch.randn(6, 8, 4)
+        parallel = DistributedDataParallel(model)
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        for batch in data:
+            mine = batch[rank::world]
+            optimiser.zero_grad()
+            loss = (parallel(mine)[:, 0] - mine.sum(-1)) ** 2
+            broadcast_loss(model, loss).backward()
+            optimiser.step()
+        found[estimator] = model.state_dict()
+        del parallel  # it holds the process group, whose threads must end before the interpreter does
     if rank == 0:
-        torch.save(model.state_dict(), out)
+        torch.save(found, out)
     torch.distributed.barrier()
-    del parallel  # it holds the process group, whose threads must end before the interpreter does
     torch.distributed.destroy_process_group()
     """
 )

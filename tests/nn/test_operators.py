@@ -94,19 +94,26 @@ def test_a_compiled_model_trains_as_the_model_does(neuron, estimator):
     check_training(neuron, estimator, "aot_eager")
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize(("neuron", "estimator"), [pair for pair in SINGLE if pair not in FAST])
 def test_every_estimator_of_one_point(neuron, estimator):
     check_training(neuron, estimator, "aot_eager")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("neuron", "estimator"), [*FAST, ("bernoulli", "reinforce_centered")])
+@pytest.mark.parametrize(
+    ("neuron", "estimator"),
+    [
+        ("bernoulli", "nvil"),
+        *(pytest.param(*pair, marks=pytest.mark.deep) for pair in FAST if pair[1] != "nvil"),
+        pytest.param("bernoulli", "reinforce_centered", marks=pytest.mark.deep),
+    ],
+)
 def test_with_inductor(neuron, estimator):
     check_training(neuron, estimator, "inductor")
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.deep)])
 @pytest.mark.parametrize("learns", [False, True])
 @pytest.mark.parametrize("estimator", ["straight_through", "reinforce"])
 def test_each_call_draws_anew_and_torch_rules_the_seeds(estimator, learns, backend):

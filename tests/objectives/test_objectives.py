@@ -67,8 +67,8 @@ def test_cross_entropy_is_torchs():
         ({"labels": 0}, "weight: Field required"),
         ({"weight": [1.0, 2.0], "labels": 0}, r"\[classes, units\]"),
         ({"weight": [[1.0], [2.0]], "labels": 2}, r"integers in \[0, 2\)"),
-        ({"weight": [[1.0], [2.0]], "labels": 0.5}, "labels are integers"),
-        ({"weight": [[1.0], [2.0]], "labels": 0, "bias": [1.0]}, r"bias is \[classes\]"),
+        ({"weight": [[1.0], [2.0]], "labels": 0.5}, "labels must be integers"),
+        ({"weight": [[1.0], [2.0]], "labels": 0, "bias": [1.0]}, r"bias must have the shape \[classes\]"),
         ({"weight": [[1.0], [2.0, 3.0]], "labels": 0}, "rectangular"),
         ({"weight": [[1.0]], "labels": 0, "wieght": 1}, "wieght: Extra inputs"),
     ],
@@ -80,7 +80,7 @@ def test_cross_entropy_refuses(options, reason):
 
 def test_cross_entropy_names_shapes_that_do_not_fit():
     objective = gradest.objective("cross_entropy", weight=[[1.0, 2.0]], labels=[0, 0, 0])
-    with pytest.raises(InvalidInput, match="reads 2 units, but the points have 3"):
+    with pytest.raises(InvalidInput, match="weight is for 2 units, but the points have 3"):
         objective(torch.zeros(1, 3, 3))
     with pytest.raises(InvalidInput, match="labels of shape"):
         objective(torch.zeros(1, 2, 2))

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from collections.abc import Iterator
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 
+from gradest.cli.scaffold import write_plugin
+
+pytestmark = pytest.mark.xdist_group("packaging")
+
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"gradest", "gradest_neurons", "gradest_estimators", "gradest_objectives", "gradest_service"}
+PACKAGES = {
+    "gradest",
+    "gradest_neurons",
+    "gradest_estimators",
+    "gradest_objectives",
+    "gradest_experiments",
+    "gradest_service",
+}
 HOMES = [ROOT / "gradest", ROOT / "service/gradest_service", *(ROOT / "plugins").glob("gradest_*")]
+
+
+def build(source: Path, folder: Path, *targets: str) -> None:
+    """Build what the targets say, "wheel" or "sdist", of the source into the folder."""
+    command = [sys.executable, "-m", "hatchling", "build", *(word for target in targets for word in ("-t", target))]
+    subprocess.run([*command, "-d", folder], cwd=source, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel and the sdist of the checkout."""
     folder = tmp_path_factory.mktemp("dist")
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-t", "sdist", "-d", folder]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    build(ROOT, folder, "wheel", "sdist")
     return folder
 
 
@@ -50,7 +71,7 @@ def read(wheel: zipfile.ZipFile, name: str) -> str:
     return wheel.read(path).decode()
 
 
-def test_wheel_holds_the_five_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+def test_wheel_holds_the_packages_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
     assert len(tops) == len(PACKAGES) + 1
@@ -91,6 +112,10 @@ def test_wheel_says_what_it_is(wheel: zipfile.ZipFile) -> None:
 
 def test_sdist_holds_what_building_and_testing_take(sdist: set[str]) -> None:
     top = {"pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile", "constraints.txt"}
+    top |= {
+        "CITATION.cff",
+        *(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*") if path.is_file()),
+    }
     wanted = top | {path.relative_to(ROOT).as_posix() for home in HOMES for path in home.rglob("*.py")}
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
     assert wanted <= sdist
@@ -101,8 +126,7 @@ def test_sdist_builds_the_same_wheel(built: Path, wheel: zipfile.ZipFile, tmp_pa
     with tarfile.open(path) as archive:
         archive.extractall(tmp_path, filter="data")
     (source,) = tmp_path.iterdir()
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
-    subprocess.run(build, cwd=source, check=True, capture_output=True)
+    build(source, tmp_path, "wheel")
     (again,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(again) as second:
         assert {name: second.getinfo(name).CRC for name in second.namelist()} == {
@@ -110,7 +134,84 @@ def test_sdist_builds_the_same_wheel(built: Path, wheel: zipfile.ZipFile, tmp_pa
         }
 
 
+def test_every_library_that_tests_import_is_declared() -> None:
+    """Not only a requirement of a requirement, which may go; tests of speed have requirements of their own, the extra `bench`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    stated = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    declared = {re.split(r"[^\w-]", line, maxsplit=1)[0].lower().replace("_", "-") for line in stated}
+    imported = {
+        name.partition(".")[0]
+        for path in (ROOT / "tests").rglob("*.py")
+        if "benchmarks" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    ours = PACKAGES | {"tests", *sys.stdlib_module_names}
+    known = packages_distributions()
+    for name in sorted(imported - ours):
+        assert name in known, name
+        assert declared & {distribution.lower().replace("_", "-") for distribution in known[name]}, name
+
+
+@pytest.fixture(scope="module")
+def written(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What `gradest new-plugin my-plugin` writes; and a folder in which its wheel and gradest's are installed."""
+    home = tmp_path_factory.mktemp("written")
+    folder = write_plugin("my-plugin", home)
+    build(folder, home, "wheel")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
+    wheels = [*built.glob("*.whl"), *home.glob("*.whl")]
+    subprocess.run([*pip, "--target", home / "site", *wheels], check=True, capture_output=True)
+    return folder, home / "site"
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_gradest_and_a_new_plugin_work_from_wheels(written: tuple[Path, Path], tmp_path: Path) -> None:
+    """In a folder that is not the checkout: the plugin's own tests, `gradest list`, and the conformance kit."""
+    folder, site = written
+    shutil.copytree(folder / "tests", tmp_path / "tests")
+
+    def run(*module: str) -> str:
+        env = {**os.environ, "PYTHONPATH": str(site), "PYTEST_ADDOPTS": "-p no:schemathesis"}
+        ran = subprocess.run([sys.executable, "-m", *module], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return ran.stdout
+
+    assert " passed" in run("pytest", "-q", "tests")
+    listed = json.loads(run("gradest", "list", "--json"))
+    assert listed["failures"] == []
+    assert listed["plugins"][1] == {
+        "distribution": "my-plugin",
+        "version": "0.1.0",
+        "neurons": ["my_plugin_probit"],
+        "estimators": ["my_plugin_running_baseline"],
+        "objectives": [],
+    }
+    report = json.loads(run("gradest", "check", "My.Plugin", "--fast", "--json"))
+    assert report["passed"]
+    assert {result["plugin"] for result in report["results"]} > {"my_plugin_probit", "my_plugin_running_baseline"}
+    # by its own entry point in the group pytest11, and with every file of gradest marked for rewriting by pytest
+    ran = run(
+        "pytest", "-q", "--gradest-plugin", "my-plugin", "tests/test_values.py", "-W", "error", "-k", "is_pure or score"
+    )
+    assert " passed" in ran
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(900)
+def test_a_new_plugin_is_typed(tmp_path: Path) -> None:
+    typed = subprocess.run(
+        [sys.executable, "-m", "mypy"], cwd=write_plugin("my-plugin", tmp_path), capture_output=True, text=True
+    )
+    assert typed.returncode == 0, typed.stdout
+
+
+@pytest.mark.deep
 @pytest.mark.timeout(900)
 def test_install_into_an_empty_environment(built: Path, tmp_path: Path) -> None:
     """`pip install` with the real dependencies, and the command line from a folder that is not the checkout."""

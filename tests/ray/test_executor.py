@@ -25,7 +25,10 @@ def executor(cluster):
     return gradest.RayExecutor(num_cpus=1)
 
 
-@pytest.mark.parametrize("estimator", ["rloo", "straight_through", "nvil", "relax"])
+@pytest.mark.parametrize(
+    "estimator",
+    ["nvil", *(pytest.param(name, marks=pytest.mark.deep) for name in ("rloo", "straight_through", "relax"))],
+)
 def test_estimate_is_that_of_this_thread(executor, estimator):
     f = make_loss()
     here = gradest.estimate(f, A, estimator=estimator, draws=3000, seed=7, warm_up=5)
@@ -46,6 +49,7 @@ def test_estimate_is_that_of_this_thread(executor, estimator):
         assert torch.equal(getattr(there, name), getattr(here, name))
 
 
+@pytest.mark.deep
 def test_compare_and_a_target(executor):
     f = make_loss()
     tables = [
@@ -99,6 +103,7 @@ def test_a_function_is_sent_once(executor, cluster, monkeypatch):
     assert len(sent) == 1
 
 
+@pytest.mark.deep
 def test_a_worker_that_dies_is_replaced(executor, tmp_path):
     died = tmp_path / "died"
 

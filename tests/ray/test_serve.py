@@ -133,6 +133,7 @@ def test_clients_lose_no_request_while_a_replica_dies(on_ray, cluster, replicas)
     assert "application/problem+json" not in [kind for _, kind in failed]
 
 
+@pytest.mark.deep
 def test_a_full_queue_is_429_with_a_time(on_ray):
     """One replica that holds one request, and a queue of one: of eight at a time most are turned away at once."""
     from ray import serve

@@ -19,10 +19,11 @@ from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
 from gradest_service.admit.pool import Pool
 from gradest_service.run import joint_pass
 from gradest_service.run.batching import Batcher
+from tests.losses import cubes, with_gradient
 
 STATELESS = [
     (estimator, neuron)
-    for estimator, neuron in testing.pairs(gradest.registry)
+    for estimator, neuron in testing.example_pairs(gradest.registry)
     if not estimator.init(neuron, torch.zeros((1, *(2, 3)[: neuron.event_ndim])))
 ]
 BATCHES = st.lists(st.sampled_from([(), (1,), (3,), (2, 2), (0,), (17,)]), min_size=1, max_size=6)
@@ -38,14 +39,7 @@ def jobs_of(kind, neuron, batches, seed, dtype=torch.float32, **more):
     return jobs
 
 
-def loss_of(points, event_ndim):
-    points = points.detach().requires_grad_()
-    loss = ((points.flatten(points.ndim - event_ndim) - 0.3) ** 3).sum(-1)
-    (grad,) = torch.autograd.grad(loss.sum(), points)
-    return loss.detach(), grad
-
-
-@pytest.mark.parametrize("neuron", testing.neurons(gradest.registry), ids=lambda n: n.label())
+@pytest.mark.parametrize("neuron", testing.example_neurons(gradest.registry), ids=lambda n: n.label())
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(batches=BATCHES, seed=st.integers(0, 2**53 - 4), samples=st.integers(0, 4))
 def test_samples_are_those_of_each_request_alone(neuron, batches, seed, samples):
@@ -68,7 +62,7 @@ def test_gradients_are_those_of_each_request_alone(estimator, neuron, batches, s
         draw, state = ask(neuron, estimator, job.a, Key(job.seed))
         assert torch.equal(found.points, draw.points.to(dtype))
         assert torch.equal(found.weights, draw.weights)
-        loss, grad = loss_of(draw.points, neuron.event_ndim)
+        loss, grad = with_gradient(cubes, draw.points, neuron.event_ndim)
         grad = grad if "grad" in estimator.needs else None
         back.append(BackwardJob(**vars(job), loss=loss, grad=grad))
         gradient, _ = tell(estimator, draw, Feedback(loss, grad), state)
@@ -230,7 +224,7 @@ async def ask_over_http(client, seed):
     asked = await client.forward(neuron, estimator, a, seed)
     draw, state = ask(neuron, estimator, a, Key(seed))
     same.append(torch.equal(asked.points, draw.points.to(dtype)))
-    loss, grad = loss_of(draw.points, neuron.event_ndim)
+    loss, grad = with_gradient(cubes, draw.points, neuron.event_ndim)
     grad = grad if "grad" in estimator.needs else None
     told = await client.backward(neuron, estimator, a, seed, loss, grad, state=state or None)
     same.append(torch.equal(told.gradient, tell(estimator, draw, Feedback(loss, grad), state)[0].to(dtype)))

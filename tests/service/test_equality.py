@@ -11,32 +11,46 @@ from gradest.estimation.ask_tell import ask, tell
 from gradest.estimation.exact import closed_form
 from gradest.random import Key
 from gradest.testing import checks as testing
+from tests.losses import squares, with_gradient
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-PAIRS = [
-    pytest.param(
-        estimator, neuron, marks=[pytest.mark.slow] if estimator.model_fields_set | neuron.model_fields_set else []
-    )
-    for estimator, neuron in testing.pairs(gradest.registry)
-]
+
+
+def name_of(value):
+    return value.label() if isinstance(value, gradest.Plugin) else str(value)
+
+
+def each_once(pairs):
+    """The pairs, all deep but one of each estimator: to what is sent its neuron and its options are values like others.
+
+    Estimators take turns with the neurons that they accept, so that those are all there.
+    """
+    by_name = {}
+    for estimator, neuron in pairs:
+        if not estimator.model_fields_set:
+            by_name.setdefault(estimator.name, []).append((estimator, neuron))
+    chosen = [found[place % len(found)] for place, found in enumerate(by_name.values())]
+    return [pytest.param(*pair, marks=[] if pair in chosen else [pytest.mark.deep]) for pair in pairs]
+
+
+def each_type_once(neurons):
+    """The neurons in every dtype, all deep but each neuron in float32 and the first one in the others."""
+    return [
+        pytest.param(neuron, dtype, marks=[] if DTYPES[0] == dtype or not place else [pytest.mark.deep])
+        for place, neuron in enumerate(neurons)
+        for dtype in DTYPES
+    ]
+
+
+PAIRS = each_once(testing.example_pairs(gradest.registry))
+NEURONS = each_type_once(testing.example_neurons(gradest.registry))
+DEFAULTS = [name for name in gradest.registry.estimators if name != "rebar"]
 SHAPES = [(2, 3), (3,), (1,), (2, 2, 2), (0, 3), (2, 0), (0, 2, 3)]
 
 
 def pre_activations(neuron, dtype=torch.float32, batch=(2,), units=3):
     shape = (*batch, *[units] * gradest.neuron(neuron).event_ndim)
     return torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
-
-
-def loss_of(points, event_ndim):
-    """A loss of each point, in the dtype of the points."""
-    return ((points - 0.499) ** 2).flatten(points.ndim - event_ndim).sum(-1)
-
-
-def loss_and_grad(points, event_ndim):
-    points = points.detach().requires_grad_()
-    loss = loss_of(points, event_ndim)
-    (grad,) = torch.autograd.grad(loss.sum(), points)
-    return loss.detach(), grad
 
 
 def assert_same(found, wanted):
@@ -51,15 +65,13 @@ def either(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("neuron", testing.neurons(gradest.registry), ids=lambda neuron: neuron.label())
+@pytest.mark.parametrize(("neuron", "dtype"), NEURONS, ids=name_of)
 def test_sample(either, neuron, dtype):
     a = pre_activations(neuron, dtype)
     assert_same(either.sample(neuron, a, 4, seed=11), gradest.sample(neuron, a, 4, seed=11))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("neuron", testing.neurons(gradest.registry), ids=lambda neuron: neuron.label())
+@pytest.mark.parametrize(("neuron", "dtype"), NEURONS, ids=name_of)
 def test_mean(either, neuron, dtype):
     a = pre_activations(neuron, dtype)
     wide = a.to(torch.promote_types(dtype, torch.float32))
@@ -77,15 +89,21 @@ def test_sample_of_every_shape(either, shape):
         )
 
 
-@pytest.mark.parametrize(
-    "dtype", [DTYPES[0], *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])], ids=str
-)
-@pytest.mark.parametrize(("estimator", "neuron"), PAIRS, ids=lambda plugin: plugin.label())
-def test_forward_and_backward(client, neuron, estimator, dtype):
-    check_forward_and_backward(client, neuron, estimator, dtype)
+@pytest.mark.parametrize(("estimator", "neuron"), PAIRS, ids=name_of)
+def test_forward_and_backward(client, neuron, estimator):
+    check_forward_and_backward(client, neuron, estimator, torch.float32)
 
 
-@pytest.mark.parametrize(("estimator", "neuron"), PAIRS, ids=lambda plugin: plugin.label())
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("estimator", ["rebar", *(pytest.param(name, marks=pytest.mark.deep) for name in DEFAULTS)])
+def test_forward_and_backward_in_every_type(client, estimator, dtype):
+    """rebar is the one with all there is: a loss, its derivative, weights and a state."""
+    estimator = gradest.estimator(estimator)
+    for _, neuron in (pair for pair in testing.example_pairs(gradest.registry) if pair[0] == estimator):
+        check_forward_and_backward(client, neuron, estimator, dtype)
+
+
+@pytest.mark.parametrize(("estimator", "neuron"), PAIRS, ids=name_of)
 def test_forward_and_backward_in_json(json_client, neuron, estimator):
     check_forward_and_backward(json_client, neuron, estimator, torch.float32)
 
@@ -93,7 +111,7 @@ def test_forward_and_backward_in_json(json_client, neuron, estimator):
 def check_forward_and_backward(client, neuron, estimator, dtype):
     a = pre_activations(neuron, dtype)
     draw, state = ask(neuron, estimator, a, Key(2**53 - 1))
-    loss, grad = loss_and_grad(draw.points.to(dtype), neuron.event_ndim)
+    loss, grad = with_gradient(squares, draw.points.to(dtype), neuron.event_ndim)
     grad = grad if "grad" in estimator.needs else None
     gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
 
@@ -131,7 +149,7 @@ def expect_both(client, neuron, estimator, dtype, seed=3, state=None):
         yield value.detach(), a.grad, loss.scale.grad, after
 
 
-@pytest.mark.parametrize(("estimator", "neuron"), PAIRS, ids=lambda plugin: plugin.label())
+@pytest.mark.parametrize(("estimator", "neuron"), PAIRS, ids=name_of)
 def test_expect(client, neuron, estimator):
     here, there = expect_both(client, neuron, estimator, torch.float32)
     assert_same(there[0], here[0])
@@ -211,7 +229,7 @@ def test_forward_and_backward_of_every_shape(either, estimator, shape):
     a = torch.linspace(-2, 2, torch.Size(shape).numel()).reshape(shape)
     built = gradest.estimator(estimator)
     draw, state = ask(gradest.neuron("bernoulli"), built, a, Key(1))
-    loss, grad = loss_and_grad(draw.points, 1)
+    loss, grad = with_gradient(squares, draw.points, 1)
     gradient, after = tell(built, draw, Feedback(loss, grad), state)
     remote = either.forward("bernoulli", estimator, a, seed=1)
     told = either.backward("bernoulli", estimator, a, 1, loss, grad if "grad" in built.needs else None)
@@ -230,10 +248,10 @@ def test_state_goes_round_over_steps(client, estimator, dtype):
     here = there = None
     for step in range(5):
         draw, before = ask(neuron, built, a, Key(step), here)
-        loss = loss_of(draw.points.to(dtype), 1)
+        loss = squares(draw.points.to(dtype))
         gradient, here = tell(built, draw, Feedback(loss), before)
         remote = client.forward("bernoulli", estimator, a, seed=step, state=there)
-        told = client.backward("bernoulli", estimator, a, step, loss_of(remote.points, 1), state=there)
+        told = client.backward("bernoulli", estimator, a, step, squares(remote.points), state=there)
         there = told.state
         assert_same(told.gradient, gradient.to(dtype))
         assert here.keys() == there.keys() != set()
@@ -243,10 +261,10 @@ def test_state_goes_round_over_steps(client, estimator, dtype):
 
 def test_backward_equals_the_gradient_that_expect_puts_on_a(client):
     a = pre_activations("bernoulli").requires_grad_()
-    value, _ = gradest.expect(lambda points: loss_of(points, 1), a, "bernoulli", "rloo", seed=9)
+    value, _ = gradest.expect(squares, a, "bernoulli", "rloo", seed=9)
     value.sum().backward()
     remote = client.forward("bernoulli", "rloo", a.detach(), seed=9)
-    told = client.backward("bernoulli", "rloo", a.detach(), 9, loss_of(remote.points, 1))
+    told = client.backward("bernoulli", "rloo", a.detach(), 9, squares(remote.points))
     assert_same(told.gradient, a.grad)
     assert_same(told.value, value.detach())
 

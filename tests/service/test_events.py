@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradest
-from gradest.analysis.comparison import comparable
+from gradest.analysis.comparison import comparable_estimators
 from gradest.contract.objective import Objective
 from gradest.errors import InvalidInput
 
@@ -26,7 +26,7 @@ def test_progress_then_one_result(http):
     assert answer.headers["cache-control"] == "no-cache"
     assert answer.headers["x-request-id"]
     events = parse(answer.text)
-    fitting = [estimator.name for estimator in comparable(gradest.neuron("bernoulli"))]
+    fitting = [estimator.name for estimator in comparable_estimators(gradest.neuron("bernoulli"))]
     assert [data["estimator"] for name, data in events if name == "progress"] == fitting
     assert [name for name, _ in events] == ["progress"] * len(fitting) + ["result"]
     assert events[0][1] == {"estimator": fitting[0], "done": 20, "draws": 20}

@@ -72,7 +72,7 @@ def test_the_document_is_true_where_keys_are_asked_for(keyed, fuzz):
     fuzz(service, "-n", "5", *flags, *SOME[:2], *SOME[-2:])
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_the_whole_document_is_true(start, fuzz):
     service = start(**SMALL)
     fuzz(service, "-n", "40")
@@ -80,7 +80,7 @@ def test_the_whole_document_is_true(start, fuzz):
     assert accepted(service) >= paths.keys() - {"/metrics"}  # that counts itself later
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_the_whole_document_is_true_where_keys_are_asked_for(keyed, fuzz):
     service, flags = keyed
     fuzz(service, "-n", "20", *flags)

@@ -14,9 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workers")]
 
 SAMPLE = {"neuron": "bernoulli", "a": [[0.3, -1.0, 2.0]], "samples": 4, "seed": 7}
+SAMPLED = 'gradest_requests_total{method="POST",route="/v1/sample",status="200"}'
+"""The metric that counts such requests."""
 
 
 @contextmanager
@@ -72,51 +74,64 @@ def scrape(url, name):
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-def test_all_workers_answer_alike_and_count_together():
-    with serving() as (process, url):
-        assert len(children(process)) == 2
-        answers = {httpx.post(f"{url}/v1/sample", json=SAMPLE, timeout=60).text for _ in range(40)}
-        assert len(answers) == 1
-        eventually(lambda: scrape(url, 'gradest_requests_total{method="POST",route="/v1/sample",status="200"}') == 40)
-        assert scrape(url, "gradest_elements_total") == 40 * 12
-        assert 'pid="' not in httpx.get(f"{url}/metrics").text
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+@pytest.fixture(scope="module")
+def service():
+    """One service for the tests that follow, in their order: the last of them kills its supervisor."""
+    with serving("--log-level", "warning") as found:
+        yield found
 
 
-def test_a_killed_worker_is_replaced_and_its_counts_stay():
-    with serving() as (process, url):
-        victim, other = children(process)
-        stop, failures, done = threading.Event(), [], []
+def test_all_workers_answer_alike_and_count_together(service):
+    process, url = service
+    before = scrape(url, SAMPLED), scrape(url, "gradest_elements_total")
+    assert len(children(process)) == 2
+    answers = {httpx.post(f"{url}/v1/sample", json=SAMPLE, timeout=60).text for _ in range(40)}
+    assert len(answers) == 1
+    eventually(lambda: scrape(url, SAMPLED) == before[0] + 40)
+    assert scrape(url, "gradest_elements_total") == before[1] + 40 * 12
+    assert 'pid="' not in httpx.get(f"{url}/metrics").text
 
-        def ask():  # one connection a request, as many clients have
-            while not stop.is_set():
-                try:
-                    done.append(httpx.post(f"{url}/v1/sample", json=SAMPLE, timeout=60).status_code)
-                except httpx.HTTPError as error:
-                    failures.append(error)
 
-        askers = [threading.Thread(target=ask) for _ in range(4)]
-        for asker in askers:
-            asker.start()
-        eventually(lambda: len(done) > 40)
-        os.kill(victim, signal.SIGKILL)
-        eventually(lambda: len(children(process)) == 2 and victim not in children(process))
-        after = len(done)
-        eventually(lambda: len(done) > after + 100)
-        stop.set()
-        for asker in askers:
-            asker.join()
-        assert alive(other)
-        assert set(done) == {200}
-        assert len(failures) <= 4  # at most what each client had on its way to the worker that was killed
-        counted = lambda: scrape(url, 'gradest_requests_total{method="POST",route="/v1/sample",status="200"}')  # noqa: E731
-        eventually(lambda: len(done) <= counted() <= len(done) + len(failures))
-        eventually(lambda: scrape(url, "gradest_requests_in_progress") == 1)  # the dead worker's are forgotten
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=30)
-        assert process.returncode == 0
-        assert len(re.findall(f"worker {victim} ended with -9 and is replaced", log)) == 1
+def test_a_killed_worker_is_replaced_and_its_counts_stay(service):
+    process, url = service
+    before = scrape(url, SAMPLED)
+    victim, other = children(process)
+    stop, failures, done = threading.Event(), [], []
+
+    def ask():  # one connection a request, as many clients have
+        while not stop.is_set():
+            try:
+                done.append(httpx.post(f"{url}/v1/sample", json=SAMPLE, timeout=60).status_code)
+            except httpx.HTTPError as error:
+                failures.append(error)
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    eventually(lambda: len(done) > 40)
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: len(children(process)) == 2 and victim not in children(process))
+    after = len(done)
+    eventually(lambda: len(done) > after + 100)
+    stop.set()
+    for asker in askers:
+        asker.join()
+    assert alive(other)
+    assert set(done) == {200}
+    assert len(failures) <= 4  # at most what each client had on its way to the worker that was killed
+    eventually(lambda: len(done) <= scrape(url, SAMPLED) - before <= len(done) + len(failures))
+    eventually(lambda: scrape(url, "gradest_requests_in_progress") == 1)  # the dead worker's are forgotten
+    log = os.read(process.stderr.fileno(), 1 << 16).decode()  # what there is, without waiting for the end
+    assert len(re.findall(f"worker {victim} ended with -9 and is replaced", log)) == 1
+
+
+def test_workers_do_not_outlive_a_killed_supervisor(service):
+    process, url = service
+    workers = children(process)
+    process.kill()
+    eventually(lambda: not any(map(alive, workers)))
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/livez")
 
 
 def test_stopping_drains_every_worker_and_finishes_what_was_accepted():
@@ -145,6 +160,7 @@ def test_stopping_drains_every_worker_and_finishes_what_was_accepted():
         assert not any(map(alive, workers))
 
 
+@pytest.mark.deep
 def test_a_second_signal_kills():
     with serving("--drain-seconds", "600") as (process, url):
         workers = children(process)
@@ -155,15 +171,7 @@ def test_a_second_signal_kills():
         eventually(lambda: not any(map(alive, workers)))
 
 
-def test_workers_do_not_outlive_a_killed_supervisor():
-    with serving() as (process, url):
-        workers = children(process)
-        process.kill()
-        eventually(lambda: not any(map(alive, workers)))
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{url}/livez")
-
-
+@pytest.mark.deep
 def test_what_keeps_a_worker_from_starting_ends_the_service(tmp_path):
     (tmp_path / "keys").write_text("nonsense")
     command = [
@@ -184,6 +192,7 @@ def test_what_keeps_a_worker_from_starting_ends_the_service(tmp_path):
     assert "Traceback" not in found.stderr
 
 
+@pytest.mark.deep
 def test_a_taken_port_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [sys.executable, "-m", "gradest", "serve", "--workers", "2", "--port", str(taken.getsockname()[1])]

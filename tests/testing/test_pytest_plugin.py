@@ -79,7 +79,7 @@ def test_in_an_empty_folder_with_readable_names_and_no_traceback(run: Run, half:
     assert "claims bias none, but: on a linear loss" in failures
     assert "wrong factor" in failures
     assert "Traceback" not in failures
-    assert "testing.py" not in failures
+    assert "checks.py" not in failures
     assert len(failures.splitlines()) < 10
 
 

@@ -15,7 +15,7 @@ import pytest
 from gradest.cli import main
 from gradest.discovery.entry_points import find
 from gradest.errors import PluginError, UnknownPlugin
-from gradest.testing.suite import collect, run_checks
+from gradest.testing.suite import collect_checks, run_checks
 
 HEAD = """
 import gradest, torch
@@ -148,7 +148,7 @@ BROKEN = {
             return 2
         """,
         "shapes_and_dtypes",
-        "evaluations says K = 2, forward asks for 1 points",
+        "evaluations says K = 2, but forward asks for 1 points",
     ),
     "result dependent on the batch": (
         """
@@ -203,7 +203,7 @@ BROKEN = {
             return False
         """,
         "accepts",
-        "accepts no neuron, its plugin's or built-in: `capabilities` asks for LogisticBinary and Relaxable",
+        "accepts no neuron, neither its plugin's nor a built-in one: `capabilities` requires LogisticBinary and Relaxable",
     ),
     "accepts raises": (
         """
@@ -275,7 +275,7 @@ def test_a_right_plugin_passes(written: Any, check: Any) -> None:
 
 
 def test_what_is_tried_on_what(written: Any) -> None:
-    cases = collect(find(str(written(HEAD + GOOD + FOOT)))).cases
+    cases = collect_checks(find(str(written(HEAD + GOOD + FOOT)))).cases
     tried = {(case.kind, case.plugin, case.neuron) for case in cases}
     assert {
         ("neuron", "third", ""),
@@ -302,7 +302,7 @@ def test_a_neuron_that_cannot_be_built_leaves_the_rest_to_be_checked(written: An
 
 def test_an_estimator_that_fits_a_built_in_neuron_only_with_options_is_tried_there(written: Any) -> None:
     body = "    def accepts(self, neuron):\n        return neuron.label() == 'binomial(trials=1)'\n"
-    cases = collect(find(str(written(HEAD + body + FOOT))), bias=False).cases
+    cases = collect_checks(find(str(written(HEAD + body + FOOT))), bias=False).cases
     assert {case.neuron for case in cases} == {"binomial(trials=1)"}
 
 
@@ -324,7 +324,7 @@ def test_a_fault_that_only_estimators_see_is_found(written: Any) -> None:
         "        return super().conditional_relax(a, 1 - h, noise, temperature)\n\n\nclass Cube",
     )
     assert source != GOOD
-    cases = collect(find(str(written(HEAD + source + FOOT)))).cases
+    cases = collect_checks(find(str(written(HEAD + source + FOOT)))).cases
     assert all(case.run().passed for case in cases if case.kind == "neuron")
     (case,) = (
         case for case in cases if (case.plugin, case.neuron, case.check) == ("rebar", "third", "bias_is_as_claimed")
@@ -376,7 +376,7 @@ def test_hooks_that_bring_nothing_are_a_failure(written: Any, check: Any) -> Non
 def test_a_plugin_is_loaded_into_a_registry_of_its_own(written: Any) -> None:
     import gradest
 
-    collect(find(str(written(HEAD + GOOD + FOOT))))
+    collect_checks(find(str(written(HEAD + GOOD + FOOT))))
     assert "mine" not in gradest.registry.estimators
 
 
@@ -400,7 +400,7 @@ def test_a_project_is_found_by_its_folder(layout: str, tmp_path: Path, monkeypat
     monkeypatch.setattr(sys, "path", [*sys.path])
     source = find(str(tmp_path))
     assert (source.distribution, source.version) == (name, "2.0")
-    assert [case.plugin for case in collect(source, bias=False).cases] == ["mine"] * 6
+    assert [case.plugin for case in collect_checks(source, bias=False).cases] == ["mine"] * 6
 
 
 def test_a_package_and_a_file_inside_it_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -410,12 +410,14 @@ def test_a_package_and_a_file_inside_it_are_found(tmp_path: Path, monkeypatch: p
     assert find(str(folder / "acme_package")).distribution == "acme_package"
     source = find(str(folder / "acme_package/parts.py"))
     assert source.distribution == "acme_package.parts"
-    assert len(collect(source, bias=False).cases) == 6
-    assert len(collect(find("acme_package.parts"), bias=False).cases) == 6  # now that its folder is known, by its name
+    assert len(collect_checks(source, bias=False).cases) == 6
+    assert (
+        len(collect_checks(find("acme_package.parts"), bias=False).cases) == 6
+    )  # now that its folder is known, by its name
 
 
 def test_gradest_itself_can_be_checked(check: Any) -> None:
-    suite = collect(find("Gradest"))
+    suite = collect_checks(find("Gradest"))
     assert not suite.failures
     assert {case.kind for case in suite.cases} == {"neuron", "estimator", "objective"}
 

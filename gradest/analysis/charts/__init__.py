@@ -1,6 +1,6 @@
-"""Charts, each defined once as vega-lite in a JSON file, for altair here and for the service's page.
+"""Charts, each defined once as vega-lite in a JSON file, which altair and the service's page both draw.
 
-A definition names the rows it takes, as `{"data": {"name": "rows"}}`, and whoever shows it brings them.
+A definition has no data. It names the rows that it draws, as `{"data": {"name": "rows"}}`, and the caller provides them.
 """
 
 from __future__ import annotations
@@ -18,20 +18,26 @@ __all__ = ["chart", "definition"]
 
 
 def definition(name: str) -> dict[str, Any]:
-    """The chart of this name in vega-lite, without rows."""
+    """Return the vega-lite definition in NAME.json, without rows; "config" is the style that all charts share.
+
+    Raises FileNotFoundError if there is none of this name.
+    """
     found: dict[str, Any] = json.loads(files(__name__).joinpath(f"{name}.json").read_text(encoding="utf-8"))
     return found
 
 
 def chart(name: str, rows: Sequence[Mapping[str, Any]], title: str) -> Any:
-    """An altair chart of these rows.
+    """Return an altair chart of rows, by the definition of that name.
 
-    rows may hold numbers that are not finite. Needs the extra `gradest[plot]`.
+    rows: dicts with the columns that the definition draws; numbers need not be finite.
+    title: the title of the chart.
+
+    Needs the extra `gradest[plot]`; raises GradestError without it.
     """
     try:
         import altair  # noqa: PLC0415  # an extra
     except ImportError as error:
         raise GradestError("charts need altair: pip install 'gradest[plot]'") from error
     datasets = {"rows": to_jsonable_python(rows, inf_nan_mode="strings")}
-    whole = {**definition(name), "title": title, "config": definition("config"), "datasets": datasets}
-    return altair.Chart.from_dict(whole)
+    document = {**definition(name), "title": title, "config": definition("config"), "datasets": datasets}
+    return altair.Chart.from_dict(document)

@@ -10,10 +10,10 @@ __all__ = ["BetaNoise"]
 
 
 class BetaNoise(nn.Module):
-    """a + z, z ~ Beta(1, β) in training and its mean, 1 / (1 + β), in evaluation.
+    """A layer that adds z ~ Beta(1, β) in training, and the mean of z, 1 / (1 + β), in evaluation.
 
-    The source adds Beta noise to the sigmoid's input of stochastic times smooth, with β about 40, and names no other parameter.
-    z is 1 - u^(1/β), u uniform: by the inverse of its distribution function.
+    Bengio et al. (2013) add Beta noise, with β about 40 and no other parameter named, to the input of the sigmoid in stochastic
+    times smooth. By the inverse of its distribution function, z is 1 - u^(1/β) with u uniform.
     """
 
     def __init__(self, beta: float) -> None:
@@ -21,7 +21,7 @@ class BetaNoise(nn.Module):
         self.beta = beta
 
     def forward(self, a: Tensor) -> Tensor:
-        """Of the shape of a; noise comes from torch's global generator."""
+        """Return a + z, in the shape of a; the seed of z is drawn from torch's global generator."""
         if not self.training:
             return a + 1 / (1 + self.beta)
         u = Key(fresh_seed()).uniform_like(a, 1)[0]

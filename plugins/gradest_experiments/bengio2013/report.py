@@ -1,4 +1,4 @@
-"""The table beside the published figures, validation curves, and where they differ."""
+"""The table beside the published errors, what differs from them, and validation curves."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from gradest_experiments.bengio2013.rows import ROWS, Row
+from gradest_experiments.bengio2013.rows import ROWS, TableRow
 from gradest_experiments.bengio2013.search import TOLERANCE
 from gradest_experiments.bengio2013.settings import RowSettings
-from gradest_experiments.checkpoint import write_atomically
-from gradest_experiments.folder import RunFolder
-from gradest_experiments.part import markdown
-from gradest_experiments.plot import lines, values, write_chart
+from gradest_experiments.engine.checkpoint import write_atomically
+from gradest_experiments.engine.folder import RunFolder
+from gradest_experiments.engine.plot import inline_data, line_encodings, write_chart
+from gradest_experiments.engine.tables import markdown_table
 
 __all__ = ["write_report"]
 
-_LEVELS = (0.04, 0.03, 0.025, 0.02)  # validation errors that a curve comes down to
-_SHOWN = 0.06  # the largest error that the plot shows
+_LEVELS = (0.04, 0.03, 0.025, 0.02)  # validation errors of which the report says when a curve reaches them
+_SHOWN = 0.06  # the largest error that the plot shows, unless a curve stays above it
 _TEST_IMAGES = 10_000
 
-_INTRODUCTION = """# Bengio, Léonard and Courville 2013, on MNIST
+_INTRODUCTION = """# Bengio, Léonard and Courville (2013) on MNIST
 
 Conditional computation with stochastic gates (arXiv 1308.3432, section 5), by `gradest reproduce bengio2013`: a gater of 400
-tanh units opens about 200 of 2000 linear experts for each image. 50,000 images to learn from, 10,000 to choose by, 10,000 to
-report on.
+tanh units opens about 200 of 2000 linear experts for each image. 50,000 images are for training, 10,000 to choose the epoch by,
+and 10,000 to test on.
 
-- train: criterion on the training images. valid, test: errors in %. All are of the weights of the epoch with the least
-  validation error, in deterministic mode: the gates with the greatest probability are open, a tenth of them over 2000 training
-  images; a rectifier emits its output without noise. Test images are looked at once.
-- open: share of the gates that are open on the test images so, in %. In training: of P(open), in the last epoch.
-- Several seeds: mean ± standard deviation. The source has single runs.
-- ms a step: wall clock of a minibatch, validation included, on this machine.
+- train: the criterion on the training images. valid, test: errors in %. All are of the weights of the epoch with the least
+  validation error, without noise: the gates with the greatest probability are open, a tenth of them over 2000 training images;
+  a rectifier emits its output without noise. The test images are scored once.
+- open: the share of gates that are open on the test images in this mode, in %. open in training: the mean of P(open) in the
+  last epoch, in %.
+- Several seeds: mean ± standard deviation. The published errors are of single runs.
+- ms per step: wall clock of a minibatch, validation included, on this machine.
 """
 
 
 @dataclass(frozen=True)
-class _Run:
-    """A finished run."""
+class _FinishedRun:
+    """What a finished run left in its folder."""
 
     settings: RowSettings
     versions: dict[str, Any]
@@ -48,7 +49,7 @@ class _Run:
     epochs: list[dict[str, Any]]
 
     def numbers(self) -> dict[str, float]:
-        """Of the table."""
+        """Return the numbers of the table."""
         last = self.epochs[-1]
         return {
             "train": self.results["train"]["loss"],
@@ -57,19 +58,19 @@ class _Run:
             "open": 100 * self.results["test"]["open_share"],
             "open in training": 100 * last["open"],
             "minutes": last["seconds"] / 60,
-            "ms a step": 1000 * last["seconds"] / self.results["steps"],
+            "ms per step": 1000 * last["seconds"] / self.results["steps"],
         }
 
 
 def write_report(out: Path) -> Path:
-    """Of the runs in the folder that are complete, whoever ran them: report.md, curves.svg and curves.png."""
+    """Write report.md, curves.svg and curves.png on all complete runs in the folder, and return the path of report.md."""
     groups = {row.name: runs for row in ROWS if (runs := _read(out / row.name))}
     sections = [_INTRODUCTION + f"\nPython {platform.python_version()}.\n"]
     if groups:
         write_chart(_chart(groups), out, "curves")
         sections += [
             _table(groups) + "\n",
-            "## Against the published figures\n\n"
+            "## Beside the published errors\n\n"
             + "\n".join(_verdict(row, groups[row.name]) for row in _rows(groups))
             + "\n",
             f"## Convergence\n\n![Validation error](curves.svg)\n\n{_convergence(groups)}\n",
@@ -82,33 +83,23 @@ def write_report(out: Path) -> Path:
     return out / "report.md"
 
 
-def _rows(groups: dict[str, list[_Run]]) -> list[Row]:
+def _rows(groups: dict[str, list[_FinishedRun]]) -> list[TableRow]:
     return [row for row in ROWS if row.name in groups]
 
 
-def _read(folder: Path) -> list[_Run]:
-    """The complete runs, seeds in order."""
+def _read(folder: Path) -> list[_FinishedRun]:
+    """Return the complete runs in the order of their seeds."""
     runs = []
     for path in folder.glob("seed-*"):
         found = RunFolder.read(path)
         if "test" in found.results:
-            runs.append(_Run(RowSettings(**found.settings), found.versions, found.results, found.rows("epoch")))
+            runs.append(_FinishedRun(RowSettings(**found.settings), found.versions, found.results, found.rows("epoch")))
     return sorted(runs, key=lambda run: run.settings.seed)
 
 
-def _table(groups: dict[str, list[_Run]]) -> str:
-    head = [
-        "gater",
-        "train, source",
-        "here",
-        "valid %, source",
-        "here",
-        "test %, source",
-        "here",
-        "open %",
-        "in training",
-    ]
-    head += ["seeds", "epochs", "minutes", "ms a step"]
+def _table(groups: dict[str, list[_FinishedRun]]) -> str:
+    head = ["gater", "published train", "train", "published valid %", "valid %", "published test %", "test %"]
+    head += ["open %", "open in training %", "seeds", "epochs", "minutes", "ms per step"]
     rows = []
     for row in _rows(groups):
         found = [run.numbers() for run in groups[row.name]]
@@ -121,10 +112,10 @@ def _table(groups: dict[str, list[_Run]]) -> str:
             str(len(found)),
             ", ".join(map(str, epochs)),
             _mean(found, "minutes", ".0f"),
-            _mean(found, "ms a step", ".1f"),
+            _mean(found, "ms per step", ".1f"),
         ]
         rows.append(cells)
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def _mean(found: Sequence[dict[str, float]], name: str, form: str) -> str:
@@ -133,20 +124,19 @@ def _mean(found: Sequence[dict[str, float]], name: str, form: str) -> str:
     return f"{fmean(several):{form}}{spread}"
 
 
-def _verdict(row: Row, runs: list[_Run]) -> str:
-    """In words, with two standard errors of both figures as the measure.
+def _verdict(row: TableRow, runs: list[_FinishedRun]) -> str:
+    """Say whether the test error differs from the published one by more than two standard errors of their difference.
 
-    Each is an error over 10,000 images, the same ones: the difference of two networks has at most the variance of two
-    independent samples.
+    Both are errors on the same 10,000 images, so their difference has at most the variance of two independent samples.
     """
     published, here = row.gater.published[1], fmean(run.results["test"]["error"] for run in runs)
     error = ((published * (1 - published) + here * (1 - here) / len(runs)) / _TEST_IMAGES) ** 0.5
     gap = here - published
     side = "above" if gap > 0 else "below"
     if abs(gap) <= 2 * error:
-        said = "within two standard errors of the figure, which chance alone explains"
+        said = "within two standard errors, as chance alone may explain"
     else:
-        said = f"**more than two standard errors {side}: not what the source reports**"
+        said = f"**more than two standard errors {side}: not what Bengio et al. (2013) report**"
     target = runs[0].settings.target()
     shares = {
         "on the test images": fmean(run.results["test"]["open_share"] for run in runs),
@@ -159,12 +149,12 @@ def _verdict(row: Row, runs: list[_Run]) -> str:
     )
     return (
         f"- {row.title}: test error {100 * here:.2f} %, {100 * abs(gap):.2f} points {side} the published "
-        f"{100 * published:.2f} %; {said} (one is {100 * error:.2f} points).{opened}"
+        f"{100 * published:.2f} %; {said} (one standard error is {100 * error:.2f} points).{opened}"
     )
 
 
-def _convergence(groups: dict[str, list[_Run]]) -> str:
-    """When the mean curve of a row first comes down to a level, the fastest row first."""
+def _convergence(groups: dict[str, list[_FinishedRun]]) -> str:
+    """Return a table of the epochs in which each row's mean curve first reaches a level, the fastest row first."""
     head = ["epochs until a validation error of", *(f"{100 * level:g} %" for level in _LEVELS)]
     found = []
     for row in _rows(groups):
@@ -173,28 +163,33 @@ def _convergence(groups: dict[str, list[_Run]]) -> str:
         found.append([row.title, *reached])
     found.sort(key=lambda cells: [float("inf") if at is None else at for at in reversed(cells[1:])])
     published = (
-        "In the source noisy rectifier and straight-through are fastest, then stochastic times smooth, then binary."
+        "In Bengio et al. (2013) the noisy rectifier and straight-through are fastest, then stochastic times smooth, then the "
+        "unbiased binary gater."
     )
-    return f"{markdown(head, found)}\n\n{published}"
+    return f"{markdown_table(head, found)}\n\n{published}"
 
 
-def _settings(row: Row, runs: list[_Run]) -> str:
-    """Where they are not the source's."""
+def _settings(row: TableRow, runs: list[_FinishedRun]) -> str:
+    """Name the settings of a row that differ from the published ones, and those in which its runs differ."""
     given = runs[0].settings.model_dump()
-    apart = [f"{name} {given[name]} (source: {value})" for name, value in row.source().items() if given[name] != value]
-    text = f"- {row.title}: " + (", ".join(apart) if apart else "the source's") + "."
+    apart = [
+        f"{name} {given[name]} (published: {value})"
+        for name, value in row.published_settings().items()
+        if given[name] != value
+    ]
+    text = f"- {row.title}: " + (", ".join(apart) if apart else "as published") + "."
     several = {name for run in runs for name, value in run.settings.model_dump().items() if value != given[name]} - {
         "seed"
     }
     several |= {name for run in runs for name in run.versions if run.versions[name] != runs[0].versions.get(name)}
     if several:
-        text += f" **The runs differ in {', '.join(sorted(several))}: their mean is of unlike things.**"
+        text += f" **The runs differ in {', '.join(sorted(several))}: do not read their mean as that of one setting.**"
     return text
 
 
-def _search(row: Row, path: Path) -> str:
-    """The trials of a row, if there were any."""
-    if not RunFolder.is_at(path):
+def _search(row: TableRow, path: Path) -> str:
+    """Return a table of the trials of a row, empty if there was no search."""
+    if not RunFolder.exists(path):
         return ""
     search = RunFolder.read(path)
     trials = {name: found for name, found in search.results.items() if name != "chosen"}
@@ -209,11 +204,13 @@ def _search(row: Row, path: Path) -> str:
         ]
         for name, found in trials.items()
     ]
-    return f"{markdown(head, rows)}\n\nEpochs of a trial: {search.settings['options']['epochs']}.\n" if rows else ""
+    return (
+        f"{markdown_table(head, rows)}\n\nEpochs of a trial: {search.settings['options']['epochs']}.\n" if rows else ""
+    )
 
 
-def _curve(runs: Sequence[_Run]) -> list[dict[str, float]]:
-    """The mean validation error of the seeds, by epoch."""
+def _curve(runs: Sequence[_FinishedRun]) -> list[dict[str, float]]:
+    """Return the validation error by epoch, averaged over the seeds."""
     return [
         {
             "epoch": points[0]["step"],
@@ -224,8 +221,8 @@ def _curve(runs: Sequence[_Run]) -> list[dict[str, float]]:
     ]
 
 
-def _chart(groups: dict[str, list[_Run]]) -> Any:
-    """Validation error against epochs and against minutes."""
+def _chart(groups: dict[str, list[_FinishedRun]]) -> Any:
+    """Draw validation error against epochs and against minutes."""
     import altair  # noqa: PLC0415  # an extra
 
     titles = [row.title for row in _rows(groups)]
@@ -238,9 +235,9 @@ def _chart(groups: dict[str, list[_Run]]) -> Any:
     best = [min(point["value"] for point in curve) for curve in curves.values()]
     top = 100 * max(_SHOWN, 1.2 * max(best))
     error = altair.Y("value:Q", title="validation error, %").scale(domain=[1, top], nice=False)
-    chart = altair.Chart(values(points)).mark_line(strokeWidth=1.5, clip=True)
+    chart = altair.Chart(inline_data(points)).mark_line(strokeWidth=1.5, clip=True)
     panels = [
-        chart.encode(x=altair.X(f"{x}:Q", title=title).scale(nice=False), y=error, **lines(titles, []))
+        chart.encode(x=altair.X(f"{x}:Q", title=title).scale(nice=False), y=error, **line_encodings(titles, []))
         for x, title in (("epoch", "epochs"), ("minutes", "minutes"))
     ]
     return altair.hconcat(*(panel.properties(width=360, height=280) for panel in panels), spacing=25)

@@ -1,4 +1,4 @@
-"""The seven rows of the source's table: what it states, what it reports, and what a search chose here."""
+"""The seven rows of the table of Bengio et al. (2013): published settings and errors, and the settings that a search chose."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 from gradest.errors import InvalidInput
 from gradest_experiments.bengio2013.settings import RowSettings
-from gradest_experiments.gaters import GATERS, Gater
+from gradest_experiments.gated.gaters import GATERS, Gater
 
-__all__ = ["QUICK", "ROWS", "Row", "choose_rows"]
+__all__ = ["QUICK", "ROWS", "TableRow", "choose_rows"]
 
 _MNIST: dict[str, Any] = {"data": "mnist", "hidden": 400, "gates": 2000, "batch": 32, "sparsity": 0.1, "max_norm": 2.0}
 
 QUICK: dict[str, Any] = {"epochs": 2, "images": 20_000}
-"""The settings of a run of seconds."""
+"""The settings that --quick sets."""
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of the table.
 
-    gater: its pair, and the errors that the source reports. criterion: the training criterion that it reports. epochs: what 15
-    minutes buy, about. stated: its own settings by the source. grid: what is searched, values by setting. chosen: what the
-    search chose from it, which goes before what is stated; where it is empty, the defaults are the source's.
+    gater: neuron, estimator, and the published errors. criterion: the published training criterion. epochs: about what 15
+    minutes allow. stated: the settings of the row that Bengio et al. (2013) state. grid: the values to search, by setting.
+    chosen: what the search chose, which overrides what is stated.
     """
 
     gater: Gater
@@ -38,21 +38,21 @@ class Row:
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """The name of the row on the command line."""
         return self.gater.name
 
     def settings(self, **options: Any) -> RowSettings:
-        """A run of the row; the options go before its own."""
+        """Return the settings of a run of the row. options: of `RowSettings`, which override those of the row."""
         pair = {"neuron": self.gater.neuron, "estimator": self.gater.estimator, **self.gater.options}
         given = {**_MNIST, "learning_rate": 0.1, "epochs": self.epochs, **pair, **self.stated, **self.chosen, **options}
-        return RowSettings.of(self.name, **given)
+        return RowSettings.for_row(self.name, **given)
 
-    def source(self) -> dict[str, Any]:
-        """The settings that the source states, of those that a run has; the learning rate stays what it is."""
+    def published_settings(self) -> dict[str, Any]:
+        """Return the settings that Bengio et al. (2013) state; their learning rate is constant."""
         return {"learning_rate": 0.1, "decay": 0.0, "max_norm": _MNIST["max_norm"], **self.stated}
 
     def trials(self) -> list[dict[str, float]]:
-        """The points of the grid."""
+        """Return the points of the grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
 
 
@@ -67,26 +67,26 @@ _L1: dict[str, Any] = {
 _DENSE: dict[str, Any] = {"penalty": "none", "momentum": 0.0, "gater_scale": 1.0, "experts": "dense"}
 
 ROWS = (
-    Row(
+    TableRow(
         _NOISY_RECTIFIER,
         "noisy rectifier",
         criterion=6.7e-4,
         epochs=50,
         stated=_L1,
-        # 0.3 was chosen by one seed; by another its gates close in the first epochs, and stay closed
+        # with one seed the search chose 0.3; with another, 0.3 closes the gates in the first epochs for good
         grid={"learning_rate": (0.03, 0.1, 0.3)},
     ),
-    Row(
+    TableRow(
         _STRAIGHT_THROUGH,
         "straight-through",
         criterion=3.3e-3,
         epochs=60,
         stated={"penalty": "kl", "penalty_weight": 0.1, "momentum": 0.0, "gater_scale": 1.0},
-        # by trials of 25 epochs and more: those of the search favour what learns fast
+        # chosen by trials of 25 epochs and more, because the search's short trials favour settings that learn fast
         grid={"penalty_weight": (0.03, 0.1), "gater_scale": (0.1, 1.0), "max_norm": (2.0, 4.0)},
         chosen={"penalty_weight": 0.03, "gater_scale": 0.1, "max_norm": 4.0, "learning_rate": 0.3},
     ),
-    Row(
+    TableRow(
         _TIMES_SMOOTH,
         "stochastic times smooth",
         criterion=4.4e-3,
@@ -95,17 +95,17 @@ ROWS = (
         grid={"penalty_weight": (0.001, 0.01), "learning_rate": (0.1, 0.3)},
         chosen={"penalty_weight": 0.001, "learning_rate": 0.3},
     ),
-    Row(
+    TableRow(
         _BINARY,
         "stochastic binary, unbiased",
         criterion=9.9e-3,
         epochs=60,
         stated={"penalty": "kl", "penalty_weight": 1.0, "momentum": 0.0, "gater_scale": 0.01},
-        # the norm by a trial of 30 epochs
+        # max_norm was chosen by a trial of 30 epochs
         grid={"penalty_weight": (0.03, 1.0), "gater_scale": (0.01, 0.03), "max_norm": (2.0, 4.0)},
         chosen={"penalty_weight": 0.03, "gater_scale": 0.03, "max_norm": 4.0, "learning_rate": 0.3},
     ),
-    Row(
+    TableRow(
         _RECTIFIER,
         "rectifier without noise",
         criterion=6.3e-5,
@@ -114,7 +114,7 @@ ROWS = (
         grid={"learning_rate": (0.03, 0.1, 0.3)},
         chosen={"learning_rate": 0.3},
     ),
-    Row(
+    TableRow(
         _NOISY_SIGMOID,
         "sigmoid + noise, 200 units",
         criterion=1.8e-3,
@@ -123,7 +123,7 @@ ROWS = (
         grid={"learning_rate": (0.1, 0.3)},
         chosen={"learning_rate": 0.3},
     ),
-    Row(
+    TableRow(
         _SIGMOID,
         "sigmoid, 200 units",
         criterion=3.2e-3,
@@ -133,11 +133,11 @@ ROWS = (
         chosen={"learning_rate": 0.3},
     ),
 )
-"""In the order of the source."""
+"""The rows, in the order of the paper."""
 
 
-def choose_rows(names: Sequence[str] | None = None) -> list[Row]:
-    """The rows of these names, all if None, in the order of the source. Raises InvalidInput for a name that is none."""
+def choose_rows(names: Sequence[str] | None = None) -> list[TableRow]:
+    """Return the rows of these names, all if None, in the order of the paper. Raises InvalidInput for an unknown name."""
     known = [row.name for row in ROWS]
     if unknown := [name for name in names or () if name not in known]:
         raise InvalidInput(f"no row is named {unknown[0]!r}; there are: {', '.join(known)}")

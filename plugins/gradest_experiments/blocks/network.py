@@ -1,4 +1,4 @@
-"""The gated network, and the dense one."""
+"""The network whose hidden layer is gated block by block, and the dense one."""
 
 from __future__ import annotations
 
@@ -9,56 +9,57 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from gradest.discovery.registry import registry
-from gradest.nn import ConditionalLinear, Expectation, Stochastic, broadcast_loss
+from gradest.nn import ConditionalLinear, Stochastic, broadcast_loss
 from gradest_experiments.blocks.regularisers import activity, diversity
 from gradest_experiments.blocks.settings import NEURON, BlockSettings
-from gradest_experiments.gated import looks_at_closed_gates
+from gradest_experiments.gated.network import SKIP_UP_TO, build_unit, needs_closed_gate_gradient
 
-__all__ = ["BlockNetwork", "Objective"]
-
-_GAIN = 0.25  # the share of open blocks up to which skipping pays
+__all__ = ["BlockLoss", "BlockNetwork"]
 
 
 @dataclass(frozen=True, eq=False)
-class Objective:
-    """total: the scalar to call backward on. loss: the sum over the minibatch of what is to be learned, without regularisers."""
+class BlockLoss:
+    """The training objective on a minibatch.
+
+    total: the scalar to call backward on. loss: the sum of the losses over the minibatch, without regularisers.
+    """
 
     total: Tensor
     loss: Tensor
 
 
 class BlockNetwork(nn.Module):
-    """logits = V (gates * tanh(W x + b)) + c, a gate a block, and P(gate open) = σ(Z x + d); without a policy all are open.
+    """A network of gated blocks: logits = V (gates * tanh(W x + b)) + c, with one gate per block and P(open) = σ(Z x + d).
 
-    Weights start uniform by Glorot and Bengio 2010, from torch's global generator, and biases at 0.
+    Without an estimator there is no policy Z, and every block is open. Initial weights are uniform as in Glorot and Bengio
+    (2010), drawn from torch's global generator; biases are 0.
     """
 
     def __init__(self, inputs: int, outputs: int, settings: BlockSettings) -> None:
         super().__init__()
         self.settings, estimator = settings, settings.build_estimator()
         neuron, blocks = registry.neuron(NEURON), settings.blocks
-        self.hidden = ConditionalLinear(inputs, settings.units, block_size=settings.block_size, method=_GAIN)
+        self.hidden = ConditionalLinear(inputs, settings.units, block_size=settings.block_size, method=SKIP_UP_TO)
         self.readout = nn.Linear(settings.units, outputs)
         self.policy = self.unit = None
         if estimator is not None:
-            one_point = estimator.evaluations(neuron, (blocks,)) == 1
-            self.hidden.closed_gate_gradient = looks_at_closed_gates(neuron, estimator)
+            self.hidden.closed_gate_gradient = needs_closed_gate_gradient(neuron, estimator)
             self.policy = nn.Linear(inputs, blocks)
-            self.unit = (Stochastic if one_point else Expectation)(neuron, estimator)
+            self.unit = build_unit(neuron, estimator, (blocks,))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def objective(self, x: Tensor, y: Tensor) -> Objective:
-        """The training objective of a minibatch: images `[batch, inputs]`, classes `[batch]`."""
+    def objective(self, x: Tensor, y: Tensor) -> BlockLoss:
+        """Return the training objective on a minibatch of images `[batch, inputs]` and classes `[batch]`."""
         if self.policy is None or self.unit is None:
             loss = cross_entropy(self(x), y, reduction="sum")
-            return Objective(loss, loss.detach())
+            return BlockLoss(loss, loss.detach())
         a, settings = self.policy(x), self.settings
 
         def losses_at(gates: Tensor) -> Tensor:
-            """One point skips what is closed; several share a dense product."""
+            """One point skips closed blocks; several points share a dense product."""
             if gates.ndim == 2:
                 return cross_entropy(self(x, gates), y, reduction="none")
             hidden = torch.tanh(linear(x, self.hidden.weight, self.hidden.bias)).reshape(len(x), settings.blocks, -1)
@@ -70,9 +71,10 @@ class BlockNetwork(nn.Module):
         p = torch.sigmoid(a)
         total = broadcast_loss(self, losses, "sum")
         total = total + settings.sparsity * activity(p, settings.target) - settings.variance * diversity(p)
-        return Objective(total, losses.detach().sum())
+        return BlockLoss(total, losses.detach().sum())
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Logits `[batch, outputs]` for gates `[batch, blocks]` of 0 and 1: tanh leaves the 0 of a closed block as it is."""
+        """Return logits `[batch, outputs]` for gates `[batch, blocks]` of 0 and 1; all blocks are open without gates."""
+        # tanh(0) is 0, so the outputs of closed blocks stay 0
         logits: Tensor = self.readout(torch.tanh(self.hidden(x, gates)))
         return logits

@@ -1,4 +1,4 @@
-"""What drives a policy to open few blocks, and different ones for different examples."""
+"""Regularisers that make a policy open few blocks, and different blocks for different examples."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["activity", "diversity"]
 
 
 def activity(p: Tensor, target: float) -> Tensor:
-    """L_b + L_e of probabilities `[batch, blocks]`, a scalar: Σ_j |mean_i p_ij - τ| + mean_i |mean_j p_ij - τ|.
+    """Return L_b + L_e for probabilities `[batch, blocks]`, a scalar: Σ_j |mean_i p_ij - τ| + mean_i |mean_j p_ij - τ|.
 
-    The first is least where every block is open for a share τ of the examples, the second where every example opens a share τ
-    of the blocks. Equations 5 and 6 of Bengio et al. 2015; the norms there are of numbers.
+    The first term is least if every block is open for a share τ of the examples, the second if every example opens a share τ
+    of the blocks. Equations 5 and 6 of Bengio et al. (2015), whose norms are absolute values of numbers.
     """
     return (p.mean(0) - target).abs().sum() + (p.mean(1) - target).abs().mean()
 
 
 def diversity(p: Tensor) -> Tensor:
-    """-L_v of probabilities `[batch, blocks]`, a scalar: Σ_j var_i p_ij, the variances over the batch (equation 7)."""
+    """Return -L_v for probabilities `[batch, blocks]`, a scalar: Σ_j var_i p_ij, variances over the batch (equation 7)."""
     return torch.var(p, 0, correction=0).sum()

@@ -11,38 +11,39 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 from gradest_experiments.blocks.settings import PUBLISHED, SIZES, BlockSettings
-from gradest_experiments.checkpoint import write_atomically
-from gradest_experiments.folder import RunFolder, list_folders
-from gradest_experiments.part import markdown
-from gradest_experiments.plot import colour, values, write_chart
+from gradest_experiments.engine.checkpoint import write_atomically
+from gradest_experiments.engine.folder import RunFolder, list_folders
+from gradest_experiments.engine.plot import colour_encoding, inline_data, write_chart
+from gradest_experiments.engine.tables import markdown_table
 
-__all__ = ["SPEED", "bits", "write_report"]
+__all__ = ["SPEED", "mutual_information", "write_report"]
 
 SPEED = "speed.json"
 
 _INTRODUCTION = """# Conditional computation at block level
 
-MNIST, 50,000 images to learn from, 10,000 to choose the epoch by, 10,000 to test on; one hidden layer of tanh units in blocks;
-a policy, linear in the image, opens blocks at random, and is trained through the estimator, with the penalties of Bengio et al.
-2015 (arXiv 1511.06297) on its probabilities. By `gradest reproduce block-gated`. Dense networks: of as many units; of as many
-as compute as much, policy included; of as many as should be open.
+By `gradest reproduce block-gated`, on MNIST: 50,000 images are for training, 10,000 to choose the epoch by, and 10,000 to test
+on. The network has one hidden layer of tanh units, divided into blocks. A policy, linear in the image, opens blocks at random;
+it is trained through the estimator, with the penalties of Bengio et al. (2015, arXiv 1511.06297) on its probabilities. There
+are three dense networks: one with as many units, one that computes as much as a gated network with its policy, and one with as
+many units as should be open.
 
 - open: the share of blocks that are open, over the test images.
-- computed: multiply-adds of a forward pass, policy and readout included, over those of the dense network of as many units;
-  those of the hidden layer are counted by the layer as they are done.
-- valid, test: error, gates drawn at random; of the epoch with the least validation error. test at ½: of the same network with
-  the gates that are more likely open than not, which is how speed is measured.
-- bits: Σ_j I(block j open; class), of the test images: 0 where a block is open for every class alike.
+- computed: multiply-adds of a forward pass, policy and readout included, divided by those of the dense network with as many
+  units; the hidden layer counts its own as it does them.
+- valid, test: errors with sampled gates, of the epoch with the least validation error. test at ½: the error of the same network
+  if the gates more likely open than not are open, as in the measurement of speed.
+- bits: Σ_j I(block j open; class) on the test images; a block that is open for every class alike adds 0.
 
 Several seeds: mean ± standard error.
 
-Published: 2.3 % for 16 x 16, 1.9 % dense with 256 units, 2.8 % dense with 32; "models that deal with MNIST are too small" there
-for skipping to make a difference in time.
+Published test errors: 2.3 % for 16 x 16, 1.9 % dense with 256 units, 2.8 % dense with 32 units. The paper says that "models that
+deal with MNIST are too small" for skipping to make a difference in time.
 """
 
 
 def write_report(out: Path) -> Path:
-    """Of the runs in the folder that are complete, whoever ran them: report.md, and SIZE.svg and SIZE.png."""
+    """Write report.md, SIZE.svg and SIZE.png on all complete runs in the folder, and return the path of report.md."""
     sections = [_INTRODUCTION + f"\nPython {platform.python_version()}.\n"]
     for size in SIZES:
         groups = _read(out / size)
@@ -61,8 +62,8 @@ def write_report(out: Path) -> Path:
     return out / "report.md"
 
 
-def bits(use: Sequence[Sequence[float]], classes: Sequence[float]) -> float:
-    """Σ_j I(block j open; class), for use `[classes, blocks]`, P(j open | class), and P(class)."""
+def mutual_information(use: Sequence[Sequence[float]], classes: Sequence[float]) -> float:
+    """Return Σ_j I(block j open; class) in bits, for use `[classes, blocks]`, P(j open | class), and classes, P(class)."""
     total = 0.0
     for opened in zip(*use, strict=True):
         mean = sum(p * share for p, share in zip(opened, classes, strict=True))
@@ -75,7 +76,7 @@ def _entropy(p: float) -> float:
 
 
 def _read(path: Path) -> dict[str, list[RunFolder]]:
-    """The complete runs by network, seeds in order."""
+    """Return the complete runs by network, in the order of their seeds."""
     groups: dict[str, list[RunFolder]] = {}
     for run in map(RunFolder.read, list_folders(path)):
         if "test" in run.results:
@@ -84,7 +85,7 @@ def _read(path: Path) -> dict[str, list[RunFolder]]:
 
 
 def _table(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> str:
-    """The least test error first."""
+    """Return a table with a row per network, the least test error first."""
     best = sorted(groups, key=lambda label: fmean(run.results["test"]["error"] for run in groups[label]))
     head = ["network", "seeds", "open %", "computed %", "valid %", "test %", "test at ½ %", "bits", "published: test %"]
     rows: list[list[Any]] = []
@@ -101,11 +102,13 @@ def _table(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> st
                 _percent([one["valid"] for one in results]),
                 _percent([one["test"]["error"] for one in results]),
                 _percent([one["threshold"]["error"] for one in results]) if gated else None,
-                fmean(bits(one["test"]["use"], one["test"]["classes"]) for one in results) if gated else None,
+                fmean(mutual_information(one["test"]["use"], one["test"]["classes"]) for one in results)
+                if gated
+                else None,
                 None if published is None else f"{100 * published:.1f}",
             ]
         )
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def _percent(several: Sequence[float]) -> str:
@@ -114,7 +117,7 @@ def _percent(several: Sequence[float]) -> str:
 
 
 def _speed(rows: Sequence[dict[str, Any]]) -> str:
-    """Of each network, how many times as fast as the others it is, round by round."""
+    """Return a table of each network's time, and of how many times as fast as dense networks it is, by the median of rounds."""
     cells: dict[tuple[int, int], dict[str, list[float]]] = {}
     for row in rows:
         cells.setdefault((row["threads"], row["batch"]), {})[row["network"]] = row["ms"]
@@ -133,24 +136,24 @@ def _speed(rows: Sequence[dict[str, Any]]) -> str:
                 ratios = [theirs / ours for theirs, ours in zip(found[name], found[line[0]], strict=True)]
                 line.append(f"{median(ratios):.2f}")
     return (
-        "A forward pass as it is deployed, policy included: µs, and how many times as fast as the dense networks it is; below 1 "
-        f"they are ahead.\n\n{markdown(head, table)}\n"
+        "Time of a forward pass, policy included, as the network would be deployed, in µs, and how many times as fast as the "
+        f"dense networks it is; below 1 the dense network is faster.\n\n{markdown_table(head, table)}\n"
     )
 
 
 def _settings(groups: Mapping[str, list[RunFolder]]) -> str:
-    """Those that all runs have in common, and a warning where they have others."""
+    """List the settings that all runs have in common, and warn if the runs differ in others."""
     every = [run.settings | run.versions for runs in groups.values() for run in runs]
     own = {"estimator", "blocks", "block_size", "seed"}
     common = {name: value for name, value in every[0].items() if all(one.get(name) == value for one in every)}
     text = "Settings: " + ", ".join(f"{name} {value}" for name, value in common.items() if name not in own) + "."
     if apart := sorted({name for one in every for name in one} - common.keys() - own):
-        text += f" **The runs differ in {', '.join(apart)}: their numbers are not to be compared.**"
+        text += f" **The runs differ in {', '.join(apart)}: their numbers cannot be compared.**"
     return text + "\n"
 
 
 def _chart(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> Any:
-    """Error against the share of computation, and for each gated network which classes open which block."""
+    """Draw error against the share of computation and, for each gated network, which classes open which block."""
     import altair  # noqa: PLC0415  # an extra
 
     points = [
@@ -161,9 +164,9 @@ def _chart(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> An
     across = altair.X("x:Q", title="multiply-adds, % of the dense network of equal size").scale(type="log", nice=False)
     up = altair.Y("y:Q", title="test error, %").scale(zero=False)
     errors = (
-        altair.Chart(values(points))
+        altair.Chart(inline_data(points))
         .mark_point(filled=True, size=70)
-        .encode(x=across, y=up, color=colour(list(groups), "network"))
+        .encode(x=across, y=up, color=colour_encoding(list(groups), "network"))
         .properties(width=420, height=260)
     )
     maps = [_use(label, runs[0]) for label, runs in groups.items() if runs[0].settings["estimator"] is not None]
@@ -171,7 +174,7 @@ def _chart(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> An
 
 
 def _use(label: str, run: RunFolder) -> Any:
-    """Blocks in the order of the class that opens them most."""
+    """Draw the share of each class's images for which a block is open, blocks sorted by the class that opens them most."""
     import altair  # noqa: PLC0415  # an extra
 
     use = run.results["test"]["use"]
@@ -183,7 +186,7 @@ def _use(label: str, run: RunFolder) -> Any:
     ]
     shade = altair.Color("open:Q", title="share open").scale(scheme="blues", domain=[0, 1])
     return (
-        altair.Chart(values(cells), title=label)
+        altair.Chart(inline_data(cells), title=label)
         .mark_rect()
         .encode(x=altair.X("block:O", axis=altair.Axis(labels=False, ticks=False)), y="class:O", color=shade)
         .properties(width=200, height=130)

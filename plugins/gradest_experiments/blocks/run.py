@@ -1,4 +1,4 @@
-"""`reproduce_block_gated`: every network and seed."""
+"""`reproduce_block_gated`: every network and seed, their speed, and the report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gradest_experiments.blocks.report import SPEED, write_report
 from gradest_experiments.blocks.settings import BlockSettings, Size
 from gradest_experiments.blocks.speed import measure_speed
 from gradest_experiments.blocks.training import train_blocks
-from gradest_experiments.checkpoint import write_atomically
-from gradest_experiments.data import Dataset
-from gradest_experiments.display import bars
-from gradest_experiments.plot import check_plots
+from gradest_experiments.engine.checkpoint import write_atomically
+from gradest_experiments.engine.data import Dataset
+from gradest_experiments.engine.display import progress_bar
+from gradest_experiments.engine.plot import check_plots
 
 __all__ = ["reproduce_block_gated"]
 
@@ -31,31 +31,31 @@ def reproduce_block_gated(
     progress: bool = False,
     tensorboard: bool = False,
 ) -> Path:
-    """Do the runs, each in its own folder under `out`, measure the speed of those of the first seed, and return the path of the
-    report of all that are there.
+    """Do the runs, each in a folder of its own under `out`, and return the path of the report on all runs in `out`.
 
-    Run again with the same settings, it goes on after the last checkpoint, and comes to the same numbers on the same machine;
-    speed is measured anew. More estimators, sizes, seeds or epochs may be added later.
+    The speed of the first seed's networks is measured afterwards. Called again with the same settings, it continues from the
+    last checkpoint, with the same numbers on the same machine, and measures speed again. More estimators, sizes, seeds or
+    epochs may be added later.
 
     progress: show a progress bar on standard error. tensorboard: write the metrics of each run as event files too.
 
-    Raises GradestError if plots cannot be written or a run diverges, InvalidInput if a folder holds other settings.
+    Raises GradestError if plots cannot be written or a run diverges, and InvalidInput if a folder holds other settings.
     """
     check_plots()
     out = Path(out)
     networks: dict[Size, dict[str, BlockNetwork]] = {}
-    with bars(progress, TextColumn("{task.percentage:>3.0f}%")) as bar:
+    with progress_bar(progress, TextColumn("{task.percentage:>3.0f}%")) as bar:
         shown = bar.add_task("", total=sum(run.epochs for _, run in runs))
         done = 0
         for place, (size, run) in enumerate(runs):
             name = f"{size} {run.label()}, seed {run.seed}"
             bar.update(shown, description=f"{place + 1}/{len(runs)} {name}")
 
-            def tick(epochs: float, before: int = done) -> None:
+            def show(epochs: float, before: int = done) -> None:
                 bar.update(shown, completed=before + epochs)
 
             try:
-                network = train_blocks(run, data, out / run.folder(size), tick, tensorboard=tensorboard)
+                network = train_blocks(run, data, out / run.folder(size), show, tensorboard=tensorboard)
             except GradestError as error:
                 raise GradestError(f"{name}: {error}") from error
             networks.setdefault(size, {}).setdefault(run.label(), network)

@@ -1,4 +1,4 @@
-"""What a run is made of."""
+"""The settings of a run, and the list of runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradest.contract.estimator import Estimator
 from gradest.discovery.registry import registry
 from gradest.errors import InvalidInput
 from gradest.random import MAX_SEED
-from gradest_experiments.options import Options, build_estimator, to_folder_name
+from gradest_experiments.engine.options import RunSettings, build_estimator, to_folder_name
 
 __all__ = ["NEURON", "PUBLISHED", "QUICK", "SIZES", "BlockSettings", "Size", "list_runs"]
 
@@ -19,59 +19,62 @@ NEURON = "bernoulli"
 
 Size = Literal["16x16", "64x64"]
 SIZES: tuple[Size, ...] = get_args(Size)
-"""Blocks x units a block: the published one, and one that is large enough for skipping to pay."""
+"""Blocks x units per block: the published size, and one that is large enough for skipping to pay."""
 
 _ESTIMATORS: tuple[str, ...] = ("reinforce", "reinforce_centered", "rloo", "disarm", "straight_through")
 _OPEN = 1 / 16
 
 PUBLISHED = {"16x16": {"reinforce": 0.023, "dense, 256 units": 0.019, "dense, 32 units": 0.028}}
-"""Test errors by size and label."""
+"""The published test errors, by size and label."""
 
 QUICK: dict[str, Any] = {"epochs": 2, "images": 6400}
-"""The settings of a run of seconds."""
+"""The settings that --quick sets."""
 
 
-class BlockSettings(Options):
-    """One run.
+class BlockSettings(RunSettings):
+    """The settings of a run of the block-gated network.
 
-    The loss is a sum over the minibatch, as in the authors' code; the paper's weights and rates are of that. A dense network is
-    one block without a policy.
+    The loss is a sum over the minibatch, as in the authors' code, to which the paper's weights and learning rates refer. A
+    dense network is one block without a policy.
     """
 
     estimator: dict[str, Any] | None = Field(
-        description="of the policy's gradient: {name, **options}; None has no policy"
+        description="the estimator of the policy's gradient: {name, **options}; without one there is no policy"
     )
     blocks: int = Field(16, ge=1)
-    block_size: int = Field(16, ge=1, description="units")
+    block_size: int = Field(16, ge=1, description="the number of units of a block")
     target: float = Field(_OPEN, gt=0, lt=1, description="the share of blocks that should be open")
-    seed: int = Field(0, ge=0, lt=MAX_SEED, description="of weights, noise and data order")
+    seed: int = Field(0, ge=0, lt=MAX_SEED, description="the seed of weights, noise and data order")
     epochs: int = Field(40, ge=1)
     batch: int = Field(128, ge=1)
-    # published: 1e-3 and 5e-5, and no number of epochs. Validation error with reinforce, one seed, after 8 epochs: 36 % with
-    # these, 16 % with 1e-3 and 2e-4, 11 % with 1e-3 and 1e-3; after 18 epochs: 5.3 % with 6e-3 and 1e-3
-    learning_rate: float = Field(6e-3, gt=0, allow_inf_nan=False, description="of SGD")
-    policy_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of SGD, for the policy")
-    sparsity: float = Field(200.0, ge=0, allow_inf_nan=False, description="λ_s")
-    variance: float = Field(200.0, ge=0, allow_inf_nan=False, description="λ_v")
-    decay: float = Field(0.005, ge=0, allow_inf_nan=False, description="λ_L2")
-    images: int | None = Field(None, ge=1, description="to learn from, the first of them; None is all")
+    # The published rates are 1e-3 and, for the policy, 5e-5, without a number of epochs. Validation error with reinforce and one
+    # seed, after 8 epochs: 36 % with the published rates, 16 % with 1e-3 and 2e-4, 11 % with 1e-3 and 1e-3; after 18 epochs:
+    # 5.3 % with 6e-3 and 1e-3.
+    learning_rate: float = Field(6e-3, gt=0, allow_inf_nan=False, description="the learning rate of SGD")
+    policy_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="the learning rate of the policy")
+    sparsity: float = Field(200.0, ge=0, allow_inf_nan=False, description="λ_s, the weight of `activity`")
+    variance: float = Field(200.0, ge=0, allow_inf_nan=False, description="λ_v, the weight of `diversity`")
+    decay: float = Field(
+        0.005, ge=0, allow_inf_nan=False, description="λ_L2, the weight of the squared norm of all parameters"
+    )
+    images: int | None = Field(None, ge=1, description="how many of the training images to learn from; all if omitted")
 
     @property
     def units(self) -> int:
-        """Of the hidden layer."""
+        """The number of units of the hidden layer."""
         return self.blocks * self.block_size
 
     def build_estimator(self) -> Estimator | None:
-        """The estimator; raises UnknownPlugin, InvalidOptions, or Incompatible."""
+        """Return the estimator, if there is one. Raises UnknownPlugin, InvalidOptions, or Incompatible."""
         return None if self.estimator is None else build_estimator(self.estimator, NEURON)
 
     def label(self) -> str:
-        """As tables show it."""
+        """Return the name of the network in tables."""
         estimator = self.build_estimator()
         return f"dense, {self.units} units" if estimator is None else estimator.label()
 
     def folder(self, size: Size) -> str:
-        """A name for the folder of this run, beside which those of other networks and seeds have room."""
+        """Return the relative path of the run's folder, which is another one for every size, network and seed."""
         return f"{size}/{to_folder_name(self.label())}/seed-{self.seed}"
 
 
@@ -83,11 +86,11 @@ def list_runs(
     quick: bool = False,
     **options: Any,
 ) -> list[tuple[Size, BlockSettings]]:
-    """Size and settings of every run: of five estimators if none are named, and of the published size if none is.
+    """Return size and settings of every run: of five estimators if none are named, and of the published size if none is named.
 
-    Beside the gated networks there are dense ones of as many units, of as many as compute as much, policy included, and of as
-    many as should be open. options: of `BlockSettings`. Raises InvalidOptions, InvalidInput for another size, and what
-    `BlockSettings.build_estimator` raises.
+    There are also three dense networks of each size: one with as many units, one that computes as much as a gated network with
+    its policy, and one with as many units as should be open. options: of `BlockSettings`. Raises InvalidOptions, InvalidInput
+    for another size, and what `BlockSettings.build_estimator` raises.
     """
     named = ({"name": name} for name in _ESTIMATORS) if estimators is None else estimators
     chosen = [registry.estimator(spec).spec() for spec in named]

@@ -1,4 +1,4 @@
-"""How fast a trained network is beside dense ones."""
+"""The speed of trained networks beside dense ones."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from gradest_experiments.blocks.training import open_gates
 __all__ = ["measure_speed"]
 
 _BATCHES = (1, 32)
-_IMAGES = 64  # that calls take in turn
-_ROUNDS, _TURN = 7, 0.01  # seconds
+_IMAGES = 64  # images that a call passes through the network, batch by batch
+_ROUNDS = 7
+_TURN = 0.01  # seconds that a network runs in a round, at least
 
 
 @torch.inference_mode()
 def measure_speed(networks: Mapping[str, BlockNetwork], x: Tensor) -> list[dict[str, Any]]:
-    """Rows {network, batch, threads, ms}: a forward pass, policy included, as it is deployed, of images x.
+    """Measure a forward pass on images x, policy included, as a network would be deployed: rows {network, batch, threads, ms}.
 
-    The networks take turns, so that a machine that slows down slows all of them; ms is one number a round. Gates are those that
-    are more likely open than not, and the hidden layer chooses its method by itself.
+    The networks take turns, so that a machine that slows down slows all of them; ms has one number per round. The gates that
+    are more likely open than not are open, and the hidden layer chooses its method itself.
     """
     threads, methods = torch.get_num_threads(), {name: network.hidden.method for name, network in networks.items()}
     rows = []
@@ -65,10 +66,10 @@ def _pass(network: BlockNetwork, parts: tuple[Tensor, ...]) -> Callable[[], None
 
 
 def _take_turns(calls: Mapping[str, Callable[[], None]]) -> dict[str, list[float]]:
-    """Seconds a call, one number a round."""
+    """Return the seconds that a call takes, one number per round."""
     repeat = {}
     for name, call in calls.items():
-        call()  # kernels compile, and methods are chosen
+        call()  # compiles kernels and chooses methods
         repeat[name] = math.ceil(_TURN / _seconds(call, 1))
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""One training run in several processes of torch.distributed: sums, barriers and the process group."""
+"""One training run in several processes of torch.distributed: the process group, sums and barriers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["all_reduce_sum", "any_rank", "barrier", "joined_mean", "processes"]
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Inside, the processes that torchrun has started are one group; after it, no thread of the group is left.
+    """Join the processes that torchrun has started into a group for the block; no thread of the group outlives it.
 
-    torch.distributed.nn.functional takes the group for its default arguments if it is imported while there is one, as the first
-    step of an optimiser does. The group's threads would then live until the interpreter ends, which now and then aborts it.
+    If torch.distributed.nn.functional is imported while there is a group, as by the first step of an optimiser, its default
+    arguments hold the group. The group's threads would then live until the interpreter exits, which now and then aborts there.
     """
-    import torch.distributed.nn.functional  # noqa: PLC0415  # takes a while, and only several processes need it
+    import torch.distributed.nn.functional  # noqa: PLC0415  # slow to import, and needed by several processes alone
 
     torch.distributed.init_process_group("gloo")
     try:
@@ -36,7 +36,7 @@ def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
     by_type: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         by_type.setdefault((tensor.dtype, tensor.device), []).append(tensor)
-    for alike in by_type.values():  # one message a type, whatever the number of tensors
+    for alike in by_type.values():  # one message per type, whatever the number of tensors
         joined = torch.cat([tensor.detach().flatten() for tensor in alike])
         torch.distributed.all_reduce(joined)
         parts = torch.split(joined, [tensor.numel() for tensor in alike])
@@ -45,7 +45,7 @@ def all_reduce_sum(tensors: Iterable[Tensor]) -> None:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
+    """Return whether the flag is set in any process."""
     if world_size() == 1:
         return flag
     count = torch.tensor(int(flag))
@@ -54,19 +54,20 @@ def any_rank(flag: bool) -> bool:
 
 
 def barrier() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have called this."""
     if world_size() > 1:
         torch.distributed.barrier()
 
 
 def joined_mean(values: Tensor, of: int) -> Tensor:
-    """Values `[batch, units]` that have the mean over all `of` examples, `[1, units]`, if there are several processes.
+    """Return values whose mean over the first dim is that over the joined batch, differentiable in this process's part.
 
-    Its gradient is in the values of this process: the sum of the processes' gradients is that of the joined batch.
+    values: `[batch, units]`, this process's part of a batch of `of` examples. A single process gets them back unchanged;
+    several get the mean over the joined batch, `[1, units]`. The processes' gradients add up to that of the joined batch.
     """
     if world_size() == 1:
         return values
     own = values.sum(0)
     total = own.detach().clone()
     all_reduce_sum([total])
-    return ((total + (own - own.detach())) / of)[None]  # the difference is 0, so that all have the same bits
+    return ((total + (own - own.detach())) / of)[None]  # the difference is 0, so all processes have the same bits

@@ -1,12 +1,11 @@
-"""The small problems by which papers compare estimators: `gradest reproduce toys`.
+"""The small problems on which papers compare estimators: `gradest reproduce toys`.
 
-Each part is a file: it measures something, task by task, and draws it. What it is made of (sizes, seed) are its fields.
+Each part is a file: it measures something, task by task, and draws it. Its fields are its settings, such as sizes and seed.
 
-    quadratic    variance of every estimator on the quadratic of 200 units
-    learning     variance against steps, of the estimators that learn
-    probability  variance against P(b = 1), of the estimators that differ there
-    polynomial   straight-through estimators on polynomial losses: bias, and training curves
-    part         what parts have in common, and how a gradient is measured
-    plot         what charts have in common
-    run          `reproduce_toys`: runs parts into a folder, and writes the report
+part         what all parts have in common, and how a gradient is measured
+quadratic    the variance of every estimator on the quadratic of 200 units
+learning     variance against steps, for the estimators that learn
+probability  variance against P(b = 1), for the estimators whose variance depends on it differently
+polynomial   straight-through estimators on polynomial losses: bias, and training curves
+run          `reproduce_toys`: runs parts into a folder, and writes the report
 """

@@ -1,4 +1,4 @@
-"""Variance against steps, of the estimators that learn."""
+"""Variance against steps, for the estimators that learn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.analysis.comparison import comparable
+from gradest.analysis.comparison import comparable_estimators
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Loss
@@ -17,18 +17,20 @@ from gradest.discovery.registry import registry
 from gradest.estimation.exact import closed_form
 from gradest.estimation.expectation import expect
 from gradest.random import Key
-from gradest_experiments.part import Part, Results, Task, Tick, fresh, log_spaced, markdown, measure
-from gradest_experiments.plot import lines, values
+from gradest_experiments.engine.plot import inline_data, line_encodings
+from gradest_experiments.engine.seeds import derive_seed
+from gradest_experiments.engine.tables import markdown_table
+from gradest_experiments.toys.part import OnProgress, Part, Results, Task, log_spaced, measure
 
 __all__ = ["Learning"]
 
 _REFERENCES = ("reinforce", "rloo", "disarm")
-_MEASUREMENT, _TRAINING = 0, 1  # what a seed is for: draws that are measured were never learned from
+_MEASUREMENT, _TRAINING = 0, 1  # what a seed is for: estimators do not learn from the draws that are measured
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """A loss, its least value, the number of units, and the learning rate of Adam on θ; None where θ stays."""
+    """A loss, its least value, the number of units, and the learning rate of Adam on θ, or None if θ does not move."""
 
     title: str
     f: Loss
@@ -38,21 +40,22 @@ class _Problem:
 
 
 def _sum(points: Tensor) -> Tensor:
-    """(Σb - 30)² / 50: of order 1 for 50 units, which is what learning rates are made for."""
+    """Return (Σb - 30)² / 50, which for 50 units is of order 1, as the estimators' learning rates assume."""
     return (points.contiguous().sum(-1) - 30) ** 2 / 50
 
 
 class Learning(Part):
-    """The learners are those whose `init` is not empty; a new one appears by itself."""
+    """Variance against steps, for every estimator that has a state (a non-empty `init`), and for some references."""
 
     name = "learning"
     title = "Estimators that learn"
-    text = """Variance of one draw, per coordinate, at the state that an estimator has after so many steps, from fresh draws.
-Twice θ stays at 0: on the quadratic of the part before, (1/200) Σ (b_i - .499)², and on (Σb - 30)²/50 of 50 units. On binary
-units the first loss is linear while its derivative dL/dh says otherwise, so an estimator that goes by the derivative can gain
-little; on the second it can gain much. Then the toy of Tucker et al. 2017 (arXiv 1703.07370) and Grathwohl et al. 2018 (arXiv
-1711.00123): one unit and (b - t)², θ moving by Adam along the estimator's own gradient, from 0, one draw a step. The loss there
-is exact, and shown above its minimum, t², at P(b = 1) = 0. Estimators have their default options; K is not the same for all."""
+    text = """Variance of one draw, per coordinate, at the state that an estimator has after a number of steps, measured on other
+draws than it learned from. On two problems θ stays at 0: the quadratic of the part before, (1/200) Σ (b_i - .499)², and
+(Σb - 30)²/50 of 50 units. On binary units the first loss is linear, which its derivative dL/dh does not show, so an estimator
+that uses the derivative can gain little; on the second it can gain much. The other two are the toy of Tucker et al. (2017, arXiv
+1703.07370) and Grathwohl et al. (2018, arXiv 1711.00123): one unit and (b - t)², with θ moved from 0 by Adam along the
+estimator's own gradient, one draw per step. The loss there is exact, and shown as the distance to its minimum, t² at
+P(b = 1) = 0. Estimators have their default options; K, the number of evaluations, is not the same for all."""
     quick: ClassVar = {"steps": 20, "checkpoints": 3, "draws": 100}
 
     steps: int = Field(1000, ge=1)
@@ -61,10 +64,10 @@ is exact, and shown above its minimum, t², at P(b = 1) = 0. Estimators have the
     learning_rate: float = Field(0.01, gt=0)
 
     def tasks(self) -> dict[str, Task]:
-        """One a problem and an estimator."""
+        """Return one task per problem and estimator."""
         neuron = registry.neuron("bernoulli")
         probe = torch.zeros(1, dtype=torch.float64)
-        learners = [estimator for estimator in comparable(neuron) if estimator.init(neuron, probe)]
+        learners = [estimator for estimator in comparable_estimators(neuron) if estimator.init(neuron, probe)]
         references = [registry.estimator(name) for name in _REFERENCES]
         return {
             f"{name}: {estimator.label()}": self._task(name, problem, neuron, estimator)
@@ -73,7 +76,7 @@ is exact, and shown above its minimum, t², at P(b = 1) = 0. Estimators have the
         }
 
     def table(self, results: Results) -> str:
-        """A table a problem: variance at some steps, and the loss above its minimum where θ moves."""
+        """Return a table per problem: variance at some steps and, if θ moves, the distance of the loss to its minimum."""
         parts = []
         for name, problem in self._problems().items():
             rows = [row for row in results.values() if row["problem"] == name]
@@ -87,12 +90,12 @@ is exact, and shown above its minimum, t², at P(b = 1) = 0. Estimators have the
                 cells.append(
                     [row["estimator"], row["evaluations"], *at, *([last["loss"] - problem.least] if moves else [])]
                 )
-            table = markdown([*head, *([f"loss - t², step {self.steps}"] if moves else [])], cells)
+            table = markdown_table([*head, *([f"loss - t², step {self.steps}"] if moves else [])], cells)
             parts.append(f"**{problem.title}**\n\n{table}")
         return "\n\n".join(parts)
 
     def chart(self, results: Results) -> Any:
-        """A panel a problem: variance against steps; for those in which θ moves, the loss below it."""
+        """Draw a panel per problem, with variance against steps and, if θ moves, a second one with the loss."""
         import altair  # noqa: PLC0415  # an extra
 
         learners = sorted({row["estimator"] for row in results.values() if row["learns"]})
@@ -123,22 +126,22 @@ is exact, and shown above its minimum, t², at P(b = 1) = 0. Estimators have the
         }
 
     def _shown(self) -> list[int]:
-        """The steps of the table: the first, the last, and the one nearest to 100."""
+        """Return the steps of the table: the first, the last, and the one nearest to 100."""
         steps = self._checkpoints()
         return sorted({steps[0], min(steps, key=lambda step: abs(step - 100)), steps[-1]})
 
     def _task(self, name: str, problem: _Problem, neuron: Neuron, estimator: Estimator) -> Task:
-        def run(tick: Tick) -> dict[str, Any]:
+        def run(on_progress: OnProgress) -> dict[str, Any]:
             a = torch.zeros(problem.units, dtype=torch.float64)
             learns = bool(estimator.init(neuron, a))
-            # what neither learns nor moves has the same variance at any step
+            # if neither the estimator nor θ changes, variance is the same at every step
             checkpoints = [0] if problem.learning_rate is None and not learns else self._checkpoints()
             return {
                 "problem": name,
                 "estimator": estimator.label(),
                 "learns": learns,
                 "evaluations": estimator.evaluations(neuron, (problem.units,)),
-                "points": self._follow(problem, a, neuron, estimator, checkpoints, tick),
+                "points": self._follow(problem, a, neuron, estimator, checkpoints, on_progress),
             }
 
         return run
@@ -147,15 +150,21 @@ is exact, and shown above its minimum, t², at P(b = 1) = 0. Estimators have the
         return log_spaced(self.steps, self.checkpoints)
 
     def _follow(
-        self, problem: _Problem, a: Tensor, neuron: Neuron, estimator: Estimator, checkpoints: list[int], tick: Tick
+        self,
+        problem: _Problem,
+        a: Tensor,
+        neuron: Neuron,
+        estimator: Estimator,
+        checkpoints: list[int],
+        on_progress: OnProgress,
     ) -> list[dict[str, Any]]:
-        """Step on from `a` and an empty state, and measure at the checkpoints."""
+        """Take steps from `a` and the initial state, and measure at the checkpoints."""
         theta, state, points = a.clone().requires_grad_(), estimator.init(neuron, a), []
         optimiser = torch.optim.Adam([theta], lr=problem.learning_rate or 0.0)
-        training = Key(fresh(self.seed, _TRAINING))
+        training = Key(derive_seed(self.seed, _TRAINING))
         for step in range(checkpoints[-1] + 1):
             if step in checkpoints:
-                seed, at = fresh(self.seed, _MEASUREMENT, step), theta.detach().clone()
+                seed, at = derive_seed(self.seed, _MEASUREMENT, step), theta.detach().clone()
                 measured = measure(problem.f, at, neuron, estimator, self.draws, seed, state=state)
                 exact = None if problem.learning_rate is None else closed_form(problem.f, at, neuron)
                 points.append(
@@ -173,7 +182,7 @@ is exact, and shown above its minimum, t², at P(b = 1) = 0. Estimators have the
                 optimiser.zero_grad()
                 value.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
-            tick((step + 1) / checkpoints[-1])
+            on_progress((step + 1) / checkpoints[-1])
         return points
 
     def _panel(self, results: Results, problem: str, learners: list[str], grey: list[str], field: str) -> Any:
@@ -185,7 +194,7 @@ is exact, and shown above its minimum, t², at P(b = 1) = 0. Estimators have the
             for row in results.values()
             if row["problem"] == problem
             for point in row["points"]
-            # a reference that does not move is a line from end to end
+            # an estimator measured at one step alone is drawn as a line over all steps
             for step in ([point["step"]] if len(row["points"]) > 1 else [0, self.steps])
             if (value := (point[field] or 0.0) - (least if field == "loss" else 0.0)) > 0
         ]
@@ -199,8 +208,8 @@ is exact, and shown above its minimum, t², at P(b = 1) = 0. Estimators have the
             x = altair.X("step:Q", title="steps").scale(domain=[0, self.steps], nice=False).axis(tickCount=6)
             y = altair.Y("value:Q", title="exact loss above t²").scale(type="log", nice=False)
         y = y.axis(format="~e", tickCount=6)
-        chart = altair.Chart(values(points)).mark_line(strokeWidth=2, clip=True)
-        encoded = chart.encode(x=x, y=y, **lines(learners, grey))
+        chart = altair.Chart(inline_data(points)).mark_line(strokeWidth=2, clip=True)
+        encoded = chart.encode(x=x, y=y, **line_encodings(learners, grey))
         return encoded.properties(width=380, height=230, title=self._problems()[problem].title)
 
 

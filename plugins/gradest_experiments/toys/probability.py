@@ -13,8 +13,9 @@ from gradest.analysis.charts import definition
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.discovery.registry import registry
-from gradest_experiments.part import Part, Results, Task, Tick, markdown, measure
-from gradest_experiments.plot import lines, values
+from gradest_experiments.engine.plot import inline_data, line_encodings
+from gradest_experiments.engine.tables import markdown_table
+from gradest_experiments.toys.part import OnProgress, Part, Results, Task, measure
 
 __all__ = ["Probability"]
 
@@ -23,14 +24,14 @@ _REFERENCES = ("rloo", "local_expectation")
 
 
 class Probability(Part):
-    """The variance of pairs falls with p near 0 and that of flips with p²: Kunes et al. 2022 take the one or the other."""
+    """Variance against p = P(b = 1): near 0, that of pairs of draws falls with p, that of flipped bits with p²."""
 
     name = "probability"
-    title = "Units that are sure of themselves"
-    text = """f(b) = (Σb - 30)²/50 of 50 Bernoulli units, all with the same p = P(b = 1). Variance of one draw, per coordinate,
-times the K evaluations that it takes. Kunes et al. 2022 (arXiv 2208.06124) propose bitflip, whose variance falls with p² near 0
-where that of pairs (rloo, disarm) falls with p, and ugc, which takes the better of bitflip and disarm for each unit.
-local_expectation sums out each unit in turn, at D + 1 evaluations."""
+    title = "Units with probabilities near 0 and 1"
+    text = """f(b) = (Σb - 30)²/50 of 50 Bernoulli units that all have the same p = P(b = 1). What is shown is the variance of one
+draw, per coordinate, times K, the number of evaluations in a draw. Near p = 0 the variance of estimators that draw pairs (rloo,
+disarm) falls with p. Kunes et al. (2022, arXiv 2208.06124) propose bitflip, whose variance falls with p², and ugc, which uses
+for each unit the better of bitflip and disarm. local_expectation sums out each unit in turn, which takes D + 1 evaluations."""
     quick: ClassVar = {"draws": 500}
 
     units: int = Field(50, ge=1)
@@ -40,12 +41,12 @@ local_expectation sums out each unit in turn, at D + 1 evaluations."""
     draws: int = Field(20_000, ge=10)
 
     def tasks(self) -> dict[str, Task]:
-        """One an estimator."""
+        """Return one task per estimator."""
         neuron = registry.neuron("bernoulli")
         return {name: partial(self._curve, neuron, registry.estimator(name)) for name in (*_SHOWN, *_REFERENCES)}
 
     def table(self, results: Results) -> str:
-        """Variance · K at some p."""
+        """Return a table of variance · K at some p."""
         places = range(0, self.places, max(1, (self.places - 1) // 6))
         rows = list(results.values())
         probabilities = [rows[0]["points"][place]["p"] for place in places] if rows else []
@@ -54,10 +55,10 @@ local_expectation sums out each unit in turn, at D + 1 evaluations."""
             [row["estimator"], row["evaluations"], *(row["points"][p]["variance_per_evaluation"] for p in places)]
             for row in rows
         ]
-        return f"Variance · K:\n\n{markdown(head, cells)}"
+        return f"Variance · K:\n\n{markdown_table(head, cells)}"
 
     def chart(self, results: Results) -> Any:
-        """Variance · K against logit p, on a logarithmic axis."""
+        """Draw variance · K on a logarithmic axis against logit p."""
         import altair  # noqa: PLC0415  # an extra
 
         points = [
@@ -71,8 +72,8 @@ local_expectation sums out each unit in turn, at D + 1 evaluations."""
         x = altair.X("logit:Q", title="p = P(b = 1), logit scale").scale(nice=False)
         x = x.axis(values=[_logit(p) for p in ticks], labelExpr=labels, labelFlush=False)
         chart = altair.Chart.from_dict(definition("variance"))
-        chart.data = values(points)
-        encoded = chart.encode(x=x, **lines(_SHOWN, _REFERENCES))
+        chart.data = inline_data(points)
+        encoded = chart.encode(x=x, **line_encodings(_SHOWN, _REFERENCES))
         return encoded.properties(
             width=560, height=360, title=f"(Σb - {self.target:g})² / {self.units}, {self.units} units"
         )
@@ -80,12 +81,12 @@ local_expectation sums out each unit in turn, at D + 1 evaluations."""
     def _loss(self, points: Tensor) -> Tensor:
         return (points.contiguous().sum(-1) - self.target) ** 2 / self.units
 
-    def _curve(self, neuron: Neuron, estimator: Estimator, tick: Tick) -> dict[str, Any]:
-        """All p at once: a row of the batch is a p."""
+    def _curve(self, neuron: Neuron, estimator: Estimator, on_progress: OnProgress) -> dict[str, Any]:
+        """Measure an estimator at all p at once, each of which is a row of the batch."""
         edge = -_logit(self.least)
         logits = torch.linspace(-edge, edge, self.places, dtype=torch.float64)
         a = logits[:, None].expand(-1, self.units)
-        measured = measure(self._loss, a, neuron, estimator, self.draws, self.seed, tick=tick)
+        measured = measure(self._loss, a, neuron, estimator, self.draws, self.seed, on_progress=on_progress)
         count = estimator.evaluations(neuron, event_shape(neuron, a))
         columns = zip(logits.tolist(), measured.variance.tolist(), measured.error.tolist(), strict=True)
         return {

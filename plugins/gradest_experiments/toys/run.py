@@ -12,12 +12,12 @@ from rich.progress import Progress, TaskID, TextColumn
 
 from gradest.errors import GradestError, InvalidInput
 from gradest.estimation.distributed import world_size
-from gradest_experiments.checkpoint import write_atomically
-from gradest_experiments.display import bars
-from gradest_experiments.folder import RunFolder
-from gradest_experiments.part import Part
-from gradest_experiments.plot import check_plots, write_chart
+from gradest_experiments.engine.checkpoint import write_atomically
+from gradest_experiments.engine.display import progress_bar
+from gradest_experiments.engine.folder import RunFolder
+from gradest_experiments.engine.plot import check_plots, write_chart
 from gradest_experiments.toys.learning import Learning
+from gradest_experiments.toys.part import Part
 from gradest_experiments.toys.polynomial import Polynomial
 from gradest_experiments.toys.probability import Probability
 from gradest_experiments.toys.quadratic import Quadratic
@@ -25,16 +25,16 @@ from gradest_experiments.toys.quadratic import Quadratic
 __all__ = ["PARTS", "choose", "reproduce_toys"]
 
 PARTS: dict[str, type[Part]] = {part.name: part for part in (Quadratic, Learning, Probability, Polynomial)}
-"""The parts, by name, in the order of the report."""
+"""The parts by name, in the order of the report."""
 
 _EXPERIMENT = "toys: "
 _CHART = "chart"
 
 
 def choose(names: Iterable[str] | None = None, *, quick: bool = False, seed: int = 0) -> list[Part]:
-    """Parts, all if none are named, in their default sizes or in those of a run of seconds.
+    """Return the named parts, or all, with their default fields, or with those of --quick if `quick` is set.
 
-    Raises InvalidInput for a name that no part has.
+    Raises InvalidInput for an unknown name.
     """
     wanted = set(PARTS if names is None else names)
     if unknown := sorted(wanted - PARTS.keys()):
@@ -43,23 +43,23 @@ def choose(names: Iterable[str] | None = None, *, quick: bool = False, seed: int
 
 
 def reproduce_toys(out: Path, parts: Sequence[Part], *, progress: bool = False) -> Path:
-    """Run the parts into the folder `out`, and return the report's path.
+    """Run the parts into the folder `out`, and return the path of the report.
 
-    Each part is a run in the folder NAME, as `gradest_experiments.folder` has it, with a line of metrics a task, and then
-    chart.svg and chart.png; report.md has the tables and the charts of the parts that are complete. Run again with the same
-    parts, it goes on after the last task that was done, and comes to the same numbers on the same machine.
+    Each part is a run in the folder NAME, whose files `gradest_experiments.engine.folder` describes, with one line of metrics
+    per task, chart.svg and chart.png. report.md has the tables and charts of the complete parts. Called again with the same
+    parts, it continues after the last finished task, with the same numbers on the same machine.
 
-    progress: show a progress bar.
+    progress: show a progress bar on standard error.
 
-    Raises GradestError if plots cannot be written, and InvalidInput if `out` holds results of other settings or is damaged;
-    both before anything is measured.
+    Raises GradestError if plots cannot be written, and InvalidInput if `out` holds other settings or is damaged, both before
+    anything is measured.
     """
     check_plots()
     if world_size() > 1:
         raise GradestError("the toys have no batches that processes could share: run them in one process")
     out = Path(out)
-    folders = [(part, RunFolder.enter(out / part.name, f"{_EXPERIMENT}{part.name}", part)) for part in parts]
-    with bars(progress, TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[what]}")) as bar:
+    folders = [(part, RunFolder.open(out / part.name, f"{_EXPERIMENT}{part.name}", part)) for part in parts]
+    with progress_bar(progress, TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[what]}")) as bar:
         for part, folder in folders:
             _finish(part, folder, bar)
             write_chart(part.chart(_results(folder)), out / part.name, _CHART)
@@ -68,7 +68,7 @@ def reproduce_toys(out: Path, parts: Sequence[Part], *, progress: bool = False) 
 
 
 def _finish(part: Part, folder: RunFolder, bar: Progress) -> None:
-    """Do the tasks that are not done."""
+    """Do the tasks that are not done yet."""
     tasks = part.tasks()
     shown = bar.add_task(part.name, total=len(tasks), what="")
     with folder.record(None) as metrics:
@@ -78,30 +78,30 @@ def _finish(part: Part, folder: RunFolder, bar: Progress) -> None:
             if name in known:
                 continue
             try:
-                metrics.write("task", done, name=name, result=task(partial(_tick, bar, shown, done)))
+                metrics.write("task", done, name=name, result=task(partial(_show, bar, shown, done)))
                 metrics.sync()
             except GradestError as error:
                 raise GradestError(f"{part.name}, {name}: {error}") from error
     bar.update(shown, completed=len(tasks), what="")
 
 
-def _tick(bar: Progress, shown: TaskID, done: int, share: float) -> None:
+def _show(bar: Progress, shown: TaskID, done: int, share: float) -> None:
     bar.update(shown, completed=done + share)
 
 
 def _results(folder: RunFolder) -> dict[str, Any]:
-    """What the tasks that are done gave, by name."""
+    """Return what the finished tasks returned, by name."""
     return {row["name"]: row["result"] for row in folder.rows("task")}
 
 
 def _write_report(out: Path) -> None:
-    """Of the parts in the folder that are complete, whoever ran them."""
+    """Write report.md on all complete parts in the folder."""
     sections = [
-        "# Toys\n\nThe small problems by which papers compare gradient estimators, by `gradest reproduce toys`. Python "
+        "# Toys\n\nThe small problems on which papers compare gradient estimators, by `gradest reproduce toys`. Python "
         f"{platform.python_version()}.\n"
     ]
     for name, kind in PARTS.items():
-        if not RunFolder.is_at(out / name):
+        if not RunFolder.exists(out / name):
             continue
         folder = RunFolder.read(out / name)
         part, results = kind(**folder.settings), _results(folder)

@@ -1,4 +1,4 @@
-"""MNIST as bytes, and how it is made binary."""
+"""MNIST as bytes, and its binarisation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradest.random import Key
-from gradest_experiments.data import load
+from gradest_experiments.engine.data import load
 
 __all__ = ["Images", "binarise", "load_images"]
 
@@ -25,16 +25,16 @@ class Images:
     test: Tensor
 
     def mean(self) -> Tensor:
-        """Of each pixel over the training images, in [0, 1]."""
+        """Return the mean of the training images, `[pixels]`, in [0, 1]."""
         return self.train.float().mean(0) / _LEVELS
 
 
 def load_images(data_dir: Path | None = None) -> Images:
-    """MNIST: 50,000, 10,000 and 10,000 images. Raises what `gradest_experiments.data.load` raises."""
+    """Return MNIST: 50,000, 10,000 and 10,000 images. Raises what `gradest_experiments.engine.data.load` raises."""
     data = load("mnist", data_dir)
     return Images(*((split.x * _LEVELS).round().byte() for split in (data.train, data.valid, data.test)))
 
 
 def binarise(pixels: Tensor, key: Key) -> Tensor:
-    """`[N, pixels]` of 0 and 1, float32: 1 with probability pixel / 255. A new key gives new images."""
+    """Draw images `[N, pixels]` of 0 and 1, float32, in which a pixel is 1 with probability pixel / 255."""
     return (key.uniform(pixels.shape[:1], pixels.shape[1:])[0] < pixels.to(torch.float32) / _LEVELS).float()

@@ -1,4 +1,4 @@
-"""`reproduce_binary_vae`: every estimator, network and seed."""
+"""`reproduce_binary_vae`: every estimator, network and seed, and the report."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.progress import TextColumn
 
 from gradest.errors import GradestError, InvalidInput
 from gradest.estimation.distributed import rank
-from gradest_experiments.display import bars
-from gradest_experiments.plot import check_plots
+from gradest_experiments.engine.display import progress_bar
+from gradest_experiments.engine.plot import check_plots
 from gradest_experiments.vae.images import Images
 from gradest_experiments.vae.report import REPORT, write_report
 from gradest_experiments.vae.settings import NETWORKS, QUICK, VaeSettings, choose_estimators, default_estimators
@@ -29,7 +29,7 @@ def list_runs(
     quick: bool = False,
     **options: Any,
 ) -> list[VaeSettings]:
-    """The settings of every run: of eight estimators if none are named, and of both networks if none are.
+    """Return the settings of every run: of eight estimators if none are named, and of both networks if none are named.
 
     options: of `VaeSettings`. Raises what `choose_estimators` raises, InvalidOptions, and InvalidInput for another network.
     """
@@ -48,29 +48,29 @@ def list_runs(
 def reproduce_binary_vae(
     out: Path, runs: Sequence[VaeSettings], images: Images, *, progress: bool = False, tensorboard: bool = False
 ) -> Path:
-    """Do the runs, each in its own folder under `out`, and return the path of the report of all that are there.
+    """Do the runs, each in a folder of its own under `out`, and return the path of the report on all runs in `out`.
 
-    Run again with the same settings, it goes on after the last checkpoint, and comes to the same numbers on the same machine.
-    More estimators, seeds or steps may be added later; estimators and seeds at the same time by another process.
+    Called again with the same settings, it continues from the last checkpoint, with the same numbers on the same machine. More
+    estimators, seeds or steps may be added later; other estimators and seeds may run in another process at the same time.
 
     progress: show a progress bar on standard error. tensorboard: write the metrics of each run as event files too.
 
-    Raises GradestError if plots cannot be written or a run diverges, InvalidInput if a folder holds other settings.
+    Raises GradestError if plots cannot be written or a run diverges, and InvalidInput if a folder holds other settings.
     """
     check_plots()
     out = Path(out)
-    with bars(progress, TextColumn("{task.percentage:>3.0f}%")) as bar:
+    with progress_bar(progress, TextColumn("{task.percentage:>3.0f}%")) as bar:
         shown = bar.add_task("", total=sum(run.steps for run in runs))
         done = 0
         for place, run in enumerate(runs):
             name = f"{run.network} {run.build_estimator().label()}, seed {run.seed}"
             bar.update(shown, description=f"{place + 1}/{len(runs)} {name}")
 
-            def tick(step: int, before: int = done) -> None:
+            def show(step: int, before: int = done) -> None:
                 bar.update(shown, completed=before + step)
 
             try:
-                train_vae(run, images, out / run.folder(), tick, tensorboard=tensorboard)
+                train_vae(run, images, out / run.folder(), show, tensorboard=tensorboard)
             except GradestError as error:
                 raise GradestError(f"{name}: {error}") from error
             done += run.steps

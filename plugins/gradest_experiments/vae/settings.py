@@ -1,4 +1,4 @@
-"""What a run is made of."""
+"""The settings of a run, and the estimators that are compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradest.contract.estimator import Estimator
 from gradest.discovery.registry import registry
 from gradest.errors import InvalidInput
 from gradest.random import MAX_SEED
-from gradest_experiments.options import Options, build_estimator, to_folder_name
+from gradest_experiments.engine.options import RunSettings, build_estimator, to_folder_name
 
 __all__ = ["NETWORKS", "NEURON", "QUICK", "Kl", "Network", "VaeSettings", "choose_estimators", "default_estimators"]
 
@@ -25,55 +25,57 @@ _ESTIMATORS: tuple[dict[str, Any], ...] = (
     {"name": "rloo"},
     {"name": "disarm"},
     {"name": "rebar"},
-    {"name": "relax_rebar"},  # as RELAX was published on this task: a network on top of the relaxed loss
+    {"name": "relax_rebar"},  # RELAX as published on this task: a network added to the relaxed loss
     {"name": "double_cv"},
     {"name": "rodeo"},
     {"name": "reinmax"},
-    # the derivative under which the entropy of q gets its exact gradient
+    # with this derivative the gradient of the entropy of q is exact
     {"name": "straight_through", "derivative": "sigmoid"},
 )
 
 QUICK: dict[str, Any] = {"steps": 500, "eval_every": 100, "log_every": 20, "variance_draws": 20, "test_images": 500}
-"""The settings of a run of seconds."""
+"""The settings that --quick sets."""
 
 
-class VaeSettings(Options):
-    """One run."""
+class VaeSettings(RunSettings):
+    """The settings of a run of the autoencoder."""
 
     estimator: dict[str, Any] = Field(description="{name, **options}")
     network: Network = "nonlinear"
-    kl: Kl = Field("sampled", description="log q in f, as published, or KL(q, prior) in closed form beside f")
-    seed: int = Field(0, ge=0, lt=MAX_SEED, description="of weights, noise, data order and binarisation")
+    kl: Kl = Field("sampled", description="log q inside f, as published, or KL(q, prior) in closed form outside of it")
+    seed: int = Field(0, ge=0, lt=MAX_SEED, description="the seed of weights, noise, data order and binarisation")
     steps: int = Field(20_000, ge=1)
     batch: int = Field(100, ge=1)
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="of Adam")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="the learning rate of Adam")
     latents: int = Field(200, ge=1)
-    hidden: int = Field(200, ge=1, description="units of each hidden layer of the nonlinear network")
-    log_every: int = Field(100, ge=1, description="steps whose mean ELBO is one number")
-    eval_every: int = Field(1000, ge=1, description="steps between validations, variances and checkpoints")
+    hidden: int = Field(200, ge=1, description="the number of units of each hidden layer of the nonlinear network")
+    log_every: int = Field(100, ge=1, description="the number of steps over which the training ELBO is averaged")
+    eval_every: int = Field(
+        1000, ge=1, description="the number of steps between validations, variances and checkpoints"
+    )
     variance_draws: int = Field(100, ge=2)
-    test_samples: int = Field(100, ge=1, description="of the importance-weighted bound")
-    test_images: int | None = Field(None, ge=1, description="the first of them; None is all")
+    test_samples: int = Field(100, ge=1, description="the number of samples of the importance-weighted bound")
+    test_images: int | None = Field(None, ge=1, description="how many of the test images to score; all if omitted")
 
     def build_estimator(self) -> Estimator:
-        """The estimator; raises UnknownPlugin, InvalidOptions, or Incompatible."""
+        """Return the estimator. Raises UnknownPlugin, InvalidOptions, or Incompatible."""
         return build_estimator(self.estimator, NEURON)
 
     def folder(self) -> str:
-        """A name for the folder of this run, beside which those of other networks, estimators and seeds have room."""
+        """Return the relative path of the run's folder, which is another one for every network, estimator and seed."""
         return f"{self.network}/{to_folder_name(self.build_estimator().label())}/seed-{self.seed}"
 
 
 def default_estimators(samples: int) -> list[dict[str, Any]]:
-    """The specs of eight; arms, which is disarm for two samples, in its place where they do not come in pairs."""
+    """Return the specs of eight estimators; for an odd number of samples, arms takes the place of disarm, which needs pairs."""
     chosen = [{"name": "arms"} if samples % 2 and spec["name"] == "disarm" else spec for spec in _ESTIMATORS]
     return choose_estimators(chosen, samples)
 
 
 def choose_estimators(specs: Iterable[dict[str, Any]], samples: int) -> list[dict[str, Any]]:
-    """The specs of these estimators, with `samples` where the estimator has that option and it is not given.
+    """Return the full specs of estimators, with `samples` set if the estimator has that option and its spec does not give it.
 
-    Raises UnknownPlugin, InvalidOptions, Incompatible, and InvalidInput for one that is named twice.
+    Raises UnknownPlugin, InvalidOptions, Incompatible, and InvalidInput if an estimator is named twice.
     """
     chosen: dict[str, dict[str, Any]] = {}
     for spec in specs:

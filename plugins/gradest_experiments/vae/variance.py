@@ -1,4 +1,4 @@
-"""How much the encoder's gradient varies."""
+"""The variance of the encoder's gradient."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ __all__ = ["draw_gradients", "measure_variance"]
 def draw_gradients(
     vae: BinaryVae, x: Tensor, estimator: Estimator, key: Key, state: State | None, draws: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Independent gradients of the mean loss of x, at one state: in the logits, `[batch, latents]`, and in the encoder's
-    parameters, flat.
+    """Yield independent gradients of the mean loss of x at one state of the estimator.
+
+    Each is a pair: in the logits, `[batch, latents]`, and in the encoder's parameters, flattened into one vector.
     """
     a = vae.encode(x)
     parameters = list(vae.encoder.parameters())
@@ -31,8 +32,8 @@ def draw_gradients(
 def measure_variance(
     vae: BinaryVae, x: Tensor, estimator: Estimator, key: Key, state: State | None, draws: int
 ) -> dict[str, float]:
-    """The variance of one draw, per coordinate, the mean over coordinates: of the encoder's parameters, and of the logits."""
-    moments: list[tuple[Tensor, Tensor]] = []  # mean, and sum of squared distances from it
+    """Return the variance of one draw, averaged over coordinates, in the encoder's parameters and in the logits."""
+    moments: list[tuple[Tensor, Tensor]] = []  # the running mean, and the sum of squared deviations from it
     for count, found in enumerate(draw_gradients(vae, x, estimator, key, state, draws), 1):
         for part, (mean, square) in zip(found, moments, strict=True) if moments else ():
             gap = part - mean

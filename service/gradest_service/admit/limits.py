@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gradest.analysis.comparison import comparable
+from gradest.analysis.comparison import comparable_estimators
 from gradest.client.wire import SAFETENSORS
 from gradest.contract.estimator import Estimator, Target
 from gradest.contract.law import MAX_POINTS, count_configurations
@@ -95,7 +95,7 @@ def check_comparison(settings: Settings, job: ComparisonJob) -> int:
 def affordable_estimators(settings: Settings, job: ObjectiveJob) -> list[Estimator]:
     """Return the estimators that `gradest.compare` takes by default and that are within the limits on this job."""
     affordable = []
-    for estimator in comparable(job.neuron):
+    for estimator in comparable_estimators(job.neuron):
         try:
             work = _work(settings, job, estimator)
         except (TooManyPoints, Problem):
@@ -110,7 +110,7 @@ def check_measurement(settings: Settings, job: ObjectiveJob, evaluations: int) -
     _check_draws(settings, job.draws)
     rows = size(job.a.shape) // size(job.event)
     of_one = (job.draws + _WARM_UP) * evaluations * rows * _point_work(job)
-    work = of_one * len(comparable(job.neuron))
+    work = of_one * len(comparable_estimators(job.neuron))
     if work + exact_work(job, Target()) > settings.max_work:
         raise _too_much_work(work, settings)
     return work

@@ -1,0 +1,189 @@
+"""Units that add noise to their pre-activation, logistic or normal: their outputs, and the pullbacks of gradients."""
+
+from __future__ import annotations
+
+import triton.language as tl
+from torch import Tensor
+
+from gradest.kernels.cuda.compiler import compiled
+from gradest.kernels.cuda.functions import both_sigmoids, divide, log, ndtri, sigmoid
+from gradest.kernels.cuda.noise import locate, uniform_numbers
+from gradest.kernels.cuda.tiles import launch_sampler
+from gradest.kernels.reference.noise import Word
+
+__all__ = ["concrete", "concrete_pullback", "normal", "normal_pullback", "rectified"]
+
+
+@compiled
+def _rectified(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    for draw in range(draws):
+        u = uniform_numbers(k0, k1, unit, draw, x.dtype)
+        z = x + log(divide(u, 1.0 - u))
+        tl.store(out + at, tl.where(z < 0, 0, z), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@compiled
+def _concrete(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    PER_TEMPERATURE: tl.constexpr,
+    LOWER: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    for draw in range(draws):
+        u = uniform_numbers(k0, k1, unit, draw, x.dtype)
+        h = sigmoid((x + log(divide(u, 1.0 - u))) * PER_TEMPERATURE) * WIDTH + LOWER
+        h = tl.where(h < 0, 0, h)
+        tl.store(out + at, tl.where(h > 1, 1, h), mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@compiled
+def _concrete_pullback(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    grad,
+    PER_TEMPERATURE: tl.constexpr,
+    HEIGHT: tl.constexpr,
+    LOWER: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    for draw in range(draws):
+        u = uniform_numbers(k0, k1, unit, draw, x.dtype)
+        p, q = both_sigmoids((x + log(divide(u, 1.0 - u))) * PER_TEMPERATURE)
+        y = tl.load(grad + at, mask=inside, other=0) * (p * q * HEIGHT)
+        if WIDTH > 0:
+            h = p * WIDTH + LOWER
+            y = tl.where((h <= 0) | (h >= 1), 0, y)
+        tl.store(out + at, y, mask=inside)
+        grad += row_count.to(tl.int64) * units
+        out += row_count.to(tl.int64) * units
+
+
+@compiled
+def _normal(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    STD: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    for draw in range(draws):
+        h = x + ndtri(uniform_numbers(k0, k1, unit, draw, x.dtype)) * STD
+        if ACTIVATION == 1:
+            h = tl.where(h < 0, 0, h)
+        if ACTIVATION == 2:
+            h = sigmoid(h)
+        tl.store(out + at, h, mask=inside)
+        out += row_count.to(tl.int64) * units
+
+
+@compiled
+def _normal_pullback(
+    seed0,
+    seed1,
+    rows,
+    stream,
+    draws,
+    row_count,
+    units,
+    out,
+    a,
+    grad,
+    STD: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+):
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    x = tl.load(a + at, mask=inside, other=0)
+    for draw in range(draws):
+        p, q = both_sigmoids(x + ndtri(uniform_numbers(k0, k1, unit, draw, x.dtype)) * STD)
+        tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * (p * q), mask=inside)
+        grad += row_count.to(tl.int64) * units
+        out += row_count.to(tl.int64) * units
+
+
+def rectified(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
+    """Compute the same as `cpu.rectified`."""
+    return launch_sampler(_rectified, seed, rows, stream, draws, a)
+
+
+def concrete(
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    per_temperature: float,
+    lower: float,
+    width: float,
+) -> Tensor:
+    """Compute the same as `cpu.concrete`."""
+    options = {"PER_TEMPERATURE": per_temperature, "LOWER": lower, "WIDTH": width}
+    return launch_sampler(_concrete, seed, rows, stream, draws, a, **options)
+
+
+def concrete_pullback(
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    grad: Tensor,
+    per_temperature: float,
+    height: float,
+    lower: float = 0.0,
+    width: float = 0.0,
+) -> Tensor:
+    """Compute the same as `cpu.concrete_pullback`."""
+    options = {"PER_TEMPERATURE": per_temperature, "HEIGHT": height, "LOWER": lower, "WIDTH": width}
+    return launch_sampler(_concrete_pullback, seed, rows, stream, draws, a, grad, **options)
+
+
+def normal(
+    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, std: float, activation: int
+) -> Tensor:
+    """Compute the same as `cpu.normal`."""
+    return launch_sampler(_normal, seed, rows, stream, draws, a, STD=std, ACTIVATION=activation)
+
+
+def normal_pullback(
+    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
+) -> Tensor:
+    """Compute the same as `cpu.normal_pullback`."""
+    return launch_sampler(_normal_pullback, seed, rows, stream, draws, a, grad, STD=std)

@@ -1,0 +1,256 @@
+"""The commands `gradest train`, `gradest reproduce`, `gradest report` and `gradest demo`.
+
+They are entry points of the group `gradest.commands`. A command imports what it needs when it runs, so that `gradest demo --help`
+does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from gradest.cli.arguments import SPEC, Json, build_settings, command, read_spec, settings_command
+from gradest.errors import InvalidInput
+
+__all__ = ["demo", "report", "reproduce", "train"]
+
+DataDir = Annotated[Path | None, typer.Option(help="The folder of MNIST's IDX files. If omitted, $GRADEST_DATA.")]
+Out = Annotated[Path, typer.Option(help="The folder for runs, plots (SVG, PNG) and report.md.")]
+Seeds = Annotated[int, typer.Option(min=1, help="The number of runs of each kind; their seeds are 0, 1, ...")]
+Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files of each run.")]
+
+
+def train(arguments: Sequence[str], *, prog_name: str) -> None:
+    """Train the gated network of Bengio et al. (2013) through any neuron and estimator."""
+    from gradest_experiments.gated.settings import GatedSettings
+
+    settings_command(GatedSettings, _train)(arguments, prog_name=prog_name)
+
+
+def _train(
+    given: dict[str, Any],
+    *,
+    out: Annotated[Path | None, typer.Option(help="The folder for checkpoints, results and weights.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")] = False,
+    gaters: Annotated[
+        bool, typer.Option("--gaters", help="Train the gaters of Bengio et al. (2013) one after the other.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard event files into --out.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train the gated network of Bengio et al. (2013) (arXiv 1308.3432, section 5) through any neuron and estimator.
+
+    There is no --url: the network, its data and its loss are on this machine.
+    """
+    from gradest.cli.display import print_json, show
+    from gradest_experiments.gated.gaters import compare_gaters, to_table
+    from gradest_experiments.gated.settings import GatedSettings
+    from gradest_experiments.gated.training import train as train_gated
+
+    specs: dict[str, Any] = {name: read_spec(given[name]) for name in ("neuron", "estimator") if name in given}
+    settings = build_settings(GatedSettings, {**given, **specs})
+    if gaters and specs:
+        raise InvalidInput(f"--gaters has its own neurons and estimators: omit --{' and --'.join(specs)}")
+    if tensorboard and out is None:
+        raise InvalidInput("--tensorboard needs a folder to write to: give --out")
+    if gaters:
+        options = {name: getattr(settings, name) for name in given}
+        results = compare_gaters(**options, out=out, resume=resume, progress=True, tensorboard=tensorboard)
+    else:
+        results = [train_gated(settings, out=out, resume=resume, progress=True, tensorboard=tensorboard)]
+    if as_json:
+        runs = [result.model_dump(mode="json") for result in results]
+        print_json(runs if gaters else runs[0])
+    else:
+        show(to_table(results))
+
+
+reproduce = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Reproduce published experiments with every estimator.",
+)
+
+
+@reproduce.command()
+def toys(
+    out: Annotated[Path, typer.Option(help="The folder for data (JSON), plots (SVG, PNG) and report.md.")] = Path(
+        "runs/toys"
+    ),
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The part to run: quadratic, learning, probability or polynomial. It can be repeated. If omitted, all."
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Use few draws and steps: half a minute.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+) -> None:
+    """Run the small problems by which papers compare estimators: variance, learning, bias. This takes some minutes.
+
+    Run again with the same folder, it continues after the last task that was done. There is no --url: training happens on this
+    machine.
+    """
+    from gradest_experiments.toys.run import choose, reproduce_toys
+
+    print(reproduce_toys(out, choose(part, quick=quick, seed=seed), progress=True))
+
+
+@reproduce.command("binary-vae")
+def binary_vae(
+    out: Out = Path("runs/binary-vae"),
+    data_dir: DataDir = None,
+    estimators: Annotated[
+        list[str] | None, typer.Option(help=f"An estimator: {SPEC}. It can be repeated. If omitted, eight of them.")
+    ] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help="linear or nonlinear. It can be repeated. If omitted, both.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="The training steps of each run.", show_default="20000; with --quick 500")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=2, help="The number K of samples, for each estimator that has this option.")
+    ] = 2,
+    seeds: Seeds = 1,
+    kl: Annotated[
+        Literal["sampled", "analytic"],
+        typer.Option(help="Whether log q is part of the loss, as published, or KL is computed in closed form."),
+    ] = "sampled",
+    quick: Annotated[bool, typer.Option("--quick", help="Use few steps, draws and test images: some minutes.")] = False,
+    tensorboard: Tensorboard = False,
+) -> None:
+    """Train a variational autoencoder with 200 binary latents on MNIST, the common benchmark. This takes hours.
+
+    Run again with the same folder, it continues where it stopped; with a larger --steps, where the runs ended.
+    """
+    from gradest_experiments.vae.images import load_images
+    from gradest_experiments.vae.run import list_runs, reproduce_binary_vae
+
+    specs = [read_spec(text) for text in estimators or []] or None
+    given = {} if steps is None else {"steps": steps}
+    runs = list_runs(specs, network or None, samples=samples, seeds=seeds, quick=quick, kl=kl, **given)
+    print(reproduce_binary_vae(out, runs, load_images(data_dir), progress=True, tensorboard=tensorboard))
+
+
+@reproduce.command("block-gated")
+def block_gated(
+    out: Out = Path("runs/block-gated"),
+    data_dir: DataDir = None,
+    estimators: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"An estimator of the policy's gradient: {SPEC}. It can be repeated. If omitted, five of them."
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(help="Blocks x units of a block, 16x16 or 64x64. It can be repeated. If omitted, 16x16."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="The epochs of each run.", show_default="40; with --quick 2")
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            help="The learning rate, for losses summed over a minibatch.", show_default="0.006; published 0.001"
+        ),
+    ] = None,
+    policy_rate: Annotated[
+        float | None,
+        typer.Option(help="The learning rate of the policy, likewise.", show_default="0.001; published 0.00005"),
+    ] = None,
+    seeds: Seeds = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Use few epochs and images: a minute.")] = False,
+    tensorboard: Tensorboard = False,
+) -> None:
+    """Train networks in which a policy opens few blocks of a layer for each MNIST image, beside dense networks. Half an hour.
+
+    Run again with the same folder, it continues where it stopped.
+    """
+    from gradest_experiments.blocks.run import reproduce_block_gated
+    from gradest_experiments.blocks.settings import list_runs
+    from gradest_experiments.engine.data import load
+
+    specs = [read_spec(text) for text in estimators or []] or None
+    options = {"epochs": epochs, "learning_rate": learning_rate, "policy_rate": policy_rate}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    runs = list_runs(specs, size or None, seeds=seeds, quick=quick, **given)
+    print(reproduce_block_gated(out, runs, load("mnist", data_dir), progress=True, tensorboard=tensorboard))
+
+
+@reproduce.command()
+def bengio2013(
+    out: Out = Path("runs/bengio2013"),
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder of MNIST's IDX files. If omitted, $GRADEST_DATA; without that, they are fetched from OpenML."
+        ),
+    ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A row of the table, such as straight_through. It can be repeated. If omitted, seven of them."
+        ),
+    ] = None,
+    seeds: Seeds = 1,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="The epochs of each run. If omitted, as many as take 15 minutes.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="The length of each run: as many epochs as this machine does in it.")
+    ] = None,
+    search: Annotated[
+        bool, typer.Option("--search", help="First choose each row's settings by validation error, in short runs.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Train two epochs of 20,000 images: three minutes.")] = False,
+    device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
+    tensorboard: Tensorboard = False,
+) -> None:
+    """Reproduce the table of Bengio et al. (2013), who introduced these neurons: 2000 gated experts on MNIST. Two hours.
+
+    Run again with the same folder, it continues where it stopped.
+    """
+    from gradest_experiments.bengio2013.rows import choose_rows
+    from gradest_experiments.bengio2013.run import reproduce_bengio2013
+    from gradest_experiments.engine.data import load_or_fetch
+
+    if epochs is not None and minutes is not None:
+        raise InvalidInput("--epochs and --minutes both set the length of a run: give one of them")
+    options: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    options |= {"seeds": seeds, "minutes": minutes, "search": search, "quick": quick, "device": device}
+    chosen, data = choose_rows(rows or None), load_or_fetch(data_dir)
+    print(reproduce_bengio2013(out, chosen, data, progress=True, tensorboard=tensorboard, **options))
+
+
+@command
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs, or folders that contain some.", metavar="RUN...")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The folder for report.html and PNG files. If omitted, RUN itself, if there is only one."),
+    ] = None,
+) -> None:
+    """Write a self-contained HTML page of runs: settings, versions, results and a chart of every metric."""
+    from gradest_experiments.report import write_report
+
+    if out is None and len(runs) > 1:
+        raise InvalidInput("a report of several folders needs a folder of its own: give --out")
+    print(write_report(runs, out or runs[0]))
+
+
+@command
+def demo() -> None:
+    """Show what gradest does, in about two minutes."""
+    from gradest_experiments.demo import run
+
+    run()
