@@ -580,7 +580,7 @@ def test_what_goes_wrong_in_a_stream_is_the_error_that_it_is_without_one(client)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_estimate_is_watched_as_the_library_s_is(client, monkeypatch, kind, dtype):
     """Each of the estimates so far has the bits of that of this side."""
-    monkeypatch.setattr("gradest_service.routes._REPORT_SECONDS", 0)
+    monkeypatch.setattr("gradest_service.run.streaming._REPORT_SECONDS", 0)
     a = torch.linspace(-2, 2, 200).reshape(50, 4).to(dtype)
     here, there, at_here, at_there = [], [], [], []
     case = {"estimator": "nvil", "draws": 5000, "seed": 3}
