@@ -77,7 +77,7 @@ class PluginCommand:
         except (Exception, SystemExit) as error:
             raise PluginError(f"{type(error).__name__}: {error}") from error
         if not callable(loaded):
-            raise PluginError(f"{self.entry_point.value} is a {type(loaded).__name__}, which cannot be called")
+            raise PluginError(f"{self.entry_point.value} is of type {type(loaded).__name__}, which cannot be called")
         command: Callable[..., Any] = loaded
         return command
 
