@@ -194,7 +194,7 @@ MUTATIONS = (
         "if not isinstance(summary, str) or len(summary.splitlines()) != 1:",
         "if not isinstance(summary, str) or len(summary.splitlines()) > 1:",
         "a plugin without a summary is accepted",
-        "tests/discovery/test_register.py -k 'fault or refused'",
+        "tests/discovery/test_loading.py -k where_and_why",
     ),
     # --- estimation ---
     Mutation(
@@ -202,7 +202,7 @@ MUTATIONS = (
         "    if given.shape != shape:",
         "    if given.ndim != len(shape):",
         "losses of the wrong shape are broadcast",
-        "tests/estimation/test_expectation.py tests/service/test_errors.py -k 'arguments or feedback'",
+        "tests/estimation/test_ask_tell.py -k feedback",
     ),
     Mutation(
         "gradest/estimation/exact.py",

@@ -1,4 +1,4 @@
-"""Small runs, and the files of MNIST where this machine has them."""
+"""Settings of small runs, and the folder of MNIST, if this machine has it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SMALL = {"data": "digits", "epochs": 3, "hidden": 8, "gates": 20}
 
 @pytest.fixture
 def small() -> Callable[..., GatedSettings]:
-    """GatedSettings of a run of a second."""
+    """Return settings of a run that takes a second."""
     return lambda **options: GatedSettings.build(**{**SMALL, **options})
 
 
 @pytest.fixture
 def mnist_home(monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of $GRADEST_DATA, if it is set."""
+    """Return the folder $GRADEST_DATA; skip the test if it is not set."""
     home: Any = os.environ.get("GRADEST_DATA")
     if not home:
         pytest.skip("needs the IDX files of MNIST: set GRADEST_DATA")

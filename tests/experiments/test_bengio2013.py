@@ -26,7 +26,7 @@ TINY = {"hidden": 5, "gates": 20, "batch": 8, "epochs": 3}
 
 
 def tiny_data():
-    """Three classes, each with a bright pixel of its own: 40, 12 and 12 images of 6 pixels."""
+    """Return 40, 12 and 12 images of 6 pixels, of three classes that each have a bright pixel of their own."""
     generator = torch.Generator().manual_seed(0)
 
     def split(count):
@@ -39,7 +39,7 @@ def tiny_data():
 
 
 class Unseen:
-    """Images that must not be looked at."""
+    """A split whose use fails the test."""
 
     def __getattr__(self, name):
         raise AssertionError("the test images were looked at")
@@ -54,7 +54,7 @@ def row_of(name):
 
 
 def metrics_of(folder):
-    """The lines, without the seconds."""
+    """Return the lines of metrics without the seconds."""
     return [{name: value for name, value in row.items() if name != "seconds"} for row in RunFolder.read(folder).rows()]
 
 
@@ -142,7 +142,7 @@ def test_each_step_has_its_learning_rate_and_the_gater_its_part(tmp_path, monkey
 
 
 def test_beta_noise_has_its_moments_and_its_mean_in_evaluation():
-    """Mean 1/41 and variance 40 / (41² 42) by 5 standard errors of 10^5 draws: two false alarms in a million."""
+    """The mean is 1/41 and the variance 40 / (41² 42), within 5 standard errors of 10^5 draws: two false alarms in a million."""
     noise, a = BetaNoise(40.0), torch.linspace(-3, 3, 100_000, dtype=torch.float64)
     torch.manual_seed(0)
     z = noise(a) - a
@@ -165,7 +165,7 @@ def test_stochastic_times_smooth_alone_has_noise_before_the_gates():
 
 @pytest.mark.parametrize("name", ["sigmoid", "noisy_sigmoid"])
 def test_the_dense_baselines_are_gates_of_sigmoids(name, monkeypatch):
-    """logits = W (σ(a + z) * experts(x)) + c, z normal where there is noise, and nothing but the loss to learn from.
+    """logits = W (σ(a + z) * experts(x)) + c, with z normal if there is noise; the loss has no penalty.
 
     The noise is read off the gates: 40 · 200 of them, whose mean and standard deviation are 0 and 1 by 5 standard errors.
     """
@@ -253,7 +253,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
 
 
 def test_what_was_written_after_a_checkpoint_is_written_once(tmp_path, monkeypatch):
-    """As if the process was killed between a line and its checkpoint."""
+    """The process is killed, as it were, between a line of metrics and its checkpoint."""
     settings, data = row_of("sigmoid").settings(**TINY), tiny_data()
     train_row(settings, data, tmp_path / "whole")
     saved = []

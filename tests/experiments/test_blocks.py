@@ -35,7 +35,7 @@ def settings_of(name="reinforce", **options):
 
 
 def tiny_data():
-    """12 pixels, 4 classes that each light a pixel of their own."""
+    """Return images of 12 pixels, of 4 classes that each brighten a pixel of their own."""
     generator = torch.Generator().manual_seed(0)
     splits = []
     for n in (30, 20, 20):
@@ -60,7 +60,7 @@ def test_regularisers_by_hand():
 
 
 def test_the_objective_by_hand():
-    """REINFORCE's gradient in the policy is Σ_i loss_i (u_i - p_i) x_i, and that of the penalties; all are sums."""
+    """The policy's gradient is that of REINFORCE, Σ_i loss_i (u_i - p_i) x_i, plus that of the penalties, as sums over images."""
     network, data, used = network_of(sparsity=3.0, variance=5.0), tiny_data(), []
     x, y = data.train.x[:8].double(), data.train.y[:8]
     hidden = network.hidden.forward
@@ -105,7 +105,7 @@ def test_a_dense_network_has_every_unit():
 
 @pytest.mark.parametrize("name", ["reinforce", "straight_through", "disarm"])
 def test_a_step_decays_all_weights(name):
-    """The gradient of λ|θ|² is 2λθ."""
+    """A step changes θ by the gradient of λ|θ|², which is 2λθ."""
     steps = []
     for decay in (0.0, 0.5):
         run = training.BlockRun(settings_of(name, decay=decay), tiny_data())
@@ -308,7 +308,7 @@ def test_speed_has_a_row_for_each_network_batch_and_number_of_threads():
 
 @pytest.fixture
 def mnist_folder(tmp_path):
-    """132 and 20 images of 2 x 2."""
+    """Write MNIST's files with 132 and 20 images of 2 x 2 pixels."""
     for name, count in (("train", 132), ("t10k", 20)):
         images, labels = (bytes(i * 37 % most for i in range(n)) for n, most in ((count * 4, 256), (count, 10)))
         (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + struct.pack(">3I", count, 2, 2) + images)

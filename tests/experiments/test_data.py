@@ -158,7 +158,7 @@ def test_the_real_files(mnist_home):
 
 
 def test_mnist_is_fetched_where_no_folder_is_given(tmp_path, monkeypatch):
-    """60,000 images to learn from, less the last sixth, and the last 10,000 to test on, by the order of the bytes."""
+    """Of the first 60,000 images the last sixth is for validation; the last 10,000 of all are the test images."""
     asked = []
 
     def fetch(name, **options):

@@ -25,7 +25,7 @@ class Numbers(BaseModel):
 
 
 def finished(path: Path, steps: int = 3) -> RunFolder:
-    """A run of as many lines as steps."""
+    """Return a finished run with a line of metrics per step."""
     folder = RunFolder.open(path, "numbers", Numbers(steps=steps), extendable="steps")
     with folder.record() as metrics:
         for step in range(1, steps + 1):
@@ -155,7 +155,7 @@ def test_other_versions_are_refused_where_numbers_depend_on_them(tmp_path, name,
 
 
 def test_event_files_hold_each_metric_once(small, tmp_path):
-    """Also after a run that was cut off, whose lines they had already."""
+    """This holds also for a resumed run, whose first lines were in the event files already."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     train(small(epochs=1), out=tmp_path, tensorboard=True)
     train(small(epochs=3), out=tmp_path, resume=True, tensorboard=True)
@@ -233,7 +233,7 @@ CASES = {"gated": _train_gated, "vae": _train_vae, "toys": _do_tasks}
     "name", ["gated", *(pytest.param(name, marks=pytest.mark.deep) for name in CASES if name != "gated")]
 )
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same_numbers(tmp_path, name):
-    """SIGKILL after times from a seeded generator, of which about twelve strike."""
+    """SIGKILL is sent after random times from a seeded generator, about twelve times before the run ends."""
     if name == "toys":
         pytest.importorskip("vl_convert")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -55,7 +55,7 @@ def test_the_layer_follows_from_how_many_points_the_estimator_asks_for(estimator
 
 
 def test_the_exact_estimator_gives_the_exact_gradient():
-    """Enumeration sums over all gates, so the network's gradient must be that of the expected loss, written out here."""
+    """Enumeration sums over all gates, so the network's gradient must be that of the expected loss, which is computed here."""
     network = build(estimator="enumeration").double()
     x, y = (minibatch()[0].double(), minibatch()[1])
     network.objective(x, y).total.backward()
@@ -74,7 +74,7 @@ def test_the_exact_estimator_gives_the_exact_gradient():
 
 
 def test_l1_reaches_the_gater_through_an_estimator_that_sees_the_loss_alone():
-    """With experts of 0 the penalty is all that depends on the gates, and enumeration gives its exact gradient."""
+    """If the experts are 0, only the penalty depends on the gates, and enumeration gives its exact gradient."""
     network = build(estimator="enumeration", penalty=L1Penalty(0.1, start=0.01)).double()
     torch.nn.init.zeros_(network.experts.weight)
     x, y = (minibatch()[0].double(), minibatch()[1])

@@ -71,7 +71,7 @@ def test_for_mnist_the_table_has_the_published_figures():
 @pytest.mark.deep
 @pytest.mark.parametrize("gater", GATERS, ids=NAMES)
 def test_the_defaults_reach_what_the_table_says(gater):
-    """Full runs on the digits. A dense network of this kind has 2 to 4 % on them; seeds differ by about 1 %."""
+    """Full runs on the digits, where a dense network of this kind has an error of 2 to 4 %; seeds differ by about 1 %."""
     result = train(gater.settings(data="digits"))
     assert result.test.error < 0.07
     assert result.valid.error < 0.05

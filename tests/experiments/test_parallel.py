@@ -1,4 +1,4 @@
-"""Runs of two processes, against the same runs of one."""
+"""Runs in two processes have the numbers of the same runs in one."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def epochs(folder: RunFolder) -> list[dict[str, float]]:
 
 
 def dealt(parts: list[torch.Tensor]) -> torch.Tensor:
-    """The joined batch of which the parts were dealt out in turn."""
+    """Return the batch whose examples were assigned to the parts in turn."""
     joined = parts[0].new_empty(sum(map(len, parts)), *parts[0].shape[1:])
     for place, part in enumerate(parts):
         joined[place :: len(parts)] = part
@@ -102,7 +102,7 @@ def dealt(parts: list[torch.Tensor]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The folders of all runs by one process, and by two; every process makes all of them."""
+    """Return the folders of all runs in one process and in two; a process makes all runs."""
     folder = tmp_path_factory.mktemp("runs")
     script = folder / "train.py"
     script.write_text(TRAIN)

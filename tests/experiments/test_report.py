@@ -24,7 +24,7 @@ class Numbers(BaseModel):
 
 
 class Page(HTMLParser):
-    """What a page is made of: cells of tables by row, drawings, the runs as JSON, and what it refers to."""
+    """A parser that collects the cells of tables by row, drawings, the runs as JSON, and all references."""
 
     def __init__(self, text):
         super().__init__()

@@ -85,7 +85,7 @@ def test_pairs_that_are_none_are_refused():
 
 
 class OneHot(gradest.Neuron):
-    """Enough of a neuron with classes to lay out its gates: one class in C is open."""
+    """A neuron with classes, of which one is open, as far as settings need it."""
 
     name = "one_hot_for_settings"
     summary = "a test's"
@@ -108,7 +108,7 @@ class OneHot(gradest.Neuron):
 
 
 class Still(gradest.Estimator):
-    """An estimate of 0."""
+    """An estimator that returns 0."""
 
     name = "still_for_settings"
     summary = "a test's"

@@ -182,7 +182,7 @@ def test_all_learners_and_only_they_are_followed(tmp_path):
 
 
 def test_a_learner_learns_where_it_can():
-    """double_cv starts as rloo, and gets to less than half of its variance on the sum."""
+    """double_cv starts with the variance of rloo, and on the sum it reaches less than half of it."""
     part = Learning(steps=200, checkpoints=2, draws=1000)
     first, *_, last = run(part, "sum: double_cv")["points"]
     (rloo,) = run(part, "sum: rloo")["points"]
@@ -235,7 +235,7 @@ def test_the_exact_loss_of_the_polynomial_is_that_of_enumeration():
 
 
 def test_measure_knows_variance_and_its_error():
-    """reinforce on b: variance p(1-p)³ exactly, within 5 standard errors of a tenth at most; rows are apart."""
+    """The variance of reinforce on b is p(1-p)³ in each row; it is met within 5 standard errors, which are at most a tenth of it."""
     a = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     shares = []
     measured = measure(

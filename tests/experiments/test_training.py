@@ -30,7 +30,7 @@ PAIRS = [
 
 
 def numbers(result: Result) -> dict[str, object]:
-    """All of a result but the times that were measured."""
+    """Return a result without the measured times."""
     return result.model_dump(mode="json", exclude={"seconds", "speedup"})
 
 
@@ -46,13 +46,13 @@ def assert_same(folder: Path, other: Path) -> None:
 
 
 def unfinish(folder: Path) -> None:
-    """As if the process had been killed after its last checkpoint."""
+    """Remove the results, as if the process had been killed after its last checkpoint."""
     known = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**known, "results": {}}))
 
 
 def strike(monkeypatch: pytest.MonkeyPatch, epoch: int, step: int, act: Callable[[], object]) -> None:
-    """Have `act` happen within that minibatch."""
+    """Call `act` within that minibatch."""
     learn = GatedRun.learn
 
     def struck(run: GatedRun, index: torch.Tensor) -> None:

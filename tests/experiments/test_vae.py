@@ -41,7 +41,7 @@ TINY = {
 
 
 def tiny_images():
-    """12 pixels, one of which is always off, and one always on."""
+    """Return images of 12 pixels, of which one is always off and one always on."""
     generator = torch.Generator().manual_seed(0)
     train, valid, test = (torch.randint(0, 256, (n, 12), dtype=torch.uint8, generator=generator) for n in (30, 10, 6))
     for split in (train, valid, test):
@@ -50,7 +50,7 @@ def tiny_images():
 
 
 def tiny_vae(network="nonlinear", kl="sampled"):
-    """In float64, its decoder far from linear in h."""
+    """Return a small autoencoder in float64, whose decoder is far from linear in h, and images."""
     torch.manual_seed(1)
     vae = BinaryVae(torch.rand(12), network, latents=3, hidden=4, kl=kl).double()
     with torch.no_grad():
@@ -62,7 +62,7 @@ def tiny_vae(network="nonlinear", kl="sampled"):
 
 
 def exact_elbo(vae, x):
-    """[batch], differentiable everywhere: Σ_h q(h | x) (log p(x, h) - log q(h | x)), each from torch.distributions."""
+    """Return Σ_h q(h | x) (log p(x, h) - log q(h | x)), `[batch]`, by torch.distributions, and log p(x)."""
     a = vae.encode(x)
     neuron = gradest.neuron("bernoulli")
     points, _ = configurations(neuron, a.detach(), neuron.law(a.detach()), 0, 8)
@@ -79,7 +79,7 @@ def learned_state(vae, x, estimator):
 
 
 def metrics_of(folder):
-    """The lines, without the seconds."""
+    """Return the lines of metrics without the seconds."""
     return [{name: value for name, value in row.items() if name != "seconds"} for row in RunFolder.read(folder).rows()]
 
 
@@ -122,7 +122,7 @@ def test_the_encoders_gradient_is_that_of_the_enumerated_elbo(spec, network, kl)
 
 @pytest.mark.parametrize("name", ["rloo", "rebar", "double_cv", "straight_through"])
 def test_the_decoder_gets_the_gradient_of_its_samples(name):
-    """In the mean the gradient of the enumerated ELBO; 5 standard errors of 60 draws, as above, in 91 parameters."""
+    """The mean of 60 draws is the gradient of the enumerated ELBO within 5 standard errors, as above, in 91 parameters."""
     vae, x = tiny_vae()
     estimator, parameters, many = gradest.estimator(name), list(vae.decoder.parameters()), x.repeat(50, 1)
     elbo, _ = exact_elbo(vae, x)
@@ -138,7 +138,7 @@ def test_the_decoder_gets_the_gradient_of_its_samples(name):
 
 @pytest.mark.parametrize("kl", ["sampled", "analytic"])
 def test_straight_through_has_the_entropys_gradient_without_noise(kl):
-    """Where the decoder does not look at h, the entropy of q is all there is."""
+    """If the decoder ignores h, the loss has only the entropy of q."""
     vae, x = tiny_vae(kl=kl)
     with torch.no_grad():
         vae.decoder[0].weight.zero_()
@@ -156,7 +156,7 @@ def test_the_divergence_is_that_of_torch():
 
 
 def test_bounds_are_between_the_elbo_and_the_log_likelihood():
-    """Of 4000 copies: the mean of one sample is the ELBO, 5 standard errors; of 2 above it by as much; of 4000 log p(x)."""
+    """Over 4000 copies the bound of 1 sample has the ELBO as its mean, and that of 2 is above it by 5 standard errors."""
     vae, x = tiny_vae()
     with torch.no_grad():
         elbo, evidence = exact_elbo(vae, x)
@@ -183,7 +183,7 @@ def test_training_starts_at_the_mean_image():
 
 
 def test_binarised_pixels_have_the_mean_of_the_bytes():
-    """5 standard errors of 10,000 images; each chunk has the noise of its rows."""
+    """The mean is met within 5 standard errors of 10,000 images; each chunk has the noise of its rows."""
     pixels = torch.tensor([[0, 1, 51, 128, 254, 255]], dtype=torch.uint8).expand(10_000, -1)
     x = binarise(pixels, Key(1))
     mean = pixels[0].double() / 255
@@ -252,7 +252,7 @@ def test_estimators_see_the_same_images_and_start_alike(tmp_path, monkeypatch):
 
 
 def test_each_epoch_has_its_own_order_and_each_step_its_own_noise(tmp_path, monkeypatch):
-    """Two steps an epoch of 16 images that differ, by at most 15 of 255, in shade alone."""
+    """An epoch is two steps of 8 images, which differ only in shade, by at most 15 of 255."""
     train = (120 + torch.arange(16, dtype=torch.uint8))[:, None].expand(16, 12)
     asked, given = [], []
 
@@ -297,7 +297,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
 
 @pytest.mark.parametrize("name", ["disarm", "double_cv"])
 def test_a_run_with_more_steps_has_the_numbers_of_one_that_had_them_from_the_start(tmp_path, name):
-    """Of 13 steps, the last line of metrics is of one step, and the last validation out of turn: a longer run has neither."""
+    """The last line after 13 steps is of one step, and the last validation is an extra one: a longer run has neither."""
     images = tiny_images()
     train_vae(run_of(name, steps=29), images, tmp_path / "whole")
     for steps in (13, 29):
@@ -317,7 +317,7 @@ train_vae(run_of("double_cv"), tiny_images(), Path(sys.argv[1]), lambda step: st
 
 
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
-    """Killed at step 9: the line of step 8 came after the checkpoint of step 5, and must not be there twice."""
+    """A run killed at step 9 has written the line of step 8 after the checkpoint of step 5; it must not be there twice."""
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "cut"], env=environment, capture_output=True)
