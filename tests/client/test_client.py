@@ -664,6 +664,14 @@ def test_a_stream_may_take_longer_than_the_timeout_while_something_comes():
     assert service.now == 40.1
 
 
+@pytest.mark.parametrize("estimators", ["rloo", {"name": "rloo"}], ids=["name", "spec"])
+def test_an_estimator_in_place_of_a_list_is_refused_here(estimators):
+    seen = []
+    with answering(200, seen=seen) as client, pytest.raises(InvalidInput, match="must be a list of estimators"):
+        client.compare("linear", A, estimators=estimators)
+    assert not seen
+
+
 def test_a_stream_in_which_nothing_came_leaves_the_deadline():
     """Even though its headers did."""
     service = Scripted(gradest.Client, good(), timeout=10)
