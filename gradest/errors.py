@@ -53,10 +53,14 @@ class PluginFault(GradestError, RuntimeError):
 
 
 class ServiceError(GradestError):
-    """The service answered with an error. `status`, `title`, `detail` and `request_id` are those of its answer."""
+    """The service answered with an error, or not at all.
+
+    `status`, `title`, `detail` and `request_id` are those of its answer; without one, `status` is 0.
+    """
 
     def __init__(self, status: int, title: str, detail: str = "", request_id: str | None = None) -> None:
-        super().__init__(f"{status} {title}: {detail}" if detail else f"{status} {title}")
+        heading = f"{status} {title}" if status else title
+        super().__init__(f"{heading}: {detail}" if detail else heading)
         self.status = status
         self.title = title
         self.detail = detail

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gradest.errors import InvalidInput
 from gradest.kernels import fused, select, transformed
-from gradest.kernels.reference import Word, as_tensors, cast, signed_word, threefry, widen
+from gradest.kernels.reference.noise import Word, as_tensors, signed_word, threefry
+from gradest.kernels.stable import cast, widen
 
 __all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
 
@@ -141,8 +142,8 @@ class Key:
     ) -> Tensor:
         """Return independent numbers, uniform on the open interval (0, 1), of shape `[draws, *batch, *event]`.
 
-        `gradest.kernels.reference.uniform_from_words` says how words become numbers. float16 and bfloat16 have no numbers close
-        enough to 1 (1 - 2**-24 rounds to 1), so for them the noise is float32.
+        `gradest.kernels.reference.noise.uniform_from_words` says how words become numbers. float16 and bfloat16 have no numbers
+        close enough to 1 (1 - 2**-24 rounds to 1), so for them the noise is float32.
         """
         device = torch.device(device)
         noise: Tensor = select("uniform", device)(
@@ -177,6 +178,17 @@ class Key:
         h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(flat), *options, **written)
         h = cast(h, dtype or a.dtype)
         return h if flat is a else h.reshape(len(h), *a.shape)
+
+    def row_keys(self, batch_shape: tuple[int, ...], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return the two 32-bit words of each row's own key, int32 tensors `[rows]`: what a fused kernel of your own needs.
+
+        The two words of the number of (unit, draw) are x = Threefry((word0, word1), (unit, draw)), with 20 rounds; units are
+        numbered within the flattened event. A float32 number is ((x0 >> 8) | 1) · 2**-24, shifted as unsigned; float64 takes 53
+        bits, (((x0 << 21) | (x1 >> 11)) | 1) · 2**-53. A kernel that computes these has the bits of `uniform`, as the conformance
+        kit checks of a neuron that overrides `sample`.
+        """
+        seed, rows = as_tensors(*self._words(batch_shape, torch.device(device))[:2], device)
+        return threefry(seed, (rows, _to_word(self.stream).to(device)))
 
     def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Word, Word], Word, int]:
         """Return the words of the seed, the words of the rows, and the stream, in the form that kernels take."""

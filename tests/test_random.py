@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from gradest.errors import InvalidInput
-from gradest.kernels.reference import uniform_from_words
+from gradest.kernels.reference.noise import uniform_from_words
 from gradest.random import MAX_SEED, Key, fresh_seed, threefry2x32
 
 ONES = 0xFFFFFFFF
@@ -179,3 +179,21 @@ def correlation(x, y):
     """Pearson's r in standard deviations of what independence gives."""
     x, y = x.double() - 0.5, y.double() - 0.5
     return float((x * y).mean() * 12) * math.sqrt(x.numel())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "key",
+    [Key(7), Key(2**52 + 3, stream=2), Key(7, rows=torch.tensor([5, 2**31, 3])), Key(torch.tensor([1, 2**40, 3]))],
+    ids=["seed", "stream", "rows", "seeds"],
+)
+def test_row_keys_give_a_kernel_of_one_s_own_the_bits_of_uniform(key, dtype):
+    """By the arithmetic of the docstring, from the public function alone."""
+    word0, word1 = (word[:, None] for word in key.row_keys((3,)))
+    unit, draw = torch.arange(5), torch.arange(2)[:, None, None]
+    x0, x1 = threefry2x32((word0, word1), (unit, draw))
+    if dtype == torch.float32:
+        found = ((x0 >> 8) | 1).to(dtype) * 2.0**-24
+    else:
+        found = (((x0 << 21) | (x1 >> 11)) | 1).to(dtype) * 2.0**-53
+    assert torch.equal(found, key.uniform((3,), (5,), 2, dtype=dtype))

@@ -6,5 +6,6 @@ certificates      keeps the measured bias and variance of an estimator in a file
 recommendation    ranks the estimators that fit a case, with reasons
 catalog           describes registered plugins
 results           has the records that comparison and recommendation return
+markdown          writes tables
 charts            has the definitions of all charts
 """

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from gradest.analysis.certificates import load_certificates
+from gradest.analysis.markdown import table
 from gradest.contract.estimator import Estimator, Target
 from gradest.contract.neuron import Differentiable, Neuron, Scored
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import registry
 from gradest.errors import TooManyPoints
-from gradest.kernels import record, why
+from gradest.kernels import explain_backend, record_kernels_used
 from gradest.random import Key
 
 __all__ = [
@@ -82,7 +83,7 @@ def describe_kernels() -> dict[str, list[dict[str, Any]]]:
     devices = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
     return {
         "devices": [
-            *({"device": device.type, "kernels": why(device)} for device in devices),
+            *({"device": device.type, "kernels": explain_backend(device)} for device in devices),
             *([] if len(devices) > 1 else [{"device": "cuda", "kernels": "none, for torch sees no such device"}]),
         ],
         "kernels": [
@@ -96,9 +97,9 @@ def describe_kernels() -> dict[str, list[dict[str, Any]]]:
 def _kernels_used(neuron: Neuron, device: torch.device) -> dict[str, str | None]:
     key, a = Key(0), torch.zeros(1, *(2,) * neuron.event_ndim, device=device)
     with torch.no_grad():
-        with record() as forward:
+        with record_kernels_used() as forward:
             h = neuron.sample(key, a, 1)
-        with record() as backward:
+        with record_kernels_used() as backward:
             if isinstance(neuron, Scored):
                 neuron.weighted_score(h, a, h.new_ones(1, 1))
             if isinstance(neuron, Differentiable):
@@ -151,15 +152,12 @@ def describe_with_certificates(cls: type[Plugin]) -> dict[str, Any]:
 
 def estimators_to_markdown() -> str:
     """Return a Markdown table with a row for each registered estimator: what it fits, needs, claims and costs."""
-    lines = [
-        "| estimator | neurons | needs | claimed bias | K | what it does | reference |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for cls in registry.estimators.values():
         found = describe_estimator(cls)
         needs = ", ".join(found["needs"]) + (", also between outputs" if found["off_support"] else "")
         target = "" if cls().target() == Target() else f", of {found['target']}"
-        cells = [
+        row = [
             cls.name,
             ", ".join(found["neurons"]),
             needs,
@@ -168,8 +166,9 @@ def estimators_to_markdown() -> str:
             cls.summary,
             cls.reference,
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(row)
+    head = ["estimator", "neurons", "needs", "claimed bias", "K", "what it does", "reference"]
+    return table(head, rows, align="lllllll")
 
 
 def _by_value(by_neuron: dict[str, str]) -> str:

@@ -27,6 +27,7 @@ from gradest.analysis.bias import (
     network_loss,
     pre_activations,
 )
+from gradest.analysis.markdown import table
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.estimation.estimate import estimate
@@ -244,60 +245,44 @@ def to_markdown(certificates: Sequence[Certificate]) -> str:
     return "\n".join([_INTRODUCTION, *_summary(certificates), *_sections(certificates), ""])
 
 
-def _summary(certificates: Sequence[Certificate]) -> list[str]:
-    lines = [_SIGNAL]
+def _summary(certificates: Sequence[Certificate]) -> Iterator[str]:
+    yield _SIGNAL
+    head = ["estimator", "needs", "claimed bias", "K", "moderate logits", "saturated logits", "cosine"]
     by_neuron = sorted(certificates, key=lambda found: (found.neuron, -found.squared_snr_per_evaluation("moderate")))
     for neuron, group in groupby(by_neuron, key=lambda found: found.neuron):
-        lines += [
-            f"### {neuron}",
-            "",
-            "| estimator | needs | claimed bias | K | moderate logits | saturated logits | cosine |",
-            "| --- | --- | --- | ---: | ---: | ---: | ---: |",
-        ]
-        for found in group:
-            cells = [found.estimator, ", ".join(found.needs), found.claim, found.evaluations]
-            cosine = f"{min(record.cosine for record in found.records):.2f}"
-            lines.append(
-                _line(
-                    [*cells, *(_number(found.squared_snr_per_evaluation(logits)) for logits in LOGIT_REGIMES), cosine]
-                )
-            )
-        lines.append("")
-    return lines
+        rows = (
+            [
+                *[found.estimator, ", ".join(found.needs), found.claim, found.evaluations],
+                *(_number(found.squared_snr_per_evaluation(logits)) for logits in LOGIT_REGIMES),
+                f"{min(record.cosine for record in found.records):.2f}",
+            ]
+            for found in group
+        )
+        yield f"### {neuron}\n"
+        yield table(head, rows, align="lllrrrr") + "\n"
 
 
 def _sections(certificates: Sequence[Certificate]) -> Iterator[str]:
     yield _SECTIONS
+    measured = [f"{figure}, {loss}" for figure in ("bias", "var·K") for loss in LOSSES]
     for estimator, group in groupby(certificates, key=lambda found: found.estimator):
-        yield ""
-        yield f"### {estimator}"
-        yield ""
-        yield _line(
+        rows = (
             [
-                "neuron",
-                "claimed bias",
-                "logits",
-                *(f"bias, {loss}" for loss in LOSSES),
-                *(f"var·K, {loss}" for loss in LOSSES),
+                *[found.neuron, found.claim, logits],
+                *(_bias(record) for record in found.records_at(logits)),
+                *(_number(record.variance * found.evaluations) for record in found.records_at(logits)),
             ]
+            for found in group
+            for logits in LOGIT_REGIMES
         )
-        yield _line(["---"] * 3 + ["---:"] * (2 * len(LOSSES)))
-        for found in group:
-            for logits in LOGIT_REGIMES:
-                records = found.records_at(logits)
-                cells = [found.neuron, found.claim, logits]
-                variances = [_number(record.variance * found.evaluations) for record in records]
-                yield _line([*cells, *(_bias(record) for record in records), *variances])
+        yield f"\n### {estimator}\n"
+        yield table(["neuron", "claimed bias", "logits", *measured], rows, align="lll" + "r" * len(measured))
 
 
 def _bias(record: BiasRecord) -> str:
     scale, unit = (100 / record.gradient, " %") if record.gradient else (1.0, "")
     text = f"{_number(record.bias * scale)} ± {_number(record.standard_error * scale)}{unit}"
     return text if record.agrees_with_exact else f"**{text}**"
-
-
-def _line(cells: Sequence[Any]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _number(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import torch
@@ -14,7 +14,7 @@ from gradest.contract.estimator import Estimator, Target
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import TooManyPoints
+from gradest.errors import InvalidInput, TooManyPoints
 from gradest.estimation.ask_tell import check_pre_activations
 from gradest.estimation.estimate import estimate
 from gradest.estimation.exact import closed_form
@@ -50,8 +50,8 @@ def compare(
     progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
         gradient is enumerated.
 
-    If the exact gradient takes too many points, the figures that need it are None. Raises Incompatible if an estimator that is
-    named does not fit the neuron, and what `estimate` raises.
+    If the exact gradient takes too many points, the figures that need it are None. Raises InvalidInput if `estimators` is not a
+    list, Incompatible if an estimator that is named does not fit the neuron, and what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
     check_pre_activations(a, neuron)
@@ -59,6 +59,8 @@ def compare(
     if estimators is None:
         chosen = [estimator for estimator in comparable_estimators(neuron) if within_point_limit(estimator, neuron, a)]
     else:
+        if isinstance(estimators, (str, Mapping, Estimator)):
+            raise InvalidInput(f"estimators must be a list of estimators, such as ['rloo'], not {estimators!r}")
         chosen = [registry.estimator(spec) for spec in estimators]
         for estimator in chosen:
             registry.check_fit(neuron, estimator)

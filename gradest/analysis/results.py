@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from gradest.analysis.charts import chart
+from gradest.analysis.markdown import table
 
-__all__ = ["Comparison", "ComparisonRow", "Excluded", "LossAccess", "Recommendation", "Recommended", "relative_error"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "COMPARISON_COLUMNS",
+    "RECOMMENDATION_COLUMNS",
+    "Comparison",
+    "ComparisonRow",
+    "Excluded",
+    "LossAccess",
+    "Recommendation",
+    "Recommended",
+    "relative_error",
+]
+
+COMPARISON_COLUMNS = (
+    "estimator",
+    "claimed bias",
+    "K",
+    "bias",
+    "bias/SE",
+    "variance",
+    "SNR",
+    "cosine",
+    "efficiency",
+    "seconds",
+)
+"""How tables for people call the fields of `ComparisonRow`, in their order."""
+
+RECOMMENDATION_COLUMNS = ("estimator", "claimed bias", "K", "error", "why")
+"""How tables for people call what they show of `Recommended`: label, claim, evaluations, error and reasons."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +100,8 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Return the rows as a Markdown table."""
-        head = [
-            "estimator",
-            "claimed bias",
-            "K",
-            "bias",
-            "bias/SE",
-            "variance",
-            "SNR",
-            "cosine",
-            "efficiency",
-            "seconds",
-        ]
-        lines = [_line(head), _line(["---", "---", *["---:"] * (len(head) - 2)])]
-        lines += [_line([_show(cell) for cell in asdict(row).values()]) for row in self.rows]
-        return "\n".join(lines)
+        rows = ([_show(cell) for cell in asdict(row).values()] for row in self.rows)
+        return table(COMPARISON_COLUMNS, rows, align="llrrrrrrrr")
 
     def _repr_markdown_(self) -> str:
         """Return what a notebook shows: the Markdown table."""
@@ -114,10 +129,6 @@ def relative_error(cosine: float, snr: float, draws: float) -> float:
         return 1.0
     share = snr**2 / (snr**2 + 1 / draws) if math.isfinite(snr) else 1.0
     return math.sqrt(max(0.0, 1 - cosine**2 * share))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _show(cell: Any) -> str:
@@ -184,8 +195,14 @@ class Recommendation:
 
     def to_markdown(self) -> str:
         """Return the recommended estimators as a Markdown table."""
-        lines = ["| estimator | claimed bias | K | error | why |", "| --- | --- | ---: | ---: | --- |"]
-        for row in self.rows:
-            error = "-" if row.error is None else f"{row.error:.2g}"
-            lines.append(f"| {row.label} | {row.claim} | {row.evaluations} | {error} | {'; '.join(row.reasons)} |")
-        return "\n".join(lines)
+        rows = (
+            [
+                row.label,
+                row.claim,
+                row.evaluations,
+                "-" if row.error is None else f"{row.error:.2g}",
+                "; ".join(row.reasons),
+            ]
+            for row in self.rows
+        )
+        return table(RECOMMENDATION_COLUMNS, rows, align="llrrl")

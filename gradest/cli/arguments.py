@@ -1,4 +1,4 @@
-"""What the command line reads: numbers, plugins with options, and flags that follow from a settings model."""
+"""The parsing of arguments: numbers, plugins with options, and flags made from a model of settings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,10 @@ _METAVARS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 
 def read_numbers(text: str) -> Any:
-    """Numbers, nested lists of them, from "0.3,-1,2", JSON, the name of a JSON file, or "-" for JSON on standard input.
+    """Read numbers, or nested lists of them.
+
+    text: numbers separated by commas, such as "0.3,-1,2"; a JSON array; the path of a JSON file; or "-" for JSON on standard
+        input.
 
     Raises InvalidInput for anything else.
     """
@@ -59,22 +62,23 @@ def read_numbers(text: str) -> Any:
             content = Path(text).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidInput(
-                f'numbers are like "0.3,-1,2", a nested JSON array, a JSON file or - for standard input; {text!r} is none'
+                f'{text!r} is neither numbers, such as "0.3,-1,2", nor a nested JSON array, nor the path of a JSON file,'
+                " nor - for standard input"
             ) from error
     try:
         numbers = json.loads(content)
     except json.JSONDecodeError as error:
-        raise InvalidInput(f"{source} is no JSON array of numbers: {error}") from error
+        raise InvalidInput(f"{source} is not a JSON array of numbers: {error}") from error
     return numbers if isinstance(numbers, list) else [numbers]
 
 
 def read_options(pairs: Iterable[str]) -> dict[str, Any]:
-    """Options of a plugin from key=value, the value in JSON where it is JSON, else as text."""
+    """Read options of a plugin from key=value pairs. A value that is not JSON is taken as text."""
     options = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
-            raise InvalidOptions(f"options are key=value, not {pair!r}")
+            raise InvalidOptions(f"an option must have the form key=value, not {pair!r}")
         try:
             options[key.strip()] = json.loads(value)
         except json.JSONDecodeError:
@@ -83,21 +87,21 @@ def read_options(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def read_spec(text: str) -> dict[str, Any]:
-    """A plugin, {"name": ..., **options}, from that JSON, a name, or name:key=value,key=value."""
+    """Read a plugin, {"name": ..., **options}, from that JSON, from a name, or from name:key=value,key=value."""
     if text.lstrip().startswith("{"):
         try:
             spec: dict[str, Any] = json.loads(text)
         except json.JSONDecodeError as error:
-            raise InvalidOptions(f"{text!r} is no JSON: {error}") from error
+            raise InvalidOptions(f"{text!r} is not JSON: {error}") from error
         return spec
     name, _, options = text.partition(":")
-    # a comma inside a value is not followed by key=
+    # a comma that key= does not follow is part of a value
     pairs = re.split(r",(?=\s*\w+\s*=)", options) if options else []
     return {"name": name.strip(), **read_options(pairs)}
 
 
 def build_settings(model: type[Settings], given: dict[str, Any]) -> Settings:
-    """The settings of these values. Raises InvalidOptions that names each flag with a wrong value."""
+    """Build the settings from the values of flags. Raises InvalidOptions that names each flag with a wrong value."""
     from pydantic import ValidationError
 
     try:
@@ -108,17 +112,17 @@ def build_settings(model: type[Settings], given: dict[str, Any]) -> Settings:
 
 
 def command(run: Callable[..., None]) -> typer.Typer:
-    """A command line whose arguments and options are the parameters of `run`, annotated as Typer reads them."""
+    """Return a command line whose arguments and options are the parameters of `run`, annotated as Typer reads them."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(run)
     return app
 
 
 def settings_command(model: type[BaseModel], run: Callable[..., None]) -> typer.Typer:
-    """A command line with a flag for each field of the model, and one for each further parameter of `run`.
+    """Return a command line with a flag for each field of the model, and one for each further parameter of `run`.
 
-    run(given, ...) is called with the fields that were given, as text or bool; building the model checks them and fills in
-    the defaults.
+    run(given, ...) is called with the fields that were given, as text or bool. Building the model from them checks them and fills
+    in the defaults.
     """
 
     def call(**flags: Any) -> None:
@@ -141,7 +145,7 @@ def settings_command(model: type[BaseModel], run: Callable[..., None]) -> typer.
 
 
 def _option(name: str, field: FieldInfo) -> Any:
-    """The flag of a field: a switch, --x or --no-x, where it is a bool."""
+    """Return the annotation of a field's flag, which is a switch, --x or --no-x, if the field is a bool."""
     text = None if field.description is None else escape(field.description)
     shown = False if field.default is None else str(field.default)
     if field.annotation is bool:
@@ -161,7 +165,7 @@ def _flag(field: str) -> str:
 
 
 def _metavar(annotation: Any) -> str:
-    """The choices of a type, or a word for it."""
+    """Return how a help text shows the values of a type: its choices, or a word for it."""
     choices = [
         str(choice) for kind in _alternatives(annotation) if get_origin(kind) is Literal for choice in get_args(kind)
     ]
@@ -171,7 +175,7 @@ def _metavar(annotation: Any) -> str:
 
 
 def _alternatives(annotation: Any) -> list[Any]:
-    """The members of a union."""
+    """Return the members of a union, or the type alone."""
     if get_origin(annotation) in (None, Literal) or isinstance(annotation, type):
         return [annotation]
     return [member for part in get_args(annotation) for member in _alternatives(part)]

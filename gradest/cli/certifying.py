@@ -1,4 +1,4 @@
-"""`gradest certify`: measures what has no current certificate, writing each as it comes."""
+"""The measurements of `gradest certify`. Each certificate is written as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -28,11 +28,19 @@ _TABLE = "certificates.md"
 
 
 def write_certificates(names: list[str], package: str, out: Path, everything: bool, as_json: bool) -> None:
-    """Bring the package's certificates up to date, and the table of them in the folder `out`; exit code 1 if one has faults."""
+    """Measure the package's estimators that have no current certificate, and write all certificates.
+
+    names: estimators to measure even so.
+    everything: measure all estimators, if none is named.
+    out: the folder in which the tables are written, as Markdown.
+    as_json: print the certificates.
+
+    Raises InvalidInput for an unknown package or estimator, and GradestError if a measurement contradicts a claim.
+    """
     pairs = _pairs(package)
     path = Path(str(files(package).joinpath(CERTIFICATES_FILE)))
     if unknown := set(names) - {estimator.name for estimator, _ in pairs}:
-        raise InvalidInput(f"{package} registers no estimator {', '.join(sorted(unknown))}")
+        raise InvalidInput(f"{package} has no registered estimator {', '.join(sorted(unknown))}")
     found = _read(path)
     keys = [(estimator.name, neuron.name) for estimator, neuron in pairs]
     with Bars() as bars:
@@ -52,15 +60,15 @@ def write_certificates(names: list[str], package: str, out: Path, everything: bo
     faults = [f"{c.estimator} on {c.neuron}: {fault}" for c in certificates for fault in c.faults]
     if faults:
         raise GradestError("; ".join(faults))
-    print(f"{len(certificates)} certificates in {path} and {out / _TABLE}, none with a fault", file=sys.stderr)
+    print(f"{len(certificates)} certificates written to {path} and {out / _TABLE}; none has a fault", file=sys.stderr)
 
 
 def _pairs(package: str) -> list[tuple[Estimator, Neuron]]:
-    """The package's estimators on every neuron that is registered, all with their default options."""
+    """Return the package's estimators, each with every registered neuron that it fits, all with their default options."""
     estimators = [cls() for cls in registry.estimators.values() if cls.__module__.partition(".")[0] == package]
     if not estimators:
         raise InvalidInput(
-            f"no estimator is registered from a package {package!r}; `gradest list plugins` shows what is"
+            f"the package {package!r} has no registered estimator; `gradest list plugins` shows what is registered"
         )
     neurons = [cls() for cls in registry.neurons.values()]
     return [(estimator, neuron) for estimator in estimators for neuron in neurons if estimator.accepts(neuron)]
@@ -69,6 +77,11 @@ def _pairs(package: str) -> list[tuple[Estimator, Neuron]]:
 def _read(path: Path) -> dict[tuple[str, str], Certificate]:
     try:
         kept = from_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):  # none yet, or of another form: they are made anew
+    except (
+        FileNotFoundError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ):  # there are none yet, or in another form: all are measured
         return {}
     return {(certificate.estimator, certificate.neuron): certificate for certificate in kept}

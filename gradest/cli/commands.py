@@ -46,11 +46,12 @@ def list_plugins(
     url: Url = None,
 ) -> None:
     """Show what is registered, and the plugins that did not load."""
-    from gradest.analysis.catalog import describe_kernels, estimators_to_markdown
     from gradest.cli.backends import find_backend
     from gradest.cli.display import print_json, show_catalog
 
     if markdown:
+        from gradest.analysis.catalog import estimators_to_markdown
+
         if kind != "estimators" or url is not None:
             raise InvalidInput(
                 "--markdown works for the estimators of this machine only: gradest list estimators --markdown, without --url"
@@ -58,6 +59,8 @@ def list_plugins(
         print(estimators_to_markdown())
         return
     if kernels:
+        from gradest.analysis.catalog import describe_kernels
+
         if kind is not None or url is not None:
             raise InvalidInput("--kernels works for all neurons of this machine only: gradest list --kernels")
         shown = describe_kernels()
@@ -82,7 +85,6 @@ def describe(
     """Show one plugin: its formula, options, capabilities, bias and cost."""
     from gradest.cli.backends import KINDS, find_backend
     from gradest.cli.display import print_json, show_description
-    from gradest.discovery.registry import unknown_plugin
 
     with find_backend(url) as backend:
         catalog = backend.catalog()
@@ -91,6 +93,8 @@ def describe(
         if len(found) > 1:
             raise InvalidInput(f"{name!r} is the name of {' and '.join(found)}: choose one with --kind")
         if not found:
+            from gradest.discovery.registry import unknown_plugin
+
             raise unknown_plugin(kind or "plugin", name, sorted({known for of in names for known in names[of]}))
         (of,) = found
         description, text = backend.describe(of, name)

@@ -1,4 +1,4 @@
-"""What the command line prints: tables for people, and JSON for scripts."""
+"""Output of the command line: tables for people, and JSON for scripts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
+
+from gradest.analysis.results import COMPARISON_COLUMNS, RECOMMENDATION_COLUMNS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "Bars",
@@ -28,26 +32,32 @@ __all__ = [
     "show_samples",
 ]
 
-_MOST_ROWS = 100  # of samples
-_MOST_SAMPLES = 16  # in a row
-_WIDTH = 160  # where the output is no terminal, so that a file is not wrapped at 80 columns
+_MOST_ROWS = 100  # units whose samples are shown
+_MOST_SAMPLES = 16  # samples of a unit that are shown
+_WIDTH = 160  # columns if the output is not a terminal, so that a file is not wrapped at 80
 
 Cells = Sequence[Any]
 
 
 def print_json(value: Any) -> None:
-    """Strict JSON in a line: numbers that are not finite are "NaN", "Infinity" and "-Infinity"."""
+    """Print a line of strict JSON, in which numbers that are not finite are "NaN", "Infinity" and "-Infinity"."""
     print(json.dumps(_finite(value), allow_nan=False))
 
 
 def show(what: RenderableType) -> None:
-    """A rich object on standard output."""
+    """Print an object of rich on standard output. Rich takes square brackets in a str for markup, but not those in a Text."""
     Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False).print(what)
 
 
 def show_rows(head: Sequence[str], rows: Iterable[Cells], title: str = "", caption: str = "") -> None:
-    """A table; nothing where it would have no rows."""
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", title_style="bold")
+    """Print a table, or nothing if there are no rows."""
+    table = Table(
+        title=escape(title),
+        caption=escape(caption),
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+    )
     for column in head:
         table.add_column(Text(column))
     for row in rows:
@@ -57,7 +67,7 @@ def show_rows(head: Sequence[str], rows: Iterable[Cells], title: str = "", capti
 
 
 def show_catalog(found: dict[str, list[dict[str, Any]]]) -> None:
-    """What is registered, a table a kind, and what did not load."""
+    """Print a table of each kind of plugin, and of the plugins that did not load."""
     columns = {
         "neurons": ["name", "capabilities", "options", "summary"],
         "estimators": ["name", "needs", "neurons", "options", "summary"],
@@ -73,7 +83,7 @@ def show_catalog(found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def show_description(description: dict[str, Any], text: str) -> None:
-    """A plugin: its own words, its options, and what else is known of it."""
+    """Print a plugin: its docstring, its options, and what else is known about it."""
     show(Text.assemble((description["name"], "bold"), f", {description['kind']}: {description['summary']}"))
     if text:
         show(Text(f"\n{text}\n"))
@@ -114,13 +124,15 @@ def show_description(description: dict[str, Any], text: str) -> None:
 
 
 def _bias(record: dict[str, Any]) -> str:
-    """The bias that was measured, and its standard error, relative to the gradient where there is one."""
+    """Return the measured bias ± its standard error, in % of the gradient unless that is zero."""
     scale, unit = (100 / record["gradient"], " %") if record["gradient"] else (1, "")
     return f"{record['bias'] * scale:.2g} ± {record['standard_error'] * scale:.2g}{unit}"
 
 
 def show_samples(neuron: str, seed: int, columns: Mapping[str, Tensor], samples: Tensor) -> None:
-    """A row for each unit: the columns, tensors of one shape; the mean of its samples; and the first of them."""
+    """Print a row for each unit: the columns, which are tensors of one shape, the mean of its samples, and the first samples."""
+    import torch
+
     shape, flat = samples.shape[1:], samples.flatten(1)
     columns = {**{name: values.flatten() for name, values in columns.items()}, "mean": flat.float().mean(0)}
     rows = (
@@ -137,28 +149,29 @@ def show_samples(neuron: str, seed: int, columns: Mapping[str, Tensor], samples:
 
 
 def show_comparison(comparison: dict[str, Any]) -> None:
-    """A row for each estimator."""
-    exact = "the exact gradient is known" if comparison["exact"] is not None else "the exact gradient is out of reach"
+    """Print a row for each estimator."""
+    exact = "the exact gradient is known" if comparison["exact"] is not None else "the exact gradient is not known"
     caption = f"{comparison['neuron']}, draws: {comparison['draws']}, seed: {comparison['seed']}; {exact}"
-    rows = comparison["rows"]
-    head = [name.replace("_", " ") for name in rows[0]] if rows else []
-    show_rows(head, ([*row.values()] for row in rows), caption=caption)
+    show_rows(COMPARISON_COLUMNS, ([*row.values()] for row in comparison["rows"]), caption=caption)
 
 
 def show_recommendation(found: dict[str, Any]) -> None:
-    """A row for each estimator that fits, best first, and why the others do not."""
-    caption = f"error: relative, up to a factor, of the gradient that {found['evaluations']} evaluations buy; {found['source']}"
+    """Print a row for each estimator that fits, best first, and the reasons why the others do not."""
+    caption = (
+        f"error: relative error, up to a factor, of the mean gradient of {found['evaluations']} evaluations;"
+        f" {found['source']}"
+    )
     columns = ["label", "claim", "evaluations", "error", "reasons"]
     rows = (
         [row[column] if column != "reasons" else "; ".join(row[column]) for column in columns] for row in found["rows"]
     )
-    show_rows(["estimator", "claimed bias", "K", "error", "why"], rows, found["neuron"], caption)
+    show_rows(RECOMMENDATION_COLUMNS, rows, found["neuron"], caption)
     others = ([row["estimator"], "; ".join(row["reasons"])] for row in found["rejected"])
     show_rows(["not for this case", "why"], others)
 
 
 def show_report(report: dict[str, Any]) -> None:
-    """A row for each neuron and objective, and for each estimator on a neuron; then what is wrong."""
+    """Print a row for each neuron and objective, and for each estimator on a neuron; then the checks that failed."""
     results = report["results"]
     rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for result in results:
@@ -177,11 +190,12 @@ def show_report(report: dict[str, Any]) -> None:
     show_rows(wrong, ([row[name] for name in wrong] for row in results if not row["passed"]), "what is wrong")
     show_catalog({"failures": report["failures"]})
     verdict = "conforms" if report["passed"] else "does not conform" if results else "did not load"
-    show(f"{report['plugin']} {verdict}: {sum(row['passed'] for row in results)} of {len(results)} checks passed")
+    passed = sum(row["passed"] for row in results)
+    show(Text(f"{report['plugin']} {verdict}: {passed} of {len(results)} checks passed"))
 
 
 class Bars(Progress):
-    """A progress bar an estimator, on standard error and only if that is a terminal."""
+    """A progress bar for each estimator, on standard error. None is shown if that is not a terminal."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
@@ -189,7 +203,7 @@ class Bars(Progress):
         self._tasks_of: dict[str, TaskID] = {}
 
     def show(self, estimator: str, done: int, draws: int) -> None:
-        """So many of the draws are done."""
+        """Show that so many of the draws are done."""
         if estimator not in self._tasks_of:
             self._tasks_of[estimator] = self.add_task(estimator, total=draws)
         self.update(self._tasks_of[estimator], completed=done)
@@ -206,7 +220,7 @@ def _finite(value: Any) -> Any:
 
 
 def _type(option: dict[str, Any]) -> str:
-    """What a JSON Schema says of a type, in words."""
+    """Return the type that a JSON Schema states, in words."""
     if "enum" in option:
         return " | ".join(map(str, option["enum"]))
     if "anyOf" in option:

@@ -13,7 +13,7 @@ __all__ = ["read_summary"]
 
 
 def read_summary(module: str, name: str) -> str:
-    """The first line of what the module's source says of the name.
+    """Return the first line of what the module's source says about the name.
 
     This is the docstring of a function or class, the text in `name = f(help="...")`, and otherwise the docstring of the module.
     Returns "" if there is no source, as for an extension module. Raises ImportError if importing the module would:
@@ -41,7 +41,7 @@ def _parse(module: str) -> ast.Module:
 
 
 def _find(module: str) -> ModuleSpec | None:
-    """What would be imported under this name; unlike `find_spec`, this does not import the packages that the module is in."""
+    """Return the spec of a module. Unlike `find_spec`, this does not import the packages that contain the module."""
     top, *rest = module.split(".")
     try:
         spec = find_spec(top)
@@ -55,7 +55,7 @@ def _find(module: str) -> ModuleSpec | None:
 
 
 def _find_in(name: str, folders: Iterable[str]) -> ModuleSpec | None:
-    """What a package with these folders has under the name, which may be a namespace package."""
+    """Return the spec of a module, perhaps a namespace package, in the folders of the package that contains it."""
     portions: list[str] = []
     for folder in folders:
         finder = get_importer(folder)
@@ -69,7 +69,7 @@ def _find_in(name: str, folders: Iterable[str]) -> ModuleSpec | None:
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
-    """The top-level packages that the module imports unconditionally."""
+    """Yield the top-level packages that the module imports unconditionally."""
     for node in tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -78,7 +78,7 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 
 
 def _describe(tree: ast.Module, name: str) -> str | None:
-    """The docstring, or the text of `help`, where the module defines the name."""
+    """Return the docstring of the function or class of that name, or the text of `help` in the call that makes the object."""
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
             return ast.get_docstring(node)

@@ -82,7 +82,7 @@ class PluginCommand:
         return command
 
     def fail(self, phase: str, error: str) -> CommandFailure:
-        """The record of a failure of this command."""
+        """Return the record of a failure of this command."""
         return CommandFailure(self.distribution, self.version, self.entry_point.name, phase, error)
 
 
@@ -92,12 +92,12 @@ class PluginGroup(TyperGroup):
     _failures: tuple[CommandFailure, ...] | None = None
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The names of all commands: the app's, then those of plugins."""
+        """Return the names of all commands: the app's, then those of plugins."""
         self._add_plugins()
         return super().list_commands(ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, None if there is none."""
+        """Return the command of that name, or None."""
         if cmd_name not in self.commands:
             self._add_plugins()
         return super().get_command(ctx, cmd_name)
@@ -120,7 +120,7 @@ class PluginGroup(TyperGroup):
 
 
 def find_commands(own: Collection[str]) -> list[PluginCommand]:
-    """The commands that installed distributions bring, gradest first and then by name, with none of their code run.
+    """Return the commands of all installed distributions, gradest's first and then by name. None of their code is run.
 
     own: the names that are taken.
     """
@@ -140,12 +140,12 @@ def find_commands(own: Collection[str]) -> list[PluginCommand]:
 
 
 def list_failures(own: Collection[str]) -> list[CommandFailure]:
-    """The commands that cannot be used, after an attempt to load each."""
+    """Load every command, and return the failures."""
     return [failure for command in find_commands(own) if (failure := _try(command)) is not None]
 
 
 def _read(command: PluginCommand) -> PluginCommand:
-    """The command with its summary, or with its failure."""
+    """Return the command with its summary or, if its source shows that it cannot be imported, with its failure."""
     point = command.entry_point
     try:
         if point.pattern.match(point.value) is None:
@@ -165,7 +165,7 @@ def _try(command: PluginCommand) -> CommandFailure | None:
 
 
 def _to_click(command: PluginCommand) -> Any:
-    """A click command that loads the plugin's when it is called, and hands all arguments to it."""
+    """Return a click command that loads the plugin's when it is called, and passes it all arguments."""
 
     def run(context: typer.Context) -> None:
         try:

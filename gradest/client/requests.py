@@ -1,31 +1,34 @@
-"""What a call asks for."""
+"""What a call sends: the type of a request, and the conversion of arguments to its fields."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor
-
-from gradest.contract.plugin import Plugin
-from gradest.discovery.registry import NeuronSpec
 from gradest.errors import InvalidInput
-from gradest.random import check_seed, fresh_seed
 
-__all__ = ["Call", "Request", "check_dtype", "fix_seed", "post", "to_spec"]
+if TYPE_CHECKING:
+    import torch
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    from gradest.contract.plugin import Plugin
+    from gradest.discovery.registry import NeuronSpec
+
+__all__ = ["ApiRequest", "Call", "check_dtype", "choose_seed", "post", "to_spec"]
+
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
-    """A POST of `fields`, or a GET with `query` where they are None. The answer's tensors are wanted on `device`.
+class ApiRequest:
+    """A request to the service.
 
-    progress: takes the fields of `progress` events, where the answer is a stream of them before its `result`.
+    query: the parameters of a GET.
+    fields: the fields of a POST; None for a GET.
+    device: where the tensors of the response are wanted.
+    progress: called with the fields of each `progress` event, if the response is to be a stream of events.
     """
 
     path: str
@@ -35,36 +38,47 @@ class Request:
     progress: Callable[[Any], None] | None = None
 
 
-Call = Generator[Request, Any, T]
-"""Yields requests, goes on with the fields of the answer to each, and returns the result."""
+Call = Generator[ApiRequest, Any, T]
+"""A generator that yields requests, is sent the fields of the response to each, and returns the result of the call."""
 
 
 def post(
     path: str,
     neuron: NeuronSpec,
-    a: Tensor,
+    a: torch.Tensor,
     fields: Mapping[str, Any],
     progress: Callable[[Any], None] | None = None,
-) -> Request:
-    """The request of these fields and the inputs that all have. Raises InvalidInput."""
+) -> ApiRequest:
+    """Return a POST of these fields, the neuron and its pre-activations. Raises InvalidInput unless `a` is a float tensor."""
     check_dtype(a, _DTYPES)
     inputs = {"neuron": to_spec(neuron), "a": a, "shape": list(a.shape), "dtype": str(a.dtype).removeprefix("torch.")}
-    return Request(path, fields={**inputs, **fields}, device=a.device, progress=progress)
+    return ApiRequest(path, fields={**inputs, **fields}, device=a.device, progress=progress)
 
 
-def check_dtype(a: Any, dtypes: tuple[torch.dtype, ...]) -> None:
-    """Raises InvalidInput unless `a` is a tensor of one of the dtypes."""
-    if not isinstance(a, Tensor) or a.dtype not in dtypes:
-        kinds = ", ".join(map(str, dtypes))
-        found = a.dtype if isinstance(a, Tensor) else type(a).__name__
-        raise InvalidInput(f"pre-activations are a torch tensor of {kinds}, not {found}; a.float() converts one")
+def check_dtype(a: Any, dtypes: Sequence[str]) -> None:
+    """Raise InvalidInput unless `a` is a tensor of one of the dtypes, which are given by name."""
+    import torch
+
+    allowed = [f"torch.{name}" for name in dtypes]
+    if not isinstance(a, torch.Tensor) or str(a.dtype) not in allowed:
+        found = a.dtype if isinstance(a, torch.Tensor) else type(a).__name__
+        raise InvalidInput(
+            f"pre-activations must be a torch tensor of {', '.join(allowed)}, not {found}; a.float() converts a tensor"
+        )
 
 
 def to_spec(plugin: str | Mapping[str, Any] | Plugin) -> str | Mapping[str, Any]:
-    """The JSON form of a plugin, but for options that are tensors, which stay tensors."""
+    """Return the JSON form of a plugin, in which options that are tensors stay tensors."""
+    if isinstance(plugin, (str, Mapping)):
+        return plugin
+    import torch
+
+    from gradest.contract.plugin import Plugin
+
     if not isinstance(plugin, Plugin):
         return plugin
-    tensors = {name: value for name, value in plugin if name in plugin.model_fields_set and isinstance(value, Tensor)}
+    given = plugin.model_fields_set
+    tensors = {name: value for name, value in plugin if name in given and isinstance(value, torch.Tensor)}
     return {
         "name": plugin.name,
         **plugin.model_dump(mode="json", exclude_unset=True, exclude=set(tensors)),
@@ -72,6 +86,8 @@ def to_spec(plugin: str | Mapping[str, Any] | Plugin) -> str | Mapping[str, Any]
     }
 
 
-def fix_seed(seed: int | None) -> int:
-    """The seed, a fresh one for None, so that a request sent again is the same request. Raises InvalidInput."""
+def choose_seed(seed: int | None) -> int:
+    """Return the seed or, for None, a new one, so that a request sent again is the same. Raises InvalidInput."""
+    from gradest.random import check_seed, fresh_seed
+
     return fresh_seed() if seed is None else check_seed(seed)

@@ -1,24 +1,28 @@
-"""What a service's answers become, where the library has no such thing."""
+"""Records of responses, where the library has no such record."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from gradest.contract.estimator import State
 from gradest.estimation.results import Estimate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradest.contract.estimator import State
 
 __all__ = ["RemoteDraw", "RemoteEstimate", "RemoteGradient", "RemoteMean"]
 
 
 @dataclass(frozen=True, eq=False)
 class RemoteDraw:
-    """Where the estimator wants the loss.
+    """The points at which the estimator needs the loss.
 
     points: `[K, *batch, *event]`, in the dtype of `a`.
     weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k is the estimate of E[loss].
-    needs: what `backward` wants, of {"loss", "grad"}.
+    needs: what `backward` needs at the points, a subset of {"loss", "grad"}.
+    seed: the seed of the noise, which `backward` needs again.
     """
 
     points: Tensor
@@ -29,12 +33,13 @@ class RemoteDraw:
 
 @dataclass(frozen=True, eq=False)
 class RemoteGradient:
-    """What the losses gave.
+    """The gradient estimated from the losses.
 
     gradient: `[*batch, *event]`, in the dtype of `a`.
     value: the estimate of E[loss], or of the estimator's own target, `[*batch]`, in at least float32; None if no loss was sent.
-    weights: its derivative in the losses, `[K]` or `[K, *batch]`; those of the draw, unless the target is not linear in them.
-    state: for the next step.
+    weights: the derivative of `value` in the losses, `[K]` or `[K, *batch]`: the weights of the draw, unless the target is not
+        linear in the losses; None if no loss was sent.
+    state: the estimator's state for the next step.
     """
 
     gradient: Tensor
@@ -45,9 +50,9 @@ class RemoteGradient:
 
 @dataclass(frozen=True, eq=False)
 class RemoteEstimate(Estimate):
-    """An estimate, with what the service knows of the truth.
+    """An estimate, with the exact values if the service can compute them.
 
-    exact: E[loss] `[*batch]` and its gradient `[*batch, *event]`; None where neither a closed form nor enumeration gives them.
+    exact: E[loss], `[*batch]`, and its gradient, `[*batch, *event]`; None if neither a closed form nor enumeration gives them.
     """
 
     exact: tuple[Tensor, Tensor] | None
@@ -55,7 +60,7 @@ class RemoteEstimate(Estimate):
 
 @dataclass(frozen=True, eq=False)
 class RemoteMean:
-    """What a neuron gives on average, both of the shape of `a`, in at least float32.
+    """Expectations of a neuron's output, both of the shape of `a`, in at least float32.
 
     mean: E[h].
     active_probability: P(h > 0).

@@ -1,11 +1,10 @@
-"""Bodies with tensors: the safetensors format, and the names that tensors of nested fields have in it.
+"""The bodies with tensors that client and service exchange: safetensors, and the names of nested tensors in it.
 
-A body is eight bytes with the length of its header, little-endian; the header, JSON with dtype, shape and place of each tensor;
-and the tensors' bytes. It is read and written here because the package of that name copies every tensor when it reads, gives no
-metadata for a body in memory, lets the last of two equal names win, and refuses to write tensors that share memory. The tests
-hold the two against each other.
+A body consists of eight bytes with the length of the header, little-endian; the header, which is JSON with the dtype, shape and
+offsets of each tensor; and the bytes of the tensors. Fields that are not tensors are JSON in the metadata of the header.
 
-Fields that are no tensors travel as JSON in the header's metadata.
+The package safetensors is not used because it copies every tensor when it reads, does not return the metadata of a body in
+memory, accepts a name twice, and refuses to write tensors that share memory. The tests compare the two.
 """
 
 from __future__ import annotations
@@ -13,64 +12,73 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic_core import to_json
-from torch import Tensor
 
 from gradest.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["MAX_HEADER", "SAFETENSORS", "Malformed", "join_tensors", "pack", "split_tensors", "unpack"]
 
 SAFETENSORS = "application/vnd.safetensors"
+"""The media type of these bodies."""
 MAX_HEADER = 1 << 20
-"""The bytes that a header may have, checked before it is parsed."""
+"""The largest number of bytes of a header, checked before it is parsed."""
 
 _MAX_DIMS = 64
 _METADATA = "__metadata__"
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+_DTYPES = {  # the names that torch has for the codes of the format
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
 }
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_CODES = {f"torch.{name}": code for code, name in _DTYPES.items()}
 
 
 class Malformed(ValueError):
-    """A body is not what it should be; the message repeats nothing of it."""
+    """A body violates the format. The message quotes nothing of it."""
 
 
 def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Tensors of any device and strides as a body. Raises InvalidInput for a dtype that has no code there."""
+    """Return a body of the tensors, which may be on any device and have any strides.
+
+    Raises InvalidInput for a dtype that the format lacks.
+    """
+    import torch
+
     header: dict[str, Any] = {_METADATA: metadata}
     parts, end = list[memoryview](), 0
-    for name in sorted(
-        tensors, key=lambda name: -tensors[name].element_size()
-    ):  # the widest first: all are aligned then
+    # with the widest elements first, all tensors are aligned
+    for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):
         tensor = tensors[name]
-        if tensor.dtype not in _CODES:
-            raise InvalidInput(f"a tensor of {tensor.dtype} cannot be sent; these can: {', '.join(map(str, _CODES))}")
+        dtype = str(tensor.dtype)
+        if dtype not in _CODES:
+            raise InvalidInput(f"a tensor of {dtype} cannot be sent; these dtypes can: {', '.join(_CODES)}")
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         parts.append(flat.view(torch.uint8).numpy().data)
         place = [end, end := end + len(parts[-1])]
-        header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        header[name] = {"dtype": _CODES[dtype], "shape": list(tensor.shape), "data_offsets": place}
     text = to_json(header)
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
 def unpack(body: bytes | bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and the metadata of a body; raises Malformed.
+    """Return the tensors and the metadata of a body. Raises Malformed.
 
-    The tensors are views of a bytearray, which must not change while they live; bytes, which torch cannot view, are copied once.
+    The tensors are views of a bytearray, which must not change while they are used. bytes, which torch cannot view, are copied
+    once.
     """
     size = int.from_bytes(body[:8], "little")
     if len(body) < 8 or size > len(body) - 8:
@@ -87,7 +95,8 @@ def unpack(body: bytes | bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {name: _view(buffer, 8 + size, *entry) for name, entry in entries.items()}, metadata
 
 
-_Entry = tuple[torch.dtype, list[int], tuple[int, int]]
+_Entry = tuple[str, list[int], tuple[int, int]]
+"""The code of the dtype, the shape and the offsets of a tensor."""
 
 
 def _parse(header: bytes) -> dict[str, Any]:
@@ -120,10 +129,16 @@ def _check_entry(entry: Any) -> _Entry:
         raise Malformed(f"the dtype of a tensor is none of {', '.join(_DTYPES)}")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMS:
         raise Malformed(f"the shape of a tensor is not a list of at most {_MAX_DIMS} sizes")
-    dtype = _DTYPES[code]
-    if not _are_sizes(place) or len(place) != 2 or place[1] - place[0] != math.prod(shape) * dtype.itemsize:
+    if not _are_sizes(place) or len(place) != 2 or place[1] - place[0] != math.prod(shape) * _get_dtype(code).itemsize:
         raise Malformed("the data_offsets of a tensor are not as far apart as its dtype and shape say")
-    return dtype, shape, (place[0], place[1])
+    return code, shape, (place[0], place[1])
+
+
+def _get_dtype(code: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, _DTYPES[code])
+    return dtype
 
 
 def _are_sizes(value: Any) -> bool:
@@ -131,7 +146,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _check_places(places: Iterable[tuple[int, int]], total: int) -> None:
-    """Tensors lie one after the other, with nothing between them or behind."""
+    """Raise Malformed unless the tensors follow each other with nothing between or after them."""
     position = 0
     for begin, end in sorted(places):
         if begin != position:
@@ -141,22 +156,30 @@ def _check_places(places: Iterable[tuple[int, int]], total: int) -> None:
         raise Malformed("it has more or fewer bytes than its tensors")
 
 
-def _view(buffer: bytearray, data: int, dtype: torch.dtype, shape: list[int], place: tuple[int, int]) -> Tensor:
+def _view(buffer: bytearray, data: int, code: str, shape: list[int], place: tuple[int, int]) -> Tensor:
+    import torch
+
+    dtype = _get_dtype(code)
     begin, end = (data + offset for offset in place)
     try:
         if begin == end:
             return torch.empty(shape, dtype=dtype)
-    except RuntimeError as error:  # a shape whose strides overflow
+    except RuntimeError as error:  # the strides of the shape overflow
         raise Malformed("the shape of a tensor is too large") from error
     if begin % dtype.itemsize:
         buffer, begin, end = buffer[begin:end], 0, end - begin
-    if dtype == torch.bool:  # a byte other than 0 and 1 is no bool to torch
+    if dtype == torch.bool:  # torch expects the bytes 0 and 1 only
         return torch.frombuffer(buffer, dtype=torch.uint8, count=end - begin, offset=begin).ne(0).reshape(shape)
     return torch.frombuffer(buffer, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=begin).reshape(shape)
 
 
 def split_tensors(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The fields that are no tensors, and the tensors by name: "a", "state.total", "objective.target", "estimators.0.slope"."""
+    """Return the fields that are not tensors, and the tensors by name.
+
+    Names of tensors are like "a", "state.total", "objective.target", "estimators.0.slope".
+    """
+    from torch import Tensor
+
     rest: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for name, value in fields.items():
@@ -177,9 +200,9 @@ def split_tensors(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
 
 def join_tensors(fields: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Puts the tensors where `split_tensors` took them from, and returns the fields; raises Malformed.
+    """Put the tensors into the fields, from where `split_tensors` took them, and return the fields. Raises Malformed.
 
-    A plugin that is a name alone becomes {"name": ..., **options} if there are tensors among its options.
+    A plugin that is only a name becomes {"name": ..., **options} if there are tensors among its options.
     """
     for name, tensor in tensors.items():
         holder, key = _holder(fields, name)
@@ -190,7 +213,7 @@ def join_tensors(fields: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[
 
 
 def _holder(fields: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    """Where a tensor of that name goes, and what it is called there."""
+    """Return the dict in which a tensor of that name belongs, and its key there."""
     outer, dot, inner = name.partition(".")
     if not dot:
         return fields, name

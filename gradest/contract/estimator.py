@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gradest.contract.neuron import Neuron
 from gradest.contract.plugin import Plugin
-from gradest.kernels.reference import cast, leading_mean, leading_sum
+from gradest.kernels.stable import cast, leading_mean, leading_sum
 from gradest.random import Key
 
 __all__ = ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State", "Target"]

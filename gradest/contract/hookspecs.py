@@ -108,6 +108,12 @@ Most of what the kit finds breaks one of three rules, which hold for every metho
 - The result for a row has the same bits in any batch; only the next state may combine rows. The sigmoid, the softplus and the
   sums of `gradest.contract.numerics` satisfy this. torch's own sigmoid and sums do not.
 
+A fused kernel of your own
+--------------------------
+A neuron may override `sample` with a kernel that draws and computes in one pass. `key.row_keys(batch, device)` gives the kernel
+the two words from which a row's numbers follow, and its docstring the arithmetic. The kit checks that `sample` has the bits of
+`forward` at `noise`.
+
 Environment
 -----------
 GRADEST_LOAD_PLUGINS: a comma-separated list of distributions. Third-party plugins that are not in it are not imported; an empty

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradest.contract.plugin import Plugin
 from gradest.kernels import portable, select
-from gradest.kernels.reference import cast, leading_sum, leave_one_out, logit, sigmoid, softplus, widen
+from gradest.kernels.stable import cast, leading_sum, leave_one_out, logit, sigmoid, softplus, widen
 from gradest.random import Key
 
 __all__ = [

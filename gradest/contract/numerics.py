@@ -8,7 +8,7 @@ do not. `portable` holds functions that give the same bits on every device and i
     widen                              to float32 at least
     gauss_legendre, spread             quadrature for the law of a continuous unit
     select, fused                      the kernel of a name for tensors on a device; see `gradest.kernels`
-    logistic_backward, concrete_backward, softmax_backward, gated_backward     the kernels' reference implementations
+    logistic_backward, concrete_backward, softmax_backward, times_smooth_backward     the kernels' reference implementations
 """
 
 from __future__ import annotations
@@ -20,24 +20,12 @@ import torch
 from torch import Tensor
 
 from gradest.kernels import fused, portable, select
-from gradest.kernels.reference import (
-    concrete_backward,
-    gated_backward,
-    leading_mean,
-    leading_sum,
-    logistic_backward,
-    logit,
-    normal_cdf,
-    sigmoid,
-    softmax_backward,
-    softplus,
-    widen,
-)
+from gradest.kernels.reference import concrete_backward, logistic_backward, softmax_backward, times_smooth_backward
+from gradest.kernels.stable import leading_mean, leading_sum, logit, normal_cdf, sigmoid, softplus, widen
 
 __all__ = [
     "concrete_backward",
     "fused",
-    "gated_backward",
     "gauss_legendre",
     "leading_mean",
     "leading_sum",
@@ -50,6 +38,7 @@ __all__ = [
     "softmax_backward",
     "softplus",
     "spread",
+    "times_smooth_backward",
     "widen",
 ]
 

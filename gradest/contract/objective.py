@@ -12,7 +12,7 @@ from torch import Tensor
 from gradest.contract.neuron import Neuron
 from gradest.contract.plugin import Plugin
 from gradest.errors import InvalidInput
-from gradest.kernels.reference import leading_sum
+from gradest.kernels.stable import leading_sum
 
 __all__ = ["Loss", "Objective", "Separable"]
 

@@ -16,7 +16,8 @@ from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
 from gradest.estimation.distributed import joined_state, world_size
 from gradest.kernels import select, transformed
-from gradest.kernels.reference import all_finite, cast, widen
+from gradest.kernels.reference import all_finite
+from gradest.kernels.stable import cast, widen
 from gradest.random import Key, to_key
 
 __all__ = [

@@ -35,7 +35,7 @@ from gradest.estimation.ask_tell import (
 from gradest.estimation.executors import run_in_order
 from gradest.estimation.results import Estimate
 from gradest.kernels import select
-from gradest.kernels.reference import widen
+from gradest.kernels.stable import widen
 from gradest.random import Key, check_seed, fresh_seed
 
 __all__ = ["NO_DRAWS", "DrawBlock", "Moments", "blocks_of", "estimate", "step_at", "warm_up_state"]

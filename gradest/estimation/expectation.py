@@ -24,7 +24,7 @@ from gradest.estimation.ask_tell import (
     value_of,
 )
 from gradest.kernels import transformed
-from gradest.kernels.reference import cast
+from gradest.kernels.stable import cast
 from gradest.random import Key, to_key
 
 __all__ = ["expect", "sample"]

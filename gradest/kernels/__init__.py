@@ -1,13 +1,16 @@
-"""Kernels: the arithmetic under the noise, by device. All of them give the same bits.
+"""Kernels: the arithmetic of noise and neurons, in one backend for each kind of device. All backends give the same bits.
 
-    reference    plain torch, on any device: uniform noise, from which a neuron makes its output in torch
-    cpu          numba, for CPU tensors: the noise, and fused kernels that make the output of a neuron as they draw
+    reference    plain torch on any device: uniform noise, from which a neuron computes its output in torch
+    cpu          numba, for CPU tensors: the noise, and fused kernels that compute a neuron's output while they draw
     cuda         Triton 3.4 or newer, for CUDA tensors: the same
 
-conditional_reference, conditional_cpu and conditional_cuda compute linear layers under gates; these agree up to rounding.
+    stable       row-stable torch arithmetic, on which all of gradest is built
+    portable     elementary functions whose bits are the same on every device and in every kernel
 
-GRADEST_KERNELS, in the environment, is the one to use where it can be; elsewhere the reference is used. With
-GRADEST_KERNELS=cuda and TRITON_INTERPRET=1 Triton's interpreter runs the kernels for CUDA on CPU tensors, slowly.
+Each backend has a module `conditional` for linear layers that skip closed gates. Those agree up to rounding only.
+
+The environment variable GRADEST_KERNELS names the backend to use where it can be used; elsewhere the reference is used. With
+GRADEST_KERNELS=cuda and TRITON_INTERPRET=1 Triton's interpreter runs the CUDA kernels on CPU tensors, slowly.
 """
 
 from __future__ import annotations
@@ -24,83 +27,88 @@ import torch
 
 from gradest.errors import InvalidInput
 
-__all__ = ["conditional", "fused", "record", "select", "transformed", "why"]
+__all__ = ["conditional", "explain_backend", "fused", "record_kernels_used", "select", "transformed"]
 
-_NAMES = ("reference", "cpu", "cuda")
-_CONDITIONAL = {  # dtypes of the weights
+_BACKENDS = ("reference", "cpu", "cuda")
+_CONDITIONAL_DTYPES = {  # dtypes of the weights that a backend's `conditional` computes with
     "cpu": (torch.float32, torch.float64, torch.bfloat16),
     "cuda": (torch.float32, torch.bfloat16),
 }
 
-_taken: ContextVar[dict[str, str] | None] = ContextVar("taken", default=None)
+_kernels_used: ContextVar[dict[str, str] | None] = ContextVar("kernels_used", default=None)
 
 
 @contextmanager
-def record() -> Iterator[dict[str, str]]:
-    """Inside, the names of the kernels that are taken are put into what it gives, each with the module it is of."""
-    taken: dict[str, str] = {}
-    token = _taken.set(taken)
+def record_kernels_used() -> Iterator[dict[str, str]]:
+    """Yield a dict that collects the name of each kernel that is looked up inside the context, with the name of its backend."""
+    used: dict[str, str] = {}
+    token = _kernels_used.set(used)
     try:
-        yield taken
+        yield used
     finally:
-        _taken.reset(token)
+        _kernels_used.reset(token)
 
 
-def why(device: torch.device) -> str:
-    """Which kernels a tensor on this device has, and the reason."""
-    chosen, wanted = _chosen(device), os.environ.get("GRADEST_KERNELS", "")
+def explain_backend(device: torch.device) -> str:
+    """Name the backend of tensors on this device, and say why unless it is the device's own."""
+    backend, wanted = _backend(device), os.environ.get("GRADEST_KERNELS", "")
     if wanted:
-        return f"{chosen}, for GRADEST_KERNELS={wanted}"
-    return chosen if chosen != "reference" else f"reference, for there are no others for {device.type} here"
+        return f"{backend}, for GRADEST_KERNELS={wanted}"
+    return backend if backend != "reference" else f"reference, for there are no others for {device.type} here"
 
 
 def fused(name: str, device: torch.device) -> Callable[..., Any] | None:
-    """The fused kernel of this name for tensors on this device, or None. Raises InvalidInput if GRADEST_KERNELS names none."""
-    module = _import("gradest.kernels." + _chosen(device))
-    kernel: Callable[..., Any] | None = getattr(module, name, None)
-    taken = _taken.get()
-    if taken is not None and kernel is not None:
-        taken[name] = module.__name__.rpartition(".")[2]
+    """Return the kernel of this name in the device's backend, or None if the backend has none.
+
+    Raises InvalidInput if GRADEST_KERNELS is not the name of a backend, or names one that cannot take tensors on this device.
+    """
+    backend = _backend(device)
+    kernel = _kernel(backend, name)
+    used = _kernels_used.get()
+    if used is not None and kernel is not None:
+        used[name] = backend
     return kernel
 
 
 def select(name: str, device: torch.device) -> Callable[..., Any]:
-    """The kernel of this name for tensors on this device, or else the reference. Raises as `fused` does."""
+    """Return the kernel of this name in the device's backend, or else the reference kernel. Raises as `fused` does."""
     return fused(name, device) or getattr(_import("gradest.kernels.reference"), name)
 
 
 def transformed() -> bool:
-    """Whether this runs inside torch.func.vmap, grad, or another of torch's function transforms."""
+    """Tell whether this code runs inside torch.func.vmap, grad, or another of torch's function transforms."""
     return torch._C._are_functorch_transforms_active()
 
 
 def conditional(device: torch.device, dtype: torch.dtype) -> Any:
-    """The module of kernels for a `gradest.nn.ConditionalLinear` of this dtype. Raises as `fused` does."""
-    chosen = _chosen(device)
-    return _import(f"gradest.kernels.conditional_{chosen if dtype in _CONDITIONAL.get(chosen, ()) else 'reference'}")
+    """Return the module that computes a `gradest.nn.ConditionalLinear` of this dtype on this device. Raises as `fused` does."""
+    backend = _backend(device)
+    if dtype not in _CONDITIONAL_DTYPES.get(backend, ()):
+        backend = "reference"
+    return _import(f"gradest.kernels.{backend}.conditional")
 
 
-def _chosen(device: torch.device) -> str:
+def _backend(device: torch.device) -> str:
     wanted = os.environ.get("GRADEST_KERNELS", "")
-    if wanted and wanted not in _NAMES:
-        raise InvalidInput(f"GRADEST_KERNELS is {', '.join(_NAMES)}, or not set; it is {wanted!r}")
-    if transformed():  # what torch.func transforms is plain torch, through which it sees
+    if wanted and wanted not in _BACKENDS:
+        raise InvalidInput(f"GRADEST_KERNELS must be {', '.join(_BACKENDS)} or unset; it is {wanted!r}")
+    if transformed():  # torch.func can only transform plain torch
         return "reference"
     if wanted == "cuda" and device.type == "cpu":
         if not _has_triton() or os.environ.get("TRITON_INTERPRET") != "1":
             raise InvalidInput(
-                "GRADEST_KERNELS is cuda, but a tensor is on the CPU: put it on a CUDA device, or unset GRADEST_KERNELS "
-                "(for tests: with triton installed and TRITON_INTERPRET=1 the kernels are interpreted on the CPU)"
+                "GRADEST_KERNELS is cuda, but a tensor is on the CPU. Move it to a CUDA device, or unset GRADEST_KERNELS. "
+                "(For tests: with triton installed and TRITON_INTERPRET=1 the kernels are interpreted on the CPU.)"
             )
         return "cuda"
     kind = device.type
-    there = kind == "cpu" or (kind == "cuda" and torch.version.hip is None and _has_triton())
-    return kind if there and wanted in ("", kind) else "reference"
+    available = kind == "cpu" or (kind == "cuda" and torch.version.hip is None and _has_triton())
+    return kind if available and wanted in ("", kind) else "reference"
 
 
 @functools.cache
 def _has_triton() -> bool:
-    """Whether there is a Triton that can compile the kernels: from 3.4 on, which is torch 2.8's."""
+    """Tell whether a Triton is installed that can compile the kernels: 3.4, the version of torch 2.8, or newer."""
     try:
         version = importlib.import_module("triton").__version__
     except ImportError:
@@ -109,6 +117,13 @@ def _has_triton() -> bool:
 
 
 @functools.cache
+def _kernel(backend: str, name: str) -> Callable[..., Any] | None:
+    module = _import(f"gradest.kernels.{backend}")
+    kernel: Callable[..., Any] | None = getattr(module, name) if name in module.__all__ else None
+    return kernel
+
+
+@functools.cache
 def _import(name: str) -> Any:
-    """The module, imported at its first use: numba and Triton take a while."""
+    """Import the module at its first use, because numba and Triton take long to import."""
     return importlib.import_module(name)

@@ -1,13 +1,13 @@
-"""Elementary functions whose bits are the same everywhere: on any device, in any kernel, at any place of a tensor.
+"""Elementary functions that give the same bits everywhere: on any device, in any kernel, at any place of a tensor.
 
-They are made of additions, multiplications, divisions, roundings to integers and shifts of bits alone, each of which IEEE 754
-defines to the last bit, never contracted. (A square root would be one more, but torch's on a CPU is not IEEE's.)
-`gradest.kernels.cpu` has the same formulas, operation by operation, so that the choice of a kernel never shows in a sample.
-Accuracy: exp, log and sqrt within 1 unit in the last place, sigmoid within 3.
+They consist only of additions, multiplications, divisions, roundings to integers and bit shifts, each of which IEEE 754 defines
+to the last bit, and which are never contracted. (IEEE 754 defines the square root too, but torch's on a CPU does not follow
+it.) `gradest.kernels.cpu` and `gradest.kernels.cuda` repeat these formulas operation by operation, so that the choice of a
+backend never shows in a sample. Accuracy: exp, log and sqrt are within 1 unit in the last place, sigmoid is within 3.
 
-The methods: exp by x = z log 2 + r, and the Taylor series of e^r at |r| <= log 2 / 2; log by x = 2^k m, and the series of
-log m in (m - 1)/(m + 1), as in Sun's fdlibm; sqrt by Heron's rule, from half the exponent on; the normal quantile by Wichura
-1988, "Algorithm AS 241", which has one set of coefficients for 7 digits and one for 16.
+Methods: exp writes x = z log 2 + r and takes the Taylor series of e^r for |r| <= log 2 / 2. log writes x = 2^k m and takes the
+series of log m in (m - 1)/(m + 1), as Sun's fdlibm does. sqrt starts from half the exponent and applies Heron's rule. The normal
+quantile is Wichura (1988), "Algorithm AS 241", which has one set of coefficients for 7 digits and one for 16.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = [
     "CONSTANTS",
     "LANES",
     "Constants",
+    "both_sigmoids",
     "exp",
     "last_sum",
     "log",
@@ -39,31 +40,32 @@ __all__ = [
 ]
 
 LANES = 1024
-"""How many sums `last_sum` begins with."""
+"""The largest number of partial sums that `last_sum` starts with."""
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What differs between the formats. `exp` is exact to rounding for -limit <= x <= limit, and held constant beyond."""
+    """The constants of the formulas in one floating-point format."""
 
     integer: torch.dtype
     mantissa: int
-    """Stored bits of the mantissa."""
+    """Number of stored bits of the mantissa."""
     bias: int
-    """Of the exponent."""
+    """Bias of the exponent."""
     limit: float
+    """`exp` clamps its argument to -limit <= x <= limit."""
     ln2: tuple[float, float]
-    """log 2 in two parts, the first so short that its product with an exponent is exact."""
+    """log 2 as the sum of two numbers, the first with so few bits that its product with an exponent is exact."""
     exp: tuple[float, ...]
-    """Coefficients of (e^r - 1 - r) / r², the highest power first."""
+    """Coefficients of (e^r - 1 - r) / r², highest power first."""
     log: tuple[float, ...]
-    """Coefficients of (log((1 + s)/(1 - s)) - 2s) / s³ in s², the highest power first."""
+    """Coefficients of (log((1 + s)/(1 - s)) - 2s) / s³ in s², highest power first."""
     root_half: int
-    """The bits of √½, where mantissas begin in `log`."""
+    """The bits of √½, the smallest mantissa that `log` uses."""
     steps: int
-    """Of Heron's rule, which each double the digits of the 5 bits that the first guess has."""
+    """Number of steps of Heron's rule. Each doubles the number of correct bits; the first guess has 5."""
     normal: tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]
-    """Numerators and denominators, the highest power first, of Wichura's approximations: the middle, the tail, the far tail."""
+    """Numerators and denominators, highest power first, of Wichura's approximations in the middle, the tail and the far tail."""
 
 
 def _taylor(degree: int) -> tuple[float, ...]:
@@ -81,7 +83,7 @@ CONSTANTS = {
         log=(0.24279078841, 0.28498786688, 0.40000972152, 0.66666662693),
         root_half=0x3F3504F3,
         steps=3,
-        normal=(  # no number of 24 bits is in the far tail
+        normal=(  # without the far tail, which no uniform number of 24 bits reaches
             (
                 (5.9109374720e01, 1.5929113202e02, 5.0434271938e01, 3.3871327179e00),
                 (6.7187563600e01, 7.8757757664e01, 1.7895169469e01, 1.0),
@@ -192,27 +194,27 @@ CONSTANTS = {
 
 
 def exp(x: Tensor) -> Tensor:
-    """e^x, of x clamped to ±80 in float32 and ±700 in float64."""
+    """Return e^x, with x clamped to ±80 in float32 and ±700 in float64."""
     return _differentiable(_exp, exp, x)
 
 
 def log(x: Tensor) -> Tensor:
-    """log x, for x that is positive and not subnormal."""
+    """Return log x, for x that is positive and not subnormal."""
     return _differentiable(_log, lambda x: 1 / x, x)
 
 
 def sqrt(x: Tensor) -> Tensor:
-    """√x, for x that is positive and not subnormal."""
+    """Return √x, for x that is positive and not subnormal."""
     return _differentiable(_sqrt, lambda x: 0.5 / sqrt(x), x)
 
 
 def logit(u: Tensor) -> Tensor:
-    """log(u / (1 - u)), for u as `gradest.random` makes it: 1 - u is exact."""
+    """Return log(u / (1 - u)) for uniform noise u of `gradest.random`, for which 1 - u is exact."""
     return log(u / (1 - u))
 
 
 def ndtri(u: Tensor) -> Tensor:
-    """The standard normal quantile of u, which is as `gradest.random` makes it. No derivative: noise has none."""
+    """Return the standard normal quantile of uniform noise u of `gradest.random`. It has no derivative; noise needs none."""
     middle, *tails = CONSTANTS[u.dtype].normal
     q = u - 0.5
     r = 0.180625 - q * q
@@ -225,12 +227,19 @@ def ndtri(u: Tensor) -> Tensor:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + e^-x)."""
+    """Return 1 / (1 + e^-x)."""
     return _differentiable(lambda x: 1 / (_exp(-x) + 1), lambda x: sigmoid(x) * sigmoid(-x), x)
 
 
+def both_sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return σ(x) and σ(-x), the second as e^-x σ(x)."""
+    e = exp(-x)
+    p = 1 / (e + 1)
+    return p, e * p
+
+
 def power(x: Tensor, n: int) -> Tensor:
-    """x^n for n > 0, by squaring, the lowest bit of n first: to about n units in the last place."""
+    """Return x^n for n > 0, by repeated squaring from the lowest bit of n on; accurate to about n units in the last place."""
     y = x if n % 2 else None
     while n := n // 2:
         x = x * x
@@ -241,20 +250,21 @@ def power(x: Tensor, n: int) -> Tensor:
 
 
 def softmax(x: Tensor) -> Tensor:
-    """Over the last dim. Entries are not below e^-limit of the largest."""
+    """Return the softmax over the last dim. No entry is less than e^-limit times the largest (see `Constants.limit`)."""
     e = exp(x - x.detach().amax(-1, keepdim=True))
     return e / last_sum(e)[..., None]
 
 
 def last_sum(x: Tensor) -> Tensor:
-    """Sum over the last dim: lane l adds up x[l], x[l + LANES], ..., and then the lanes are folded in half until one is left.
+    """Sum over the last dim in a fixed order, which vectorised kernels can follow.
 
-    There are as many lanes as the next power of two has numbers, at most LANES.
+    Lane l adds up x[l], x[l + lanes], ...; then the upper half of the lanes is added to the lower half until one lane is left.
+    The number of lanes is the size of the dim rounded up to a power of two, at most LANES.
     """
     size = x.shape[-1]
     lanes = min(LANES, 1 << max(0, size - 1).bit_length())
-    turns = -(-size // lanes)
-    x = reduce(add, pad(x, (0, -size % lanes)).reshape(*x.shape[:-1], turns, lanes).unbind(-2))
+    terms_per_lane = -(-size // lanes)
+    x = reduce(add, pad(x, (0, -size % lanes)).reshape(*x.shape[:-1], terms_per_lane, lanes).unbind(-2))
     while lanes > 1:
         lanes //= 2
         x = x[..., :lanes] + x[..., lanes:]
@@ -312,7 +322,7 @@ def _differentiable(value: _Function, slope: _Function, x: Tensor) -> Tensor:
 
 
 class _Derivative(torch.autograd.Function):
-    """The formulas take numbers apart bit by bit, which autograd cannot follow: this states their derivative."""
+    """Autograd for formulas that work on the bits of numbers, which autograd cannot differentiate: states their derivative."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: _Function, slope: _Function) -> Tensor:

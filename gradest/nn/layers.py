@@ -18,7 +18,7 @@ from gradest.estimation.ask_tell import ask, check_pre_activations
 from gradest.estimation.distributed import fresh_key, world_size
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
-from gradest.kernels.reference import widen
+from gradest.kernels.stable import widen
 from gradest.nn.uses import Emit, EmitTransformed, KeepAlive, LivenessToken, Use
 from gradest.random import fresh_seed_tensor
 

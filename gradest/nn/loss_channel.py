@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradest.kernels.reference import widen
+from gradest.kernels.stable import widen
 
 __all__ = ["loss_channel", "send_loss"]
 

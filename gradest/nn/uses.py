@@ -12,7 +12,7 @@ from gradest.contract.neuron import Neuron
 from gradest.errors import InvalidInput, MissingLoss
 from gradest.estimation.ask_tell import ask, tell
 from gradest.estimation.distributed import fresh_key
-from gradest.kernels.reference import widen
+from gradest.kernels.stable import widen
 from gradest.nn.loss_channel import loss_channel
 
 __all__ = ["Emit", "EmitTransformed", "KeepAlive", "LivenessToken", "Use", "spread_loss"]

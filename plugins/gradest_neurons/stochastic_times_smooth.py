@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Differentiable, Scored
-from gradest.contract.numerics import gated_backward, portable, select, sigmoid, softplus, widen
+from gradest.contract.numerics import portable, select, sigmoid, softplus, times_smooth_backward, widen
 from gradest.random import Key
 
 
@@ -36,19 +36,19 @@ class StochasticTimesSmooth(Differentiable, Scored):
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """Draw h, `[draws, *a.shape]`, in one pass if the device has a kernel for it."""
-        h = key.fused("gated", a, draws, self.event_ndim)
+        h = key.fused("times_smooth", a, draws, self.event_ndim)
         return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """Return grad_h · b · √p (1 - p)/2, with the gate b held."""
         r = _portable_sqrt_sigmoid(a)
-        return gated_backward(widen(a), torch.where(noise < r, r, 0), grad_h).to(a.dtype)
+        return times_smooth_backward(widen(a), torch.where(noise < r, r, 0), grad_h).to(a.dtype)
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """Return grad_h · h (1 - p)/2, computed from h alone unless h was rounded to 16 bits."""
         if widen(a).dtype != h.dtype:
             return super().pullback(key, a, h, grad_h)
-        return select("gated_backward", a.device)(a, h, grad_h.to(a.dtype))  # type: ignore[no-any-return]
+        return select("times_smooth_backward", a.device)(a, h, grad_h.to(a.dtype))  # type: ignore[no-any-return]
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """Return d log P(b)/da = (b - r)(1 + r)/2, where r = √p.

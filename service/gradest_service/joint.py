@@ -15,7 +15,7 @@ from torch import Tensor
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.estimation.ask_tell import ask, sample_checked, tell, value_of
-from gradest.kernels.reference import widen
+from gradest.kernels.stable import widen
 from gradest.random import Key
 
 __all__ = ["Asked", "Rows", "Told", "backward", "forward", "sample_rows"]

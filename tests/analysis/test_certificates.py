@@ -18,6 +18,7 @@ from gradest_estimators.straight_through import StraightThrough
 from gradest_neurons.bernoulli import Bernoulli
 
 ROOT = Path(__file__).parents[2]
+RUN = "run `gradest certify --out docs/results`"
 KEPT = certificates.from_json((Path(gradest_estimators.__file__).parent / certificates.CERTIFICATES_FILE).read_text())
 NEURONS = [cls() for cls in gradest.registry.neurons.values()]
 DEFAULTS = [
@@ -48,11 +49,11 @@ def test_none_has_a_fault():
 @pytest.mark.parametrize("pair", DEFAULTS, ids=lambda pair: "-".join(plugin.name for plugin in pair))
 def test_the_kept_ones_are_of_this_code(pair):
     estimator, neuron = pair
-    assert certificates.is_current(of(estimator.name, neuron.name), estimator, neuron), "run `gradest certify --out docs/results`"
+    assert certificates.is_current(of(estimator.name, neuron.name), estimator, neuron), RUN
 
 
 def test_the_table_is_of_the_kept_ones():
-    assert (ROOT / "docs/results/certificates.md").read_text() == certificates.to_markdown(KEPT), "run `gradest certify --out docs/results`"
+    assert (ROOT / "docs/results/certificates.md").read_text() == certificates.to_markdown(KEPT), RUN
 
 
 @pytest.mark.slow

@@ -35,7 +35,11 @@ def markdown(results: dict[str, Any]) -> str:
     about["versions"] = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines = [HEAD, *(f"- {name}: {value}" for name, value in about.items())]
     lines += ["", f"![Speed-up of gradest over each other implementation, beside the targets]({IMAGES}/ratios.svg)"]
-    lines += ["", "| benchmark | implementation | median (quartiles) | speed-up | target | met |", "|---|---|---|---|---|---|"]
+    lines += [
+        "",
+        "| benchmark | implementation | median (quartiles) | speed-up | target | met |",
+        "|---|---|---|---|---|---|",
+    ]
     title = None
     for row in results["rows"]:
         cells = ["" if row["title"] == title else row["title"], row["name"], spread(row["quartiles"], row["unit"])]

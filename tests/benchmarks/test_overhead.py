@@ -137,4 +137,5 @@ def test_overhead(bench, estimator):
     found = bench.measure(calls, rounds=25, turn=0.02)
     for way in list(found)[1:]:
         over = [1e3 * (x - y) for x, y in zip(found[way], found["by hand"], strict=True)]
-        bench.bound(f"{estimator}, 1 x 10, time beyond plain torch by hand", way, "µs", over, at_most=ASKED if way == "expect" else None)
+        title = f"{estimator}, 1 x 10, time beyond plain torch by hand"
+        bench.bound(title, way, "µs", over, at_most=ASKED if way == "expect" else None)

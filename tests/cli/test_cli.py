@@ -16,16 +16,20 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from typer.main import get_command
 
 import gradest
+import gradest_experiments.cli
 from gradest.analysis.certificates import from_json
 from gradest.analysis.comparison import comparable_estimators
-from gradest.cli import main
+from gradest.cli import app, main
 from gradest.cli.arguments import read_numbers, read_options, read_spec
+from gradest.cli.commands import COMMANDS
 from gradest.contract.estimator import Bias, MonteCarlo
 from gradest.discovery.loading import PluginFailure
 from gradest.errors import InvalidInput, InvalidOptions
 
+HELPED = [["reproduce", name] for name in ("toys", "binary-vae", "block-gated", "bengio2013")]
 KINDS = ("neurons", "estimators", "objectives")
 
 
@@ -297,7 +301,8 @@ def test_compare_by_default_takes_all_that_fit_and_is_strict_json_though_some_nu
 
 def test_compare_shows_a_table(run: Run) -> None:
     ran = run("compare", "--a", "0.5,1", "--draws", "5", "--seed", "3", "--estimator", "rloo")
-    assert all(part in ran.out for part in ("rloo", "bias in se", "draws: 5", "seed: 3", "the exact gradient is known"))
+    parts = ("rloo", "bias/SE", "claimed bias", "draws: 5", "seed: 3", "the exact gradient is known")
+    assert all(part in ran.out for part in parts)
     assert ran.err == "", "no progress bar where standard error is no terminal"
 
 
@@ -338,19 +343,19 @@ def test_progress_bars_are_shown_on_a_terminal() -> None:
 FAILURES = [
     (["sample", "bernulli", "--a", "1"], "no neuron is named 'bernulli'. Did you mean bernoulli?"),
     (["sample", "bernoulli", "--a", "1", "--option", "std=2"], "bernoulli: std: Extra inputs are not permitted"),
-    (["sample", "bernoulli", "--a", "1", "--option", "std"], "options are key=value, not 'std'"),
+    (["sample", "bernoulli", "--a", "1", "--option", "std"], "an option must have the form key=value, not 'std'"),
     (["sample", "bernoulli", "--a", "nan"], "pre-activations must be finite, but a[0] is nan"),
-    (["sample", "bernoulli", "--a", "1,x"], "a JSON file or - for standard input; '1,x' is none"),
-    (["sample", "bernoulli", "--a", "[1, 2"], "'[1, 2' is no JSON array of numbers"),
-    (["sample", "bernoulli", "--a", "[[1, 2], [3]]"], "--a: give numbers, or a rectangular nested array of them"),
-    (["sample", "bernoulli", "--a", '["x"]'], "--a: give numbers, or a rectangular nested array of them"),
-    (["sample", "bernoulli", "--a", "[null]"], "--a: give numbers, or a rectangular nested array of them"),
-    (["sample", "bernoulli", "--a", "-"], "standard input is no JSON array of numbers"),
+    (["sample", "bernoulli", "--a", "1,x"], "'1,x' is neither numbers, such as \"0.3,-1,2\", nor a nested JSON array"),
+    (["sample", "bernoulli", "--a", "[1, 2"], "'[1, 2' is not a JSON array of numbers"),
+    (["sample", "bernoulli", "--a", "[[1, 2], [3]]"], "--a: give numbers, or a rectangular nested array of numbers"),
+    (["sample", "bernoulli", "--a", '["x"]'], "--a: give numbers, or a rectangular nested array of numbers"),
+    (["sample", "bernoulli", "--a", "[null]"], "--a: give numbers, or a rectangular nested array of numbers"),
+    (["sample", "bernoulli", "--a", "-"], "standard input is not a JSON array of numbers"),
     (["sample", "bernoulli", "--a", "1", "--samples", "-1"], "samples must be an integer of at least 0"),
     (["sample", "bernoulli", "--a", "1", "--seed", "-1"], "a seed must be an integer with 0 <= seed < 2**53"),
     (["compare", "--a", "1", "--draws", "0"], "draws must be an integer of at least 1"),
     (["compare", "--a", "1", "--estimator", "pathwise"], "pathwise does not fit bernoulli: it needs a neuron that is"),
-    (["compare", "--a", "1", "--estimator", "{rloo}"], "'{rloo}' is no JSON"),
+    (["compare", "--a", "1", "--estimator", "{rloo}"], "'{rloo}' is not JSON"),
     (["compare", "--a", "1", "--objective", "cross_entropy"], "cross_entropy: weight: Field required"),
     (["compare", "--a", "1", "--plot", "x.gif"], "--plot x.gif: the name of a chart must end in one of .html"),
     (["train", "--epochs", "0", "--learning-rate", "x"], "than or equal to 1; --learning-rate: Input should be"),
@@ -415,7 +420,7 @@ def test_read_numbers_of_a_file_with_a_lone_number(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("3")
     assert read_numbers(str(tmp_path / "a")) == [3]
     (tmp_path / "a").write_bytes(b"\xff")
-    with pytest.raises(InvalidInput, match="is none"):
+    with pytest.raises(InvalidInput, match="is neither numbers"):
         read_numbers(str(tmp_path / "a"))
 
 
@@ -459,6 +464,27 @@ def test_train_has_a_flag_for_every_setting_with_its_default(run: Run, monkeypat
     for flag in ("--out", "--resume", "--gaters", "--json"):
         assert f" {flag} " in shown
     assert "digits|mnist" in shown
+
+
+@pytest.mark.parametrize("words", [*([name] for name in COMMANDS), *HELPED], ids=" ".join)
+def test_the_help_shows_every_text_whole(run: Run, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    """Text in square brackets would be lost, if it were taken for markup."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    command: Any = get_command(gradest_experiments.cli.reproduce if words[0] == "reproduce" else app)
+    options = command.commands[words[-1]].params
+    shown = " ".join(run(*words, "--help").out.split())
+    assert options
+    for option in options:
+        assert option.help in shown
+        if isinstance(option.show_default, str):
+            assert f"[default: ({option.show_default})]" in shown
+
+
+def test_a_default_that_depends_on_another_option_is_shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    assert "The epochs of each run. [default: (40; with --quick 2)]" in " ".join(
+        run("reproduce", "block-gated", "--help").out.split()
+    )
 
 
 def test_serve_has_a_flag_for_every_setting(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -610,8 +636,8 @@ def test_certify_says_what_is_at_fault(run: Run, certified_package: Path, monkey
 
 
 def test_certify_refuses_what_it_does_not_know(run: Run, certified_package: Path) -> None:
-    assert "no estimator rlo" in run("certify", "rlo", "--package", "certified").err
-    assert "no estimator is registered from a package 'nowhere'" in run("certify", "--package", "nowhere").err
+    assert "has no registered estimator rlo" in run("certify", "rlo", "--package", "certified").err
+    assert "the package 'nowhere' has no registered estimator" in run("certify", "--package", "nowhere").err
 
 
 @pytest.fixture(scope="module")

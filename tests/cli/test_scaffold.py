@@ -44,18 +44,18 @@ def test_it_writes_a_package_that_ruff_has_nothing_to_say_about(name: str, tmp_p
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("", "is no name for a plugin"),
-        ("My-plugin", "is no name for a plugin"),
-        ("9-lives", "is no name for a plugin"),
-        ("a--b", "is no name for a plugin"),
-        ("trailing-", "is no name for a plugin"),
-        ("../up", "is no name for a plugin"),
-        ("a" * 41, "is no name for a plugin"),
-        ("a\n", "is no name for a plugin"),
-        ("class", "is a word of the language"),
-        ("json", "there is a module 'json' already"),
-        ("gradest-estimators", "there is a module 'gradest_estimators' already"),
-        ("tests", "there is a module 'tests' already"),
+        ("", "cannot be the name of a plugin"),
+        ("My-plugin", "cannot be the name of a plugin"),
+        ("9-lives", "cannot be the name of a plugin"),
+        ("a--b", "cannot be the name of a plugin"),
+        ("trailing-", "cannot be the name of a plugin"),
+        ("../up", "cannot be the name of a plugin"),
+        ("a" * 41, "cannot be the name of a plugin"),
+        ("a\n", "cannot be the name of a plugin"),
+        ("class", "is a keyword of Python"),
+        ("json", "a module 'json' exists already"),
+        ("gradest-estimators", "a module 'gradest_estimators' exists already"),
+        ("tests", "a module 'tests' exists already"),
     ],
 )
 def test_a_name_that_cannot_be_is_refused(name: str, reason: str, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         with pytest.raises(InvalidInput, match="exists already"):
             write_plugin(name, tmp_path)
     assert files(tmp_path) == {"a-file"}
-    with pytest.raises(InvalidInput, match="is no folder"):
+    with pytest.raises(InvalidInput, match="is not a folder"):
         write_plugin("my-plugin", tmp_path / "no/where")
 
 

@@ -335,7 +335,7 @@ def test_errors_in_plain_text(call):
     """As a proxy in front of the service makes them."""
     for answer, text in (
         (httpx.Response(503, text="no replica is ready", headers={"X-Request-ID": "r"}), "503 Service Unavailable: no"),
-        (httpx.Response(502, headers={"X-Request-ID": "r"}), "502 Bad Gateway: the answer has no text"),
+        (httpx.Response(502, headers={"X-Request-ID": "r"}), "502 Bad Gateway: the response has no text"),
     ):
         with pytest.raises(ServiceError, match=text) as caught:
             Scripted(gradest.Client, answer).__getattr__(call)(*CALLS.get(call, ()))
@@ -435,7 +435,7 @@ def test_a_silent_try_is_given_up_for_another(kind):
 def test_a_sleep_that_lasts_longer_leaves_the_last_try_no_negative_time():
     service = Scripted(gradest.Client, busy(), good(), timeout=1)
     service.client._sleep = lambda seconds: service.sleep(5)
-    with pytest.raises(ServiceError, match="no whole answer within 1 seconds"):
+    with pytest.raises(ServiceError, match="no complete response within 1 seconds"):
         service.sample("bernoulli", A)
     assert 0 < service.requests[1].extensions["timeout"]["read"] < 0.1
 
@@ -463,7 +463,7 @@ def test_an_answer_that_drips_past_the_deadline(kind):
 
     service.script = [lambda: httpx.Response(200, stream=Drip(), headers=SAFETENSORS)]
     service.client.timeout = 10
-    with pytest.raises(ServiceError, match="no whole answer within 10 seconds"):
+    with pytest.raises(ServiceError, match="no complete response within 10 seconds"):
         service.sample("bernoulli", A)
     assert service.now == 11
     assert len(service.requests) == 1
@@ -664,6 +664,64 @@ def test_a_stream_may_take_longer_than_the_timeout_while_something_comes():
     assert service.now == 40.1
 
 
+def test_a_stream_in_which_nothing_came_leaves_the_deadline():
+    """Even though its headers did."""
+    service = Scripted(gradest.Client, good(), timeout=10)
+    service.script = [*[lambda: slow_to_break(service)] * 3, stream((b"result", RESULT))]
+    with pytest.raises(ServiceError, match="No response: "):
+        service.compare("linear", A)
+    assert len(service.requests) == 3
+
+
+def slow_to_break(service):
+    service.now += 4
+    return events([], httpx.ReadError(""))
+
+
+@pytest.mark.parametrize("silent", [3, 12])
+def test_a_stream_of_comments_that_falls_silent_counts_from_the_last(silent):
+    """So with a read timeout below the timeout there is time for another attempt, and else there is not."""
+    service = Scripted(gradest.Client, good(), timeout=10, read_timeout=silent)
+
+    class Silent(httpx.SyncByteStream):
+        def __iter__(self):
+            for _ in range(5):
+                service.now += 2
+                yield b": still running\n\n"
+            service.now += min(silent, 10)
+            raise httpx.ReadTimeout("")
+
+    service.script = [
+        httpx.Response(200, stream=Silent(), headers={"Content-Type": "text/event-stream"}),
+        stream((b"result", RESULT)),
+    ]
+    if silent == 3:
+        assert service.compare("linear", A).draws == 2
+    else:
+        with pytest.raises(ServiceError, match="No response: "):
+            service.compare("linear", A)
+
+
+def test_importing_and_listing_need_no_torch(client):
+    """torch takes seconds, and a client that only asks what there is has no use for it."""
+    script = f"""
+import sys
+import gradest.cli
+from gradest.client import AsyncClient, Client, RemoteDraw, RemoteEstimate
+with Client({client.url!r}) as client:
+    client.neurons(), client.estimator("rloo"), client.recommend(evaluations=4).to_markdown(), client.version()
+sys.argv = ["gradest", "list", "--url", {client.url!r}]
+try:
+    gradest.cli.main()
+finally:
+    print({{"torch", "numba"}} & set(sys.modules))
+"""
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "bernoulli" in ran.stdout
+    assert ran.stdout.endswith("set()\n")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_api_key_is_sent_and_never_shown(kind):
     service = Scripted(kind, busy(401), api_key="hunter2")
@@ -700,7 +758,7 @@ def test_a_transport_that_is_none():
 
 
 def test_a_url_that_is_none():
-    with pytest.raises(InvalidInput, match="no URL of a service"):
+    with pytest.raises(InvalidInput, match="not the URL of a service"):
         gradest.Client("http://service:port")
     with gradest.Client("service") as client, pytest.raises(ServiceError, match="http://"):
         client.neurons()

@@ -55,6 +55,7 @@ def test_without_a_seed_torch_s_generator_rules() -> None:
         (torch.zeros(2, 2), r"tell takes the draw .* gradest.Feedback\(loss, grad\), not Draw and Tensor"),
         (gradest.Feedback([[0.0, 0.0]] * 2), r"loss must be a torch tensor of shape \[2, 2\], not list"),  # type: ignore[arg-type]
         (gradest.Feedback(torch.zeros(2)), r"loss must have shape \[2, 2\], not \[2\]"),
+        (gradest.Feedback(torch.zeros(1, 2)), r"loss must have shape \[2, 2\], not \[1, 2\]"),
         (gradest.Feedback(None), r"rloo needs the loss at its points, of shape \[2, 2\]"),
         (gradest.Feedback(torch.zeros(2, 2), torch.zeros(2)), r"grad must have shape \[2, 2, 3\], not \[2\]"),
     ],

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gradest
-from gradest.kernels.reference import sigmoid
+from gradest.kernels.stable import sigmoid
 
 LOGITS = [0.4, -0.9, 2.2]
 NEURONS = ("bernoulli", "bipolar")

@@ -8,7 +8,7 @@ import torch
 import gradest
 import gradest.nn
 from gradest.contract.estimator import Feedback
-from gradest.kernels.reference import sigmoid
+from gradest.kernels.stable import sigmoid
 from gradest_estimators._learning import adam, with_moments
 from gradest_neurons.bernoulli import Bernoulli
 from gradest_neurons.bipolar import Bipolar

@@ -18,6 +18,7 @@ import gradest
 from gradest import kernels
 from gradest.errors import InvalidInput
 from gradest.kernels import conditional, fused, reference, select
+from gradest.kernels.stable import SEQUENTIAL_TERMS
 from gradest.nn import ConditionalLinear
 
 pytest.importorskip("triton")
@@ -26,7 +27,7 @@ DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
 NEURONS = {
     "binary": "bernoulli",
-    "gated": "stochastic_times_smooth",
+    "times_smooth": "stochastic_times_smooth",
     "rectified": "noisy_rectifier",
     "one_hot": "categorical",
     "concrete": "hard_concrete",
@@ -171,7 +172,7 @@ BACKWARD = [
     "logistic_score",
     "leave_one_out_score",
     "antithetic_score",
-    "gated_backward",
+    "times_smooth_backward",
     "rectified_backward",
     "logistic_backward",
     *(f"surrogate_backward {i}" for i in range(4)),
@@ -182,7 +183,7 @@ BACKWARD = [
 @pytest.mark.parametrize("dtype", [torch.float32, *deep(torch.float64)])
 @pytest.mark.parametrize("kernel", BACKWARD)
 def test_backward_kernels_have_the_references_bits(kernel, dtype):
-    for shape, draws in (((3, 2, 40), 2), ((1100, 1), 1), ((0, 3), 2), ((2, 0), 2), ((3, 2), reference.FEW + 1)):
+    for shape, draws in (((3, 2, 40), 2), ((1100, 1), 1), ((0, 3), 2), ((2, 0), 2), ((3, 2), SEQUENTIAL_TERMS + 1)):
         generator = torch.Generator().manual_seed(draws)
         a = pre_activations(*shape, dtype=dtype) if len(shape) == 2 else pre_activations(*shape[:2], classes=shape[2])
         a = a.to(dtype).mT.contiguous().mT
@@ -193,7 +194,7 @@ def test_backward_kernels_have_the_references_bits(kernel, dtype):
             "logistic_score": (a, h[:draws], weights[:draws], 0.7),
             "leave_one_out_score": (a, h, weights, 0.7),
             "antithetic_score": (a, h, weights, 0.7),
-            "gated_backward": (a, h, grad),
+            "times_smooth_backward": (a, h, grad),
             "rectified_backward": (h, grad),
             "logistic_backward": (a, grad[0], 1.3, 2.6),
             **{f"surrogate_backward {i}": (a, grad[0], i, 1.3, 2.6) for i in range(4)},
@@ -272,7 +273,8 @@ CONSTANTS = {
     "GROUPS": 2,
     "CLASSES": 64,
     "FOLDS": 6,
-    "SHAPE": 2,
+    "ACTIVATION": 2,
+    "DERIVATIVE": 2,
     "LOW": -0.1,
     "HIGH": 0.7,
     "PER_TEMPERATURE": 1.5,
@@ -300,12 +302,12 @@ def test_compiled_arithmetic_is_as_ieee_defines_it(kernel, dtype):
     from gradest.kernels import cuda
     from gradest.kernels.cuda.compiler import IEEE
 
-    name, _, shape = kernel.partition(" ")
+    name, _, derivative = kernel.partition(" ")
     function = getattr(sys.modules[getattr(cuda, name).__module__], f"_{name}")
-    of_shape = {"SHAPE": int(shape)} if shape else {}
+    of_derivative = {"DERIVATIVE": int(derivative)} if derivative else {}
     for units in (None, 1):  # Triton compiles another kernel where an integer is 1
         constants = {
-            name: value for name, value in {**CONSTANTS, **of_shape, "units": units}.items() if value is not None
+            name: value for name, value in {**CONSTANTS, **of_derivative, "units": units}.items() if value is not None
         }
         constants = {name: constants[name] for name in function.arg_names if name in constants}
         types = {name: POINTERS.get(name, "i32").format(dtype) for name in function.arg_names}
@@ -348,10 +350,10 @@ def within_rounding(found, exact, magnitude, terms):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", GATED)
 def test_a_layer_under_gates_is_the_dense_one_to_rounding(shape, dtype, share, monkeypatch):
-    monkeypatch.setattr("gradest.kernels.conditional_cuda._LISTED", 16)  # less than there are, of either
+    monkeypatch.setattr("gradest.kernels.cuda.conditional._LISTED", 16)  # less than there are, of either
     examples, inputs, units, block = shape
     layer, x, gates = gated_layer(*shape, dtype=dtype, share=share)
-    assert conditional(DEVICE, dtype).__name__ == "gradest.kernels.conditional_cuda"
+    assert conditional(DEVICE, dtype).__name__ == "gradest.kernels.cuda.conditional"
     out = layer(x, gates)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     found = torch.autograd.grad(out, (x, layer.weight, layer.bias), grad.to(DEVICE).mT.contiguous().mT)
@@ -427,11 +429,11 @@ def test_kernels_under_gates_compile_and_round_no_factor(kernel, weight, units):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from gradest.kernels import conditional_cuda as module
+    from gradest.kernels.cuda import conditional as module
 
     function = getattr(module, f"_{kernel}")
-    sizes = {"UNITS": units, "DOT": units >= 16, "KEEP": True, "EXAMPLES": 32, "INPUTS": 32, "COLUMNS": 64}
-    pointers = {**dict.fromkeys(("out", "experts", "x", "bias", "gates", "grad"), "*fp32"), "weight": f"*{weight}"}
+    sizes = {"UNITS": units, "DOT": units >= 16, "KEEP_UNGATED": True, "EXAMPLES": 32, "INPUTS": 32, "COLUMNS": 64}
+    pointers = {**dict.fromkeys(("out", "ungated", "x", "bias", "gates", "grad"), "*fp32"), "weight": f"*{weight}"}
     pointers |= {"members": "*i32", "counts": "*i32", "which": "*i64"}
     for ones in ({}, dict.fromkeys(("size", "batch", "inputs", "blocks", "block"), 1)):
         constants = {**sizes, "ROWS": 16, "LISTED": 1024, **ones}
@@ -445,7 +447,9 @@ def test_kernels_under_gates_compile_and_round_no_factor(kernel, weight, units):
 
 @pytest.mark.skipif(INTERPRETED, reason="here they may be")
 def test_tensors_on_the_cpu_are_not_for_cuda(monkeypatch):
-    with pytest.raises(InvalidInput, match="a tensor is on the CPU: put it on a CUDA device, or unset GRADEST_KERNELS"):
+    with pytest.raises(
+        InvalidInput, match=r"a tensor is on the CPU\. Move it to a CUDA device, or unset GRADEST_KERNELS"
+    ):
         gradest.Key(1).uniform((2,), (3,))
     monkeypatch.delenv("GRADEST_KERNELS")
     assert select("uniform", torch.device("cpu")).__module__.startswith("gradest.kernels.cpu.")

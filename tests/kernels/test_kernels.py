@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,15 @@ import gradest.nn
 from gradest.contract.numerics import gauss_legendre
 from gradest.errors import InvalidInput
 from gradest.kernels import cpu, fused, portable, reference, select
-from gradest.kernels.reference import leading_mean, leading_sum, logit, normal_cdf, sigmoid, softplus
+from gradest.kernels.stable import (
+    SEQUENTIAL_TERMS,
+    leading_mean,
+    leading_sum,
+    logit,
+    normal_cdf,
+    sigmoid,
+    softplus,
+)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-7), (torch.float64, 1e-15)])
@@ -134,8 +143,26 @@ def test_the_environment_forces_a_kernel(monkeypatch):
     monkeypatch.setenv("GRADEST_KERNELS", "reference")
     assert select("uniform", device) is reference.uniform
     monkeypatch.setenv("GRADEST_KERNELS", "gpu")
-    with pytest.raises(InvalidInput, match="GRADEST_KERNELS is reference, cpu, cuda, or not set; it is 'gpu'"):
+    with pytest.raises(InvalidInput, match="GRADEST_KERNELS must be reference, cpu, cuda or unset; it is 'gpu'"):
         select("uniform", device)
+
+
+def test_no_module_has_the_name_of_a_kernel():
+    """For else `fused` would return the module for the kernel."""
+    for backend in (reference, cpu):
+        modules = {module.name for module in pkgutil.iter_modules(backend.__path__)}
+        assert "conditional" in modules
+        assert not modules & {*reference.__all__, *cpu.__all__}
+        assert all(callable(getattr(backend, name)) for name in backend.__all__)
+    for name in ("noise", "conditional", "sigmoid"):
+        assert fused(name, torch.device("cpu")) is None
+
+
+def test_the_digest_of_all_sources_is_part_of_the_name_that_a_kernel_is_kept_by():
+    from gradest.kernels.cpu.conditional import kernels
+
+    for kernel in (cpu.noise._uniform, cpu.binaries._draw_binary, kernels.forward):
+        assert kernel.py_func.__qualname__.endswith(f"-{cpu.compiler._DIGEST}")
 
 
 @pytest.mark.slow
@@ -263,7 +290,7 @@ def test_portable_functions_have_derivatives(name):
 
 FUSED = {
     "binary": "bernoulli",
-    "gated": "stochastic_times_smooth",
+    "times_smooth": "stochastic_times_smooth",
     "rectified": "noisy_rectifier",
     "one_hot": "categorical",
     "concrete": {"name": "hard_concrete", "temperature": 0.3},
@@ -318,7 +345,7 @@ def of_backward(dtype, scale=1.0):
     """Pre-activations, outputs, gradients and weights of 1 to 9 draws, in shapes that blocks do not divide evenly."""
     generator = torch.Generator().manual_seed(0)
     for shape in ((5, 3), (3, 2, 1100), (700, 2), (1, 1), (0, 3), (2, 0)):
-        for draws in (1, 2, 3, reference.FEW, reference.FEW + 1):
+        for draws in (1, 2, 3, SEQUENTIAL_TERMS, SEQUENTIAL_TERMS + 1):
             a = (scale * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype)
             h = torch.rand(draws, *shape, generator=generator, dtype=dtype).round()
             grad = torch.randn(draws, *shape, generator=generator, dtype=dtype)
@@ -337,7 +364,7 @@ def test_backward_kernels_have_the_references_bits(dtype, scale):
             *([("leave_one_out_score", (a, h, weights, 1.0))] if len(h) > 1 else []),
             ("logistic_backward", (a, grad[0], 1.3, 2.6)),
             *(("surrogate_backward", (a, grad[0], shape, 1.3, 2.6)) for shape in range(4)),
-            ("gated_backward", (a, positive, grad)),
+            ("times_smooth_backward", (a, positive, grad)),
             ("rectified_backward", (positive, grad)),
         ):
             copies = [x.clone() if isinstance(x, torch.Tensor) else x for x in arguments]
@@ -370,7 +397,7 @@ def test_backward_kernels_are_the_derivatives():
                 (w * (b - b[..., ::-1])).sum(0) / len(b) * special.expit(np.abs(a.numpy())),
             ),
             (cpu.logistic_backward(a, grad[0], 1.0, 2.0), 2 * p * (1 - p) * g[0]),
-            (cpu.gated_backward(a, h * torch.from_numpy(p) ** 0.5, grad), b * g * p**0.5 * (1 - p) / 2),
+            (cpu.times_smooth_backward(a, h * torch.from_numpy(p) ** 0.5, grad), b * g * p**0.5 * (1 - p) / 2),
             (cpu.rectified_backward(h, grad), b * g),
         ):
             np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12, atol=1e-14)
@@ -540,7 +567,7 @@ def test_nothing_to_draw(kernel, shape):
 
 @pytest.mark.parametrize("kernel", FUSED)
 def test_samples_do_not_depend_on_threads_or_strides(kernel, monkeypatch):
-    monkeypatch.setattr(cpu.tensors, "_PER_THREAD", 1 << 12)
+    monkeypatch.setattr(cpu.tensors, "_NUMBERS_PER_THREAD", 1 << 12)
     neuron = gradest.neuron(FUSED[kernel])
     a = torch.randn(500, 100, *(7,) * (neuron.event_ndim - 1), generator=torch.Generator().manual_seed(0))
     wanted, before = neuron.sample(gradest.Key(1), a, 3), torch.get_num_threads()

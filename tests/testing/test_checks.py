@@ -5,7 +5,7 @@ import torch
 
 from gradest import Bias
 from gradest.contract.estimator import Feedback
-from gradest.kernels.reference import sigmoid
+from gradest.kernels.stable import sigmoid
 from gradest.testing import checks
 from gradest_estimators.reinforce import Reinforce
 from gradest_estimators.reinforce_average import ReinforceAverage

@@ -11,20 +11,21 @@ from torch import Tensor
 
 from gradest.kernels.cpu.compiler import BLOCK, compiled, inlined
 from gradest.kernels.cpu.functions import exp, log
-from gradest.kernels.cpu.noise import prepare, row_count, uniforms
-from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads, sampled
+from gradest.kernels.cpu.noise import locate, row_count, uniforms
+from gradest.kernels.cpu.samplers import run_kernel
+from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads
 from gradest.kernels.portable import LANES
-from gradest.kernels.reference import Word
+from gradest.kernels.reference.noise import Word
 
 __all__ = ["one_hot", "softmax", "softmax_backward"]
 
 
-def _order(x: Any) -> Any:
-    """A view of `x` as integers, in which positive numbers have the same order."""
+def _as_integers(x: Any) -> Any:
+    """Return a view of `x` as integers, which have the same order as the numbers if these are positive."""
     raise NotImplementedError
 
 
-@overload(_order)
+@overload(_as_integers)
 def _(x: Any) -> Any:
     kind = np.int32 if x.dtype == types.float32 else np.int64
 
@@ -38,29 +39,29 @@ def _(x: Any) -> Any:
 def _one_hot(
     seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any, classes: Any
 ) -> None:
-    """`first` and `last` count units of several classes, which are in one block all of them."""
+    """Draw the units `first` to `last`, each of several classes, which all lie in one block."""
     block = max(1, BLOCK // classes) * classes
-    keys, where = np.empty((2, block + 1), np.uint32), np.empty((5, block), np.uint32)
+    keys, words = np.empty((2, block + 1), np.uint32), np.empty((5, block), np.uint32)
     w, u = np.empty(block, a.dtype), np.empty(block, a.dtype)
     zero, one = a.dtype.type(0), a.dtype.type(1)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
-        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        row_units = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, words)
         for unit in range(0, size, classes):
             x, y = a[at + unit : at + unit + classes], w[unit : unit + classes]
             largest = x.max()
             for i in range(classes):
                 y[i] = exp(largest - x[i])
         for draw in range(len(out)):
-            uniforms(where, by_row, draw, u[:size])
+            uniforms(words, row_units, draw, u[:size])
             for i in range(size):
                 u[i] = -log(u[i]) * w[i]
             h = out[draw, at : at + size]
             h[:] = zero
-            order = _order(u)
+            integers = _as_integers(u)
             for unit in range(0, size, classes):
-                # the least, and then where it is: each is a loop that vectorises, which looking for both at once is not
-                arrivals = order[unit : unit + classes]
+                # the least arrival first, then its place: each is a loop that vectorises, while one loop for both would not
+                arrivals = integers[unit : unit + classes]
                 least = arrivals[0]
                 for i in range(classes):
                     least = min(least, arrivals[i])
@@ -72,7 +73,7 @@ def _one_hot(
 
 @inlined
 def _last_sum(x: Any, lanes: Any) -> Any:
-    """As `portable.last_sum`; `lanes` is scratch."""
+    """Compute the same as `portable.last_sum` for one row; `lanes` is scratch."""
     width = min(x.size, LANES)
     lane = lanes[:width]
     for i in range(width):
@@ -104,16 +105,16 @@ def _softmax(
     classes: Any,
     per_temperature: Any,
 ) -> None:
-    """As for `_one_hot`."""
+    """Draw the units `first` to `last`, as `_one_hot` does."""
     block = max(1, BLOCK // classes) * classes
-    keys, where = np.empty((2, block + 1), np.uint32), np.empty((5, block), np.uint32)
+    keys, words = np.empty((2, block + 1), np.uint32), np.empty((5, block), np.uint32)
     u, lanes = np.empty(block, a.dtype), np.empty(LANES, a.dtype)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
-        by_row = prepare(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, where)
+        row_units = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, words)
         x = a[at : at + size]
         for draw in range(len(out)):
-            uniforms(where, by_row, draw, u[:size])
+            uniforms(words, row_units, draw, u[:size])
             for i in range(size):
                 u[i] = -log(u[i])
             for i in range(size):
@@ -135,13 +136,13 @@ def _softmax(
 
 @compiled
 def _softmax_backward(h: Any, grad: Any, out: Any, first: Any, last: Any, classes: Any, per_temperature: Any) -> None:
-    """`first` and `last` count units of several classes."""
+    """Go back through the units `first` to `last`, each of several classes."""
     g, y, lanes = np.empty(classes, h.dtype), np.empty(classes, h.dtype), np.empty(LANES, h.dtype)
     for at in range(first * classes, last * classes, classes):
         x, z = h[at : at + classes], out[at : at + classes]
-        from_here = grad[at + x.argmax()]
+        grad_of_largest = grad[at + x.argmax()]
         for i in range(classes):
-            g[i] = grad[at + i] - from_here
+            g[i] = grad[at + i] - grad_of_largest
             y[i] = x[i] * g[i]
         total = _last_sum(y, lanes)
         for i in range(classes):
@@ -149,8 +150,11 @@ def _softmax_backward(h: Any, grad: Any, out: Any, first: Any, last: Any, classe
 
 
 def one_hot(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
-    """One at the class c of each unit where -log(u_c) e^(max a - a_c) is least, else 0, for `a` `[rows, units * classes]`."""
-    return sampled(_one_hot, seed, rows, stream, draws, a, classes, size=classes)
+    """Draw 1 at the class c of each unit whose arrival time -log(u_c) e^(max a - a_c) is least, else 0.
+
+    a is `[rows, units * classes]`; the other arguments are as for `binary`.
+    """
+    return run_kernel(_one_hot, seed, rows, stream, draws, a, classes, size=classes)
 
 
 def softmax(
@@ -162,12 +166,12 @@ def softmax(
     classes: int,
     per_temperature: float,
 ) -> Tensor:
-    """softmax((a - log(-log u)) per_temperature) of each unit, for `a` `[rows, units * classes]`."""
-    return sampled(_softmax, seed, rows, stream, draws, a, classes, NUMPY[a.dtype](per_temperature), size=classes)
+    """Draw softmax((a - log(-log u)) per_temperature) of each unit, for `a` `[rows, units * classes]`; per_temperature is 1/τ."""
+    return run_kernel(_softmax, seed, rows, stream, draws, a, classes, NUMPY[a.dtype](per_temperature), size=classes)
 
 
 def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:
-    """As `reference.softmax_backward`."""
+    """Compute the same as `reference.softmax_backward`."""
     out, classes = empty(*h.shape, dtype=h.dtype), h.shape[-1]
     given, options = (flat(h), flat(grad), flat(out)), (classes, NUMPY[h.dtype](per_temperature))
     units = h.numel() // max(1, classes)

@@ -1,63 +1,96 @@
-"""How the kernels are compiled and kept, and the size of the blocks that they work on."""
+"""How numba compiles the kernels and keeps them on disk, and how kernels read memory that is given by its address."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from numba import njit, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 from numba.np.numpy_support import carray
 
-__all__ = ["BLOCK", "array", "compiled", "inlined"]
+__all__ = ["BLOCK", "Decorator", "array", "compiled", "compiled_with_fma", "inlined", "inlined_by_name"]
 
-BLOCK = 512  # elements that are worked on at a time: with their words and numbers they fit into 32 KiB
+BLOCK = 512
+"""The number of elements that a kernel works on at a time: with their words and numbers they fit into 32 KiB of cache."""
 
-_Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
-inlined: _Compiler = njit(inline="always")
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+inlined: Decorator = njit(inline="always")
+"""Compile the function into each kernel that calls it."""
 
 
-def _of_sources() -> str:
-    """A digest of all files whose functions and constants are compiled into the kernels."""
+def inlined_by_name(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile the function into each kernel that calls it, as `inlined` does, but return the Python function itself.
+
+    A kernel whose closure holds such a function can be kept on disk. A kernel whose closure holds an `inlined` one cannot,
+    because numba gives that a new identity in each process.
+    """
+    decorator: Decorator = register_jitable(inline="always")
+    return decorator(function)
+
+
+def _sources(folder: Traversable) -> Iterator[bytes]:
+    """Yield the contents of all Python files in the folder and below, in the order of their names."""
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.is_dir():
+            yield from _sources(file)
+        elif file.name.endswith(".py"):
+            yield file.read_bytes()
+
+
+def _digest_of_sources() -> str:
+    """Hash all files whose functions and constants are compiled into the kernels."""
     kernels = resources.files("gradest.kernels")
-    rooms = sorted((kernels / "cpu").iterdir(), key=lambda file: file.name)
-    files = [kernels / "portable.py", *(file for file in rooms if file.name.endswith(".py"))]
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    sources = [(kernels / "portable.py").read_bytes(), *_sources(kernels / "cpu")]
+    return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
 
 
-_SOURCES = _of_sources()
+_DIGEST = _digest_of_sources()
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compile the function at its first use, and keep the result on disk.
+
+    numba takes a kept result for stale if the function's own file has changed, but not if a file has changed whose functions are
+    compiled into it. It finds a result by the function's qualified name, so that name includes a digest of all these files.
+    """
+    function.__qualname__ += f"-{_DIGEST}"
+    decorator: Decorator = njit(nogil=True, cache=True, error_model="numpy", **options)
+    return decorator(function)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, compiled at its first use and kept on disk.
-
-    numba takes what it has kept for stale where the function's own file has changed, but not for what was compiled into it from
-    other files. What it keeps goes by a function's qualified name: so that is made to change with any of them.
-    """
-    function.__qualname__ += f"-{_SOURCES}"
-    compiler: _Compiler = njit(nogil=True, cache=True, error_model="numpy")
-    return compiler(function)
+    """Compile a kernel whose arithmetic is IEEE 754's, operation by operation. It is kept on disk."""
+    return _compiled(function)
 
 
-def _typed_pointer(context: Any, address: Any, kind: Any) -> Any:
-    """The address, as that of numbers of the type of `kind`."""
+def compiled_with_fma(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a kernel in which a product and a sum may be contracted to one rounding. It is kept on disk."""
+    return _compiled(function, fastmath={"contract"})
+
+
+def _typed_pointer(context: Any, address: Any, like: Any) -> Any:
+    """Convert the address to a pointer to numbers of the type of `like`, a number or an array."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.CPointer(kind)(address, kind), generate  # type: ignore[no-untyped-call]
+    number = like.dtype if isinstance(like, types.Array) else like
+    return types.CPointer(number)(address, like), generate  # type: ignore[no-untyped-call]
 
 
 _pointer: Any = intrinsic(_typed_pointer)
 
 
 @inlined
-def array(address: Any, shape: Any, kind: Any) -> Any:
-    """The array of numbers of the type of `kind` that begins at the address, inside a kernel.
+def array(address: Any, shape: Any, like: Any) -> Any:
+    """Return the array of this shape that begins at the address, inside a kernel; `like` is a number or array of its type.
 
-    A kernel that takes addresses is called in a third of the time of one that takes arrays, which have to be made of tensors and
-    looked into.
+    A kernel that takes addresses is called in a third of the time of one that takes arrays, because numpy arrays of tensors need
+    not be made and unpacked.
     """
-    return carray(_pointer(address, kind), shape)
+    return carray(_pointer(address, like), shape)

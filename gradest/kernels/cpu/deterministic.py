@@ -1,4 +1,4 @@
-"""Units without noise, and the derivatives that they share with others."""
+"""Units without noise, and derivatives that they share with other units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["logistic_backward", "rectified_backward", "repeated", "surrogate_bac
 
 
 @compiled
-def _repeated(a: Any, out: Any, first: Any, last: Any, shape: Any) -> None:
+def _repeated(a: Any, out: Any, first: Any, last: Any, activation: Any) -> None:
     zero, one = a.dtype.type(0), a.dtype.type(1)
     power = np.empty(BLOCK, a.dtype)
     for at in range(first, last, BLOCK):
@@ -26,9 +26,9 @@ def _repeated(a: Any, out: Any, first: Any, last: Any, shape: Any) -> None:
             h = out[draw, at : at + size]
             if draw > 0:
                 h[:] = out[0, at : at + size]
-            elif shape == 2:
+            elif activation == 2:
                 sigmoids(x, h, power)
-            elif shape == 1:
+            elif activation == 1:
                 for i in range(size):
                     h[i] = zero if x[i] < zero else x[i]
             else:
@@ -64,19 +64,19 @@ def _logistic_backward(a: Any, grad: Any, out: Any, first: Any, last: Any, slope
 
 @compiled
 def _surrogate_backward(
-    a: Any, grad: Any, out: Any, first: Any, last: Any, shape: Any, slope: Any, height: Any, half_pi: Any
+    a: Any, grad: Any, out: Any, first: Any, last: Any, derivative: Any, slope: Any, height: Any, half_pi: Any
 ) -> None:
     zero, half, one = a.dtype.type(0), a.dtype.type(0.5), a.dtype.type(1)
     x, g, y = a[first:last], grad[first:last], out[first:last]
-    if shape == 0:
+    if derivative == 0:
         for i in range(x.size):
             z = one + abs(slope * x[i])
             y[i] = g[i] * (height * (half / (z * z)))
-    elif shape == 1:
+    elif derivative == 1:
         for i in range(x.size):
             z = half_pi * (slope * x[i])
             y[i] = g[i] * (height * (half / (one + z * z)))
-    elif shape == 2:
+    elif derivative == 2:
         for i in range(x.size):
             z = one - abs(slope * x[i])
             y[i] = g[i] * (height * (zero if z < zero else z))
@@ -85,16 +85,19 @@ def _surrogate_backward(
             y[i] = g[i] * (height * (half if abs(slope * x[i]) <= one else zero))
 
 
-def repeated(draws: int, a: Tensor, shape: int) -> Tensor:
-    """`draws` times 1[a > 0] for shape 0, max(0, a) for 1, σ(a) for 2; `[draws, *a.shape]`."""
+def repeated(draws: int, a: Tensor, activation: int) -> Tensor:
+    """Return `draws` copies of f(a), `[draws, *a.shape]`.
+
+    activation: 0 for f(a) = 1[a > 0], 1 for max(0, a), 2 for σ(a).
+    """
     out = empty(draws, *a.shape, dtype=a.dtype)
     given = flat(a), flat(out, 1)
-    in_threads(lambda first, last: _repeated(*given, first, last, shape), a.numel(), draws)
+    in_threads(lambda first, last: _repeated(*given, first, last, activation), a.numel(), draws)
     return out
 
 
 def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
-    """As `reference.rectified_backward`."""
+    """Compute the same as `reference.rectified_backward`."""
     out = empty(*h.shape, dtype=h.dtype)
     given = flat(h), flat(grad), flat(out)
     in_threads(lambda first, last: _rectified_backward(*given, first, last), h.numel(), 1)
@@ -102,7 +105,7 @@ def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
 
 
 def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: float | Tensor) -> Tensor:
-    """As `reference.logistic_backward`."""
+    """Compute the same as `reference.logistic_backward`."""
     kind, out = NUMPY[a.dtype], empty(*a.shape, dtype=a.dtype)
     given = flat(a), flat(grad), flat(out)
     options = kind(slope), kind(height)
@@ -110,10 +113,10 @@ def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: fl
     return out
 
 
-def surrogate_backward(a: Tensor, grad: Tensor, shape: int, slope: float, height: float) -> Tensor:
-    """As `reference.surrogate_backward`."""
+def surrogate_backward(a: Tensor, grad: Tensor, derivative: int, slope: float, height: float) -> Tensor:
+    """Compute the same as `reference.surrogate_backward`."""
     kind, out = NUMPY[a.dtype], empty(*a.shape, dtype=a.dtype)
     given = flat(a), flat(grad), flat(out)
-    options = shape, kind(slope), kind(height), kind(0.5 * math.pi)
+    options = derivative, kind(slope), kind(height), kind(0.5 * math.pi)
     in_threads(lambda first, last: _surrogate_backward(*given, first, last, *options), a.numel(), 1)
     return out

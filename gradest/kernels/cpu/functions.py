@@ -1,4 +1,4 @@
-"""Elementary functions, operation by operation as in `gradest.kernels.portable`."""
+"""The elementary functions of `gradest.kernels.portable`, operation by operation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["both_sigmoids", "exp", "log", "ndtri", "sigmoids", "sqrt"]
 
 
 def _polynomial(coefficients: tuple[float, ...], kind: Any) -> Any:
-    """Horner's scheme, unrolled: a compiled function of x."""
+    """Make a compiled function of x that evaluates the polynomial by Horner's rule, unrolled."""
     last = kind(coefficients[-1])
     if len(coefficients) == 1:
         return inlined(lambda x: last)
@@ -24,62 +24,66 @@ def _polynomial(coefficients: tuple[float, ...], kind: Any) -> Any:
     return inlined(lambda x: before(x) * x + last)
 
 
-_N, _W = CONSTANTS[torch.float32], CONSTANTS[torch.float64]
-_N_EXP, _W_EXP = _polynomial(_N.exp, np.float32), _polynomial(_W.exp, np.float64)
-_N_LOG, _W_LOG = _polynomial(_N.log, np.float32), _polynomial(_W.log, np.float64)
-_N_LIMIT, _N_LN2, _N_PER_LN2 = np.float32(_N.limit), tuple(map(np.float32, _N.ln2)), np.float32(1 / sum(_N.ln2))
-_W_LIMIT, _W_LN2, _W_PER_LN2 = _W.limit, _W.ln2, 1 / sum(_W.ln2)
-_N_ROOT, _N_SHIFT = np.int32(_N.root_half), np.int32((_N.bias << _N.mantissa) - _N.root_half)
-_W_ROOT, _W_SHIFT = np.int64(_W.root_half), np.int64((_W.bias << _W.mantissa) - _W.root_half)
-_N_HALF, _W_HALF = np.int32(_N.bias << (_N.mantissa - 1)), np.int64(_W.bias << (_W.mantissa - 1))
-(_N_MIDDLE, _N_MIDDLE_BY), (_N_TAIL, _N_TAIL_BY) = (
-    (_polynomial(top, np.float32), _polynomial(bottom, np.float32)) for top, bottom in _N.normal
+_F32, _F64 = CONSTANTS[torch.float32], CONSTANTS[torch.float64]
+_F32_EXP, _F64_EXP = _polynomial(_F32.exp, np.float32), _polynomial(_F64.exp, np.float64)
+_F32_LOG, _F64_LOG = _polynomial(_F32.log, np.float32), _polynomial(_F64.log, np.float64)
+_F32_LIMIT, _F32_LN2, _F32_PER_LN2 = (
+    np.float32(_F32.limit),
+    tuple(map(np.float32, _F32.ln2)),
+    np.float32(1 / sum(_F32.ln2)),
 )
-(_W_MIDDLE, _W_MIDDLE_BY), (_W_TAIL, _W_TAIL_BY), (_W_FAR, _W_FAR_BY) = (
-    (_polynomial(top, np.float64), _polynomial(bottom, np.float64)) for top, bottom in _W.normal
+_F64_LIMIT, _F64_LN2, _F64_PER_LN2 = _F64.limit, _F64.ln2, 1 / sum(_F64.ln2)
+_F32_ROOT, _F32_SHIFT = np.int32(_F32.root_half), np.int32((_F32.bias << _F32.mantissa) - _F32.root_half)
+_F64_ROOT, _F64_SHIFT = np.int64(_F64.root_half), np.int64((_F64.bias << _F64.mantissa) - _F64.root_half)
+_F32_HALF, _F64_HALF = np.int32(_F32.bias << (_F32.mantissa - 1)), np.int64(_F64.bias << (_F64.mantissa - 1))
+(_F32_MIDDLE, _F32_MIDDLE_BY), (_F32_TAIL, _F32_TAIL_BY) = (
+    (_polynomial(top, np.float32), _polynomial(bottom, np.float32)) for top, bottom in _F32.normal
 )
-_N_STEPS, _W_STEPS = _N.steps, _W.steps
-_N_MASK, _W_MASK = np.int32((1 << _N.mantissa) - 1), np.int64((1 << _W.mantissa) - 1)
+(_F64_MIDDLE, _F64_MIDDLE_BY), (_F64_TAIL, _F64_TAIL_BY), (_F64_FAR, _F64_FAR_BY) = (
+    (_polynomial(top, np.float64), _polynomial(bottom, np.float64)) for top, bottom in _F64.normal
+)
+_F32_STEPS, _F64_STEPS = _F32.steps, _F64.steps
+_F32_MASK, _F64_MASK = np.int32((1 << _F32.mantissa) - 1), np.int64((1 << _F64.mantissa) - 1)
 
 
 def _reduced(x: Any) -> Any:
-    """z, a whole number, and r with x = z log 2 + r."""
+    """Return a whole number z, and r, with x = z log 2 + r."""
     raise NotImplementedError
 
 
 @overload(_reduced, inline="always")
 def _(x: Any) -> Any:
     def narrow(x: Any) -> Any:
-        x = min(max(x, -_N_LIMIT), _N_LIMIT)
-        z = np.floor(x * _N_PER_LN2 + np.float32(0.5))
-        return z, x - z * _N_LN2[0] - z * _N_LN2[1]
+        x = min(max(x, -_F32_LIMIT), _F32_LIMIT)
+        z = np.floor(x * _F32_PER_LN2 + np.float32(0.5))
+        return z, x - z * _F32_LN2[0] - z * _F32_LN2[1]
 
     def wide(x: Any) -> Any:
-        x = min(max(x, -_W_LIMIT), _W_LIMIT)
-        z = np.floor(x * _W_PER_LN2 + 0.5)
-        return z, x - z * _W_LN2[0] - z * _W_LN2[1]
+        x = min(max(x, -_F64_LIMIT), _F64_LIMIT)
+        z = np.floor(x * _F64_PER_LN2 + 0.5)
+        return z, x - z * _F64_LN2[0] - z * _F64_LN2[1]
 
     return narrow if x == types.float32 else wide
 
 
 def _small_exp(r: Any) -> Any:
-    """e^r."""
+    """Return e^r for |r| <= log 2 / 2."""
     raise NotImplementedError
 
 
 @overload(_small_exp, inline="always")
 def _(r: Any) -> Any:
     def narrow(r: Any) -> Any:
-        return _N_EXP(r) * r * r + r + np.float32(1)
+        return _F32_EXP(r) * r * r + r + np.float32(1)
 
     def wide(r: Any) -> Any:
-        return _W_EXP(r) * r * r + r + 1.0
+        return _F64_EXP(r) * r * r + r + 1.0
 
     return narrow if r == types.float32 else wide
 
 
 def _power_of_two(z: Any) -> Any:
-    """2^z."""
+    """Return 2^z for a whole number z."""
     raise NotImplementedError
 
 
@@ -96,57 +100,57 @@ def _(z: Any) -> Any:
 
 @inlined
 def exp(x: Any) -> Any:
-    """As `portable.exp`."""
+    """Compute the same as `portable.exp`."""
     z, r = _reduced(x)
     return _small_exp(r) * _power_of_two(z)
 
 
 def log(x: Any) -> Any:
-    """As `portable.log`."""
+    """Compute the same as `portable.log`."""
     raise NotImplementedError
 
 
 @overload(log, inline="always")
 def _(x: Any) -> Any:
     def narrow(x: Any) -> Any:
-        shifted = np.int32(np.float32(x).view(np.int32) + _N_SHIFT)
+        shifted = np.int32(np.float32(x).view(np.int32) + _F32_SHIFT)
         k = np.float32(np.int32((shifted >> np.int32(23)) - np.int32(127)))
-        f = np.int32((shifted & _N_MASK) + _N_ROOT).view(np.float32) - np.float32(1)
+        f = np.int32((shifted & _F32_MASK) + _F32_ROOT).view(np.float32) - np.float32(1)
         s = f / (f + np.float32(2))
         square = s * s
         half = np.float32(0.5) * f * f
-        rest = s * (half + square * _N_LOG(square))
-        return k * _N_LN2[0] - ((half - (rest + k * _N_LN2[1])) - f)
+        rest = s * (half + square * _F32_LOG(square))
+        return k * _F32_LN2[0] - ((half - (rest + k * _F32_LN2[1])) - f)
 
     def wide(x: Any) -> Any:
-        shifted = np.int64(np.float64(x).view(np.int64) + _W_SHIFT)
+        shifted = np.int64(np.float64(x).view(np.int64) + _F64_SHIFT)
         k = np.float64(np.int32((shifted >> np.int64(52)) - np.int64(1023)))
-        f = np.int64((shifted & _W_MASK) + _W_ROOT).view(np.float64) - 1.0
+        f = np.int64((shifted & _F64_MASK) + _F64_ROOT).view(np.float64) - 1.0
         s = f / (f + 2.0)
         square = s * s
         half = 0.5 * f * f
-        rest = s * (half + square * _W_LOG(square))
-        return k * _W_LN2[0] - ((half - (rest + k * _W_LN2[1])) - f)
+        rest = s * (half + square * _F64_LOG(square))
+        return k * _F64_LN2[0] - ((half - (rest + k * _F64_LN2[1])) - f)
 
     return narrow if x == types.float32 else wide
 
 
 def sqrt(x: Any) -> Any:
-    """As `portable.sqrt`."""
+    """Compute the same as `portable.sqrt`."""
     raise NotImplementedError
 
 
 @overload(sqrt, inline="always")
 def _(x: Any) -> Any:
     def narrow(x: Any) -> Any:
-        y = np.int32((np.float32(x).view(np.int32) >> np.int32(1)) + _N_HALF).view(np.float32)
-        for _ in range(_N_STEPS):
+        y = np.int32((np.float32(x).view(np.int32) >> np.int32(1)) + _F32_HALF).view(np.float32)
+        for _ in range(_F32_STEPS):
             y = np.float32(0.5) * (y + x / y)
         return y
 
     def wide(x: Any) -> Any:
-        y = np.int64((np.float64(x).view(np.int64) >> np.int64(1)) + _W_HALF).view(np.float64)
-        for _ in range(_W_STEPS):
+        y = np.int64((np.float64(x).view(np.int64) >> np.int64(1)) + _F64_HALF).view(np.float64)
+        for _ in range(_F64_STEPS):
             y = 0.5 * (y + x / y)
         return y
 
@@ -154,7 +158,7 @@ def _(x: Any) -> Any:
 
 
 def ndtri(u: Any) -> Any:
-    """As `portable.ndtri`."""
+    """Compute the same as `portable.ndtri`."""
     raise NotImplementedError
 
 
@@ -163,18 +167,18 @@ def _(u: Any) -> Any:
     def narrow(u: Any) -> Any:
         q = u - np.float32(0.5)
         r = np.float32(0.180625) - q * q
-        z = q * (_N_MIDDLE(r) / _N_MIDDLE_BY(r))
+        z = q * (_F32_MIDDLE(r) / _F32_MIDDLE_BY(r))
         r = sqrt(-log(min(u, np.float32(1) - u))) - np.float32(1.6)
-        far = _N_TAIL(r) / _N_TAIL_BY(r)
+        far = _F32_TAIL(r) / _F32_TAIL_BY(r)
         return z if abs(q) <= np.float32(0.425) else (-far if q < np.float32(0) else far)
 
     def wide(u: Any) -> Any:
         q = u - 0.5
         r = 0.180625 - q * q
-        z = q * (_W_MIDDLE(r) / _W_MIDDLE_BY(r))
+        z = q * (_F64_MIDDLE(r) / _F64_MIDDLE_BY(r))
         r = sqrt(-log(min(u, 1.0 - u)))
         near, beyond = r - 1.6, r - 5.0
-        far = _W_TAIL(near) / _W_TAIL_BY(near) if r <= 5.0 else _W_FAR(beyond) / _W_FAR_BY(beyond)
+        far = _F64_TAIL(near) / _F64_TAIL_BY(near) if r <= 5.0 else _F64_FAR(beyond) / _F64_FAR_BY(beyond)
         return z if abs(q) <= 0.425 else (-far if q < 0.0 else far)
 
     return narrow if u == types.float32 else wide
@@ -182,7 +186,7 @@ def _(u: Any) -> Any:
 
 @compiled
 def sigmoids(x: Any, out: Any, power: Any) -> None:
-    """σ(x) of each; `power` is scratch."""
+    """Write σ(x) of each x to `out`; `power` is scratch."""
     one = x.dtype.type(1)
     for i in range(x.size):
         power[i], out[i] = _reduced(-x[i])
@@ -194,7 +198,7 @@ def sigmoids(x: Any, out: Any, power: Any) -> None:
 
 @compiled
 def both_sigmoids(x: Any, p: Any, q: Any, power: Any) -> None:
-    """σ(x) and σ(-x) of each; `power` is scratch."""
+    """Write σ(x) and σ(-x) of each x to p and q; `power` is scratch."""
     one = x.dtype.type(1)
     for i in range(x.size):
         power[i], q[i] = _reduced(-x[i])

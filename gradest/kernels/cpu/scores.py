@@ -12,15 +12,20 @@ from gradest.kernels import reference
 from gradest.kernels.cpu.compiler import BLOCK, array, compiled, inlined
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids
 from gradest.kernels.cpu.tensors import NUMPY, empty, in_threads, row_major
+from gradest.kernels.stable import SEQUENTIAL_TERMS
 
 __all__ = ["antithetic_score", "leave_one_out_score", "logistic_score"]
 
 
 @inlined
-def _arrays(a: Any, h: Any, of_points: Any, out: Any, points: Any, rows: Any, size: Any, kind: Any) -> Any:
-    """`a` `[size]`, `h` `[points, size]`, `of_points` `[points, rows]` and `out` `[size]`, which come as addresses."""
-    many, few = (points, size), (points, rows)
-    return array(a, (size,), kind), array(h, many, kind), array(of_points, few, kind), array(out, (size,), kind)
+def _arrays(a: Any, h: Any, of_points: Any, out: Any, points: Any, rows: Any, size: Any, like: Any) -> Any:
+    """Return `a` `[size]`, `h` `[points, size]`, `of_points` `[points, rows]` and `out` `[size]`, given their addresses."""
+    return (
+        array(a, (size,), like),
+        array(h, (points, size), like),
+        array(of_points, (points, rows), like),
+        array(out, (size,), like),
+    )
 
 
 @compiled
@@ -82,52 +87,52 @@ def _antithetic_score(
     at_a: Any, at_h: Any, at_loss: Any, at_out: Any, points: Any, rows: Any, first: Any, last: Any, size: Any, high: Any
 ) -> None:
     a, h, loss, out = _arrays(at_a, at_h, at_loss, at_out, points, rows, size, high)
-    size_of, p, power = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
+    magnitudes, p, power = np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype), np.empty(BLOCK, a.dtype)
     zero, one = a.dtype.type(0), a.dtype.type(1)
     units, pairs, count = a.size // loss.shape[1], len(loss) // 2, a.dtype.type(len(loss))
     at = first
     while at < last:
         row = at // units
         size = min(BLOCK, (row + 1) * units - at, last - at)
-        x, total, magnitude = a[at : at + size], out[at : at + size], size_of[:size]
+        x, total, magnitude = a[at : at + size], out[at : at + size], magnitudes[:size]
         for i in range(size):
             magnitude[i] = abs(x[i])
         sigmoids(magnitude, p, power)
         for k in range(pairs):
             weight = (loss[k, row] - loss[pairs + k, row]) / count
-            one_of, other = h[k, at : at + size], h[pairs + k, at : at + size]
+            point, mirror = h[k, at : at + size], h[pairs + k, at : at + size]
             if k == 0:
                 for i in range(size):
                     total[i] = zero
             for i in range(size):
-                total[i] += weight * ((one if one_of[i] == high else zero) - (one if other[i] == high else zero))
+                total[i] += weight * ((one if point[i] == high else zero) - (one if mirror[i] == high else zero))
         for i in range(size):
             total[i] *= p[i]
         at += size
 
 
 def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
-    """As `reference.logistic_score`."""
-    if len(h) > reference.FEW or not len(h):
+    """Compute the same as `reference.logistic_score`."""
+    if len(h) > SEQUENTIAL_TERMS or not len(h):
         return reference.logistic_score(a, h, weights, high)
-    return _scored(_logistic_score, a, h, weights, high)
+    return _run_score(_logistic_score, a, h, weights, high)
 
 
 def leave_one_out_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
-    """As `reference.leave_one_out_score`."""
-    if len(h) > reference.FEW:
+    """Compute the same as `reference.leave_one_out_score`."""
+    if len(h) > SEQUENTIAL_TERMS:
         return reference.leave_one_out_score(a, h, loss, high)
-    return _scored(_leave_one_out_score, a, h, loss, high)
+    return _run_score(_leave_one_out_score, a, h, loss, high)
 
 
 def antithetic_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
-    """As `reference.antithetic_score`."""
-    if len(h) > 2 * reference.FEW or not len(h):
+    """Compute the same as `reference.antithetic_score`."""
+    if len(h) > 2 * SEQUENTIAL_TERMS or not len(h):
         return reference.antithetic_score(a, h, loss, high)
-    return _scored(_antithetic_score, a, h, loss, high)
+    return _run_score(_antithetic_score, a, h, loss, high)
 
 
-def _scored(kernel: Callable[..., None], a: Tensor, h: Tensor, of_points: Tensor, high: float) -> Tensor:
+def _run_score(kernel: Callable[..., None], a: Tensor, h: Tensor, of_points: Tensor, high: float) -> Tensor:
     out, size = empty(*a.shape, dtype=a.dtype), a.numel()
     tensors = row_major(a), row_major(h), row_major(of_points), out
     if size:

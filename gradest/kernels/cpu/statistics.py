@@ -1,4 +1,4 @@
-"""What is found out about whole tensors: whether they are finite, and moments of their rows."""
+"""Checks and moments of whole tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["all_finite", "moments"]
 
 @compiled
 def _largest_bits(bits: Any, first: Any, last: Any, mask: Any) -> Any:
-    """The largest of `bits` under `mask`."""
+    """Return the largest of `bits`, each combined with `mask`."""
     largest = bits.dtype.type(0)
     x = bits[first:last]
     for i in range(x.size):
@@ -29,7 +29,7 @@ def _largest_bits(bits: Any, first: Any, last: Any, mask: Any) -> Any:
 
 @compiled
 def _add_rows(values: Any, total: Any, first: Any, last: Any) -> None:
-    """Adds the rows of `[n, elements]` to `total`, one after the other."""
+    """Add the rows of `[n, elements]` to `total`, one after the other."""
     for at in range(first, last, BLOCK):
         end = min(last, at + BLOCK)
         y = total[at:end]
@@ -41,36 +41,36 @@ def _add_rows(values: Any, total: Any, first: Any, last: Any) -> None:
 
 @compiled
 def _add_squares(values: Any, mean: Any, total: Any, first: Any, last: Any) -> None:
-    """Adds the squared distances of the rows from `mean` to `total`, one after the other."""
+    """Add the squared distances of the rows from `mean` to `total`, one after the other."""
     for at in range(first, last, BLOCK):
         end = min(last, at + BLOCK)
         m, y = mean[at:end], total[at:end]
         for row in range(len(values)):
             x = values[row, at:end]
             for i in range(y.size):
-                apart = np.float64(x[i]) - m[i]
-                y[i] += apart * apart
+                distance = np.float64(x[i]) - m[i]
+                y[i] += distance * distance
 
 
 def all_finite(x: Tensor) -> bool:
-    """As `reference.all_finite`, but never False where all are finite."""
+    """Tell as `reference.all_finite` whether no entry is infinite or NaN; exactly, in float32 and float64."""
     if x.dtype not in NUMPY:
         return reference.all_finite(x)
-    # the exponents of infinity and NaN are larger than all others
+    # as integers without the sign, infinity and NaN are larger than all finite numbers, for they have the largest exponent
     constants = CONSTANTS[x.dtype]
     bits = flat(x.detach().view(constants.integer))
     kind = bits.dtype.type
-    mask, found = kind(torch.iinfo(constants.integer).max), []
+    mask, largest = kind(torch.iinfo(constants.integer).max), []
 
-    def look(first: int, last: int) -> None:
-        found.append(int(_largest_bits(bits, first, last, mask)))
+    def search(first: int, last: int) -> None:
+        largest.append(int(_largest_bits(bits, first, last, mask)))
 
-    in_threads(look, bits.size, 1)
-    return max(found) < (2 * constants.bias + 1) << constants.mantissa
+    in_threads(search, bits.size, 1)
+    return max(largest) < (2 * constants.bias + 1) << constants.mantissa
 
 
 def moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """As `reference.moments`."""
+    """Compute the same as `reference.moments`."""
     if parts[0].dtype not in NUMPY:
         parts = [part.double() for part in parts]
     values, count = [flat(part, 1) for part in parts], sum(map(len, parts))

@@ -1,4 +1,4 @@
-"""What stands between the kernels and torch: arrays of tensors, memory for new ones, and threads."""
+"""The way from torch to the kernels and back: arrays of tensors, memory for new tensors, and threads."""
 
 from __future__ import annotations
 
@@ -12,48 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradest.kernels import reference
-from gradest.kernels.reference import Word
+from gradest.kernels.reference.noise import Word, as_tensors
 
-__all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "row_major", "sampled"]
+__all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "row_major"]
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
-_PER_THREAD = 1 << 18  # elements that are worth a thread
-_REUSED = 1 << 20  # bytes from which on memory is kept for another tensor
-
-
-def sampled(
-    kernel: Callable[..., None],
-    seed: tuple[Word, Word],
-    rows: Word,
-    stream: int,
-    draws: int,
-    a: Tensor,
-    *options: Any,
-    size: int = 1,
-    points: int = 1,
-    more: tuple[Any, ...] = (),
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """What a kernel draws, `[points * draws, *a.shape]`, from the words, `a`, arrays `more` and options.
-
-    size: how many numbers of `a` make one of the elements that it counts.
-    """
-    out = empty(points * draws, *a.shape, dtype=dtype or a.dtype)
-    words, given, numbers = as_words(seed, rows, stream), flat(a), flat(out, 1)
-    in_threads(
-        lambda first, last: kernel(*words, given, *more, numbers, first, last, *options),
-        a.numel() // max(1, size),
-        size * draws,
-    )
-    return out
+_NUMBERS_PER_THREAD = 1 << 18  # fewer are not worth a thread of their own
+_LEAST_REUSED_BYTES = 1 << 20  # memory of a tensor this large is kept for another tensor
 
 
 class _Memory(np.ndarray):
-    """Bytes that wait for another tensor of their size once their own is gone: at most 3 of at most 128 MiB, the last ones.
+    """The bytes of a tensor, kept for another tensor of the same size once their own is gone.
 
-    A tensor of a step is as large as that of the step before, and to have fresh pages mapped can take several times as long as
-    the drawing.
+    At most 3 blocks wait, of at most 128 MiB each, the latest ones. A tensor of one training step is usually as large as that of
+    the step before, and mapping fresh pages can take several times as long as drawing the numbers.
     """
 
     spare: ClassVar[deque[Any]] = deque(maxlen=3)
@@ -63,7 +35,7 @@ class _Memory(np.ndarray):
         for _ in range(len(cls.spare)):
             try:
                 memory = cls.spare.popleft()
-            except IndexError:  # another thread has taken it
+            except IndexError:  # another thread has taken the last block
                 break
             if memory.size == size:
                 return memory.view(cls)  # type: ignore[no-any-return]
@@ -76,9 +48,9 @@ class _Memory(np.ndarray):
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """As torch.empty."""
+    """Make an uninitialised tensor, as torch.empty does, in memory that is used again."""
     size = math.prod(shape) * dtype.itemsize
-    if size < _REUSED:
+    if size < _LEAST_REUSED_BYTES:
         return torch.empty(*shape, dtype=dtype)
     memory = torch.from_numpy(_Memory.of(size + 64))
     aligned = -memory.data_ptr() % 64  # as torch aligns
@@ -86,15 +58,15 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def flat(x: Tensor, leading: int = 0) -> Any:
-    """An array of the elements behind the leading dims, which shares the memory of a contiguous tensor."""
-    array = _array(x)  # numpy takes a fraction of torch's time to change a shape
+    """Return an array `[*leading dims, elements]`, which shares the memory of x if x is contiguous."""
+    array = _array(x)  # numpy changes a shape in a fraction of the time that torch takes
     if array.ndim == leading + 1:
         return array
     return array.reshape(*array.shape[:leading], math.prod(array.shape[leading:])) if leading else array.reshape(-1)
 
 
 def row_major(x: Tensor) -> Tensor:
-    """x, or a copy, whose elements lie one after the other: as a kernel takes them that is given where they begin."""
+    """Return x or a copy whose elements are contiguous, for kernels that take the address of the first element."""
     return x.resolve_neg().contiguous()
 
 
@@ -103,16 +75,16 @@ def _array(x: Tensor) -> Any:
 
 
 def as_words(seed: tuple[Word, Word], rows: Word, stream: int) -> tuple[Any, ...]:
-    """The words as the kernels take them: a number for all rows of the seed, and how many rows; or arrays `[rows]`."""
+    """Convert the words to what kernels take: if all are ints, two numbers and the number of rows; otherwise arrays `[rows]`."""
     if isinstance(rows, int) and isinstance(seed[0], int) and isinstance(seed[1], int):
         return seed[0] & 0xFFFFFFFF, seed[1] & 0xFFFFFFFF, rows, np.uint32(stream)
-    seed, rows = reference.as_tensors(seed, rows)
+    seed, rows = as_tensors(seed, rows)
     return *(_array(word).view(np.uint32) for word in (*seed, rows)), np.uint32(stream)
 
 
-def in_threads(work: Callable[[int, int], None], elements: int, cost: int) -> None:
-    """work(first, last) over all elements, cut among threads where there is enough to do, at `cost` numbers an element."""
-    parts = elements * cost // _PER_THREAD
+def in_threads(work: Callable[[int, int], None], elements: int, numbers: int) -> None:
+    """Call work(first, last) on parts of the elements, in threads if there is enough to do; an element has `numbers` numbers."""
+    parts = elements * numbers // _NUMBERS_PER_THREAD
     if parts > 1:
         parts = min(parts, torch.get_num_threads(), elements)
     if parts <= 1:

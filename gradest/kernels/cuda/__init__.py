@@ -1,23 +1,25 @@
 """Kernels for CUDA devices, compiled by Triton: the bits of the reference, in one pass over memory.
 
-A program does a tile of rows and units: it works out what all draws share, the row keys and what depends on `a` alone, and then
-draws; nothing but the output is written. The formulas are those of `gradest.kernels.portable`, operation by operation. They
-have the same bits because a compiler is allowed nothing here that IEEE 754 does not define: launches forbid it to contract a
-product and a sum, and divisions are rounded to nearest. (What is divided or rounded to an integer is never subnormal, for some
-versions of Triton take that for 0.)
+Each program computes a tile of rows and units: first what all draws share, the keys of the rows and what depends on `a` alone,
+and then the draws. Nothing but the output is written. The formulas are those of `gradest.kernels.portable`, operation by
+operation. They have the same bits because the compiler may do nothing that IEEE 754 does not define: launches forbid it to
+contract a product and a sum, and divisions are rounded to nearest. (No number that is divided or rounded to an integer is ever
+subnormal, because some versions of Triton treat subnormal numbers as 0.)
 
-In a kernel `a` is `[row_count, units]` and `out` `[draws, row_count, units]`, both contiguous. The functions that launch them are
-those of `gradest.kernels.cpu`, which says what each gives. Kernels are compiled at their first use, for which Triton wants a C
-compiler, and kept on disk. With TRITON_INTERPRET=1 in the environment before Triton is imported they run on CPU tensors, slowly,
-by an interpreter.
+In a kernel `a` is `[row_count, units]` and `out` is `[draws, row_count, units]`, both contiguous. The functions that launch
+kernels are those of `gradest.kernels.cpu`, where each is documented. Kernels are compiled at their first use, for which Triton
+needs a C compiler, and kept on disk. If TRITON_INTERPRET=1 is in the environment before Triton is imported, an interpreter runs
+them on CPU tensors, slowly.
+
+`conditional` computes linear layers that skip closed gates.
 """
 
-from gradest.kernels.cuda.binary import antithetic, binary, gated, gated_backward
+from gradest.kernels.cuda.additive_noise import concrete, concrete_pullback, normal, normal_pullback, rectified
+from gradest.kernels.cuda.binaries import antithetic, binary, times_smooth, times_smooth_backward
 from gradest.kernels.cuda.classes import one_hot, softmax, softmax_backward
 from gradest.kernels.cuda.counts import binomial, poisson
 from gradest.kernels.cuda.deterministic import logistic_backward, rectified_backward, repeated, surrogate_backward
 from gradest.kernels.cuda.noise import uniform
-from gradest.kernels.cuda.noisy import concrete, concrete_pullback, normal, normal_pullback, rectified
 from gradest.kernels.cuda.scores import antithetic_score, leave_one_out_score, logistic_score
 
 __all__ = [
@@ -27,8 +29,6 @@ __all__ = [
     "binomial",
     "concrete",
     "concrete_pullback",
-    "gated",
-    "gated_backward",
     "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
@@ -42,5 +42,7 @@ __all__ = [
     "softmax",
     "softmax_backward",
     "surrogate_backward",
+    "times_smooth",
+    "times_smooth_backward",
     "uniform",
 ]

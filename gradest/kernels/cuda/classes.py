@@ -1,4 +1,9 @@
-"""One-hot units and relaxed ones: tiles of groups and their classes."""
+"""Units of several classes, one-hot and relaxed.
+
+A tile holds several units and their classes. In these kernels a unit of several classes is called a group, because `units` is
+how many numbers a row of `a` has: its groups times their classes. If there are more classes than a tile is wide, the kernel
+passes over them tile by tile, several times.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +17,15 @@ from torch import Tensor
 from gradest.kernels.cuda.compiler import compiled, inlined
 from gradest.kernels.cuda.functions import divide, exp, log
 from gradest.kernels.cuda.noise import row_keys, uniform_numbers
-from gradest.kernels.cuda.tiles import TILE, launch, words
-from gradest.kernels.reference import Word
+from gradest.kernels.cuda.tiles import TILE, launch, noise_words
+from gradest.kernels.reference.noise import Word
 
 __all__ = ["one_hot", "softmax", "softmax_backward"]
 
 
 @inlined
-def _race(k0, k1, place, draw, wait, inside):
-    """Arrival times `[GROUPS, CLASSES]`: the least is the class drawn."""
+def _arrival_times(k0, k1, place, draw, wait, inside):
+    """Return arrival times `[GROUPS, CLASSES]`: the class that arrives first is drawn."""
     return tl.where(inside, -log(uniform_numbers(k0, k1, place, draw, wait.dtype)) * wait, float("inf"))
 
 
@@ -39,10 +44,7 @@ def _one_hot(
     GROUPS: tl.constexpr,
     CLASSES: tl.constexpr,
 ):
-    """A tile is of groups, the units of several classes that make the `units` numbers of a row, and of their classes.
-
-    More classes than a tile is wide are gone through tile by tile, for the largest `a`, for the first arrival, and to write.
-    """
+    """Pass over the classes for the largest `a`, for the first arrival, and to write."""
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     row, start = group * classes // units, group * classes % units
     real = row < row_count
@@ -60,7 +62,7 @@ def _one_hot(
             c = first + tl.arange(0, CLASSES)[None, :]
             inside = real & (c < classes)
             wait = exp(largest[:, None] - tl.load(a + at + c, mask=inside, other=0))
-            arrivals = _race(k0, k1, (start + c).to(tl.uint32), draw, wait, inside)
+            arrivals = _arrival_times(k0, k1, (start + c).to(tl.uint32), draw, wait, inside)
             earliest, where = tl.min(arrivals, 1, return_indices=True)
             index = tl.where(earliest < least, first + where, index)
             least = tl.minimum(least, earliest)
@@ -73,7 +75,7 @@ def _one_hot(
 
 @inlined
 def _fold(x, GROUPS: tl.constexpr, LANES: tl.constexpr, FOLDS: tl.constexpr):
-    """The sum of each group's lanes, which are folded in half until one is left, as in `portable.last_sum`."""
+    """Return the sum of each group's lanes, added upper half to lower half as in `portable.last_sum`."""
     for i in tl.static_range(FOLDS):
         x = tl.sum(tl.reshape(x, (GROUPS, 2, LANES >> (i + 1))), 1)
     return x
@@ -81,7 +83,7 @@ def _fold(x, GROUPS: tl.constexpr, LANES: tl.constexpr, FOLDS: tl.constexpr):
 
 @inlined
 def _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE: tl.constexpr):
-    """(a + G) per_temperature of classes c."""
+    """Return (a + G) per_temperature for the classes c, G the Gumbel noise."""
     u = uniform_numbers(k0, k1, (start + c).to(tl.uint32), draw, a.dtype.element_ty)
     return (tl.load(a + at + c, mask=inside, other=0) - log(-log(u))) * PER_TEMPERATURE
 
@@ -103,7 +105,7 @@ def _softmax(
     CLASSES: tl.constexpr,
     FOLDS: tl.constexpr,
 ):
-    """Tiles as for `_one_hot`. They are gone through for the largest logit, for the sum, and to write."""
+    """Pass over the classes for the largest logit, for the sum, and to write."""
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     row, start = group * classes // units, group * classes % units
     real = row < row_count
@@ -145,7 +147,7 @@ def _softmax_backward(
     CLASSES: tl.constexpr,
     FOLDS: tl.constexpr,
 ):
-    """Tiles as for `_one_hot`. They are gone through for the largest class, for the sum, and to write."""
+    """Pass over the classes for the largest one, for the sum, and to write."""
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     real, at = (group < groups)[:, None], (group * classes)[:, None]
     largest, index = tl.full((GROUPS,), float("-inf"), h.dtype.element_ty), tl.zeros((GROUPS,), tl.int32)
@@ -155,24 +157,24 @@ def _softmax_backward(
         here, where = tl.max(x, 1, return_indices=True)
         index = tl.where(here > largest, first + where, index)
         largest = tl.maximum(largest, here)
-    from_here = tl.load(grad + at + index[:, None], mask=real, other=0)
+    grad_of_largest = tl.load(grad + at + index[:, None], mask=real, other=0)
     lanes = tl.zeros((GROUPS, CLASSES), h.dtype.element_ty)
     for first in range(0, classes, CLASSES):
         c = first + tl.arange(0, CLASSES)[None, :]
         inside = real & (c < classes)
         x, g = tl.load(h + at + c, mask=inside, other=0), tl.load(grad + at + c, mask=inside, other=0)
-        lanes += tl.where(inside, x * (g - from_here), 0)
+        lanes += tl.where(inside, x * (g - grad_of_largest), 0)
     total = tl.reshape(_fold(lanes, GROUPS, CLASSES, FOLDS), (GROUPS, 1))
     for first in range(0, classes, CLASSES):
         c = first + tl.arange(0, CLASSES)[None, :]
         inside = real & (c < classes)
         x, g = tl.load(h + at + c, mask=inside, other=0), tl.load(grad + at + c, mask=inside, other=0)
-        tl.store(out + at + c, x * (g - from_here - total) * PER_TEMPERATURE, mask=inside)
+        tl.store(out + at + c, x * (g - grad_of_largest - total) * PER_TEMPERATURE, mask=inside)
 
 
 def one_hot(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
-    """As `cpu.one_hot`."""
-    return _of_classes(_one_hot, seed, rows, stream, draws, a, classes)
+    """Compute the same as `cpu.one_hot`."""
+    return _launch_sampler(_one_hot, seed, rows, stream, draws, a, classes)
 
 
 def softmax(
@@ -184,20 +186,20 @@ def softmax(
     classes: int,
     per_temperature: float,
 ) -> Tensor:
-    """As `cpu.softmax`."""
+    """Compute the same as `cpu.softmax`."""
     options = {"PER_TEMPERATURE": per_temperature, "FOLDS": _folds(classes)}
-    return _of_classes(_softmax, seed, rows, stream, draws, a, classes, **options)
+    return _launch_sampler(_softmax, seed, rows, stream, draws, a, classes, **options)
 
 
 def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:
-    """As `reference.softmax_backward`."""
+    """Compute the same as `reference.softmax_backward`."""
     out, classes = torch.empty(h.shape, dtype=h.dtype, device=h.device), h.shape[-1]
     groups = h.numel() // max(1, classes)
     options = {"PER_TEMPERATURE": per_temperature, "FOLDS": _folds(classes)}
-    return _by_classes(_softmax_backward, out, groups, classes, (groups, out, h, grad, classes), **options)
+    return _launch_groups(_softmax_backward, out, groups, classes, (groups, out, h, grad, classes), **options)
 
 
-def _of_classes(
+def _launch_sampler(
     kernel: Any,
     seed: tuple[Word, Word],
     rows: Word,
@@ -208,14 +210,14 @@ def _of_classes(
     **options: float,
 ) -> Tensor:
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
-    given = (*words(seed, rows, stream), *out.shape, out, a, classes)
-    return _by_classes(kernel, out, a.numel() // max(1, classes), classes, given, **options)
+    given = (*noise_words(seed, rows, stream), *out.shape, out, a, classes)
+    return _launch_groups(kernel, out, a.numel() // max(1, classes), classes, given, **options)
 
 
-def _by_classes(
+def _launch_groups(
     kernel: Any, out: Tensor, groups: int, classes: int, given: tuple[Tensor | int, ...], **options: float
 ) -> Tensor:
-    """Launches a kernel of tiles of groups and their classes."""
+    """Launch a kernel whose tiles are groups and their classes."""
     width = _lanes(classes)
     height = TILE // width
     return launch(kernel, triton.cdiv(groups, height), out, given, **options, GROUPS=height, CLASSES=width)

@@ -1,4 +1,4 @@
-"""Units that count."""
+"""Units that count, by inversion of their distribution functions, in float64."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 from gradest.kernels.cuda.compiler import compiled
 from gradest.kernels.cuda.functions import exp, log
-from gradest.kernels.cuda.noise import noisy_tile, uniform_numbers
-from gradest.kernels.cuda.tiles import sampled
-from gradest.kernels.reference import Word
+from gradest.kernels.cuda.noise import locate, uniform_numbers
+from gradest.kernels.cuda.tiles import launch_sampler
+from gradest.kernels.reference.noise import Word
 
 __all__ = ["binomial", "poisson"]
 
@@ -18,7 +18,7 @@ __all__ = ["binomial", "poisson"]
 def _binomial(
     seed0, seed1, rows, stream, draws, row_count, units, out, a, trials, ROWS: tl.constexpr, UNITS: tl.constexpr
 ):
-    k0, k1, unit, at, inside = noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     ratio = exp(-tl.abs(x).to(tl.float64))
     base, power, n = ratio + 1.0, tl.full(x.shape, 1.0, tl.float64), trials
@@ -45,7 +45,7 @@ def _binomial(
 
 @compiled
 def _poisson(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    k0, k1, unit, at, inside = noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     a_kind: tl.constexpr = a.dtype.element_ty
     x = tl.load(a + at, mask=inside, other=0).to(tl.float64)
     e = exp(-tl.abs(x))
@@ -68,10 +68,10 @@ def _poisson(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: 
 
 
 def binomial(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, trials: int) -> Tensor:
-    """As `cpu.binomial`."""
-    return sampled(_binomial, seed, rows, stream, draws, a, trials)
+    """Compute the same as `cpu.binomial`."""
+    return launch_sampler(_binomial, seed, rows, stream, draws, a, trials)
 
 
 def poisson(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
-    """As `cpu.poisson`."""
-    return sampled(_poisson, seed, rows, stream, draws, a)
+    """Compute the same as `cpu.poisson`."""
+    return launch_sampler(_poisson, seed, rows, stream, draws, a)

@@ -1,4 +1,4 @@
-"""The random words, and uniform numbers of them."""
+"""The random words, and the uniform numbers made from them: `gradest.kernels.reference.noise`, operation by operation."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from gradest.kernels import reference
 from gradest.kernels.cuda.compiler import compiled, inlined
-from gradest.kernels.cuda.tiles import by_tiles, places, words
-from gradest.kernels.reference import Word
+from gradest.kernels.cuda.tiles import launch_tiles, noise_words, tile_offsets
+from gradest.kernels.reference.noise import Word, as_tensors
 
-__all__ = ["noisy_tile", "row_keys", "uniform", "uniform_numbers"]
+__all__ = ["locate", "row_keys", "uniform", "uniform_numbers"]
 
-_N_STEP, _W_STEP = tl.constexpr(2.0**-24), tl.constexpr(2.0**-53)
+_F32_STEP, _F64_STEP = tl.constexpr(2.0**-24), tl.constexpr(2.0**-53)
 
 
 @inlined
@@ -31,7 +30,7 @@ def _four_rounds(x0, x1, a: tl.constexpr, b: tl.constexpr, c: tl.constexpr, d: t
 
 @inlined
 def _threefry(k0, k1, c0, c1):
-    """Threefry-2x32, 20 rounds, as in `gradest.kernels.reference.threefry`, on uint32."""
+    """Encrypt a counter by Threefry-2x32 with 20 rounds, on uint32."""
     k2 = k0 ^ k1 ^ 0x1BD11BDA
     x0, x1 = _four_rounds(c0 + k0, c1 + k1, 13, 15, 26, 6)
     x0, x1 = _four_rounds(x0 + k1, x1 + k2 + 1, 17, 29, 16, 24)
@@ -43,7 +42,7 @@ def _threefry(k0, k1, c0, c1):
 
 @inlined
 def row_keys(seed0, seed1, rows, stream, row, inside):
-    """The keys of rows, of their seeds, numbers and the stream."""
+    """Return the keys of rows, made from their seeds, their numbers and the stream."""
     k0 = tl.load(seed0 + row, mask=inside, other=0).to(tl.uint32, bitcast=True)
     k1 = tl.load(seed1 + row, mask=inside, other=0).to(tl.uint32, bitcast=True)
     number = tl.load(rows + row, mask=inside, other=0).to(tl.uint32, bitcast=True)
@@ -51,31 +50,31 @@ def row_keys(seed0, seed1, rows, stream, row, inside):
 
 
 @inlined
-def noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """This program's keys `[ROWS, 1]`, unit numbers `[1, UNITS]`, and places in memory `[ROWS, UNITS]` with their mask."""
-    row, unit, at, inside = places(row_count, units, ROWS, UNITS)
+def locate(seed0, seed1, rows, stream, row_count, units, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """Return this program's keys `[ROWS, 1]`, unit numbers `[1, UNITS]`, and memory offsets `[ROWS, UNITS]` with their mask."""
+    row, unit, at, inside = tile_offsets(row_count, units, ROWS, UNITS)
     k0, k1 = row_keys(seed0, seed1, rows, stream, row, row < row_count)
     return k0[:, None], k1[:, None], unit.to(tl.uint32)[None, :], at, inside
 
 
 @inlined
 def uniform_numbers(k0, k1, unit, draw, dtype: tl.constexpr):
-    """The uniform numbers of a tile in one draw, as `reference.uniform_from_words` makes them."""
+    """Return the uniform numbers of a tile in one draw, as `reference.noise.uniform_from_words` defines them."""
     x0, x1 = _threefry(k0, k1, unit, draw)
     word = (x0.to(tl.uint64) << 21) | (x1 >> 11) if dtype == tl.float64 else x0 >> 8
-    return (word | 1).to(dtype) * (_W_STEP if dtype == tl.float64 else _N_STEP)
+    return (word | 1).to(dtype) * (_F64_STEP if dtype == tl.float64 else _F32_STEP)
 
 
 @compiled
 def _uniform(seed0, seed1, rows, stream, draws, row_count, units, out, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    k0, k1, unit, at, inside = noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     for draw in range(draws):
         tl.store(out + at, uniform_numbers(k0, k1, unit, draw, out.dtype.element_ty), mask=inside)
         out += row_count.to(tl.int64) * units
 
 
 def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:
-    """As `cpu.uniform`."""
-    seed, rows = reference.as_tensors(seed, rows)
+    """Compute the same as `reference.uniform`."""
+    seed, rows = as_tensors(seed, rows)
     out = torch.empty(draws, len(rows), units, dtype=dtype, device=rows.device)
-    return by_tiles(_uniform, out, out.shape, words=words(seed, rows, stream))
+    return launch_tiles(_uniform, out, out.shape, words=noise_words(seed, rows, stream))

@@ -1,4 +1,4 @@
-"""How work is dealt out: a program has a tile of rows and units, and `launch` starts as many as there are tiles."""
+"""How work is divided: each program computes a tile of rows and units, and `launch` starts one program for each tile."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradest.kernels import reference
 from gradest.kernels.cuda.compiler import IEEE, inlined
-from gradest.kernels.reference import Word, signed_word
+from gradest.kernels.reference.noise import Word, as_tensors, signed_word
 
-__all__ = ["TILE", "by_tiles", "launch", "places", "sampled", "words"]
+__all__ = ["TILE", "launch", "launch_sampler", "launch_tiles", "noise_words", "tile_offsets"]
 
 _Words = tuple[Tensor | int, ...]
-TILE = 1024  # numbers that a program draws at a time; with 4 warps, 8 a thread, which share the work for a row
-_LEAST = 32  # neighbours that a tile is wide, so that memory is read in whole sectors
+
+TILE = 1024
+"""The number of elements of a tile: 8 for each thread of 4 warps, which share the work for a row."""
+
+_LEAST_WIDTH = 32  # so that memory is read in whole sectors
 
 
 @inlined
-def places(row_count, units, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    """This program's rows `[ROWS]` and units `[UNITS]`, and places in memory `[ROWS, UNITS]` with their mask."""
+def tile_offsets(row_count, units, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    """Return this program's rows `[ROWS]` and units `[UNITS]`, and memory offsets `[ROWS, UNITS]` with their mask."""
     across = tl.cdiv(units, UNITS)
     program = tl.program_id(0).to(tl.int64)
     row = program // across * ROWS + tl.arange(0, ROWS)
@@ -31,7 +33,7 @@ def places(row_count, units, ROWS: tl.constexpr, UNITS: tl.constexpr):
     return row, unit, row[:, None] * units + unit[None, :], inside
 
 
-def sampled(
+def launch_sampler(
     kernel: Any,
     seed: tuple[Word, Word],
     rows: Word,
@@ -41,21 +43,21 @@ def sampled(
     *more: Tensor | int,
     **options: float,
 ) -> Tensor:
-    """Launches a kernel that draws `[draws, *a.shape]`."""
+    """Launch a kernel that draws `[draws, *a.shape]`."""
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
-    return by_tiles(kernel, out, out.shape, a, *more, words=words(seed, rows, stream), **options)
+    return launch_tiles(kernel, out, out.shape, a, *more, words=noise_words(seed, rows, stream), **options)
 
 
-def words(seed: tuple[Word, Word], rows: Word, stream: int) -> _Words:
-    """Seeds and row numbers as tensors, and the stream as a signed word: what a kernel that draws is given first."""
-    seed, rows = reference.as_tensors(seed, rows)
+def noise_words(seed: tuple[Word, Word], rows: Word, stream: int) -> _Words:
+    """Return the first arguments of a kernel that draws: the words of the seed, the row numbers, and the stream."""
+    seed, rows = as_tensors(seed, rows)
     return *seed, rows, signed_word(stream)
 
 
-def by_tiles(
+def launch_tiles(
     kernel: Any, out: Tensor, size: tuple[int, ...], *given: Tensor | int, words: _Words = (), **options: float
 ) -> Tensor:
-    """Launches a kernel of tiles of rows and units; `size` is the number of draws, of rows, and of units."""
+    """Launch a kernel whose tiles are rows and units; `size` is the number of draws, of rows, and of units."""
     _, row_count, units = size
     width = _width(units)
     height = TILE // width
@@ -64,7 +66,7 @@ def by_tiles(
 
 
 def launch(kernel: Any, programs: int, out: Tensor, given: tuple[Tensor | int, ...], **options: float) -> Tensor:
-    """Starts so many programs on the device of `out`, which it gives back; none where there is nothing to write."""
+    """Start so many programs on the device of `out`, or none if `out` is empty, and return `out`."""
     if out.numel():
         with torch.cuda.device_of(out):
             given = tuple(x.detach().contiguous() if isinstance(x, Tensor) else x for x in given)
@@ -73,8 +75,8 @@ def launch(kernel: Any, programs: int, out: Tensor, given: tuple[Tensor | int, .
 
 
 def _width(units: int) -> int:
-    """How many units a tile is wide: a power of two, of which an eighth at most is idle where that can be had."""
+    """Return the width of a tile: a power of two, and if possible one for which the idle units are at most an eighth of all."""
     width: int = min(triton.next_power_of_2(max(1, units)), TILE)
-    while width > _LEAST and -units % width > units // 8:
+    while width > _LEAST_WIDTH and -units % width > units // 8:
         width //= 2
     return width

@@ -1,4 +1,4 @@
-"""Units whose noise is added to their pre-activation, logistic or normal, forward and back."""
+"""Units that add noise to their pre-activation, logistic or normal: their outputs, and the pullbacks of gradients."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 from gradest.kernels.cuda.compiler import compiled
 from gradest.kernels.cuda.functions import both_sigmoids, divide, log, ndtri, sigmoid
-from gradest.kernels.cuda.noise import noisy_tile, uniform_numbers
-from gradest.kernels.cuda.tiles import sampled
-from gradest.kernels.reference import Word
+from gradest.kernels.cuda.noise import locate, uniform_numbers
+from gradest.kernels.cuda.tiles import launch_sampler
+from gradest.kernels.reference.noise import Word
 
 __all__ = ["concrete", "concrete_pullback", "normal", "normal_pullback", "rectified"]
 
 
 @compiled
 def _rectified(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    k0, k1, unit, at, inside = noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     for draw in range(draws):
         u = uniform_numbers(k0, k1, unit, draw, x.dtype)
@@ -42,7 +42,7 @@ def _concrete(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     for draw in range(draws):
         u = uniform_numbers(k0, k1, unit, draw, x.dtype)
@@ -71,7 +71,7 @@ def _concrete_pullback(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     for draw in range(draws):
         u = uniform_numbers(k0, k1, unit, draw, x.dtype)
@@ -97,17 +97,17 @@ def _normal(
     out,
     a,
     STD: tl.constexpr,
-    SHAPE: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     for draw in range(draws):
         h = x + ndtri(uniform_numbers(k0, k1, unit, draw, x.dtype)) * STD
-        if SHAPE == 1:
+        if ACTIVATION == 1:
             h = tl.where(h < 0, 0, h)
-        if SHAPE == 2:
+        if ACTIVATION == 2:
             h = sigmoid(h)
         tl.store(out + at, h, mask=inside)
         out += row_count.to(tl.int64) * units
@@ -129,7 +129,7 @@ def _normal_pullback(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     for draw in range(draws):
         p, q = both_sigmoids(x + ndtri(uniform_numbers(k0, k1, unit, draw, x.dtype)) * STD)
@@ -139,8 +139,8 @@ def _normal_pullback(
 
 
 def rectified(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
-    """As `cpu.rectified`."""
-    return sampled(_rectified, seed, rows, stream, draws, a)
+    """Compute the same as `cpu.rectified`."""
+    return launch_sampler(_rectified, seed, rows, stream, draws, a)
 
 
 def concrete(
@@ -153,9 +153,9 @@ def concrete(
     lower: float,
     width: float,
 ) -> Tensor:
-    """As `cpu.concrete`."""
+    """Compute the same as `cpu.concrete`."""
     options = {"PER_TEMPERATURE": per_temperature, "LOWER": lower, "WIDTH": width}
-    return sampled(_concrete, seed, rows, stream, draws, a, **options)
+    return launch_sampler(_concrete, seed, rows, stream, draws, a, **options)
 
 
 def concrete_pullback(
@@ -170,21 +170,20 @@ def concrete_pullback(
     lower: float = 0.0,
     width: float = 0.0,
 ) -> Tensor:
-    """As `reference.concrete_backward` at x = (a + log(u / (1 - u))) per_temperature; without a width, nothing is clipped.
-
-    grad is of `draws` times the numbers of `a`, the other arguments as for `binary`.
-    """
+    """Compute the same as `cpu.concrete_pullback`."""
     options = {"PER_TEMPERATURE": per_temperature, "HEIGHT": height, "LOWER": lower, "WIDTH": width}
-    return sampled(_concrete_pullback, seed, rows, stream, draws, a, grad, **options)
+    return launch_sampler(_concrete_pullback, seed, rows, stream, draws, a, grad, **options)
 
 
-def normal(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, std: float, shape: int) -> Tensor:
-    """As `cpu.normal`."""
-    return sampled(_normal, seed, rows, stream, draws, a, STD=std, SHAPE=shape)
+def normal(
+    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, std: float, activation: int
+) -> Tensor:
+    """Compute the same as `cpu.normal`."""
+    return launch_sampler(_normal, seed, rows, stream, draws, a, STD=std, ACTIVATION=activation)
 
 
 def normal_pullback(
     seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
 ) -> Tensor:
-    """As `cpu.normal_pullback`."""
-    return sampled(_normal_pullback, seed, rows, stream, draws, a, grad, STD=std)
+    """Compute the same as `cpu.normal_pullback`."""
+    return launch_sampler(_normal_pullback, seed, rows, stream, draws, a, grad, STD=std)

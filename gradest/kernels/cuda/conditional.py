@@ -1,12 +1,13 @@
-"""Kernels for CUDA devices, in Triton, of a linear layer that computes only what its gates let through.
+"""The conditional layer of `gradest.kernels.reference.conditional` on CUDA devices, compiled by Triton.
 
-A plan lists, for every block of units, the examples that open it. Programs of the forward pass and of the gradient with respect
-to W do a tile of one block's list; those of the gradient with respect to x do one example, over a list of the blocks that it
-opens. How long a list is stays on the device: there are programs for lists as long as they can be, and those that find nothing
-to do end. So nothing waits for the device but a count that is asked for, and the rows of a sparse gradient.
+A plan lists, for every block of units, the examples that open it. A program of the forward pass, or of the gradient with
+respect to W, computes a tile of one block's list; a program of the gradient with respect to x computes one example, over a list
+of the blocks that it opens. The lengths of the lists stay on the device: enough programs are started for lists as long as they
+can be, and those that find nothing to do end at once. So only two things wait for the device: reading a count, and the rows of
+a sparse gradient.
 
-Sums are in float32, and W may be of bfloat16; blocks of 16 units and more are multiplied by `tl.dot`, which is told not to round
-its factors.
+Sums are in float32, and W may be in bfloat16. Blocks of 16 units or more are multiplied by `tl.dot`, with options that forbid
+it to round its factors.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gradest.kernels.cuda.compiler import inlined
+
 __all__ = ["Plan", "count", "forward", "grad_input", "grad_weight", "plan"]
 
-_LISTED = 1024  # gates that are listed at a time
-_EXAMPLES = 32  # examples that are a tile
-_UNITS = 64  # units that are one at most
-_DOT = 16  # the least of each side that `tl.dot` takes
-_INPUTS = 32  # inputs that are summed over at a time
-_COLUMNS = 64  # inputs that a gradient's tile is wide
-_ROWS = 16  # rows of W that are added up at a time
-
-_compiled: Any = triton.jit
+_LISTED = 1024  # gates listed at a time
+_EXAMPLES = 32  # examples in a tile
+_MOST_UNITS = 64  # units in a tile, if a block has that many
+_LEAST_DOT = 16  # the least size of each side that `tl.dot` takes
+_INPUTS = 32  # inputs summed over at a time
+_COLUMNS = 64  # inputs in a gradient's tile
+_ROWS = 16  # rows of W added up at a time
 
 
-@_compiled
+@inlined
 def _list(gates, members, counts, size, row_stride, stride, LISTED: tl.constexpr):
-    """The numbers of the open gates of this program's row, in their order, and how many there are."""
+    """Write the numbers of the open gates of this program's row, in order, and how many there are."""
     row = tl.program_id(0).to(tl.int64)
     count = tl.sum(tl.zeros((2,), tl.int32), 0)
     for first in range(0, size, LISTED):
@@ -48,18 +49,18 @@ def _list(gates, members, counts, size, row_stride, stride, LISTED: tl.constexpr
     tl.store(counts + row, count)
 
 
-@_compiled
+@inlined
 def _products(x, y, DOT: tl.constexpr):
-    """x `[m, k]` times y `[k, n]`."""
+    """Return x `[m, k]` times y `[k, n]`."""
     if DOT:
         return tl.dot(x, y, input_precision="ieee")
     return tl.sum(x[:, :, None] * y[None, :, :], 1)
 
 
-@_compiled
+@inlined
 def _forward(
     out,
-    experts,
+    ungated,
     x,
     weight,
     bias,
@@ -70,7 +71,7 @@ def _forward(
     inputs,
     blocks,
     block,
-    KEEP: tl.constexpr,
+    KEEP_UNGATED: tl.constexpr,
     EXAMPLES: tl.constexpr,
     UNITS: tl.constexpr,
     INPUTS: tl.constexpr,
@@ -95,11 +96,11 @@ def _forward(
         gate = tl.load(gates + example * blocks + g, mask=k < count, other=0)[:, None]
         at, mask = example[:, None] * blocks * block + unit[None, :], listed & inside[None, :]
         tl.store(out + at, gate * y, mask=mask)
-        if KEEP:
-            tl.store(experts + at, y, mask=mask)
+        if KEEP_UNGATED:
+            tl.store(ungated + at, y, mask=mask)
 
 
-@_compiled
+@inlined
 def _grad_input(
     out,
     grad,
@@ -130,7 +131,7 @@ def _grad_input(
     tl.store(out + example * inputs + i, total, mask=i < inputs)
 
 
-@_compiled
+@inlined
 def _grad_weight(
     out,
     bias,
@@ -149,7 +150,7 @@ def _grad_weight(
     COLUMNS: tl.constexpr,
     DOT: tl.constexpr,
 ):
-    """`out` has the rows of the blocks that `which` names, `bias` those of all."""
+    """Compute the gradients with respect to W and b; `out` has only the rows of the blocks listed in `which`, `bias` has all."""
     across, wide = tl.cdiv(block, UNITS), tl.maximum(tl.cdiv(inputs, COLUMNS), 1)
     program = tl.program_id(0).to(tl.int64)
     number, within = program // wide // across, program // wide % across * UNITS + tl.arange(0, UNITS)
@@ -173,7 +174,10 @@ def _grad_weight(
 
 @dataclass(eq=False)
 class Plan:
-    """Which gates `[batch, blocks]` are open: for each block how many examples open it, and a list of them `[blocks, batch]`."""
+    """The open gates among gates `[batch, blocks]`, listed for the functions of this module.
+
+    members: for each block the examples that open it, `[blocks, batch]`. counts: how many of them there are, `[blocks]`.
+    """
 
     gates: Tensor
     members: Tensor
@@ -181,55 +185,55 @@ class Plan:
 
     @functools.cached_property
     def pairs(self) -> Tensor:
-        """How many gates are open, a number on the device."""
+        """Return the number of open gates, as a tensor on the device."""
         return self.counts.sum()
 
     @functools.cached_property
-    def of_examples(self) -> tuple[Tensor, Tensor]:
-        """The blocks that each example opens `[batch, blocks]`, and how many."""
+    def blocks_of_examples(self) -> tuple[Tensor, Tensor]:
+        """Return the blocks that each example opens, `[batch, blocks]`, and how many it opens, `[batch]`."""
         return _lists(self.gates)
 
 
 def plan(gates: Tensor) -> Plan:
-    """As `gradest.kernels.conditional_cpu.plan`, and so the functions that follow; all tensors but W are of float32."""
+    """Make the plan for gates `[batch, blocks]`, in float32. A gate is closed if it is 0; NaN is open."""
     gates = gates.contiguous()
     return Plan(gates, *_lists(gates.T))
 
 
 def count(gates: Tensor) -> int:
-    """The pairs of a plan for gates."""
+    """Count the open gates, without making a plan."""
     return int(torch.count_nonzero(gates))
 
 
-def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
-    """The output, and what is gated, where the gates are open."""
+def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep_ungated: bool) -> tuple[Tensor, Tensor | None]:
+    """Compute the same as `reference.conditional.forward`. All tensors but W are in float32."""
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     out = x.new_zeros(len(x), len(weight))
-    experts = torch.zeros_like(out) if keep else None
+    ungated = torch.zeros_like(out) if keep_ungated else None
     (batch, blocks), block = plan.gates.shape, _block(plan, len(weight))
     units = _tile(block)
     _launch(
         _forward,
         blocks * triton.cdiv(batch, _EXAMPLES) * triton.cdiv(block, units),
-        *(out, out if experts is None else experts, x, weight, bias, plan.gates, plan.members, plan.counts),
+        *(out, out if ungated is None else ungated, x, weight, bias, plan.gates, plan.members, plan.counts),
         *(batch, x.shape[1], blocks, block),
-        KEEP=keep,
+        KEEP_UNGATED=keep_ungated,
         EXAMPLES=_EXAMPLES,
         UNITS=units,
         INPUTS=_INPUTS,
-        DOT=units >= _DOT,
+        DOT=units >= _LEAST_DOT,
     )
-    return out, experts
+    return out, ungated
 
 
 def grad_input(plan: Plan, grad: Tensor, weight: Tensor) -> Tensor:
-    """The gradient with respect to x."""
+    """Compute the same as `reference.conditional.grad_input`."""
     grad, weight = grad.contiguous(), weight.contiguous()
     out = grad.new_empty(len(grad), weight.shape[1])
     _launch(
         _grad_input,
         len(grad) * triton.cdiv(weight.shape[1], _COLUMNS),
-        *(out, grad, weight, plan.gates, *plan.of_examples),
+        *(out, grad, weight, plan.gates, *plan.blocks_of_examples),
         *(weight.shape[1], plan.gates.shape[1], _block(plan, len(weight))),
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
@@ -238,7 +242,7 @@ def grad_input(plan: Plan, grad: Tensor, weight: Tensor) -> Tensor:
 
 
 def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients with respect to W and b."""
+    """Compute the same as `reference.conditional.grad_weight`."""
     grad, x = grad.contiguous(), x.contiguous()
     (batch, blocks), inputs, block = plan.gates.shape, x.shape[1], _block(plan, grad.shape[1])
     which = plan.counts.nonzero().flatten() if compact else torch.arange(blocks, device=x.device)
@@ -250,7 +254,7 @@ def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Ten
         EXAMPLES=_EXAMPLES,
         UNITS=units,
         COLUMNS=_COLUMNS,
-        DOT=units >= _DOT,
+        DOT=units >= _LEAST_DOT,
     )
     return out, bias, (which[:, None] * block + torch.arange(block, device=x.device)).flatten() if compact else None
 
@@ -267,8 +271,8 @@ def _block(plan: Plan, units: int) -> int:
 
 
 def _tile(block: int) -> int:
-    """How many units of a block are a tile."""
-    units: int = min(triton.next_power_of_2(max(1, block)), _UNITS)
+    """Return how many units of a block make a tile."""
+    units: int = min(triton.next_power_of_2(max(1, block)), _MOST_UNITS)
     return units
 
 

@@ -1,4 +1,4 @@
-"""Units that are off, or at one level: binary ones, these at mirrored noise, and gated ones."""
+"""Units with two values: binary units, binary units at mirrored noise, and the stochastic times smooth unit."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from gradest.kernels.cuda.compiler import compiled
 from gradest.kernels.cuda.functions import both_sigmoids, sigmoid, sqrt
-from gradest.kernels.cuda.noise import noisy_tile, uniform_numbers
-from gradest.kernels.cuda.tiles import by_tiles, places, sampled, words
-from gradest.kernels.reference import Word
+from gradest.kernels.cuda.noise import locate, uniform_numbers
+from gradest.kernels.cuda.tiles import launch_sampler, launch_tiles, noise_words, tile_offsets
+from gradest.kernels.reference.noise import Word
 
-__all__ = ["antithetic", "binary", "gated", "gated_backward"]
+__all__ = ["antithetic", "binary", "times_smooth", "times_smooth_backward"]
 
 
 @compiled
@@ -31,7 +31,7 @@ def _binary(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     p = sigmoid(tl.load(a + at, mask=inside, other=0))
     low, high = tl.full(p.shape, LOW, p.dtype), tl.full(p.shape, HIGH, p.dtype)
     for draw in range(draws):
@@ -56,7 +56,7 @@ def _antithetic(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     p = sigmoid(tl.load(a + at, mask=inside, other=0))
     low, high = tl.full(p.shape, LOW, p.dtype), tl.full(p.shape, HIGH, p.dtype)
     count = row_count.to(tl.int64) * units
@@ -68,8 +68,8 @@ def _antithetic(
 
 
 @compiled
-def _gated(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    k0, k1, unit, at, inside = noisy_tile(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+def _times_smooth(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     r = sqrt(sigmoid(tl.load(a + at, mask=inside, other=0)))
     for draw in range(draws):
         u = uniform_numbers(k0, k1, unit, draw, r.dtype)
@@ -78,8 +78,8 @@ def _gated(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl
 
 
 @compiled
-def _gated_backward(draws, row_count, units, out, a, h, grad, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    _row, _unit, at, inside = places(row_count, units, ROWS, UNITS)
+def _times_smooth_backward(draws, row_count, units, out, a, h, grad, ROWS: tl.constexpr, UNITS: tl.constexpr):
+    _row, _unit, at, inside = tile_offsets(row_count, units, ROWS, UNITS)
     _p, q = both_sigmoids(tl.load(a + at, mask=inside, other=0))
     for _ in range(draws):
         x, g = tl.load(h + at, mask=inside, other=0), tl.load(grad + at, mask=inside, other=0)
@@ -99,30 +99,30 @@ def binary(
     high: float,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """As `cpu.binary`."""
+    """Compute the same as `cpu.binary`."""
     out = torch.empty(draws, *a.shape, dtype=torch.uint8 if dtype else a.dtype, device=a.device)
-    by_tiles(_binary, out, out.shape, a, words=words(seed, rows, stream), **_values(low, high, a.dtype))
+    launch_tiles(_binary, out, out.shape, a, words=noise_words(seed, rows, stream), **_values(low, high, a.dtype))
     return out.view(dtype) if dtype else out
 
 
 def antithetic(
     seed: tuple[Word, Word], rows: Word, stream: int, pairs: int, a: Tensor, low: float, high: float
 ) -> Tensor:
-    """As `cpu.antithetic`."""
-    return sampled(_antithetic, seed, rows, stream, 2 * pairs, a, **_values(low, high, a.dtype))
+    """Compute the same as `cpu.antithetic`."""
+    return launch_sampler(_antithetic, seed, rows, stream, 2 * pairs, a, **_values(low, high, a.dtype))
 
 
-def gated(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
-    """As `cpu.gated`."""
-    return sampled(_gated, seed, rows, stream, draws, a)
+def times_smooth(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
+    """Compute the same as `cpu.times_smooth`."""
+    return launch_sampler(_times_smooth, seed, rows, stream, draws, a)
 
 
-def gated_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
-    """As `reference.gated_backward`."""
+def times_smooth_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
+    """Compute the same as `reference.times_smooth_backward`."""
     out = torch.empty(h.shape, dtype=h.dtype, device=h.device)
-    return by_tiles(_gated_backward, out, (len(h), 1, a.numel()), a, h, grad)
+    return launch_tiles(_times_smooth_backward, out, (len(h), 1, a.numel()), a, h, grad)
 
 
 def _values(low: float, high: float, dtype: torch.dtype) -> dict[str, float]:
-    """The two values of a binary unit, as low + (high - low) · 1 rounds the second."""
+    """Return the two values of a binary unit; the second is low + (high - low), rounded as the reference rounds it."""
     return {"LOW": low, "HIGH": float(torch.tensor(low, dtype=dtype) + torch.tensor(high - low, dtype=dtype))}

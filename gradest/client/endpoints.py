@@ -1,0 +1,264 @@
+"""The service's endpoints as generators: each yields its request, is sent the fields of the response, and returns the result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from urllib.parse import quote
+
+from gradest.analysis.results import Comparison, ComparisonRow, Excluded, LossAccess, Recommendation, Recommended
+from gradest.client.encoding import encode_json, with_non_finite
+from gradest.client.requests import ApiRequest, Call, check_dtype, choose_seed, post, to_spec
+from gradest.client.responses import ResponseFields
+from gradest.client.results import RemoteDraw, RemoteEstimate, RemoteGradient, RemoteMean
+from gradest.errors import InvalidInput
+from gradest.estimation.results import Estimate
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gradest.contract.estimator import State
+    from gradest.contract.objective import Objective
+    from gradest.discovery.registry import EstimatorSpec, NeuronSpec
+
+__all__ = [
+    "backward",
+    "compare",
+    "estimate",
+    "estimator",
+    "estimators",
+    "forward",
+    "mean",
+    "neuron",
+    "neurons",
+    "objective",
+    "objectives",
+    "plugins",
+    "recommend",
+    "sample",
+    "version",
+]
+
+ObjectiveSpec: TypeAlias = "str | Mapping[str, Any] | Objective"
+T = TypeVar("T")
+
+
+def neurons() -> Call[dict[str, dict[str, Any]]]:
+    """Return the service's descriptions of all neurons: {name: description}."""
+    return _by_name((yield ApiRequest("/v1/neurons")))
+
+
+def estimators() -> Call[dict[str, dict[str, Any]]]:
+    """Return the service's descriptions of all estimators, which include their bias on each neuron: {name: description}."""
+    return _by_name((yield ApiRequest("/v1/estimators")))
+
+
+def objectives() -> Call[dict[str, dict[str, Any]]]:
+    """Return the service's descriptions of all objectives: {name: description}."""
+    return _by_name((yield ApiRequest("/v1/objectives")))
+
+
+def neuron(name: str) -> Call[dict[str, Any]]:
+    """Return the description of one neuron."""
+    found: dict[str, Any] = yield ApiRequest(f"/v1/neurons/{quote(name, safe='')}")
+    return found
+
+
+def estimator(name: str) -> Call[dict[str, Any]]:
+    """Return the description of one estimator."""
+    found: dict[str, Any] = yield ApiRequest(f"/v1/estimators/{quote(name, safe='')}")
+    return found
+
+
+def objective(name: str) -> Call[dict[str, Any]]:
+    """Return the description of one objective."""
+    found: dict[str, Any] = yield ApiRequest(f"/v1/objectives/{quote(name, safe='')}")
+    return found
+
+
+def plugins() -> Call[dict[str, Any]]:
+    """Return the plugin distributions that the service has loaded, and those that failed to load."""
+    found: dict[str, Any] = yield ApiRequest("/v1/plugins")
+    return found
+
+
+def version() -> Call[dict[str, Any]]:
+    """Return the versions of gradest, of its plugin contract and of the libraries that the service runs."""
+    found: dict[str, Any] = yield ApiRequest("/version")
+    return found
+
+
+def sample(neuron: NeuronSpec, a: Tensor, samples: int = 1, seed: int | None = None) -> Call[Tensor]:
+    """Draw independent outputs of the neuron, `[samples, *a.shape]`, as `gradest.sample` does."""
+    response = yield post("/v1/sample", neuron, a, {"samples": samples, "seed": choose_seed(seed)})
+    h: Tensor = response["h"]
+    return h.to(a.device, a.dtype)  # outputs of binary units are sent as bytes
+
+
+def mean(neuron: NeuronSpec, a: Tensor) -> Call[RemoteMean]:
+    """Return the neuron's `mean(a)` and `active_probability(a)`, computed in at least float32. Nothing is sampled."""
+    return _build(RemoteMean, ResponseFields((yield post("/v1/mean", neuron, a, {}))))
+
+
+def forward(
+    neuron: NeuronSpec, estimator: EstimatorSpec, a: Tensor, seed: int | None = None, state: State | None = None
+) -> Call[RemoteDraw]:
+    """Return the points at which the estimator needs the loss.
+
+    state: None in the first step, then the state that `backward` returned.
+    """
+    fields = {"estimator": to_spec(estimator), "seed": choose_seed(seed), "state": state or None}
+    response = yield post("/v1/forward", neuron, a, fields)
+    return RemoteDraw(response["points"], response["weights"], frozenset(response["needs"]), response["seed"])
+
+
+def backward(
+    neuron: NeuronSpec,
+    estimator: EstimatorSpec,
+    a: Tensor,
+    seed: int,
+    loss: Tensor | None,
+    grad: Tensor | None = None,
+    state: State | None = None,
+) -> Call[RemoteGradient]:
+    """Return the gradient that follows from the losses.
+
+    loss: the losses at the points, `[K, *batch]`.
+    grad: the derivatives of the losses in the points, `[K, *batch, *event]`, if the estimator needs them.
+
+    The other arguments must be those of `forward`, with the seed that it returned, because the service keeps nothing.
+    """
+    fields = {"estimator": to_spec(estimator), "seed": seed, "state": state or None, "loss": loss, "grad": grad}
+    response = yield post("/v1/backward", neuron, a, fields)
+    return RemoteGradient(response["gradient"], response["value"], response["weights"], response["state"])
+
+
+def estimate(
+    objective: ObjectiveSpec,
+    a: Tensor,
+    neuron: NeuronSpec = "bernoulli",
+    estimator: EstimatorSpec = "rloo",
+    draws: int = 1000,
+    seed: int | None = None,
+    *,
+    target_standard_error: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[Estimate], None] | None = None,
+) -> Call[RemoteEstimate]:
+    """Average many draws of an estimator, as `gradest.estimate` does for an objective.
+
+    The result has the exact values too, if the service can compute them.
+
+    target_standard_error: stop once the standard error of every coordinate is at most this; `draws` is then the maximum.
+    progress, watch: progress(done, draws) and watch(estimate) are called whenever the service reports, at most ten times a
+        second, and with the result. The response is then JSON, which the service allows for smaller tensors only. If the
+        connection breaks, the work starts again.
+    """
+
+    def report(so_far: ResponseFields) -> None:
+        if progress:
+            progress(so_far["draws"], draws)
+        if watch:
+            watch(_build(Estimate, so_far))
+
+    fields = {
+        "objective": to_spec(objective),
+        "estimator": to_spec(estimator),
+        "draws": draws,
+        "seed": choose_seed(seed),
+        "target_standard_error": target_standard_error,
+    }
+    response = yield post("/v1/estimate", neuron, a, fields, report if progress or watch else None)
+    report(response)
+    exact = response["exact"] and (response["exact"]["loss"], response["exact"]["gradient"])
+    return _build(RemoteEstimate, ResponseFields({**response, "exact": exact}))
+
+
+def compare(
+    objective: ObjectiveSpec,
+    a: Tensor,
+    neuron: NeuronSpec = "bernoulli",
+    estimators: Sequence[EstimatorSpec] | None = None,
+    draws: int = 1000,
+    seed: int | None = None,
+    *,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Call[Comparison]:
+    """Compare estimators with the exact gradient, as `gradest.compare` does for an objective.
+
+    progress: progress(estimator, done, draws) is called whenever the service reports. If the connection breaks, the work starts
+        again.
+    """
+
+    def report(so_far: ResponseFields) -> None:
+        if progress:
+            progress(so_far["estimator"], so_far["done"], so_far["draws"])
+
+    if isinstance(estimators, (str, Mapping)):
+        raise InvalidInput(f"estimators must be a list of estimators, such as ['rloo'], not {estimators!r}")
+    chosen = None if estimators is None else [to_spec(estimator) for estimator in estimators]
+    fields = {"objective": to_spec(objective), "estimators": chosen, "draws": draws, "seed": choose_seed(seed)}
+    response = yield post("/v1/compare", neuron, a, fields, report)
+    texts = ("estimator", "claim")
+    rows = [{key: v if key in texts else with_non_finite(v) for key, v in row.items()} for row in response["rows"]]
+    exact = response["exact"]
+    if exact is not None:
+        import torch
+
+        dtype = torch.promote_types(a.dtype, torch.float32)
+        exact = torch.tensor(with_non_finite(exact), dtype=dtype, device=a.device).reshape(a.shape)
+    return _build(Comparison, ResponseFields({**response, "rows": _build_all(ComparisonRow, rows), "exact": exact}))
+
+
+def recommend(
+    neuron: NeuronSpec = "bernoulli",
+    bring: Sequence[LossAccess] = ("loss",),
+    evaluations: int | None = None,
+    *,
+    unbiased: bool = False,
+    saturated: bool = False,
+    units: int | None = None,
+    objective: ObjectiveSpec | None = None,
+    a: Tensor | None = None,
+    draws: int = 1000,
+    seed: int | None = None,
+) -> Call[Recommendation]:
+    """Rank the estimators that fit a case, best first, as `gradest.recommend` does.
+
+    The ranking follows from certificates or, with an objective and float32 pre-activations `a`, from a measurement there, for
+    which `evaluations` is 100 if it is None. All arguments are part of the URL, so `a` must be small.
+    """
+    case: dict[str, Any] = {
+        "neuron": to_spec(neuron),
+        "bring": ",".join(bring),
+        "evaluations": evaluations,
+        "unbiased": unbiased,
+        "saturated": saturated,
+        "units": units,
+    }
+    if objective is not None:
+        case |= {"objective": to_spec(objective), "draws": draws, "seed": choose_seed(seed)}
+    if a is not None:
+        check_dtype(a, ["float32"])
+        case["a"] = a
+    plain = (str, int, float)
+    query = {name: v if isinstance(v, plain) else encode_json(v).decode() for name, v in case.items() if v is not None}
+    response = yield ApiRequest("/v1/recommend", query)
+    rows, rejected = _build_all(Recommended, response["rows"]), _build_all(Excluded, response["rejected"])
+    return _build(Recommendation, ResponseFields({**response, "rows": rows, "rejected": rejected}))
+
+
+def _by_name(descriptions: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {description["name"]: description for description in descriptions}
+
+
+def _build_all(kind: type[T], found: Iterable[dict[str, Any]]) -> tuple[T, ...]:
+    """Return a record for each dict, with tuples in place of lists."""
+    rows = ({key: tuple(v) if isinstance(v, list) else v for key, v in row.items()} for row in found)
+    return tuple(_build(kind, ResponseFields(row)) for row in rows)
+
+
+def _build(kind: type[T], found: ResponseFields) -> T:
+    """Return a record, which is a dataclass, of these fields. Other fields, which a newer service may send, are ignored."""
+    return kind(**{field.name: found[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

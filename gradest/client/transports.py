@@ -1,0 +1,149 @@
+"""The protocol of a call without any I/O: which request is sent, when it is sent again, and when the client gives up."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Generic, Protocol, TypeVar
+
+import httpx
+from httpx_sse import ServerSentEvent
+
+from gradest.client.encoding import JSON, Transport, encode
+from gradest.client.requests import ApiRequest, Call
+from gradest.client.responses import EVENT_STREAM, AttemptFailed, ResponseReader
+from gradest.errors import ServiceError
+
+__all__ = ["CallProtocol", "RetryPolicy"]
+
+_RETRIED = (
+    httpx.NetworkError,
+    httpx.RemoteProtocolError,
+    httpx.TimeoutException,
+)  # the service is not or no longer there
+_FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0  # seconds between attempts
+_DOUBLINGS = 6  # of the first delay; more would exceed the longest
+_CONNECT = 10.0  # seconds that a connection may take
+_SHORTEST = 0.001  # seconds that an attempt has even if the deadline has passed
+
+T = TypeVar("T")
+
+
+class RetryPolicy(Protocol):
+    """How requests are sent, for how long, and how often. Times are in seconds; infinity is no limit."""
+
+    url: str
+    transport: Transport
+    timeout: float
+    read_timeout: float
+    retries: float
+
+    def clock(self) -> float:
+        """Return the time."""
+
+    def jitter(self) -> float:
+        """Return the fraction of a delay that is waited, uniform in [0, 1)."""
+
+
+class CallProtocol(Generic[T]):
+    """The state of one call: its requests one after the other, each attempted until there is a response or the client gives up.
+
+    Sending a request again is always safe, because the service keeps nothing and the client chooses the seed. A client runs
+
+        while protocol.advance():
+            try:
+                with http.stream(**protocol.begin_attempt()) as response:
+                    ...     # receive_headers, then receive_chunk or, if that returned True, receive_event
+                protocol.end_response()
+            except (httpx.HTTPError, AttemptFailed) as error:
+                sleep(protocol.retry_delay(error))
+        protocol.result
+    """
+
+    result: T
+
+    def __init__(self, policy: RetryPolicy, call: Call[T]) -> None:
+        self._policy = policy
+        self._call = call
+        self._fields: Any = None
+        self._complete = True
+        self._reader: ResponseReader | None = None
+
+    def advance(self) -> bool:
+        """Send the call the response that is complete, if one is; return whether there is a request to send."""
+        if self._complete:
+            try:
+                self._start(self._call.send(self._fields))
+            except StopIteration as ended:
+                self.result = ended.value
+                return False
+        return True
+
+    def _start(self, request: ApiRequest) -> None:
+        self._request = request
+        self._complete = False
+        self._attempts = 0
+        self._arguments: dict[str, Any] = {"method": "GET", "url": request.path, "params": request.query}
+        headers = {"Accept": JSON}
+        if request.fields is not None:
+            content_type, content = encode(request.fields, self._policy.transport)
+            headers = {"Content-Type": content_type, "Accept": EVENT_STREAM if request.progress else content_type}
+            self._arguments = {"method": "POST", "url": request.path, "content": content}
+        self._arguments["headers"] = headers
+        self._deadline = self._policy.clock() + self._policy.timeout
+
+    def begin_attempt(self) -> dict[str, Any]:
+        """Return the arguments of httpx's `stream` for the next attempt."""
+        self._attempts += 1
+        self._reader = None
+        left = max(_SHORTEST, self._deadline - self._policy.clock())
+        self._silence = min(left, self._policy.read_timeout)
+        read = None if math.isinf(self._silence) else self._silence
+        return {**self._arguments, "timeout": httpx.Timeout(read, connect=min(self._silence, _CONNECT))}
+
+    def receive_headers(self, response: httpx.Response) -> bool:
+        """Take the headers of the response; return whether its body is a stream of events."""
+        self._reader = ResponseReader(self._request, response)
+        return self._reader.is_stream
+
+    def receive_chunk(self, chunk: bytes) -> None:
+        """Take a chunk of the body. Raises httpx.ReadTimeout if the deadline has passed."""
+        assert self._reader is not None
+        self._reader.receive_chunk(chunk)
+        if self._request.progress:
+            self._extend_deadline()
+        elif self._policy.clock() > self._deadline:
+            raise httpx.ReadTimeout(f"no complete response within {self._policy.timeout:g} seconds")
+
+    def receive_event(self, event: ServerSentEvent) -> None:
+        """Take an event, which extends the deadline."""
+        assert self._reader is not None
+        self._reader.receive_event(event)
+        self._extend_deadline()
+
+    def end_response(self) -> None:
+        """The response is complete. Raises AttemptFailed if it is an error."""
+        assert self._reader is not None
+        self._fields = self._reader.finish()
+        self._complete = True
+
+    def retry_delay(self, error: httpx.HTTPError | AttemptFailed) -> float:
+        """Return the seconds until the next attempt. Raises ServiceError if there is to be none."""
+        if isinstance(error, httpx.HTTPError):
+            reason = f"{self._policy.url}: {str(error) or type(error).__name__}. Is the service running there?"
+            failure = AttemptFailed(ServiceError(0, "No response", reason), retry=isinstance(error, _RETRIED))
+            if self._reader is not None and self._reader.in_stream:
+                # comments, by which the service keeps the stream alive, are not events: the last one came so long ago at most
+                silent = self._silence if isinstance(error, httpx.ReadTimeout) else 0.0
+                self._extend_deadline(-silent)
+        else:
+            failure = error
+        longest = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(self._attempts - 1, _DOUBLINGS))
+        delay = failure.retry_after + longest * self._policy.jitter()
+        late = self._policy.clock() + delay >= self._deadline
+        if late or not failure.retry or self._attempts > self._policy.retries:
+            raise failure.error from None if failure is error else error
+        return delay
+
+    def _extend_deadline(self, since: float = 0.0) -> None:
+        """Set the deadline by a sign of life that came `since` seconds from now, unless a later sign has set it."""
+        self._deadline = max(self._deadline, self._policy.clock() + since + self._policy.timeout)

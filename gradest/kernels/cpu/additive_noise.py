@@ -1,0 +1,139 @@
+"""Units that add noise to their pre-activation, logistic or normal: their outputs, and the pullbacks of gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from gradest.kernels.cpu.compiler import inlined_by_name
+from gradest.kernels.cpu.functions import both_sigmoids, log, ndtri, sigmoids
+from gradest.kernels.cpu.samplers import run_sampler, sampler
+from gradest.kernels.cpu.tensors import NUMPY
+from gradest.kernels.reference.noise import Word
+
+__all__ = ["concrete", "concrete_pullback", "normal", "normal_pullback", "rectified"]
+
+
+@inlined_by_name
+def _rectified(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    for i in range(x.size):
+        z = x[i] + log(u[i] / (one - u[i]))
+        h[i] = zero if z < zero else z
+
+
+@inlined_by_name
+def _normal(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
+    std, activation = options
+    zero = x.dtype.type(0)
+    for i in range(x.size):
+        u[i] = x[i] + std * ndtri(u[i])
+    if activation == 2:
+        sigmoids(u[: x.size], h, scratch[0])
+    else:
+        for i in range(x.size):
+            h[i] = zero if activation == 1 and u[i] < zero else u[i]
+
+
+@inlined_by_name
+def _normal_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
+    (std,) = options
+    p, q, power = scratch[0], scratch[1], scratch[2]
+    for i in range(x.size):
+        u[i] = x[i] + std * ndtri(u[i])
+    both_sigmoids(u[: x.size], p, q, power)
+    for i in range(x.size):
+        h[i] = g[i] * (p[i] * q[i])
+
+
+@inlined_by_name
+def _concrete(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
+    per_temperature, lower, width = options
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    p, power = scratch[0], scratch[1]
+    for i in range(x.size):
+        u[i] = (x[i] + log(u[i] / (one - u[i]))) * per_temperature
+    sigmoids(u[: x.size], p, power)
+    for i in range(x.size):
+        h[i] = min(max(lower + width * p[i], zero), one)
+
+
+@inlined_by_name
+def _concrete_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
+    per_temperature, height, lower, width = options
+    zero, one = x.dtype.type(0), x.dtype.type(1)
+    p, q, power = scratch[0], scratch[1], scratch[2]
+    for i in range(x.size):
+        u[i] = (x[i] + log(u[i] / (one - u[i]))) * per_temperature
+    both_sigmoids(u[: x.size], p, q, power)
+    for i in range(x.size):
+        h[i] = g[i] * (height * (p[i] * q[i]))
+    if width > zero:
+        for i in range(x.size):
+            y = lower + width * p[i]
+            h[i] = zero if y <= zero or y >= one else h[i]
+
+
+_draw_rectified = sampler(_rectified)
+_draw_normal = sampler(_normal, scratch=1)
+_pull_normal = sampler(_normal_pullback, scratch=3)
+_draw_concrete = sampler(_concrete, scratch=2)
+_pull_concrete = sampler(_concrete_pullback, scratch=3)
+
+
+def rectified(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
+    """Draw max(0, a + log(u / (1 - u))); arguments as for `binary`."""
+    return run_sampler(_draw_rectified, seed, rows, stream, draws, a)
+
+
+def normal(
+    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, std: float, activation: int
+) -> Tensor:
+    """Draw f(a + std Φ⁻¹(u)); arguments as for `binary`.
+
+    activation: 0 for f the identity, 1 for max(0, ·), 2 for σ.
+    """
+    return run_sampler(_draw_normal, seed, rows, stream, draws, a, NUMPY[a.dtype](std), activation)
+
+
+def normal_pullback(
+    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
+) -> Tensor:
+    """Return grad · σ(x) σ(-x) at x = a + std Φ⁻¹(u); arguments as for `concrete_pullback`."""
+    return run_sampler(_pull_normal, seed, rows, stream, draws, a, NUMPY[a.dtype](std), grad=grad)
+
+
+def concrete(
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    per_temperature: float,
+    lower: float,
+    width: float,
+) -> Tensor:
+    """Draw min(1, max(0, lower + width σ((a + log(u / (1 - u))) per_temperature))); arguments as for `binary`."""
+    options = map(NUMPY[a.dtype], (per_temperature, lower, width))
+    return run_sampler(_draw_concrete, seed, rows, stream, draws, a, *options)
+
+
+def concrete_pullback(
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    grad: Tensor,
+    per_temperature: float,
+    height: float,
+    lower: float = 0.0,
+    width: float = 0.0,
+) -> Tensor:
+    """Return `reference.concrete_backward` at x = (a + log(u / (1 - u))) per_temperature, or without clipping if width is 0.
+
+    grad has `draws` times as many numbers as `a`; the other arguments are as for `binary`.
+    """
+    options = map(NUMPY[a.dtype], (per_temperature, height, lower, width))
+    return run_sampler(_pull_concrete, seed, rows, stream, draws, a, *options, grad=grad)

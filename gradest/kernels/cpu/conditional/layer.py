@@ -1,0 +1,154 @@
+"""The functions of the conditional layer: they make plans, and run the kernels in threads."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numba import cfunc
+from numba.np.unsafe.ndarray import to_fixed_tuple
+from torch import Tensor
+
+from gradest.kernels.cpu.compiler import array
+from gradest.kernels.cpu.conditional import kernels
+
+__all__ = ["Plan", "count", "forward", "grad_input", "grad_weight", "plan"]
+
+_PRODUCTS_PER_THREAD = 1 << 17  # fewer are not worth a thread of their own
+_ARGUMENTS = 16
+_Arguments = ctypes.c_int64 * _ARGUMENTS
+_tuple: Any = to_fixed_tuple
+
+# bfloat16 is passed as its bits, which are the upper half of a float32
+_LIKE: dict[torch.dtype, Any] = {
+    torch.float32: np.empty(0, np.float32),
+    torch.float64: np.empty(0, np.float64),
+    torch.bfloat16: np.empty(0, np.uint16),
+}
+
+
+@dataclass(eq=False, slots=True)
+class Plan:
+    """The open gates among gates `[batch, blocks]`, listed for the functions of this module.
+
+    pairs: the number of open gates. blocks: the number of blocks that some example opens. words: the plan in memory.
+    """
+
+    gates: Tensor
+    pairs: int
+    blocks: int
+    chunks: int
+    words: Tensor
+
+
+def plan(gates: Tensor) -> Plan:
+    """Make the plan for gates `[batch, blocks]`. A gate is closed if it is 0; NaN is open."""
+    gates, (batch, blocks) = gates.contiguous(), gates.shape
+    chunks = -(-batch // kernels.CHUNK)
+    size = blocks + chunks * (blocks + 1 + min(batch, kernels.CHUNK) * blocks + 1)
+    words = torch.empty(size, dtype=torch.int32)
+    given = _Arguments(batch, blocks, chunks, words.data_ptr(), gates.data_ptr())
+    _function(kernels.list_gates, gates.dtype, gates.dtype)(given)
+    return Plan(gates, given[-1] >> 32, given[-1] & 0xFFFFFFFF, chunks, words)
+
+
+def count(gates: Tensor) -> int:
+    """Count the open gates, without making a plan; ten times as fast as torch.count_nonzero."""
+    gates = gates.contiguous()
+    given = _Arguments(gates.numel(), gates.data_ptr())
+    _function(kernels.count_gates, gates.dtype, gates.dtype)(given)
+    return int(given[-1])
+
+
+def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep_ungated: bool) -> tuple[Tensor, Tensor | None]:
+    """Compute the same as `reference.conditional.forward`.
+
+    x and bias are in the gates' dtype, weight in the same, or in bfloat16 for float32.
+    """
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+    out = x.new_zeros(len(x), len(weight))
+    ungated = torch.zeros_like(out) if keep_ungated else None
+    tensors = (x, weight, bias, out)
+    ungated_at = 0 if ungated is None else ungated.data_ptr()
+    block = len(weight) // plan.gates.shape[1]
+    _run_kernel(kernels.forward, plan, x.shape[1], weight.dtype, block, *map(Tensor.data_ptr, tensors), ungated_at)
+    return out, ungated
+
+
+def grad_input(plan: Plan, grad: Tensor, weight: Tensor) -> Tensor:
+    """Compute the same as `reference.conditional.grad_input`."""
+    grad, weight = grad.contiguous(), weight.contiguous()
+    out = grad.new_empty(len(grad), weight.shape[1])
+    block, tensors = len(weight) // plan.gates.shape[1], (grad, weight, out)
+    _run_kernel(kernels.grad_input, plan, weight.shape[1], weight.dtype, block, *map(Tensor.data_ptr, tensors))
+    return out
+
+
+def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute the same as `reference.conditional.grad_weight`."""
+    grad, x, blocks = grad.contiguous(), x.contiguous(), plan.gates.shape[1]
+    units, inputs = grad.shape[1], x.shape[1]
+    block = units // blocks
+    # if few blocks are open, torch fills the rows of the others with zeros
+    fill = not compact and 2 * plan.blocks > blocks
+    bias, index = x.new_zeros(units), None
+    if compact:
+        index = (plan.words[:blocks] >= 0).nonzero()
+        index = (index * block + torch.arange(block)).flatten() if block > 1 else index[:, 0]
+        out = x.new_empty(len(index), inputs)
+    else:
+        out = x.new_empty(units, inputs) if fill else x.new_zeros(units, inputs)
+    tensors = (grad, x, out, bias)
+    _run_kernel(kernels.grad_weight, plan, inputs, x.dtype, block, *map(Tensor.data_ptr, tensors), compact, fill)
+    return out, bias, index
+
+
+def _run_kernel(kernel: Any, plan: Plan, inputs: int, weight_dtype: torch.dtype, block: int, *rest: int) -> None:
+    """Run the kernel, in as many threads as torch uses if there is enough to do.
+
+    The tensors whose addresses it takes must stay alive meanwhile.
+    """
+    batch, blocks = plan.gates.shape
+    lists = plan.chunks, plan.words.data_ptr(), plan.gates.data_ptr()
+    given = _Arguments(batch, inputs, blocks, block, *lists, *rest)
+    function = _function(kernel, plan.gates.dtype, weight_dtype)
+    threads = min(torch.get_num_threads(), plan.pairs * block * inputs // _PRODUCTS_PER_THREAD)
+    if threads > 1 and _team:
+        _team[0](function, given, threads, 0)
+    else:
+        function(given)
+
+
+@functools.cache
+def _function(kernel: Any, dtype: torch.dtype, weight_dtype: torch.dtype) -> Any:
+    """Make the kernel a C function of the address of its arguments, the last of which is the counter."""
+    like, weight_like, last = _LIKE[dtype], _LIKE[weight_dtype], 8 * (_ARGUMENTS - 1)
+
+    @cfunc("void(int64)")
+    def call(at: Any) -> None:
+        kernel(_tuple(array(at, (_ARGUMENTS,), kernels.INT64), _ARGUMENTS), at + last, like, weight_like)
+
+    address: Any = call.address
+    function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
+    function.code = call  # numba frees the code together with this object
+    return function
+
+
+def _find_team() -> list[Any]:
+    """Find GNU OpenMP's function that runs a team of threads, if torch has loaded it."""
+    try:
+        team = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return []
+    team.restype, team.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    return [team]
+
+
+_team = _find_team()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_team.clear)  # the threads do not survive a fork

@@ -1,0 +1,141 @@
+"""Kernels that draw: the loop over blocks and draws that they share, and how they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numba import types
+from numba.extending import overload
+from torch import Tensor
+
+from gradest.kernels.cpu.compiler import BLOCK, compiled, inlined_by_name
+from gradest.kernels.cpu.noise import locate, row_count, uniforms
+from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
+from gradest.kernels.reference.noise import Word
+
+__all__ = ["run_kernel", "run_sampler", "sampler"]
+
+
+@inlined_by_name
+def _prepare_nothing(x: Any, u: Any, scratch: Any, options: Any) -> None:
+    pass
+
+
+def _part(values: Any, draw: Any, first: Any, last: Any) -> Any:
+    """Return the elements `first` to `last` of one draw, or None if there are no values."""
+    raise NotImplementedError
+
+
+@overload(_part, inline="always")
+def _(values: Any, draw: Any, first: Any, last: Any) -> Any:
+    def part(values: Any, draw: Any, first: Any, last: Any) -> Any:
+        return values[draw, first:last]
+
+    def nothing(values: Any, draw: Any, first: Any, last: Any) -> None:
+        return None
+
+    return part if isinstance(values, types.Array) else nothing
+
+
+@compiled
+def _mirror(u: Any) -> None:
+    for i in range(u.size):
+        u[i] = u.dtype.type(1) - u[i]
+
+
+def sampler(
+    transform: Callable[..., None],
+    prepare: Callable[..., None] = _prepare_nothing,
+    *,
+    scratch: int = 0,
+    wide: bool = False,
+    mirrored: bool = False,
+) -> Callable[..., None]:
+    """Make the kernel that draws uniform noise and transforms it, block by block, from what to do in one block.
+
+    transform(x, u, g, h, scratch, options) writes the outputs h of a block for pre-activations x and uniform numbers u, which it
+        may overwrite. In a pullback, g is the gradient with respect to the outputs and h the one with respect to x; otherwise g
+        is None. u and the rows of scratch are at least as long as x.
+    prepare(x, u, scratch, options) fills scratch with what all draws of the block share; u is free.
+    scratch: the number of rows of scratch, which are in the dtype of x, or in float64 if `wide`.
+    mirrored: after the draws at u come as many at 1 - u. Then transform must not overwrite u.
+
+    Both functions must be `inlined_by_name`.
+    """
+
+    def kernel(
+        seed0: Any,
+        seed1: Any,
+        rows: Any,
+        stream: Any,
+        a: Any,
+        grad: Any,
+        out: Any,
+        first: Any,
+        last: Any,
+        *options: Any,
+    ) -> None:
+        keys, words = np.empty((2, BLOCK + 1), np.uint32), np.empty((5, BLOCK), np.uint32)
+        u, shared = np.empty(BLOCK, a.dtype), np.empty((scratch, BLOCK), np.float64 if wide else a.dtype)
+        halves = 2 if mirrored else 1
+        draws = len(out) // halves
+        for at in range(first, last, BLOCK):
+            end = min(at + BLOCK, last)
+            row_units = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, end, keys, words)
+            x = a[at:end]
+            prepare(x, u, shared, options)
+            for draw in range(draws):
+                uniforms(words, row_units, draw, u[: x.size])
+                for half in range(halves):
+                    if half > 0:
+                        _mirror(u[: x.size])
+                    point = half * draws + draw
+                    transform(x, u, _part(grad, point, at, end), out[point, at:end], shared, options)
+
+    kernel.__name__ = kernel.__qualname__ = transform.__name__
+    return compiled(kernel)
+
+
+def run_sampler(
+    kernel: Callable[..., None],
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    *options: Any,
+    grad: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Run a kernel that `sampler` has made, and return its outputs `[draws, *a.shape]`."""
+    more = (None if grad is None else flat(grad, 1),)
+    return run_kernel(kernel, seed, rows, stream, draws, a, *options, more=more, dtype=dtype)
+
+
+def run_kernel(
+    kernel: Callable[..., None],
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    *options: Any,
+    size: int = 1,
+    more: tuple[Any, ...] = (),
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Run a kernel that draws `[draws, *a.shape]` from the words, `a`, `more` and the options.
+
+    size: how many numbers of `a` make one of the elements that the kernel counts.
+    """
+    out = empty(draws, *a.shape, dtype=dtype or a.dtype)
+    words, given, numbers = as_words(seed, rows, stream), flat(a), flat(out, 1)
+    in_threads(
+        lambda first, last: kernel(*words, given, *more, numbers, first, last, *options),
+        a.numel() // max(1, size),
+        size * draws,
+    )
+    return out
