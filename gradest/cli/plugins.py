@@ -32,7 +32,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from gradest.cli.docstrings import read_summary
-from gradest.discovery.entry_points import COMMANDS, discover
+from gradest.discovery.entry_points import COMMAND_GROUP, discover
 from gradest.errors import PluginError
 
 __all__ = ["CommandFailure", "PluginCommand", "PluginGroup", "find_commands", "list_failures"]
@@ -77,7 +77,7 @@ class PluginCommand:
         except (Exception, SystemExit) as error:
             raise PluginError(f"{type(error).__name__}: {error}") from error
         if not callable(loaded):
-            raise PluginError(f"{self.entry_point.value} is a {type(loaded).__name__}, which cannot be called")
+            raise PluginError(f"{self.entry_point.value} is of type {type(loaded).__name__}, which cannot be called")
         command: Callable[..., Any] = loaded
         return command
 
@@ -126,7 +126,7 @@ def find_commands(own: Collection[str]) -> list[PluginCommand]:
     """
     owners = dict.fromkeys(own, "gradest")
     found = []
-    for source in discover(COMMANDS):
+    for source in discover(COMMAND_GROUP):
         for point in source.entry_points:
             command = PluginCommand(source.distribution, source.version, point)
             if point.name in owners:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from gradest.errors import PluginError, UnknownPlugin
 
-__all__ = ["COMMANDS", "GROUP", "PluginSource", "discover", "find", "installed"]
+__all__ = ["COMMAND_GROUP", "GROUP", "PluginSource", "discover", "find", "installed"]
 
 GROUP = "gradest"
 """The entry-point group of neurons, estimators and objectives."""
-COMMANDS = "gradest.commands"
+COMMAND_GROUP = "gradest.commands"
 """The entry-point group of commands."""
 _OWN = "gradest"  # this distribution loads first, so that no other can take a built-in's name
 
@@ -58,7 +58,7 @@ def discover(group: str = GROUP) -> list[PluginSource]:
     restriction = os.environ.get("GRADEST_LOAD_PLUGINS")
     if restriction is not None:
         wanted = {_normalised(name) for name in restriction.split(",") if name.strip()}
-        anywhere = [*installed(GROUP), *installed(COMMANDS)]
+        anywhere = [*installed(GROUP), *installed(COMMAND_GROUP)]
         missing = wanted - {_normalised(source.distribution) for source in anywhere}
         sources = [source for source in sources if source.built_in or _normalised(source.distribution) in wanted]
         sources += [PluginSource(name, "", ()) for name in missing]

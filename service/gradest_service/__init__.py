@@ -1,26 +1,22 @@
-"""The HTTP service of gradest: sampling and gradient estimation for programs that keep their loss to themselves.
+"""The HTTP service of gradest: sampling and gradient estimation for programs that keep their loss function to themselves.
 
-A request passes through these files, in this order:
+A request is decoded, admitted and run, and its answer is encoded: `routes.answer_joinable` is these four steps. The files, from
+the outside to the inside:
 
-    app         builds the application, and runs it
-    server      one process of it: uvicorn, and how it stops
-    workers     several processes on one port
-    protocol    uvicorn's HTTP, within limits
-    middleware  request ids, keys, deadlines, what a body may be, and what becomes of an unexpected error
-    auth        API keys, and what each may ask for
-    load        what a process holds at a time
-    routes      which path does what
-    codec       bytes to named fields and tensors, and back
-    schemas     the fields of every request and answer
-    operations  what is done with them, by calls to gradest alone
-    limits      what is refused before anything is allocated for it
-    events      the event stream of a comparison
-    problems    errors, as RFC 9457 problem details
-    blame       which plugin an error comes from
-    calls       what is known about the request in progress, for
-    metrics     the counts that Prometheus reads, and
-    logs        the line a request
+    app            builds the application (`create_app`) and runs it (`serve`, `running`); `ray` runs it on Ray Serve
+    routes         which path does what
+    middleware     what holds for every request: its id, API key, deadline and size, and what becomes of an unexpected error
+    openapi        the OpenAPI document; `docs` is the page at /docs that shows it
+    page/          the web page at /
+    host/          the process around the application: its server, workers, HTTP protocol, logs and configuration
+    run/           what computes the answers, and which requests are computed together
+    admit/         who may send a request, how much it may ask for, and the checked job that it becomes
+    bodies/        bytes to named fields and tensors, and back
+    problems       errors, as RFC 9457 problem details
+    plugin_frames  which plugin an error comes from
+    settings       what an operator can set
 
-`settings` has what an operator can set, `sources` finds it in flags, environment and file, and `docs` is the page at /docs.
-The service keeps nothing from one request to the next and names no plugin: whatever is registered is served.
+Imports run inwards, in this order: ray, cli | app | routes | openapi, middleware, page, docs | run, host | admit | bodies |
+problems | plugin_frames, settings. What stands between two bars does not import each other. The service keeps nothing from one
+request to the next. It names no plugin: whatever is registered is served.
 """

@@ -39,20 +39,20 @@ def _serve(
     ] = None,
 ) -> None:
     """Serve the registry over HTTP. A setting is taken from its flag, else from GRADEST_SERVICE_NAME, else from the file."""
-    from gradest_service import sources
+    from gradest_service.host.configuration import list_settings, load_settings
 
     if name is not None:
-        from gradest_service.auth import new_key
+        from gradest_service.admit.auth import new_key
 
         key, line = new_key(name)
         print(f"The API key, which is not shown again: {key}", file=sys.stderr)
         print(line)
         return
-    found = sources.find_settings(given, config)
+    found = load_settings(given, config)
     if show:
         from gradest.cli.display import show_rows
 
-        show_rows(["setting", "value", "from"], sources.show(found))
+        show_rows(["setting", "value", "from"], list_settings(found))
     else:
         from gradest_service.app import serve
 

@@ -1,4 +1,4 @@
-"""The page at /docs: FastAPI's, under a policy that lets it load what it needs and nothing else."""
+"""FastAPI's page at /docs, under a content security policy that allows what the page needs and nothing else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_docs(app: FastAPI) -> None:
     )
 
     async def docs() -> Response:
-        """The page."""
+        """The OpenAPI document, as a page."""
         return page
 
     app.add_api_route("/docs", docs, include_in_schema=False)

@@ -1,4 +1,4 @@
-"""Around every request: its id, who sends it, how much it may bring and how long it may take, and what becomes of an error."""
+"""What holds for every request: its id, its API key, the size of its body, its deadline, and what becomes of an error."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradest_service.auth import OPEN, Keys
-from gradest_service.calls import Call, current
-from gradest_service.events import EventStream, error_event
-from gradest_service.load import Load
-from gradest_service.logs import log_request
-from gradest_service.metrics import Metrics
+from gradest_service.admit.auth import HEALTH_PATHS, ApiKeys
+from gradest_service.admit.capacity import Capacity
+from gradest_service.admit.metrics import Metrics
+from gradest_service.admit.request_context import RequestContext, current_request
+from gradest_service.host.logs import log_request
 from gradest_service.problems import STOPPING, Problem, from_exception, internal_error, to_response
+from gradest_service.run.event_stream import EventStream, error_event
 from gradest_service.settings import Settings
 
-__all__ = ["Envelope"]
+__all__ = ["RequestMiddleware"]
 
 _LOG = logging.getLogger("gradest_service")
-_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_HEADER = "X-Request-ID"
-_LAST_WORD = 1.0  # seconds in which a client takes the end of its stream
-_GONE = 499  # the log's status of a request whose client went away
-_HEADERS = {  # unless the answer has its own
+_VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_ID_HEADER = "X-Request-ID"
+_LAST_EVENT_SECONDS = 1.0  # for a client to take the end of its stream
+_CLIENT_CLOSED = 499  # the log's status of a request whose client disconnected
+_DEFAULT_HEADERS = {  # of every answer that has none of its own
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -38,90 +38,90 @@ _HEADERS = {  # unless the answer has its own
 }
 
 
-class Envelope:
-    """ASGI middleware: every request has an id, a key, a place and a deadline; every error is a problem."""
+class RequestMiddleware:
+    """ASGI middleware: every request gets an id, is identified by its API key, and has a deadline; every error is a problem."""
 
     def __init__(
         self,
         app: ASGIApp,
         settings: Settings,
-        load: Load,
-        keys: Keys | None = None,
+        capacity: Capacity,
+        keys: ApiKeys | None = None,
         metrics: Metrics | None = None,
-        free: frozenset[str] = OPEN,
+        exempt_paths: frozenset[str] = HEALTH_PATHS,
     ) -> None:
         self._app = app
         self._settings = settings
-        self._load = load
+        self._capacity = capacity
         self._keys = keys
         self._metrics = metrics
-        self._free = free  # paths that need no key and take no place
-        self._outlived: set[asyncio.Task[None]] = set()
+        self._exempt_paths = exempt_paths  # they need no key, and do not count towards the capacity
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and answer for what went wrong with it."""
+        """Pass the request on to the application, and answer in its place if it fails."""
         if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # there are none
+            await send({"type": "websocket.close", "code": 1008})  # the service has none
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        request_id = headers.get(_HEADER, "")
-        if not _SANE_ID.fullmatch(request_id):
+        request_id = headers.get(_ID_HEADER, "")
+        if not _VALID_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        call = Call(request_id, scope["method"])
-        token = current.set(call)
-        exchange = _Exchange(call, self._settings, self._load, receive, send)
+        context = RequestContext(request_id, scope["method"])
+        token = current_request.set(context)
+        exchange = _HttpExchange(context, self._settings, self._capacity, receive, send)
         began = time.perf_counter()
         if self._metrics:
             self._metrics.begin()
         try:
             await self._answer(scope, headers, exchange)
         finally:
-            call.route = getattr(scope.get("route"), "path", call.route)
+            context.route = getattr(scope.get("route"), "path", context.route)
             seconds = time.perf_counter() - began
             if self._metrics:
-                self._metrics.end(call, exchange.status, seconds)
-            log_request(call, exchange.status, seconds)
-            current.reset(token)
+                self._metrics.end(context, exchange.status, seconds)
+            log_request(context, exchange.status, seconds)
+            current_request.reset(token)
 
-    async def _answer(self, scope: Scope, headers: Headers, exchange: _Exchange) -> None:
+    async def _answer(self, scope: Scope, headers: Headers, exchange: _HttpExchange) -> None:
         try:
             await self._pass_on(scope, headers, exchange)
-        except asyncio.CancelledError:  # the time of a stopping server is over
+        except asyncio.CancelledError:  # a stopping server waits no longer
             with anyio.CancelScope(shield=True):
                 await exchange.close_with(STOPPING, scope)
             raise
         except ClientDisconnect:
-            _LOG.info("the client went away")
+            _LOG.info("the client disconnected")
         except Exception as error:
             problem = from_exception(error)
             if problem is None:
-                _LOG.exception("request %s failed", exchange.call.request_id)
+                _LOG.exception("request %s failed", exchange.context.request_id)
             if not await exchange.close_with(problem or internal_error(error), scope):
-                raise  # half an answer is out: cut the connection rather than end it as if it were whole
+                raise  # part of an answer is sent: cut the connection, so that it does not look complete
 
-    async def _pass_on(self, scope: Scope, headers: Headers, exchange: _Exchange) -> None:
-        """Let the application answer in a task of its own, which outlives the answer where its work cannot be stopped."""
-        free = scope["path"].removeprefix(scope.get("root_path", "")) in self._free
-        if self._keys is not None and not free:
-            exchange.call.key = self._keys.identify(headers.getlist("authorization"))
-            exchange.call.key.admit()
+    async def _pass_on(self, scope: Scope, headers: Headers, exchange: _HttpExchange) -> None:
+        """Let the application answer in a task of its own, which outlives the answer if its work cannot be stopped."""
+        exempt = scope["path"].removeprefix(scope.get("root_path", "")) in self._exempt_paths
+        if self._keys is not None and not exempt:
+            exchange.context.key = self._keys.identify(headers.getlist("authorization"))
+            exchange.context.key.admit()
         declared = headers.get("content-length", "")
-        exchange.enter(int(declared) if declared.isdecimal() else 0, counted=not free)
+        exchange.enter(int(declared) if declared.isdecimal() else 0, counted=not exempt)
 
         async def run() -> None:
             with exchange.work:
                 await self._app(scope, exchange.receive, exchange.send)
 
         def end(task: asyncio.Task[None]) -> None:
-            self._outlived.discard(task)
+            self._tasks.discard(task)
             exchange.leave()
 
         task = asyncio.create_task(run())
-        self._outlived.add(task)
+        self._tasks.add(task)
         task.add_done_callback(end)
         try:
             done, _ = await asyncio.wait({task}, timeout=self._settings.deadline_seconds)
@@ -134,86 +134,88 @@ class Envelope:
         exchange.work.cancel()
         task.add_done_callback(_forget_error)
         if not await exchange.close_with(exchange.too_late(), scope):
-            _LOG.warning("request %s: its time was over before its answer was complete", exchange.call.request_id)
+            _LOG.warning("request %s: its deadline passed before its answer was complete", exchange.context.request_id)
 
 
-class _Exchange:
-    """What comes in and goes out for one request, counted and held to its limits."""
+class _HttpExchange:
+    """One request and its answer: counts their bytes, holds the body to its limits, and can answer in the application's place."""
 
-    def __init__(self, call: Call, settings: Settings, load: Load, receive: Receive, send: Send) -> None:
-        self.call = call
-        self.status = _GONE
+    def __init__(
+        self, context: RequestContext, settings: Settings, capacity: Capacity, receive: Receive, send: Send
+    ) -> None:
+        self.context = context
+        self.status = _CLIENT_CLOSED
         self.started = False
         self.closed = False
         self.work = anyio.CancelScope()
         self._settings = settings
-        self._load = load
+        self._capacity = capacity
         self._receive = receive
         self._send = send
         self._entered = False
-        self._held = 0
+        self._reserved = 0
         self._whole = False
         self._streams = False
         self._watch: asyncio.Task[None] | None = None
-        self._gone = asyncio.Event()
+        self._disconnected = asyncio.Event()
 
     def enter(self, declared: int, counted: bool) -> None:
-        """Refuse a body whose declared size is over the cap, before it is sent; take a place, and room for the body."""
+        """Refuse a body whose declared size is over the cap before it is sent; if counted, take a place and room for the body."""
         if declared > self._settings.max_body_bytes:
             raise self._too_large()
         if not counted:
             return
-        self._load.enter()
+        self._capacity.take_place()
         self._entered = True
         try:
-            self._hold(declared)
+            self._reserve(declared)
         except Problem:
             self.leave()
             raise
 
     def leave(self) -> None:
-        """Give the place back, once nothing works for the request any more."""
+        """Give the place back, once no work is done for the request any more."""
         if self._watch is not None:
             self._watch.cancel()
         if self._entered:
             self._entered = False
-            self._load.leave(self._held)
+            self._capacity.leave(self._reserved)
 
     async def receive(self) -> Message:
-        """The body; after its end, the news that the client is gone."""
+        """Receive the next part of the body; after its end, wait until the client disconnects."""
         if self._whole:
             if self._watch is None:
-                self._watch = asyncio.create_task(self._watch_for_the_end())
-            await self._gone.wait()
+                self._watch = asyncio.create_task(self._watch_for_disconnect())
+            await self._disconnected.wait()
             return {"type": "http.disconnect"}
         message = await self._receive()
-        self.call.bytes_in += len(message.get("body", b""))
-        if self.call.bytes_in > self._settings.max_body_bytes:
+        self.context.bytes_in += len(message.get("body", b""))
+        if self.context.bytes_in > self._settings.max_body_bytes:
             raise self._too_large()
         if self._entered:
-            self._hold(self.call.bytes_in - self._held)
+            self._reserve(self.context.bytes_in - self._reserved)
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._whole = True
-            self._watch = asyncio.create_task(self._watch_for_the_end())
+            self._watch = asyncio.create_task(self._watch_for_disconnect())
         return message
 
     async def send(self, message: Message) -> None:
-        """Part of the application's answer; dropped if another was given in the meantime."""
+        """Send part of the application's answer; it is dropped if another answer was sent in its place."""
         if not self.closed:
             await self._pass_on(message)
 
     async def close_with(self, problem: Problem, scope: Scope) -> bool:
-        """Answer with a problem, and with nothing else afterwards: the last event of a stream that has begun.
+        """Answer with a problem, which is the last event if the answer is a stream that has begun. Nothing is sent afterwards.
 
-        False if part of an answer of another kind is out already.
+        Returns False if part of another kind of answer has been sent already.
         """
         self.closed = True
         if not self.started:
             await to_response(problem, Request(scope))(scope, self._receive, self._pass_on)
             return True
         if self._streams:
-            last = {"type": "http.response.body", "body": error_event(problem, self.call.request_id)}
-            with anyio.move_on_after(_LAST_WORD):  # a client that does not read is not waited for
+            last = {"type": "http.response.body", "body": error_event(problem, self.context.request_id)}
+            with anyio.move_on_after(_LAST_EVENT_SECONDS):  # do not wait for a client that does not read
                 await self._pass_on(last)
         return self._streams
 
@@ -222,35 +224,37 @@ class _Exchange:
             self.started = True
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
-            headers[_HEADER] = self.call.request_id
+            headers[_ID_HEADER] = self.context.request_id
             self._streams = headers.get("content-type", "").startswith(EventStream.media_type)
-            for name, value in _HEADERS.items():
+            for name, value in _DEFAULT_HEADERS.items():
                 headers.setdefault(name, value)
-            if self._load.draining:
+            if self._capacity.draining:
                 headers["Connection"] = "close"  # the client's next request goes to another server
         else:
-            self.call.bytes_out += len(message.get("body", b""))
+            self.context.bytes_out += len(message.get("body", b""))
         await self._send(message)
 
     def too_late(self) -> Problem:
-        """What the deadline means: a body that did not come, or an answer that did not."""
+        """Return the problem of a request past its deadline: its body did not arrive, or its answer was not ready."""
         seconds = f"{self._settings.deadline_seconds:g} seconds"
-        if not self._whole and self.call.method == "POST":
+        if not self._whole and self.context.method == "POST":
             return Problem(408, f"The body did not arrive within {seconds}.", headers={"Connection": "close"})
-        return Problem(504, f"There is no answer after {seconds}. Ask for less in a request, and send more requests.")
+        return Problem(
+            504, f"The answer was not ready after {seconds}. Ask for less in a request, and send more requests."
+        )
 
-    async def _watch_for_the_end(self) -> None:
-        """Stop the work if the client goes away."""
+    async def _watch_for_disconnect(self) -> None:
+        """Stop the work if the client disconnects."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._gone.set()
+        self._disconnected.set()
         if not self.closed:
             self.work.cancel()
 
-    def _hold(self, bytes_: int) -> None:
+    def _reserve(self, bytes_: int) -> None:
         if bytes_ > 0:
-            self._load.hold(bytes_)
-            self._held += bytes_
+            self._capacity.reserve(bytes_)
+            self._reserved += bytes_
 
     def _too_large(self) -> Problem:
         return Problem(
@@ -260,6 +264,6 @@ class _Exchange:
 
 
 def _forget_error(task: asyncio.Task[None]) -> None:
-    """What goes wrong after the deadline is no answer any more."""
+    """Log an error that occurred after the deadline, when it could not be answered any more."""
     if not task.cancelled() and (error := task.exception()):
-        _LOG.info("after its deadline a request failed: %r", error)
+        _LOG.info("a request failed after its deadline: %r", error)

@@ -1,9 +1,10 @@
 """The service on Ray Serve, for more than one machine: `serve run gradest_service.ray:app`, with `gradest[ray]` on every node.
 
-Each replica runs the application that `gradest serve` runs, unchanged, and answers alone. The settings are read, from
-GRADEST_SERVICE_*, where `app` is imported, and are the same on all replicas; host and port are Ray's. How many replicas there
-are, and what each takes, is `Scale`, from the environment too. Ray's proxy answers in text/plain what no replica sees: 404, 429
-when the queues are full, 503. Limits are each replica's own: a key's budget counts once for each, and so do metrics.
+Each replica runs the application that `gradest serve` runs, unchanged, and answers by itself. The settings are read from
+GRADEST_SERVICE_* by the process that imports `app`, and are the same on all replicas; Ray chooses host and port. `Scale`, also
+from the environment, tells how many replicas there are and what resources each has. Requests that reach no replica are answered
+by Ray's proxy in text/plain: 404, 429 if the queues are full, and 503. Each replica has its own limits, so the budget of an API
+key applies to each replica separately, and so do metrics.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gradest_service.app import create_app
+from gradest_service.host.configuration import load_settings
 from gradest_service.settings import Settings
-from gradest_service.sources import find_settings
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
 
@@ -24,43 +25,49 @@ from ray import serve
 
 __all__ = ["Scale", "app", "build"]
 
-_OF_THE_REGISTRY = ("GRADEST_LOAD_PLUGINS", "GRADEST_STRICT_PLUGINS")  # read by each process itself
+_REGISTRY_VARIABLES = ("GRADEST_LOAD_PLUGINS", "GRADEST_STRICT_PLUGINS")  # every process reads them itself
 
 
 class Scale(BaseModel):
-    """How the service is spread; GRADEST_RAY_REPLICAS=4 in the environment sets `replicas`, and so on."""
+    """The number of replicas and their resources; GRADEST_RAY_REPLICAS=4 in the environment sets `replicas`, and so on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    replicas: int = Field(1, ge=1, description="processes that answer; with max_replicas, the least of them")
+    replicas: int = Field(1, ge=1, description="Number of replicas; with max_replicas, the smallest number.")
     max_replicas: int | None = Field(
-        None, ge=1, description="as many as the load asks for, up to this; None keeps replicas"
+        None,
+        ge=1,
+        description="Largest number of replicas, to which Ray scales with the load; None keeps the number fixed.",
     )
     target_ongoing_requests: float = Field(
-        2, gt=0, description="requests in one replica on average, which autoscaling aims at"
+        2, gt=0, description="Average number of requests in one replica at which autoscaling aims."
     )
-    max_ongoing_requests: int = Field(64, ge=1, description="requests that one replica holds; others wait in the proxy")
-    max_queued_requests: int = Field(256, ge=1, description="requests that wait in one proxy; others are answered 429")
-    retry_after: float = Field(1, ge=0, description="seconds after which such a client may try again")
-    cpus: float = Field(1, ge=0, description="CPUs that one replica takes")
-    gpus: float = Field(0, ge=0, description="GPUs that one replica takes; at 0.25, four of them share one")
+    max_ongoing_requests: int = Field(
+        64, ge=1, description="Maximum number of requests in one replica; further ones wait in the proxy."
+    )
+    max_queued_requests: int = Field(
+        256, ge=1, description="Maximum number of requests that wait in one proxy; further ones are answered 429."
+    )
+    retry_after: float = Field(1, ge=0, description="Seconds after which a client that was answered 429 may try again.")
+    cpus: float = Field(1, ge=0, description="CPUs of one replica.")
+    gpus: float = Field(0, ge=0, description="GPUs of one replica; with 0.25, four replicas share one GPU.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise ValueError("max_replicas is at least replicas")
+            raise ValueError("max_replicas must be at least replicas")
         return self
 
     @classmethod
     def from_environment(cls) -> Scale:
-        """The values of GRADEST_RAY_*, and defaults for the others."""
+        """Read the values of GRADEST_RAY_*; the others keep their defaults."""
         prefix = "GRADEST_RAY_"
         return cls.model_validate(
             {name.removeprefix(prefix).lower(): value for name, value in os.environ.items() if name.startswith(prefix)}
         )
 
     def options(self) -> dict[str, Any]:
-        """What `serve.deployment` takes."""
+        """Return the options of `serve.deployment`."""
         if self.max_replicas is None:
             replicas: dict[str, Any] = {"num_replicas": self.replicas}
         else:
@@ -71,7 +78,7 @@ class Scale(BaseModel):
                     "target_ongoing_requests": self.target_ongoing_requests,
                 }
             }
-        passed_on = {name: os.environ[name] for name in _OF_THE_REGISTRY if name in os.environ}
+        passed_on = {name: os.environ[name] for name in _REGISTRY_VARIABLES if name in os.environ}
         return {
             **replicas,
             "max_ongoing_requests": self.max_ongoing_requests,
@@ -86,8 +93,8 @@ class Scale(BaseModel):
 
 
 def build(settings: Settings | None = None, scale: Scale | None = None) -> serve.Application:
-    """The deployment, bound: what `serve.run` takes."""
-    settings = settings or find_settings({}).settings
+    """Build the bound deployment that `serve.run` takes."""
+    settings = settings or load_settings({}).settings
     scale = scale or Scale.from_environment()
 
     def build_app() -> FastAPI:

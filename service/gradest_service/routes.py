@@ -1,194 +1,158 @@
-"""Which path does what. Bodies are read raw; they are parsed, computed on and written in a bounded pool of threads."""
+"""Which path does what. Every request is decoded, admitted and run, and its answer is encoded; `answer_joinable` shows it.
+
+Bodies are read raw. They are decoded, and answers computed and encoded, in the threads of a bounded pool.
+"""
 
 from __future__ import annotations
 
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from fastapi import APIRouter
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 import gradest
 from gradest.analysis import catalog
 from gradest.errors import PluginError, UnknownPlugin
-from gradest.estimation.results import Estimate
-from gradest_service import joint, operations, schemas
-from gradest_service.batching import Batcher
-from gradest_service.calls import stop_if_told
-from gradest_service.codec import CODECS, JSON, SAFETENSORS, Codec, answer_codec, find_codec, parse_json, prefers
-from gradest_service.events import EventStream, Report
-from gradest_service.pool import Pool
-from gradest_service.problems import REF, Problem, ProblemDetails, describe_faults, documented
+from gradest_service.admit import admission
+from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
+from gradest_service.admit.plugins import only_built_ins, unknown_plugin
+from gradest_service.admit.pool import Pool
+from gradest_service.bodies import schemas
+from gradest_service.bodies.codec import CODECS, JSON, Codec, answer_codec, parse_json, prefers
+from gradest_service.bodies.request_body import read_body, validate
+from gradest_service.openapi import (
+    counted_errors,
+    describe_answer,
+    describe_errors,
+    describe_list,
+    describe_path_name,
+    describe_query,
+    describe_request,
+)
+from gradest_service.problems import Problem
+from gradest_service.run import joint_pass, operations
+from gradest_service.run.batching import Batcher
+from gradest_service.run.cancellation import raise_if_cancelled
+from gradest_service.run.event_stream import EventStream
+from gradest_service.run.streaming import stream_comparison, stream_estimate
 from gradest_service.settings import Settings
 
-__all__ = ["router"]
+__all__ = ["answer_joinable", "router"]
 
-Result = TypeVar("Result")
-_SMALL_BYTES = 1 << 13  # of a body that the event loop's thread reads itself
-_REPORT_SECONDS = 0.1  # between the events of an estimate
-AnyModel = TypeVar("AnyModel", bound=BaseModel)
-AnyRequest = TypeVar("AnyRequest", bound=schemas.Request)
+_SMALL_BYTES = (
+    1 << 13
+)  # bodies up to this size are decoded on the event loop, which takes less than to hand them to a thread
+_HEALTH_ERRORS = describe_errors(413, 500)
+AnyRequest = TypeVar("AnyRequest", bound=schemas.NeuronRequest)
+AnyJob = TypeVar("AnyJob", SampleJob, ForwardJob, BackwardJob)
 Endpoint = Callable[[Request], Any]
-
-
-def _refer(model: type[BaseModel]) -> dict[str, Any]:
-    """A place in the OpenAPI document that holds this model; the application adds the models themselves."""
-    return {"schema": {"$ref": REF.format(model=model.__name__)}}
-
-
-def _answer(description: str, content: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
-    """The answer of a request that went well."""
-    return {200: {"description": description, "content": content}}
-
-
-def _body(model: type[BaseModel], media_type: str) -> dict[str, Any]:
-    """A body that holds this model."""
-    if media_type == EventStream.media_type:
-        return {"schema": {"oneOf": [_event("progress", _PROGRESS[model]), _event("result", model), _ERROR_EVENT]}}
-    if media_type != SAFETENSORS.media_type:
-        return _refer(model)
-    key = "request" if issubclass(model, schemas.Request) else "response"
-    description = (
-        f"Tensors by the names of the fields of {model.__name__}, those inside a field as state.NAME or objective.NAME; "
-        f"the other fields as a JSON object, in text, under the key `{key}` of the metadata."
-    )
-    return {"schema": {"type": "string", "format": "binary", "description": description}}
-
-
-def _event(name: str, data: type[BaseModel]) -> dict[str, Any]:
-    """One event of a stream, its data this model as JSON."""
-    content = {"type": "string", "contentMediaType": JSON.media_type, "contentSchema": _refer(data)["schema"]}
-    return {"type": "object", "properties": {"event": {"const": name}, "data": content}, "required": ["event", "data"]}
-
-
-_PROGRESS: dict[type[BaseModel], type[BaseModel]] = {
-    schemas.EstimateAnswer: schemas.EstimateSoFar,
-    schemas.CompareAnswer: schemas.Progress,
-}
-_ERROR_EVENT = _event("error", ProblemDetails)
-_COUNTED = documented(413, 429, 500, 503, 504)  # what may come of any request but those for the service's health
-_HEALTH = documented(413, 500)
 
 router = APIRouter(default_response_class=Response)
 
 
-# --- estimation ---
+# --- sampling and estimation ---
 
 
-async def compare(request: Request) -> Response:
-    """A stream of `progress` events, then one `result` or `error`; the result as JSON alone if Accept prefers that."""
-    settings: Settings = request.app.state.settings
-    fields = await _read(request)
-    run = await _in_pool(request, lambda: operations.plan_comparison(fields(schemas.CompareRequest), settings))
-    if prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
-        answer = await _in_pool(request, lambda: JSON.encode(run(stop_if_told).to_dict()))
-        return Response(answer, media_type=JSON.media_type)
+@dataclass(frozen=True)
+class JoinableOperation(Generic[AnyRequest, AnyJob]):
+    """An operation whose requests can be computed together with others of their kind."""
 
-    def stream(report: Report) -> dict[str, Any]:
-        def progress(estimator: str, done: int, draws: int) -> None:
-            stop_if_told()
-            if done:  # else it is a step of a warm-up
-                report({"estimator": estimator, "done": done, "draws": draws})
+    summary: str
+    request: type[AnyRequest]
+    answer: type[BaseModel]
+    admit: Callable[[AnyRequest, Settings, bool], AnyJob]
+    run: Callable[[Sequence[AnyJob]], Sequence[BaseModel]]
 
-        return run(progress).to_dict()
+    def run_and_encode(self, items: Sequence[tuple[AnyJob, Codec]]) -> list[bytes]:
+        """Run several jobs of one kind together, and encode the answer to each."""
+        answers = self.run([job for job, _ in items])
+        return [codec.encode(answer) for (_, codec), answer in zip(items, answers, strict=True)]
 
-    return EventStream(stream, request.app.state.pool, request.state.request_id)
+
+async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequest, AnyJob]) -> Response:
+    """Answer a request to /v1/sample, /v1/forward or /v1/backward: decode, admit, run, encode."""
+    settings, pool, batcher = _parts(request)
+    body = await read_body(request, settings)
+    codec = answer_codec(request.headers.get("accept", ""))
+
+    def decode_and_admit() -> AnyJob:
+        return operation.admit(body.decode(operation.request), settings, codec is JSON)
+
+    def answer_unless_joined() -> tuple[AnyJob, bytes | None]:
+        job = decode_and_admit()
+        return job, batcher.run_alone(job.kind, operation.run_and_encode, (job, codec))
+
+    encoded = None
+    if body.size <= _SMALL_BYTES and only_built_ins():  # others' code may hang, and must not stop the event loop
+        job = decode_and_admit()
+    else:
+        job, encoded = await pool.run(answer_unless_joined)
+    if encoded is None:
+        encoded = await batcher.run(job.kind, operation.run_and_encode, (job, codec), job.elements)
+    return Response(encoded, media_type=codec.media_type)
 
 
 async def mean(request: Request) -> Response:
-    """E[h] and P(h > 0), in closed form or as exactly as the neuron has them."""
-    settings: Settings = request.app.state.settings
-    body = await _read(request)
+    """E[h] and P(h > 0), in closed form or as exactly as the neuron provides them."""
+    settings, pool, _ = _parts(request)
+    body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
 
-    def work() -> bytes:
-        return codec.encode(operations.mean(body(schemas.MeanRequest), settings, codec is JSON))
+    def answer() -> bytes:
+        job = admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON)
+        return codec.encode(operations.mean(job))
 
-    return Response(await _in_pool(request, work), media_type=codec.media_type)
+    return Response(await pool.run(answer), media_type=codec.media_type)
 
 
 async def estimate(request: Request) -> Response:
-    """The mean and the variance of many draws; as a stream of what there is so far, if Accept prefers text/event-stream."""
-    settings: Settings = request.app.state.settings
-    body = await _read(request)
+    """The mean and the variance of many draws.
+
+    If Accept prefers text/event-stream, the answer is a stream of the estimate so far, which ends with the estimate.
+    """
+    settings, pool, _ = _parts(request)
+    body = await read_body(request, settings)
     accept = request.headers.get("accept", "")
     codec = answer_codec(accept)
     streamed = prefers(accept, EventStream.media_type, JSON.media_type)
     as_json = streamed or codec is JSON
-    run = await _in_pool(request, lambda: operations.estimate(body(schemas.EstimateRequest), settings, as_json))
-    if not streamed:
-        return Response(await _in_pool(request, lambda: codec.encode(run(None))), media_type=codec.media_type)
-
-    def stream(report: Report) -> schemas.EstimateAnswer:
-        told = time.monotonic()
-
-        def watch(found: Estimate) -> None:
-            nonlocal told
-            if time.monotonic() - told >= _REPORT_SECONDS:
-                told = time.monotonic()
-                report(operations.to_answer(found))
-
-        return run(watch)
-
-    return EventStream(stream, request.app.state.pool, request.state.request_id)
+    job = await pool.run(lambda: admission.admit_estimate(body.decode(schemas.EstimateRequest), settings, as_json))
+    if streamed:
+        return EventStream(partial(stream_estimate, job, settings), pool, request.state.request_id)
+    encoded = await pool.run(lambda: codec.encode(operations.estimate(job, settings)))
+    return Response(encoded, media_type=codec.media_type)
 
 
-def _add_operation(
-    path: str,
-    operation: Callable[[AnyRequest, Settings, bool], operations.Pass[Any]],
-    schema: type[AnyRequest],
-    answer: type[BaseModel],
-) -> None:
-    """A route whose requests may be computed on together with others of their kind."""
+async def compare(request: Request) -> Response:
+    """A stream of `progress` events, then one `result` or `error`. If Accept prefers JSON, the result alone."""
+    settings, pool, _ = _parts(request)
+    body = await read_body(request, settings)
+    job = await pool.run(lambda: admission.admit_comparison(body.decode(schemas.CompareRequest), settings))
+    if not prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
+        return EventStream(partial(stream_comparison, job), pool, request.state.request_id)
+    encoded = await pool.run(lambda: JSON.encode(operations.compare(job, raise_if_cancelled).to_dict()))
+    return Response(encoded, media_type=JSON.media_type)
 
+
+def _parts(request: Request) -> tuple[Settings, Pool, Batcher]:
+    state = request.app.state
+    return state.settings, state.pool, state.batcher
+
+
+def _add_joinable(path: str, operation: JoinableOperation[Any, Any]) -> None:
     async def endpoint(request: Request) -> Response:
-        settings: Settings = request.app.state.settings
-        batcher: Batcher | None = request.app.state.batcher
-        body = await _read(request)
-        codec = answer_codec(request.headers.get("accept", ""))
+        return await answer_joinable(request, operation)
 
-        def prepare() -> operations.Pass[Any]:
-            return operation(body(schema), settings, codec is JSON)
-
-        def finish(ready: operations.Pass[Any]) -> bytes:
-            return codec.encode(ready())
-
-        async def join(ready: operations.Pass[Any]) -> bytes:
-            if batcher is None or ready.kind is None:
-                return await _in_pool(request, lambda: finish(ready))
-            item = (ready.rows, lambda result: codec.encode(ready.answer(result)))
-            return await batcher.run(ready.kind, partial(_work_and_write, ready.work), item, ready.elements)
-
-        def prepare_and_finish() -> operations.Pass[Any] | bytes:
-            ready = prepare()
-            if batcher is None or ready.kind is None:
-                return finish(ready)
-            return batcher.run_alone(lambda: finish(ready)) or ready
-
-        # what takes less time than to hand it to a thread is done at once, unless it calls others' code, which may hang
-        at_once = body.size <= _SMALL_BYTES and operations.calls_own_code_alone()
-        found = prepare() if at_once else await _in_pool(request, prepare_and_finish)
-        answered = found if isinstance(found, bytes) else await join(found)
-        return Response(answered, media_type=codec.media_type)
-
-    endpoint.__doc__ = operation.__doc__
-    _add_post(path, endpoint, schema, answer, *CODECS)
-
-
-def _work_and_write(
-    work: Callable[[Sequence[joint.Rows]], Sequence[Result]],
-    items: Sequence[tuple[joint.Rows, Callable[[Result], bytes]]],
-) -> list[bytes]:
-    """One pass for several requests, each with what makes the body of its answer."""
-    results = work([rows for rows, _ in items])
-    return [write(result) for (_, write), result in zip(items, results, strict=True)]
+    endpoint.__doc__ = operation.summary
+    _add_post(path, endpoint, operation.request, operation.answer, *CODECS)
 
 
 def _add_post(
@@ -201,16 +165,41 @@ def _add_post(
         name=path.rpartition("/")[2],
         tags=["estimation"],
         summary=request.__doc__,
-        responses=_answer(answer.__doc__ or "", {t: _body(answer, t) for t in media_types})
-        | documented(400, 404, 408, 415, 422)
-        | _COUNTED,
-        openapi_extra={"requestBody": {"required": True, "content": {t: _body(request, t) for t in CODECS}}},
+        responses=describe_answer(answer, media_types) | counted_errors(400, 404, 408, 415, 422),
+        openapi_extra=describe_request(request),
     )
 
 
-_add_operation("/v1/sample", operations.sample, schemas.SampleRequest, schemas.SampleAnswer)
-_add_operation("/v1/forward", operations.forward, schemas.ForwardRequest, schemas.ForwardAnswer)
-_add_operation("/v1/backward", operations.backward, schemas.BackwardRequest, schemas.BackwardAnswer)
+_add_joinable(
+    "/v1/sample",
+    JoinableOperation(
+        summary="Sample a neuron, as `gradest.sample` does.",
+        request=schemas.SampleRequest,
+        answer=schemas.SampleAnswer,
+        admit=admission.admit_sample,
+        run=joint_pass.sample,
+    ),
+)
+_add_joinable(
+    "/v1/forward",
+    JoinableOperation(
+        summary="Compute the first half of a gradient, as `gradest.ask` does.",
+        request=schemas.ForwardRequest,
+        answer=schemas.ForwardAnswer,
+        admit=admission.admit_forward,
+        run=joint_pass.forward,
+    ),
+)
+_add_joinable(
+    "/v1/backward",
+    JoinableOperation(
+        summary="Compute the second half of a gradient, as `gradest.tell` does, from the draw that forward made.",
+        request=schemas.BackwardRequest,
+        answer=schemas.BackwardAnswer,
+        admit=admission.admit_backward,
+        run=joint_pass.backward,
+    ),
+)
 _add_post("/v1/mean", mean, schemas.MeanRequest, schemas.MeanAnswer, *CODECS)
 _add_post("/v1/estimate", estimate, schemas.EstimateRequest, schemas.EstimateAnswer, *CODECS, EventStream.media_type)
 _add_post(
@@ -221,121 +210,123 @@ _add_post(
 # --- what is registered ---
 
 
-def _add_catalog(kind: str, describe: Callable[[Any], dict[str, Any]], description: type[BaseModel]) -> None:
-    def table() -> Mapping[str, type]:
-        found: Mapping[str, type] = getattr(gradest.registry, f"{kind}s")
+@dataclass(frozen=True)
+class _PluginKind:
+    """One of the kinds of plugins, as the registry names it."""
+
+    name: str
+    describe: Callable[[Any], dict[str, Any]]
+    model: type[BaseModel]
+
+    def registered(self) -> Mapping[str, type]:
+        """Return the registered plugins of this kind."""
+        found: Mapping[str, type] = getattr(gradest.registry, f"{self.name}s")
         return found
 
-    def describe_fully(name: str) -> dict[str, Any]:
-        if name not in table():
+    def describe_all(self) -> list[dict[str, Any]]:
+        """Describe every registered plugin of this kind."""
+        return [self.describe(cls) for cls in self.registered().values()]
+
+    def describe_one(self, name: str) -> dict[str, Any]:
+        """Describe one plugin fully; raises a 404 with near matches if there is none of this name."""
+        if name not in self.registered():
             try:
-                getattr(gradest.registry, kind)(name)  # raises, with near matches
+                getattr(gradest.registry, self.name)(name)  # raises, with near matches
             except UnknownPlugin as error:
-                raise operations.unknown_plugin(error, name) from error
-        return catalog.describe_with_certificates(table()[name])
-
-    async def list_all(request: Request) -> Response:
-        return await _json(request, lambda: [describe(cls) for cls in table().values()])
-
-    async def show(request: Request) -> Response:
-        return await _json(request, lambda: describe_fully(request.path_params["name"]))
-
-    def add(path: str, endpoint: Endpoint, summary: str, schema: dict[str, Any], *, named: bool) -> None:
-        # declared here, for FastAPI would promise a 422 of its own with it
-        name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
-        router.add_api_route(
-            path,
-            endpoint,
-            name=summary,
-            summary=summary,
-            tags=["registry"],
-            responses=_answer(summary, {JSON.media_type: schema}) | (documented(404) if named else {}) | _COUNTED,
-            openapi_extra={"parameters": [name]} if named else None,
-        )
-
-    one = _refer(description)
-    add(f"/v1/{kind}s", list_all, f"Every {kind}", {"schema": {"type": "array", "items": one["schema"]}}, named=False)
-    add(f"/v1/{kind}s/{{name}}", show, f"One {kind}", one, named=True)
+                raise unknown_plugin(error, name) from error
+        return catalog.describe_with_certificates(self.registered()[name])
 
 
-def _json_answer(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
-    return _answer(model.__doc__ or "", {JSON.media_type: _refer(model)})
+def _add_kind(kind: _PluginKind) -> None:
+    async def describe_all(request: Request) -> Response:
+        return await _answer_json(request, kind.describe_all)
+
+    async def describe_one(request: Request) -> Response:
+        return await _answer_json(request, partial(kind.describe_one, request.path_params["name"]))
+
+    every, one = f"Every {kind.name}", f"One {kind.name}"
+    router.add_api_route(
+        f"/v1/{kind.name}s",
+        describe_all,
+        name=every,
+        summary=every,
+        tags=["registry"],
+        responses=describe_list(kind.model, every) | counted_errors(),
+    )
+    router.add_api_route(
+        f"/v1/{kind.name}s/{{name}}",
+        describe_one,
+        name=one,
+        summary=one,
+        tags=["registry"],
+        responses=describe_answer(kind.model, description=one) | counted_errors(404),
+        openapi_extra=describe_path_name(),
+    )
 
 
-_add_catalog("neuron", catalog.describe_neuron, schemas.NeuronDescription)
-_add_catalog("estimator", catalog.describe_estimator, schemas.EstimatorDescription)
-_add_catalog("objective", catalog.describe_objective, schemas.ObjectiveDescription)
+_add_kind(_PluginKind("neuron", catalog.describe_neuron, schemas.NeuronDescription))
+_add_kind(_PluginKind("estimator", catalog.describe_estimator, schemas.EstimatorDescription))
+_add_kind(_PluginKind("objective", catalog.describe_objective, schemas.ObjectiveDescription))
 
 
-@router.get("/v1/plugins", tags=["registry"], responses=_json_answer(schemas.Plugins) | _COUNTED)
+@router.get("/v1/plugins", tags=["registry"], responses=describe_answer(schemas.Plugins) | counted_errors())
 async def plugins(request: Request) -> Response:
-    """What each distribution registered, and what did not load."""
-    return await _json(request, catalog.describe_plugins)
+    """What each distribution registered, and which plugins did not load."""
+    return await _answer_json(request, catalog.describe_plugins)
 
 
-async def recommend(request: Request) -> Response:
-    """The estimators that fit a case, best first, with reasons, and why the others do not."""
-    settings: Settings = request.app.state.settings
-    query = {name: _query_value(name, text) for name, text in request.query_params.items()}
-    work = _validate(schemas.RecommendRequest, query, "query")
-    return await _json(request, lambda: operations.recommend(work, settings))
-
-
-def _parameter(schema: dict[str, Any]) -> dict[str, Any]:
-    """A field in a query: left out rather than null, and in JSON where it is no plain word, number or list of words."""
-    while "anyOf" in schema:
-        schema = schema["anyOf"][0]
-    return {"content": {JSON.media_type: {"schema": schema}}} if "$ref" in schema else {"schema": schema}
-
-
-_QUERY = schemas.RecommendRequest.model_json_schema(ref_template=REF)["properties"]
-router.add_api_route(
+@router.get(
     "/v1/recommend",
-    recommend,
-    methods=["GET"],
-    name="recommend",
     summary="Which estimator fits",
     tags=["registry"],
-    responses=_json_answer(schemas.RecommendAnswer) | documented(400, 404, 422) | _COUNTED,
-    openapi_extra={
-        "parameters": [
-            {"name": name, "in": "query", "description": schema["description"], "explode": False, **_parameter(schema)}
-            for name, schema in _QUERY.items()
-        ]
-    },
+    responses=describe_answer(schemas.RecommendAnswer) | counted_errors(400, 404, 422),
+    openapi_extra=describe_query(schemas.RecommendRequest),
 )
+async def recommend(request: Request) -> Response:
+    """The estimators that fit a case, best first, with reasons, and why the others do not fit."""
+    settings, _, _ = _parts(request)
+    query = {name: _query_value(name, text) for name, text in request.query_params.items()}
+    criteria = validate(schemas.RecommendRequest, query, "query")
+    return await _answer_json(request, lambda: operations.recommend(admission.admit_recommendation(criteria, settings)))
 
 
 def _query_value(name: str, text: str) -> Any:
-    """A list where the field is one, and JSON where the text is no plain word."""
+    """Convert a parameter's text: to a list if the field is one, and from JSON if the text is no plain word."""
     if name == "bring":
         return [word.strip() for word in text.split(",")]
     return parse_json(text, name) if name == "a" or text[:1] in ("{", "[") else text
 
 
-# --- the service itself ---
+async def _answer_json(request: Request, describe: Callable[[], Any]) -> Response:
+    _, pool, _ = _parts(request)
+    return Response(await pool.run(lambda: JSON.encode(describe())), media_type=JSON.media_type)
 
 
-@router.get("/livez", tags=["service"], responses=_json_answer(schemas.Status) | _HEALTH)
+# --- the state of the service ---
+
+
+@router.get("/livez", tags=["service"], responses=describe_answer(schemas.Status) | _HEALTH_ERRORS)
 async def livez() -> Response:
     """Whether the process answers at all."""
     return Response(JSON.encode({"status": "alive"}), media_type=JSON.media_type)
 
 
-@router.get("/readyz", tags=["service"], responses=_json_answer(schemas.Ready) | documented(503) | _HEALTH)
+@router.get(
+    "/readyz", tags=["service"], responses=describe_answer(schemas.Ready) | describe_errors(503) | _HEALTH_ERRORS
+)
 async def readyz(request: Request) -> Response:
-    """Whether requests are welcome: plugins loaded, room for more, not about to stop; 503 if not."""
-    request.app.state.load.check_ready()
+    """Whether the service accepts requests: plugins are loaded, there is room for more, it is not about to stop. Else 503."""
+    request.app.state.capacity.check_ready()
     try:
-        found = {
+        counts = {
             "status": "ready",
             "plugins": len(gradest.registry.plugins),
             "failures": len(gradest.registry.failures),
         }
     except PluginError as error:
-        raise Problem(503, "A plugin did not load, and GRADEST_STRICT_PLUGINS=1 asks for all of them.") from error
-    # not in the pool: its threads may all be taken, and they were loaded before the first request
-    return Response(JSON.encode(found), media_type=JSON.media_type)
+        raise Problem(503, "A plugin did not load, and GRADEST_STRICT_PLUGINS=1 requires all of them.") from error
+    # not in the pool: all its threads may be busy, and the plugins were loaded before the first request
+    return Response(JSON.encode(counts), media_type=JSON.media_type)
 
 
 _VERSIONS = {
@@ -346,53 +337,7 @@ _VERSIONS = {
 }
 
 
-@router.get("/version", tags=["service"], responses=_json_answer(schemas.Versions) | _COUNTED)
+@router.get("/version", tags=["service"], responses=describe_answer(schemas.Versions) | counted_errors())
 async def show_version() -> Response:
-    """The versions of what computes the answers."""
+    """The versions of the software that computes the answers."""
     return Response(JSON.encode(_VERSIONS), media_type=JSON.media_type)
-
-
-# --- the way in and out ---
-
-
-class _Body:
-    """A request's body, which becomes a request of a schema when it is called, once: that is left to the pool."""
-
-    def __init__(self, chunks: list[bytes], codec: Codec, settings: Settings) -> None:
-        self.size = sum(map(len, chunks))
-        self._chunks = chunks
-        self._codec = codec
-        self._settings = settings
-
-    def __call__(self, schema: type[AnyRequest]) -> AnyRequest:
-        whole = bytearray().join(
-            self._chunks
-        )  # tensors are views of it, which torch grants of what may be written to alone
-        self._chunks.clear()
-        return _validate(schema, self._codec.decode(whole, self._settings), "body")
-
-
-async def _read(request: Request) -> _Body:
-    codec = find_codec(request.headers.get("content-type", ""))
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(415, "Send the body as it is, without a Content-Encoding.")
-    return _Body([chunk async for chunk in request.stream()], codec, request.app.state.settings)
-
-
-def _validate(schema: type[AnyModel], found: Any, place: str) -> AnyModel:
-    try:
-        return schema.model_validate(found)
-    except ValidationError as error:
-        faults = describe_faults(error, list(schema.model_fields))
-        listed = "; ".join(f"{fault.field or place}: {fault.message}" for fault in faults)
-        raise Problem(422, f"The request does not fit its schema: {listed}.", faults) from error
-
-
-async def _in_pool(request: Request, work: Callable[[], Result]) -> Result:
-    """Run `work` in a thread; as many at a time as the settings say, the others wait."""
-    pool: Pool = request.app.state.pool
-    return await pool.run(work)
-
-
-async def _json(request: Request, describe: Callable[[], Any]) -> Response:
-    return Response(await _in_pool(request, lambda: JSON.encode(describe())), media_type=JSON.media_type)

@@ -8,7 +8,7 @@ import torch
 
 import gradest
 from gradest.analysis.comparison import comparable_estimators
-from gradest.errors import Incompatible
+from gradest.errors import Incompatible, InvalidInput
 
 A = torch.tensor([[0.3, -1.0], [0.0, 1.2]])
 F = gradest.objective("quadratic", target=0.2)
@@ -33,6 +33,14 @@ def test_rows_hold_what_estimate_and_exact_give():
     assert table.rows[0].claim == "none"
     assert table.rows[1].claim == "biased"
     assert table.rows[1].bias_in_se > 5 > table.rows[0].bias_in_se
+
+
+@pytest.mark.parametrize(
+    "estimators", ["rloo", {"name": "rloo"}, gradest.estimator("rloo")], ids=["name", "spec", "instance"]
+)
+def test_an_estimator_in_place_of_a_list_is_refused(estimators):
+    with pytest.raises(InvalidInput, match=r"estimators must be a list of estimators, such as \['rloo'\], not "):
+        gradest.compare(F, A, estimators=estimators)
 
 
 def test_all_fitting_estimators_by_default():

@@ -16,8 +16,8 @@ import gradest
 from gradest.contract.estimator import Bias, MonteCarlo
 from gradest.contract.objective import Separable
 from gradest.discovery.loading import PluginFailure
+from gradest_service.admit.auth import new_key
 from gradest_service.app import create_app
-from gradest_service.auth import new_key
 from gradest_service.settings import Settings
 
 pytestmark = pytest.mark.browser

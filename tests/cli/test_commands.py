@@ -162,7 +162,7 @@ def test_a_command_whose_source_shows_that_it_is_broken_is_named_in_the_help(ins
         ("raises", "1 / 0", "ZeroDivisionError: division by zero"),
         ("exits", "raise SystemExit(5)", "SystemExit: 5"),
         ("absent", "", "AttributeError: module 'acme_absent_command' has no attribute 'run'"),
-        ("uncallable", "run = 3", "acme_uncallable_command:run is a int, which cannot be called"),
+        ("uncallable", "run = 3", "acme_uncallable_command:run is of type int, which cannot be called"),
     ],
 )
 def test_a_command_that_does_not_load_is_named_in_the_list(

@@ -580,7 +580,7 @@ def test_what_goes_wrong_in_a_stream_is_the_error_that_it_is_without_one(client)
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_estimate_is_watched_as_the_library_s_is(client, monkeypatch, kind, dtype):
     """Each of the estimates so far has the bits of that of this side."""
-    monkeypatch.setattr("gradest_service.routes._REPORT_SECONDS", 0)
+    monkeypatch.setattr("gradest_service.run.streaming._REPORT_SECONDS", 0)
     a = torch.linspace(-2, 2, 200).reshape(50, 4).to(dtype)
     here, there, at_here, at_there = [], [], [], []
     case = {"estimator": "nvil", "draws": 5000, "seed": 3}
@@ -662,6 +662,14 @@ def test_a_stream_may_take_longer_than_the_timeout_while_something_comes():
     service.script = [slow, stream((b"result", RESULT))]
     assert service.compare("linear", A).draws == 2
     assert service.now == 40.1
+
+
+@pytest.mark.parametrize("estimators", ["rloo", {"name": "rloo"}], ids=["name", "spec"])
+def test_an_estimator_in_place_of_a_list_is_refused_here(estimators):
+    seen = []
+    with answering(200, seen=seen) as client, pytest.raises(InvalidInput, match="must be a list of estimators"):
+        client.compare("linear", A, estimators=estimators)
+    assert not seen
 
 
 def test_a_stream_in_which_nothing_came_leaves_the_deadline():

@@ -235,7 +235,7 @@ def test_the_exact_loss_of_the_polynomial_is_that_of_enumeration():
 
 
 def test_measure_knows_variance_and_its_error():
-    """The variance of reinforce on b is p(1-p)³ in each row; it is met within 5 standard errors, which are at most a tenth of it."""
+    """The variance of reinforce on b is p(1-p)³ in each row, within 5 standard errors of at most a tenth of it."""
     a = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     shares = []
     measured = measure(

@@ -168,7 +168,7 @@ def test_scale_comes_from_the_environment(cluster, monkeypatch):
     assert options["ray_actor_options"]["num_gpus"] == 0.25
     assert options["ray_actor_options"]["runtime_env"] == {"env_vars": {"GRADEST_LOAD_PLUGINS": "gradest"}}
     monkeypatch.setenv("GRADEST_RAY_MAX_REPLICAS", "1")
-    with pytest.raises(ValidationError, match="max_replicas is at least replicas"):
+    with pytest.raises(ValidationError, match="max_replicas must be at least replicas"):
         Scale.from_environment()
     monkeypatch.setenv("GRADEST_RAY_REPLICA", "2")
     with pytest.raises(ValidationError, match="replica"):

@@ -18,7 +18,7 @@ PLUGINS = {"neuron": NEURONS, "estimator": ESTIMATORS, "objective": OBJECTIVES}
 
 # what no JSON Schema of one request can say; each refusal is a 413 or a 422, or a 404 for a name
 _BEYOND_A_SCHEMA = re.compile(
-    "must have shape|is not rectangular|is not a finite number|dims at most|event dim"  # of nested arrays
+    "must have shape|is not rectangular|is not a finite number|at most 32 dims|event dim"  # of nested arrays
     "|does not fit|refuses its options|options of .* do not fit"  # of plugins and their options
     "|needs the (loss|grad)|state must hold"  # of an estimator
     "|To measure, send both"  # of a query

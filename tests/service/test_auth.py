@@ -15,11 +15,11 @@ from pydantic import ValidationError
 from starlette.datastructures import Headers
 
 from gradest.errors import InvalidInput
-from gradest_service import auth
+from gradest_service.admit import auth
 from gradest_service.app import create_app, running
 from gradest_service.settings import Settings
 
-SERVICE = Path(auth.__file__).parent
+SERVICE = Path(auth.__file__).parents[1]
 SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1}
 ALICE, BOB = "gradest_of_alice", "gradest_of_bob"
 
@@ -119,7 +119,7 @@ def test_all_keys_are_compared_in_constant_time(file, monkeypatch):
     file.write_text(line("alice", ALICE) + line("bob", BOB))
     compared = []
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or a == b)
-    keys = auth.Keys(file)
+    keys = auth.ApiKeys(file)
     assert keys.identify([f"Bearer {ALICE}"]).name == "alice"
     assert len(compared) == 2
     with pytest.raises(auth.Problem):
@@ -141,7 +141,7 @@ def test_a_new_key_works(tmp_path):
     key, entry = auth.new_key("carol")
     path = tmp_path / "keys"
     path.write_text(entry + " requests_per_second=2.5  # of the lab\n")
-    found = auth.Keys(path).identify(Headers(bearer(key)).getlist("authorization"))
+    found = auth.ApiKeys(path).identify(Headers(bearer(key)).getlist("authorization"))
     assert (found.name, found.requests_per_second, found.elements_per_minute) == ("carol", 2.5, None)
 
 
@@ -178,7 +178,7 @@ class Clock:
 
 def test_a_bucket_fills_at_its_rate_and_takes_debt():
     clock = Clock()
-    bucket = auth.Bucket(rate=2, capacity=3, clock=clock)
+    bucket = auth.TokenBucket(rate=2, capacity=3, clock=clock)
     assert bucket.wait(1) == 0
     bucket.take(10)
     assert bucket.wait(1) == 4  # from -7 to 1 at 2 a second
@@ -294,7 +294,7 @@ def test_openapi_has_the_keys(file):
         for operation in item.values()
         if operation.get("security") == []
     }
-    assert free == auth.OPEN
+    assert free == auth.HEALTH_PATHS
     assert "securitySchemes" not in create_app().openapi()["components"]
 
 

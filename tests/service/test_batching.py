@@ -1,4 +1,4 @@
-"""Joined passes give each request the bits that it gets alone; the batcher joins, parts, and lets no error spread."""
+"""Joined passes give each request the bits that it gets alone; the batcher joins, splits, and lets no error spread."""
 
 import asyncio
 import threading
@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 import gradest
 from gradest.contract.estimator import Feedback
+from gradest.contract.numerics import widen
 from gradest.estimation.ask_tell import ask, tell
 from gradest.random import Key
 from gradest.testing import checks as testing
-from gradest_service import joint
-from gradest_service.batching import Batcher
-from gradest_service.pool import Pool
+from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
+from gradest_service.admit.pool import Pool
+from gradest_service.run import joint_pass
+from gradest_service.run.batching import Batcher
 from tests.losses import cubes, with_gradient
 
 STATELESS = [
@@ -27,26 +29,25 @@ STATELESS = [
 BATCHES = st.lists(st.sampled_from([(), (1,), (3,), (2, 2), (0,), (17,)]), min_size=1, max_size=6)
 
 
-def requests_of(neuron, batches, seed, dtype=torch.float32):
+def jobs_of(kind, neuron, batches, seed, dtype=torch.float32, **more):
     generator = torch.Generator().manual_seed(seed)
     event = (3, 4)[: neuron.event_ndim]
-    return [
-        joint.Rows(
-            2 * torch.randn((*batch, *event), generator=generator, dtype=torch.float64).to(dtype), seed + place % 3
-        )
-        for place, batch in enumerate(batches)
-    ]
+    jobs = []
+    for place, batch in enumerate(batches):
+        a = 2 * torch.randn((*batch, *event), generator=generator, dtype=torch.float64).to(dtype)
+        jobs.append(kind(neuron=neuron, a=a, wide=widen(a), seed=seed + place % 3, **more))
+    return jobs
 
 
 @pytest.mark.parametrize("neuron", testing.example_neurons(gradest.registry), ids=lambda n: n.label())
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(batches=BATCHES, seed=st.integers(0, 2**53 - 4), samples=st.integers(0, 4))
 def test_samples_are_those_of_each_request_alone(neuron, batches, seed, samples):
-    requests = requests_of(neuron, batches, seed % 1000)
-    for request, found in zip(requests, joint.sample_rows(neuron, samples, requests), strict=True):
-        wanted = gradest.sample(neuron, request.a, samples, request.seed)
-        assert found.shape == wanted.shape
-        assert torch.equal(found, wanted)
+    jobs = jobs_of(SampleJob, neuron, batches, seed % 1000, samples=samples)
+    for job, found in zip(jobs, joint_pass.sample(jobs), strict=True):
+        wanted = gradest.sample(neuron, job.a, samples, job.seed)
+        assert found.h.shape == wanted.shape
+        assert torch.equal(found.h, wanted)
 
 
 @pytest.mark.parametrize(("estimator", "neuron"), STATELESS, ids=lambda plugin: plugin.label())
@@ -55,19 +56,18 @@ def test_samples_are_those_of_each_request_alone(neuron, batches, seed, samples)
     batches=BATCHES, seed=st.integers(0, 1000), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
 )
 def test_gradients_are_those_of_each_request_alone(estimator, neuron, batches, seed, dtype):
-    requests = requests_of(neuron, batches, seed, dtype)
-    asked = joint.forward(neuron, estimator, requests)
+    jobs = jobs_of(ForwardJob, neuron, batches, seed, dtype, estimator=estimator)
     back, wanted = [], []
-    for request, found in zip(requests, asked, strict=True):
-        draw, state = ask(neuron, estimator, request.a, Key(request.seed))
+    for job, found in zip(jobs, joint_pass.forward(jobs), strict=True):
+        draw, state = ask(neuron, estimator, job.a, Key(job.seed))
         assert torch.equal(found.points, draw.points.to(dtype))
         assert torch.equal(found.weights, draw.weights)
         loss, grad = with_gradient(cubes, draw.points, neuron.event_ndim)
         grad = grad if "grad" in estimator.needs else None
-        back.append(joint.Rows(request.a, request.seed, loss, grad))
+        back.append(BackwardJob(**vars(job), loss=loss, grad=grad))
         gradient, _ = tell(estimator, draw, Feedback(loss, grad), state)
         wanted.append((gradient.to(dtype), estimator.value(draw, loss)))
-    for found, (gradient, value) in zip(joint.backward(neuron, estimator, back), wanted, strict=True):
+    for found, (gradient, value) in zip(joint_pass.backward(back), wanted, strict=True):
         assert torch.equal(found.gradient, gradient)
         assert torch.equal(found.value, value)
 
@@ -75,12 +75,13 @@ def test_gradients_are_those_of_each_request_alone(estimator, neuron, batches, s
 def test_a_state_goes_with_a_request_of_its_own():
     neuron, estimator = gradest.neuron("bernoulli"), gradest.estimator("reinforce_average")
     state = {"total": torch.tensor(2.0), "weight": torch.tensor(0.5)}
-    rows = joint.Rows(torch.tensor([[0.5, -1.0]]), 3, torch.tensor([[1.5]]))
-    (told,) = joint.backward(neuron, estimator, [rows], state)
-    draw, _ = ask(neuron, estimator, rows.a, Key(3), state)
-    gradient, after = tell(estimator, draw, Feedback(rows.loss), state)
-    assert torch.equal(told.gradient, gradient)
-    assert {name: float(x) for name, x in told.state.items()} == {name: float(x) for name, x in after.items()}
+    a, loss = torch.tensor([[0.5, -1.0]]), torch.tensor([[1.5]])
+    job = BackwardJob(neuron=neuron, a=a, wide=a, estimator=estimator, seed=3, loss=loss, state=state)
+    (answer,) = joint_pass.backward([job])
+    draw, _ = ask(neuron, estimator, a, Key(3), state)
+    gradient, after = tell(estimator, draw, Feedback(loss), state)
+    assert torch.equal(answer.gradient, gradient)
+    assert {name: float(x) for name, x in answer.state.items()} == {name: float(x) for name, x in after.items()}
 
 
 def run(main):
@@ -133,18 +134,35 @@ def test_a_request_runs_where_it_was_prepared_unless_others_wait_for_a_thread():
     async def main():
         work, passes = Recorder(), []
         batcher = Batcher(Pool(1), 0, 100, passes.append)
-        assert batcher.run_alone(lambda: 7) == 7
+        assert batcher.run_alone("k", work, 7) == 14
         assert passes == [1]
         work.gate.clear()
         tasks = [asyncio.create_task(batcher.run("k", work, item, 1)) for item in range(2)]
         await asyncio.sleep(0.05)
         tasks.append(asyncio.create_task(batcher.run("k", work, 2, 1)))
         await asyncio.sleep(0.05)
-        assert batcher.run_alone(lambda: 7) is None
+        assert batcher.run_alone("k", work, 7) is None
         assert passes == [1, 2], "none was counted"
         work.gate.set()
         assert await asyncio.gather(*tasks) == [0, 2, 4]
-        assert Batcher(Pool(1), 1.0, 100).run_alone(lambda: 7) is None, "a wait is asked for"
+        assert Batcher(Pool(1), 1.0, 100).run_alone("k", work, 7) is None, "a wait is asked for"
+
+    run(main())
+
+
+@pytest.mark.parametrize(("kind", "enabled"), [(None, True), ("k", False)])
+def test_work_that_must_stay_alone_is_never_joined(kind, enabled):
+    async def main():
+        work, passes = Recorder(), []
+        batcher = Batcher(Pool(1), 1.0, 100, passes.append, enabled)
+        work.gate.clear()
+        tasks = [asyncio.create_task(batcher.run(kind, work, item, 1)) for item in range(3)]
+        await asyncio.sleep(0.05)
+        work.gate.set()
+        assert batcher.run_alone(kind, Recorder(), 7) == 14
+        assert await asyncio.gather(*tasks) == [0, 2, 4]
+        assert work.passes == [[0], [1], [2]]
+        assert passes == []
 
     run(main())
 

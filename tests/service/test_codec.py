@@ -12,9 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gradest.client.wire import MAX_HEADER, Malformed, join_tensors, pack, split_tensors, unpack
-from gradest_service.codec import JSON, SAFETENSORS, answer_codec, check_options, decode_a, decode_state, decode_tensor
+from gradest_service.bodies.codec import JSON, SAFETENSORS, answer_codec
+from gradest_service.bodies.schemas import EstimateAnswer, Exact, SampleAnswer
+from gradest_service.bodies.tensors import check_options, decode_a, decode_state, decode_tensor
 from gradest_service.problems import Problem
-from gradest_service.schemas import EstimateAnswer, Exact, SampleAnswer
 from gradest_service.settings import Settings
 
 SETTINGS = Settings()

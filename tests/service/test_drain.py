@@ -143,7 +143,7 @@ def test_the_process_ends_even_where_a_plugin_hangs():
         process.send_signal(signal.SIGTERM)
         assert hanging().status_code == 504
         assert process.wait(20) == 1
-        assert "still at work" in process.stderr.read()
+        assert "still being computed" in process.stderr.read()
 
 
 def test_who_is_at_the_door_is_let_in():

@@ -122,7 +122,7 @@ def test_a_client_that_goes_away_stops_the_work(start, registered):
 
 
 def test_a_quiet_stream_is_kept_alive(start, registered, monkeypatch):
-    monkeypatch.setattr("gradest_service.events._QUIET", 0.05)
+    monkeypatch.setattr("gradest_service.run.event_stream._KEEP_ALIVE_SECONDS", 0.05)
     release = threading.Event()
 
     class Waiting(Objective):

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gradest_service.auth import new_key
+from gradest_service.admit.auth import new_key
 
 HOOKS = Path(__file__).with_name("fuzz_hooks.py")
 SMALL = {"max_work": 100_000, "max_points": 2000, "max_elements": 5000, "max_requests": 64}

@@ -4,13 +4,15 @@ import resource
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
 import torch
 
 import gradest
-from gradest_service.limits import exact_work
+from gradest_service.admit.jobs import ObjectiveJob
+from gradest_service.admit.limits import exact_work
 
 JSON = {"Content-Type": "application/json"}
 SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1}
@@ -166,6 +168,7 @@ def test_the_work_of_an_exact_gradient_counts_the_outputs_at_the_largest_a():
     objective = gradest.objective("cross_entropy", **readout)
     a = torch.tensor([[0.0, 0.0], [0.0, 30.0]])
     atoms = [len(neuron.law(rows)[0]) for rows in (a[:1], a)]
-    low, high = (exact_work(neuron, objective, rows, target) for rows in (a[:1].expand(2, 2), a))
+    job = ObjectiveJob(neuron=neuron, a=a, wide=a, objective=objective, draws=1, seed=0)
+    low, high = (exact_work(replace(job, a=rows, wide=rows), target) for rows in (a[:1].expand(2, 2), a))
     assert high / low == pytest.approx((atoms[1] / atoms[0]) ** 2)
-    exact_work(neuron, objective, a[:0], target)  # no rows, and no complaint
+    exact_work(replace(job, a=a[:0], wide=a[:0]), target)  # no rows, and no error

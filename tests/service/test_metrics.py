@@ -12,9 +12,10 @@ import time
 import pytest
 
 import gradest
-from gradest_service import logs, metrics
+from gradest_service.admit import metrics
+from gradest_service.admit.request_context import RequestContext, current_request
 from gradest_service.app import create_app
-from gradest_service.calls import Call, current
+from gradest_service.host import logs
 from gradest_service.settings import Settings
 
 SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1, "samples": 3}
@@ -133,7 +134,7 @@ def test_metrics_can_be_turned_off_or_not_be_installed(start, refused, monkeypat
 
 
 def test_a_line_a_request(start, caplog, tmp_path):
-    from gradest_service.auth import new_key
+    from gradest_service.admit.auth import new_key
 
     key, entry = new_key("alice")
     (tmp_path / "keys").write_text(entry)
@@ -170,15 +171,15 @@ def logged(capsys):
 
 def test_json_logs(logged):
     read = logged(log_format="json")
-    token = current.set(Call("run-7", "GET"))
+    token = current_request.set(RequestContext("run-7", "GET"))
     try:
-        logs.log_request(Call("run-7", "GET", "/v1/sample", elements=3), 200, 0.25)
+        logs.log_request(RequestContext("run-7", "GET", "/v1/sample", elements=3), 200, 0.25)
         try:
             raise ValueError("line\nbreak")
         except ValueError:
             logging.getLogger("gradest_service").exception("request %s failed", "run-7")
     finally:
-        current.reset(token)
+        current_request.reset(token)
     logging.getLogger("elsewhere").warning("hello")
     answered, failed, other = map(json.loads, read().splitlines())
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", answered.pop("time"))
@@ -203,7 +204,7 @@ def test_json_logs(logged):
 
 def test_text_logs_and_levels(logged):
     read = logged(log_level="warning")
-    logs.log_request(Call("run-7", "GET"), 200, 0.25)
+    logs.log_request(RequestContext("run-7", "GET"), 200, 0.25)
     logging.getLogger("gradest_service").warning("attention")
     (line,) = read().splitlines()
     assert line.endswith("Z WARNING attention")
@@ -229,15 +230,16 @@ def test_the_id_is_on_what_plugins_log(start, registered, logged):
 
 def test_a_dead_worker_s_requests_are_forgotten_and_its_counts_are_not(tmp_path):
     def run(code):
-        code = f"import os; from gradest_service.metrics import *; from gradest_service.calls import Call; m = Metrics(); {code}"
-        environment = {**os.environ, metrics.FOLDER: str(tmp_path)}
+        imports = "from gradest_service.admit import metrics; from gradest_service.admit.request_context import RequestContext"
+        code = f"import os; {imports}; m = metrics.Metrics(); {code}"
+        environment = {**os.environ, metrics.FOLDER_VARIABLE: str(tmp_path)}
         process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
         return process.pid, process.communicate(timeout=60)[0]
 
-    dead, _ = run("m.begin(); m.begin(); m.end(Call('x', 'GET', '/livez'), 200, 0.5); os._exit(9)")
+    dead, _ = run("m.begin(); m.begin(); m.end(RequestContext('x', 'GET', '/livez'), 200, 0.5); os._exit(9)")
     show = "print(m.render().decode())"
     assert "gradest_requests_in_progress 1.0" in run(show)[1]
-    metrics.forget(dead, str(tmp_path))
+    metrics.forget_worker(dead, str(tmp_path))
     _, shown = run(show)
     assert "gradest_requests_in_progress 1.0" not in shown
     assert 'gradest_requests_total{method="GET",route="/livez",status="200"} 1.0' in shown

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 @pytest.fixture(params=[H11Protocol, HttpToolsProtocol])
 def connect(request, start, monkeypatch):
-    monkeypatch.setattr("gradest_service.protocol.AutoHTTPProtocol", request.param)
+    monkeypatch.setattr("gradest_service.host.protocol.AutoHTTPProtocol", request.param)
     service = start(deadline_seconds=1)
 
     def open_one():

@@ -7,15 +7,14 @@ import sys
 import pytest
 
 from gradest.errors import InvalidInput, InvalidOptions
-from gradest_service import sources
+from gradest_service.host.configuration import PREFIX, list_settings, load_settings
 from gradest_service.settings import Settings
-from gradest_service.sources import find_settings
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
     for name in os.environ:
-        if name.startswith(sources.PREFIX):
+        if name.startswith(PREFIX):
             monkeypatch.delenv(name)
 
 
@@ -29,7 +28,7 @@ def file(tmp_path):
 def test_flags_go_before_environment_before_file_before_defaults(monkeypatch, file):
     monkeypatch.setenv("GRADEST_SERVICE_PORT", "2")
     monkeypatch.setenv("gradest_service_threads", "12")
-    found = find_settings({"port": "3"}, file)
+    found = load_settings({"port": "3"}, file)
     settings = found.settings
     assert (settings.port, settings.threads, settings.log_format, settings.docs) == (3, 12, "json", False)
     assert settings.max_draws == Settings().max_draws
@@ -49,7 +48,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch, tmp_path):
     for name, field in Settings.model_fields.items():
         number = str((field.default or 6) + 1) if name not in odd else ""
         monkeypatch.setenv(f"GRADEST_SERVICE_{name.upper()}", odd.get(name, number))
-    found = find_settings({})
+    found = load_settings({})
     assert found.origins.keys() == Settings.model_fields.keys()
     for name, field in Settings.model_fields.items():
         assert getattr(found.settings, name) != field.default
@@ -57,10 +56,10 @@ def test_every_setting_can_come_from_the_environment(monkeypatch, tmp_path):
 
 def test_the_environment_names_the_file_and_a_flag_another(monkeypatch, file, tmp_path):
     monkeypatch.setenv("GRADEST_SERVICE_CONFIG", str(file))
-    assert find_settings({}).settings.threads == 11
+    assert load_settings({}).settings.threads == 11
     other = tmp_path / "other.toml"
     other.write_text("threads = 13")
-    found = find_settings({}, other).settings
+    found = load_settings({}, other).settings
     assert (found.threads, found.port) == (13, 8000)
 
 
@@ -82,7 +81,7 @@ def test_a_fault_is_named_by_its_source(monkeypatch, file, flags, environment, t
     for name, value in environment.items():
         monkeypatch.setenv(f"GRADEST_SERVICE_{name}", value)
     with pytest.raises(InvalidOptions, match=named):
-        find_settings(flags, file)
+        load_settings(flags, file)
 
 
 @pytest.mark.parametrize("text", ["port = = 1", None, b"\xff"])
@@ -90,29 +89,29 @@ def test_a_file_that_is_none(file, text):
     file.unlink()
     if text is not None:
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InvalidInput, match=r"service.toml is no file of settings"):
-        find_settings({}, file)
+    with pytest.raises(InvalidInput, match=r"service.toml is not a file of settings"):
+        load_settings({}, file)
 
 
 def test_a_secret_is_shown_nowhere(monkeypatch, tmp_path):
     (tmp_path / "x").write_text("")
     monkeypatch.setenv("GRADEST_SERVICE_SSL_KEYFILE_PASSWORD", "hunter2")
-    found = find_settings({"ssl_certfile": str(tmp_path / "x")})
+    found = load_settings({"ssl_certfile": str(tmp_path / "x")})
     assert found.settings.ssl_keyfile_password.get_secret_value() == "hunter2"
-    assert "hunter2" not in f"{sources.show(found)} {found} {found.settings.model_dump_json()}"
+    assert "hunter2" not in f"{list_settings(found)} {found} {found.settings.model_dump_json()}"
     with pytest.raises(InvalidOptions) as caught:
-        find_settings({})
+        load_settings({})
     assert "hunter2" not in str(caught.value)
 
 
 def test_without_pydantic_settings_flags_still_do(monkeypatch, file):
     monkeypatch.setitem(sys.modules, "pydantic_settings", None)
-    assert find_settings({"port": "3"}).settings.port == 3
+    assert load_settings({"port": "3"}).settings.port == 3
     with pytest.raises(InvalidInput, match=r"pip install 'gradest\[serve\]'"):
-        find_settings({}, file)
+        load_settings({}, file)
     monkeypatch.setenv("GRADEST_SERVICE_API_KEYS", "x")  # not to be overlooked: it would mean a service without keys
     with pytest.raises(InvalidInput, match=r"gradest\[serve\]"):
-        find_settings({"port": "3"})
+        load_settings({"port": "3"})
 
 
 def test_settings_by_themselves_do_not_look_around(monkeypatch):
@@ -152,6 +151,6 @@ def test_new_api_key(tmp_path):
     made = gradest("--new-api-key", "alice")
     key = made.stderr.split()[-1]
     (tmp_path / "keys").write_text(made.stdout)
-    from gradest_service.auth import Keys
+    from gradest_service.admit.auth import ApiKeys
 
-    assert Keys(tmp_path / "keys").identify([f"Bearer {key}"]).name == "alice"
+    assert ApiKeys(tmp_path / "keys").identify([f"Bearer {key}"]).name == "alice"

@@ -122,7 +122,7 @@ def test_a_killed_worker_is_replaced_and_its_counts_stay(service):
     eventually(lambda: len(done) <= scrape(url, SAMPLED) - before <= len(done) + len(failures))
     eventually(lambda: scrape(url, "gradest_requests_in_progress") == 1)  # the dead worker's are forgotten
     log = os.read(process.stderr.fileno(), 1 << 16).decode()  # what there is, without waiting for the end
-    assert len(re.findall(f"worker {victim} ended with -9; another takes its place", log)) == 1
+    assert len(re.findall(f"worker {victim} ended with -9 and is replaced", log)) == 1
 
 
 def test_workers_do_not_outlive_a_killed_supervisor(service):

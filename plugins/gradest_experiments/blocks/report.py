@@ -87,7 +87,7 @@ def _read(path: Path) -> dict[str, list[RunFolder]]:
 def _table(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> str:
     """Return a table with a row per network, the least test error first."""
     best = sorted(groups, key=lambda label: fmean(run.results["test"]["error"] for run in groups[label]))
-    head = ["network", "seeds", "open %", "computed %", "valid %", "test %", "test at ½ %", "bits", "published: test %"]
+    head = ["network", "seeds", "open %", "computed %", "valid %", "test %", "test at ½ %", "bits", "published test %"]
     rows: list[list[Any]] = []
     for label in best:
         results = [run.results for run in groups[label]]

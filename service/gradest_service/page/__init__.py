@@ -1,6 +1,6 @@
-"""The page at /: files that a browser asks for, each at a path of its own, under a policy that lets it load nothing else.
+"""The web page at /: its files, each at its own path, under a content security policy that lets it load nothing else.
 
-It is made of plain HTML, CSS and ES modules, and of the libraries in `vendor`; it knows the service by its public routes alone.
+It consists of plain HTML, CSS and ES modules, and of the libraries in `vendor`. It uses only the service's public routes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TYPES = {
     "woff2": "font/woff2",
 }
 _HEADERS = {
-    "Cache-Control": "no-cache",  # kept, and asked about each time: a new version shows at once
+    "Cache-Control": "no-cache",  # a browser keeps the file but asks each time, so that a new version shows at once
     "Vary": "Accept-Encoding",
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -38,7 +38,7 @@ _HEADERS = {
 
 
 def _find(folder: Traversable, path: str) -> dict[str, Traversable]:
-    """What lies in a folder and below it, by path, where it is of a type that the page has."""
+    """Return the files in a folder and below it, by path, if the page has files of their type."""
     found: dict[str, Traversable] = {}
     for item in folder.iterdir():
         below = f"{path}/{item.name}"
@@ -52,14 +52,14 @@ def _find(folder: Traversable, path: str) -> dict[str, Traversable]:
 _FILES = _find(files(__name__), "/page") | _find(files("gradest.analysis.charts"), "/page/charts")
 _FILES["/"] = _FILES.pop("/page/index.html")
 PATHS = frozenset(_FILES)
-"""The paths of the page. They need no key, which is typed into it."""
+"""The paths of the page. They need no API key, because the key is typed into the page."""
 
 
 def add_page(app: FastAPI) -> None:
-    """Answer / with the page, and give it its files."""
+    """Serve the page at /, and its files."""
 
     async def show(request: Request) -> Response:
-        """A file of the page."""
+        """Serve a file of the page."""
         path = "/" if "name" not in request.path_params else f"/page/{request.path_params['name']}"
         if path not in PATHS:
             raise Problem(404, "The page has no such file.")
@@ -77,7 +77,7 @@ def add_page(app: FastAPI) -> None:
 
 @cache
 def _load(path: str) -> tuple[bytes, bytes | None, str]:
-    """A file's bytes; the same packed, where that is of use; and a tag that changes with them."""
+    """Return a file's bytes, the same compressed if that makes them smaller, and an ETag."""
     content = _FILES[path].read_bytes()
     packed = None if path.endswith("woff2") else gzip.compress(content, mtime=0)
     return content, packed, f'"{hashlib.sha256(content).hexdigest()[:32]}"'

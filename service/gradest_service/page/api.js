@@ -1,4 +1,4 @@
-// The service's public routes. Its address is this page's own, so that any prefix in front of it stays.
+// Calls the service's public routes. Their address begins like this page's own, so that any prefix before it stays.
 import { el, find } from "./dom.js";
 
 export const base = new URL("./", location.href.split("#")[0]).href;
@@ -14,7 +14,7 @@ export class ServiceError extends Error {
   }
 }
 
-const GONE = "The service does not answer. It may have been stopped; the page goes on as soon as it is back.";
+const GONE = "The service does not answer. It may have been stopped; the page continues once it is back.";
 
 function ask(reason) {
   asking ||= new Promise((resolve) => {
@@ -39,12 +39,12 @@ function ask(reason) {
 
 async function problem(response) {
   const text = await response.text();
-  let detail = text.slice(0, 300); // a proxy's own words
+  let detail = text.slice(0, 300); // as a proxy words it
   try {
     const found = JSON.parse(text);
     detail = found.detail ?? found.title ?? detail;
   } catch {
-    // no JSON
+    // not JSON
   }
   const wait = response.headers.get("Retry-After");
   const again = wait && !/again/.test(detail) ? ` Try again in ${wait} s.` : "";
@@ -59,7 +59,13 @@ export async function call(path, { body, signal, accept = "application/json" } =
   let response;
   try {
     const method = body === undefined ? "GET" : "POST";
-    response = await fetch(base + path, { method, headers, body: body && JSON.stringify(body), signal, credentials: "omit" });
+    response = await fetch(base + path, {
+      method,
+      headers,
+      body: body && JSON.stringify(body),
+      signal,
+      credentials: "omit",
+    });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ServiceError(GONE);
@@ -79,7 +85,7 @@ export async function call(path, { body, signal, accept = "application/json" } =
 
 const kept = new Map();
 
-// What is registered stays the same while the service runs; a failure is not kept.
+// Gets what stays the same while the service runs, once; a failure is not kept.
 export function get(path) {
   if (!kept.has(path)) {
     const found = call(path).then((response) => response.json());
@@ -91,7 +97,7 @@ export function get(path) {
 
 export const post = async (path, body, signal) => (await call(path, { body, signal })).json();
 
-// The events of a stream, in order: {event, data}.
+// Yields the events of a stream in order: {event, data}.
 export async function* events(path, body, signal) {
   const response = await call(path, { body, signal, accept: "text/event-stream" });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -108,17 +114,19 @@ export async function* events(path, body, signal) {
     const blocks = (rest + part.value).split("\n\n");
     rest = blocks.pop();
     for (const block of blocks) {
-      const found = Object.fromEntries(block.split("\n").map((line) => [line.split(": ", 1)[0], line.slice(line.indexOf(": ") + 2)]));
+      const found = Object.fromEntries(
+        block.split("\n").map((line) => [line.split(": ", 1)[0], line.slice(line.indexOf(": ") + 2)]),
+      );
       if (found.event) yield { event: found.event, data: JSON.parse(found.data) };
     }
   }
 }
 
-// Says what went wrong above the view, and takes it back once something went well.
+// Shows above the view what went wrong; without an error, hides it.
 export function trouble(error) {
   const place = find("#trouble");
   if (error?.name === "AbortError") return;
   if (error && !(error instanceof ServiceError)) console.error(error);
   place.hidden = !error;
-  place.replaceChildren(...(error ? [el("strong", {}, "Something is wrong. "), error.message] : []));
+  place.replaceChildren(...(error ? [el("strong", {}, "Something went wrong. "), error.message] : []));
 }

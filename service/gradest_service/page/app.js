@@ -1,5 +1,6 @@
-// Which view is shown: the address after # says it, and what it holds.
+// Shows the view that the address names, and shows another when the address changes.
 import { el, find } from "./dom.js";
+import { isSavedAddress, readAddress } from "./address.js";
 import { trouble } from "./api.js";
 import { redrawAll } from "./charts.js";
 
@@ -14,33 +15,14 @@ const VIEWS = {
 const main = find("#main");
 let leave = new AbortController();
 let first = true;
-let written = null; // the address, where the view that is shown has written it
-
-// The state that the address holds, as JSON after a question mark.
-function read() {
-  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  const [view, ...rest] = path.split("/");
-  let state = {};
-  try {
-    state = JSON.parse(decodeURIComponent(query) || "{}");
-  } catch {
-    trouble(new Error("The link's state cannot be read; this is the view without it."));
-  }
-  return { view: view in VIEWS ? view : "playground", name: decodeURIComponent(rest.join("/")), state };
-}
-
-// Keeps the state in the address, without a step in the history.
-export function keep(view, state) {
-  written = `#/${view}?${encodeURIComponent(JSON.stringify(state))}`;
-  history.replaceState(null, "", written);
-}
 
 async function route() {
-  if (location.hash === "#main" || location.hash === written) return;
+  if (location.hash === "#main" || isSavedAddress()) return;
   leave.abort();
   leave = new AbortController();
   const { signal } = leave;
-  const { view, name, state } = read();
+  const { view: named, name, state } = readAddress();
+  const view = named in VIEWS ? named : "playground";
   const top = ["playground", "compare"].includes(view) ? view : "registry";
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#/${top}`) link.setAttribute("aria-current", "page");
@@ -57,7 +39,9 @@ async function route() {
     start?.();
   } catch (error) {
     if (signal.aborted) return;
-    main.replaceChildren(el("p", {}, "There is nothing to show. ", el("button", { type: "button", onclick: route }, "Try again")));
+    main.replaceChildren(
+      el("p", {}, "This view cannot be shown. ", el("button", { type: "button", onclick: route }, "Try again")),
+    );
     trouble(error);
   }
   if (!first) {
@@ -75,7 +59,7 @@ find("#theme").addEventListener("click", () => {
   try {
     localStorage.setItem("gradest-theme", root.dataset.theme); // for theme.js, at the next visit
   } catch {
-    // a browser that keeps nothing
+    // a browser that stores nothing
   }
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);

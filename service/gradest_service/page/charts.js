@@ -1,4 +1,4 @@
-// Charts: vega-lite definitions that the library shares, drawn on canvas without evaluating any code.
+// Draws charts on canvas from the vega-lite definitions in gradest/charts, without evaluating any code.
 import { el } from "./dom.js";
 import { base } from "./api.js";
 
@@ -10,29 +10,36 @@ function script(name) {
   return new Promise((resolve, reject) => {
     const made = el("script", { src: `${base}page/vendor/${name}` });
     made.onload = resolve;
-    made.onerror = () => reject(new Error("The charts' library did not load."));
+    made.onerror = () => reject(new Error("The library for charts did not load."));
     document.head.append(made);
   });
 }
 
 async function load() {
   await script("vega.min.js");
-  const [, { expressionInterpreter }] = await Promise.all([script("vega-lite.min.js"), import("./vendor/vega-interpreter.js")]);
+  const [, { expressionInterpreter }] = await Promise.all([
+    script("vega-lite.min.js"),
+    import("./vendor/vega-interpreter.js"),
+  ]);
   return { vega: globalThis.vega, vegaLite: globalThis.vegaLite, expressionInterpreter };
 }
 
 function definition(name) {
-  if (!definitions.has(name)) definitions.set(name, fetch(`${base}page/charts/${name}.json`).then((found) => found.json()));
+  if (!definitions.has(name))
+    definitions.set(
+      name,
+      fetch(`${base}page/charts/${name}.json`).then((found) => found.json()),
+    );
   return definitions.get(name);
 }
 
 export const prepare = () => (library ||= load());
 export const palette = async () => (await definition("config")).range.category;
 
-// Widths in pixels: of a letter of a legend's label, about; of what stands beside the label; of what stands left of a legend.
-const LETTER = 7;
-const SYMBOL = 36;
-const AXIS = 60;
+// Widths in pixels.
+const LETTER = 7; // about one letter of a label in a legend
+const SYMBOL = 36; // a legend's symbol and its margins
+const AXIS = 60; // the space to the left of a legend
 
 function themed(config, width) {
   const style = getComputedStyle(document.body);
@@ -40,7 +47,14 @@ function themed(config, width) {
     ...config,
     font: style.fontFamily,
     background: style.backgroundColor,
-    axis: { ...config.axis, gridColor: style.color, domainColor: style.color, tickColor: style.color, labelColor: style.color, titleColor: style.color },
+    axis: {
+      ...config.axis,
+      gridColor: style.color,
+      domainColor: style.color,
+      tickColor: style.color,
+      labelColor: style.color,
+      titleColor: style.color,
+    },
     legend: {
       ...config.legend,
       labelColor: style.color,
@@ -57,7 +71,7 @@ function themed(config, width) {
   };
 }
 
-// One chart: a definition by its name, in an element of its own. `text` says in words what it shows.
+// One chart, in an element of its own; `name` is that of its definition, and `text` says in words what it shows.
 export class Chart {
   constructor(name, text) {
     this.name = name;
@@ -70,7 +84,7 @@ export class Chart {
     this.host.setAttribute("aria-label", text);
   }
 
-  // New rows, by the names that the definition gives them, and new values of its parameters.
+  // Draws new rows, by the names that the definition gives them, with new values of its parameters.
   async draw(rows, signals = {}) {
     this.rows = rows;
     this.signals = signals;
@@ -81,16 +95,30 @@ export class Chart {
     await view.runAsync();
   }
 
-  // Of a legend of estimators, which stands below the chart: as many as there is room for.
+  // How many columns there is room for in a legend of estimators, which is below the chart.
   #columns() {
-    const letters = Math.max(...Object.values(this.rows).flat().map((row) => row.estimator?.length ?? 0), 1);
+    const letters = Math.max(
+      ...Object.values(this.rows)
+        .flat()
+        .map((row) => row.estimator?.length ?? 0),
+      1,
+    );
     return Math.max(1, Math.floor((this.host.clientWidth - AXIS) / (letters * LETTER + SYMBOL)));
   }
 
   async #make() {
-    const [{ vega, vegaLite, expressionInterpreter }, found, config] = await Promise.all([prepare(), definition(this.name), definition("config")]);
+    const [{ vega, vegaLite, expressionInterpreter }, found, config] = await Promise.all([
+      prepare(),
+      definition(this.name),
+      definition("config"),
+    ]);
     const params = [...(found.params ?? []), { name: "columns", value: 1 }];
-    const whole = { ...structuredClone(found), params, width: "container", autosize: { type: "fit-x", contains: "padding", resize: true } };
+    const whole = {
+      ...structuredClone(found),
+      params,
+      width: "container",
+      autosize: { type: "fit-x", contains: "padding", resize: true },
+    };
     const compiled = vegaLite.compile(whole, { config: themed(config, this.host.clientWidth) }).spec;
     const view = new vega.View(vega.parse(compiled, null, { ast: true }), {
       expr: expressionInterpreter,
@@ -120,5 +148,5 @@ export class Chart {
   }
 }
 
-// After a change of theme.
+// Draws all charts again, after a change of theme.
 export const redrawAll = () => shown.forEach((chart) => chart.redraw());

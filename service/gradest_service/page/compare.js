@@ -1,32 +1,35 @@
-// Estimators side by side: a comparison with live progress, its table and its charts.
-import { el, field, folded, save, select, show as number } from "./dom.js";
+// Compares estimators: shows the progress, then a table and charts.
+import { el, field, folded, save, select } from "./dom.js";
+import { saveInAddress } from "./address.js";
 import { events, get, post, trouble } from "./api.js";
-import { keep } from "./app.js";
+import { flatten, nest } from "./arrays.js";
 import { Chart, prepare } from "./charts.js";
-import { Choice, Estimators, Numbers, flatten, labelOf, nameOf, nest } from "./forms.js";
 import { code } from "./code.js";
+import { Choice, Estimators, labelOf, nameOf } from "./forms.js";
+import { Numbers } from "./numbers.js";
+import { ResultTable, toCsv } from "./results.js";
+import { average, ticks } from "./stats.js";
 
-const USUAL = { neuron: "bernoulli", objective: { name: "quadratic", target: 0.3 }, a: [0.5, -1, 2], draws: 1000, seed: 0, unit: 0, sort: ["variance", 1], estimators: ["reinforce", "rloo", "disarm", "rebar", "straight_through", "reinmax"] };
-const COLUMNS = [
-  ["estimator", "estimator"],
-  ["claim", "claimed bias"],
-  ["evaluations", "K"],
-  ["bias", "bias"],
-  ["bias_in_se", "bias/SE"],
-  ["variance", "variance"],
-  ["snr", "SNR"],
-  ["cosine", "cosine"],
-  ["efficiency", "efficiency"],
-  ["seconds", "seconds"],
-];
-const SWEEP = 17;
-const EDGE = 6;
-const SWEEP_DRAWS = 400;
+const DEFAULTS = {
+  neuron: "bernoulli",
+  objective: { name: "quadratic", target: 0.3 },
+  a: [0.5, -1, 2],
+  draws: 1000,
+  seed: 0,
+  unit: 0,
+  sort: ["variance", 1],
+  estimators: ["reinforce", "rloo", "disarm", "rebar", "straight_through", "reinmax"],
+};
+const SWEEP = 17; // points of a curve
+const SWEEP_DRAWS = 400; // at most, for each of them
+const EDGE = 6; // curves go from -6 to 6
 
 export async function show(root, { state: given, signal }) {
   prepare();
-  const [neurons, estimators, objectives] = await Promise.all(["v1/neurons", "v1/estimators", "v1/objectives"].map(get));
-  const view = new Compare(root, { neurons, estimators, objectives }, { ...USUAL, ...given });
+  const [neurons, estimators, objectives] = await Promise.all(
+    ["v1/neurons", "v1/estimators", "v1/objectives"].map(get),
+  );
+  const view = new Compare(root, { neurons, estimators, objectives }, { ...DEFAULTS, ...given });
   signal.addEventListener("abort", () => view.stop());
   return { title: "Compare", start: () => given.ran && view.run() };
 }
@@ -34,7 +37,6 @@ export async function show(root, { state: given, signal }) {
 class Compare {
   constructor(root, catalog, state) {
     this.catalog = catalog;
-    this.sort = state.sort;
     this.unit = state.unit;
     this.ran = false;
     const changed = () => this.#changed();
@@ -49,16 +51,20 @@ class Compare {
     this.start = el("button", { class: "primary" }, "Compare");
     this.halt = el("button", { type: "button", disabled: true, onclick: () => this.stop() }, "Stop");
     this.bar = el("progress", { max: 1, value: 0, "aria-label": "Progress of the comparison", hidden: true });
-    this.said = el("p", { role: "status", class: "quiet-text" }, "Nothing is computed yet.");
-    this.table = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Results", hidden: true });
+    this.said = el("p", { role: "status", class: "quiet-text" }, "Nothing has been computed yet.");
+    this.table = new ResultTable(state.sort, () => this.#remember());
     this.charts = {
       bias: new Chart("bias", "Bias against variance"),
       error: new Chart("error", "Error against evaluations"),
       variance: new Chart("variance", "Variance against p"),
     };
-    this.figures = el("div", { class: "grid wide", hidden: true }, Object.entries(this.charts).map(([name, chart]) =>
-      el("figure", {}, chart.host, el("button", { type: "button", class: "quiet", onclick: async () => save(`gradest-${name}.png`, await chart.png()) }, `${name}: save as PNG`)),
-    ));
+    this.figures = el("div", { class: "grid wide", hidden: true },
+      Object.entries(this.charts).map(([name, chart]) => {
+        const savePng = async () => save(`gradest-${name}.png`, await chart.png());
+        const button = el("button", { type: "button", class: "quiet", onclick: savePng }, `${name}: save as PNG`);
+        return el("figure", {}, chart.host, button);
+      }),
+    );
     this.units = el("div");
     this.charts.variance.host.after(this.units);
     this.copied = el("span", { role: "status" });
@@ -69,20 +75,38 @@ class Compare {
       this.copied,
     );
     this.code = code(() => this.request());
+    const onsubmit = (event) => (event.preventDefault(), this.run());
     root.append(
       el("h1", {}, "Compare"),
       el("div", { class: "bench" },
-        el("form", { class: "controls", "aria-label": "What is compared", onsubmit: (event) => (event.preventDefault(), this.run()) },
+        el("form", { class: "controls", "aria-label": "What is compared", onsubmit },
           el("div", { class: "row" }, this.start, this.halt),
           this.numbers.element,
-          el("fieldset", {}, el("legend", {}, "How much"), el("div", { class: "row" }, field("draws of each", this.draws), field("seed", this.seed))),
-          folded(this.neuron.element, this.objective.element, el("fieldset", {}, el("legend", {}, "Estimators"),
-            el("div", { class: "row" },
-              el("button", { type: "button", class: "quiet", onclick: () => this.estimators.tick(true) }, "all"),
-              el("button", { type: "button", class: "quiet", onclick: () => this.estimators.tick(false) }, "none")),
-            this.chosen)),
+          el("fieldset", {},
+            el("legend", {}, "Draws"),
+            el("div", { class: "row" }, field("draws of each estimator", this.draws), field("seed", this.seed)),
+          ),
+          folded(
+            this.neuron.element,
+            this.objective.element,
+            el("fieldset", {},
+              el("legend", {}, "Estimators"),
+              el("div", { class: "row" },
+                el("button", { type: "button", class: "quiet", onclick: () => this.estimators.tick(true) }, "all"),
+                el("button", { type: "button", class: "quiet", onclick: () => this.estimators.tick(false) }, "none"),
+              ),
+              this.chosen,
+            ),
+          ),
         ),
-        this.pictures = el("div", { class: "pictures" }, this.bar, this.said, this.downloads, this.table, this.figures, this.code.element),
+        (this.pictures = el("div", { class: "pictures" },
+          this.bar,
+          this.said,
+          this.downloads,
+          this.table.element,
+          this.figures,
+          this.code.element,
+        )),
       ),
     );
     this.code.update();
@@ -91,20 +115,19 @@ class Compare {
   #fit(specs) {
     const { estimators } = this.neuron.description;
     const fitting = specs.filter((spec) => estimators.includes(nameOf(spec)));
-    this.estimators = new Estimators(this.catalog.estimators, estimators, fitting.length ? fitting : estimators.slice(0, 4), () => this.#changed());
+    const some = fitting.length ? fitting : estimators.slice(0, 4);
+    this.estimators = new Estimators(this.catalog.estimators, estimators, some, () => this.#changed());
     this.chosen.replaceChildren(this.estimators.element);
   }
 
   #refit() {
     const dims = this.neuron.description.event_ndim;
-    if (dims !== this.numbers.dims) {
-      this.numbers.set([], dims);
-    }
+    if (dims !== this.numbers.dims) this.numbers.set([], dims);
     this.#fit(this.estimators.specs());
     this.#changed();
   }
 
-  // What is on screen no longer answers what is asked.
+  // Notes that the results on screen are no longer those of the form.
   #changed() {
     this.ran = false;
     this.objective.imply("event_ndim", this.numbers.dims);
@@ -112,7 +135,8 @@ class Compare {
   }
 
   #remember() {
-    keep("compare", { ...this.fields(), unit: this.unit, sort: this.sort, ran: this.ran || undefined });
+    const { unit, table, ran } = this;
+    saveInAddress("compare", { ...this.fields(), unit, sort: table.sort, ran: ran || undefined });
     this.code.update();
   }
 
@@ -143,10 +167,10 @@ class Compare {
       }
       this.bar.hidden = false;
       this.bar.value = 0;
-      const done = new Map();
+      const shares = new Map(); // of its draws that each estimator has made
       this.said.textContent = "Comparing…";
       for await (const { event, data } of events("v1/compare", fields, signal)) {
-        if (event === "progress") this.#progress(done, data, fields.estimators.length);
+        if (event === "progress") this.#progress(shares, data, fields.estimators.length);
         else if (event === "error") throw Object.assign(new Error(data.detail), { problem: data });
         else this.answer = data;
       }
@@ -158,7 +182,7 @@ class Compare {
     });
   }
 
-  // Does what is asked for, in place of what was under way; `task` takes the fields and a signal that stops it.
+  // Runs a task instead of the one that is running; `task` takes the fields and a signal that stops it.
   async #work(task) {
     this.stop();
     const running = (this.running = new AbortController());
@@ -168,7 +192,8 @@ class Compare {
     try {
       await task(this.fields(), running.signal);
     } catch (error) {
-      if (this.running === running) this.said.textContent = error.name === "AbortError" ? "Stopped." : "It did not come to its end.";
+      const outcome = error.name === "AbortError" ? "Stopped." : "The computation failed.";
+      if (this.running === running) this.said.textContent = outcome;
       trouble(error);
     } finally {
       if (this.running === running) {
@@ -179,48 +204,26 @@ class Compare {
     }
   }
 
-  #progress(done, { estimator, done: so, draws }, count) {
-    done.set(estimator, so / draws);
-    const shares = [...done].filter(([name]) => name !== "exact").map(([, share]) => share);
-    this.bar.value = shares.reduce((sum, share) => sum + share, 0) / count;
-    this.said.textContent = `${estimator === "exact" ? "exact gradient" : estimator}: ${so} of ${draws}`;
+  #progress(shares, { estimator, done, draws }, count) {
+    if (estimator !== "exact") shares.set(estimator, done / draws);
+    this.bar.value = [...shares.values()].reduce((sum, share) => sum + share, 0) / count;
+    this.said.textContent = `${estimator === "exact" ? "exact gradient" : estimator}: ${done} of ${draws}`;
   }
 
   async #draw() {
     const { rows } = this.answer;
-    this.table.hidden = this.figures.hidden = this.downloads.hidden = false;
-    this.#tabulate();
+    this.figures.hidden = this.downloads.hidden = false;
+    this.table.show(rows);
     const names = this.#names();
-    this.units.replaceChildren(field("p changes with", select(names, names[this.unit], (name) => this.#choose(names.indexOf(name)))));
+    const units = select(names, names[this.unit], (name) => this.#choose(names.indexOf(name)));
+    this.units.replaceChildren(field("p changes with", units));
     const best = [...rows].sort((one, two) => Number(one.variance) - Number(two.variance))[0];
-    this.charts.bias.describe(`Bias against variance of ${rows.length} estimators; ${best.estimator} has the least variance. The table has the numbers.`);
+    this.charts.bias.describe(
+      `Bias against variance of ${rows.length} estimators; ${best.estimator} has the least variance. ` +
+        "The table has the numbers.",
+    );
     this.charts.error.describe("Relative error against evaluations of the loss. The table has the numbers.");
     await Promise.all([this.charts.bias.draw({ rows }), this.charts.error.draw({ rows })]);
-  }
-
-  #tabulate() {
-    const [column, direction] = this.sort;
-    const key = (row) => (["estimator", "claim"].includes(column) ? row[column] : Number(row[column] ?? NaN));
-    const rows = [...this.answer.rows].sort((one, two) => {
-      const [x, y] = [key(one), key(two)];
-      if (typeof x === "string") return direction * x.localeCompare(y);
-      return Number.isNaN(x) ? 1 : Number.isNaN(y) ? -1 : direction * (x - y || 0);
-    });
-    const by = (name) => {
-      this.sort = [name, name === column ? -direction : 1];
-      this.#tabulate();
-      this.#remember();
-      this.table.querySelector(`[data-column=${name}]`).focus();
-    };
-    const head = COLUMNS.map(([name, title]) =>
-      el("th", { scope: "col", class: ["estimator", "claim"].includes(name) ? false : "number", "aria-sort": name === column ? (direction > 0 ? "ascending" : "descending") : false },
-        el("button", { type: "button", "data-column": name, onclick: () => by(name) }, title, el("span", { "aria-hidden": "true" }, name === column ? (direction > 0 ? " ↑" : " ↓") : ""))),
-    );
-    const body = rows.map((row) =>
-      el("tr", {}, COLUMNS.map(([name]) =>
-        name === "estimator" ? el("th", { scope: "row" }, row[name]) : el("td", { class: name === "claim" ? "" : "number" }, name === "claim" ? row[name] : number(row[name])))),
-    );
-    this.table.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, body)));
   }
 
   #names() {
@@ -233,37 +236,38 @@ class Compare {
     if (this.ran) this.#work((fields, signal) => this.#sweep(fields, signal));
   }
 
-  // The variance of each estimator as one number of a goes from -6 to 6.
+  // Draws the variance of each estimator while one number of a goes from -6 to 6.
   async #sweep({ neuron, objective, a, estimators, draws, seed }, signal) {
     const flat = flatten(a);
     const unit = this.unit;
-    const said = `${this.answer.neuron}, ${this.answer.draws} draws of each, seed ${this.answer.seed}`;
-    this.said.textContent = `${said}. The sweep over p is on its way…`;
-    const places = Array.from({ length: SWEEP }, (_, at) => -EDGE + (2 * EDGE * at) / (SWEEP - 1));
-    const rows = places.map((x) => nest(flat.map((one, at) => (at === unit ? x : one)), this.numbers.shape));
+    const said = `${this.answer.neuron}, ${this.answer.draws} draws of each estimator, seed ${this.answer.seed}`;
+    this.said.textContent = `${said}. The chart over p is being computed…`;
+    const moved = (x) => flat.map((one, at) => (at === unit ? x : one));
+    const rows = ticks(SWEEP, -EDGE, EDGE).map((x) => nest(moved(x), this.numbers.shape));
     const { active_probability: chances } = await post("v1/mean", { neuron, a: rows }, signal);
     const found = [];
     for (const estimator of estimators) {
-      const answer = await post("v1/estimate", { neuron, objective, estimator, a: rows, draws: Math.min(draws, SWEEP_DRAWS), seed }, signal);
+      const body = { neuron, objective, estimator, a: rows, draws: Math.min(draws, SWEEP_DRAWS), seed };
+      const answer = await post("v1/estimate", body, signal);
       answer.variance.forEach((variance, at) => {
-        const numbers = flatten(variance).map(Number);
-        const mean = numbers.reduce((sum, one) => sum + one, 0) / numbers.length;
+        const mean = average(flatten(variance).map(Number));
         found.push({ estimator: labelOf(estimator), p: flatten(chances[at])[unit], cost: mean * answer.evaluations });
       });
       await this.charts.variance.draw({ rows: found });
     }
-    this.charts.variance.describe(`Variance times evaluations of ${estimators.length} estimators as P(h > 0) changes with ${this.#names()[unit]}.`);
-    this.said.textContent = `${said}${this.answer.exact ? "" : "; the exact gradient is out of reach"}.`;
+    this.charts.variance.describe(
+      `Variance times evaluations of ${estimators.length} estimators as P(h > 0) changes with ${this.#names()[unit]}.`,
+    );
+    this.said.textContent = `${said}${this.answer.exact ? "" : "; the exact gradient cannot be computed"}.`;
   }
 
   #saveJson() {
-    save("gradest-compare.json", new Blob([JSON.stringify({ request: this.fields(), result: this.answer }, null, 2)], { type: "application/json" }));
+    const text = JSON.stringify({ request: this.fields(), result: this.answer }, null, 2);
+    save("gradest-compare.json", new Blob([text], { type: "application/json" }));
   }
 
   #saveCsv() {
-    const cell = (value) => (/[",\n]/.test(String(value ?? "")) ? `"${String(value).replaceAll('"', '""')}"` : String(value ?? ""));
-    const lines = [COLUMNS.map(([name]) => name), ...this.answer.rows.map((row) => COLUMNS.map(([name]) => cell(row[name])))];
-    save("gradest-compare.csv", new Blob([lines.map((line) => line.join(",")).join("\r\n") + "\r\n"], { type: "text/csv" }));
+    save("gradest-compare.csv", new Blob([toCsv(this.answer.rows)], { type: "text/csv" }));
   }
 
   async #copyLink() {

@@ -1,4 +1,4 @@
-// Elements without markup in strings: nothing that the service says is ever parsed as HTML.
+// Makes elements without markup in strings: no text from the service is ever parsed as HTML.
 
 export function el(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -16,7 +16,7 @@ export const find = (selector) => document.querySelector(selector);
 
 let count = 0;
 
-// A label above a control; `hint` is read out with it.
+// A control with a label above it; screen readers read `hint` with it.
 export function field(label, control, hint = "") {
   control.id ||= `field-${++count}`;
   const parts = [el("label", { for: control.id }, label), control];
@@ -27,9 +27,12 @@ export function field(label, control, hint = "") {
   return el("div", { class: "field" }, parts);
 }
 
-// Controls that a small screen shows when they are asked for.
+// Controls that are folded away on a small screen until the reader opens them.
 export const folded = (...children) =>
-  el("details", { class: "folded", open: matchMedia("(min-width: 821px)").matches }, el("summary", {}, "Neuron, objective, estimators"), el("div", { class: "controls" }, children));
+  el("details", { class: "folded", open: matchMedia("(min-width: 821px)").matches },
+    el("summary", {}, "Neuron, objective, estimators"),
+    el("div", { class: "controls" }, children),
+  );
 
 export function select(names, chosen, onchange) {
   const control = el("select", { onchange: () => onchange(control.value) });
@@ -37,21 +40,26 @@ export function select(names, chosen, onchange) {
   return control;
 }
 
-// For people: three or four digits, and words for what is no number.
+// A number for people: `digits` significant digits, and signs for what is not a finite number.
 export function show(value, digits = 3) {
   if (value === null || value === undefined) return "–";
   const number = Number(value);
   if (Number.isNaN(number)) return "–";
   if (!Number.isFinite(number)) return number > 0 ? "∞" : "-∞";
-  if (number === 0 || (Math.abs(number) >= 1e-3 && Math.abs(number) < 1e5)) return String(Number(number.toPrecision(digits)));
+  if (number === 0 || (Math.abs(number) >= 1e-3 && Math.abs(number) < 1e5))
+    return String(Number(number.toPrecision(digits)));
   return number.toExponential(digits - 1).replace("e+", "e");
 }
 
-// Links in a reference: arXiv ids.
+// The text of a reference, with links for arXiv ids.
 export function linked(text) {
-  return text.split(/(arXiv \d{4}\.\d{4,5})/).map((part) =>
-    part.startsWith("arXiv ") ? el("a", { href: `https://arxiv.org/abs/${part.slice(6)}`, rel: "noreferrer" }, part) : part,
-  );
+  return text
+    .split(/(arXiv \d{4}\.\d{4,5})/)
+    .map((part) =>
+      part.startsWith("arXiv ")
+        ? el("a", { href: `https://arxiv.org/abs/${part.slice(6)}`, rel: "noreferrer" }, part)
+        : part,
+    );
 }
 
 export function save(name, content) {

@@ -1,4 +1,4 @@
-"""Several processes on one port. One that dies is replaced, and the others do not notice."""
+"""Several processes on one port. A process that dies is replaced, while the others continue."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from types import FrameType
 from fastapi import FastAPI
 
 from gradest.errors import GradestError
-from gradest_service import logs, metrics
-from gradest_service.server import FAILED, announce, run_process, url_of
+from gradest_service.admit import metrics
+from gradest_service.host import logs
+from gradest_service.host.server import FAILED, announce, run_process, url_of
 from gradest_service.settings import Settings
 
 __all__ = ["run_workers"]
 
 _LOG = logging.getLogger("gradest_service")
 _SPAWN = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-_PAUSE = 1.0  # seconds between a worker's start and its successor's at the least
+_RESTART_SECONDS = 1.0  # at least, between the start of a worker and that of its replacement
 
 Factory = Callable[[Settings], FastAPI]
 
@@ -37,18 +38,18 @@ def run_workers(settings: Settings, create_app: Factory) -> None:
     logs.set_up(settings)
     folder = None
     if settings.metrics and metrics.available():
-        folder = os.environ[metrics.FOLDER] = tempfile.mkdtemp(prefix="gradest-metrics-")
+        folder = os.environ[metrics.FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="gradest-metrics-")
     try:
         with _bind(settings) as listener:
             _Supervisor(settings, create_app, listener, folder).run()
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-            del os.environ[metrics.FOLDER]
+            del os.environ[metrics.FOLDER_VARIABLE]
 
 
 class _Supervisor:
-    """Starts the workers, watches them, and passes on the signal to stop."""
+    """Starts the workers, replaces those that die, and passes on the signal to stop."""
 
     def __init__(self, settings: Settings, create_app: Factory, listener: socket.socket, folder: str | None) -> None:
         self._settings = settings
@@ -60,7 +61,7 @@ class _Supervisor:
         self._exit_code = 0
 
     def run(self) -> None:
-        """Until all workers have ended."""
+        """Run until all workers have ended."""
         kept = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             for _ in range(self._settings.workers):
@@ -81,26 +82,26 @@ class _Supervisor:
 
     def _start(self) -> None:
         ours, theirs = _SPAWN.Pipe(duplex=False)
-        process = _SPAWN.Process(target=_work, args=(self._settings, self._create_app, self._listener, theirs))
+        process = _SPAWN.Process(target=_run_worker, args=(self._settings, self._create_app, self._listener, theirs))
         process.start()
         theirs.close()
         self._workers.append(_Worker(process, ours))
-        if self._stopping:  # the signal came before the worker could be told
+        if self._stopping:  # the signal came before this worker was in the list
             process.terminate()
 
     def _replace(self, worker: _Worker) -> None:
         self._workers.remove(worker)
         process = worker.process
         if self._folder is not None and process.pid is not None:
-            metrics.forget(process.pid, self._folder)
+            metrics.forget_worker(process.pid, self._folder)
         if self._stopping:
             return
         if process.exitcode == FAILED:
-            self._exit_code = FAILED  # what keeps one from starting keeps them all
+            self._exit_code = FAILED  # the others could not start either
             self._stop()
             return
-        _LOG.error("worker %s ended with %s; another takes its place", process.pid, process.exitcode)
-        time.sleep(max(0.0, worker.started + _PAUSE - time.monotonic()))
+        _LOG.error("worker %s ended with %s and is replaced", process.pid, process.exitcode)
+        time.sleep(max(0.0, worker.started + _RESTART_SECONDS - time.monotonic()))
         self._start()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -118,7 +119,7 @@ class _Supervisor:
 
 
 class _Worker:
-    """One process, and the news that it accepts connections."""
+    """One process, and the pipe through which it announces that it accepts connections."""
 
     def __init__(self, process: SpawnProcess, accepting: Connection) -> None:
         self.process = process
@@ -126,7 +127,7 @@ class _Worker:
         self._accepting = accepting
 
     def wait_until_accepting(self) -> bool:
-        """Whether it came so far."""
+        """Wait until the worker accepts connections; returns False if it ends before."""
         try:
             self._accepting.recv_bytes()
         except EOFError:
@@ -134,9 +135,9 @@ class _Worker:
         return True
 
 
-def _work(settings: Settings, create_app: Factory, listener: socket.socket, accepting: Connection) -> None:
-    """A worker's life."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a keyboard sends it to all; the supervisor passes it on
+def _run_worker(settings: Settings, create_app: Factory, listener: socket.socket, accepting: Connection) -> None:
+    """Serve as a worker, in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a keyboard sends it to every process; the supervisor passes it on
     threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
     try:
         run_process(settings, create_app, [listener], lambda url: accepting.send_bytes(b"accepting"))
@@ -153,6 +154,6 @@ def _end_with_the_supervisor() -> None:
 
 
 def _bind(settings: Settings) -> socket.socket:
-    """The listening socket that the workers share."""
+    """Create the listening socket that the workers share."""
     family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address, family=family, backlog=2048)

@@ -1,4 +1,4 @@
-"""Micro-batching: requests that may run as one pass are collected while the pool is busy, and run together."""
+"""Micro-batching: jobs of one kind are collected while all threads are busy, and run together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from gradest_service.pool import Pool
+from gradest_service.admit.pool import Pool
 
 __all__ = ["Batcher"]
 
@@ -20,7 +20,7 @@ Work = Callable[[Sequence[Item]], Sequence[Answer]]
 
 @dataclass
 class _Group(Generic[Item, Answer]):
-    """The requests of one kind that wait for their pass."""
+    """The items of one kind that wait to be run together."""
 
     work: Work[Item, Answer]
     items: list[Item] = field(default_factory=list)
@@ -32,31 +32,42 @@ class _Group(Generic[Item, Answer]):
 class Batcher:
     """Runs the work of concurrent requests of one kind as one call in a thread of the pool.
 
-    The first request of a kind waits for a free thread, and for `max_wait` seconds at the most beyond that; whatever of its kind
-    comes meanwhile joins it, up to `max_elements`. So nothing is delayed while threads are idle and `max_wait` is 0, and the
-    more there is to do the more is done at once.
+    The first request of a kind waits for a free thread, and `max_wait` seconds more at most. Requests of its kind that arrive
+    meanwhile join it, up to `max_elements`. So nothing is delayed while threads are idle and `max_wait` is 0, and the more there
+    is to do, the more is done at once.
 
-    If a pass fails, each of its requests is run alone, so that an error reaches only the request that it belongs to. Whoever
-    gives up before its turn is left out. `observe` is told how many requests each pass is for.
+    If a call fails, each of its requests is run alone, so that an error reaches only the request that it belongs to. A request
+    that is cancelled before its turn is left out. `observe` is called with the number of requests in each call.
+
+    Work whose kind is None is never joined with other work, nor is any if `enabled` is False; that is not observed.
     """
 
     def __init__(
-        self, pool: Pool, max_wait: float, max_elements: int, observe: Callable[[int], None] | None = None
+        self,
+        pool: Pool,
+        max_wait: float,
+        max_elements: int,
+        observe: Callable[[int], None] | None = None,
+        enabled: bool = True,
     ) -> None:
         self._pool = pool
         self._max_wait = max_wait
         self._max_elements = max_elements
         self._observe = observe
+        self._enabled = enabled
         self._open: dict[Hashable, _Group[Any, Any]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
     async def run(self, kind: Hashable, work: Work[Item, Answer], item: Item, elements: int) -> Answer:
-        """`work([item])[0]`, perhaps together with other items of the same kind, for which `work` must be the same."""
+        """Return `work([item])[0]`, perhaps computed with other items of the same kind; `work` must be the same for all."""
+        if kind is None or not self._enabled:
+            (result,) = await self._pool.run(partial(work, [item]))
+            return result
         group = self._open.get(kind)
         if group is None or group.elements + elements > self._max_elements:
             group = _Group(work)
             self._open[kind] = group
-            task = asyncio.create_task(self._lead(kind, group))
+            task = asyncio.create_task(self._run_group(kind, group))
             self._running.add(task)  # or it could be collected while it runs
             task.add_done_callback(self._running.discard)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -67,22 +78,25 @@ class Batcher:
             group.full.set()
         return await answer
 
-    def run_alone(self, work: Callable[[], Answer]) -> Answer | None:
-        """`work()`, a pass for one request, in the thread that the request was prepared in; None, and nothing is run, where
-        others may be there to join it with: while requests wait for a thread.
-        """
-        if self._max_wait or self._open or self._pool.waiting():
-            return None
-        if self._observe is not None:
-            self._observe(1)
-        return work()
+    def run_alone(self, kind: Hashable, work: Work[Item, Answer], item: Item) -> Answer | None:
+        """Return `work([item])[0]`, computed at once in the calling thread; None, without a call, if others may join it.
 
-    async def _lead(self, kind: Hashable, group: _Group[Any, Any]) -> None:
+        Others may join while requests wait for a thread, and whenever there is a `max_wait`.
+        """
+        if kind is not None and self._enabled:
+            if self._max_wait or self._open or self._pool.waiting():
+                return None
+            if self._observe is not None:
+                self._observe(1)
+        (result,) = work([item])
+        return result
+
+    async def _run_group(self, kind: Hashable, group: _Group[Any, Any]) -> None:
         try:
             if self._max_wait:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(group.full.wait(), self._max_wait)
-            async with self._pool.turn():
+            async with self._pool.thread():
                 if self._open.get(kind) is group:
                     del self._open[kind]
                 waiting = [pair for pair in zip(group.items, group.answers, strict=True) if not pair[1].done()]
@@ -98,11 +112,11 @@ class Batcher:
                     answer.set_result(outcome)
         finally:
             for answer in group.answers:
-                answer.cancel()  # of those that have no outcome, because the service stops
+                answer.cancel()  # those without an outcome, because the service stops
 
 
 def _outcomes(work: Work[Any, Any], waiting: Sequence[tuple[Any, asyncio.Future[Any]]]) -> list[Any]:
-    """The answer to each item, or the error that it alone gives; None to one that nobody waits for any more."""
+    """Return the answer to each item, or the error of that item alone; None for an item that nobody waits for any more."""
     wanted = [item for item, answer in waiting if not answer.done()]
     if not wanted:
         return [None] * len(waiting)

@@ -1,12 +1,12 @@
-"""API keys: who may come in, how often, and for how much work.
+"""API keys: who may send requests, how often, and for how much work.
 
-A key is 256 random bits. The service's file holds its SHA-256, a line a key, with the limits that the key has:
+A key is 256 random bits. A file of the service has a line for each key, with its SHA-256 hash and its limits:
 
     alice sha256:9f86d081...                                       # no limits
     bob   sha256:60303ae2... requests_per_second=5 elements_per_minute=1000000
 
-The file is read again whenever it changes. Let a new one take its place in a single step (`mv new keys`). One that cannot be
-read, or has a fault, leaves the keys that were in force, and the log says so.
+The file is read again whenever it changes. Replace it in a single step (`mv new keys`). If it cannot be read or has a fault,
+the keys stay as they were, and the log says so.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from pathlib import Path
 from gradest.errors import InvalidInput
 from gradest_service.problems import Problem
 
-__all__ = ["OPEN", "Bucket", "Key", "Keys", "new_key"]
+__all__ = ["HEALTH_PATHS", "ApiKey", "ApiKeys", "TokenBucket", "new_key"]
 
-OPEN = frozenset({"/livez", "/readyz"})
-"""The paths that need no key. All others do, those that do not exist too."""
+HEALTH_PATHS = frozenset({"/livez", "/readyz"})
+"""The paths that need no key. All others need one, even those that do not exist."""
 
 _LOG = logging.getLogger("gradest_service")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
 
 
-class Bucket:
-    """A token bucket: it fills at a rate up to its capacity, and what is taken may leave it in debt.
+class TokenBucket:
+    """A token bucket: it fills at a rate up to its capacity, and it may be overdrawn.
 
-    So a cost that is known only once a request is let in can be charged: whoever owes waits until that is paid off.
+    So a cost can be charged that is known only after a request is admitted: the key's next request waits until the debt is paid.
     """
 
     def __init__(self, rate: float, capacity: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,10 +49,10 @@ class Bucket:
         self._clock = clock
         self._level = capacity
         self._at = clock()
-        self._lock = threading.Lock()  # threads at work take from it
+        self._lock = threading.Lock()  # the threads that compute take from it
 
     def wait(self, amount: float) -> float:
-        """The seconds until the bucket holds `amount`; 0 if it does already."""
+        """Return the seconds until the bucket holds `amount`; 0 if it does already."""
         with self._lock:
             now = self._clock()
             self._level = min(self.capacity, self._level + self.rate * (now - self._at))
@@ -60,14 +60,14 @@ class Bucket:
             return max(0.0, (amount - self._level) / self.rate)
 
     def take(self, amount: float) -> None:
-        """Take `amount`, whether it is there or not."""
+        """Take `amount`, even if the bucket holds less."""
         with self._lock:
             self._level -= amount
 
 
 @dataclass
-class Key:
-    """One key, by its hash, and its limits; None is no limit."""
+class ApiKey:
+    """One API key, known by its hash, with its limits; None is no limit."""
 
     name: str
     digest: bytes = field(repr=False)
@@ -76,11 +76,11 @@ class Key:
 
     def __post_init__(self) -> None:
         rate, elements = self.requests_per_second, self.elements_per_minute
-        self._requests = None if rate is None else Bucket(rate, max(1.0, rate))
-        self._elements = None if elements is None else Bucket(elements / 60, elements)
+        self._requests = None if rate is None else TokenBucket(rate, max(1.0, rate))
+        self._elements = None if elements is None else TokenBucket(elements / 60, elements)
 
     def admit(self) -> None:
-        """Count a request; raises a 429 that says when to come again if a limit is reached."""
+        """Count a request; raises a 429 with the time to wait if a limit is reached."""
         if self._elements is not None and (wait := self._elements.wait(1)):
             raise _limited(f"This key may compute {self.elements_per_minute:g} elements a minute.", wait)
         if self._requests is not None:
@@ -89,27 +89,27 @@ class Key:
             self._requests.take(1)
 
     def charge(self, elements: int) -> None:
-        """Take what a request computes from the budget."""
+        """Take the elements that a request computes from the budget."""
         if self._elements is not None:
             self._elements.take(elements)
 
 
-class Keys:
-    """The keys of a file, read again when it changes. A key whose line stays as it was keeps what it has used up."""
+class ApiKeys:
+    """The keys of a file, read again when it changes. A key whose line did not change keeps its used-up budget."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stamp = _stamp(path)
         self._keys = _read(path)
 
-    def identify(self, authorization: Sequence[str]) -> Key:
-        """The key of a request's Authorization headers; a 401 without a right one."""
+    def identify(self, authorization: Sequence[str]) -> ApiKey:
+        """Return the key in a request's Authorization headers; raises a 401 if there is no valid one."""
         self._refresh()
         scheme, _, token = (authorization[0] if len(authorization) == 1 else "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise _unauthorized("Send an API key: Authorization: Bearer KEY.", "Bearer")
         digest = hashlib.sha256(token.strip().encode("latin-1")).digest()
-        # all are compared, whichever fits, so that the time tells nothing
+        # all are compared, whichever matches, so that the time reveals nothing
         found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
         if not found:
             raise _unauthorized("There is no such API key.", 'Bearer error="invalid_token"')
@@ -131,14 +131,16 @@ class Keys:
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A new key, which its holder gets and nobody else, and the line of the file that lets it in."""
+    """Create a key; returns the key itself, for its holder alone, and the line of the file that makes it valid."""
     if not _NAME.fullmatch(name):
-        raise InvalidInput("a key's name has letters, digits and . _ -, 64 at most")
+        raise InvalidInput(
+            "the name of a key may have letters, digits and the characters . _ -, and at most 64 of them"
+        )
     key = f"gradest_{secrets.token_urlsafe(32)}"
     return key, f"{name} sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
-def _read(path: Path) -> list[Key]:
+def _read(path: Path) -> list[ApiKey]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -157,10 +159,10 @@ def _read(path: Path) -> list[Key]:
     return keys
 
 
-def _parse(words: list[str]) -> Key:
+def _parse(words: list[str]) -> ApiKey:
     name, digest = words[0], _HASH.fullmatch(words[1] if len(words) > 1 else "")
     if not _NAME.fullmatch(name) or digest is None:
-        raise ValueError("it is not NAME sha256:HASH, with 64 hexadecimal digits")
+        raise ValueError("it must be NAME sha256:HASH, with 64 hexadecimal digits")
     limits = {}
     for word in words[2:]:
         limit, _, value = word.partition("=")
@@ -168,12 +170,12 @@ def _parse(words: list[str]) -> Key:
             raise ValueError("the limits are requests_per_second=NUMBER and elements_per_minute=NUMBER")
         limits[limit] = float(value)
         if not (limits[limit] > 0 and math.isfinite(limits[limit])):
-            raise ValueError(f"{limit} is a number above 0")
-    return Key(name, bytes.fromhex(digest[1]), **limits)
+            raise ValueError(f"{limit} must be a number above 0")
+    return ApiKey(name, bytes.fromhex(digest[1]), **limits)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """What differs when the file does."""
+    """Return what changes when the file does."""
     try:
         found = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP, with limits on the head of a request too, and with problems where it is none."""
+"""uvicorn's HTTP protocol with limits on the head of a request, and with problem details for what is not HTTP."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from gradest_service.problems import MEDIA_TYPE, Problem, to_bytes
 from gradest_service.settings import Settings
 
-__all__ = ["protocol"]
+__all__ = ["limited_protocol"]
 
-_MAX_HEAD = 1 << 16  # bytes
-_LAST = 1.0  # seconds that a head may still take when the service stops
+_MAX_HEAD_BYTES = 1 << 16
+_LAST_HEAD_SECONDS = 1.0  # for a head that is on its way when the service stops
 
 
-def protocol(settings: Settings) -> type[asyncio.Protocol]:
-    """The protocol of a service: a head takes no longer than the deadline, from the connection or its own first byte on.
+def limited_protocol(settings: Settings) -> type[asyncio.Protocol]:
+    """Return the protocol of a service: a head must arrive within the deadline, from the connection or its own first byte on.
 
-    It is parsed by httptools where that is installed, else by h11.
+    HTTP is parsed by httptools if that is installed, else by h11.
     """
-    return type("Protocol", (_Limits, AutoHTTPProtocol), {"seconds": settings.deadline_seconds})
+    return type("LimitedProtocol", (_HeadLimits, AutoHTTPProtocol), {"seconds": settings.deadline_seconds})
 
 
-class _Limits(asyncio.Protocol):
-    """One connection."""
+class _HeadLimits(asyncio.Protocol):
+    """One connection, whose requests' heads are limited in time and size."""
 
     seconds: float
     transport: asyncio.Transport
     loop: asyncio.AbstractEventLoop
     cycle: Any
-    conn: h11.Connection | None = None  # of h11 alone
+    conn: h11.Connection | None = None  # only if h11 parses
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,48 +42,48 @@ class _Limits(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for a head."""
+        """Start to wait for a head."""
         super().connection_made(transport)
         self._start_timer(self.seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """Stop waiting."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """More of a head, or of a body."""
+        """Receive more of a head or of a body, and refuse a head that is too large."""
         super().data_received(data)
         if not self._awaits_head():
             self._stop_timer()
             self._head = 0
             return
         self._head += len(data)
-        if self._head > _MAX_HEAD:
-            self._refuse(Problem(431, f"The head of a request may have {_MAX_HEAD} bytes."))
+        if self._head > _MAX_HEAD_BYTES:
+            self._refuse(Problem(431, f"The head of a request may have {_MAX_HEAD_BYTES} bytes."))
         elif self._timer is None:
             self._start_timer(self.seconds)
 
     def shutdown(self) -> None:
-        """The service stops: close, but not on a request that is on its way."""
+        """Close the connection because the service stops, unless a request is on its way."""
         if self._timer is None:
             super().shutdown()  # type: ignore[misc]
         else:
             self._stop_timer()
-            self._start_timer(min(_LAST, self.seconds))
+            self._start_timer(min(_LAST_HEAD_SECONDS, self.seconds))
 
     def on_headers_complete(self) -> None:
-        """httptools has read a head."""
+        """Note that httptools has read a head."""
         self._head_awaited = False
         super().on_headers_complete()  # type: ignore[misc]
 
     def on_message_complete(self) -> None:
-        """httptools has read a body."""
+        """Note that httptools has read a body."""
         self._head_awaited = True
         super().on_message_complete()  # type: ignore[misc]
 
     def send_400_response(self, msg: str) -> None:
-        """What came is no HTTP."""
+        """Refuse what is not HTTP."""
         self._refuse(Problem(400, "This is not a valid HTTP request."))
 
     def _awaits_head(self) -> bool:

@@ -1,4 +1,4 @@
-"""uvicorn as the service runs it: an address that is told, and a stop that a load balancer sees before the port closes."""
+"""uvicorn as the service runs it: it announces its address, and a load balancer sees that it stops before the port closes."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
-from gradest_service import logs
-from gradest_service.load import Load
-from gradest_service.protocol import protocol
+from gradest_service.admit.capacity import Capacity
+from gradest_service.host import logs
+from gradest_service.host.protocol import limited_protocol
 from gradest_service.settings import Settings
 
 __all__ = ["FAILED", "Server", "announce", "run_process", "url_of"]
 
 FAILED = 3
-"""The exit code of a service that could not start; uvicorn's."""
+"""The exit code of a service that could not start, as uvicorn has it."""
 
 _ALLOCATOR = {-1: 64 << 20, -3: 32 << 20}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes
-_LAST_HANDSHAKE = 1.0  # seconds that one may still take when the service stops
+_LAST_HANDSHAKE_SECONDS = 1.0  # for a TLS handshake when the service stops
 
 _LOG = logging.getLogger("gradest_service")
 
@@ -37,15 +37,15 @@ _LOG = logging.getLogger("gradest_service")
 class Server(uvicorn.Server):
     """One process's server.
 
-    A first signal to stop makes /readyz say so, for `drain_seconds` unless it comes from a keyboard; then the port is closed, and
-    what was accepted is finished. A second one ends the process.
+    After a first signal to stop, /readyz answers 503 for `drain_seconds`, unless the signal comes from a keyboard; then the port
+    is closed, and the accepted requests are finished. A second signal ends the process.
     """
 
     def __init__(self, settings: Settings, app: FastAPI) -> None:
         password = settings.ssl_keyfile_password
         config = uvicorn.Config(
             app,
-            http=protocol(settings),
+            http=limited_protocol(settings),
             host=settings.host,
             port=settings.port,
             log_config=None,
@@ -63,11 +63,11 @@ class Server(uvicorn.Server):
         self.on_accepting: Callable[[str], None] = lambda url: None
         self.obeys_second_signal = True
         self._settings = settings
-        self._load: Load = app.state.load
+        self._capacity: Capacity = app.state.capacity
         self._closes_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Bind the port."""
+        """Bind the port, and announce the address."""
         await super().startup(sockets)
         if self.started:
             self.url = url_of(self._settings, self.servers[0].sockets[0])
@@ -75,34 +75,34 @@ class Server(uvicorn.Server):
             self.on_accepting(self.url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal to stop."""
+        """Begin to stop at the first signal; end the process at the second."""
         if self._closes_at is None:
             drain = 0 if sig == signal.SIGINT else self._settings.drain_seconds
             self._closes_at = time.monotonic() + drain
-            self._load.draining = True
+            self._capacity.draining = True
         elif self.obeys_second_signal:
-            os._exit(128 + sig)  # threads at work would keep an orderly exit waiting
+            os._exit(128 + sig)  # an orderly exit would wait for busy threads
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: whether it is time to close the port."""
+        """Decide, ten times a second, whether it is time to close the port."""
         if self._closes_at is not None and time.monotonic() >= self._closes_at:
             self.should_exit = True
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the port, with nobody left at the door, and finish what was accepted."""
+        """Accept the connections that wait, close the port, and finish the accepted requests."""
         loop, waiting = asyncio.get_running_loop(), list[socket.socket]()
         for server in self.servers:
             for listener in server.sockets:
                 waiting += _accept_all(listener.fileno())
             server.close()
         tls = self.config.ssl
-        last = None if tls is None else _LAST_HANDSHAKE
+        last = None if tls is None else _LAST_HANDSHAKE_SECONDS
         entering = (
             loop.connect_accepted_socket(self._protocol, connection, ssl=tls, ssl_handshake_timeout=last)
             for connection in waiting
         )
-        await asyncio.gather(*entering, return_exceptions=True)  # who fails to come in is gone
+        await asyncio.gather(*entering, return_exceptions=True)  # a client whose handshake fails is gone
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
@@ -116,56 +116,56 @@ def run_process(
     sockets: Sequence[socket.socket] = (),
     on_accepting: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve from this process until a signal; on these sockets if there are any, as a worker that others watch."""
+    """Serve from this process until a signal; with sockets, serve on them as a worker of a supervisor."""
     logs.set_up(settings)
-    _keep_memory()
-    # threads of the pool that each had all cores would wait for one another
+    _keep_freed_memory()
+    # if each thread of the pool had all cores, they would wait for one another
     torch.set_num_threads(max(1, torch.get_num_threads() // settings.threads))
     server = Server(settings, create_app(settings))
-    told = on_accepting or announce
+    announce_address = on_accepting or announce
 
     def start(url: str) -> None:
-        # what is loaded by now stays: the collector need not walk through all of torch again and again
+        # what is loaded by now stays loaded: the collector need not walk through all of torch again and again
         gc.collect()
         gc.freeze()
-        told(url)
+        announce_address(url)
 
     server.on_accepting = start
     server.obeys_second_signal = not sockets
     server.run(list(sockets) or None)
-    gc.unfreeze()  # or what is frozen would outlive the interpreter, and some libraries complain of that
+    gc.unfreeze()  # frozen objects would outlive the interpreter, about which some libraries complain
     if not server.started:
         raise SystemExit(FAILED)
-    if _threads_at_work():
-        # uvicorn has told their clients; the interpreter would wait for them, for ever if they hang
-        _LOG.warning("requests were still at work when the time to stop was over")
+    if _threads_busy():
+        # uvicorn has answered their clients; the interpreter would wait for them, for ever if they hang
+        _LOG.warning("requests were still being computed at the end of the time to stop")
         os._exit(1)
 
 
-def _keep_memory() -> None:
-    """Let glibc keep freed memory of tens of megabytes: to take a body's pages from the system anew costs as much as its work."""
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed blocks of tens of megabytes: new pages from the system for each body cost as much as its work."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:  # other C libraries have none
+    if mallopt is not None:  # other C libraries do not have it
         for option, size in _ALLOCATOR.items():
             mallopt(option, size)
 
 
 def _accept_all(listener: int) -> list[socket.socket]:
-    """The connections that the system has made and nobody has accepted; it would reset them when the port closes."""
+    """Accept the connections that wait in the listener's queue; the system would reset them when the port closes."""
     accepted = []
-    with socket.socket(fileno=os.dup(listener)) as door:
-        door.setblocking(False)
+    with socket.socket(fileno=os.dup(listener)) as copy:
+        copy.setblocking(False)
         try:
             while True:
-                connection, _ = door.accept()
+                connection, _ = copy.accept()
                 connection.setblocking(False)
                 accepted.append(connection)
-        except OSError:  # nobody is waiting
+        except OSError:  # the queue is empty
             return accepted
 
 
-def _threads_at_work() -> bool:
-    """Whether threads of this process go on; idle ones of the pool end by themselves."""
+def _threads_busy() -> bool:
+    """Tell whether threads of this process still run; idle ones of the pool end by themselves."""
     threads = [
         thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()
     ]
@@ -175,12 +175,12 @@ def _threads_at_work() -> bool:
 
 
 def announce(url: str) -> None:
-    """Tell where the service is."""
+    """Print the address of the service."""
     print(f"gradest is listening on {url}", flush=True)
 
 
 def url_of(settings: Settings, listener: socket.socket) -> str:
-    """The address of a bound socket."""
+    """Return the address of a bound socket."""
     host, port = listener.getsockname()[:2]
     scheme = "https" if settings.ssl_certfile else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

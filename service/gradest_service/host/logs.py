@@ -1,4 +1,4 @@
-"""The log: a line a request and a line an error, as text or as JSON, with the request's id on all that happens in it."""
+"""The log: one line for each request and each error, as text or as JSON; lines within a request have its id."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from gradest_service.calls import Call, current
+from gradest_service.admit.request_context import RequestContext, current_request
 from gradest_service.settings import Settings
 
 __all__ = ["log_request", "set_up"]
@@ -17,32 +17,32 @@ _REQUESTS = logging.getLogger("gradest_service.requests")
 
 
 def set_up(settings: Settings) -> None:
-    """Send the log of this process to standard error. For processes of the service's own."""
+    """Send the log of this process to standard error. Only for a process that the service has to itself."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("gradest_service").setLevel(settings.log_level.upper())
 
 
-def log_request(call: Call, status: int, seconds: float) -> None:
-    """The line of a request that is over."""
+def log_request(context: RequestContext, status: int, seconds: float) -> None:
+    """Log the line of a request that is over."""
     if not _REQUESTS.isEnabledFor(logging.INFO):
         return
     fields = {
-        "method": call.method,
-        "route": call.route,
+        "method": context.method,
+        "route": context.route,
         "status": status,
         "seconds": round(seconds, 6),
-        "elements": call.elements,
-        "bytes_in": call.bytes_in,
-        "bytes_out": call.bytes_out,
-        "key": call.key.name if call.key else "",
+        "elements": context.elements,
+        "bytes_in": context.bytes_in,
+        "bytes_out": context.bytes_out,
+        "key": context.key.name if context.key else "",
     }
     _REQUESTS.info("answered", extra={"fields": fields})
 
 
 class _Json(logging.Formatter):
-    """An object a line."""
+    """Writes each record as a JSON object on a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -58,7 +58,7 @@ class _Json(logging.Formatter):
 
 
 class _Text(logging.Formatter):
-    """Words a line."""
+    """Writes each record as text on a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={value}" for name, value in _fields(record).items() if value != "")
@@ -67,8 +67,8 @@ class _Text(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    call = current.get()
-    return ({"request_id": call.request_id} if call else {}) | getattr(record, "fields", {})
+    context = current_request.get()
+    return ({"request_id": context.request_id} if context else {}) | getattr(record, "fields", {})
 
 
 def _time(record: logging.LogRecord) -> str:

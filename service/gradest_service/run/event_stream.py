@@ -1,4 +1,4 @@
-"""The event stream of a comparison: `progress` events while it runs, then one `result`, or one `error`."""
+"""Answers that are streams of server-sent events: `progress` while work runs, then one `result` or one `error`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from anyio.streams.memory import MemoryObjectSendStream
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from gradest_service.codec import JSON
-from gradest_service.pool import Pool
+from gradest_service.admit.pool import Pool
+from gradest_service.bodies.codec import JSON
 from gradest_service.problems import Problem, from_exception, internal_error
 
 __all__ = ["EventStream", "Report", "error_event"]
 
 Report = Callable[[Any], None]
-"""Sends a `progress` event with these fields, and ends the work if nobody waits for it."""
+"""Sends a `progress` event with these fields; raises, which ends the work, if nobody waits for the answer."""
 
 _LOG = logging.getLogger("gradest_service")
-_QUIET = 15.0  # seconds without an event after which a comment keeps the connection alive
+_KEEP_ALIVE_SECONDS = 15.0  # without an event, after which a comment keeps the connection alive
 
 
 class EventStream(Response):
-    """Answers with the events of `run`, which is called in a thread of the pool with what sends a `progress` event.
+    """Sends the events of `run`, which is called in a thread of the pool with a function that sends a `progress` event.
 
-    If the client goes away, `run` is stopped at its next report.
+    If the client disconnects, `run` is stopped at its next report.
     """
 
     media_type = "text/event-stream"
@@ -43,17 +43,17 @@ class EventStream(Response):
         self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events as they come."""
+        """Send the events as they occur."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        # as many events wait here as there are chunks of work at the most, which the limits bound
+        # at most one event for each chunk of work waits here, and the limits bound the work
         reports, events = anyio.create_memory_object_stream[bytes](math.inf)
         async with anyio.create_task_group() as group:
-            group.start_soon(self._stop_when_gone, receive, group.cancel_scope)
+            group.start_soon(self._stop_when_disconnected, receive, group.cancel_scope)
             group.start_soon(self._produce, reports)
             async with events:
                 while True:
                     chunk = b": still running\n\n"
-                    with anyio.move_on_after(_QUIET):
+                    with anyio.move_on_after(_KEEP_ALIVE_SECONDS):
                         try:
                             chunk = await events.receive()
                         except anyio.EndOfStream:
@@ -62,7 +62,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             group.cancel_scope.cancel()
 
-    async def _stop_when_gone(self, receive: Receive, scope: anyio.CancelScope) -> None:
+    async def _stop_when_disconnected(self, receive: Receive, scope: anyio.CancelScope) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         scope.cancel()
@@ -85,7 +85,7 @@ class EventStream(Response):
 
 
 def error_event(problem: Problem, request_id: str) -> bytes:
-    """The last event of a stream that went wrong."""
+    """Encode the last event of a stream that failed."""
     return _event("error", problem.details(request_id).model_dump())
 
 

@@ -1,0 +1,189 @@
+"""From a decoded request to a job: its plugins are built, its tensors are decoded, its limits are checked, its key is charged.
+
+There is one function for each operation. `as_json` tells whether the answer will be JSON, which may hold less than safetensors.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from gradest.contract.neuron import Binary, Neuron
+from gradest.estimation.ask_tell import check_form, check_pre_activations, first_state
+from gradest.random import MAX_SEED
+from gradest_service.admit import limits
+from gradest_service.admit.jobs import (
+    BackwardJob,
+    ComparisonJob,
+    EstimateJob,
+    EstimatorJob,
+    ForwardJob,
+    NeuronJob,
+    ObjectiveJob,
+    RecommendationJob,
+    SampleJob,
+)
+from gradest_service.admit.plugins import build_estimator, build_neuron, build_objective
+from gradest_service.admit.request_context import charge
+from gradest_service.bodies.schemas import (
+    BackwardRequest,
+    CompareRequest,
+    EstimateRequest,
+    ForwardRequest,
+    MeanRequest,
+    NeuronRequest,
+    RecommendRequest,
+    SampleRequest,
+)
+from gradest_service.bodies.tensors import decode_a, decode_state, decode_tensor
+from gradest_service.problems import Problem
+from gradest_service.settings import Settings
+
+__all__ = [
+    "admit_backward",
+    "admit_comparison",
+    "admit_estimate",
+    "admit_forward",
+    "admit_mean",
+    "admit_recommendation",
+    "admit_sample",
+]
+
+AnyEstimatorJob = TypeVar("AnyEstimatorJob", bound=EstimatorJob)
+_MEASURED_EVALUATIONS = (
+    100  # the maximum evaluations of a step in a measured recommendation, unless the caller sets one
+)
+
+
+def admit_sample(request: SampleRequest, settings: Settings, as_json: bool) -> SampleJob:
+    """Admit a request of POST /v1/sample."""
+    neuron, a, wide = _decode_inputs(request, settings)
+    # one byte for each output of a binary unit, if its two values fit
+    as_bytes = not as_json and isinstance(neuron, Binary) and neuron.fits(torch.uint8)
+    job = SampleJob(
+        neuron=neuron,
+        a=a,
+        wide=wide,
+        samples=request.samples,
+        dtype=torch.uint8 if as_bytes else None,
+        seed=_seed(request.seed),
+    )
+    limits.check_sample(settings, job, as_json)
+    charge(job.elements)
+    return job
+
+
+def admit_mean(request: MeanRequest, settings: Settings, as_json: bool) -> NeuronJob:
+    """Admit a request of POST /v1/mean."""
+    neuron, a, wide = _decode_inputs(request, settings)
+    job = NeuronJob(neuron=neuron, a=a, wide=wide)
+    limits.check_mean(settings, job, as_json)
+    charge(a.numel())
+    return job
+
+
+def admit_forward(request: ForwardRequest, settings: Settings, as_json: bool) -> ForwardJob:
+    """Admit a request of POST /v1/forward."""
+    neuron, a, wide = _decode_inputs(request, settings)
+    estimator = build_estimator("estimator", request.estimator, neuron, settings)
+    job = ForwardJob(neuron=neuron, a=a, wide=wide, estimator=estimator, seed=_seed(request.seed))
+    return _admit_draw(job, request.state, settings, as_json)
+
+
+def admit_backward(request: BackwardRequest, settings: Settings, as_json: bool) -> BackwardJob:
+    """Admit a request of POST /v1/backward."""
+    neuron, a, wide = _decode_inputs(request, settings)
+    estimator = build_estimator("estimator", request.estimator, neuron, settings)
+    job = BackwardJob(neuron=neuron, a=a, wide=wide, estimator=estimator, seed=request.seed)
+    job = _admit_draw(job, request.state, settings, as_json)
+    losses = (estimator.evaluations(neuron, job.event), *job.batch)
+    loss, grad = (
+        None if value is None else decode_tensor(field, value, wide.dtype, settings, shape)
+        for field, value, shape in (("loss", request.loss, losses), ("grad", request.grad, (*losses, *job.event)))
+    )
+    return replace(job, loss=loss, grad=grad)
+
+
+def admit_estimate(request: EstimateRequest, settings: Settings, as_json: bool) -> EstimateJob:
+    """Admit a request of POST /v1/estimate."""
+    neuron, a, wide = _decode_inputs(request, settings)
+    job = EstimateJob(
+        neuron=neuron,
+        a=a,
+        wide=wide,
+        estimator=build_estimator("estimator", request.estimator, neuron, settings),
+        objective=build_objective(request.objective, neuron, wide, settings),
+        draws=request.draws,
+        target_standard_error=request.target_standard_error,
+        seed=_seed(request.seed),
+    )
+    charge(limits.check_estimate(settings, job, as_json))
+    return job
+
+
+def admit_comparison(request: CompareRequest, settings: Settings) -> ComparisonJob:
+    """Admit a request of POST /v1/compare, with all affordable estimators if it names none."""
+    neuron, a, wide = _decode_inputs(request, settings)
+    objective = build_objective(request.objective, neuron, wide, settings)
+    seed = _seed(request.seed)
+    job = ComparisonJob(
+        neuron=neuron, a=a, wide=wide, objective=objective, draws=request.draws, seed=seed, estimators=[]
+    )
+    if request.estimators is None:
+        estimators = limits.affordable_estimators(settings, job)
+    else:
+        limits.check_estimator_count(settings, len(request.estimators))
+        estimators = [
+            build_estimator(f"estimators.{position}", spec, neuron, settings)
+            for position, spec in enumerate(request.estimators)
+        ]
+    job = replace(job, estimators=estimators)
+    charge(limits.check_comparison(settings, job))
+    return job
+
+
+def admit_recommendation(request: RecommendRequest, settings: Settings) -> RecommendationJob:
+    """Admit a request of GET /v1/recommend, which may ask for a measurement."""
+    neuron = build_neuron(request.neuron, settings)
+    evaluations, measure, seed = request.evaluations, None, _seed(request.seed)
+    if request.objective is not None and request.a is not None:
+        a = decode_tensor("a", request.a, torch.float32, settings)
+        wide = check_pre_activations(a, neuron)
+        objective = build_objective(request.objective, neuron, wide, settings)
+        evaluations = evaluations or _MEASURED_EVALUATIONS
+        measure = ObjectiveJob(neuron=neuron, a=a, wide=wide, objective=objective, draws=request.draws, seed=seed)
+        charge(limits.check_measurement(settings, measure, evaluations))
+    elif request.objective is not None or request.a is not None:
+        raise Problem(
+            422,
+            "To measure, send both objective and a. Without both, the recommendation follows from the certificates.",
+        )
+    return RecommendationJob(neuron=neuron, criteria=request, evaluations=evaluations, measure=measure, seed=seed)
+
+
+def _decode_inputs(request: NeuronRequest, settings: Settings) -> tuple[Neuron, Tensor, Tensor]:
+    """Return the neuron, its pre-activations, and the same in at least float32."""
+    neuron = build_neuron(request.neuron, settings)
+    a = decode_a(request.a, request.dtype, request.shape, settings)
+    return neuron, a, check_form(a, neuron)
+
+
+def _admit_draw(
+    job: AnyEstimatorJob, state: Mapping[str, Any] | None, settings: Settings, as_json: bool
+) -> AnyEstimatorJob:
+    """Check and charge the draw that both halves of a gradient make, then decode the estimator's state."""
+    points = limits.check_estimator(settings, job, as_json)
+    charge(points)
+    job = replace(job, elements=points, first_state=first_state(job.estimator, job.neuron, job.wide))
+    limits.check_state(settings, job, as_json)
+    return job if state is None else replace(job, state=decode_state(state, job.first_state, settings))
+
+
+def _seed(seed: int | None) -> int:
+    """Return the caller's seed, or a fresh one: not from torch's generator, which starts alike in every new process."""
+    return secrets.randbelow(MAX_SEED) if seed is None else seed

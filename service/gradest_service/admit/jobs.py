@@ -1,0 +1,151 @@
+"""What an admitted request asks for: its plugins are built, its tensors are decoded, and its limits are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gradest.contract.estimator import Estimator, State
+from gradest.contract.neuron import Neuron, event_shape
+from gradest.contract.objective import Objective
+from gradest.contract.plugin import Plugin
+from gradest_service.bodies.schemas import RecommendRequest
+
+__all__ = [
+    "BackwardJob",
+    "ComparisonJob",
+    "EstimateJob",
+    "EstimatorJob",
+    "ForwardJob",
+    "NeuronJob",
+    "ObjectiveJob",
+    "RecommendationJob",
+    "SampleJob",
+]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NeuronJob:
+    """A neuron and its pre-activations."""
+
+    neuron: Neuron
+    a: Tensor
+    """The pre-activations, `[*batch, *event]`, in the dtype of the answer."""
+    wide: Tensor
+    """The same in at least float32: estimators compute with these."""
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of one event of `a`."""
+        return event_shape(self.neuron, self.a)
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The shape of the batch of `a`."""
+        return tuple(self.a.shape[: self.a.ndim - self.neuron.event_ndim])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SampleJob(NeuronJob):
+    """Samples of a neuron."""
+
+    samples: int
+    dtype: torch.dtype | None = None
+    """The dtype of the samples, if it is not that of `a`."""
+    seed: int
+
+    @property
+    def elements(self) -> int:
+        """The number of outputs to sample."""
+        return self.samples * self.a.numel()
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for jobs that can be computed together."""
+        return SampleJob, self.samples, self.dtype, _identity(self.neuron), self.a.dtype, self.event
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EstimatorJob(NeuronJob):
+    """What the two halves of a gradient have in common."""
+
+    estimator: Estimator
+    seed: int
+    elements: int = 0
+    """The size of one draw: K x size of a."""
+    first_state: State = field(default_factory=dict)
+    """The estimator's state before its first step; empty if it carries none."""
+    state: State | None = None
+    """The state that the caller sent; None at the first step."""
+
+    @property
+    def kind(self) -> Hashable:
+        """Equal for jobs that can be computed together; None for an estimator with a state, which belongs to one caller."""
+        if self.first_state:
+            return None
+        return type(self), _identity(self.neuron), _identity(self.estimator), self.a.dtype, self.event
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ForwardJob(EstimatorJob):
+    """The first half of a gradient: the points at which the loss is needed."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BackwardJob(EstimatorJob):
+    """The second half of a gradient: the losses at those points are known."""
+
+    loss: Tensor | None = None
+    """`[K, *batch]`."""
+    grad: Tensor | None = None
+    """dL/dh, `[K, *batch, *event]`."""
+
+    @property
+    def kind(self) -> Hashable:
+        """As for every estimator job; those with a loss and those without one are not computed together."""
+        kind = super().kind
+        return None if kind is None else (kind, self.loss is None, self.grad is None)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ObjectiveJob(NeuronJob):
+    """An objective to be evaluated on the outputs of a neuron."""
+
+    objective: Objective
+    draws: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class EstimateJob(ObjectiveJob):
+    """The average of many draws of one estimator."""
+
+    estimator: Estimator
+    target_standard_error: float | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ComparisonJob(ObjectiveJob):
+    """Several estimators on one objective."""
+
+    estimators: list[Estimator]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RecommendationJob:
+    """What a caller has and wants of an estimator."""
+
+    neuron: Neuron
+    criteria: RecommendRequest
+    evaluations: int | None
+    """The maximum of evaluations in one step."""
+    measure: ObjectiveJob | None
+    """What the estimators are to be measured on; None for a recommendation from the certificates."""
+    seed: int
+
+
+def _identity(plugin: Plugin) -> Hashable:
+    return plugin.name, plugin.model_dump_json()

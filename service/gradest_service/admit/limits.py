@@ -1,0 +1,210 @@
+"""The limits on what a request multiplies: samples, draws, an estimator's K, outputs^units.
+
+Each check looks at a whole job once, before anything is allocated for it, and raises a 413 that names the limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradest.analysis.comparison import comparable_estimators
+from gradest.client.wire import SAFETENSORS
+from gradest.contract.estimator import Estimator, Target
+from gradest.contract.law import MAX_POINTS, count_configurations
+from gradest.errors import PluginFault, TooManyPoints
+from gradest_service.admit.jobs import ComparisonJob, EstimateJob, EstimatorJob, NeuronJob, ObjectiveJob, SampleJob
+from gradest_service.bodies.sizes import size
+from gradest_service.problems import Problem
+from gradest_service.settings import Settings
+
+__all__ = [
+    "affordable_estimators",
+    "can_afford_exact",
+    "check_comparison",
+    "check_estimate",
+    "check_estimator",
+    "check_estimator_count",
+    "check_mean",
+    "check_measurement",
+    "check_sample",
+    "check_state",
+    "exact_work",
+]
+
+_WARM_UP = 100  # steps that a stateful estimator takes before its draws
+
+
+def check_sample(settings: Settings, job: SampleJob, as_json: bool) -> None:
+    """Check the number of samples, and the size of the answer."""
+    if job.samples > settings.max_samples:
+        raise Problem(
+            413, f"samples may be {settings.max_samples} at most. Send more requests, each with its own seed."
+        )
+    _check_answer(settings, job.samples * size(job.a.shape), "samples x a", as_json)
+
+
+def check_mean(settings: Settings, job: NeuronJob, as_json: bool) -> None:
+    """Check the size of the answer."""
+    _check_answer(settings, size(job.a.shape), "the mean", as_json)
+
+
+def check_estimator(settings: Settings, job: EstimatorJob, as_json: bool) -> int:
+    """Check what one draw holds in memory, and the size of the answer; returns K x size of a. Raises TooManyPoints too."""
+    points = _check_points(settings, job, job.estimator)
+    _check_answer(settings, points, "points", as_json)
+    return points
+
+
+def check_state(settings: Settings, job: EstimatorJob, as_json: bool) -> None:
+    """Check the size of an estimator's state in the answer."""
+    _check_answer(settings, max((x.numel() for x in job.first_state.values()), default=0), "the state", as_json)
+
+
+def check_estimate(settings: Settings, job: EstimateJob, as_json: bool) -> int:
+    """Check the size of the answer, the draws and the work; returns the work."""
+    _check_answer(settings, size(job.a.shape), "the gradient", as_json)
+    _check_draws(settings, job.draws)
+    return _check_work(settings, _work(settings, job, job.estimator))
+
+
+def check_estimator_count(settings: Settings, estimators: int) -> None:
+    """Check how many estimators a comparison names, before they are built."""
+    if estimators > settings.max_estimators:
+        raise Problem(413, f"estimators may be {settings.max_estimators} at most. Send more requests.")
+
+
+def check_comparison(settings: Settings, job: ComparisonJob) -> int:
+    """Check the size of the answer, the draws, the work for the exact gradient and for all estimators; returns the latter."""
+    _check_answer(settings, size(job.a.shape), "the exact gradient", as_json=True)
+    _check_draws(settings, job.draws)
+    works = [_work(settings, job, estimator) for estimator in job.estimators]
+    targets = {estimator.target() for estimator in job.estimators} | {Target()}
+    if sum(exact_work(job, target) for target in targets) > settings.max_work:
+        raise Problem(
+            413,
+            "The exact gradient of this comparison would take too many points. Send fewer rows or units, or use an "
+            "objective with a closed form.",
+        )
+    return _check_work(settings, sum(works))
+
+
+def affordable_estimators(settings: Settings, job: ObjectiveJob) -> list[Estimator]:
+    """Return the estimators that `gradest.compare` takes by default and that are within the limits on this job."""
+    affordable = []
+    for estimator in comparable_estimators(job.neuron):
+        try:
+            work = _work(settings, job, estimator)
+        except (TooManyPoints, Problem):
+            continue
+        if work <= settings.max_work:
+            affordable.append(estimator)
+    return affordable
+
+
+def check_measurement(settings: Settings, job: ObjectiveJob, evaluations: int) -> int:
+    """Check the draws, and the work of measuring every estimator that takes at most so many evaluations a draw; returns it."""
+    _check_draws(settings, job.draws)
+    rows = size(job.a.shape) // size(job.event)
+    of_one = (job.draws + _WARM_UP) * evaluations * rows * _point_work(job)
+    work = of_one * len(comparable_estimators(job.neuron))
+    if work + exact_work(job, Target()) > settings.max_work:
+        raise _too_much_work(work, settings)
+    return work
+
+
+def can_afford_exact(settings: Settings, job: EstimateJob) -> bool:
+    """Tell whether the exact values of the estimator's target are within the limit on work."""
+    return exact_work(job, job.estimator.target()) <= settings.max_work
+
+
+def exact_work(job: ObjectiveJob, target: Target) -> int:
+    """Return the elements that the exact gradient computes; 0 if it has a closed form or cannot be computed."""
+    neuron, a, event = job.neuron, job.wide, job.event
+    rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
+    try:
+        if target.samples == 1 and job.objective.expectation(neuron, a) is not None:
+            return 0
+        values, _ = neuron.law(rows.amax(0))  # the number of outputs may grow with a
+        points = count_configurations(neuron, event, values.shape[0])
+    except TooManyPoints:
+        return 0
+    points = math.prod([points] * target.samples)
+    if points > MAX_POINTS:
+        return 0
+    return points * size(a.shape) // size(event) * _point_work(job)
+
+
+def _work(settings: Settings, job: ObjectiveJob, estimator: Estimator) -> int:
+    """Return the elements that an estimate computes: draws x K x size of a, with the objective's tensors."""
+    points = _check_points(settings, job, estimator) // size(job.event)
+    steps = job.draws + (_WARM_UP if estimator.init(job.neuron, job.wide) else 0)
+    return steps * points * _point_work(job)
+
+
+def _check_work(settings: Settings, work: int) -> int:
+    if work > settings.max_work:
+        raise _too_much_work(work, settings)
+    return work
+
+
+def _check_draws(settings: Settings, draws: int) -> None:
+    if draws > settings.max_draws:
+        raise Problem(413, f"draws may be {settings.max_draws} at most. Send more requests, each with its own seed.")
+
+
+def _check_points(settings: Settings, job: NeuronJob, estimator: Estimator) -> int:
+    evaluations = estimator.evaluations(job.neuron, job.event)
+    if not isinstance(evaluations, int) or evaluations < 1:
+        raise PluginFault(f"{estimator.name}.evaluations must return a whole number above 0")
+    points = evaluations * size(job.a.shape)
+    if points > settings.max_points:
+        raise Problem(
+            413,
+            f"A draw of {estimator.name} would hold K x a = {_show(points)} elements; the limit is {settings.max_points}. "
+            "Send fewer rows or units, or choose options or an estimator with fewer evaluations.",
+        )
+    return points
+
+
+def _check_answer(settings: Settings, elements: int, what: str, as_json: bool) -> None:
+    """Check the size of one tensor of an answer."""
+    if as_json and elements > settings.max_json_elements:
+        raise Problem(
+            413,
+            f"{what} would be {_show(elements)} elements; an answer in JSON holds {settings.max_json_elements}. "
+            f"Ask for safetensors, with Accept: {SAFETENSORS}, or for less in a request.",
+        )
+    if elements > settings.max_elements:
+        raise Problem(
+            413,
+            f"{what} would be {_show(elements)} elements; an answer holds {settings.max_elements}. "
+            "Send fewer rows, or ask for less in a request, and send more requests.",
+        )
+
+
+def _point_work(job: ObjectiveJob) -> int:
+    """Return the elements of one point, and of those tensors of the objective that do not merely broadcast onto points."""
+    options = [value for value in dict(job.objective).values() if isinstance(value, Tensor)]
+    beyond = [option.numel() for option in options if not _broadcasts(option.shape, job.a.shape)]
+    return size(job.event) + sum(beyond)
+
+
+def _broadcasts(shape: Sequence[int], onto: Sequence[int]) -> bool:
+    pairs = zip(reversed(shape), reversed(onto), strict=False)
+    return len(shape) <= len(onto) and all(small in (1, large) for small, large in pairs)
+
+
+def _too_much_work(work: int, settings: Settings) -> Problem:
+    return Problem(
+        413,
+        f"draws x K x a, over all estimators, would be {work} elements; the limit is {settings.max_work}. Ask for fewer "
+        "draws, rows or estimators in a request, and send more requests, each with its own seed.",
+    )
+
+
+def _show(number: int) -> str:
+    return str(number) if number < 10**15 else "over 10^15"

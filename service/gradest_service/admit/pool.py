@@ -1,0 +1,56 @@
+"""The threads that compute, and the queue for them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from anyio import CapacityLimiter, to_thread
+
+from gradest_service.admit.metrics import Metrics
+
+__all__ = ["Pool"]
+
+Result = TypeVar("Result")
+
+
+class Pool:
+    """A fixed number of threads. Further work waits for a thread in order of arrival, and is counted while it waits."""
+
+    def __init__(self, threads: int, metrics: Metrics | None = None) -> None:
+        self.threads = threads
+        self._free_threads = CapacityLimiter(threads)
+        self._metrics = metrics
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Wait for a free thread and return `work()`, called in it."""
+        async with self.thread():
+            return await self.run_now(work)
+
+    def holders(self) -> Collection[object]:
+        """Return who holds the threads that are not free."""
+        return self._free_threads.statistics().borrowers
+
+    def waiting(self) -> int:
+        """Return how many tasks wait for a thread."""
+        return self._free_threads.statistics().tasks_waiting
+
+    @asynccontextmanager
+    async def thread(self) -> AsyncIterator[None]:
+        """Wait for a free thread, and hold it inside the block, for one call of `run_now`."""
+        if self._metrics is not None:
+            self._metrics.add_waiting(1)
+        try:
+            await self._free_threads.acquire()
+        finally:
+            if self._metrics is not None:
+                self._metrics.add_waiting(-1)
+        try:
+            yield
+        finally:
+            self._free_threads.release()
+
+    async def run_now(self, work: Callable[[], Result]) -> Result:
+        """Return `work()`, called in the thread that this task holds."""
+        return await to_thread.run_sync(work, limiter=CapacityLimiter(1))

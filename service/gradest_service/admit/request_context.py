@@ -1,0 +1,37 @@
+"""What is recorded about the request in progress: for its log line, the metrics and its API key's budget."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from gradest_service.admit.auth import ApiKey
+
+__all__ = ["RequestContext", "charge", "current_request"]
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """The record of one request. The threads that work for the request see the same object."""
+
+    request_id: str
+    method: str
+    route: str = "none"
+    """The path's template; never the path itself, which is the caller's own text."""
+    key: ApiKey | None = None
+    elements: int = 0
+    """How many elements of tensors the service has computed for the request."""
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+current_request: ContextVar[RequestContext | None] = ContextVar("gradest_service_request", default=None)
+
+
+def charge(elements: int) -> None:
+    """Record that the current request is about to compute so many elements, and take them from its API key's budget."""
+    context = current_request.get()
+    if context is not None:
+        context.elements += elements
+        if context.key is not None:
+            context.key.charge(elements)

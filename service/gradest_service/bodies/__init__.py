@@ -1,0 +1,1 @@
+"""Bytes to named fields and tensors, and back."""

@@ -1,0 +1,405 @@
+"""The fields of requests and answers: they are checked by these models, shown at /docs, and written by a codec.
+
+Tensors are `Any` here, because each content type has its own form of them; the JSON Schema describes their form in JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, RootModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from gradest.analysis.certificates import Certificate
+from gradest.analysis.results import Recommendation
+from gradest.discovery.loading import PluginFailure
+from gradest.random import MAX_SEED
+
+__all__ = [
+    "BackwardAnswer",
+    "BackwardRequest",
+    "CompareAnswer",
+    "CompareRequest",
+    "ComparisonRow",
+    "EstimateAnswer",
+    "EstimateRequest",
+    "EstimateSoFar",
+    "EstimatorDescription",
+    "Exact",
+    "ForwardAnswer",
+    "ForwardRequest",
+    "MeanAnswer",
+    "MeanRequest",
+    "NeuronDescription",
+    "NeuronRequest",
+    "ObjectiveDescription",
+    "Plugins",
+    "Progress",
+    "Ready",
+    "RecommendAnswer",
+    "RecommendRequest",
+    "SampleAnswer",
+    "SampleRequest",
+    "Status",
+    "Versions",
+]
+
+
+class NestedNumbers(RootModel["float | list[NestedNumbers]"]):
+    """A number, or a rectangular nested array of numbers."""
+
+
+class NestedNumbersOut(RootModel['float | Literal["NaN", "Infinity", "-Infinity"] | list[NestedNumbersOut]']):
+    """A number, or a nested array of numbers; non-finite ones are the strings "NaN", "Infinity" and "-Infinity"."""
+
+
+class NamedPlugin(BaseModel):
+    """A plugin by its name; the other fields are its options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class _DescribedAs:
+    """Describes a field in the JSON Schema as this type, without checking it: tensors have other forms than nested arrays."""
+
+    core: CoreSchema
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(self.core)
+
+
+def _described_as(kind: Any) -> _DescribedAs:
+    return _DescribedAs(TypeAdapter(kind).core_schema)
+
+
+Numbers = Annotated[Any, _described_as(NestedNumbers)]
+NumbersOut = Annotated[Any, _described_as(NestedNumbersOut)]
+PluginSpec = Annotated[Any, _described_as(str | NamedPlugin)]
+NamedTensors = Annotated[dict[str, Any], _described_as(dict[str, NestedNumbers])]
+NamedTensorsOut = Annotated[Any, _described_as(dict[str, NestedNumbersOut])]
+Figure = float | Literal["NaN", "Infinity", "-Infinity"]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=MAX_SEED)]
+Size = Annotated[int, Field(strict=True, ge=0)]
+Draws = Annotated[int, Field(strict=True, ge=1)]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+
+_DRAWS = "Number of independent draws to average"
+_SEED = "Seed of the noise; null takes a fresh one, which the answer reports."
+_EXACT = "The exact {0}; null if neither a closed form nor enumeration gives it."
+
+
+class NeuronRequest(BaseModel):
+    """The fields of every request that has pre-activations."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    neuron: PluginSpec = Field(examples=["bernoulli"])
+    a: Numbers = Field(
+        examples=[[[0.5, -1.0, 2.0]]], description="Pre-activations, [*batch, *event], as nested arrays of numbers."
+    )
+    shape: list[Size] | None = Field(
+        None, description="The shape of a; needed only for shapes that JSON cannot express, such as [0, 3]."
+    )
+    dtype: Dtype | None = Field(
+        None,
+        description="The dtype to which a is converted, and which points and gradients have; null keeps the dtype of a "
+        "tensor, and takes float32 for JSON.",
+    )
+
+
+class SampleRequest(NeuronRequest):
+    """Independent outputs of a neuron."""
+
+    samples: Size = Field(1, description="Number of samples.")
+    seed: Seed | None = Field(None, description=_SEED)
+
+
+class MeanRequest(NeuronRequest):
+    """Moments of a neuron's output that need no sampling."""
+
+
+class ForwardRequest(NeuronRequest):
+    """The points at which an estimator needs the loss."""
+
+    estimator: PluginSpec = Field(examples=["rloo"])
+    seed: Seed | None = Field(None, description=_SEED)
+    state: NamedTensors | None = Field(
+        None, description="The estimator's state, from the last backward answer; null at the first step."
+    )
+
+
+class BackwardRequest(NeuronRequest):
+    """The losses at those points. All else is as in the forward request, of which the service has kept nothing."""
+
+    estimator: PluginSpec = Field(examples=["rloo"])
+    seed: Seed = Field(examples=[7], description="The seed that the forward answer reports.")
+    state: NamedTensors | None = Field(None, description="The state that the forward request had.")
+    loss: Numbers | None = Field(
+        None,
+        examples=[[[0.2], [0.3]]],
+        description="The loss at the points, [K, *batch]; null only if the estimator does not need it.",
+    )
+    grad: Numbers | None = Field(
+        None, description="dL/dh at the points, [K, *batch, *event]; null only if the estimator does not need it."
+    )
+
+
+class EstimateRequest(NeuronRequest):
+    """The gradient of an objective's expectation, by averaging independent draws of an estimator."""
+
+    estimator: PluginSpec = Field(examples=["rloo"])
+    objective: PluginSpec = Field(examples=[{"name": "quadratic", "target": 0.499}])
+    draws: Draws = Field(1000, description=f"{_DRAWS}.")
+    target_standard_error: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Stop once every coordinate of the gradient has this standard error or less; draws is then the maximum.",
+    )
+    seed: Seed | None = Field(None, description=_SEED)
+
+
+class CompareRequest(NeuronRequest):
+    """Several estimators compared on one objective."""
+
+    objective: PluginSpec = Field(examples=[{"name": "quadratic", "target": 0.499}])
+    estimators: list[PluginSpec] | None = Field(
+        None,
+        examples=[["rloo", "straight_through"]],
+        description="Null takes every registered estimator that fits the neuron and the service's limits.",
+    )
+    draws: Draws = Field(1000, description=f"{_DRAWS}, for each estimator.")
+    seed: Seed | None = Field(None, description=_SEED)
+
+
+class RecommendRequest(BaseModel):
+    """What a caller has and wants, as query parameters; a value that is no plain word or number is in JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    neuron: PluginSpec = Field("bernoulli", description='A name, or {"name": ..., and its options}.')
+    bring: list[Literal["loss", "grad", "relaxed"]] = Field(
+        ["loss"],
+        min_length=1,
+        description="What the caller can compute, separated by commas: loss; grad, which is dL/dh; relaxed, which is both at "
+        "points between the neuron's outputs too.",
+    )
+    evaluations: int | None = Field(
+        None, ge=1, description="Maximum evaluations of the loss in one step; no maximum if omitted."
+    )
+    unbiased: bool = Field(False, description="Recommend only estimators without bias.")
+    saturated: bool = Field(False, description="Whether the units' probabilities are near 0 or 1.")
+    units: int | None = Field(None, ge=1, description="Number of units in one event.")
+    objective: PluginSpec | None = Field(
+        None, description="An objective on which the errors are measured, at the pre-activations a."
+    )
+    a: Numbers | None = Field(None, description="Pre-activations to measure at, [*batch, *event].")
+    draws: int = Field(1000, ge=1, description="Number of draws of the measurement.")
+    seed: int | None = Field(None, ge=0, lt=MAX_SEED, description="Seed of the measurement's noise.")
+
+
+class TensorInfo(BaseModel):
+    """What a nested array cannot express: the dims behind one of size 0, and the dtype."""
+
+    shape: list[int]
+    dtype: str
+
+
+class Answer(BaseModel):
+    """The field of every answer with tensors."""
+
+    tensors: dict[str, TensorInfo] = Field({}, description="Shape and dtype of each tensor of the answer, by field.")
+
+
+class SampleAnswer(Answer):
+    """Samples."""
+
+    h: NumbersOut = Field(description="[samples, *batch, *event]; in safetensors uint8 for binary units.")
+    seed: int
+
+
+class MeanAnswer(Answer):
+    """Moments, in at least float32."""
+
+    mean: NumbersOut = Field(description="E[h], [*batch, *event].")
+    active_probability: NumbersOut = Field(description="P(h > 0), [*batch, *event].")
+
+
+class ForwardAnswer(Answer):
+    """A draw."""
+
+    points: NumbersOut = Field(description="The points at which to evaluate the loss, [K, *batch, *event].")
+    weights: NumbersOut = Field(
+        description="[K] or [K, *batch], in at least float32: sum_k weights_k loss_k estimates E[loss]."
+    )
+    needs: list[Literal["loss", "grad"]] = Field(description="What the backward request must have.")
+    seed: int
+
+
+class BackwardAnswer(Answer):
+    """A gradient."""
+
+    gradient: NumbersOut = Field(description="[*batch, *event].")
+    value: NumbersOut | None = Field(
+        description="The estimate of E[loss], [*batch], in at least float32; null without a loss."
+    )
+    weights: NumbersOut | None = Field(
+        description="d value / d loss, [K] or [K, *batch], with which the parameters of the loss are trained. These are "
+        "forward's weights unless the value is not linear in the losses. Null without a loss."
+    )
+    state: NamedTensorsOut = Field(
+        description="The state for the next step, in at least float32; empty if the estimator has none."
+    )
+
+
+class Exact(BaseModel):
+    """The exact values, by a closed form or by enumeration."""
+
+    loss: NumbersOut = Field(description="E[loss], [*batch].")
+    gradient: NumbersOut = Field(description="[*batch, *event].")
+
+
+class EstimateAnswer(Answer):
+    """An estimate; its numbers are in at least float32."""
+
+    loss: NumbersOut = Field(description="The mean estimate of E[loss], [*batch].")
+    gradient: NumbersOut = Field(description="The mean of the draws, [*batch, *event].")
+    variance: NumbersOut = Field(description="The variance of ONE draw, for each coordinate.")
+    standard_error: NumbersOut = Field(description="The standard error of the gradient: sqrt(variance / draws).")
+    draws: int
+    evaluations: int = Field(description="K: evaluations of the loss in one draw.")
+    seconds: float
+    seed: int
+    state: NamedTensorsOut = Field(description="The estimator's state with which the draws were made.")
+    exact: Exact | None = Field(description=_EXACT.format("loss and gradient"))
+
+
+class ComparisonRow(BaseModel):
+    """One estimator. Figures that need the exact gradient are null if it cannot be computed."""
+
+    estimator: str
+    claim: str = Field(description="The bias that the estimator claims.")
+    evaluations: int
+    bias: Figure | None = Field(description="Root mean square over coordinates of (mean gradient - exact gradient).")
+    bias_in_se: Figure | None = Field(description="The same in standard errors; near 1 for an unbiased estimator.")
+    variance: Figure = Field(description="The variance of one draw, averaged over coordinates.")
+    snr: Figure = Field(description="|mean gradient| / sqrt(summed variance of one draw).")
+    cosine: Figure | None = Field(description="Cosine of the angle between the mean gradient and the exact one.")
+    efficiency: Figure = Field(description="1 / (variance * evaluations).")
+    seconds: float
+
+
+class CompareAnswer(BaseModel):
+    """A table of estimators."""
+
+    neuron: str
+    draws: int
+    seed: int
+    rows: list[ComparisonRow]
+    exact: NumbersOut | None = Field(description=_EXACT.format("gradient, [*batch, *event]"))
+
+
+class EstimateSoFar(BaseModel):
+    """What an estimate has found so far."""
+
+    draws: int
+    loss: NumbersOut
+    gradient: NumbersOut
+    standard_error: NumbersOut
+
+
+class Progress(BaseModel):
+    """How many draws one estimator of a comparison has made; or, for `exact`, how many points the exact gradient has."""
+
+    estimator: str
+    done: int
+    draws: int
+
+
+# --- what is registered, and the state of the service ---
+
+
+class Description(BaseModel):
+    """What is known about every plugin."""
+
+    name: str
+    summary: str
+    formula: str = Field(description="In LaTeX.")
+    reference: str
+    options: dict[str, Any] = Field(description="The JSON Schema of its options.")
+    capabilities: list[str]
+
+
+class NeuronDescription(Description):
+    """A neuron."""
+
+    event_ndim: int
+    estimators: list[str] = Field(description="The estimators that fit it.")
+
+
+class EstimatorDescription(Description):
+    """An estimator, and what holds for it on each of the neurons that it fits."""
+
+    needs: list[Literal["loss", "grad"]]
+    off_support: bool
+    target: str
+    needs_capabilities: list[str]
+    neurons: list[str]
+    bias: dict[str, str]
+    evaluations: dict[str, dict[str, int | None]] = Field(description="K, by neuron and by number of units.")
+    certificates: list[Certificate] | None = Field(
+        None, description="Measurements of its bias; omitted from the list of all estimators."
+    )
+
+
+class ObjectiveDescription(Description):
+    """An objective."""
+
+
+class Distribution(BaseModel):
+    """What one distribution registered."""
+
+    distribution: str
+    version: str
+    neurons: list[str]
+    estimators: list[str]
+    objectives: list[str]
+
+
+class Plugins(BaseModel):
+    """What each distribution registered, and which plugins did not load."""
+
+    plugins: list[Distribution]
+    failures: list[PluginFailure]
+
+
+class RecommendAnswer(RootModel[Recommendation]):
+    """The estimators that fit, best first, and why the others were rejected."""
+
+
+class Status(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class Ready(BaseModel):
+    """The service accepts requests."""
+
+    status: Literal["ready"]
+    plugins: int
+    failures: int
+
+
+class Versions(BaseModel):
+    """The versions of the software that computes the answers."""
+
+    gradest: str
+    plugin_api: int
+    torch: str
+    python: str

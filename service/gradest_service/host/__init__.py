@@ -1,0 +1,1 @@
+"""The process around the application: its server, workers, HTTP protocol, logs and configuration."""

@@ -1,0 +1,76 @@
+// The table of a comparison, which a reader can sort, and its rows as CSV.
+import { el, show as number } from "./dom.js";
+
+const COLUMNS = [
+  ["estimator", "estimator"],
+  ["claim", "claimed bias"],
+  ["evaluations", "K"],
+  ["bias", "bias"],
+  ["bias_in_se", "bias/SE"],
+  ["variance", "variance"],
+  ["snr", "SNR"],
+  ["cosine", "cosine"],
+  ["efficiency", "efficiency"],
+  ["seconds", "seconds"],
+];
+const WORDS = ["estimator", "claim"]; // the columns that hold no numbers
+
+export class ResultTable {
+  // `sort` is a column and a direction, 1 or -1; `changed` is called when the reader sorts by another.
+  constructor(sort, changed) {
+    this.sort = sort;
+    this.changed = changed;
+    this.rows = [];
+    this.element = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Results", hidden: true });
+  }
+
+  show(rows) {
+    this.rows = rows;
+    this.element.hidden = false;
+    const head = COLUMNS.map(([name, title]) => this.#heading(name, title));
+    const body = this.#sorted().map((row) => el("tr", {}, COLUMNS.map(([name]) => cell(name, row[name]))));
+    this.element.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, body)));
+  }
+
+  #sorted() {
+    const [column, direction] = this.sort;
+    const key = (row) => (WORDS.includes(column) ? row[column] : Number(row[column] ?? NaN));
+    return [...this.rows].sort((one, two) => {
+      const [x, y] = [key(one), key(two)];
+      if (typeof x === "string") return direction * x.localeCompare(y);
+      return Number.isNaN(x) ? 1 : Number.isNaN(y) ? -1 : direction * (x - y || 0);
+    });
+  }
+
+  #heading(name, title) {
+    const [column, direction] = this.sort;
+    const [order, arrow] = name !== column ? [false, ""] : direction > 0 ? ["ascending", " ↑"] : ["descending", " ↓"];
+    return el("th", { scope: "col", class: WORDS.includes(name) ? false : "number", "aria-sort": order },
+      el("button", { type: "button", "data-column": name, onclick: () => this.#sortBy(name) },
+        title,
+        el("span", { "aria-hidden": "true" }, arrow),
+      ),
+    );
+  }
+
+  #sortBy(name) {
+    const [column, direction] = this.sort;
+    this.sort = [name, name === column ? -direction : 1];
+    this.show(this.rows);
+    this.changed();
+    this.element.querySelector(`[data-column=${name}]`).focus();
+  }
+}
+
+function cell(name, value) {
+  if (name === "estimator") return el("th", { scope: "row" }, value);
+  if (name === "claim") return el("td", { class: "" }, value);
+  return el("td", { class: "number" }, number(value));
+}
+
+export function toCsv(rows) {
+  const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+  const names = COLUMNS.map(([name]) => name);
+  const lines = [names, ...rows.map((row) => names.map((name) => quoted(String(row[name] ?? ""))))];
+  return lines.map((line) => line.join(",")).join("\r\n") + "\r\n";
+}

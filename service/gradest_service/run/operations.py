@@ -1,0 +1,83 @@
+"""Computes the answers of admitted requests that run alone, by calls to gradest; nothing is kept from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+import gradest
+from gradest.analysis.results import Comparison
+from gradest.estimation.exact import closed_form
+from gradest.estimation.results import Estimate
+from gradest_service.admit import limits
+from gradest_service.admit.jobs import ComparisonJob, EstimateJob, NeuronJob, RecommendationJob
+from gradest_service.bodies.schemas import EstimateAnswer, Exact, MeanAnswer
+from gradest_service.run.cancellation import raise_if_cancelled
+from gradest_service.settings import Settings
+
+__all__ = ["compare", "estimate", "mean", "recommend", "to_answer"]
+
+
+def mean(job: NeuronJob) -> MeanAnswer:
+    """Compute a neuron's `mean` and `active_probability`."""
+    return MeanAnswer(mean=job.neuron.mean(job.wide), active_probability=job.neuron.active_probability(job.wide))
+
+
+def estimate(job: EstimateJob, settings: Settings, watch: Callable[[Estimate], None] | None = None) -> EstimateAnswer:
+    """Compute `gradest.estimate`, and the exact values if they exist within the limits. `watch` sees the estimate so far."""
+    found = gradest.estimate(
+        job.objective,
+        job.a,
+        job.neuron,
+        job.estimator,
+        job.draws,
+        job.seed,
+        target_standard_error=job.target_standard_error,
+        progress=raise_if_cancelled,
+        watch=watch,
+    )
+    exact = None
+    if limits.can_afford_exact(settings, job):
+        exact = closed_form(job.objective, job.a, job.neuron, job.estimator.target(), progress=raise_if_cancelled)
+    return to_answer(found, exact)
+
+
+def to_answer(found: Estimate, exact: tuple[Tensor, Tensor] | None = None) -> EstimateAnswer:
+    """Convert an estimate to the form in which it is sent."""
+    return EstimateAnswer(
+        loss=found.loss,
+        gradient=found.gradient,
+        variance=found.variance,
+        standard_error=found.standard_error,
+        draws=found.draws,
+        evaluations=found.evaluations,
+        seconds=found.seconds,
+        seed=found.seed,
+        state=dict(found.state),
+        exact=None if exact is None else Exact(loss=exact[0], gradient=exact[1]),
+    )
+
+
+def compare(job: ComparisonJob, progress: Callable[[str, int, int], None]) -> Comparison:
+    """Compute `gradest.compare`. `progress` is called with an estimator's name, the draws done and all its draws."""
+    return gradest.compare(job.objective, job.a, job.neuron, job.estimators, job.draws, job.seed, progress=progress)
+
+
+def recommend(job: RecommendationJob) -> dict[str, Any]:
+    """Compute `gradest.recommend`, from certificates or from a measurement."""
+    criteria, measure = job.criteria, job.measure
+    return gradest.recommend(
+        job.neuron,
+        criteria.bring,
+        job.evaluations,
+        unbiased=criteria.unbiased,
+        saturated=criteria.saturated,
+        units=criteria.units,
+        f=None if measure is None else measure.objective,
+        a=None if measure is None else measure.a,
+        draws=criteria.draws,
+        seed=job.seed,
+        progress=raise_if_cancelled,
+    ).to_dict()
