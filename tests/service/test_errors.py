@@ -284,6 +284,22 @@ def test_a_plugin_that_raises(http, refused, broken, caplog, path, accept):
     assert SECRET in str(record.exc_info[1])
 
 
+def test_keys_inside_an_option_are_not_repeated(http, refused, registered):
+    class Weighted(Objective):
+        name, summary = "weighted", "has an option whose keys are the caller's own"
+        weights: dict[str, list[float]] = {}  # noqa: RUF012
+
+        def __call__(self, points):
+            return points.sum(-1)
+
+    registered(Weighted)
+    objective = {"name": "weighted", "weights": {SECRET: [1.0, "much"]}}
+    answer = http.post("/v1/estimate", json={**ESTIMATE, "objective": objective})
+    (fault,) = refused(answer, 422)["errors"]
+    assert fault["field"] == "objective.weights.1"
+    assert SECRET not in answer.text
+
+
 def test_a_plugin_that_cannot_be_described(http, refused, registered, caplog):
     class Undescribed(gradest.registry.estimators["rloo"]):
         name, summary = "undescribed", "its bias raises"
