@@ -42,6 +42,24 @@ LAYERS: dict[
         {"cli"},
         {"__main__"},
     ],
+    "gradest_service": [
+        {"plugin_frames", "settings"},
+        {"problems"},
+        {"bodies"},
+        {"admit"},
+        {"host", "run"},
+        {"docs", "middleware", "openapi", "page"},
+        {"routes"},
+        {"app"},
+        {"cli", "ray"},
+    ],
+    "gradest_experiments": [
+        {"engine"},
+        {"gated", "report", "toys", "vae"},
+        {"bengio2013", "blocks", "demo"},
+        {"cli"},
+        {"__main__"},
+    ],
 }
 FOR_AUTHORS = {"gradest", "gradest.contract", "gradest.random", "gradest.errors"}  # what a plugin may import
 MOST_MODULES = 12  # in a package without sub-packages, but for the packages of plugins
