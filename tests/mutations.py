@@ -125,7 +125,7 @@ MUTATIONS = (
         "tests/kernels/test_kernels.py -k score",
     ),
     Mutation(
-        "gradest/kernels/cpu/conditional.py",
+        "gradest/kernels/cpu/conditional/kernels.py",
         "scale[k] = grad[index[k], u] * gate[k]",
         "scale[k] = grad[index[k], u]",
         "the gradient of a gated layer's weights leaves out the gate",
