@@ -295,14 +295,14 @@ MUTATIONS = (
         "state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}",
         "state = {name: _move(old, state[name], 1 / (1 + self._merged)) for name, old in self.state.items()}",
         "the states of several uses of a layer are not averaged evenly",
-        "tests/nn/test_layers.py -k averages",
+        "tests/nn/test_layers.py -k 'averages or equal_weights'",
     ),
     Mutation(
         "gradest/nn/loss_channel.py",
         "(scale * ctx.share).expand_as(loss)",
         "scale.expand_as(loss)",
         "in a compiled graph a mean over the batch is trained as a sum",
-        "tests/nn/test_transforms.py -k scale",
+        "tests/nn/test_operators.py -k trains_as_the_model",
     ),
     Mutation(
         "gradest/nn/conditional.py",
@@ -399,21 +399,21 @@ MUTATIONS = (
     ),
     # --- experiments ---
     Mutation(
-        "plugins/gradest_experiments/sparsity.py",
+        "plugins/gradest_experiments/gated/sparsity.py",
         "layer.weight *= torch.where(norm > limit, limit / norm, 1.0)",
         "layer.weight *= torch.where(norm > limit, norm / limit, 1.0)",
         "weights that are too long become longer",
         "tests/experiments/test_sparsity.py",
     ),
     Mutation(
-        "plugins/gradest_experiments/checkpoint.py",
+        "plugins/gradest_experiments/engine/checkpoint.py",
         "weights_only=True",
         "weights_only=False",
         "a checkpoint can run code",
         "tests/experiments/test_checkpoint.py",
     ),
     Mutation(
-        "plugins/gradest_experiments/training.py",
+        "plugins/gradest_experiments/gated/training.py",
         '{"params": gater, "lr": rate * settings.gater_scale}',
         '{"params": gater, "lr": rate / settings.gater_scale}',
         "the learning rate of the gater",

@@ -192,6 +192,23 @@ def test_a_layer_used_twice_averages_its_next_states():
     assert layer.state["total"].item() == pytest.approx(6.0)
 
 
+def test_next_states_that_differ_have_equal_weights():
+    """Of three uses, each with pre-activations and noise of its own, against three layers that are used once."""
+    inputs, loss = torch.tensor([[-2.0], [0.5], [1.0]]).expand(3, 4).split(1), torch.tensor([3.0])
+    inputs = [a.clone().requires_grad_() for a in inputs]
+    layer = Stochastic("bernoulli", "reinforce_centered")
+    alone = [Stochastic("bernoulli", "reinforce_centered") for _ in inputs]
+    torch.manual_seed(1)
+    broadcast_loss(layer, loss + 0 * sum(layer(a) for a in inputs).sum(-1)).backward()
+    torch.manual_seed(1)
+    for once, a in zip(alone, inputs, strict=True):
+        broadcast_loss(once, loss + 0 * once(a).sum(-1)).backward()
+    for name, averaged in layer.state.items():
+        each = torch.stack([once.state[name] for once in alone])
+        assert each.std(0).max() > 0
+        torch.testing.assert_close(averaged, each.mean(0))
+
+
 def test_no_gradient_no_bookkeeping():
     model = OneLayer("reinforce")
     with torch.no_grad():
