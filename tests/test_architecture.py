@@ -103,9 +103,10 @@ def modules_imported(path: str) -> set[str]:
     named = set()
     for node in ast.walk(parse(path)):
         for name in imported(node):
-            named.add(name)
-            if isinstance(node, ast.ImportFrom):
-                named |= {f"{name}.{alias.name}" for alias in node.names}
+            taken = {f"{name}.{alias.name}" for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+            if not taken or taken - MODULES.keys():  # else only its submodules are meant
+                named.add(name)
+            named |= taken
     return named & MODULES.keys()
 
 
