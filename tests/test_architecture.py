@@ -42,6 +42,24 @@ LAYERS: dict[
         {"cli"},
         {"__main__"},
     ],
+    "gradest_service": [
+        {"plugin_frames", "settings"},
+        {"problems"},
+        {"bodies"},
+        {"admit"},
+        {"host", "run"},
+        {"docs", "middleware", "openapi", "page"},
+        {"routes"},
+        {"app"},
+        {"cli", "ray"},
+    ],
+    "gradest_experiments": [
+        {"engine"},
+        {"gated", "report", "toys", "vae"},
+        {"bengio2013", "blocks", "demo"},
+        {"cli"},
+        {"__main__"},
+    ],
 }
 FOR_AUTHORS = {"gradest", "gradest.contract", "gradest.random", "gradest.errors"}  # what a plugin may import
 MOST_MODULES = 12  # in a package without sub-packages, but for the packages of plugins
@@ -85,9 +103,10 @@ def modules_imported(path: str) -> set[str]:
     named = set()
     for node in ast.walk(parse(path)):
         for name in imported(node):
-            named.add(name)
-            if isinstance(node, ast.ImportFrom):
-                named |= {f"{name}.{alias.name}" for alias in node.names}
+            taken = {f"{name}.{alias.name}" for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+            if not taken or taken - MODULES.keys():  # else only its submodules are meant
+                named.add(name)
+            named |= taken
     return named & MODULES.keys()
 
 

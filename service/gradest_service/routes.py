@@ -47,9 +47,7 @@ from gradest_service.settings import Settings
 
 __all__ = ["answer_joinable", "router"]
 
-_SMALL_BYTES = (
-    1 << 13
-)  # bodies up to this size are decoded on the event loop, which takes less than to hand them to a thread
+_SMALL_BYTES = 1 << 13  # up to this size, decoding a body on the event loop takes less time than handing it to a thread
 _HEALTH_ERRORS = describe_errors(413, 500)
 AnyRequest = TypeVar("AnyRequest", bound=schemas.NeuronRequest)
 AnyJob = TypeVar("AnyJob", SampleJob, ForwardJob, BackwardJob)

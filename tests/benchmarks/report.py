@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gradest.analysis.charts import definition
+from gradest.analysis.markdown import table
 
 HEAD = """# Benchmarks
 
@@ -35,17 +36,15 @@ def markdown(results: dict[str, Any]) -> str:
     about["versions"] = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     lines = [HEAD, *(f"- {name}: {value}" for name, value in about.items())]
     lines += ["", f"![Speed-up of gradest over each other implementation, beside the targets]({IMAGES}/ratios.svg)"]
-    lines += [
-        "",
-        "| benchmark | implementation | median (quartiles) | speed-up | target | met |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows: list[list[str]] = []
     title = None
     for row in results["rows"]:
         cells = ["" if row["title"] == title else row["title"], row["name"], spread(row["quartiles"], row["unit"])]
         cells += [times(row), asked(row), {None: "", True: "yes", False: "**no**"}[reached(row)]]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
         title = row["title"]
+    head = ["benchmark", "implementation", "median (quartiles)", "speed-up", "target", "met"]
+    lines += ["", table(head, rows, "l" * len(head))]
     lines += ["", f"![Growth of time and memory with the number of units, rows and draws]({IMAGES}/growth.svg)"]
     return "\n".join(lines) + "\n"
 

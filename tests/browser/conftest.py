@@ -61,7 +61,7 @@ def visit(chromium, url):
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(120_000)  # the first pictures wait until kernels are compiled
 
         def note(kind, text):
             if not any(word in text for word in faults):

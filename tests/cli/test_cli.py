@@ -534,11 +534,11 @@ def test_train_gaters_trains_all_of_them(run: Run) -> None:
 def test_reproduce_toys_has_its_options_and_writes_its_report(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gradest_experiments.toys.probability import Probability
+    from gradest_experiments.toys.probability import ProbabilityPart
 
     pytest.importorskip("altair")
     pytest.importorskip("vl_convert")
-    monkeypatch.setattr(Probability, "quick", {"units": 3, "places": 3, "draws": 20})
+    monkeypatch.setattr(ProbabilityPart, "quick", {"units": 3, "places": 3, "draws": 20})
     small = ["reproduce", "toys", "--quick", "--part", "probability", "--seed", "4", "--out", str(tmp_path)]
     ran = run(*small)
     assert (ran.code, ran.out) == (0, f"{tmp_path / 'report.md'}\n")

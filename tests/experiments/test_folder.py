@@ -219,10 +219,10 @@ def _train_vae(path: Path) -> None:
 
 def _do_tasks(path: Path) -> None:
     from gradest_experiments.toys import run
-    from gradest_experiments.toys.quadratic import Quadratic
+    from gradest_experiments.toys.quadratic import QuadraticPart
 
     run.write_chart = lambda *given: None  # its threads do not survive a fork
-    run.reproduce_toys(path, [Quadratic(units=3, draws=20, warm_up=2)])
+    run.reproduce_toys(path, [QuadraticPart(units=3, draws=20, warm_up=2)])
 
 
 CASES = {"gated": _train_gated, "vae": _train_vae, "toys": _do_tasks}

@@ -12,21 +12,21 @@ from gradest_experiments.engine import plot
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.engine.seeds import derive_seed
 from gradest_experiments.engine.tables import markdown_table
-from gradest_experiments.toys.learning import Learning
+from gradest_experiments.toys.learning import LearningPart
 from gradest_experiments.toys.part import log_spaced, measure
-from gradest_experiments.toys.polynomial import Polynomial
-from gradest_experiments.toys.probability import Probability
-from gradest_experiments.toys.quadratic import Quadratic
+from gradest_experiments.toys.polynomial import PolynomialPart
+from gradest_experiments.toys.probability import ProbabilityPart
+from gradest_experiments.toys.quadratic import QuadraticPart
 from gradest_experiments.toys.run import PARTS, choose, reproduce_toys
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
 
 TINY = (
-    Quadratic(units=3, draws=20, warm_up=2),
-    Learning(steps=2, checkpoints=2, draws=20),
-    Probability(units=3, places=3, draws=20),
-    Polynomial(units=2, powers=(2.0,), steps=2, batch=2, draws=20),
+    QuadraticPart(units=3, draws=20, warm_up=2),
+    LearningPart(steps=2, checkpoints=2, draws=20),
+    ProbabilityPart(units=3, places=3, draws=20),
+    PolynomialPart(units=2, powers=(2.0,), steps=2, batch=2, draws=20),
 )
 
 
@@ -59,10 +59,10 @@ def test_every_part_writes_data_plots_and_its_section(tmp_path):
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path, monkeypatch):
-    part = Quadratic(units=3, draws=20, warm_up=2)
+    part = QuadraticPart(units=3, draws=20, warm_up=2)
     reproduce_toys(tmp_path / "whole", [part])
     done = []
-    row = Quadratic._row
+    row = QuadraticPart._row
 
     def cut(self, neuron, estimator, on_progress):
         if len(done) == 4:
@@ -70,7 +70,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path, monkeypatc
         done.append(estimator.label())
         return row(self, neuron, estimator, on_progress)
 
-    monkeypatch.setattr(Quadratic, "_row", cut)
+    monkeypatch.setattr(QuadraticPart, "_row", cut)
     with pytest.raises(KeyboardInterrupt):
         reproduce_toys(tmp_path / "cut", [part])
     assert [row["name"] for row in RunFolder.read(tmp_path / "cut/quadratic").rows()] == done
@@ -82,7 +82,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(tmp_path, monkeypatc
         assert estimator.label() not in done
         return row(self, neuron, estimator, on_progress)
 
-    monkeypatch.setattr(Quadratic, "_row", go_on)
+    monkeypatch.setattr(QuadraticPart, "_row", go_on)
     reproduce_toys(tmp_path / "cut", [part])
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
@@ -100,7 +100,7 @@ def test_a_task_gives_the_same_numbers_whenever_it_runs(part):
 def test_a_finished_part_is_not_run_again_and_stays_in_the_report(tmp_path, monkeypatch):
     reproduce_toys(tmp_path, [TINY[0]])
     before = contents(tmp_path)
-    monkeypatch.setattr(Quadratic, "_row", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(QuadraticPart, "_row", lambda *_: pytest.fail("measured again"))
     reproduce_toys(tmp_path, [TINY[0]])
     assert contents(tmp_path) == before
     reproduce_toys(tmp_path, [TINY[2]])
@@ -112,7 +112,7 @@ def test_other_settings_are_refused_before_anything_is_measured(tmp_path, monkey
     reproduce_toys(tmp_path, [TINY[2]])
     before = contents(tmp_path)
     other = TINY[2].model_copy(update={"seed": 3})
-    monkeypatch.setattr(Quadratic, "_row", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(QuadraticPart, "_row", lambda *_: pytest.fail("measured"))
     with pytest.raises(InvalidInput, match=r"other settings: seed 0 \(now 3\)\. Choose another folder"):
         reproduce_toys(tmp_path, [TINY[0], other])
     assert contents(tmp_path) == before
@@ -126,7 +126,7 @@ def test_a_damaged_record_is_named(tmp_path):
 
 
 def test_an_error_says_which_task_failed(tmp_path):
-    part = Learning(steps=2, checkpoints=2, draws=20, learning_rate=1e308)  # the second step of Adam overflows
+    part = LearningPart(steps=2, checkpoints=2, draws=20, learning_rate=1e308)  # the second step of Adam overflows
     with pytest.raises(GradestError, match=r"learning, toy 0.45: \w+: pre-activations must be finite"):
         reproduce_toys(tmp_path, [part])
     found = RunFolder.read(tmp_path / "learning").rows()
@@ -137,7 +137,7 @@ def test_an_error_says_which_task_failed(tmp_path):
 def test_parts_are_chosen_by_name_in_the_order_of_the_report():
     assert [part.name for part in choose(["polynomial", "quadratic"])] == ["quadratic", "polynomial"]
     assert choose() == [kind() for kind in PARTS.values()]
-    assert choose(["learning"], quick=True, seed=2) == [Learning(seed=2, **Learning.quick)]
+    assert choose(["learning"], quick=True, seed=2) == [LearningPart(seed=2, **LearningPart.quick)]
     with pytest.raises(InvalidInput, match="no part is named 'lerning'; there are: quadratic, learning"):
         choose(["quadratic", "lerning"])
 
@@ -154,7 +154,7 @@ def test_the_published_variances_come_out(label):
     """Within 5 standard errors, which are 2 % or less: a factor of 1.15 would show. False alarms: 6e-7 for a normal error,
     but the error is known from ten groups only, Student's t of 9 degrees: 7e-4 a row. Seeded.
     """
-    found = run(Quadratic(draws=20_000), label)
+    found = run(QuadraticPart(draws=20_000), label)
     assert found["published"] == {"reinforce(samples=2)": 7.8e-3}.get(label, 1.25e-9)
     assert found["variance_error"] < 0.025 * found["variance"]
     rounding = 0.005 * found["published"]  # the paper prints two or three digits
@@ -164,7 +164,7 @@ def test_the_published_variances_come_out(label):
 
 
 def test_estimators_that_sum_a_unit_out_have_no_variance_on_the_quadratic():
-    found = run(Quadratic(units=5, draws=20), "local_expectation")
+    found = run(QuadraticPart(units=5, draws=20), "local_expectation")
     assert (found["variance"], found["efficiency"], found["evaluations"]) == (0, None, 6)
     assert found["bias_in_se"] < 1
 
@@ -176,14 +176,14 @@ def test_all_learners_and_only_they_are_followed(tmp_path):
         for estimator in gradest.registry.fitting(neuron).values()
         if estimator.init(neuron, a) and estimator.target() == gradest.estimator("rloo").target()
     }
-    tasks = {name.partition(": ")[2] for name in Learning().tasks()}
+    tasks = {name.partition(": ")[2] for name in LearningPart().tasks()}
     assert tasks == learners | {"reinforce", "rloo", "disarm"}
     assert "double_cv" in tasks
 
 
 def test_a_learner_learns_where_it_can():
     """double_cv starts with the variance of rloo, and on the sum it reaches less than half of it."""
-    part = Learning(steps=200, checkpoints=2, draws=1000)
+    part = LearningPart(steps=200, checkpoints=2, draws=1000)
     first, *_, last = run(part, "sum: double_cv")["points"]
     (rloo,) = run(part, "sum: rloo")["points"]
     assert (first["step"], last["step"]) == (0, 200)
@@ -193,13 +193,13 @@ def test_a_learner_learns_where_it_can():
 
 
 def test_the_toy_is_trained_by_the_estimator():
-    points = run(Learning(steps=100, checkpoints=2, draws=20), "toy 0.45: disarm")["points"]
+    points = run(LearningPart(steps=100, checkpoints=2, draws=20), "toy 0.45: disarm")["points"]
     assert points[0]["loss"] == pytest.approx(0.5 * 0.55**2 + 0.5 * 0.45**2)
     assert 0.45**2 < points[-1]["loss"] < points[0]["loss"] - 0.01
 
 
 def test_flips_beat_pairs_where_probabilities_are_near_0_or_1():
-    part = Probability(units=20, places=3, draws=2000)
+    part = ProbabilityPart(units=20, places=3, draws=2000)
     flips, pairs = (run(part, name)["points"] for name in ("bitflip", "disarm"))
     assert [round(point["p"], 6) for point in flips] == [0.001, 0.5, 0.999]
     assert flips[0]["variance_per_evaluation"] < 0.5 * pairs[0]["variance_per_evaluation"]
@@ -211,7 +211,7 @@ def test_straight_through_stalls_where_reinmax_is_exact():
 
     Tolerances are 5 standard errors, which were measured over seeds: at most .07, .09 and .05. Seeded.
     """
-    part = Polynomial(units=16, powers=(2.0,), steps=1, draws=2000)
+    part = PolynomialPart(units=16, powers=(2.0,), steps=1, draws=2000)
     for name, tolerance in (("straight-through", 0.35), ("ReinMax", 0.45), ("rloo (unbiased)", 0.25)):
         for point in run(part, f"n = 2: {name}")["bias"]:
             expected = (point["p"] - 0.45) / 0.05 if name == "straight-through" else 1.0
@@ -219,14 +219,14 @@ def test_straight_through_stalls_where_reinmax_is_exact():
 
 
 def test_the_exact_gradient_goes_down_to_the_minimum():
-    curve = run(Polynomial(units=2, steps=800, recorded=4, learning_rate=0.1), "n = 3: exact gradient")["curve"]
+    curve = run(PolynomialPart(units=2, steps=800, recorded=4, learning_rate=0.1), "n = 3: exact gradient")["curve"]
     assert [point["step"] for point in curve] == [0, 200, 400, 600, 800]
     assert curve[0]["excess"] == pytest.approx((0.55**3 - 0.45**3) / 2)
     assert 0 < curve[-1]["excess"] < 1e-3
 
 
 def test_the_exact_loss_of_the_polynomial_is_that_of_enumeration():
-    part = Polynomial(units=3)
+    part = PolynomialPart(units=3)
     a = torch.randn(4, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     loss, gradient = gradest.exact(part._loss(1.5), a.detach(), "categorical")
     ours = part._exact(1.5, a)

@@ -13,7 +13,7 @@ from torch import Tensor
 from gradest_experiments.bengio2013.noise import BetaNoise
 from gradest_experiments.bengio2013.settings import RowSettings
 from gradest_experiments.engine.data import Dataset
-from gradest_experiments.engine.folder import Metrics, RunFolder
+from gradest_experiments.engine.folder import MetricsWriter, RunFolder
 from gradest_experiments.engine.loop import OnStep, TrainingRun, fit
 from gradest_experiments.gated.network import GatedNetwork
 from gradest_experiments.gated.training import GatedRun, Score, build_network, score
@@ -99,7 +99,7 @@ class RowRun(GatedRun):
         gater["lr"], rest["lr"] = rate * self.settings.gater_scale, rate
         super().learn(index)
 
-    def record(self, metrics: Metrics) -> None:
+    def record(self, metrics: MetricsWriter) -> None:
         """Write a line at the end of an epoch."""
         if self.step and self.step % self.interval == 0:
             epoch = self.end_epoch()

@@ -18,7 +18,7 @@ from gradest.random import Key
 from gradest_experiments.blocks.network import BlockNetwork
 from gradest_experiments.blocks.settings import NEURON, BlockSettings
 from gradest_experiments.engine.data import Dataset, Split
-from gradest_experiments.engine.folder import Metrics, RunFolder
+from gradest_experiments.engine.folder import MetricsWriter, RunFolder
 from gradest_experiments.engine.loop import GlobalGenerator, Minibatches, TrainingRun, copy_weights, fit
 from gradest_experiments.engine.seeds import derive_key, derive_seed
 
@@ -149,7 +149,7 @@ class BlockRun(TrainingRun):
             epoch = self.step // self.interval + 1
             raise GradestError(f"training diverged in epoch {epoch}; lower learning_rate or policy_rate")
 
-    def record(self, metrics: Metrics) -> None:
+    def record(self, metrics: MetricsWriter) -> None:
         """At the end of an epoch validate, and keep the weights if their error is less than that of every epoch before."""
         epoch, within = divmod(self.step, self.interval)
         if within or not epoch:

@@ -30,7 +30,7 @@ from gradest.errors import GradestError, InvalidInput
 from gradest.estimation.distributed import rank
 from gradest_experiments.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 
-__all__ = ["Metrics", "MetricsRow", "RunFolder", "check_tensorboard", "list_folders"]
+__all__ = ["MetricsRow", "MetricsWriter", "RunFolder", "check_tensorboard", "list_folders"]
 
 _RUN, _METRICS, _CHECKPOINT, _EVENTS = "run.json", "metrics.jsonl", "checkpoint.pt", "tensorboard"
 
@@ -96,20 +96,20 @@ class RunFolder:
         return (path / _RUN).exists()
 
     @contextmanager
-    def record(self, kept: int | None = 0, *, tensorboard: bool = False) -> Iterator[Metrics]:
+    def record(self, kept: int | None = 0, *, tensorboard: bool = False) -> Iterator[MetricsWriter]:
         """Write run.json, and open the metrics for appending.
 
         kept: the number of bytes of metrics that are kept; what follows them is cut off. None keeps every whole line.
         """
         if self.path is None or rank():
-            yield Metrics()
+            yield MetricsWriter()
             return
         self.add_results()
         events = self.path / _EVENTS
         if events.exists():
             shutil.rmtree(events)  # written again below, so that no line is in them twice
         with (self.path / _METRICS).open("ab") as file:
-            metrics = Metrics(file)
+            metrics = MetricsWriter(file)
             metrics.cut(kept)
             if not tensorboard:
                 yield metrics
@@ -133,7 +133,7 @@ class RunFolder:
         text = json.dumps(known, indent=1, allow_nan=False)
         write_atomically(self.path / _RUN, lambda new: new.write_text(text + "\n", encoding="utf-8"))
 
-    def save(self, state: dict[str, Any], metrics: Metrics) -> None:
+    def save(self, state: dict[str, Any], metrics: MetricsWriter) -> None:
         """Write a checkpoint of the run's state and of the number of bytes of its metrics."""
         if self.path is not None and not rank():
             save_checkpoint(self.path / _CHECKPOINT, {**state, "metrics": metrics.sync()})
@@ -163,7 +163,7 @@ class RunFolder:
             raise InvalidInput(f"{path} is damaged; delete {self.path} to run it again") from error
 
 
-class Metrics:
+class MetricsWriter:
     """The metrics of a run, open for appending; without a file, lines are dropped."""
 
     def __init__(self, file: BinaryIO | None = None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradest_experiments.engine.checkpoint import deferred_interrupt
 from gradest_experiments.engine.distributed import any_rank, barrier
-from gradest_experiments.engine.folder import Metrics, RunFolder
+from gradest_experiments.engine.folder import MetricsWriter, RunFolder
 from gradest_experiments.engine.seeds import derive_seed
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 OnStep = Callable[[int], object]
 """Called with the number of steps that are done: at the start, and after each step."""
 
-Conclude = Callable[[Metrics, Callable[[], bool]], object]
+Conclude = Callable[[MetricsWriter, Callable[[], bool]], object]
 """Called after the last step and its checkpoint, with the metrics and a function that says whether Ctrl-C was pressed."""
 
 
@@ -96,7 +96,7 @@ class TrainingRun(ABC):
         """Take one step of the optimiser on the examples `index`, `[batch]`. Raises GradestError if training diverges."""
 
     @abstractmethod
-    def record(self, metrics: Metrics) -> None:
+    def record(self, metrics: MetricsWriter) -> None:
         """Measure what is due now that `step` steps are done, and write it. `fit` calls this before the first step as well."""
 
     def advance(self) -> None:

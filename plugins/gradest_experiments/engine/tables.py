@@ -1,9 +1,11 @@
-"""Markdown tables."""
+"""Tables of results in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from gradest.analysis.markdown import table
 
 __all__ = ["format_cell", "markdown_table"]
 
@@ -13,8 +15,8 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     numeric = [
         all(row[column] is None or isinstance(row[column], int | float) for row in rows) for column in range(len(head))
     ]
-    lines = [head, ["---:" if right else "---" for right in numeric], *([format_cell(c) for c in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = ([format_cell(cell) for cell in row] for row in rows)
+    return table(head, cells, "".join("r" if right else "l" for right in numeric))
 
 
 def format_cell(cell: Any) -> str:

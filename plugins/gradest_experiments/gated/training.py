@@ -21,7 +21,7 @@ from gradest.random import Key
 from gradest_experiments.engine.checkpoint import write_atomically
 from gradest_experiments.engine.data import Dataset, Split, load
 from gradest_experiments.engine.distributed import all_reduce_sum
-from gradest_experiments.engine.folder import Metrics, MetricsRow, RunFolder
+from gradest_experiments.engine.folder import MetricsRow, MetricsWriter, RunFolder
 from gradest_experiments.engine.loop import GlobalGenerator, Minibatches, TrainingRun, copy_weights, fit
 from gradest_experiments.gated.display import Display
 from gradest_experiments.gated.network import GatedNetwork
@@ -240,7 +240,7 @@ class GatedRun(TrainingRun):
         self.loss_sum += loss
         self.open_sum += open_share
 
-    def record(self, metrics: Metrics) -> None:
+    def record(self, metrics: MetricsWriter) -> None:
         """Write a line at the end of an epoch."""
         if self.step and self.step % self.interval == 0:
             self.history.append(self.end_epoch())

@@ -22,7 +22,7 @@ from gradest_experiments.engine.seeds import derive_seed
 from gradest_experiments.engine.tables import markdown_table
 from gradest_experiments.toys.part import OnProgress, Part, Results, Task, log_spaced, measure
 
-__all__ = ["Learning"]
+__all__ = ["LearningPart"]
 
 _REFERENCES = ("reinforce", "rloo", "disarm")
 _MEASUREMENT, _TRAINING = 0, 1  # what a seed is for: estimators do not learn from the draws that are measured
@@ -44,7 +44,7 @@ def _sum(points: Tensor) -> Tensor:
     return (points.contiguous().sum(-1) - 30) ** 2 / 50
 
 
-class Learning(Part):
+class LearningPart(Part):
     """Variance against steps, for every estimator that has a state (a non-empty `init`), and for some references."""
 
     name = "learning"

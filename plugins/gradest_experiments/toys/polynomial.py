@@ -20,7 +20,7 @@ from gradest_experiments.engine.seeds import derive_seed
 from gradest_experiments.engine.tables import markdown_table
 from gradest_experiments.toys.part import OnProgress, Part, Results, Task, measure
 
-__all__ = ["Polynomial"]
+__all__ = ["PolynomialPart"]
 
 _ESTIMATORS: Mapping[str, dict[str, Any]] = {
     "straight-through": {"name": "straight_through", "derivative": "sigmoid"},
@@ -34,7 +34,7 @@ _EXACT = "exact gradient"
 _MEASUREMENT, _TRAINING = 0, 1
 
 
-class Polynomial(Part):
+class PolynomialPart(Part):
     """Straight-through estimators on L(θ) = E[(1/D) Σ |x_i - c|^n] over x_i in {0, 1}, drawn from a softmax of two classes."""
 
     name = "polynomial"

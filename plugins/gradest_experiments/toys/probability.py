@@ -17,13 +17,13 @@ from gradest_experiments.engine.plot import inline_data, line_encodings
 from gradest_experiments.engine.tables import markdown_table
 from gradest_experiments.toys.part import OnProgress, Part, Results, Task, measure
 
-__all__ = ["Probability"]
+__all__ = ["ProbabilityPart"]
 
 _SHOWN = ("disarm", "bitflip", "ugc")
 _REFERENCES = ("rloo", "local_expectation")
 
 
-class Probability(Part):
+class ProbabilityPart(Part):
     """Variance against p = P(b = 1): near 0, that of pairs of draws falls with p, that of flipped bits with p²."""
 
     name = "probability"

@@ -19,7 +19,7 @@ from gradest_experiments.engine.plot import colour_encoding, inline_data
 from gradest_experiments.engine.tables import markdown_table
 from gradest_experiments.toys.part import OnProgress, Part, Results, Task, measure
 
-__all__ = ["Quadratic"]
+__all__ = ["QuadraticPart"]
 
 _PUBLISHED = {"rloo": 1.25e-9, "disarm": 1.25e-9, "reinforce(samples=2)": 7.8e-3}
 """The published variance for D = 200, by label."""
@@ -27,7 +27,7 @@ _PUBLISHED = {"rloo": 1.25e-9, "disarm": 1.25e-9, "reinforce(samples=2)": 7.8e-3
 _ROUNDING = 1e-20  # a variance below this part of the squared gradient is due to rounding, and counts as 0
 
 
-class Quadratic(Part):
+class QuadraticPart(Part):
     """Variances on f = (1/D) Σ (b_i - t)² at θ = 0, the toy of Titsias and Shi (2021), beside those that are published."""
 
     name = "quadratic"

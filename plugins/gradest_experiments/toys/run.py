@@ -16,15 +16,17 @@ from gradest_experiments.engine.checkpoint import write_atomically
 from gradest_experiments.engine.display import progress_bar
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.engine.plot import check_plots, write_chart
-from gradest_experiments.toys.learning import Learning
+from gradest_experiments.toys.learning import LearningPart
 from gradest_experiments.toys.part import Part
-from gradest_experiments.toys.polynomial import Polynomial
-from gradest_experiments.toys.probability import Probability
-from gradest_experiments.toys.quadratic import Quadratic
+from gradest_experiments.toys.polynomial import PolynomialPart
+from gradest_experiments.toys.probability import ProbabilityPart
+from gradest_experiments.toys.quadratic import QuadraticPart
 
 __all__ = ["PARTS", "choose", "reproduce_toys"]
 
-PARTS: dict[str, type[Part]] = {part.name: part for part in (Quadratic, Learning, Probability, Polynomial)}
+PARTS: dict[str, type[Part]] = {
+    part.name: part for part in (QuadraticPart, LearningPart, ProbabilityPart, PolynomialPart)
+}
 """The parts by name, in the order of the report."""
 
 _EXPERIMENT = "toys: "

@@ -18,7 +18,7 @@ from gradest.errors import GradestError, InvalidInput
 from gradest.estimation.distributed import rank, world_size
 from gradest.random import Key
 from gradest_experiments.engine.distributed import all_reduce_sum
-from gradest_experiments.engine.folder import Metrics, RunFolder
+from gradest_experiments.engine.folder import MetricsWriter, RunFolder
 from gradest_experiments.engine.loop import Minibatches, OnStep, TrainingRun, fit
 from gradest_experiments.engine.seeds import derive_key, derive_seed
 from gradest_experiments.vae.images import Images, binarise
@@ -121,14 +121,14 @@ class VaeRun(TrainingRun):
                 f"training diverged in step {self.step + 1}: the loss is {float(loss)}; lower learning_rate"
             )
 
-    def record(self, metrics: Metrics) -> None:
+    def record(self, metrics: MetricsWriter) -> None:
         """Write the training ELBO every log_every steps, and the measurements every eval_every steps."""
         if self.step and self.step % self.settings.log_every == 0:
             self._write_training(metrics)
         if self.step % self.settings.eval_every == 0:
             self._measure(metrics)
 
-    def conclude(self, folder: RunFolder, metrics: Metrics, interrupted: Callable[[], bool]) -> None:
+    def conclude(self, folder: RunFolder, metrics: MetricsWriter, interrupted: Callable[[], bool]) -> None:
         """Write what the last steps have not written yet, and the test bound, which is the result."""
         if self.count:
             self._write_training(metrics)
@@ -148,11 +148,11 @@ class VaeRun(TrainingRun):
         """Return everything that a checkpoint holds."""
         return {**super().state(), "memory": None if self.memory is None else dict(self.memory)}
 
-    def _write_training(self, metrics: Metrics) -> None:
+    def _write_training(self, metrics: MetricsWriter) -> None:
         metrics.write("train", self.step, elbo=-self.total / self.count, seconds=self.seconds)
         self.total, self.count = 0.0, 0
 
-    def _measure(self, metrics: Metrics) -> None:
+    def _measure(self, metrics: MetricsWriter) -> None:
         """Measure the validation ELBO, and the variance of the encoder's gradient."""
         elbos = [self.vae.elbo(x, key) for x, key in self._binary(self.images.valid, _VALIDATION, _VALID_CHUNK)]
         metrics.write("valid", self.step, elbo=float(torch.cat(elbos).double().mean()))
