@@ -9,11 +9,15 @@ PEERS := $(VENV)/.peers
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 SIDE_BY_SIDE := -n 2 --dist loadgroup
 
-.PHONY: test test-deep test-page lint chromium demo bench clean
+.PHONY: test test-most test-deep test-page lint chromium demo bench clean
 
-# One case of each kind of thing, in eight minutes. Linting, which takes one core, goes on beside the tests of the page.
+# One case of each kind of thing, in eight minutes. Linting, which takes one core, runs beside the tests; those of the page come
+# last, as a page waits 20 seconds for its pictures, and a kernel that they need may take longer to compile.
 test: chromium
-	$(MAKE) --jobs 2 --output-sync=target lint test-page
+	$(MAKE) --jobs 2 lint test-most
+	$(MAKE) test-page
+
+test-most: $(READY)
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not deep and not gpu and not benchmark" --ignore tests/browser
 
 # What `make test` leaves out: every pair and every option, longer statistics, things that take their time to start.
@@ -22,7 +26,7 @@ test-deep: $(READY)
 
 # Apart from the others: the browser's driver runs an event loop of its own, beside which they could not start theirs.
 test-page: $(READY) chromium
-	$(PYTEST) -m "not benchmark" tests/browser
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not benchmark" tests/browser
 
 lint: $(READY)
 	$(BIN)/ruff check .
