@@ -11,8 +11,8 @@ SIDE_BY_SIDE := -n 2 --dist loadgroup
 
 .PHONY: test test-most test-deep test-page lint chromium demo bench clean
 
-# One case of each kind of thing, in eight minutes. Linting, which takes one core, runs beside the tests; those of the page come
-# last, as a page waits 20 seconds for its pictures, and a kernel that they need may take longer to compile.
+# One case of each kind of thing. Linting, which takes one core, runs beside the tests. Those of the page come last, because by
+# then the kernels are compiled for which its pictures would have to wait.
 test: chromium
 	$(MAKE) --jobs 2 lint test-most
 	$(MAKE) test-page
