@@ -594,7 +594,7 @@ def certified_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     package = tmp_path / "certified"
     package.mkdir()
     (package / "__init__.py").write_text(
-        "from gradest.registry import registry\n"
+        "from gradest.discovery.registry import registry\n"
         "class Certified(registry.estimators['enumeration']):\n"
         "    name = 'certified'\n"
         "    def accepts(self, neuron):\n"

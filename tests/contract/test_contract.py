@@ -47,7 +47,7 @@ def test_the_loss_is_evaluated_as_often_as_stated(pair):
 
     def f(points):
         seen.append(points.shape[0])
-        return bias.quadratic(neuron)(points)
+        return bias.quadratic_loss(neuron)(points)
 
     event = bias.measurement_event_shape(neuron)
     a = torch.linspace(-1, 1, math.prod((3, *event))).reshape(3, *event)

@@ -225,7 +225,7 @@ def test_estimators_with_many_points_are_sent_to_expectation():
             Stochastic("bernoulli", estimator)
     with pytest.raises(Incompatible, match="does not fit"):
         Stochastic("noisy_rectifier", "reinforce")
-    with pytest.raises(InvalidInput, match="evaluation is"):
+    with pytest.raises(InvalidInput, match="evaluation must be"):
         Stochastic("bernoulli", "reinforce", evaluation="median")
 
 

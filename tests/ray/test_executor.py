@@ -81,7 +81,7 @@ def test_errors_come_as_they_were_raised(executor):
 
 def test_a_callback_that_raises_ends_the_tasks(executor):
     def slow(h):
-        time.sleep(0.2)
+        time.sleep(2)
         return h.sum(-1)
 
     def stop(done, draws):
@@ -90,9 +90,9 @@ def test_a_callback_that_raises_ends_the_tasks(executor):
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="enough"):
         gradest.estimate(slow, A, draws=10**6, estimator="reinforce", executor=executor, progress=stop)
-    # 256 blocks were handed over, 6 s of work and more: what was not begun holds nobody up
-    assert executor.submit(lambda: 7).result(timeout=30) == 7
-    assert time.monotonic() - began < 5
+    # 256 blocks were submitted, more than a minute of work for four workers: those that had not begun delay nobody
+    assert executor.submit(lambda: 7).result(timeout=60) == 7
+    assert time.monotonic() - began < 60
 
 
 def test_a_function_is_sent_once(executor, cluster, monkeypatch):

@@ -47,7 +47,7 @@ def strip(value):
 
 
 def ask(url, method, path, body):
-    answer = httpx.request(method, url + path, json=body, headers={"Accept": "application/json"}, timeout=60)
+    answer = httpx.request(method, url + path, json=body, headers={"Accept": "application/json"}, timeout=240)
     return answer.status_code, answer.headers["content-type"], strip(answer.json())
 
 
@@ -64,7 +64,7 @@ def test_events_are_streamed(on_ray, alone):
     body = {**DRAWN, "estimators": ["rloo", "straight_through"]}
     names = []
     for url in (on_ray, alone):
-        with httpx.stream("POST", url + "/v1/compare", json=body, timeout=60) as answer:
+        with httpx.stream("POST", url + "/v1/compare", json=body, timeout=240) as answer:
             assert answer.headers["content-type"].startswith("text/event-stream")
             names.append([line for line in answer.iter_lines() if line.startswith("event:")])
     assert names[0] == names[1]
@@ -144,7 +144,7 @@ def test_a_full_queue_is_429_with_a_time(on_ray):
     serve.run(build(scale=scale), name="small", route_prefix="/small")
     body = {**DRAWN, "estimator": "rloo", "draws": 100_000}
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: httpx.post(on_ray + "/small/v1/estimate", json=body, timeout=60), range(8)))
+        answers = list(pool.map(lambda _: httpx.post(on_ray + "/small/v1/estimate", json=body, timeout=240), range(8)))
     serve.delete("small")
     assert {answer.status_code for answer in answers} == {200, 429}
     refused = [answer for answer in answers if answer.status_code == 429]
