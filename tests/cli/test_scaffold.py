@@ -84,7 +84,7 @@ def test_the_command_needs_no_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, "new-plugin", "my-plugin", "--directory", str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.stdout == (
-        f"{tmp_path}/my-plugin is there. Next: pip install -e '{tmp_path}/my-plugin[test]', "
+        f"{tmp_path}/my-plugin is written. Next: pip install -e '{tmp_path}/my-plugin[test]', "
         f"then `gradest check {tmp_path}/my-plugin`\nset()\n"
     )
     again = subprocess.run(command, capture_output=True, text=True)
