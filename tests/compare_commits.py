@@ -334,7 +334,8 @@ def dumped(argument: str) -> Any:
     if argument.endswith(".json"):
         return json.loads(Path(argument).read_text())
     with tempfile.TemporaryDirectory() as folder:
-        python, environment = argument, dict(os.environ)
+        # absolute, as it is started from another folder; not resolved, as the link of an environment leads out of it
+        python, environment = str(Path(argument).absolute()), dict(os.environ)
         if not os.access(argument, os.X_OK):
             python, site = sys.executable, Path(folder, "site")
             environment["PYTHONPATH"] = str(site)
