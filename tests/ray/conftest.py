@@ -51,7 +51,8 @@ def on_ray(cluster, tmp_path_factory):
     log = tmp_path_factory.mktemp("ray") / "serve.log"
     address = cluster.get_runtime_context().gcs_address
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", address, "gradest_service.ray:app"]
-    scale = {"GRADEST_RAY_REPLICAS": "2", "GRADEST_RAY_CPUS": "0.5"}
+    # the first request of each kind waits until its kernels are compiled, by both replicas at a time
+    scale = {"GRADEST_RAY_REPLICAS": "2", "GRADEST_RAY_CPUS": "0.5", "GRADEST_SERVICE_DEADLINE_SECONDS": "200"}
     with log.open("wb") as out:
         ran = subprocess.Popen(command, env=os.environ | scale, stdout=out, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"

@@ -10,6 +10,7 @@ import torch
 
 import gradest
 from gradest_service.app import running
+from gradest_service.settings import Settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray")]
 
@@ -35,7 +36,7 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def alone():
-    with running() as url:
+    with running(Settings(port=0, deadline_seconds=200)) as url:
         yield url
 
 
