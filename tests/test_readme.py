@@ -180,7 +180,7 @@ def test_plugin_blocks(tmp_path):
 def test_new_plugin_block(shell):
     """What is written conforms; `-e` would stop at a check that fails. tests/packaging does so from wheels, without bias."""
     out = shell(only("sh", "gradest check"))
-    assert "my-plugin is there" in out
+    assert "my-plugin is written" in out
     assert re.search(r"my-plugin conforms: (\d+) of \1 checks passed", out)
 
 
