@@ -34,6 +34,7 @@ from .contract.objective import Objective as Objective
 from .contract.objective import Separable as Separable
 from .contract.plugin import Plugin as Plugin
 from .contract.plugin import TensorOption as TensorOption
+from .contract.score_function import ScoreFunction as ScoreFunction
 from .discovery.registry import estimator as estimator
 from .discovery.registry import neuron as neuron
 from .discovery.registry import objective as objective

@@ -5,6 +5,7 @@ is the guide for authors.
 
     neuron       Neuron and its capabilities (Binary, Discrete, Relaxable, Reparameterised, ...)
     estimator    Estimator, MonteCarlo, Draw, Feedback, Bias, Target
+    score_function   ScoreFunction: weights of the scores that follow from the losses of K samples
     objective    Objective, Separable
     plugin       the base of all three: options as frozen pydantic fields
     law          every joint outcome of an event, with its probability

@@ -35,6 +35,7 @@ plugins need are also in `gradest` itself, such as `gradest.Neuron`, `gradest.Bi
 
     gradest.contract.neuron       Neuron, and its capabilities such as Discrete, Scored and Reparameterised
     gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias, Target
+    gradest.contract.score_function    ScoreFunction, for weights of the scores that follow from the losses of K samples
     gradest.contract.objective    Objective, Separable
     gradest.contract.plugin       Plugin, the base class of all three, and TensorOption
     gradest.contract.law          all joint outcomes of an event, with their probabilities

@@ -4,6 +4,7 @@ torch's own sigmoid, softplus and sums give a row other last bits in another bat
 do not. `portable` holds functions that give the same bits on every device and in every kernel.
 
     leading_sum, leading_mean          over the first dim, in an order of their own
+    leave_one_out                      (x_k - mean x) / (K - 1) over the first dim
     sigmoid, softplus, logit, normal_cdf
     widen                              to float32 at least
     gauss_legendre, spread             quadrature for the law of a continuous unit
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from gradest.kernels import fused, portable, select
 from gradest.kernels.reference import concrete_backward, logistic_backward, softmax_backward, times_smooth_backward
-from gradest.kernels.stable import leading_mean, leading_sum, logit, normal_cdf, sigmoid, softplus, widen
+from gradest.kernels.stable import leading_mean, leading_sum, leave_one_out, logit, normal_cdf, sigmoid, softplus, widen
 
 __all__ = [
     "concrete_backward",
@@ -29,6 +30,7 @@ __all__ = [
     "gauss_legendre",
     "leading_mean",
     "leading_sum",
+    "leave_one_out",
     "logistic_backward",
     "logit",
     "normal_cdf",

@@ -4,25 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.contract.estimator import Bias, Draw, Estimator, MonteCarlo
+from gradest.contract.estimator import Draw, Estimator
 from gradest.contract.neuron import Discrete, LogisticBinary, Neuron, Relaxable, SoftmaxOneHot
 from gradest_estimators._binary import sigmoid_derivative
 from gradest_estimators._one_hot import softmax_vjp
-
-
-class ScoreFunction(MonteCarlo):
-    """A score-function estimator with a baseline, for neurons with a discrete law.
-
-    ĝ is a weighted sum of the scores d log P(h_k | a)/da of the samples. The weight of each is its loss, or a bound
-    made of all losses, minus a baseline that does not depend on h_k.
-    """
-
-    needs = frozenset({"loss"})
-    capabilities = (Discrete,)
-
-    def bias(self, neuron: Neuron) -> Bias:
-        """Return `Bias.NONE`: unbiased for every loss, because the score has mean zero, so the baseline cancels."""
-        return Bias.NONE
 
 
 def scores(draw: Draw) -> Tensor:

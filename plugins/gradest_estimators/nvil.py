@@ -6,9 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.estimator import State
 from gradest.contract.neuron import Neuron
 from gradest.contract.numerics import sigmoid
+from gradest.errors import InvalidInput
 from gradest_estimators._learning import PARAMETERS, adam, network, new_network, with_moments
 from gradest_estimators.reinforce_average import ReinforceAverage
 
@@ -42,23 +43,42 @@ class Nvil(ReinforceAverage):
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """Return an empty average, and the network's parameters with Adam's averages of them."""
-        inputs = a.shape[a.ndim - neuron.event_ndim :].numel()
-        return {**super().init(neuron, a), **with_moments(new_network(inputs, self.hidden, a.device))}
+        return self._first(a, a.shape[a.ndim - neuron.event_ndim :].numel())
 
-    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Use the network and the average, then move both."""
-        loss = feedback.get_loss()
+    def credit_state(self, loss: Tensor, features: Tensor | None) -> State:
+        """Return what `init` returns, for a network of as many inputs as there are features."""
+        return self._first(loss, self._check(features).shape[-1])
+
+    def _first(self, like: Tensor, inputs: int) -> State:
+        return {**super().credit_state(like, None), **with_moments(new_network(inputs, self.hidden, like.device))}
+
+    def features(self, neuron: Neuron, h: Tensor, a: Tensor) -> Tensor:
+        """Return tanh(a/2), with the event in one dim."""
+        return (sigmoid(a) - sigmoid(-a)).flatten(-neuron.event_ndim)
+
+    def credit(self, loss: Tensor, state: State, features: Tensor | None = None) -> tuple[Tensor, State]:
+        """Return (L_k - C - m) / K. Then fit C to L - m, and move m towards the mean of L - C.
+
+        features: `[*batch, features]` or `[K, *batch, features]`, the input of C: known before the samples are drawn.
+        """
         learn = self.learn and loss.numel() > 0
         with torch.enable_grad():
             parameters = {name: state[name].detach().requires_grad_(learn) for name in PARAMETERS}
-            inputs = (sigmoid(draw.a) - sigmoid(-draw.a)).flatten(-draw.neuron.event_ndim)  # tanh(a/2)
-            baseline = network(parameters, inputs)
-        gradient, moved = super().backward(draw, Feedback(loss - baseline.detach()), state)
+            baseline = network(parameters, self._check(features))
+        weights, moved = super().credit(loss - baseline.detach(), state)
         after = {**state, **moved}
         if not learn:
-            return gradient, after
+            return weights, after
         rest = loss.detach() - self.average(state).to(loss)
         with torch.enable_grad():
             error = (rest - baseline).double().square().mean()
             slopes = torch.autograd.grad(error, tuple(parameters.values()))
-        return gradient, adam(after, dict(zip(PARAMETERS, slopes, strict=True)), self.learning_rate)
+        return weights, adam(after, dict(zip(PARAMETERS, slopes, strict=True)), self.learning_rate)
+
+    def _check(self, features: Tensor | None) -> Tensor:
+        if features is None:
+            raise InvalidInput(
+                f"{self.name} learns a baseline from features [*batch, features], which must be known before the samples are "
+                "drawn; pass them as features"
+            )
+        return features

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, Feedback, State
-from gradest_estimators._score import ScoreFunction, weighted_score
+from gradest.contract.estimator import State
+from gradest.contract.score_function import ScoreFunction
 
 
 class Reinforce(ScoreFunction):
@@ -27,7 +27,6 @@ class Reinforce(ScoreFunction):
 
     examples = ({}, {"samples": 3})
 
-    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Return the mean over samples of the loss times the score."""
-        loss = feedback.get_loss()
-        return weighted_score(draw, loss / self.samples if self.samples > 1 else loss), state
+    def credit(self, loss: Tensor, state: State, features: Tensor | None = None) -> tuple[Tensor, State]:
+        """Return L_k / K."""
+        return loss / len(loss) if len(loss) > 1 else loss, state

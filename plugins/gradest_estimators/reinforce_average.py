@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.estimator import State
 from gradest.contract.neuron import Neuron
-from gradest_estimators._score import ScoreFunction, weighted_score
+from gradest.contract.score_function import ScoreFunction
 
 
 class ReinforceAverage(ScoreFunction):
@@ -36,18 +36,26 @@ class ReinforceAverage(ScoreFunction):
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """Return an empty average: its weighted total and its weight, both 0."""
-        return {"total": a.new_zeros(()), "weight": a.new_zeros(())}
+        return _empty_average(a)
 
-    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Use the average as the baseline, then move it towards the mean loss of this step."""
-        loss, total, weight = feedback.get_loss(), state["total"], state["weight"]
-        gradient = weighted_score(draw, (loss - self.average(state).to(loss)) / self.samples)
+    def credit_state(self, loss: Tensor, features: Tensor | None) -> State:
+        """Return an empty average."""
+        return _empty_average(loss)
+
+    def credit(self, loss: Tensor, state: State, features: Tensor | None = None) -> tuple[Tensor, State]:
+        """Return (L_k - m) / K, and m moved towards the mean loss of this step."""
+        total, weight = state["total"], state["weight"]
+        weights = (loss - self.average(state).to(loss)) / len(loss)
         if not loss.numel():
-            return gradient, state
+            return weights, state
         keep, new = self.decay, 1 - self.decay
-        return gradient, {"total": keep * total + new * loss.mean().to(total), "weight": keep * weight + new}
+        return weights, {"total": keep * total + new * loss.mean().to(total), "weight": keep * weight + new}
 
     def average(self, state: State) -> Tensor:
         """Return m, which is 0 before the first step."""
         total, weight = state["total"], state["weight"]
         return torch.where(weight > 0, total / weight.clamp(min=torch.finfo(weight.dtype).tiny), 0)
+
+
+def _empty_average(like: Tensor) -> State:
+    return {"total": like.new_zeros(()), "weight": like.new_zeros(())}

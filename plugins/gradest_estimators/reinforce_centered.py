@@ -6,13 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, Feedback, State
-from gradest.contract.neuron import Neuron, event_shape, per_event
+from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
+from gradest.contract.neuron import Discrete, Neuron, event_shape, per_event
 from gradest.contract.numerics import leading_mean
-from gradest_estimators._score import ScoreFunction, scores
+from gradest_estimators._score import scores
 
 
-class ReinforceCentered(ScoreFunction):
+class ReinforceCentered(MonteCarlo):
     """The score function with, for each unit, the baseline that gives the least variance.
 
     ĝ_i = (L - L̄_i) s_i, with s_i the score of unit i and L̄_i = E[s_i² L] / E[s_i²]. For a Bernoulli unit
@@ -37,7 +37,14 @@ class ReinforceCentered(ScoreFunction):
 
     examples = ({}, {"samples": 3})
 
+    needs = frozenset({"loss"})
+    capabilities = (Discrete,)
+
     decay: float = Field(0.9, ge=0, lt=1, description="share of the moving averages that a step keeps")
+
+    def bias(self, neuron: Neuron) -> Bias:
+        """Return `Bias.NONE`: the score has mean zero, and the baseline does not depend on this step's samples."""
+        return Bias.NONE
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """Return the averages of s² L and of s², `[*event]` each, all 0."""

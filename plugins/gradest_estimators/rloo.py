@@ -7,7 +7,8 @@ from torch import Tensor
 
 from gradest.contract.estimator import Draw, Feedback, State
 from gradest.contract.neuron import Discrete
-from gradest_estimators._score import ScoreFunction
+from gradest.contract.numerics import leave_one_out
+from gradest.contract.score_function import ScoreFunction
 
 
 class Rloo(ScoreFunction):
@@ -31,7 +32,11 @@ class Rloo(ScoreFunction):
 
     samples: int = Field(2, ge=2, description="number K of samples")
 
+    def credit(self, loss: Tensor, state: State, features: Tensor | None = None) -> tuple[Tensor, State]:
+        """Return (L_k - mean L) / (K - 1)."""
+        return leave_one_out(loss), state
+
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Return Σ_k (L_k - mean L) score_k / (K - 1)."""
+        """Return Σ_k (L_k - mean L) score_k / (K - 1), in one pass where the neuron has a kernel for it."""
         assert isinstance(draw.neuron, Discrete)
         return draw.neuron.leave_one_out_score(draw.points, draw.a, feedback.get_loss()), state

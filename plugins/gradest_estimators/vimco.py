@@ -8,10 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, Feedback, State, Target
-from gradest.contract.neuron import per_event
+from gradest.contract.estimator import Draw, State, Target
 from gradest.contract.numerics import leading_sum
-from gradest_estimators._score import ScoreFunction, scores
+from gradest.contract.score_function import ScoreFunction
 
 
 class Vimco(ScoreFunction):
@@ -49,15 +48,17 @@ class Vimco(ScoreFunction):
 
     def value(self, draw: Draw, loss: Tensor) -> Tensor:
         """Return V, `[*batch]`."""
-        return self.target().combine(loss)
+        return self.combine(loss)
 
-    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Return Σ_k (V - V_k) score_k."""
-        loss = feedback.get_loss()
+    def combine(self, loss: Tensor) -> Tensor:
+        """Return V, `[*batch]`."""
+        return Target(len(loss)).combine(loss)
+
+    def credit(self, loss: Tensor, state: State, features: Tensor | None = None) -> tuple[Tensor, State]:
+        """Return V - V_k."""
         loss = loss - loss.amin(0)  # a shift of all losses cancels in V - V_k
-        value = self.target().combine(loss)
-        credit = torch.stack([value - self._leave_one_out_bound(loss, k) for k in range(self.samples)])
-        return leading_sum(per_event(credit, draw.neuron) * scores(draw)), state
+        value = self.combine(loss)
+        return torch.stack([value - self._leave_one_out_bound(loss, k) for k in range(len(loss))]), state
 
     def _leave_one_out_bound(self, loss: Tensor, k: int) -> Tensor:
         """Return V_k, `[*batch]`."""
@@ -65,4 +66,4 @@ class Vimco(ScoreFunction):
         if self.baseline == "arithmetic":
             # a weight replaced by the mean of the others does not change the mean, so V_k is the bound of the others
             return Target(self.samples - 1).combine(others)
-        return self.target().combine(torch.cat([others, leading_sum(others)[None] / len(others)]))
+        return self.combine(torch.cat([others, leading_sum(others)[None] / len(others)]))
