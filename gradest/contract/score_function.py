@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
 from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
 from gradest.contract.neuron import Discrete, Neuron
+from gradest.errors import InvalidInput
 from gradest.kernels.stable import leading_mean
 
 __all__ = ["ScoreFunction"]
@@ -39,6 +40,21 @@ class ScoreFunction(MonteCarlo):
         features: what `features` returned, or what the caller of `gradest.credit` passed.
         The weights of an element of the batch depend on its own losses, on its features and on the state, and on nothing else.
         """
+
+    def of_samples(self, samples: int) -> Self:
+        """Return this estimator for K samples.
+
+        Raises InvalidInput if the option `samples` was given and is another number, and InvalidOptions if the estimator cannot do
+        with so few.
+        """
+        if samples == self.samples:
+            return self
+        if "samples" in self.model_fields_set:
+            raise InvalidInput(
+                f"{self.label()} credits {self.samples} samples against each other, but there are {samples}; give the same "
+                "number, or leave the option samples out"
+            )
+        return type(self).build(**{name: getattr(self, name) for name in self.model_fields_set}, samples=samples)
 
     def features(self, neuron: Neuron, h: Tensor, a: Tensor) -> Tensor | None:
         """Return what `credit` needs to know of the samples beside their losses, or None if it needs nothing.
