@@ -217,8 +217,8 @@ class StochasticGraph:
             return NO_PATHS
         if self._expanded is None or a.ndim <= neuron.event_ndim or a.shape[0] != self._first_dim():
             raise InvalidInput(
-                f"in a StochasticGraph of {self.samples} paths, the first dim of every layer's input counts the paths; that "
-                f"of the layer {neuron.label()} is {list(a.shape)}. graph.expand(x) makes it, at the model's input or after an encoder"
+                f"in a StochasticGraph of {self.samples} paths, the first dim of every layer's input counts the paths; that of "
+                f"{neuron.label()} is {list(a.shape)}. graph.expand(x) makes it, at the input of the model or after an encoder"
             )
         return self._paths
 
