@@ -23,7 +23,7 @@ from gradest_experiments.gated.settings import GatedSettings
 from gradest_experiments.gated import training
 from gradest.estimation.distributed import fresh_key, rank
 from gradest_experiments.engine.distributed import processes
-from gradest_experiments.vae.images import Images
+from gradest_experiments.engine.images import Images
 from gradest_experiments.vae.settings import VaeSettings
 from gradest_experiments.vae.training import train_vae
 
