@@ -91,7 +91,10 @@ def test_python_blocks(block, capsys):
         assert expected < 0.6
         assert len(block.splitlines()) - block.splitlines().count("") <= 10
     else:
-        assert all(parameter.grad is not None for parameter in namespace["model"].parameters())
+        modules = [value for value in namespace.values() if isinstance(value, torch.nn.Module)]
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        assert parameters
+        assert all(parameter.grad is not None for parameter in parameters)
 
 
 def test_client_block(url, capsys):
