@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
 from gradest.contract.neuron import Discrete, Neuron
+from gradest.errors import InvalidInput
 from gradest.kernels.stable import leading_mean
 
 __all__ = ["ScoreFunction"]
@@ -46,6 +47,14 @@ class ScoreFunction(MonteCarlo):
         h: `[K, *batch, *event]`, samples of the neuron at `a`, which is `[*batch, *event]` or `[K, *batch, *event]`.
         """
         return None
+
+    def check_features(self, loss: Tensor, features: Tensor | None) -> None:
+        """Raise InvalidInput unless `credit` can take these features for this loss. By default it takes none.
+
+        It may read values, and so is called only where that is possible: not inside torch.compile and torch.func.
+        """
+        if features is not None:
+            raise InvalidInput(f"{self.name} credits samples by their losses alone; omit features")
 
     def credit_state(self, loss: Tensor, features: Tensor | None) -> State:
         """Return the state before the first call of `credit` with such arguments; it is empty for a stateless estimator."""
