@@ -16,8 +16,6 @@ from typing import Any, Never
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 
 from gradest.contract.estimator import State
 from gradest.contract.score_function import ScoreFunction
@@ -144,28 +142,14 @@ def credited_estimator(estimator: EstimatorSpec, samples: int) -> ScoreFunction:
         ) from error
 
 
-class _Traced:
-    """Holds, as attributes, the estimators that compiled code has looked up: torch.compile reads attributes of an object as it
-    traces, and guards them, but does not look into the registry."""
-
-
-_TRACED = _Traced()
-
-
-@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
-def _trace_estimator(estimator: EstimatorSpec, samples: int) -> str:
-    built = credited_estimator(estimator, samples)
-    name = f"_{id(type(built))}_{built.model_dump_json().encode().hex()}"
-    setattr(_TRACED, name, built)
-    return name
-
-
 def _estimator_for(estimator: EstimatorSpec, loss: Tensor) -> ScoreFunction:
     """Return `credited_estimator` for the number of samples of the loss, also while torch.compile traces."""
     if not torch.compiler.is_compiling():
         return credited_estimator(estimator, loss.shape[0])
+    from gradest.estimation.tracing import TRACED, trace  # noqa: PLC0415  # it imports the compiler
+
     samples = len(loss.unbind())  # a number that torch.compile makes a constant, unlike a size
-    built: ScoreFunction = getattr(_TRACED, _trace_estimator(estimator, samples))
+    built: ScoreFunction = getattr(TRACED, trace(credited_estimator, estimator, samples))
     return built
 
 
@@ -293,7 +277,9 @@ class _WeightedScore(torch.autograd.Function):
         spread = gradient[(..., *[None] * (log_prob.ndim - 1 - ctx.batch_dims))]
         told = (spread * weights).to(log_prob.dtype)
         if torch.compiler.is_compiling():
-            return _once(told, log_prob, loss), None, None, None
+            from gradest.estimation.tracing import once  # noqa: PLC0415
+
+            return once(told, log_prob, loss), None, None, None
         return _Once.apply(told, log_prob, loss), None, None, None  # type: ignore[no-untyped-call]
 
 
@@ -317,30 +303,14 @@ class _Once(torch.autograd.Function):
         )
 
 
-@torch.library.custom_op("gradest::gradient_once", mutates_args=())
-def _once(gradient: Tensor, log_prob: Tensor, loss: Tensor) -> Tensor:
-    """What `_Once` is, for compiled graphs: torch.compile keeps the arguments of an operator, and refuses a second backward."""
-    return gradient.clone()
-
-
-@_once.register_fake
-def _(gradient: Tensor, log_prob: Tensor, loss: Tensor) -> Tensor:
-    return torch.empty_like(gradient)
-
-
 def _score_zero(log_prob: Tensor, weights: Tensor, loss: Tensor, batch_dims: int) -> Tensor:
     """Return 0 for each element of the batch, with the weights as its gradient in the log-probabilities."""
     if torch.compiler.is_compiling() and transformed():  # where torch.compile takes the gradient of a Function for 0
-        if _derivatives() > 1:
+        from gradest.estimation.tracing import derivatives  # noqa: PLC0415
+
+        if derivatives() > 1:
             raise Incompatible("score_surrogate has no second derivative")
         told = (log_prob - log_prob.detach()).nan_to_num() * weights
         return told.flatten(1 + batch_dims).sum(-1).sum(0) if told.ndim > 1 + batch_dims else told.sum(0)
     zero: Tensor = _WeightedScore.apply(log_prob, weights, loss, batch_dims)  # type: ignore[no-untyped-call]
     return zero
-
-
-@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
-def _derivatives() -> int:
-    """Return how many derivatives of torch.func are being taken, one inside the other."""
-    levels = retrieve_all_functorch_interpreters()
-    return sum(level.key() in (TransformType.Grad, TransformType.Jvp) for level in levels)
