@@ -22,7 +22,8 @@ class ScoreFunction(MonteCarlo):
     estimator serves a single layer (`backward`), K whole-path samples of a model (`gradest.nn.StochasticGraph`), and a sampler of
     the caller's own (`gradest.score_surrogate`).
 
-    A subclass implements `credit` and, if its weights make the estimate biased, `bias`.
+    A subclass implements `credit` and, if its weights make the estimate biased, `bias`. One whose credit depends on more than the
+    losses implements `features`, for layers, and `check_features`, for callers who pass their own.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})

@@ -1,4 +1,4 @@
-"""What `score_surrogate` needs while torch.compile traces it. Importing this module imports torch's compiler, which takes time."""
+"""What `score_surrogate` needs while torch.compile traces it. Importing this module imports the compiler, in several seconds."""
 
 from __future__ import annotations
 
