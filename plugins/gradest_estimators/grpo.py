@@ -26,7 +26,7 @@ class Grpo(ScoreFunction):
     Introduced by Shao et al. (2024), DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models, arXiv
     2402.03300. Their clipped objective with its ratio of probabilities has this gradient at the parameters that drew the samples,
     apart from its penalty on the divergence from a reference, which belongs into the loss, and its division of each sequence by
-    its length. They do not say which standard deviation; this is the sample's, with K - 1, as in TRL and verl.
+    its length. They do not say which standard deviation; this is the sample's, with K - 1, as in verl.
     """
 
     name = "grpo"
