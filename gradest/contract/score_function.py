@@ -22,7 +22,8 @@ class ScoreFunction(MonteCarlo):
     estimator serves a single layer (`backward`), K whole-path samples of a model (`gradest.nn.StochasticGraph`), and a sampler of
     the caller's own (`gradest.score_surrogate`).
 
-    A subclass implements `credit` and, if its weights make the estimate biased, `bias`.
+    A subclass implements `credit` and, if its weights make the estimate biased, `bias`. One whose credit depends on more than the
+    losses implements `features`, for layers, and `check_features`, for callers who pass their own.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
@@ -62,6 +63,14 @@ class ScoreFunction(MonteCarlo):
         h: `[K, *batch, *event]`, samples of the neuron at `a`, which is `[*batch, *event]` or `[K, *batch, *event]`.
         """
         return None
+
+    def check_features(self, loss: Tensor, features: Tensor | None) -> None:
+        """Raise InvalidInput unless `credit` can take these features for this loss. By default it takes none.
+
+        It may read values, and so is called only where that is possible: not inside torch.compile and torch.func.
+        """
+        if features is not None:
+            raise InvalidInput(f"{self.name} credits samples by their losses alone; omit features")
 
     def credit_state(self, loss: Tensor, features: Tensor | None) -> State:
         """Return the state before the first call of `credit` with such arguments; it is empty for a stateless estimator."""
