@@ -22,6 +22,8 @@ from pathlib import Path
 from gradest_experiments.gated.settings import GatedSettings
 from gradest_experiments.gated import training
 from gradest.estimation.distributed import fresh_key, rank
+from gradest_experiments.belief.settings import BeliefSettings
+from gradest_experiments.belief.training import train_belief
 from gradest_experiments.engine.distributed import processes
 from gradest_experiments.engine.images import Images
 from gradest_experiments.vae.settings import VaeSettings
@@ -54,26 +56,35 @@ def gates(out, estimator, experts):
     training.train(settings, out=out)
     torch.save({"gates": seen, "noise": noise}, out / f"seen{rank()}.pt")
 
-def vae(out, estimator):
+def tiny_images():
     generator = torch.Generator().manual_seed(0)
-    images = Images(*(torch.randint(0, 256, (n, 12), dtype=torch.uint8, generator=generator) for n in (70, 10, 6)))
+    return Images(*(torch.randint(0, 256, (n, 12), dtype=torch.uint8, generator=generator) for n in (70, 10, 6)))
+
+def belief(out, estimator):
+    settings = BeliefSettings.build(
+        estimator={"name": estimator}, units=5, samples=3, epochs=2, batch=7, learning_rate=0.01, valid_samples=4
+    )
+    train_belief(settings, tiny_images(), out)
+
+def vae(out, estimator):
     settings = VaeSettings.build(
         estimator={"name": estimator}, latents=5, hidden=6, batch=7, steps=12, log_every=1, eval_every=12,
         learning_rate=0.01, variance_draws=3, test_samples=4,
     )
-    train_vae(settings, images, out)
+    train_vae(settings, tiny_images(), out)
 
 out, *runs = sys.argv[1:]
 with processes() if "RANK" in os.environ else nullcontext():
     for run in runs:
         kind, *options = run.split("-")
-        {"gates": gates, "vae": vae}[kind](Path(out, run), *options)
+        {"gates": gates, "vae": vae, "belief": belief}[kind](Path(out, run), *options)
 threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
 assert not any("gloo" in name for name in threads), threads
 """
 
 GATES = ["straight_through-dense", "reinforce_average-sparse", "rloo-dense"]
 VAES = ["disarm", "double_cv", "relax_rebar"]
+BELIEFS = ["vimco", "nvil"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two processes")]
 
@@ -106,7 +117,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
     script = folder / "train.py"
     script.write_text(TRAIN)
-    names = [*(f"gates-{name}" for name in GATES), *(f"vae-{name}" for name in VAES)]
+    names = [
+        *(f"gates-{name}" for name in GATES),
+        *(f"vae-{name}" for name in VAES),
+        *(f"belief-{name}" for name in BELIEFS),
+    ]
     launch([str(script), str(folder / "one"), *names])
     launch([str(script), str(folder / "two"), *names], 2)
     return [folder / "one", folder / "two"]
@@ -167,3 +182,19 @@ def test_a_vae_of_two_processes_is_that_of_one(runs, estimator):
         torch.testing.assert_close(states[1]["vae"][name], value, atol=1e-3, rtol=1e-3)
     for name, value in (states[0]["memory"] or {}).items():
         torch.testing.assert_close(states[1]["memory"][name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("estimator", BELIEFS)
+def test_a_belief_network_of_two_processes_is_that_of_one(runs, estimator):
+    """Ten batches an epoch of 7 images, of which the second process has 3. The averages of an epoch differ by the order in which
+    gradients are added up alone; see above. The validation bound has other noise in two processes: 10 images with 4 samples each.
+    """
+    one, two = (RunFolder.read(folder / f"belief-{estimator}") for folder in runs)
+    assert [row["step"] for row in one.rows("train")] == [10, 20]
+    for mine, theirs in zip(one.rows("train"), two.rows("train"), strict=True):
+        for number in ("elbo", "bound"):
+            assert theirs[number] == pytest.approx(mine[number], rel=1e-4)
+    assert two.results["valid"] == pytest.approx(one.results["valid"], abs=1)
+    states = [folder.load()["network"] for folder in (one, two)]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=1e-3, rtol=1e-3)
