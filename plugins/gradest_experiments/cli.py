@@ -87,15 +87,16 @@ def _train_belief(
 
     It is the benchmark of Mnih and Gregor (2014), arXiv 1402.0030, and of Mnih and Rezende (2016), arXiv 1602.06725.
 
-    Run again with the same folder, it continues where it stopped; with more --epochs, where the run ended. There is no --url: the
-    network, its data and its loss are on this machine.
+    Run again with the same folder, it continues where it stopped; with more --epochs, where the run ended.
+
+    There is no --url: the network, its data and its loss are on this machine.
     """
     from gradest.cli.display import show_rows
     from gradest_experiments.belief.run import COLUMNS, run_belief, to_rows
     from gradest_experiments.belief.settings import BeliefSettings
     from gradest_experiments.engine.images import load_images
 
-    spec = {"estimator": read_spec(given["estimator"])} if "estimator" in given else {}
+    spec = {name: read_spec(given[name]) for name in ("estimator",) if name in given}
     settings = build_settings(BeliefSettings, {**given, **spec})
     path = out / settings.folder()
     run = run_belief(settings, load_images(data_dir), path, progress=True, tensorboard=tensorboard)

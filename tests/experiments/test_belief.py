@@ -221,6 +221,7 @@ def test_wrong_settings_are_refused(tmp_path):
     with pytest.raises(InvalidOptions, match="layers: Input should be greater"):
         run_of(layers=0)
     assert not list(tmp_path.iterdir())
+    assert BeliefSettings() == BeliefSettings(estimator="vimco") == BeliefSettings(estimator={"name": "vimco"})
 
 
 def test_divergence_is_an_error(tmp_path):

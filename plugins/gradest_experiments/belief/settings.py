@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from gradest.nn import Stochastic
 from gradest.random import MAX_SEED
@@ -14,11 +14,15 @@ __all__ = ["NEURON", "BeliefSettings"]
 
 NEURON = "bernoulli"
 
+Spec = Annotated[dict[str, Any], BeforeValidator(lambda given: {"name": given} if isinstance(given, str) else given)]
+
 
 class BeliefSettings(RunSettings):
     """The settings of a run of the sigmoid belief network."""
 
-    estimator: dict[str, Any] = Field({"name": "vimco"}, description="the estimator of every layer")
+    estimator: Spec = Field(
+        "vimco", validate_default=True, description="the estimator of every layer: a name, or {name, **options}"
+    )
     layers: int = Field(2, ge=1, description="the number of stochastic layers")
     units: int = Field(200, ge=1, description="the number of units of each layer")
     samples: int = Field(5, ge=1, description="the number K of whole-path samples of an image")
