@@ -434,6 +434,13 @@ MUTATIONS = (
     ),
     # --- experiments ---
     Mutation(
+        "plugins/gradest_experiments/belief/network.py",
+        "cost = _log_prob(h, a) - _log_prob(below, generation(seen))",
+        "cost = -_log_prob(h, a) - _log_prob(below, generation(seen))",
+        "the loss of a path adds the entropy of q instead of subtracting it",
+        "tests/experiments/test_belief.py -k 'costs or enumerated'",
+    ),
+    Mutation(
         "plugins/gradest_experiments/gated/sparsity.py",
         "layer.weight *= torch.where(norm > limit, limit / norm, 1.0)",
         "layer.weight *= torch.where(norm > limit, norm / limit, 1.0)",
