@@ -530,9 +530,7 @@ def test_losses_that_are_not_finite(bad):
 def test_the_number_of_samples_is_that_of_the_losses():
     assert torch.equal(gradest.credit("rloo", LOSS)[0], gradest.credit(gradest.estimator("rloo", samples=4), LOSS)[0])
     for spec in ({"name": "rloo", "samples": 2}, gradest.estimator("rloo", samples=5)):
-        with pytest.raises(
-            InvalidInput, match=r"given samples=\d, but the loss, \[K, \*batch\], is that of K = 4 samples"
-        ):
+        with pytest.raises(InvalidInput, match=r"credits \d samples against each other, but there are 4"):
             gradest.credit(spec, LOSS)
     with pytest.raises(InvalidInput, match="cannot credit K = 4 sample"):
         gradest.credit({"name": "pass_at_k", "k": 6}, LOSS)
