@@ -79,7 +79,7 @@ class StochasticGraph:
     def __enter__(self) -> Self:
         if self._outer:
             raise InvalidInput("this StochasticGraph is open already; make a new one for each step")
-        self._outer = [layer.enter_scope(self) for layer in self._layers]
+        self._outer, self._told = [layer.enter_scope(self) for layer in self._layers], False
         return self
 
     def __exit__(

@@ -186,7 +186,7 @@ class Stochastic(_StochasticModule):
         baseline: a number for each example, `[*batch]` or its leading dims, that is subtracted from the loss this use is told. It
             must be known before the sample is drawn, such as a critic's value of the state; the gradient stays unbiased whatever
             it is. It is not differentiated. Estimators that need no loss do not use it.
-        Raises InvalidInput for bad pre-activations, and Incompatible if the estimator needs a scope of paths that is not open.
+        Raises InvalidInput for a bad input or baseline, and Incompatible where the estimator needs a scope of paths.
         """
         if torch.compiler.is_compiling():
             return self._outside(a, baseline) if draw is None else self._compiled(a, baseline)
@@ -197,14 +197,12 @@ class Stochastic(_StochasticModule):
         scope, paths = uses.scope, NO_PATHS
         if scope is not None:
             paths = scope.paths_of(a, self.neuron)
-        learns = torch.is_grad_enabled() and (a.requires_grad or transformed())
+        in_transform = transformed()
+        learns = torch.is_grad_enabled() and (in_transform or a.requires_grad)
         if self.credits_paths and learns and not paths.samples:
             raise self._paths_missing()
-        return (
-            self._transformed(a, baseline, paths, learns)
-            if transformed()
-            else self._eagerly(a, baseline, paths, learns)
-        )
+        run = self._transformed if in_transform else self._eagerly
+        return run(a, baseline, paths, learns)
 
     def _eagerly(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` in eager code."""

@@ -100,6 +100,11 @@ class Use:
         self.emitted = draw.points
         self.version = draw.a._version
 
+    @property
+    def batch(self) -> torch.Size:
+        """The batch dims of the pre-activations."""
+        return self.draw.a.shape[: self.draw.a.ndim - self.draw.neuron.event_ndim]
+
     def gradient_of_loss(self, loss: Tensor) -> Tensor:
         """Tell the estimator the loss `[*batch]`, and move the layer's state on. Return the gradient in a, `[*batch, *event]`.
 
@@ -123,10 +128,8 @@ class Use:
         self._check_intact()
         estimator, draw = self.layer.estimator, self.draw
         if "loss" in estimator.needs:
-            feedback = Feedback(
-                draw.a.new_zeros(draw.points.shape[: draw.points.ndim - draw.neuron.event_ndim]), grad_h[None]
-            )
-            with torch.no_grad():
+            feedback = Feedback(draw.a.new_zeros((1, *self.batch)), grad_h[None].to(draw.a.dtype))
+            with torch.no_grad():  # the state moved when the loss was told
                 return estimator.backward(draw, feedback, self.state)[0]
         gradient, moved = tell(estimator, draw, Feedback(None, grad_h[None]), self.state)
         self.layer.advance(moved, self.step)
@@ -137,7 +140,7 @@ class Use:
         assert isinstance(estimator, ScoreFunction)
         neuron, h, a = self.draw.neuron, self.draw.points[0], self.draw.a
         assert isinstance(neuron, Discrete)
-        loss = loss.to(a.dtype)
+        loss = loss.to(torch.promote_types(loss.dtype, a.dtype))  # differences of losses in their own precision
         if self.paths.flat:
             h, a, loss = (x.reshape(self.paths.samples, -1, *x.shape[1:]) for x in (h, a, loss))
         with torch.no_grad():
@@ -145,15 +148,15 @@ class Use:
             weights, moved = estimator.credit(loss, self.state, features)
             if self.state and world_size() > 1:
                 moved = joined_credit_state(estimator, loss, self.state, features)
-            gradient = neuron.weighted_score(h[None], a, weights[None])
+            gradient = neuron.weighted_score(h[None], a, weights[None].to(a.dtype))
         return gradient.flatten(0, 1) if self.paths.flat else gradient, moved
 
     def _check_intact(self) -> None:
-        draw, label = self.draw, self.layer.neuron.label()
+        draw = self.draw
         if draw.a._version != self.version:
             raise RuntimeError(
-                f"the pre-activations of the layer {label} were written to in place after the layer used them, so their gradient "
-                "cannot be computed; write to a copy instead, as in relu(a.clone(), inplace=True)"
+                f"the pre-activations of the layer {self.layer.neuron.label()} were written to in place after the layer used "
+                "them, so their gradient cannot be computed; write to a copy instead, as in relu(a.clone(), inplace=True)"
             )
         if self.emitted._version:  # the caller has written to h, which shares memory with the points
             self.draw = self.layer.draw(draw.a, self.state, self.paths, draw.key.seed)
@@ -170,7 +173,8 @@ class Recorded:
     def __init__(
         self, layer: StochasticLayer, port: Tensor, baseline: Tensor | None, flag: Tensor | None = None
     ) -> None:
-        self.layer, self.port, self.baseline, self.flag = layer, port, baseline, flag
+        self.layer, self.port, self.flag = layer, port, flag
+        self.baseline = None if baseline is None else leading_batch("a baseline", baseline, self.batch, layer.neuron)
         self.previous: Any = None
 
     @property
@@ -181,8 +185,7 @@ class Recorded:
     def tell(self, loss: Tensor) -> Tensor:
         """Return the gradient in a `[*batch, *event]` at this loss `[*batch]`, and move the layer's state on."""
         if self.baseline is not None:
-            loss = loss - leading_batch("the baseline of a use", self.baseline, self.batch, self.layer.neuron)
-            self.baseline = None
+            loss, self.baseline = loss - self.baseline, None
         return self._gradient(loss)
 
     def _gradient(self, loss: Tensor) -> Tensor:
