@@ -202,7 +202,7 @@ def test_a_kernel_is_compiled_though_its_lock_is_not_to_be_had(tmp_path, monkeyp
         assert double(21) == 42
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.timeout(900)
 def test_kernels_kept_on_disk_are_stale_once_a_file_that_is_compiled_into_them_changes(tmp_path):
     """σ(1) by `repeated`, whose own file stays: it takes a function of one other file, and constants of another."""
