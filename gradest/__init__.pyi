@@ -42,6 +42,8 @@ from .discovery.registry import registry as registry
 from .errors import GradestError as GradestError
 from .estimation.ask_tell import ask as ask
 from .estimation.ask_tell import tell as tell
+from .estimation.credit import credit as credit
+from .estimation.credit import score_surrogate as score_surrogate
 from .estimation.estimate import estimate as estimate
 from .estimation.exact import exact as exact
 from .estimation.executors import RayExecutor as RayExecutor

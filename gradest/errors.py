@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "GradestError",
+    "GradestWarning",
     "Incompatible",
     "InvalidInput",
     "InvalidOptions",
@@ -11,6 +12,7 @@ __all__ = [
     "PluginError",
     "PluginFault",
     "ServiceError",
+    "ToldAlready",
     "TooManyPoints",
     "UnknownPlugin",
 ]
@@ -18,6 +20,10 @@ __all__ = [
 
 class GradestError(Exception):
     """Base of every error that gradest raises on purpose."""
+
+
+class GradestWarning(UserWarning):
+    """Category of every warning that gradest gives."""
 
 
 class UnknownPlugin(GradestError, LookupError):
@@ -41,7 +47,11 @@ class TooManyPoints(InvalidInput):
 
 
 class MissingLoss(GradestError, RuntimeError):
-    """The estimator of a layer needs the loss, but backward ran on a scalar that `broadcast_loss` did not return."""
+    """The estimator of a layer needs the loss, and the loss was not told before backward, or before the layer's uses died."""
+
+
+class ToldAlready(GradestError, RuntimeError):
+    """`broadcast_loss` was called a second time for one forward pass, whose uses have been told their loss."""
 
 
 class PluginError(GradestError):

@@ -104,6 +104,7 @@ class _Service(Generic[Http, HttpTransport]):
     forward = _method(endpoints.forward)
     backward = _method(endpoints.backward)
     expect = _method(expect)
+    credit = _method(endpoints.credit)
     estimate = _method(endpoints.estimate)
     compare = _method(endpoints.compare)
     recommend = _method(endpoints.recommend)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from gradest.analysis.results import Comparison, ComparisonRow, Excluded, LossAccess, Recommendation, Recommended
 from gradest.client.encoding import encode_json, with_non_finite
-from gradest.client.requests import ApiRequest, Call, check_dtype, choose_seed, post, to_spec
+from gradest.client.requests import DTYPES, ApiRequest, Call, check_dtype, choose_seed, post, to_spec
 from gradest.client.responses import ResponseFields
 from gradest.client.results import RemoteDraw, RemoteEstimate, RemoteGradient, RemoteMean
 from gradest.errors import InvalidInput
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "backward",
     "compare",
+    "credit",
     "estimate",
     "estimator",
     "estimators",
@@ -132,6 +133,31 @@ def backward(
     fields = {"estimator": to_spec(estimator), "seed": seed, "state": state or None, "loss": loss, "grad": grad}
     response = yield post("/v1/backward", neuron, a, fields)
     return RemoteGradient(response["gradient"], response["value"], response["weights"], response["state"])
+
+
+def credit(
+    estimator: EstimatorSpec, loss: Tensor, state: State | None = None, features: Tensor | None = None
+) -> Call[tuple[Tensor, State]]:
+    """Return the weights of the scores of K samples of the caller's own, and the next state, as `gradest.credit` does.
+
+    loss: the losses of the samples, `[K, *batch]`. state: None in the first step, then the state that the last call returned.
+    features: what some estimators must know of the samples beside their losses.
+    """
+    import torch
+
+    check_dtype(loss, DTYPES, "the loss")
+    if isinstance(features, torch.Tensor):  # lengths are whole numbers
+        features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
+    fields = {
+        "estimator": to_spec(estimator),
+        "loss": loss.detach(),
+        "shape": list(loss.shape),
+        "dtype": str(loss.dtype).removeprefix("torch."),
+        "features": features,
+        "state": state or None,
+    }
+    response = yield ApiRequest("/v1/credit", fields=fields, device=loss.device)
+    return response["weights"], response["state"]
 
 
 def estimate(

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from gradest.contract.plugin import Plugin
     from gradest.discovery.registry import NeuronSpec
 
-__all__ = ["ApiRequest", "Call", "check_dtype", "choose_seed", "post", "to_spec"]
+__all__ = ["DTYPES", "ApiRequest", "Call", "check_dtype", "choose_seed", "post", "to_spec"]
 
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+"""The dtypes of pre-activations and losses, by their names in a request."""
 
 T = TypeVar("T")
 
@@ -50,20 +51,20 @@ def post(
     progress: Callable[[Any], None] | None = None,
 ) -> ApiRequest:
     """Return a POST of these fields, the neuron and its pre-activations. Raises InvalidInput unless `a` is a float tensor."""
-    check_dtype(a, _DTYPES)
+    check_dtype(a, DTYPES)
     inputs = {"neuron": to_spec(neuron), "a": a, "shape": list(a.shape), "dtype": str(a.dtype).removeprefix("torch.")}
     return ApiRequest(path, fields={**inputs, **fields}, device=a.device, progress=progress)
 
 
-def check_dtype(a: Any, dtypes: Sequence[str]) -> None:
-    """Raise InvalidInput unless `a` is a tensor of one of the dtypes, which are given by name."""
+def check_dtype(a: Any, dtypes: Sequence[str], what: str = "pre-activations") -> None:
+    """Raise InvalidInput unless `a`, which the message calls `what`, is a tensor of one of the dtypes, given by name."""
     import torch
 
     allowed = [f"torch.{name}" for name in dtypes]
     if not isinstance(a, torch.Tensor) or str(a.dtype) not in allowed:
         found = a.dtype if isinstance(a, torch.Tensor) else type(a).__name__
         raise InvalidInput(
-            f"pre-activations must be a torch tensor of {', '.join(allowed)}, not {found}; a.float() converts a tensor"
+            f"{what} must be a torch tensor of {', '.join(allowed)}, not {found}; .float() converts a tensor"
         )
 
 

@@ -12,9 +12,20 @@ import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
+from gradest.contract.score_function import ScoreFunction
 from gradest.random import Key, fresh_seed
 
-__all__ = ["fresh_key", "is_parallel", "joined_state", "rank", "row_numbers", "world_size"]
+__all__ = [
+    "fresh_key",
+    "fresh_path_key",
+    "is_parallel",
+    "joined_credit_state",
+    "joined_state",
+    "joined_state_of_paths",
+    "rank",
+    "row_numbers",
+    "world_size",
+]
 
 
 def is_parallel() -> bool:
@@ -59,6 +70,31 @@ def joined_state(estimator: Estimator, draw: Draw, feedback: Feedback, state: St
     return estimator.backward(joined, Feedback(loss, grad), state)[1]
 
 
+def joined_state_of_paths(
+    estimator: Estimator, draw: Draw, feedback: Feedback, state: State, paths: int, flat: bool
+) -> State:
+    """Return `joined_state` for a draw whose batch begins with K paths, or with K·examples if it is flat.
+
+    The examples must lead where parts are joined, so the draw is repeated with the paths behind them.
+    """
+
+    def examples_first(x: Tensor, dim: int) -> Tensor:
+        return x.reshape(*x.shape[:dim], paths, -1, *x.shape[dim + (1 if flat else 2) :]).transpose(dim, dim + 1)
+
+    assert draw.key.rows is not None
+    key = replace(draw.key, rows=examples_first(draw.key.rows, 0))
+    given = [None if x is None else examples_first(x, 1) for x in (feedback.loss, feedback.grad)]
+    again = estimator.forward(draw.neuron, examples_first(draw.a, 0), key, state)
+    return joined_state(estimator, again, Feedback(*given), state)
+
+
+def joined_credit_state(estimator: ScoreFunction, loss: Tensor, state: State, features: Tensor | None) -> State:
+    """Return the state that `credit` computes from the losses `[K, *batch]` and the features of the joined batch."""
+    if loss.ndim < 2:
+        return estimator.credit(loss, state, features)[1]
+    return estimator.credit(_join(loss, 1), state, None if features is None else _join(features, 1))[1]
+
+
 def _join(x: Tensor, dim: int) -> Tensor:
     """Gather the joined batch from the parts of all processes, whose examples are in dim `dim`."""
     own = x.movedim(dim, 0)
@@ -80,3 +116,16 @@ def fresh_key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None) -> K
     if world_size() == 1:
         return key
     return replace(key, rows=row_numbers(a.shape[: max(0, a.ndim - event_ndim)]), shared=True)
+
+
+def fresh_path_key(a: Tensor, event_ndim: int, paths: int, flat: bool, seed: int | Tensor | None = None) -> Key:
+    """Return a key for `a` whose batch begins with K paths, or K·examples: each path of an example has its own noise.
+
+    Row (path k, example e, place w of W within it) is number (e·K + k)·W + w of the joined batch.
+    """
+    batch = a.shape[: a.ndim - event_ndim]
+    rest = batch[1:] if flat else batch[2:]
+    count = batch[0] // paths if flat else (batch[1] if len(batch) > 1 else 1)
+    examples, within = rank() + world_size() * torch.arange(count), rest.numel()
+    rows = (examples * paths + torch.arange(paths)[:, None])[..., None] * within + torch.arange(within)
+    return Key(fresh_seed() if seed is None else seed, rows=rows.reshape(batch))

@@ -1,41 +1,351 @@
-"""broadcast_loss: one loss for every stochastic layer of a model."""
+"""StochasticGraph: several stochastic layers and several costs in one program; broadcast_loss, its shorthand for one cost."""
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from gradest.errors import InvalidInput
+from gradest.contract.neuron import Neuron
+from gradest.contract.score_function import ScoreFunction
+from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, ToldAlready
+from gradest.estimation.ask_tell import check_count, first_non_finite
+from gradest.kernels import transformed
 from gradest.nn.layers import Stochastic
-from gradest.nn.loss_channel import send_loss
-from gradest.nn.uses import spread_loss
+from gradest.nn.uses import NO_PATHS, Paths, Recorded, attach, leading_batch
 
-__all__ = ["broadcast_loss"]
+__all__ = ["StochasticGraph", "broadcast_loss"]
+
+Reduction = Literal["mean", "sum"]
+_REMEDY = (
+    "Open gradest.nn.StochasticGraph(model), in which outputs may die and costs are added one by one; a pass that is not to be "
+    "told a loss belongs under torch.no_grad()"
+)
 
 
-def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+class _Cost:
+    """A cost in the list of uses and costs: `value` is `[*batch]`, or `[K, *batch]` of K paths."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+        self.previous: Any = None
+
+
+class StochasticGraph:
+    """A scope in which stochastic layers are used and costs are added; its surrogate has the gradient of the expected total cost.
+
+        with gradest.nn.StochasticGraph(model) as graph:
+            for step in range(3):
+                h = layer(a)                       # as often as wanted; h may die, as in h.argmax(-1)
+                graph.add_cost(cost_of(h))         # [*batch]
+            graph.surrogate().backward()
+
+    A cost is credited to every use that was recorded before it was added. This is the cost-to-go of each use: it leaves the
+    gradient unbiased, because a cost that was computed earlier cannot depend on a later use. The own gradient of a cost, in
+    whatever it depends on differentiably, flows as ever.
+
+    model: its `Stochastic` layers are recorded while the scope is open, in this thread, wherever their estimators need a loss.
+        Passes under torch.no_grad() or in evaluation are not recorded, nor are copies of the model.
+    samples: K, for K whole-path samples. The first dim of every layer's `a` and of every cost is then the path; `expand` makes
+        it. Estimators that credit K samples against each other (`rloo`, `vimco`, ...) take the K paths as their samples. For
+        estimators of one sample, paths are examples like others.
+
+    Estimators whose target is a bound over K samples, such as `vimco`, get the total of all costs at every use; cost-to-go would
+    be wrong there. They cannot be mixed with others that need a loss.
+
+    Leaving the scope without `surrogate()` raises MissingLoss, unless an exception passes or `discard()` was called. Scopes may
+    be nested; a layer belongs to the innermost one whose model contains it. torch.compile(fullgraph=True) may have the scope
+    inside or outside of the compiled function, and transforms of torch.func may contain the whole scope.
+
+    Source: Schulman, Heess, Weber and Abbeel (2015), Gradient Estimation Using Stochastic Computation Graphs, arXiv 1506.05254.
+    """
+
+    def __init__(self, model: nn.Module, samples: int | None = None) -> None:
+        if samples is not None:
+            check_count("samples", samples, least=1)
+        self.samples = samples
+        self._layers = [layer for layer in model.modules() if isinstance(layer, Stochastic)]
+        self._outer: list[Any] = []
+        self._latest: Any = (
+            None  # the head of a list of uses and costs, latest first: torch.compile does not specialise on it
+        )
+        self._paths = NO_PATHS if samples is None else Paths(samples)
+        self._expanded: int | None = None  # the batch that was expanded; -1 if it was not flattened
+        self._told = False
+
+    def __enter__(self) -> Self:
+        if self._outer:
+            raise InvalidInput("this StochasticGraph is open already; make a new one for each step")
+        self._outer, self._told = [layer.enter_scope(self) for layer in self._layers], False
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for layer, outer in zip(self._layers, self._outer, strict=True):
+            layer.leave_scope(outer)
+        latest, self._latest, self._outer = self._latest, None, []
+        if kind is not None or latest is None or not torch.is_grad_enabled():
+            return
+        while latest is not None:
+            if isinstance(latest, _Cost) or not self._told:
+                raise MissingLoss(
+                    "the StochasticGraph was left with uses or costs of which no surrogate was made, so they would have no "
+                    "gradient; call graph.surrogate().backward() inside it, or graph.discard() if none is wanted"
+                )
+            latest = latest.previous
+
+    def expand(self, x: Tensor, flatten: bool = False) -> Tensor:
+        """Return x `[batch, ...]` once for each path: `[K, batch, ...]`, or `[K·batch, ...]`, path by path, with flatten=True.
+
+        flatten is for models that take a single batch dim, such as those with convolutions or BatchNorm. Every layer's `a` and
+        every cost then has K·batch first. With samples=None, x is returned as it is. Raises InvalidInput if an earlier call
+        disagrees.
+        """
+        if self.samples is None:
+            return x
+        if flatten and not x.ndim:
+            raise InvalidInput("a tensor without dims has no batch to flatten; use expand(x) without flatten=True")
+        batch = x.shape[0] if flatten else -1
+        if self._expanded is not None and self._expanded != batch:
+            before, now = (f"a flattened batch of {n}" if n >= 0 else "flatten=False" for n in (self._expanded, batch))
+            raise InvalidInput(
+                f"expand was called with {before} before and with {now} now; one scope has one form of paths"
+            )
+        self._expanded, self._paths = batch, Paths(self.samples, flatten)
+        paths = x.expand(self.samples, *x.shape)
+        return paths.flatten(0, 1) if flatten else paths
+
+    def add_cost(self, cost: Tensor, batch_dims: int = 1) -> None:
+        """Add a cost, and credit it to every use recorded so far.
+
+        cost: `[*batch, ...]`, or `[K, *batch, ...]` of K paths (`[K·batch, ...]` flattened). Its first `batch_dims` dims, not
+            counting the path, are independent examples. The further dims are summed, so that positions that depend on each other
+            are credited with all they influence. batch_dims=2 says that the elements of two dims are independent and credits
+            each with its own. A cost need not be differentiable.
+
+        Raises InvalidInput for a cost that lacks these dims, is not finite, or disagrees with the batch of an earlier cost.
+        """
+        check_count("batch_dims", batch_dims, least=0)
+        if not isinstance(cost, Tensor):
+            raise InvalidInput(f"a cost must be a torch tensor, not {type(cost).__name__}")
+        value = cost if cost.is_floating_point() else cost.to(torch.get_default_dtype())
+        if self.samples is not None:
+            value = self._with_paths(value)
+        dims = batch_dims + (self.samples is not None)
+        if value.ndim < dims:
+            raise InvalidInput(
+                f"a cost has one number an example, {'[K, *batch]' if self.samples else '[*batch]'}, but this one is "
+                f"{list(cost.shape)}. Do not reduce it over the batch; batch_dims=0 is for a model without a batch dim"
+            )
+        value = value.flatten(dims).sum(-1) if value.ndim > dims else value
+        earlier = self._latest
+        while earlier is not None and not isinstance(earlier, _Cost):
+            earlier = earlier.previous
+        if earlier is not None and earlier.value.shape != value.shape:
+            raise InvalidInput(
+                f"the costs of one surrogate have one batch, but this cost has {list(value.shape)} and an earlier one "
+                f"{list(earlier.value.shape)}; set batch_dims so that they agree"
+            )
+        if not (torch.compiler.is_compiling() or transformed()):
+            index = first_non_finite(value.detach())
+            if index is not None:
+                raise InvalidInput(
+                    f"costs must be finite, but at {index} of {list(value.shape)} this one is {value[tuple(index)]}"
+                )
+        added = _Cost(value)
+        added.previous, self._latest = self._latest, added
+
+    def surrogate(self, reduction: Reduction = "mean") -> Tensor:
+        """Return the scalar to call backward on: the mean (or sum) over examples of the costs added since the last call.
+
+        Over K paths the costs of an example are averaged, or combined into the estimator's bound. Its backward has the gradient
+        of the expected costs; the scalar may be scaled, and added to others. The state of each layer's estimator moves here.
+        Under torch.no_grad() only the value is computed, and the costs stay. Raises InvalidInput if no cost was added, or if the
+        cost does not fit a layer, and Incompatible if the targets of the estimators do not fit together.
+        """
+        _check_reduction(reduction)
+        uses, costs = self._in_order()
+        if not costs:
+            raise InvalidInput("no cost was added since the last surrogate; call graph.add_cost first")
+        to_go, total = self._costs_to_go()
+        bound = self._bound()
+        if bound is not None and self._told:
+            raise Incompatible(
+                f"the target of {bound.label()} is a bound of the total cost, which several surrogates cannot share; add all "
+                "costs before one surrogate()"
+            )
+        value = self._over_paths(total, bound)
+        scalar = value.mean() if reduction == "mean" else value.sum()
+        if not torch.is_grad_enabled():
+            return scalar
+        share = 1 / max(1, value.numel()) if reduction == "mean" else 1.0
+        told, losses, shares = [], [], []
+        for use, credit in zip(uses, to_go, strict=True):
+            credited = credit if bound is None else total
+            if credited is None:  # nothing that was added later depends on this use
+                continue
+            if bound is not None and use.baseline is not None:
+                raise Incompatible(
+                    f"a baseline of a use would change the bound that {bound.label()} estimates; leave it out, since the other "
+                    "paths are the baseline"
+                )
+            told.append(use)
+            losses.append(leading_batch("a cost", self._for_use(credited), use.batch, use.layer.neuron))
+            alone = self.samples is not None and not use.layer.credits_paths
+            shares.append(share / self.samples if alone and self.samples else share)
+        self._latest = None
+        for use in uses:
+            use.previous, self._latest = self._latest, use
+        self._told = True
+        return attach(scalar, told, losses, shares)
+
+    def discard(self) -> None:
+        """Forget the uses and costs recorded so far, so that the scope may be left without a surrogate."""
+        self._latest = None
+
+    def record(self, use: Recorded) -> None:
+        """Record a use of a layer."""
+        use.previous, self._latest = self._latest, use
+
+    def paths_of(self, a: Tensor, neuron: Neuron) -> Paths:
+        """Return how the batch of a layer's input holds the paths. Raises InvalidInput if it does not."""
+        if self.samples is None:
+            return NO_PATHS
+        if self._expanded is None or a.ndim <= neuron.event_ndim or a.shape[0] != self._first_dim():
+            raise InvalidInput(
+                f"in a StochasticGraph of {self.samples} paths, the first dim of every layer's input counts the paths; that of "
+                f"{neuron.label()} is {list(a.shape)}. graph.expand(x) makes it, at the input of the model or after an encoder"
+            )
+        return self._paths
+
+    def _first_dim(self) -> int:
+        assert self.samples is not None
+        assert self._expanded is not None
+        return self.samples * self._expanded if self._paths.flat else self.samples
+
+    def _with_paths(self, cost: Tensor) -> Tensor:
+        """Return the cost with the paths in a dim of their own."""
+        assert self.samples is not None
+        if self._expanded is None or not cost.ndim or cost.shape[0] != self._first_dim():
+            raise InvalidInput(
+                f"in a StochasticGraph of {self.samples} paths, the first dim of a cost counts the paths, as that of "
+                f"graph.expand(x) does; this cost is {list(cost.shape)}"
+            )
+        return cost.reshape(self.samples, self._expanded, *cost.shape[1:]) if self._paths.flat else cost
+
+    def _for_use(self, credit: Tensor) -> Tensor:
+        return credit.flatten(0, 1) if self._paths.flat else credit
+
+    def _in_order(self) -> tuple[list[Recorded], list[Tensor]]:
+        uses: list[Recorded] = []
+        costs: list[Tensor] = []
+        element = self._latest
+        while element is not None:
+            if isinstance(element, _Cost):
+                costs.append(element.value)
+            else:
+                uses.append(element)
+            element = element.previous
+        uses.reverse()
+        costs.reverse()
+        return uses, costs
+
+    def _costs_to_go(self) -> tuple[list[Tensor | None], Tensor]:
+        """Return for each use the sum of the costs added after it, None if there are none, and the sum of all costs."""
+        to_go: list[Tensor | None] = []
+        later: Tensor | None = None
+        element = self._latest
+        while element is not None:
+            if isinstance(element, _Cost):
+                later = element.value if later is None else element.value + later
+            else:
+                to_go.append(None if later is None else later.detach())
+            element = element.previous
+        to_go.reverse()
+        assert later is not None
+        return to_go, later
+
+    def _over_paths(self, total: Tensor, bound: ScoreFunction | None) -> Tensor:
+        if self.samples is None:
+            return total
+        return total.mean(0) if bound is None else bound.combine(total)
+
+    def _bound(self) -> ScoreFunction | None:
+        """Return the estimator whose target is a bound over the paths, if there is one."""
+        layers = [layer for layer in self._layers if layer.needs_loss]
+        if not (torch.compiler.is_compiling() or self.samples is None):
+            targets = {layer.of_samples(self.samples).target(): layer.estimator.label() for layer in layers}
+            if len(targets) > 1:
+                stated = ", ".join(f"{label} estimates {target}" for target, label in targets.items())
+                raise Incompatible(
+                    f"the estimators of the layers have different targets: {stated}. Use estimators of one target"
+                )
+        for layer in layers:
+            if layer.has_bound:
+                assert isinstance(layer.estimator, ScoreFunction)
+                return layer.estimator
+        return None
+
+
+def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean") -> Tensor:
     """Return the scalar to call backward on: the mean (or sum) of `loss`. Its backward pass gives each stochastic layer its loss.
+
+    It is the shorthand for one forward pass with one cost; `StochasticGraph` is for several of either.
 
     loss: `[*batch]`, one number an example, its dims leading in each layer's batch dims (a layer may have more of them, such
     as positions in an image, which then share their example's loss). It need not be differentiable. The scalar may be scaled,
     as gradient accumulation and loss scaling do. The loss goes to every use of a layer since the last call whose output is still
-    alive. In compiled code and inside transforms of torch.func it goes to every use, alive or not; run under torch.no_grad() what
-    is not to receive it there. A use inside such a transform receives its loss inside the same transform.
+    alive, and the state of each layer's estimator moves. In compiled code and inside transforms of torch.func it goes to every
+    use, alive or not; run under torch.no_grad() what is not to receive it there. A use inside such a transform receives its loss
+    inside the same transform. Under torch.no_grad() only the value is computed.
+
+    If some uses of a layer died before they were told a loss, it gives a GradestWarning; if all of them did, it raises
+    MissingLoss: an output that died, such as that of `h.argmax(-1)`, may still have decided the loss. Raises ToldAlready if every
+    use since the last forward pass was told before, and InvalidInput for a loss that does not fit a layer.
     """
+    _check_reduction(reduction)
+    total = loss.mean() if reduction == "mean" else loss.sum()
+    if not torch.is_grad_enabled():
+        return total
+    share = 1 / max(1, loss.numel()) if reduction == "mean" else 1.0
+    layers = [layer for layer in model.modules() if isinstance(layer, Stochastic)]
+    told: list[Recorded] = []
+    told_before = False
+    for layer in layers:
+        if layer.scope is not None:
+            raise InvalidInput(
+                "broadcast_loss tells nothing inside a StochasticGraph, which records the uses of the model; call "
+                "graph.add_cost(loss) and graph.surrogate()"
+            )
+        uses, died = layer.take_uses()
+        if died:
+            _complain(layer, died, len(uses))
+        told_before = layer.count_told(len(uses)) or told_before
+        told += uses
+    if told_before and not told:
+        raise ToldAlready(
+            "every use of a stochastic layer since the last forward pass has been told its loss. Add up the losses of one "
+            f"forward pass and call broadcast_loss once, under torch.no_grad() where the value is only looked at. {_REMEDY}"
+        )
+    losses = [leading_batch("the loss", loss, use.batch, use.layer.neuron) for use in told]
+    return attach(total, told, losses, [share] * len(told))
+
+
+def _complain(layer: Stochastic, died: int, alive: int) -> None:
+    """Raise or warn that uses of a layer died before they were told a loss."""
+    text = (
+        f"{died} of {died + alive} uses of the layer {layer.neuron.label()} died before they were told a loss: nothing that "
+        f"backward could start from leads to their output, although it may have decided the loss, as h.argmax(-1) does. {_REMEDY}"
+    )
+    if not alive:
+        raise MissingLoss(text)
+    warnings.warn(text, GradestWarning, stacklevel=3)
+
+
+def _check_reduction(reduction: str) -> None:
     if reduction not in ("mean", "sum"):
         raise InvalidInput(f'reduction must be "mean" or "sum", not {reduction!r}')
-    total = loss.mean() if reduction == "mean" else loss.sum()
-    share = 1 / max(1, loss.numel()) if reduction == "mean" else 1.0
-    for layer in model.modules():
-        if isinstance(layer, Stochastic):
-            for channel in layer._take_loss_channels():
-                spread = spread_loss(loss, channel.shape[1:], layer.neuron)
-                total = total + send_loss(channel, spread, share)
-            if torch.compiler.is_compiling():
-                continue
-            for use, anchor in layer._take_waiting_uses():
-                use.set_loss(loss, share)
-                total = total + anchor
-    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,22 +11,34 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from gradest.contract.estimator import Estimator, State
+from gradest.contract.estimator import Draw, Estimator, State
 from gradest.contract.objective import Loss
+from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput
 from gradest.estimation.ask_tell import ask, check_pre_activations
-from gradest.estimation.distributed import fresh_key, world_size
+from gradest.estimation.distributed import fresh_key, fresh_path_key
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
-from gradest.nn.uses import Emit, EmitTransformed, KeepAlive, LivenessToken, Use
+from gradest.nn.uses import (
+    NO_PATHS,
+    Emit,
+    EmitTransformed,
+    KeepAlive,
+    LivenessToken,
+    Paths,
+    Recorded,
+    RecordedEagerly,
+    RecordedInTransform,
+    Use,
+)
 from gradest.random import fresh_seed_tensor
 
 try:
-    from gradest.nn.operators import Handle, emit
+    from gradest.nn.operators import Handle, RecordedInGraph, draw
 except ImportError:  # before torch 2.13 no operator takes an object
-    Handle = emit = None  # type: ignore[assignment, misc]
+    Handle = RecordedInGraph = draw = None  # type: ignore[assignment, misc]
 
 __all__ = ["Evaluation", "Expectation", "Stochastic"]
 
@@ -90,12 +103,37 @@ class _StochasticModule(nn.Module):
         return self.neuron.sample(fresh_key(a, self.neuron.event_ndim), wide, 1)[0].to(a.dtype)
 
 
+class _Uses:
+    """What a layer remembers of its uses in one thread.
+
+    scope: the innermost open StochasticGraph of the layer. Outside of scopes: `alive` are the eager uses whose output is alive,
+    and `latest` heads the list of those in compiled code and in transforms of torch.func, which are not known to die. `recorded`
+    counts the eager uses since the last broadcast_loss, and `told` the uses that it told, if there was no forward pass since.
+    """
+
+    def __init__(self) -> None:
+        self.scope: Any = None
+        self.alive: weakref.WeakKeyDictionary[LivenessToken, Recorded] = weakref.WeakKeyDictionary()
+        self.latest: Recorded | None = None
+        self.recorded = 0
+        self.told = 0
+
+
+class _PerThread(threading.local):
+    """The uses of a layer in each thread, in an object of its own: torch.compile loses what is written to a threading.local."""
+
+    def __init__(self) -> None:
+        self.uses = _Uses()
+
+
 class Stochastic(_StochasticModule):
     """A layer of stochastic neurons, from `a` `[*batch, *event]` to one sample h of the same shape.
 
     If the estimator needs only dL/dh, autograd trains the layer like any other. If it needs the loss, call backward on
-    `broadcast_loss(model, loss)`; backward without it raises MissingLoss. An estimator that asks for several points (K > 1)
-    cannot be used in a layer that emits one sample; the error Incompatible names `Expectation`, which takes it.
+    `broadcast_loss(model, loss)`, or open a `StochasticGraph` for several costs or several whole-path samples; backward without
+    either raises MissingLoss. An estimator that credits K independent samples against each other, such as `rloo`, needs
+    `StochasticGraph(model, samples=K)`. One that asks for other points (K > 1) cannot be used in a layer that emits one sample;
+    the error Incompatible names `Expectation`, which takes it.
 
     neuron, estimator: a name, {"name": ..., **options}, or an instance.
     evaluation: what the layer emits after `layer.eval()`: "mean" is E[h], which is differentiable; "sample" is one sample;
@@ -104,6 +142,9 @@ class Stochastic(_StochasticModule):
 
     From the first training step on, the estimator's state is in buffers: it is in state_dict and moves with the module. If a
     layer is used several times before one backward, each use has the same state, and the next states are averaged.
+
+    A pre-activation that is written to in place before its gradient is computed raises RuntimeError, and so does a second
+    derivative, which an estimate does not have.
 
     torch.compile(fullgraph=True) keeps the layer in the graph, with any neuron and estimator, from torch 2.13 on; an older torch
     breaks the graph. If the estimator has a state, call the model once before compiling, because the shapes of the state follow
@@ -116,91 +157,130 @@ class Stochastic(_StochasticModule):
     ) -> None:
         super().__init__(neuron, estimator, evaluation, threshold)
         asked = self.estimator.evaluations(self.neuron, (2,) * self.neuron.event_ndim)
-        if asked != 1:
+        self.credits_paths = isinstance(self.estimator, ScoreFunction) and asked > 1
+        if asked != 1 and not self.credits_paths:
             raise Incompatible(
                 f"{self.estimator.label()} asks for the loss at {asked} points, but a Stochastic layer emits one sample; "
                 "use gradest.nn.Expectation(neuron, estimator), whose layer(f, a) evaluates f at all of them"
             )
-        self._waiting_uses: weakref.WeakKeyDictionary[LivenessToken, tuple[Use, Tensor]] = weakref.WeakKeyDictionary()
-        self._loss_channels: list[Tensor] = []  # those of uses in compiled code and inside transforms of torch.func
-        self._handle = None if emit is None else Handle(self)
-        self._steps = 0  # how many times the state has been updated
+        self._sampler = self.estimator.model_copy(update={"samples": 1}) if self.credits_paths else self.estimator
+        self._of_samples: dict[int, Estimator] = {}
+        self.has_bound = self.estimator.target().samples > 1
+        self.needs_loss = "loss" in self.estimator.needs
+        self._thread = _PerThread()
+        self._handle = None if draw is None else Handle(self)
+        self.steps = 0  # how many times the state has been updated
         self._merged = 0  # how many uses the last update averages
 
     def __getstate__(self) -> dict[str, Any]:
         # uses that wait for their backward belong to this object; a copy starts without any
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("_waiting_uses", "_loss_channels", "_handle")
-        }
+        return {name: value for name, value in self.__dict__.items() if name not in ("_thread", "_handle")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        fresh = {
-            "_waiting_uses": weakref.WeakKeyDictionary(),
-            "_loss_channels": [],
-            "_handle": None if emit is None else Handle(self),
-        }
+        fresh = {"_thread": _PerThread(), "_handle": None if draw is None else Handle(self)}
         super().__setstate__({**state, **fresh})  # type: ignore[no-untyped-call]
 
-    def forward(self, a: Tensor) -> Tensor:
-        """Return one sample of the neuron in training mode, else what `evaluation` selects."""
+    def forward(self, a: Tensor, baseline: Tensor | None = None) -> Tensor:
+        """Return one sample of the neuron in training mode, else what `evaluation` selects.
+
+        baseline: a number for each example, `[*batch]` or its leading dims, that is subtracted from the loss this use is told. It
+            must be known before the sample is drawn, such as a critic's value of the state; the gradient stays unbiased whatever
+            it is. It is not differentiated. Estimators that need no loss do not use it.
+        Raises InvalidInput for a bad input or baseline, and Incompatible where the estimator needs a scope of paths.
+        """
         if torch.compiler.is_compiling():
-            return self._outside(a) if emit is None else self._compiled(a)
-        if transformed():
-            return self._transformed(a)
+            return self._outside(a, baseline) if draw is None else self._compiled(a, baseline)
+        uses = self._thread.uses
+        uses.told = 0
         if not self.training:
             return self._evaluate(a)
-        draw, state = ask(self.neuron, self.estimator, a, fresh_key(a, self.neuron.event_ndim), self._state_for(a))
-        if not (torch.is_grad_enabled() and a.requires_grad):
-            return draw.points[0].to(a.dtype)
-        use = Use(self, draw, state, self._steps)
-        h, anchor = Emit.apply(a, use)  # type: ignore[no-untyped-call]
-        if "loss" in self.estimator.needs:
-            token = LivenessToken()
-            h = KeepAlive.apply(h, token)  # type: ignore[no-untyped-call]
-            self._waiting_uses[token] = (use, anchor)
-        out: Tensor = h
-        return out
+        scope, paths = uses.scope, NO_PATHS
+        if scope is not None:
+            paths = scope.paths_of(a, self.neuron)
+        in_transform = transformed()
+        learns = torch.is_grad_enabled() and (in_transform or a.requires_grad)
+        if self.credits_paths and learns and not paths.samples:
+            raise self._paths_missing()
+        run = self._transformed if in_transform else self._eagerly
+        return run(a, baseline, paths, learns)
+
+    def _eagerly(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
+        """Run `forward` in eager code."""
+        uses, state = self._thread.uses, self._state_for(a)
+        drawn = self.draw(a, state, paths)
+        if not learns:
+            return drawn.points[0].to(a.dtype)
+        use = Use(self, drawn, state, self.steps, paths)
+        h: Tensor
+        h, port = Emit.apply(a, use)  # type: ignore[no-untyped-call]
+        if not self.needs_loss or _is_recomputed():
+            return h
+        recorded = RecordedEagerly(use, port, baseline)
+        if uses.scope is not None:
+            uses.scope.record(recorded)
+            return h
+        token = LivenessToken()
+        uses.alive[token] = recorded
+        uses.recorded += 1
+        h = KeepAlive.apply(h, token)  # type: ignore[no-untyped-call]
+        return h
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="a gradest.nn.Stochastic layer is part of a whole graph from torch 2.13 on"
     )
-    def _outside(self, a: Tensor) -> Tensor:
-        h: Tensor = self(a)
+    def _outside(self, a: Tensor, baseline: Tensor | None) -> Tensor:
+        h: Tensor = self(a, baseline)
         return h
 
-    def _transformed(self, a: Tensor) -> Tensor:
+    def _transformed(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` inside a transform of torch.func."""
-        if not self.training:
-            return self._evaluate(a)
         if self.estimator.init(self.neuron, torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)):
             raise Incompatible(
                 f"{self.estimator.label()} has a state, which a transform of torch.func cannot update; "
                 "use gradest.expect, which takes the state as an argument and returns the next one"
             )
-        h, channel = EmitTransformed.apply(a, fresh_seed_tensor(), self)  # type: ignore[no-untyped-call]
-        if "loss" in self.estimator.needs and torch.is_grad_enabled():
-            self._loss_channels.append(channel)
-        out: Tensor = h
-        return out
+        seed = fresh_seed_tensor()
+        h: Tensor
+        h, port = EmitTransformed.apply(a, seed, self, paths)  # type: ignore[no-untyped-call]
+        if self.needs_loss and learns:
+            self._record(RecordedInTransform(self, port, baseline, a.detach(), seed, paths))
+        return h
 
-    def _compiled(self, a: Tensor) -> Tensor:
+    def _compiled(self, a: Tensor, baseline: Tensor | None) -> Tensor:
         """Run `forward` in the form that torch.compile traces."""
-        if not self.training and self.evaluation != "sample":
-            return self._evaluate(a)
+        uses = self._thread.uses
+        uses.told = 0
+        if not self.training:
+            if self.evaluation != "sample":
+                return self._evaluate(a)
+            sampled: Tensor = draw(self._handle, a.detach(), list(self.state.values()), torch.empty(0), 0, False)[0]
+            return sampled
+        scope, paths = uses.scope, NO_PATHS
+        if scope is not None:
+            paths = scope.paths_of(a, self.neuron)
         state = list(self.state.values())
         if not state and type(self.estimator).init is not Estimator.init:
             self._begin(a)
             state = list(self.state.values())
-        learns = self.training and torch.is_grad_enabled() and a.requires_grad
-        needs_loss = learns and "loss" in self.estimator.needs
+        learns = torch.is_grad_enabled() and a.requires_grad
+        if self.credits_paths and learns and not paths.samples:
+            raise self._paths_missing()
         given = a if learns else a.detach()
-        h, channel, _ = emit(self._handle, given, state, torch.empty(0), needs_loss, self.neuron.event_ndim)
-        if needs_loss:
-            self._loss_channels.append(channel)
-        out: Tensor = h
-        return out
+        h: Tensor
+        h, flag, drawn = draw(self._handle, given, state, torch.empty(0), paths.samples, paths.flat)
+        if self.needs_loss and learns:
+            still = a.detach()
+            port = widen(a - still)
+            self._record(RecordedInGraph(self, self._handle, port, baseline, flag, still, state, drawn, paths))
+        return h
+
+    def _record(self, recorded: Recorded) -> None:
+        """Record a use that is not known to die, in compiled code or in a transform of torch.func."""
+        uses = self._thread.uses
+        if uses.scope is not None:
+            uses.scope.record(recorded)
+        else:
+            recorded.previous, uses.latest = uses.latest, recorded
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="the shapes of this estimator's state follow from its input: call the model once before it is compiled, "
@@ -209,45 +289,80 @@ class Stochastic(_StochasticModule):
     def _begin(self, a: Tensor) -> None:
         self._state_for(a)
 
-    def _emit(self, a: Tensor, state: list[Tensor]) -> tuple[Tensor, tuple[int, int]]:
-        key = fresh_key(a, self.neuron.event_ndim)
-        draw, _ = ask(self.neuron, self.estimator, a, key, dict(zip(self.state, state, strict=True)))
-        return draw.points[0].to(a.dtype, copy=True), (int(key.seed), self._steps)
+    def draw(self, a: Tensor, state: State, paths: Paths, seed: int | Tensor | None = None) -> Draw:
+        """Return one sample at each pre-activation, from a new seed if none is given."""
+        self.of_samples(paths.samples)  # refuses a number of paths that does not suit the estimator
+        ndim = self.neuron.event_ndim
+        key = fresh_path_key(a, ndim, paths.samples, paths.flat, seed) if paths.samples else fresh_key(a, ndim, seed)
+        return ask(self.neuron, self._sampler, a, key, state)[0]
 
-    def _tell(
-        self, a: Tensor, state: list[Tensor], seed: int | Tensor, step: int, grad_h: Tensor, loss_gradient: Tensor
-    ) -> Tensor:
-        if not a.numel() and world_size() == 1:  # other processes may hold the rest of the batch and wait for this one
-            return torch.zeros_like(a)
-        named = dict(zip(self.state, state, strict=True))
-        draw, _ = ask(self.neuron, self.estimator, a, fresh_key(a, self.neuron.event_ndim, seed), named)
-        use, scale = Use(self, draw, named, step), loss_gradient.new_ones(())
-        if loss_gradient.numel() or (not a.numel() and loss_gradient.ndim > 1):
-            loss, factor, received = loss_gradient
-            scale = factor.flatten()[0] if factor.numel() else scale
-            if transformed() or bool(received.all()):  # a transform does not allow reading values
-                use.set_loss(loss, 1.0)
-        return use.gradient(grad_h, scale).to(a.dtype)
+    def of_samples(self, samples: int | None) -> Estimator:
+        """Return the estimator, with K whole-path samples as the samples that it credits against each other, if it does.
 
-    def _take_loss_channels(self) -> list[Tensor]:
-        channels, self._loss_channels = self._loss_channels, []
+        Raises InvalidInput if its own option `samples` was given and differs, and InvalidOptions if it cannot do with so few.
+        """
+        if not (self.credits_paths and samples):
+            return self.estimator
+        if samples not in self._of_samples:
+            assert isinstance(self.estimator, ScoreFunction)
+            self._of_samples[samples] = self.estimator.of_samples(samples)
+        return self._of_samples[samples]
+
+    def _paths_missing(self) -> Incompatible:
+        label = self.estimator.label()
+        return Incompatible(
+            f"{label} credits several samples against each other, but a Stochastic layer emits one; open "
+            "gradest.nn.StochasticGraph(model, samples=K), whose K paths are the samples, or use gradest.nn.Expectation(neuron, "
+            "estimator)"
+        )
+
+    @property
+    def scope(self) -> Any:
+        """The innermost open StochasticGraph that records this layer in this thread, or None."""
+        return self._thread.uses.scope
+
+    def enter_scope(self, scope: Any) -> Any:
+        """Record the uses of this layer in the scope. Return the outer scope."""
+        outer, self._thread.uses.scope = self._thread.uses.scope, scope
+        return outer
+
+    def leave_scope(self, outer: Any) -> None:
+        """Record the uses of this layer in the outer scope again."""
+        self._thread.uses.scope = outer
+
+    def count_told(self, told: int) -> bool:
+        """Note how many uses were told now. Return whether there were some before, and no forward pass since."""
+        before = self._thread.uses.told > 0
+        self._thread.uses.told = told or self._thread.uses.told
+        return before
+
+    def take_uses(self) -> tuple[list[Recorded], int]:
+        """Return the uses that wait for their loss outside of a scope, in order, and how many have died. Forget them."""
+        uses = self._thread.uses
+        found: list[Recorded] = []
+        recorded = uses.latest
+        while recorded is not None:
+            found.append(recorded)
+            recorded = recorded.previous
+        uses.latest = None
+        found.reverse()
         if torch.compiler.is_compiling() or transformed():
-            return channels
+            return found, 0
         # wrapped tensors belong to transforms that have ended
-        return [channel for channel in channels if not is_functorch_wrapped_tensor(channel)]
+        found = [use for use in found if not is_functorch_wrapped_tensor(use.port)]
+        alive = list(uses.alive.values())
+        died = uses.recorded - len(alive)
+        uses.alive.clear()
+        uses.recorded = 0
+        return found + alive, died
 
-    def _take_waiting_uses(self) -> list[tuple[Use, Tensor]]:
-        waiting = list(self._waiting_uses.values())
-        self._waiting_uses.clear()
-        return waiting
-
-    def _advance(self, state: State, since: int) -> None:
+    def advance(self, state: State, since: int) -> None:
         """Set the next state, which a use of the layer computed from the state of step `since`."""
         if not state:
             return
-        if since == self._steps:
-            self._steps, self._merged = self._steps + 1, 1
-        elif since == self._steps - 1:
+        if since == self.steps:
+            self.steps, self._merged = self.steps + 1, 1
+        elif since == self.steps - 1:
             self._merged += 1
             state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}
         else:  # a graph from before the last step, whose state is out of date
@@ -286,3 +401,8 @@ class Expectation(_StochasticModule):
 
 def _move(old: Tensor, new: Tensor, by: float) -> Tensor:
     return old + (new - old) * by if new.is_floating_point() else new
+
+
+def _is_recomputed() -> bool:
+    """Return whether backward is running: an activation checkpoint then runs a layer again, which is no other use of it."""
+    return torch._C._current_graph_task_id() != -1

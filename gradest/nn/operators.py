@@ -1,12 +1,13 @@
 """The torch operators that stand for a stochastic layer in a compiled graph.
 
-    gradest::emit(layer, a, state, salt, ...) -> h, loss_channel, use          draws; `use` holds the seed and the layer's step
-    gradest::tell(layer, a, state, use, grad_h, loss_gradient) -> grad_a       draws again from the seed, and moves the state on
+    gradest::draw(layer, a, state, salt, ...) -> h, flag, drawn     `drawn` holds the seed and the layer's step
+    gradest::tell(layer, a, state, drawn, loss, ...) -> gradient    draws again from the seed, and moves the state on
+    gradest::pull(layer, a, state, drawn, grad_h, flag, ...) -> gradient    the backward of `draw`
 
-torch.compile does not look inside either operator, so any plugin may run there. The layer is an opaque object to it, an input of
-the graph that nothing is specialised on. The seed is drawn when the operator runs, from the generator that eager code uses.
-torch merges two operators with equal arguments, but never takes two empty tensors for equal, so each use gets an empty tensor as
-its salt. `gradest.nn.loss_channel` describes the channel.
+torch.compile does not look inside an operator, so any plugin may run there. The layer is an opaque object to it, an input of the
+graph that nothing is specialised on. The seed is drawn when the operator runs, from the generator that eager code uses. torch
+merges two operators with equal arguments, but never takes two empty tensors for equal, so each use gets an empty tensor as its
+salt. The flag is a zero, to which the scalar of a told loss sends a 1 in backward; without it `pull` raises MissingLoss.
 """
 
 from __future__ import annotations
@@ -19,19 +20,21 @@ from torch import Tensor
 from torch._library.opaque_object import register_opaque_type
 from torch._opaque_base import OpaqueBase
 
-from gradest.nn.loss_channel import loss_channel
+from gradest.contract.estimator import State
+from gradest.kernels.stable import widen
+from gradest.nn.uses import Paths, Recorded, StochasticLayer, Use, missing_loss
 
-__all__ = ["Handle", "emit"]
+__all__ = ["Handle", "RecordedInGraph", "draw"]
 
 
-class CompiledLayer(Protocol):
+class CompiledLayer(StochasticLayer, Protocol):
     """What the operators need of a layer, which is a `gradest.nn.Stochastic`."""
 
-    def _emit(self, a: Tensor, state: list[Tensor]) -> tuple[Tensor, tuple[int, int]]: ...
+    steps: int
 
-    def _tell(
-        self, a: Tensor, state: list[Tensor], seed: int | Tensor, step: int, grad_h: Tensor, loss_gradient: Tensor
-    ) -> Tensor: ...
+    @property
+    def state(self) -> State:
+        """The estimator's state."""
 
 
 class Handle(OpaqueBase):
@@ -40,8 +43,41 @@ class Handle(OpaqueBase):
     def __init__(self, layer: CompiledLayer) -> None:
         self.layer = layer
 
+    def again(self, a: Tensor, state: list[Tensor], drawn: Tensor, paths: int, flat: bool) -> Use:
+        """Draw again what `draw` drew."""
+        seed, step = drawn.tolist()
+        layer, named, how = self.layer, self.named(state), Paths(paths, flat)
+        return Use(layer, layer.draw(a, named, how, seed), named, step, how)
+
+    def named(self, state: list[Tensor]) -> State:
+        """Return the state with its names."""
+        return dict(zip(self.layer.state, state, strict=True))
+
 
 register_opaque_type(Handle, typ="reference")
+
+
+class RecordedInGraph(Recorded):
+    """A use in a compiled graph."""
+
+    def __init__(
+        self,
+        layer: StochasticLayer,
+        handle: Handle,
+        port: Tensor,
+        baseline: Tensor | None,
+        flag: Tensor,
+        a: Tensor,
+        state: list[Tensor],
+        drawn: Tensor,
+        paths: Paths,
+    ) -> None:
+        super().__init__(layer, port, baseline, flag)
+        self.handle, self.a, self.state, self.drawn, self.paths = handle, a, state, drawn, paths
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        gradient: Tensor = _tell(self.handle, self.a, self.state, self.drawn, loss, self.paths.samples, self.paths.flat)
+        return gradient
 
 
 def _autograd() -> AbstractContextManager[None]:
@@ -52,49 +88,79 @@ def _autograd() -> AbstractContextManager[None]:
     return guard
 
 
-@torch.library.custom_op("gradest::emit", mutates_args=())
-def emit(
-    handle: Handle, a: Tensor, state: list[Tensor], salt: Tensor, needs_loss: bool, event_ndim: int
+def _own(gradient: Tensor, *given: Tensor) -> Tensor:
+    """Return the gradient in memory of its own: an estimator may return its argument, an operator must not."""
+    memory = gradient.untyped_storage().data_ptr()
+    return gradient.clone() if any(memory == x.untyped_storage().data_ptr() for x in given) else gradient
+
+
+@torch.library.custom_op("gradest::draw", mutates_args=())
+def draw(
+    handle: Handle, a: Tensor, state: list[Tensor], salt: Tensor, paths: int, flat: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return one sample, the loss channel, and the pair (seed, step).
+    """Return one sample, the flag, and the pair (seed, step).
 
     An empty `salt` distinguishes two uses with equal arguments.
     """
-    with _autograd():
-        h, use = handle.layer._emit(a, state)
-    return h, loss_channel(a, needs_loss, event_ndim), torch.tensor(use)
+    with _autograd(), torch.no_grad():
+        drawn = handle.layer.draw(a, handle.named(state), Paths(paths, flat))
+    h = drawn.points[0].to(a.dtype, copy=True)
+    return h, a.new_zeros(()), torch.tensor((int(drawn.key.seed), handle.layer.steps))
 
 
-@emit.register_fake
+@draw.register_fake
 def _(
-    handle: Any, a: Tensor, state: list[Tensor], salt: Tensor, needs_loss: bool, event_ndim: int
+    handle: Any, a: Tensor, state: list[Tensor], salt: Tensor, paths: int, flat: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return a.new_empty(a.shape), loss_channel(a, needs_loss, event_ndim), torch.empty(2, dtype=torch.int64)
+    return a.new_empty(a.shape), a.new_zeros(()), torch.empty(2, dtype=torch.int64)
 
 
 @torch.library.custom_op("gradest::tell", mutates_args=())
-def _tell(handle: Handle, a: Tensor, state: list[Tensor], use: Tensor, grad_h: Tensor, loss_gradient: Tensor) -> Tensor:
-    seed, step = use.tolist()
+def _tell(
+    handle: Handle, a: Tensor, state: list[Tensor], drawn: Tensor, loss: Tensor, paths: int, flat: bool
+) -> Tensor:
     with _autograd():
-        gradient = handle.layer._tell(a, state, seed, step, grad_h, loss_gradient)
-    # an estimator may return its argument; an operator must not return memory that it was given
-    shares_memory = gradient.untyped_storage().data_ptr() == grad_h.untyped_storage().data_ptr()
-    return gradient.clone() if shares_memory else gradient
+        return _own(handle.again(a, state, drawn, paths, flat).gradient_of_loss(loss.detach()), a, loss)
 
 
 @_tell.register_fake
-def _(handle: Any, a: Tensor, state: list[Tensor], use: Tensor, grad_h: Tensor, loss_gradient: Tensor) -> Tensor:
+def _(handle: Any, a: Tensor, state: list[Tensor], drawn: Tensor, loss: Tensor, paths: int, flat: bool) -> Tensor:
+    return widen(a).new_empty(a.shape)
+
+
+@torch.library.custom_op("gradest::pull", mutates_args=())
+def _pull(
+    handle: Handle, a: Tensor, state: list[Tensor], drawn: Tensor, grad_h: Tensor, flag: Tensor, paths: int, flat: bool
+) -> Tensor:
+    estimator = handle.layer.estimator
+    if "loss" in estimator.needs and not bool(flag):
+        raise missing_loss(estimator)
+    if "grad" not in estimator.needs:
+        return torch.zeros_like(a)
+    with _autograd():
+        return _own(handle.again(a, state, drawn, paths, flat).gradient_of_grad(grad_h).to(a.dtype), a, grad_h)
+
+
+@_pull.register_fake
+def _(
+    handle: Any, a: Tensor, state: list[Tensor], drawn: Tensor, grad_h: Tensor, flag: Tensor, paths: int, flat: bool
+) -> Tensor:
     return a.new_empty(a.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.handle, a, state, *_ = inputs
+    ctx.handle, a, state, _, ctx.paths, ctx.flat = inputs
     ctx.save_for_backward(output[2], a, *state)
+    ctx.set_materialize_grads(False)  # an output that received no gradient gets None
 
 
-def _backward(ctx: Any, grad_h: Tensor, loss_gradient: Tensor, _: Any) -> tuple[Any, ...]:
-    use, a, *state = ctx.saved_tensors
-    return None, _tell(ctx.handle, a, state, use, grad_h, loss_gradient), [None] * len(state), None, None, None
+def _backward(ctx: Any, grad_h: Tensor | None, flag: Tensor | None, _: Any) -> tuple[Any, ...]:
+    drawn, a, *state = ctx.saved_tensors
+    gradient = None
+    if grad_h is not None:
+        flag = a.new_zeros(()) if flag is None else flag
+        gradient = _pull(ctx.handle, a, state, drawn, grad_h, flag, ctx.paths, ctx.flat)
+    return None, gradient, [None] * len(state), None, None, None
 
 
-emit.register_autograd(_backward, setup_context=_keep)
+draw.register_autograd(_backward, setup_context=_keep)

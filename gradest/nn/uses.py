@@ -1,21 +1,58 @@
-"""One use of a stochastic layer: the sample it emits, and the gradient it computes once its loss is known."""
+"""One use of a stochastic layer: the sample it emits, and the gradient it gets once its loss is known.
+
+Each use is one autograd node, `Emit(a) -> (h, port)`. The port stands for the pre-activations: what arrives at it in backward
+goes to `a` unchanged. Once the loss is known, `tell` computes the estimator's gradient, and `Attach` adds it to a scalar: the
+value of the scalar stays as it is, and its backward sends the gradient to the port. An estimator that needs dL/dh receives it in
+Emit's backward; loss and dL/dh then add up, because the gradient of such an estimator is a sum of a term in each.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
-from gradest.contract.neuron import Neuron
+from gradest.contract.neuron import Discrete, Neuron
+from gradest.contract.score_function import ScoreFunction
 from gradest.errors import InvalidInput, MissingLoss
-from gradest.estimation.ask_tell import ask, tell
-from gradest.estimation.distributed import fresh_key
+from gradest.estimation.ask_tell import tell
+from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, world_size
+from gradest.kernels import transformed
 from gradest.kernels.stable import widen
-from gradest.nn.loss_channel import loss_channel
 
-__all__ = ["Emit", "EmitTransformed", "KeepAlive", "LivenessToken", "Use", "spread_loss"]
+__all__ = [
+    "NO_PATHS",
+    "Emit",
+    "EmitTransformed",
+    "KeepAlive",
+    "LivenessToken",
+    "Paths",
+    "Recorded",
+    "RecordedEagerly",
+    "RecordedInTransform",
+    "Use",
+    "attach",
+    "leading_batch",
+    "missing_loss",
+]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """How the first dim of a batch holds whole-path samples.
+
+    samples: K, or 0 if the batch holds none. flat: whether the dim counts K·batch, path by path, instead of K.
+    """
+
+    samples: int = 0
+    flat: bool = False
+
+
+NO_PATHS = Paths()
 
 
 class StochasticLayer(Protocol):
@@ -23,92 +60,162 @@ class StochasticLayer(Protocol):
 
     neuron: Neuron
     estimator: Estimator
+    credits_paths: bool
 
-    def _advance(self, state: State, since: int) -> None: ...
+    def draw(self, a: Tensor, state: State, paths: Paths, seed: int | Tensor | None = None) -> Draw:
+        """Return one sample at each pre-activation, drawn by the layer's estimator."""
 
-    def _tell(
-        self, a: Tensor, state: list[Tensor], seed: int | Tensor, step: int, grad_h: Tensor, loss_gradient: Tensor
-    ) -> Tensor: ...
+    def of_samples(self, samples: int | None) -> Estimator:
+        """Return the estimator, with K whole-path samples as the samples that it credits against each other, if it does."""
+
+    def advance(self, state: State, since: int) -> None:
+        """Set the next state, which a use computed from the state of step `since`."""
 
 
-def spread_loss(loss: Tensor, batch: tuple[int, ...], neuron: Neuron) -> Tensor:
-    """Expand a loss whose dims are the leading batch dims of a layer to all of its batch dims, `[*batch]`."""
-    if loss.shape != batch[: loss.ndim]:
+def missing_loss(estimator: Estimator) -> MissingLoss:
+    """Return the error for a backward pass that reached a use whose loss was not told."""
+    return MissingLoss(
+        f"{estimator.label()} needs the loss of each example: call backward on gradest.nn.broadcast_loss(model, loss), with loss "
+        "[*batch], instead of on the reduced loss, or on graph.surrogate() of a gradest.nn.StochasticGraph. A layer inside "
+        "torch.utils.checkpoint needs use_reentrant=False"
+    )
+
+
+def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) -> Tensor:
+    """Expand x, whose dims are the leading batch dims of a layer, to all of its batch dims, `[*batch]`."""
+    if x.shape != batch[: x.ndim]:
         raise InvalidInput(
-            f"the loss is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
-            f"{neuron.label()}; it is {list(loss.shape)}. Reduce the loss over its other dims, not over the batch"
+            f"{what} is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
+            f"{neuron.label()}; it is {list(x.shape)}. Reduce it over its other dims, not over the batch. For losses of several "
+            "steps, add each to a gradest.nn.StochasticGraph with add_cost"
         )
-    return loss.detach()[(..., *[None] * (len(batch) - loss.ndim))].expand(batch)
-
-
-class LivenessToken:
-    """Token kept alive by the autograd graph. When it is garbage-collected, no backward pass can reach this use."""
-
-    __slots__ = ("__weakref__",)
+    return x.detach()[(..., *[None] * (len(batch) - x.ndim))].expand(tuple(batch))
 
 
 class Use:
-    """What backward needs of one use of a layer, and the loss once it is known."""
+    """What the layer's estimator drew at one use, and the state from which it drew."""
 
-    def __init__(self, layer: StochasticLayer, draw: Draw, state: State, step: int) -> None:
-        self.layer, self.draw, self.state, self.step = layer, draw, state, step
-        self.loss: Tensor | None = None
-        self.share = 1.0
+    def __init__(self, layer: StochasticLayer, draw: Draw, state: State, step: int, paths: Paths) -> None:
+        self.layer, self.draw, self.state, self.step, self.paths = layer, draw, state, step, paths
         self.emitted = draw.points
+        self.version = draw.a._version
 
-    def set_loss(self, loss: Tensor, share: float) -> None:
-        """Record the loss, of which the scalar that backward starts from contains `share` times its own value."""
-        neuron = self.layer.neuron
-        self.loss = spread_loss(loss, self.draw.points.shape[1 : self.draw.points.ndim - neuron.event_ndim], neuron)
-        self.share = share
+    @property
+    def batch(self) -> torch.Size:
+        """The batch dims of the pre-activations."""
+        return self.draw.a.shape[: self.draw.a.ndim - self.draw.neuron.event_ndim]
 
-    def gradient(self, grad_h: Tensor, scale: Tensor) -> Tensor:
-        """Tell the estimator what came back, and move the layer's state on.
+    def gradient_of_loss(self, loss: Tensor) -> Tensor:
+        """Tell the estimator the loss `[*batch]`, and move the layer's state on. Return the gradient in a, `[*batch, *event]`.
 
-        grad_h: dL/dh `[*batch, *event]`, times the factor by which the scalar was scaled. scale: that factor.
-        Raises MissingLoss if the estimator needs the loss and none was recorded.
+        If the estimator credits paths against each other, the gradient is that of the value that combines them; else each row
+        has the gradient of its own loss.
         """
-        estimator = self.layer.estimator
-        if self.emitted._version:  # the caller has written to h, which shares memory with the points
-            with torch.no_grad():
-                self.draw = estimator.forward(self.draw.neuron, self.draw.a, self.draw.key, self.state)
-        grad = grad_h[None] if "grad" in estimator.needs else None
-        if "loss" not in estimator.needs:
-            gradient, state = tell(estimator, self.draw, Feedback(None, grad), self.state)
+        self._check_intact()
+        estimator, draw, state = self.layer.estimator, self.draw, self.state
+        if self.layer.credits_paths:
+            gradient, moved = self._credit(loss)
         else:
-            if self.loss is None:
-                raise MissingLoss(
-                    f"{estimator.label()} needs the loss of each example: call backward on "
-                    "gradest.nn.broadcast_loss(model, loss), with loss [*batch], instead of on the reduced loss"
-                )
-            # backward started from a scalar that contains each example's loss times this factor
-            factor = widen(scale * self.share)
-            if grad is not None:
-                grad = grad / torch.where(factor == 0, 1, factor)
-            gradient, state = tell(estimator, self.draw, Feedback(self.loss[None], grad), self.state)
-            gradient = gradient * factor
-        self.layer._advance(state, self.step)
+            feedback = Feedback(loss[None], torch.zeros_like(draw.points) if "grad" in estimator.needs else None)
+            gradient, moved = tell(estimator, draw, feedback, state)
+            if self.paths.samples and state and world_size() > 1:
+                moved = joined_state_of_paths(estimator, draw, feedback, state, self.paths.samples, self.paths.flat)
+        self.layer.advance(moved, self.step)
         return gradient
 
+    def gradient_of_grad(self, grad_h: Tensor) -> Tensor:
+        """Return the part of the gradient in a that is due to dL/dh `[*batch, *event]`."""
+        self._check_intact()
+        estimator, draw = self.layer.estimator, self.draw
+        if "loss" in estimator.needs:
+            feedback = Feedback(draw.a.new_zeros((1, *self.batch)), grad_h[None].to(draw.a.dtype))
+            with torch.no_grad():  # the state moved when the loss was told
+                return estimator.backward(draw, feedback, self.state)[0]
+        gradient, moved = tell(estimator, draw, Feedback(None, grad_h[None]), self.state)
+        self.layer.advance(moved, self.step)
+        return gradient
 
-class Emit(torch.autograd.Function):
-    """Emits the sample, and a zero whose gradient is the factor by which backward's scalar was scaled."""
+    def _credit(self, loss: Tensor) -> tuple[Tensor, State]:
+        estimator = self.layer.of_samples(self.paths.samples)
+        assert isinstance(estimator, ScoreFunction)
+        neuron, h, a = self.draw.neuron, self.draw.points[0], self.draw.a
+        assert isinstance(neuron, Discrete)
+        loss = loss.to(torch.promote_types(loss.dtype, a.dtype))  # differences of losses in their own precision
+        if self.paths.flat:
+            h, a, loss = (x.reshape(self.paths.samples, -1, *x.shape[1:]) for x in (h, a, loss))
+        with torch.no_grad():
+            features = estimator.features(neuron, h, a)
+            weights, moved = estimator.credit(loss, self.state, features)
+            if self.state and world_size() > 1:
+                moved = joined_credit_state(estimator, loss, self.state, features)
+            gradient = neuron.weighted_score(h[None], a, weights[None].to(a.dtype))
+        return gradient.flatten(0, 1) if self.paths.flat else gradient, moved
 
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, use: Use) -> tuple[Tensor, Tensor]:
-        """Return the sample and the zero."""
-        ctx.use, ctx.dtype = use, a.dtype
-        points, given = use.draw.points, use.draw.a
-        if points.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
-            points = points.clone()  # a neuron may emit `a` itself
-        h = points[0].to(a.dtype).data  # shares memory with the points but is no view, so callers may write to h
-        use.emitted = h.detach()  # its version counter counts those writes
-        return h, a.new_zeros((), dtype=use.draw.a.dtype)
+    def _check_intact(self) -> None:
+        draw = self.draw
+        if draw.a._version != self.version:
+            raise RuntimeError(
+                f"the pre-activations of the layer {self.layer.neuron.label()} were written to in place after the layer used "
+                "them, so their gradient cannot be computed; write to a copy instead, as in relu(a.clone(), inplace=True)"
+            )
+        if self.emitted._version:  # the caller has written to h, which shares memory with the points
+            self.draw = self.layer.draw(draw.a, self.state, self.paths, draw.key.seed)
+            self.emitted = self.draw.points
 
-    @staticmethod
-    def backward(ctx: Any, grad_h: Tensor, grad_anchor: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient in `a`."""
-        return ctx.use.gradient(grad_h, grad_anchor).to(ctx.dtype), None
+
+class Recorded:
+    """A use that waits for its loss: an element of a linked list, latest first. torch.compile can build such a list.
+
+    port: the zero whose gradient goes to the pre-activations. flag: in a compiled graph, a zero whose gradient says that the use
+    was told. baseline: `[*batch]` or None, subtracted from the loss the first time.
+    """
+
+    def __init__(
+        self, layer: StochasticLayer, port: Tensor, baseline: Tensor | None, flag: Tensor | None = None
+    ) -> None:
+        self.layer, self.port, self.flag = layer, port, flag
+        self.baseline = None if baseline is None else leading_batch("a baseline", baseline, self.batch, layer.neuron)
+        self.previous: Any = None
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The batch dims of the pre-activations."""
+        return tuple(self.port.shape[: self.port.ndim - self.layer.neuron.event_ndim])
+
+    def tell(self, loss: Tensor) -> Tensor:
+        """Return the gradient in a `[*batch, *event]` at this loss `[*batch]`, and move the layer's state on."""
+        if self.baseline is not None:
+            loss, self.baseline = loss - self.baseline, None
+        return self._gradient(loss)
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class RecordedEagerly(Recorded):
+    """A use in eager code, whose draw is kept."""
+
+    def __init__(self, use: Use, port: Tensor, baseline: Tensor | None) -> None:
+        super().__init__(use.layer, port, baseline)
+        self.use = use
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        return self.use.gradient_of_loss(loss)
+
+
+class RecordedInTransform(Recorded):
+    """A use inside a transform of torch.func, of a layer without state: it draws again from the seed."""
+
+    def __init__(
+        self, layer: StochasticLayer, port: Tensor, baseline: Tensor | None, a: Tensor, seed: Tensor, paths: Paths
+    ) -> None:
+        super().__init__(layer, port, baseline)
+        self.a, self.seed, self.paths = a, seed, paths
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        return Use(self.layer, self.layer.draw(self.a, {}, self.paths, self.seed), {}, 0, self.paths).gradient_of_loss(
+            loss
+        )
 
 
 class KeepAlive(torch.autograd.Function):
@@ -126,31 +233,128 @@ class KeepAlive(torch.autograd.Function):
         return grad, None
 
 
+class LivenessToken:
+    """Token kept alive by the autograd graph. When it is garbage-collected, no backward pass can reach this use."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Emit(torch.autograd.Function):
+    """Emits the sample h of a use, and its port."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, use: Use) -> tuple[Tensor, Tensor]:
+        """Return h and the port, a zero of the shape of a that takes no memory."""
+        ctx.use, ctx.dtype = use, a.dtype
+        ctx.save_for_backward(a)
+        ctx.set_materialize_grads(False)  # an output that received no gradient gets None
+        points, given = use.draw.points, use.draw.a
+        if points.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
+            points = points.clone()  # a neuron may emit `a` itself
+        h = points[0].to(a.dtype).data  # shares memory with the points but is no view, so callers may write to h
+        use.emitted = h.detach()  # its version counter counts those writes
+        return h, given.new_zeros(()).expand(a.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, grad_port: Tensor | None) -> tuple[Tensor | None, None]:
+        """Return the gradient in a."""
+        gradient = _emitted_gradient(ctx.use, grad_h, grad_port)
+        if gradient is not None:
+            gradient = gradient.to(ctx.dtype)
+            if torch.is_grad_enabled():
+                gradient = _DifferentiateOnce.apply(gradient, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+        return gradient, None
+
+
 class EmitTransformed(torch.autograd.Function):
-    """The operator `emit` for torch.func and a layer without state, in plain torch, so that torch can map over it."""
+    """Does what `Emit` does, in a form that transforms of torch.func accept: it draws, and backward draws again from the seed."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a: Tensor, seed: Tensor, layer: StochasticLayer) -> tuple[Tensor, Tensor]:
-        """Return the sample and the loss channel."""
-        neuron = layer.neuron
-        draw, _ = ask(neuron, layer.estimator, a, fresh_key(a, neuron.event_ndim, seed), {})
-        return draw.points[0].to(a.dtype, copy=True), loss_channel(
-            a, "loss" in layer.estimator.needs, neuron.event_ndim
-        )
+    def forward(a: Tensor, seed: Tensor, layer: StochasticLayer, paths: Paths) -> tuple[Tensor, Tensor]:
+        """Return h and the port."""
+        draw = layer.draw(a, {}, paths, seed)
+        return draw.points[0].to(a.dtype, copy=True), torch.zeros_like(draw.a)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         """Keep what backward needs to draw again."""
-        a, seed, ctx.layer = inputs
+        a, seed, ctx.layer, ctx.paths = inputs
         ctx.save_for_backward(a, seed)
-        ctx.set_materialize_grads(False)  # an output that received no gradient gets None
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad_h: Tensor | None, loss_gradient: Tensor | None) -> tuple[Tensor, None, None]:
-        """Return the gradient in `a`."""
+    def backward(ctx: Any, grad_h: Tensor | None, grad_port: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+        """Return the gradient in a."""
         a, seed = ctx.saved_tensors
-        grad_h = torch.zeros_like(a) if grad_h is None else grad_h
-        loss_gradient = a.new_zeros(3, 0) if loss_gradient is None else loss_gradient
-        return ctx.layer._tell(a, [], seed, 0, grad_h, loss_gradient), None, None
+        use = Use(ctx.layer, ctx.layer.draw(a, {}, ctx.paths, seed), {}, 0, ctx.paths)
+        gradient = _emitted_gradient(use, grad_h, grad_port)
+        if gradient is not None:
+            gradient = _DifferentiateOnce.apply(gradient.to(a.dtype), a)  # type: ignore[no-untyped-call]
+        return gradient, None, None, None
+
+
+def _emitted_gradient(use: Use, grad_h: Tensor | None, grad_port: Tensor | None) -> Tensor | None:
+    """Return the gradient in a: what came through the port, and what the estimator makes of dL/dh."""
+    estimator = use.layer.estimator
+    if grad_port is None and "loss" in estimator.needs:
+        raise missing_loss(estimator)
+    if grad_h is None or "grad" not in estimator.needs:
+        return grad_port
+    gradient = use.gradient_of_grad(grad_h)
+    return gradient if grad_port is None else gradient + grad_port
+
+
+class _DifferentiateOnce(torch.autograd.Function):
+    """The identity, which raises if it is differentiated: an estimate has no derivative in a, where torch would say 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient: Tensor, a: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        raise RuntimeError(
+            "the gradient of a stochastic layer is an estimate, which cannot be differentiated a second time; "
+            "differentiate gradest.exact or the neuron's mean instead"
+        )
+
+
+class Attach(torch.autograd.Function):
+    """The identity in a scalar, whose backward sends the told gradients, times that of the scalar, to their ports."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, shares: tuple[float, ...], *tensors: Tensor) -> Tensor:
+        """Return the scalar. tensors: n told gradients, then their n ports, then the flags of compiled uses."""
+        ctx.shares, ctx.flags = shares, tensors[2 * len(shares) :]
+        ctx.save_for_backward(*tensors[: len(shares)])
+        return total.view_as(total)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the scalar, of the ports and of the flags."""
+        wide, told = widen(grad), ctx.saved_tensors
+        sent = [gradient * (wide * share) for gradient, share in zip(told, ctx.shares, strict=True)]
+        return grad, None, *[None] * len(told), *sent, *[torch.ones_like(flag) for flag in ctx.flags]
+
+
+def attach(total: Tensor, uses: Iterable[Recorded], losses: Iterable[Tensor], shares: Iterable[float]) -> Tensor:
+    """Tell each use its loss `[*batch]`. Return the scalar, whose backward gives each use `share` times its gradient in a."""
+    told = [(use, use.tell(loss), share) for use, loss, share in zip(uses, losses, shares, strict=True)]
+    if transformed():
+        for use, gradient, share in told:
+            total = total + (use.port * gradient).sum() * share
+        return total
+    if not told:
+        return total
+    flags = [use.flag for use, *_ in told if use.flag is not None]
+    ports, gradients = [use.port for use, *_ in told], [gradient for _, gradient, _ in told]
+    scalar: Tensor = Attach.apply(total, tuple(share for *_, share in told), *gradients, *ports, *flags)  # type: ignore[no-untyped-call]
+    return scalar

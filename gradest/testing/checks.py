@@ -42,6 +42,7 @@ from gradest.analysis.bias import (
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Binary, Discrete, Neuron, Scored
 from gradest.contract.objective import Objective
+from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import Registry
 from gradest.random import Key
 
@@ -347,6 +348,36 @@ def estimator_bias_is_as_claimed(estimator: Estimator, neuron: Neuron) -> None:
         assert seen, f"claims bias {estimator.bias(neuron)}, but no loss shows any; Bias.NONE may be the right claim"
 
 
+def estimator_fits_layers(estimator: Estimator, neuron: Neuron) -> None:
+    """Check what the layers of gradest.nn rely on, for an estimator that they use.
+
+    One that needs loss and dL/dh at a single point is told them one after the other, so its gradient must be the sum of a term in
+    the loss and a term linear in dL/dh. For a ScoreFunction, `credit` must give the gradient of `backward` and its state, and
+    `combine` the number of `value`.
+    """
+    a, f = _random_pre_activations(neuron, (6,)), quadratic_loss(neuron)
+    state = _state_after_steps(estimator, neuron)
+    draw = estimator.forward(neuron, a, Key(7), state)
+    feedback = _make_feedback(estimator, draw, f)
+    gradient, after = estimator.backward(draw, feedback, state)
+    loss, grad = feedback.get_loss(), feedback.grad
+    if isinstance(estimator, ScoreFunction):
+        assert isinstance(neuron, Discrete)
+        weights, moved = estimator.credit(loss, state, estimator.features(neuron, draw.points, a))
+        _expect_shape("credit", weights, loss.shape)
+        _expect_close(
+            "backward and the credited scores", neuron.weighted_score(draw.points, a, weights), gradient, 1e-4
+        )
+        _expect_close("value and combine", estimator.combine(loss), estimator.value(draw, loss), 1e-4)
+        for name, tensor in after.items():
+            _expect_close(f"the states {name} of backward and credit", moved[name], tensor, 1e-4)
+    elif estimator.needs == {"loss", "grad"} and len(draw.points) == 1:
+        assert grad is not None
+        of_loss, _ = estimator.backward(draw, Feedback(loss, torch.zeros_like(grad)), state)
+        of_grad, _ = estimator.backward(draw, Feedback(torch.zeros_like(loss), 3 * grad), state)
+        _expect_close("the gradient and the sum of its parts in loss and dL/dh", of_loss + of_grad / 3, gradient, 1e-4)
+
+
 def _likely_fault(wrong: Sequence[BiasRecord]) -> str:
     """A guess at the fault, from the direction of the mean gradient: a sentence to append, or an empty string."""
     if all(record.cosine < -0.98 for record in wrong):
@@ -515,6 +546,7 @@ ESTIMATOR_CHECKS: tuple[Callable[[Estimator, Neuron], None], ...] = (
     estimator_uses_the_key,
     estimator_rows_are_independent,
     estimator_survives_saturation,
+    estimator_fits_layers,
     estimator_bias_is_as_claimed,
 )
 OBJECTIVE_CHECKS: tuple[Callable[[Objective], None], ...] = (objective_shapes_and_values,)

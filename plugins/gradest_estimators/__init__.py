@@ -8,8 +8,10 @@ from gradest_estimators.bitflip import Bitflip
 from gradest_estimators.concrete import Concrete, StraightThroughConcrete
 from gradest_estimators.disarm import Disarm
 from gradest_estimators.double_cv import DoubleCv
+from gradest_estimators.dr_grpo import DrGrpo
 from gradest_estimators.enumeration import Enumeration
 from gradest_estimators.evolution import Evolution
+from gradest_estimators.grpo import Grpo
 from gradest_estimators.gumbel_rao import GumbelRao
 from gradest_estimators.gumbel_softmax import GumbelSoftmax
 from gradest_estimators.held_noise import HeldNoise
@@ -17,6 +19,9 @@ from gradest_estimators.local_expectation import LocalExpectation
 from gradest_estimators.measure_valued import MeasureValued
 from gradest_estimators.muprop import Muprop
 from gradest_estimators.nvil import Nvil
+from gradest_estimators.opo import Opo
+from gradest_estimators.otb import Otb
+from gradest_estimators.pass_at_k import PassAtK
 from gradest_estimators.pathwise import Pathwise
 from gradest_estimators.pathwise_score import PathwiseScore
 from gradest_estimators.rebar import Rebar
@@ -51,8 +56,10 @@ def gradest_estimators() -> list[type[Estimator]]:
         StraightThroughConcrete,
         Disarm,
         DoubleCv,
+        DrGrpo,
         Enumeration,
         Evolution,
+        Grpo,
         GumbelRao,
         GumbelSoftmax,
         HeldNoise,
@@ -60,6 +67,9 @@ def gradest_estimators() -> list[type[Estimator]]:
         MeasureValued,
         Muprop,
         Nvil,
+        Opo,
+        Otb,
+        PassAtK,
         Pathwise,
         PathwiseScore,
         Rebar,

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator
 from gradest.contract.neuron import Discrete, LogisticBinary, Neuron, Relaxable, SoftmaxOneHot
+from gradest.contract.numerics import leading_mean
 from gradest_estimators._binary import sigmoid_derivative
 from gradest_estimators._one_hot import softmax_vjp
 
@@ -20,6 +21,15 @@ def weighted_score(draw: Draw, weights: Tensor) -> Tensor:
     """Return Σ_k weights_k d log P(h_k | a)/da, `[*batch, *event]`, for weights `[K, *batch]`."""
     assert isinstance(draw.neuron, Discrete)
     return draw.neuron.weighted_score(draw.points, draw.a, weights)
+
+
+def centered(loss: Tensor) -> Tensor:
+    """Return L_k - mean L for losses `[K, *batch]`, which is exactly 0 where all K losses are equal.
+
+    The mean of K equal numbers may differ from them in the last digit, so one of the losses is subtracted first.
+    """
+    loss = loss - loss[0]
+    return loss - leading_mean(loss)
 
 
 class LogitEstimator(Estimator):

@@ -75,8 +75,17 @@ class Nvil(ReinforceAverage):
             slopes = torch.autograd.grad(error, tuple(parameters.values()))
         return weights, adam(after, dict(zip(PARAMETERS, slopes, strict=True)), self.learning_rate)
 
+    def check_features(self, loss: Tensor, features: Tensor | None) -> None:
+        """Raise InvalidInput unless the features are `[*batch, features]` or `[K, *batch, features]`, at least one of them."""
+        shape = self._check(features).shape
+        if shape[:-1] not in (loss.shape, loss.shape[1:]) or shape[-1] == 0:
+            raise InvalidInput(
+                f"{self.name} needs features of shape [*batch, features] or [K, *batch, features], at least one of them, for a "
+                f"loss [K, *batch] of {list(loss.shape)}; these are {list(shape)}"
+            )
+
     def _check(self, features: Tensor | None) -> Tensor:
-        if features is None:
+        if features is None or features.ndim == 0:
             raise InvalidInput(
                 f"{self.name} learns a baseline from features [*batch, features], which must be known before the samples are "
                 "drawn; pass them as features"

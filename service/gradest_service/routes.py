@@ -111,6 +111,19 @@ async def mean(request: Request) -> Response:
     return Response(await pool.run(answer), media_type=codec.media_type)
 
 
+async def credit(request: Request) -> Response:
+    """The weights of the scores of the caller's own samples, as `gradest.credit` returns them."""
+    settings, pool, _ = _parts(request)
+    body = await read_body(request, settings)
+    codec = answer_codec(request.headers.get("accept", ""))
+
+    def answer() -> bytes:
+        job = admission.admit_credit(body.decode(schemas.CreditRequest), settings, codec is JSON)
+        return codec.encode(operations.credit(job))
+
+    return Response(await pool.run(answer), media_type=codec.media_type)
+
+
 async def estimate(request: Request) -> Response:
     """The mean and the variance of many draws.
 
@@ -199,6 +212,7 @@ _add_joinable(
     ),
 )
 _add_post("/v1/mean", mean, schemas.MeanRequest, schemas.MeanAnswer, *CODECS)
+_add_post("/v1/credit", credit, schemas.CreditRequest, schemas.CreditAnswer, *CODECS)
 _add_post("/v1/estimate", estimate, schemas.EstimateRequest, schemas.EstimateAnswer, *CODECS, EventStream.media_type)
 _add_post(
     "/v1/compare", compare, schemas.CompareRequest, schemas.CompareAnswer, EventStream.media_type, JSON.media_type

@@ -59,6 +59,37 @@ def test_signatures_are_the_library_s(name, here_alone):
     assert list(ours) == ["self", *(parameter for parameter in wanted if parameter not in here_alone)]
 
 
+def test_credit_has_the_library_s_signature():
+    ours, theirs = (inspect.signature(owner.credit).parameters for owner in (gradest.Client, gradest))
+    assert list(ours) == ["self", *theirs]
+    assert all(ours[name].default == theirs[name].default for name in theirs)
+
+
+def test_credit_of_a_loss_with_a_graph_and_of_whole_lengths(client):
+    loss = (torch.linspace(-1, 2, 8).reshape(4, 2).requires_grad_() * 2).bfloat16()
+    lengths = torch.tensor([[300, 1], [5, 1000], [7, 257], [1, 3]])  # bfloat16 has no 257
+    weights, state = client.credit("opo", loss, features=lengths)
+    wanted, _ = gradest.credit("opo", loss, features=lengths)
+    assert torch.equal(weights, wanted)
+    assert (weights.dtype, state) == (torch.float32, {})
+    with pytest.raises(InvalidInput, match=r"the loss must be a torch tensor of .*, not torch\.int64"):
+        client.credit("rloo", lengths)
+    with pytest.raises(ServiceError, match="cannot credit K = 1 sample"):
+        client.credit("rloo", loss[:1])
+
+
+def test_credit_by_the_asynchronous_client():
+    async def both():
+        async with gradest.AsyncClient(url) as client:
+            return await asyncio.gather(*(client.credit(name, loss) for name in ("rloo", "grpo")))
+
+    loss = torch.tensor([[0.5, 1.0], [2.0, -1.0], [0.0, 0.3]])
+    with running() as url:
+        found = asyncio.run(both())
+    for (weights, _), name in zip(found, ("rloo", "grpo"), strict=True):
+        assert torch.equal(weights, gradest.credit(name, loss)[0])
+
+
 def test_registry(client):
     assert list(client.neurons()) == list(gradest.registry.neurons)
     assert list(client.estimators()) == list(gradest.registry.estimators)

@@ -125,7 +125,7 @@ def test_each_call_draws_anew_and_torch_rules_the_seeds(estimator, learns, backe
 
     torch.manual_seed(3)
     drawn = torch.cat([twice(a), twice(a)])
-    layer._loss_channels.clear()
+    layer.take_uses()
     assert len({tuple(h.flatten().tolist()) for h in drawn}) == 4
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.stack([layer(a) for _ in range(4)]))
@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_differentiable_and_extra_batch_dims():
     h, loss = whole(layer)(a), torch.arange(4.0)
     broadcast_loss(layer, loss).backward()
     assert torch.allclose(a.grad, loss[:, None, None] * (h.detach() - 0.5) / 4)
-    assert not layer._loss_channels
+    assert layer._thread.uses.latest is None
     whole(layer)(a)
     with pytest.raises(InvalidInput, match="one number an example"):
         broadcast_loss(layer, torch.zeros(5))
@@ -165,11 +165,11 @@ def test_what_is_not_told_or_not_to_be_told():
     run = whole(layer)
     with pytest.raises(MissingLoss, match="broadcast_loss"):
         run(a).sum().backward()
-    broadcast_loss(layer, torch.zeros(4))
+    layer.take_uses()
     with torch.no_grad():
         run(a)
     assert not run(a.detach()).requires_grad
-    assert not layer._loss_channels
+    assert layer._thread.uses.latest is None
     empty = torch.zeros(0, 3, requires_grad=True)
     broadcast_loss(layer, run(empty).sum(-1)).backward()
     assert empty.grad.shape == (0, 3)
@@ -245,7 +245,7 @@ def test_a_state_begins_before_the_graph():
     run = torch.compile(layer, backend="aot_eager")  # a graph in pieces
     for _ in range(3):
         broadcast_loss(layer, run(a).sum(-1)).backward()
-    assert layer._steps == 3
+    assert layer.steps == 3
 
 
 def test_a_layer_used_twice_averages_its_next_states():
@@ -257,14 +257,12 @@ def test_a_layer_used_twice_averages_its_next_states():
     def twice(a):
         return layer(a) + layer(a)
 
-    total = twice(a)
-    first, second = layer._loss_channels  # each is told a loss of its own
-    layer._loss_channels = [first]
-    scalar = broadcast_loss(layer, torch.tensor([2.0, 4.0]) + 0 * total.sum(-1))
-    layer._loss_channels = [second]
-    (scalar + broadcast_loss(layer, torch.tensor([6.0, 6.0]))).backward()
+    twice(a)
+    (first, second), _ = layer.take_uses()
+    first.tell(torch.tensor([2.0, 4.0]))  # each is told a loss of its own
+    second.tell(torch.tensor([6.0, 6.0]))
     assert layer.state["total"].item() == pytest.approx(4.5)
-    assert layer._steps == 1
+    assert layer.steps == 1
 
 
 def test_copies_have_states_of_their_own():

@@ -113,7 +113,7 @@ def test_gradients_of_each_example_of_a_gated_model(neuron, estimator):
         for name, parameter in model.named_parameters():
             assert torch.allclose(found[name][place], parameter.grad, atol=1e-5), name
     assert found["gates.weight"].abs().max() > 0.1
-    assert not model.layer._loss_channels
+    assert model.layer._thread.uses.latest is None
     torch.manual_seed(9)
     different = vmap(grad(one), in_dims=(None, 0), randomness="different")(parameters, x)
     assert not torch.allclose(different["gates.weight"], found["gates.weight"])

@@ -18,9 +18,9 @@ PLUGINS = {"neuron": NEURONS, "estimator": ESTIMATORS, "objective": OBJECTIVES}
 
 # what no JSON Schema of one request can say; each refusal is a 413 or a 422, or a 404 for a name
 _BEYOND_A_SCHEMA = re.compile(
-    "must have shape|is not rectangular|is not a finite number|at most 32 dims|event dim"  # of nested arrays
+    "must have shape|must be \\[K|is not rectangular|is not a finite number|at most 32 dims|event dim"  # of nested arrays
     "|does not fit|refuses its options|options of .* do not fit"  # of plugins and their options
-    "|needs the (loss|grad)|state must hold"  # of an estimator
+    "|needs the (loss|grad)|state must hold|has no credit|cannot credit|was given samples|features"  # of an estimator
     "|To measure, send both"  # of a query
     "|at most|may have|would be|would hold|the limit is|would take too many points"  # of an operator's settings
 )
@@ -31,6 +31,7 @@ FIELDS = {
     "/v1/mean": {},
     "/v1/forward": {"estimator": "rloo"},
     "/v1/backward": {"estimator": "rloo", "seed": 7, "loss": [0, 1]},
+    "/v1/credit": {"estimator": "reinforce"},
     "/v1/estimate": {"estimator": "rloo", "objective": "quadratic", "draws": 2},
     "/v1/compare": {"estimators": ["rloo"], "objective": "quadratic", "draws": 2},
 }
@@ -55,8 +56,11 @@ def add_fields(context, body):
     """The fields that this operation's tensors go with; without them the body is refused, as one meant to be wrong should."""
     if not context.case.meta.generation.mode.is_positive:
         return bytes(body)
-    fields = {"neuron": "bernoulli", **FIELDS[context.case.operation.path]}
-    return pack(unpack(bytearray(body))[0], {"request": json.dumps(fields)})
+    tensors, _ = unpack(bytearray(body))
+    path = context.case.operation.path
+    if path == "/v1/credit":  # the numbers are losses, and there is no neuron
+        return pack({"loss": tensors["a"]}, {"request": json.dumps(FIELDS[path])})
+    return pack(tensors, {"request": json.dumps({"neuron": "bernoulli", **FIELDS[path]})})
 
 
 @schemathesis.hook

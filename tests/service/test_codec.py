@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gradest.client.wire import MAX_HEADER, Malformed, join_tensors, pack, split_tensors, unpack
 from gradest_service.bodies.codec import JSON, SAFETENSORS, answer_codec
 from gradest_service.bodies.schemas import EstimateAnswer, Exact, SampleAnswer
-from gradest_service.bodies.tensors import check_options, decode_a, decode_state, decode_tensor
+from gradest_service.bodies.tensors import check_options, decode_floats, decode_state, decode_tensor
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
@@ -344,14 +344,14 @@ def test_an_answer_has_the_same_fields_in_both_forms(dtype):
 
 def test_pre_activations_are_read_in_their_own_type_unless_another_is_asked_for():
     for dtype in DTYPES[:4]:
-        assert decode_a(torch.zeros(2, dtype=dtype), None, None, SETTINGS).dtype == dtype
-    assert decode_a(torch.zeros(2), "bfloat16", [2], SETTINGS).dtype == torch.bfloat16
-    assert decode_a([0, 1], None, None, SETTINGS).dtype == torch.float32
+        assert decode_floats("a", torch.zeros(2, dtype=dtype), None, None, SETTINGS).dtype == dtype
+    assert decode_floats("a", torch.zeros(2), "bfloat16", [2], SETTINGS).dtype == torch.bfloat16
+    assert decode_floats("a", [0, 1], None, None, SETTINGS).dtype == torch.float32
     for wrong in (torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool)):
         with pytest.raises(Problem, match="float32, float64, bfloat16, float16"):
-            decode_a(wrong, None, None, SETTINGS)
+            decode_floats("a", wrong, None, None, SETTINGS)
         with pytest.raises(Problem, match="floating point"):
-            decode_a(wrong, "float32", None, SETTINGS)
+            decode_floats("a", wrong, "float32", None, SETTINGS)
 
 
 def test_tensors_among_options_are_checked():

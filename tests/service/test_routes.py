@@ -108,12 +108,15 @@ def test_openapi(http):
     assert document["openapi"].startswith("3.1")
     schemas = document["components"]["schemas"]
     posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
-    assert set(posts) == {f"/v1/{name}" for name in ("sample", "mean", "forward", "backward", "estimate", "compare")}
+    assert set(posts) == {
+        f"/v1/{name}" for name in ("sample", "mean", "forward", "backward", "credit", "estimate", "compare")
+    }
     for path, post in posts.items():
         schema = post["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         name = schema.rpartition("/")[2]
         assert name == f"{path.rpartition('/')[2].capitalize()}Request"
-        assert {"neuron", "a"} <= set(schemas[name]["properties"])
+        needed = {"estimator", "loss"} if path == "/v1/credit" else {"neuron", "a"}
+        assert needed <= set(schemas[name]["required"])
         errors = {status: answer for status, answer in post["responses"].items() if status != "200"}
         assert errors.keys() == {"400", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
         assert all(error["content"].keys() == {"application/problem+json"} for error in errors.values())

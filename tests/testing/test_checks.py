@@ -7,8 +7,10 @@ from gradest import Bias
 from gradest.contract.estimator import Feedback
 from gradest.kernels.stable import sigmoid
 from gradest.testing import checks
+from gradest_estimators.pathwise_score import PathwiseScore
 from gradest_estimators.reinforce import Reinforce
 from gradest_estimators.reinforce_average import ReinforceAverage
+from gradest_estimators.rloo import Rloo
 from gradest_estimators.straight_through import StraightThrough
 from gradest_neurons.bernoulli import Bernoulli
 from gradest_neurons.categorical import Categorical
@@ -104,6 +106,17 @@ class LeaksState(Reinforce):
         return gradient, {**state, "seen": feedback.loss.sum()}
 
 
+class CreditsOtherwise(Rloo):
+    def credit(self, loss, state, features=None):
+        weights, state = super().credit(loss, state, features)
+        return -weights, state
+
+
+class CombinesOtherwise(Rloo):
+    def combine(self, loss):
+        return loss.sum(0)
+
+
 @pytest.mark.parametrize(
     ("broken", "check", "diagnosis"),
     [
@@ -122,11 +135,27 @@ class LeaksState(Reinforce):
         (DeniesItsExactness, checks.estimator_bias_is_as_claimed, "no loss shows any"),
         (OverstatesItsOrder, checks.estimator_bias_is_as_claimed, "linear"),
         (LeaksState, checks.estimator_shapes_and_dtypes, "state has"),
+        (CreditsOtherwise, checks.estimator_fits_layers, "credited scores differ"),
+        (CombinesOtherwise, checks.estimator_fits_layers, "value and combine differ"),
     ],
 )
 def test_kit_finds_broken_estimators(broken, check, diagnosis):
     with pytest.raises(AssertionError, match=diagnosis):
         check(broken(), Bernoulli())
+
+
+class Multiplies(PathwiseScore):
+    """Its gradient is no sum of a term in the loss and a term in dL/dh."""
+
+    def backward(self, draw, feedback, state):
+        gradient, state = super().backward(draw, feedback, state)
+        return gradient * (1 + feedback.loss.mean(0)[..., None]), state
+
+
+def test_kit_finds_what_a_layer_cannot_use():
+    checks.estimator_fits_layers(PathwiseScore(), StochasticTimesSmooth())
+    with pytest.raises(AssertionError, match="parts in loss and dL/dh differ"):
+        checks.estimator_fits_layers(Multiplies(), StochasticTimesSmooth())
 
 
 class WrongProbability(Bernoulli):

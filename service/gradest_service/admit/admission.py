@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Binary, Neuron
-from gradest.estimation.ask_tell import check_form, check_pre_activations, first_state
+from gradest.estimation.ask_tell import at_least_float32, check_form, check_pre_activations, first_state
+from gradest.estimation.credit import credited_estimator
 from gradest.random import MAX_SEED
 from gradest_service.admit import limits
 from gradest_service.admit.jobs import (
     BackwardJob,
     ComparisonJob,
+    CreditJob,
     EstimateJob,
     EstimatorJob,
     ForwardJob,
@@ -28,11 +30,12 @@ from gradest_service.admit.jobs import (
     RecommendationJob,
     SampleJob,
 )
-from gradest_service.admit.plugins import build_estimator, build_neuron, build_objective
+from gradest_service.admit.plugins import build_any_estimator, build_estimator, build_neuron, build_objective
 from gradest_service.admit.request_context import charge
 from gradest_service.bodies.schemas import (
     BackwardRequest,
     CompareRequest,
+    CreditRequest,
     EstimateRequest,
     ForwardRequest,
     MeanRequest,
@@ -40,13 +43,14 @@ from gradest_service.bodies.schemas import (
     RecommendRequest,
     SampleRequest,
 )
-from gradest_service.bodies.tensors import decode_a, decode_state, decode_tensor
+from gradest_service.bodies.tensors import decode_floats, decode_state, decode_tensor
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
 __all__ = [
     "admit_backward",
     "admit_comparison",
+    "admit_credit",
     "admit_estimate",
     "admit_forward",
     "admit_mean",
@@ -147,6 +151,26 @@ def admit_comparison(request: CompareRequest, settings: Settings) -> ComparisonJ
     return job
 
 
+def admit_credit(request: CreditRequest, settings: Settings, as_json: bool) -> CreditJob:
+    """Admit a request of POST /v1/credit."""
+    named = build_any_estimator("estimator", request.estimator, settings)
+    loss = decode_floats("loss", request.loss, request.dtype, request.shape, settings)
+    loss = loss.to(at_least_float32(loss))
+    if loss.ndim == 0:
+        raise Problem(422, "loss must be [K, *batch], the losses of K samples, and not a single number.")
+    estimator = credited_estimator(named, loss.shape[0])
+    features = None
+    if request.features is not None:
+        given = request.features.dtype if isinstance(request.features, Tensor) else loss.dtype
+        features = decode_tensor("features", request.features, torch.promote_types(given, loss.dtype), settings)
+    estimator.check_features(loss, features)
+    job = CreditJob(estimator=estimator, loss=loss, features=features)
+    charge(limits.check_credit(settings, job, as_json))
+    first = estimator.credit_state(loss, features)
+    limits.check_credit_state(settings, first, as_json)
+    return job if request.state is None else replace(job, state=decode_state(request.state, first, settings))
+
+
 def admit_recommendation(request: RecommendRequest, settings: Settings) -> RecommendationJob:
     """Admit a request of GET /v1/recommend, which may ask for a measurement."""
     neuron = build_neuron(request.neuron, settings)
@@ -169,7 +193,7 @@ def admit_recommendation(request: RecommendRequest, settings: Settings) -> Recom
 def _decode_inputs(request: NeuronRequest, settings: Settings) -> tuple[Neuron, Tensor, Tensor]:
     """Return the neuron, its pre-activations, and the same in at least float32."""
     neuron = build_neuron(request.neuron, settings)
-    a = decode_a(request.a, request.dtype, request.shape, settings)
+    a = decode_floats("a", request.a, request.dtype, request.shape, settings)
     return neuron, a, check_form(a, neuron)
 
 

@@ -12,11 +12,13 @@ from gradest.contract.estimator import Estimator, State
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
+from gradest.contract.score_function import ScoreFunction
 from gradest_service.bodies.schemas import RecommendRequest
 
 __all__ = [
     "BackwardJob",
     "ComparisonJob",
+    "CreditJob",
     "EstimateJob",
     "EstimatorJob",
     "ForwardJob",
@@ -132,6 +134,18 @@ class ComparisonJob(ObjectiveJob):
     """Several estimators on one objective."""
 
     estimators: list[Estimator]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CreditJob:
+    """The losses of a caller's own samples, whose credit is wanted."""
+
+    estimator: ScoreFunction
+    loss: Tensor
+    """`[K, *batch]`, in at least float32."""
+    features: Tensor | None
+    state: State | None = None
+    """The state that the caller sent; None at the first step."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -13,10 +13,18 @@ from torch import Tensor
 
 from gradest.analysis.comparison import comparable_estimators
 from gradest.client.wire import SAFETENSORS
-from gradest.contract.estimator import Estimator, Target
+from gradest.contract.estimator import Estimator, State, Target
 from gradest.contract.law import MAX_POINTS, count_configurations
 from gradest.errors import PluginFault, TooManyPoints
-from gradest_service.admit.jobs import ComparisonJob, EstimateJob, EstimatorJob, NeuronJob, ObjectiveJob, SampleJob
+from gradest_service.admit.jobs import (
+    ComparisonJob,
+    CreditJob,
+    EstimateJob,
+    EstimatorJob,
+    NeuronJob,
+    ObjectiveJob,
+    SampleJob,
+)
 from gradest_service.bodies.sizes import size
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
@@ -25,6 +33,8 @@ __all__ = [
     "affordable_estimators",
     "can_afford_exact",
     "check_comparison",
+    "check_credit",
+    "check_credit_state",
     "check_estimate",
     "check_estimator",
     "check_estimator_count",
@@ -61,7 +71,25 @@ def check_estimator(settings: Settings, job: EstimatorJob, as_json: bool) -> int
 
 def check_state(settings: Settings, job: EstimatorJob, as_json: bool) -> None:
     """Check the size of an estimator's state in the answer."""
-    _check_answer(settings, max((x.numel() for x in job.first_state.values()), default=0), "the state", as_json)
+    check_credit_state(settings, job.first_state, as_json)
+
+
+def check_credit_state(settings: Settings, state: State, as_json: bool) -> None:
+    """Check the size of the largest tensor of a state in the answer."""
+    _check_answer(settings, max((x.numel() for x in state.values()), default=0), "the state", as_json)
+
+
+def check_credit(settings: Settings, job: CreditJob, as_json: bool) -> int:
+    """Check the size of the answer, and the work if each sample is compared with all others; returns the size of the loss."""
+    elements = size(job.loss.shape)
+    _check_answer(settings, elements, "the weights", as_json)
+    if (work := job.loss.shape[0] * elements) > settings.max_work:
+        raise Problem(
+            413,
+            f"K x loss would be {_show(work)} elements; the limit is {settings.max_work}. Send fewer elements of the batch in a "
+            "request, or fewer samples.",
+        )
+    return elements
 
 
 def check_estimate(settings: Settings, job: EstimateJob, as_json: bool) -> int:

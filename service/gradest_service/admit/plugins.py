@@ -19,6 +19,7 @@ from gradest_service.problems import Problem, describe_faults
 from gradest_service.settings import Settings
 
 __all__ = [
+    "build_any_estimator",
     "build_estimator",
     "build_neuron",
     "build_objective",
@@ -52,9 +53,14 @@ def build_neuron(spec: Any, settings: Settings) -> Neuron:
 
 def build_estimator(field: str, spec: Any, neuron: Neuron, settings: Settings) -> Estimator:
     """Build the estimator that a caller names in this field, and check that it fits the neuron."""
-    estimator = _build(field, spec, gradest.registry.estimator, gradest.registry.estimators, settings)
+    estimator = build_any_estimator(field, spec, settings)
     gradest.registry.check_fit(neuron, estimator)
     return estimator
+
+
+def build_any_estimator(field: str, spec: Any, settings: Settings) -> Estimator:
+    """Build the estimator that a caller names in this field, for whatever neuron."""
+    return _build(field, spec, gradest.registry.estimator, gradest.registry.estimators, settings)
 
 
 def build_objective(spec: Any, neuron: Neuron, a: Tensor, settings: Settings) -> Objective:

@@ -23,6 +23,8 @@ __all__ = [
     "CompareAnswer",
     "CompareRequest",
     "ComparisonRow",
+    "CreditAnswer",
+    "CreditRequest",
     "EstimateAnswer",
     "EstimateRequest",
     "EstimateSoFar",
@@ -177,6 +179,33 @@ class CompareRequest(NeuronRequest):
     seed: Seed | None = Field(None, description=_SEED)
 
 
+class CreditRequest(BaseModel):
+    """The weights with which a score-function estimator multiplies the scores of the caller's own samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    estimator: PluginSpec = Field(examples=["rloo"], description="An estimator that weights scores by losses alone.")
+    loss: Numbers = Field(
+        examples=[[[0.2, 1.0], [0.3, 0.0]]],
+        description="The losses of K samples, [K, *batch]; the estimator credits all K against each other.",
+    )
+    shape: list[Size] | None = Field(
+        None, description="The shape of the loss; needed only for shapes that JSON cannot express, such as [4, 0]."
+    )
+    dtype: Dtype | None = Field(
+        None,
+        description="The dtype to which the loss is converted; null keeps that of a tensor, and takes float32 for JSON.",
+    )
+    features: Numbers | None = Field(
+        None,
+        description="What some estimators must know beside the losses: for opo the lengths of sequences, [K, *batch]; for nvil "
+        "the inputs of its baseline, [*batch, features].",
+    )
+    state: NamedTensors | None = Field(
+        None, description="The estimator's state, from the last answer; null at the first step."
+    )
+
+
 class RecommendRequest(BaseModel):
     """What a caller has and wants, as query parameters; a value that is no plain word or number is in JSON."""
 
@@ -255,6 +284,16 @@ class BackwardAnswer(Answer):
     state: NamedTensorsOut = Field(
         description="The state for the next step, in at least float32; empty if the estimator has none."
     )
+
+
+class CreditAnswer(Answer):
+    """Credit, in at least float32."""
+
+    weights: NumbersOut = Field(
+        description="[K, *batch]: the estimate is the sum over the samples of their weight times the gradient of their "
+        "log-probability."
+    )
+    state: NamedTensorsOut = Field(description="The state for the next step; empty if the estimator has none.")
 
 
 class Exact(BaseModel):

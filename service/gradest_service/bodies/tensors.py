@@ -17,7 +17,7 @@ from gradest_service.bodies.sizes import check_elements
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
-__all__ = ["DTYPES", "check_options", "decode_a", "decode_state", "decode_tensor", "dtype_name"]
+__all__ = ["DTYPES", "check_options", "decode_floats", "decode_state", "decode_tensor", "dtype_name"]
 
 _MAX_DIMS = 32  # of a tensor in a request; torch itself stops at 64, and estimators add leading dims
 
@@ -27,7 +27,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""The dtypes of pre-activations, by their names in a request."""
+"""The dtypes of pre-activations and losses, by their names in a request."""
 
 
 def decode_tensor(
@@ -63,13 +63,13 @@ def decode_tensor(
     return tensor
 
 
-def decode_a(value: Any, dtype: str | None, shape: Sequence[int] | None, settings: Settings) -> Tensor:
-    """Convert pre-activations to a tensor of `dtype`; by default a tensor keeps its dtype, and JSON becomes float32."""
+def decode_floats(field: str, value: Any, dtype: str | None, shape: Sequence[int] | None, settings: Settings) -> Tensor:
+    """Convert a field to a tensor of the named `dtype`; by default a tensor keeps its dtype, and JSON becomes float32."""
     if dtype is None:
         dtype = dtype_name(value.dtype) if isinstance(value, Tensor) else "float32"
         if dtype not in DTYPES:
-            raise Problem(422, f"a must be one of {', '.join(DTYPES)}, not {dtype}.")
-    return decode_tensor("a", value, DTYPES[dtype], settings, shape)
+            raise Problem(422, f"{field} must be one of {', '.join(DTYPES)}, not {dtype}.")
+    return decode_tensor(field, value, DTYPES[dtype], settings, shape)
 
 
 def decode_state(value: Mapping[str, Any], like: Mapping[str, Tensor], settings: Settings) -> dict[str, Tensor]:

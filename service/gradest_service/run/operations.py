@@ -12,17 +12,23 @@ from gradest.analysis.results import Comparison
 from gradest.estimation.exact import closed_form
 from gradest.estimation.results import Estimate
 from gradest_service.admit import limits
-from gradest_service.admit.jobs import ComparisonJob, EstimateJob, NeuronJob, RecommendationJob
-from gradest_service.bodies.schemas import EstimateAnswer, Exact, MeanAnswer
+from gradest_service.admit.jobs import ComparisonJob, CreditJob, EstimateJob, NeuronJob, RecommendationJob
+from gradest_service.bodies.schemas import CreditAnswer, EstimateAnswer, Exact, MeanAnswer
 from gradest_service.run.cancellation import raise_if_cancelled
 from gradest_service.settings import Settings
 
-__all__ = ["compare", "estimate", "mean", "recommend", "to_answer"]
+__all__ = ["compare", "credit", "estimate", "mean", "recommend", "to_answer"]
 
 
 def mean(job: NeuronJob) -> MeanAnswer:
     """Compute a neuron's `mean` and `active_probability`."""
     return MeanAnswer(mean=job.neuron.mean(job.wide), active_probability=job.neuron.active_probability(job.wide))
+
+
+def credit(job: CreditJob) -> CreditAnswer:
+    """Compute `gradest.credit`."""
+    weights, state = gradest.credit(job.estimator, job.loss, job.state, job.features)
+    return CreditAnswer(weights=weights, state=dict(state))
 
 
 def estimate(job: EstimateJob, settings: Settings, watch: Callable[[Estimate], None] | None = None) -> EstimateAnswer:

@@ -1,0 +1,842 @@
+"""StochasticGraph: gradients against enumeration in every way of use, what is credited with what, and what is refused."""
+
+import copy
+import gc
+import itertools
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
+
+import gradest
+from gradest.errors import Incompatible, InvalidInput, InvalidOptions, MissingLoss, ToldAlready
+from gradest.nn import Expectation, Stochastic, StochasticGraph, broadcast_loss
+
+WEIGHT = torch.tensor([1.0, -0.7])
+# of z statistics: 5 is passed by chance once in 1.7 million, and a test looks at 19 of them
+Z = 5.0
+POWER = 40.0  # standard errors that the largest gradient has at least, so that a factor of two or a sign is 20 and more
+
+
+@pytest.fixture(autouse=True)
+def _apart():
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torch")  # of the compiler's own code
+        yield
+    torch._dynamo.reset()
+
+
+class Belief(nn.Module):
+    """Two layers of 3 and 2 units, and a loss that depends on both samples and on all parameters directly."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2, 3), nn.Linear(3, 2)
+        self.first, self.second = Stochastic("bernoulli", first), Stochastic("bernoulli", second)
+
+    def forward(self, x):
+        h = self.first(self.inner(x))
+        return h, self.second(self.outer(h))
+
+    def first_cost(self, x, h):
+        return 0.3 * (torch.sigmoid(self.inner(x)) * h).sum(-1)
+
+    def last_cost(self, h, g):
+        return ((g * WEIGHT).sum(-1) + 0.3 + 0.2 * h.sum(-1)) ** 2 - 0.2 * (torch.sigmoid(self.outer(h)) * g).sum(-1)
+
+    def loss(self, x, h, g):
+        return self.first_cost(x, h) + self.last_cost(h, g)
+
+    def expectation(self, x, bound=0):
+        """E[loss], or the bound of so many samples, by enumeration of all 32 outcomes or of all tuples of them."""
+        probability, loss = [], []
+        for h in itertools.product([0.0, 1.0], repeat=3):
+            for g in itertools.product([0.0, 1.0], repeat=2):
+                h_, g_ = torch.tensor(h).expand(len(x), 3), torch.tensor(g).expand(len(x), 2)
+                p, q = torch.sigmoid(self.inner(x)), torch.sigmoid(self.outer(h_))
+                probability.append((h_ * p + (1 - h_) * (1 - p)).prod(-1) * (g_ * q + (1 - g_) * (1 - q)).prod(-1))
+                loss.append(self.loss(x, h_, g_))
+        probability, loss = torch.stack(probability), torch.stack(loss)
+        if not bound:
+            return (probability * loss).sum(0)
+        value = 0
+        for drawn in itertools.product(range(32), repeat=bound):
+            chosen = loss[list(drawn)]
+            log_mean = torch.logsumexp(-chosen, 0) - torch.tensor(float(bound)).log()
+            value = value - probability[list(drawn)].prod(0) * log_mean
+        return value
+
+
+def surrogate(model, x, samples=None, flatten=False, call=None):
+    with StochasticGraph(model, samples) as graph:
+        x = graph.expand(x, flatten)
+        h, g = model(x) if call is None else call(x)
+        graph.add_cost(model.loss(x, h, g))
+        return graph.surrogate()
+
+
+def compiled_inside(model, samples, flatten):
+    return torch.compile(lambda x: surrogate(model, x, samples, flatten), backend="aot_eager", fullgraph=True)
+
+
+def compiled_outside(model, samples, flatten):
+    call = torch.compile(model, backend="aot_eager", fullgraph=True)
+    return lambda x: surrogate(model, x, samples, flatten, call)
+
+
+def eagerly(model, samples, flatten):
+    return lambda x: surrogate(model, x, samples, flatten)
+
+
+def in_parts(model, samples, flatten):
+    """The first cost is there before the second layer is used."""
+
+    def run(x):
+        with StochasticGraph(model, samples) as graph:
+            x = graph.expand(x, flatten)
+            h = model.first(model.inner(x))
+            graph.add_cost(model.first_cost(x, h))
+            g = model.second(model.outer(h))
+            graph.add_cost(model.last_cost(h, g))
+            return graph.surrogate()
+
+    return run
+
+
+def check(first, second, samples=None, flatten=False, way=eagerly, repeats=60, batch=6000):
+    torch.manual_seed(1)
+    model, x = Belief(first, second), torch.tensor([[0.5, -1.0]], requires_grad=True)
+    with torch.no_grad():
+        model(torch.zeros(1, 2))  # the shapes of states follow from the input
+    parameters = list(model.parameters())
+    bound = (samples or 0) if model.first.has_bound else 0
+    truth = torch.autograd.grad(model.expectation(x, bound).sum(), [x, *parameters])
+    step, found = way(model, samples, flatten), []
+    for _ in range(repeats):
+        given = x.detach().expand(batch // (samples or 1), 2).clone().requires_grad_()
+        slopes = torch.autograd.grad(step(given), [given, *parameters])
+        found.append(torch.cat([slopes[0].sum(0), *(slope.flatten() for slope in slopes[1:])]))
+    stacked, wanted = torch.stack(found), torch.cat([slope.flatten() for slope in truth])
+    error = stacked.std(0) / repeats**0.5
+    z = ((stacked.mean(0) - wanted) / error).abs().max()
+    assert z < Z, z
+    assert wanted.abs().max() > POWER * error.max()
+
+
+PAIRS = [
+    ("reinforce", "reinforce", None, False),
+    ("reinforce_average", "reinforce_centered", None, False),
+    ("nvil", "relax", None, False),
+    ("rloo", "rloo", 2, False),
+    ("rloo", "rloo", 4, True),
+    ("rloo", {"name": "reinforce", "samples": 4}, 4, False),
+    ("reinforce_centered", "reinforce", 2, True),
+    ("vimco", {"name": "vimco", "baseline": "arithmetic"}, 2, False),
+    ("vimco", "vimco", 2, True),
+]
+
+
+@pytest.mark.parametrize(("first", "second", "samples", "flatten"), PAIRS)
+def test_two_layers_against_enumeration(first, second, samples, flatten):
+    check(first, second, samples, flatten)
+
+
+@pytest.mark.parametrize(("estimator", "samples"), [("reinforce", None), ("rloo", 2), ("vimco", 2)])
+def test_a_cost_between_the_layers(estimator, samples):
+    """rloo gets the cost-to-go, and vimco, whose target is a bound of the sum, all costs at every use."""
+    check(estimator, estimator, samples, way=in_parts)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "samples", "flatten"),
+    [pytest.param(*case, marks=() if case in PAIRS[3:4] else pytest.mark.deep) for case in PAIRS],
+)
+@pytest.mark.parametrize("way", [compiled_inside, compiled_outside])
+def test_two_layers_compiled(first, second, samples, flatten, way):
+    check(first, second, samples, flatten, way, repeats=40)
+
+
+def fitting_cases():
+    """Every estimator for a layer that needs the loss and claims no bias, with 1, 2 and 4 paths where it takes them."""
+    neuron = gradest.neuron("bernoulli")
+    for name, built in gradest.registry.fitting(neuron).items():
+        in_groups = isinstance(built, gradest.ScoreFunction) and built.samples > 1
+        one_point = built.evaluations(neuron, (2,)) == 1
+        if "loss" in built.needs and built.bias(neuron).unbiased and (in_groups or one_point):
+            most = 2 if built.target().samples > 1 else 4  # the enumeration of all tuples grows as 32^K
+            yield from ((name, samples) for samples in (1, 2, 4) if (samples > 1 or one_point) and samples <= most)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(("estimator", "samples"), list(fitting_cases()))
+def test_every_estimator_that_fits(estimator, samples):
+    check(estimator, estimator, samples)
+
+
+class Walk(nn.Module):
+    """Three steps of a chain with three actions; each step has a cost of its own. The samples are used as integers alone."""
+
+    def __init__(self, estimator, **options):
+        super().__init__()
+        self.table = nn.Parameter(torch.linspace(-0.6, 0.8, 9).reshape(3, 3))
+        self.policy = Stochastic("categorical", estimator, **options)
+
+    @staticmethod
+    def cost(state, action):
+        return (state - 1.5 * action + 0.5 * state * action) / 2
+
+    def expectation(self):
+        total = 0
+        for actions in itertools.product(range(3), repeat=3):
+            probability, state, cost = 1, 0, 0
+            for action in actions:
+                probability = probability * torch.softmax(self.table[state], -1)[action]
+                cost, state = cost + self.cost(state, action), (state + action) % 3
+            total = total + probability * cost
+        return total
+
+    def value(self, steps):
+        """The expected cost of so many further steps from each state, `[3]`."""
+        if not steps:
+            return torch.zeros(3)
+        later, p = self.value(steps - 1), torch.softmax(self.table.detach(), -1)
+        return torch.stack([sum(p[s, a] * (self.cost(s, a) + later[(s + a) % 3]) for a in range(3)) for s in range(3)])
+
+    def act(self, state, baseline=None):
+        h = self.policy(self.table[state][..., None, :], baseline)
+        return h.squeeze(-2).argmax(-1)  # h dies here
+
+
+def walk(model, batch, variant):
+    samples = 4 if variant == "paths" else None
+    with StochasticGraph(model, samples) as graph:
+        state = graph.expand(torch.zeros(batch // (samples or 1), dtype=torch.int64))
+        parts, scalar = [], 0
+        for step in range(3):
+            action = model.act(state, model.value(3 - step)[state] if variant == "baseline" else None)
+            parts.append(model.cost(state, action))
+            state = (state + action) % 3
+            if variant != "total":
+                graph.add_cost(parts[-1])
+            if variant == "surrogates":
+                scalar = scalar + graph.surrogate()
+        if variant == "total":
+            graph.add_cost(sum(parts))
+        (scalar if variant == "surrogates" else graph.surrogate()).backward()
+
+
+@pytest.mark.parametrize("variant", ["to go", "total", "baseline", "surrogates", "paths"])
+def test_a_loop_of_integer_actions(variant):
+    torch.manual_seed(2)
+    model, found = Walk("rloo" if variant == "paths" else "reinforce"), []
+    (truth,) = torch.autograd.grad(model.expectation(), model.table)
+    for _ in range(60):
+        model.table.grad = None
+        walk(model, 4000, variant)
+        found.append(model.table.grad)
+    stacked = torch.stack(found)
+    error = stacked.std(0) / 60**0.5
+    assert ((stacked.mean(0) - truth) / error).abs().max() < Z
+    assert truth.abs().max() > POWER * error.max()
+
+
+def test_cost_to_go_and_a_baseline_lower_the_variance():
+    torch.manual_seed(3)
+    spread = {}
+    for variant in ("total", "to go", "baseline"):
+        model, found = Walk("reinforce"), []
+        for _ in range(200):
+            model.table.grad = None
+            walk(model, 50, variant)
+            found.append(model.table.grad)
+        spread[variant] = float(torch.stack(found).var(0).sum())
+    assert spread["to go"] < 0.9 * spread["total"]  # variances of 200 repeats are off by a tenth
+    assert spread["baseline"] < 0.9 * spread["to go"]
+
+
+def test_a_baseline_is_subtracted_once_and_state_moves_once_a_surrogate():
+    a, baseline = torch.zeros(4, 3, requires_grad=True), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    layer = Stochastic("bernoulli", "reinforce")
+    with StochasticGraph(layer) as graph:
+        h = layer(a, baseline=baseline.requires_grad_())
+        graph.add_cost(torch.full((4,), 5.0))
+        first = graph.surrogate("sum")
+        graph.add_cost(torch.full((4,), 7.0))
+        (2 * first + graph.surrogate("sum")).backward()
+    assert torch.allclose(a.grad, (2 * (5 - baseline) + 7)[:, None] * (h.detach() - 0.5))
+    assert baseline.grad is None
+    layer = Stochastic("bernoulli", "reinforce_average")
+    with StochasticGraph(layer) as graph:
+        layer(a)
+        graph.add_cost(torch.ones(4))
+        scalar = graph.surrogate()
+        assert layer.steps == 1
+        scalar.backward(retain_graph=True)
+        scalar.backward()
+        assert layer.steps == 1
+
+
+def test_a_use_that_no_cost_follows_is_not_told():
+    a = torch.zeros(4, 3, requires_grad=True)
+    layer = Stochastic("bernoulli", "reinforce_average")
+    with StochasticGraph(layer) as graph:
+        graph.add_cost(a.sum(-1) + 1)
+        layer(a)
+        graph.surrogate("sum").backward()
+    assert layer.steps == 0
+    assert torch.equal(a.grad, torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_every_path_of_every_example_has_its_own_noise(flatten):
+    layer = Stochastic("bernoulli", "rloo")
+    with StochasticGraph(layer, 3) as graph:
+        h = layer(graph.expand(torch.zeros(5, 2, 64, requires_grad=True), flatten))
+        graph.discard()
+    assert len({tuple(row.tolist()) for row in h.reshape(30, 64)}) == 30
+
+
+def test_actor_and_critic_as_by_hand():
+    """A pole on a cart, in short: the gradients of scope and hand agree to rounding."""
+    torch.manual_seed(4)
+    actor, critic = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1)), nn.Linear(4, 1)
+    layer = Stochastic("bernoulli", "reinforce")
+    model = nn.Sequential(actor, layer)
+    parameters = [*actor.parameters(), *critic.parameters()]
+    start = 0.1 * torch.randn(32, 4)
+
+    def move(state, push):
+        x, v, angle, spin = state.unbind(-1)
+        force = 20 * push - 10
+        bent = (force + 0.05 * spin**2 * angle.sin()) / 1.1
+        turn = (9.8 * angle.sin() - angle.cos() * bent) / (0.5 * (4 / 3 - 0.1 * angle.cos() ** 2 / 1.1))
+        return torch.stack([x + 0.02 * v, v + 0.02 * (bent - 0.05 * turn), angle + 0.02 * spin, spin + 0.02 * turn], -1)
+
+    def by_scope():
+        state = start
+        with StochasticGraph(model) as graph:
+            errors = []
+            for _ in range(8):
+                value = critic(state).squeeze(-1)
+                with torch.no_grad():
+                    before = state
+                state = move(state, layer(actor(state), value).detach().squeeze(-1))
+                cost = before[:, 2] ** 2 + state[:, 2] ** 2
+                graph.add_cost(cost)
+                errors.append((value, cost))
+            to_go, loss = 0, 0
+            for value, cost in reversed(errors):
+                to_go = to_go + cost
+                loss = loss + (value - to_go) ** 2
+            return graph.surrogate() + loss.mean()
+
+    def by_hand():
+        state, logs, values, costs = start, [], [], []
+        for _ in range(8):
+            a = actor(state)
+            h = gradest.sample("bernoulli", a.detach(), 1)[0]
+            logs.append(torch.distributions.Bernoulli(logits=a).log_prob(h).squeeze(-1))
+            values.append(critic(state).squeeze(-1))
+            before, state = state, move(state, h.squeeze(-1))
+            costs.append(before[:, 2] ** 2 + state[:, 2] ** 2)
+        to_go, total = 0, 0
+        for log, value, cost in zip(reversed(logs), reversed(values), reversed(costs), strict=True):
+            to_go = to_go + cost
+            total = total + log * (to_go - value).detach() + (value - to_go) ** 2
+        return total.mean()
+
+    found = []
+    for way in (by_scope, by_hand):
+        torch.manual_seed(5)
+        found.append(torch.autograd.grad(way(), parameters))
+    for scope, hand in zip(*found, strict=True):
+        torch.testing.assert_close(scope, hand, rtol=1e-4, atol=1e-6)
+    assert max(float(slope.abs().max()) for slope in found[0]) > 1e-3
+
+
+def test_positions_that_depend_on_each_other_are_credited_with_all_they_influence():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(2, 3, 4, requires_grad=True)  # 2 examples, 3 positions
+    cost = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    for batch_dims, credit in ((1, cost.sum(-1, keepdim=True).expand(2, 3) / 2), (2, cost / 6)):
+        a.grad = None
+        with StochasticGraph(layer) as graph:
+            h = layer(a)
+            graph.add_cost(cost, batch_dims)
+            scalar = graph.surrogate()
+            scalar.backward()
+        assert scalar.item() == pytest.approx(float(cost.sum() / (2 if batch_dims == 1 else 6)))
+        assert torch.allclose(a.grad, credit[..., None] * (h.detach() - 0.5))
+    free = Stochastic("bernoulli", "reinforce")
+    single = torch.zeros(4, requires_grad=True)
+    with StochasticGraph(free) as graph:
+        h = free(single)
+        graph.add_cost(torch.tensor(3.0), batch_dims=0)
+        graph.surrogate().backward()
+    assert torch.allclose(single.grad, 3 * (h.detach() - 0.5))
+
+
+def test_straight_through_beside_a_bound():
+    """The value of the bound weights the paths by a softmax, and straight-through follows it."""
+    torch.manual_seed(0)
+    model, x = Belief("straight_through", "vimco"), torch.randn(5, 2)
+    with StochasticGraph(model, 3) as graph:
+        y = graph.expand(x)
+        h, g = model(y)
+        h.retain_grad()
+        loss = model.loss(y, h, g)
+        graph.add_cost(loss)
+        scalar = graph.surrogate()
+        (slope,) = torch.autograd.grad(scalar, h, retain_graph=True)
+        (inner,) = torch.autograd.grad(scalar, model.inner.bias)
+    assert scalar.item() == pytest.approx(
+        float((torch.tensor(3.0).log() - torch.logsumexp(-loss.detach(), 0)).mean()), rel=1e-5
+    )
+    p = torch.sigmoid(model.inner(y))
+    direct = torch.autograd.grad(
+        (torch.softmax(-loss, 0).detach() * 0.3 * (p * h.detach()).sum(-1)).sum() / 5, model.inner.bias
+    )[0]
+    assert torch.allclose(inner, slope.sum((0, 1)) + direct, atol=1e-5)
+
+
+def test_models_with_one_batch_dim():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), Stochastic("bernoulli", "rloo"), nn.Flatten(), nn.Linear(8, 1)
+    )
+    x = torch.randn(5, 1, 4, 4)
+    with StochasticGraph(model, 3) as graph:
+        out = model(graph.expand(x, flatten=True))
+        assert out.shape == (15, 1)
+        graph.add_cost(out.squeeze(-1) ** 2)
+        graph.surrogate().backward()
+    assert model[0].weight.grad.abs().max() > 0
+
+
+def test_what_paths_refuse():
+    def use(samples, x, run):
+        with StochasticGraph(model, samples) as graph:
+            run(graph, x)
+
+    def run_all(graph, x):
+        x = graph.expand(x)
+        h, g = model(x)
+        graph.add_cost(model.loss(x, h, g))
+        return graph.surrogate()
+
+    model, x = Belief("rloo", "rloo"), torch.zeros(4, 2)  # as many paths as examples below
+    with pytest.raises(InvalidInput, match=r"first dim of every layer's input .*graph\.expand"):
+        use(4, x, lambda graph, x: model(x))
+    with pytest.raises(InvalidInput, match=r"first dim of a cost"):
+        use(4, x, lambda graph, x: (model(graph.expand(x)), graph.add_cost(torch.zeros(3))))
+    with pytest.raises(InvalidInput, match=r"\[K, \*batch\]"):
+        use(4, x, lambda graph, x: (model(graph.expand(x)), graph.add_cost(torch.zeros(4))))
+
+    def half_expanded(graph, x):
+        h = model.first(model.inner(x))
+        graph.expand(x)
+        graph.add_cost(torch.zeros(4, 4) + h.sum())
+        graph.surrogate()
+
+    with pytest.raises(InvalidInput, match=r"graph\.expand"):
+        use(4, x, half_expanded)
+
+    def expanded_late(graph, x):
+        graph.expand(x)
+        model.first(model.inner(x))
+        graph.add_cost(torch.zeros(4, 4))
+        graph.surrogate()
+
+    with pytest.raises(InvalidInput, match=r"a cost is one number an example"):
+        use(4, x, expanded_late)
+    with pytest.raises(InvalidInput, match="one scope has one form"):
+        use(4, x, lambda graph, x: (graph.expand(x), graph.expand(x, flatten=True)))
+    with pytest.raises(InvalidInput, match="one scope has one form"):
+        use(4, x, lambda graph, x: (graph.expand(x, flatten=True), graph.expand(x[:2], flatten=True)))
+    with pytest.raises(InvalidOptions, match="samples"):
+        use(1, x, run_all)
+    model = Belief({"name": "rloo", "samples": 3}, "rloo")
+    with pytest.raises(InvalidInput, match="credits 3 samples against each other, but there are 4"):
+        use(4, x, run_all)
+    model = Belief("rloo", "vimco")
+    with pytest.raises(Incompatible, match="different targets"):
+        use(4, x, run_all)
+    model = Belief("vimco", "vimco")
+
+    def twice(graph, x):
+        run_all(graph, x)
+        graph.add_cost(torch.zeros(4, 4))
+        graph.surrogate()
+
+    with pytest.raises(Incompatible, match="several surrogates cannot share"):
+        use(4, x, twice)
+
+    def with_baseline(graph, x):
+        x = graph.expand(x)
+        h = model.first(model.inner(x), baseline=torch.zeros(4, 4))
+        graph.add_cost(h.sum(-1))
+        graph.surrogate()
+
+    with pytest.raises(Incompatible, match="a baseline of a use would change the bound"):
+        use(4, x, with_baseline)
+    for samples in (0, True, 1.5):
+        with pytest.raises(InvalidInput, match="samples must be an integer"):
+            StochasticGraph(model, samples)
+
+
+def test_what_costs_refuse():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True)
+    with StochasticGraph(layer) as graph:
+        h = layer(a)
+        with pytest.raises(InvalidInput, match="batch_dims=0 is for a model without a batch dim"):
+            graph.add_cost(h.sum())
+        with pytest.raises(InvalidInput, match=r"finite, but at \[2\] of \[4\] this one is nan"):
+            graph.add_cost(torch.tensor([0.0, 1.0, torch.nan, torch.inf]))
+        with pytest.raises(InvalidInput, match="must be a torch tensor, not float"):
+            graph.add_cost(1.0)
+        with pytest.raises(InvalidInput, match="no cost was added"):
+            graph.surrogate()
+        graph.add_cost(torch.ones(4, dtype=torch.int64))  # rewards are often integers
+        with pytest.raises(InvalidInput, match="the costs of one surrogate have one batch"):
+            graph.add_cost(torch.ones(3))
+        with pytest.raises(InvalidInput, match="reduction"):
+            graph.surrogate("max")
+        graph.surrogate()
+    with StochasticGraph(layer) as graph:
+        layer(a)
+        graph.add_cost(torch.ones(3))
+        with pytest.raises(InvalidInput, match=r"must be, or begin, the batch \[4\]"):
+            graph.surrogate()
+        graph.discard()
+    with pytest.raises(InvalidInput, match="a baseline is one number an example"):
+        layer(a, baseline=torch.ones(5))
+
+
+def test_what_is_left_untold():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True)
+
+    def leave(run):
+        with StochasticGraph(layer) as graph:
+            run(graph)
+
+    with pytest.raises(MissingLoss, match=r"graph\.discard\(\)"):
+        leave(lambda graph: layer(a))
+    with pytest.raises(MissingLoss, match=r"graph\.discard\(\)"):
+        leave(lambda graph: (layer(a), graph.add_cost(torch.ones(4))))
+    leave(lambda graph: (layer(a), graph.discard()))
+    with pytest.raises(ZeroDivisionError):
+        leave(lambda graph: (layer(a), 1 / 0))
+    with torch.no_grad():
+        leave(lambda graph: (layer(a), graph.add_cost(torch.ones(4))))
+    layer.eval()
+    leave(lambda graph: layer(a))
+    layer.train()
+    assert layer.scope is None
+    with pytest.raises(MissingLoss, match="broadcast_loss"):
+        leave(lambda graph: layer(a).sum().backward())
+
+    def looked_at(graph):
+        h = layer(a)
+        graph.add_cost(h.sum(-1))
+        graph.surrogate()  # its value is logged, and backward starts elsewhere
+        h.sum().backward()
+
+    with pytest.raises(MissingLoss, match="broadcast_loss"):
+        leave(looked_at)
+
+    def a_value_alone(graph):
+        h = layer(a)
+        graph.add_cost(h.sum(-1))
+        with torch.no_grad():
+            value = graph.surrogate()
+        scalar = graph.surrogate()
+        assert torch.equal(scalar, value)
+        scalar.backward()
+
+    a.grad = None
+    leave(a_value_alone)
+    assert a.grad is not None
+    graph = StochasticGraph(layer)
+    with graph, pytest.raises(InvalidInput, match="open already"), graph:
+        pass
+
+
+def test_broadcast_loss_is_for_one_cost():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True)
+    h = layer(a)
+    with torch.no_grad():
+        broadcast_loss(layer, h.sum(-1))  # a value that is only looked at tells nothing
+    broadcast_loss(layer, h.sum(-1))
+    with pytest.raises(ToldAlready, match="StochasticGraph"):
+        broadcast_loss(layer, h.sum(-1))
+    layer.eval()
+    broadcast_loss(layer, layer(a).sum(-1))  # nothing to tell in evaluation
+    layer.train()
+    uses = [layer(a) for _ in range(5)]
+    with pytest.raises(InvalidInput, match="StochasticGraph with add_cost"):
+        broadcast_loss(layer, torch.zeros(4, 5))
+    del uses
+    with StochasticGraph(layer) as graph:
+        layer(a)
+        with pytest.raises(InvalidInput, match=r"graph\.add_cost"):
+            broadcast_loss(layer, torch.zeros(4))
+        graph.discard()
+
+
+def test_copies_threads_and_nested_scopes_are_apart():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True)
+    inner = Stochastic("bernoulli", "reinforce")
+    both = nn.ModuleList([layer, inner])
+    elsewhere = {}
+
+    def other_thread():
+        elsewhere["scope"] = layer.scope
+        h = layer(b)
+        broadcast_loss(layer, 3 + 0 * h.sum(-1), "sum").backward()
+        elsewhere["wanted"] = 3 * (h.detach() - 0.5)
+
+    b = torch.zeros(2, 3, requires_grad=True)
+    with StochasticGraph(both) as outer:
+        h = layer(a)
+        with StochasticGraph(inner) as nested:
+            g = inner(a)
+            layer(a)
+            nested.add_cost(torch.full((4,), 2.0))
+            nested.surrogate("sum").backward()
+        assert torch.allclose(a.grad, 2 * (g.detach() - 0.5))
+        duplicate = copy.deepcopy(layer)
+        assert duplicate.scope is None
+        broadcast_loss(duplicate, duplicate(a).sum(-1))
+        thread = threading.Thread(target=other_thread)
+        thread.start()
+        thread.join()
+        a.grad = None
+        outer.add_cost(torch.ones(4))
+        outer.surrogate("sum").backward()
+    assert elsewhere["scope"] is None
+    assert torch.allclose(b.grad, elsewhere["wanted"])
+    assert a.grad is not None
+    assert len(h) == 4
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_compiled_layer_in_threads(compiled):
+    layer = Stochastic("bernoulli", "reinforce")
+    call = torch.compile(layer, backend="eager", fullgraph=True) if compiled else layer
+    a = torch.zeros(4, 3, requires_grad=True)
+    with StochasticGraph(layer) as graph:
+        call(a)
+        graph.add_cost(torch.ones(4))
+        graph.surrogate()
+    failures = []
+
+    def work(number):
+        for _ in range(5):
+            own = torch.zeros(2, 3, requires_grad=True)
+            with StochasticGraph(layer) as graph:
+                h = call(own)
+                graph.add_cost(torch.full((2,), float(number)))
+                graph.surrogate("sum").backward()
+            if not torch.allclose(own.grad, number * (h.detach() - 0.5)):
+                failures.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "straight_through", "reinforce_average"])
+def test_activation_checkpoints(estimator):
+    torch.manual_seed(0)
+    lower, upper = nn.Linear(3, 5), nn.Linear(5, 1)
+    layer = Stochastic("bernoulli", estimator)
+    model = nn.Sequential(lower, layer, upper)
+    x = torch.randn(6, 3)
+
+    def step(run):
+        fresh = copy.deepcopy(model)  # without a state yet
+        torch.manual_seed(7)
+        with StochasticGraph(fresh) as graph:
+            graph.add_cost(run(fresh, x).squeeze(-1) ** 2)
+            graph.surrogate().backward()
+        return [parameter.grad for parameter in fresh.parameters()]
+
+    plain = step(lambda model, x: model(x))
+    recomputed = step(lambda model, x: checkpoint(model, x, use_reentrant=False))
+    for one, other in zip(plain, recomputed, strict=True):
+        assert torch.equal(one, other)
+    torch.manual_seed(7)
+    model.zero_grad()
+    given = x.clone().requires_grad_()
+    reentrant = checkpoint(model, given, use_reentrant=True)
+    if estimator == "straight_through":
+        (reentrant.squeeze(-1) ** 2).mean().backward()
+        assert torch.allclose(lower.weight.grad, plain[0])
+    else:
+        with pytest.raises(MissingLoss, match="use_reentrant=False"):
+            broadcast_loss(model, reentrant.squeeze(-1) ** 2).backward()
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "straight_through", "reinmax"])
+def test_what_is_written_over(estimator):
+    """To h one may write; a written over raises, as it does for torch's own operations."""
+    linear, layer, x = nn.Linear(3, 5), Stochastic("bernoulli", estimator), torch.randn(6, 3)
+    model = nn.Sequential(linear, layer)
+    with StochasticGraph(model) as graph:
+        h = model(x)
+        was = h.detach().clone()
+        h += 1
+        graph.add_cost(h.sum(-1))
+        graph.surrogate("sum").backward()
+    if estimator == "reinforce":
+        score = was - torch.sigmoid(linear(x))
+        assert torch.allclose(linear.bias.grad, ((was + 1).sum(-1, keepdim=True) * score).sum(0), atol=1e-4)
+    with StochasticGraph(model) as graph, pytest.raises(RuntimeError, match="in place"):  # noqa: PT012
+        z = linear(x)
+        h = layer(z)
+        torch.relu_(z)
+        graph.add_cost(h.sum(-1))
+        graph.surrogate().backward()
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "straight_through"])
+def test_a_second_derivative_raises(estimator):
+    layer, a = Stochastic("bernoulli", estimator), torch.zeros(4, 3, requires_grad=True)
+    b = a * 1
+    with StochasticGraph(layer) as graph:
+        graph.add_cost(layer(b).sum(-1) ** 2)
+        (slope,) = torch.autograd.grad(graph.surrogate(), b, create_graph=True)
+        with pytest.raises(RuntimeError, match="cannot be differentiated a second time"):
+            slope.sum().backward()
+    model, x = nn.Sequential(nn.Linear(3, 5), layer), torch.randn(6, 3)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def value(parameters):
+        with StochasticGraph(model) as graph:
+            graph.add_cost(functional_call(model, parameters, (x,)).sum(-1) ** 2)
+            return graph.surrogate()
+
+    with pytest.raises(RuntimeError, match="cannot be differentiated a second time"):
+        grad(lambda p: sum(slope.sum() for slope in grad(value)(p).values()))(parameters)
+
+
+@pytest.mark.parametrize(("estimator", "samples"), [("reinforce", None), ("rloo", 3), ("vimco", 3)])
+def test_inside_transforms_of_torch_func(estimator, samples):
+    torch.manual_seed(0)
+    model, x = Belief(estimator, estimator), torch.randn(5, 2)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def one(parameters, x):
+        with StochasticGraph(model, samples) as graph:
+            y = graph.expand(x[None])
+            h, g = functional_call(model, parameters, (y,))
+            graph.add_cost((h.sum(-1) - g.sum(-1) + 0.3) ** 2)
+            return graph.surrogate()
+
+    torch.manual_seed(9)
+    found = vmap(grad(one), in_dims=(None, 0), randomness="same")(parameters, x)
+    for place, example in enumerate(x):
+        torch.manual_seed(9)
+        model.zero_grad()
+        one(dict(model.named_parameters()), example).backward()
+        for name, parameter in model.named_parameters():
+            assert torch.allclose(found[name][place], parameter.grad, atol=1e-5), name
+    assert found["inner.weight"].abs().max() > 0.01
+
+
+def test_memory_is_freed():
+    layer = Stochastic("bernoulli", "reinforce")
+    model = nn.Sequential(nn.Linear(3, 5), layer)
+    held = []
+    for step in range(1000):
+        with StochasticGraph(model) as graph:
+            h = model(torch.zeros(2, 3))
+            held.append(weakref.ref(h))
+            graph.add_cost(h.sum(-1))
+            if step % 2:
+                graph.surrogate().backward()
+            else:
+                graph.discard()
+            del h
+    gc.collect()
+    assert not [ref for ref in held if ref() is not None]
+
+
+def test_scaling_precision_and_accumulation():
+    torch.manual_seed(0)
+    model, x = Belief("reinforce_average", "reinforce"), torch.randn(6, 2)
+    model(x)[1].sum()  # a pass outside of the scope, which is no part of it
+    model.first.take_uses(), model.second.take_uses()
+    found = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(3)
+        fresh = copy.deepcopy(model)
+        for part in x.split(3):
+            (scale * surrogate(fresh, part) / 2).backward()
+        found.append(fresh.inner.weight.grad)
+    assert torch.allclose(found[1], 1024 * found[0], rtol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16), StochasticGraph(model) as graph:
+        h, g = model(x)
+        assert h.dtype == torch.bfloat16
+        graph.add_cost(h.float().sum(-1) + g.float().sum(-1))
+        graph.surrogate().backward()
+    half = Belief("rloo", "rloo").bfloat16()
+    surrogate(half, x.bfloat16(), 4).backward()
+    assert half.inner.weight.grad.dtype == torch.bfloat16
+    empty = torch.zeros(0, 2)
+    with StochasticGraph(model) as graph:
+        h, _ = model(empty)
+        graph.add_cost(h.sum(-1))
+        graph.surrogate("sum").backward()
+
+
+NESTED = ["disarm", "arms", "rebar", "rloo", "local_expectation"]
+
+
+@pytest.mark.parametrize(
+    "estimator", [*NESTED[:1], *(pytest.param(name, marks=pytest.mark.deep) for name in NESTED[1:])]
+)
+@pytest.mark.parametrize("depth", [2, 3])
+def test_expectations_nested_in_each_other(estimator, depth):
+    """Several layers for estimators that ask at pairs and flips; f of an outer layer is the expectation over the inner ones."""
+    torch.manual_seed(1)
+    linears = nn.ModuleList([nn.Linear(2, 2) for _ in range(depth)])
+    layers = nn.ModuleList([Expectation("bernoulli", estimator) for _ in range(depth)])
+    evaluations = 0
+
+    def loss(h):
+        nonlocal evaluations
+        evaluations = h.shape[:-1].numel()
+        return ((h * WEIGHT).sum(-1) + 0.3) ** 2
+
+    def value(x, level=0):
+        a = linears[level](x)
+        return layers[level](loss if level == depth - 1 else lambda h: value(h, level + 1), a)
+
+    def expectation(x, level=0):
+        p, total = torch.sigmoid(linears[level](x)), 0
+        for bits in itertools.product([0.0, 1.0], repeat=2):
+            h = torch.tensor(bits).expand(*p.shape)
+            rest = loss(h) if level == depth - 1 else expectation(h, level + 1)
+            total = total + (h * p + (1 - h) * (1 - p)).prod(-1) * rest
+        return total
+
+    x, parameters, found = torch.tensor([[0.5, -1.0]]), list(linears.parameters()), []
+    truth = torch.cat([slope.flatten() for slope in torch.autograd.grad(expectation(x).sum(), parameters)])
+    for _ in range(60):
+        slopes = torch.autograd.grad(value(x.expand(2000, 2)).mean(), parameters)
+        found.append(torch.cat([slope.flatten() for slope in slopes]))
+    asked = gradest.estimator(estimator).evaluations(gradest.neuron("bernoulli"), (2,))
+    assert evaluations == 2000 * asked**depth
+    stacked = torch.stack(found)[10:]
+    error = stacked.std(0) / len(stacked) ** 0.5
+    assert ((stacked.mean(0) - truth) / error).abs().max() < Z
+    assert truth.abs().max() > 20 * error.max()
