@@ -17,7 +17,17 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, register_jitable
 from numba.np.numpy_support import carray
 
-__all__ = ["BLOCK", "Decorator", "array", "compiled", "compiled_with_fma", "inlined", "inlined_by_name"]
+__all__ = [
+    "BLOCK",
+    "INLINED_BY_LLVM",
+    "Decorator",
+    "array",
+    "compiled",
+    "compiled_with_fma",
+    "inlined",
+    "inlined_by_llvm",
+    "inlined_by_name",
+]
 
 _PATIENCE = 120.0  # seconds to wait for another process, which takes some ten to compile a kernel
 
@@ -28,6 +38,17 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 inlined: Decorator = njit(inline="always")
 """Compile the function into each kernel that calls it."""
+
+INLINED_BY_LLVM: dict[str, Any] = {"forceinline": True, "error_model": "numpy", "fastmath": False}
+"""The options of `inlined_by_llvm`, for `overload`."""
+
+inlined_by_llvm: Decorator = njit(**INLINED_BY_LLVM)
+"""Compile a function of numbers into each kernel that calls it, as `inlined` does, but in a fraction of the time.
+
+numba translates the function once, and LLVM inlines it; with `inlined`, numba copies and types the function's code at every
+call, which took most of the time that kernels took to compile. Functions of arrays must be `inlined` nevertheless, because
+numba counts references at calls that only LLVM inlines. Products and sums in such a function are never contracted.
+"""
 
 
 def inlined_by_name(function: Callable[..., Any]) -> Callable[..., Any]:
