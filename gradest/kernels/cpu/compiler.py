@@ -39,7 +39,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 inlined: Decorator = njit(inline="always")
 """Compile the function into each kernel that calls it."""
 
-INLINED_BY_LLVM: dict[str, Any] = {"forceinline": True, "error_model": "numpy", "fastmath": False}
+INLINED_BY_LLVM: Any = {"forceinline": True, "error_model": "numpy", "fastmath": False}
 """The options of `inlined_by_llvm`, for `overload`."""
 
 inlined_by_llvm: Decorator = njit(**INLINED_BY_LLVM)
