@@ -55,7 +55,7 @@ LAYERS: dict[
     ],
     "gradest_experiments": [
         {"engine"},
-        {"gated", "report", "toys", "vae"},
+        {"belief", "gated", "report", "toys", "vae"},
         {"bengio2013", "blocks", "demo"},
         {"cli"},
         {"__main__"},

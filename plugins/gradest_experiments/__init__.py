@@ -5,6 +5,7 @@ gated       conditional computation by Bengio et al. (2013): `gradest train`
 bengio2013  the table of that paper on MNIST: `gradest reproduce bengio2013`
 blocks      conditional computation at block level: `gradest reproduce block-gated`
 vae         the binary variational autoencoder: `gradest reproduce binary-vae`
+belief      the sigmoid belief network of several layers: `gradest train belief`
 toys        small problems: `gradest reproduce toys`
 report      runs as an HTML page: `gradest report`
 demo        a tour through the library and the service: `gradest demo`

@@ -24,10 +24,14 @@ Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Also write Ten
 
 
 def train(arguments: Sequence[str], *, prog_name: str) -> None:
-    """Train the gated network of Bengio et al. (2013) through any neuron and estimator."""
+    """Train the gated network of Bengio et al. (2013), or with `belief` a sigmoid belief network, by any estimator."""
+    from gradest_experiments.belief.settings import BeliefSettings
     from gradest_experiments.gated.settings import GatedSettings
 
-    settings_command(GatedSettings, _train)(arguments, prog_name=prog_name)
+    if [*arguments[:1]] == ["belief"]:
+        settings_command(BeliefSettings, _train_belief)(arguments[1:], prog_name=f"{prog_name} belief")
+    else:
+        settings_command(GatedSettings, _train)(arguments, prog_name=prog_name)
 
 
 def _train(
@@ -44,6 +48,8 @@ def _train(
     as_json: Json = False,
 ) -> None:
     """Train the gated network of Bengio et al. (2013) (arXiv 1308.3432, section 5) through any neuron and estimator.
+
+    `gradest train belief` trains a sigmoid belief network instead: see its --help.
 
     There is no --url: the network, its data and its loss are on this machine.
     """
@@ -68,6 +74,32 @@ def _train(
         print_json(runs if gaters else runs[0])
     else:
         show(to_table(results))
+
+
+def _train_belief(
+    given: dict[str, Any],
+    *,
+    out: Annotated[Path, typer.Option(help="The folder for runs, each in a folder of its own.")] = Path("runs/belief"),
+    data_dir: DataDir = None,
+    tensorboard: Tensorboard = False,
+) -> None:
+    """Train a sigmoid belief network on MNIST, with several stochastic layers and K whole-path samples.
+
+    It is the benchmark of Mnih and Gregor (2014), arXiv 1402.0030, and of Mnih and Rezende (2016), arXiv 1602.06725.
+
+    Run again with the same folder, it continues where it stopped; with more --epochs, where the run ended. There is no --url: the
+    network, its data and its loss are on this machine.
+    """
+    from gradest.cli.display import show_rows
+    from gradest_experiments.belief.run import COLUMNS, run_belief, to_rows
+    from gradest_experiments.belief.settings import BeliefSettings
+    from gradest_experiments.engine.images import load_images
+
+    spec = {"estimator": read_spec(given["estimator"])} if "estimator" in given else {}
+    settings = build_settings(BeliefSettings, {**given, **spec})
+    path = out / settings.folder()
+    run = run_belief(settings, load_images(data_dir), path, progress=True, tensorboard=tensorboard)
+    show_rows(COLUMNS, to_rows(run), title=settings.describe(), caption=str(path))
 
 
 reproduce = typer.Typer(
@@ -130,7 +162,7 @@ def binary_vae(
 
     Run again with the same folder, it continues where it stopped; with a larger --steps, where the runs ended.
     """
-    from gradest_experiments.vae.images import load_images
+    from gradest_experiments.engine.images import load_images
     from gradest_experiments.vae.run import list_runs, reproduce_binary_vae
 
     specs = [read_spec(text) for text in estimators or []] or None

@@ -4,6 +4,10 @@ storchastic replaces methods of torch.Tensor when it is imported, and Pyro some 
 process, everybody would pay for that. This file is what such a process runs, and what talks to it.
 
 The problem: 64 x 200 Bernoulli units with logits `a`; the mean over the batch of Σ_i (h_i - 0.2)²; K = 2 points.
+
+The problem of several layers: the sigmoid belief network 784-200-200 of `gradest train belief` on 100 images, with K = 5
+whole-path samples, each with the mean of the other four as its baseline. All libraries run the code of one network, in which each
+has its own stochastic layers.
 """
 
 from __future__ import annotations
@@ -15,9 +19,12 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from gradest_experiments.belief.network import BeliefNetwork
 
 BATCH, UNITS, TARGET = 64, 200, 0.2
+PIXELS, IMAGES, PATHS = 784, 100, 5
 Gradient = Callable[[], Tensor]
 
 
@@ -40,6 +47,94 @@ def exact() -> Tensor:
 def slopes(gradient: Gradient, truth: Tensor, calls: int) -> list[float]:
     """⟨ĝ, g⟩ / ⟨g, g⟩ of each call, with g the true gradient: 1 on average for an unbiased ĝ."""
     return [float((gradient() * truth).sum() / truth.square().sum()) for _ in range(calls)]
+
+
+def belief_network(layers: list[nn.Module]) -> tuple[BeliefNetwork, Tensor]:
+    """A network of two layers of 200 units, and images; the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    mean = 0.3 * torch.rand(PIXELS, generator=generator)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = BeliefNetwork(mean, layers, UNITS)
+    return network, (torch.rand(IMAGES, PIXELS, generator=generator) < mean).float()
+
+
+def inference_gradient(network: BeliefNetwork) -> Tensor:
+    """The gradient that the stochastic layers estimate, as one vector."""
+    return torch.cat([weight.grad.flatten() for weight in network.inference.parameters()])
+
+
+class SampleByHand(nn.Module):
+    """A stochastic layer of Bernoulli units in plain torch, which keeps a sample's score Σ_i a_i (h_i - p_i)."""
+
+    def forward(self, a: Tensor) -> Tensor:
+        p = torch.sigmoid(a.detach())
+        h = (torch.rand_like(p) < p).float()
+        self.score = (a * (h - p)).sum(-1)
+        return h
+
+
+def belief_by_hand() -> Gradient:
+    """The leave-one-out estimator over whole paths, with the cost-to-go of each layer."""
+    layers = [SampleByHand(), SampleByHand()]
+    network, x = belief_network(layers)
+
+    def gradient() -> Tensor:
+        network.zero_grad()
+        first, second = network.costs(x, lambda a: a.expand(PATHS, *a.shape))
+        total = (first + second).mean()
+        for layer, credit in zip(layers, (first + second, second), strict=True):
+            weight = (credit - credit.mean(0)).detach() / (PATHS - 1)
+            total = total + (weight * layer.score).sum(0).mean()
+        total.backward()
+        return inference_gradient(network)
+
+    return gradient
+
+
+def belief_direction() -> Tensor:
+    """A direction in which gradients of the network are compared: the average of 100 by hand; the same in every process."""
+    gradient = belief_by_hand()
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        return torch.stack([gradient() for _ in range(100)]).mean(0)
+
+
+def storchastic_belief() -> Gradient:
+    """The score function in both layers.
+
+    `batch_average` is the leave-one-out baseline of the first layer. The second draws one sample in each of the five paths, of
+    which `batch_average` has no mean, so its baseline takes the same mean over the paths of the first.
+    """
+    import storch
+    from storch.method import ScoreFunction
+    from storch.method.baseline import Baseline
+
+    class OtherPaths(Baseline):
+        def compute_baseline(self, tensor, costs):
+            return (storch.sum(costs.detach(), "first") - costs.detach()) / (PATHS - 1)
+
+    class Layer(nn.Module):
+        def __init__(self, method: nn.Module) -> None:
+            super().__init__()
+            self.method = method
+
+        def forward(self, a: Tensor) -> Tensor:
+            return self.method(torch.distributions.Bernoulli(logits=a))
+
+    first = ScoreFunction("first", n_samples=PATHS, baseline_factory="batch_average")
+    second = ScoreFunction("second", n_samples=1, baseline_factory=lambda tensor, cost: OtherPaths())
+    network, x = belief_network([Layer(first), Layer(second)])
+
+    def gradient() -> Tensor:
+        network.zero_grad()
+        rows = storch.denote_independent(x, 0, "batch")  # over which it averages
+        for level, cost in enumerate(network.costs(rows, lambda a: a)):
+            storch.add_cost(cost, f"cost of layer {level}")
+        storch.backward()
+        return inference_gradient(network)
+
+    return gradient
 
 
 def storchastic_rloo() -> Gradient:
@@ -138,11 +233,12 @@ def main(name: str, threads: str) -> None:
     """Answers lines `seconds COUNT` and `slopes COUNT` with JSON, a line each."""
     torch.set_num_threads(int(threads))
     torch.manual_seed(1)
+    truth = belief_direction() if "belief" in name else exact()
     gradient = globals()[name]()
     for line in sys.stdin:
         what, count = line.split()
         if what == "slopes":
-            answer: object = slopes(gradient, exact(), int(count))
+            answer: object = slopes(gradient, truth, int(count))
         else:
             start = time.perf_counter()
             for _ in range(int(count)):

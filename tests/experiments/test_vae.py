@@ -20,8 +20,8 @@ from gradest.contract.law import configurations
 from gradest.errors import GradestError, Incompatible, InvalidInput, InvalidOptions
 from gradest.random import Key
 from gradest_experiments.engine.folder import RunFolder, list_folders
+from gradest_experiments.engine.images import Images, binarise, load_images
 from gradest_experiments.vae import training
-from gradest_experiments.vae.images import Images, binarise, load_images
 from gradest_experiments.vae.model import BinaryVae, kl_to_uniform
 from gradest_experiments.vae.run import list_runs, reproduce_binary_vae
 from gradest_experiments.vae.settings import VaeSettings, choose_estimators, default_estimators

@@ -7,6 +7,7 @@ folder       a run as a folder: settings, versions, metrics, checkpoint, results
 distributed  one run in several processes of torch.distributed
 options      the base class of settings
 data         digits and MNIST
+images       MNIST as bytes, and its binarisation
 display      progress bars
 tables       Markdown tables
 plot         what the charts of all reports have in common

@@ -4,7 +4,6 @@ An encoder gives the logits a of q(h | x), 200 Bernoulli units; a decoder gives 
 maximises the ELBO, E_q[log p(x, h) - log q(h | x)]. The encoder's gradient comes from the estimator, all others from
 backpropagation.
 
-images    MNIST as bytes, and its binarisation
 settings  the settings of a run
 model     the network, its loss as a function of points, and the bounds
 variance  the variance of the encoder's gradient

@@ -11,8 +11,8 @@ from rich.progress import TextColumn
 from gradest.errors import GradestError, InvalidInput
 from gradest.estimation.distributed import rank
 from gradest_experiments.engine.display import progress_bar
+from gradest_experiments.engine.images import Images
 from gradest_experiments.engine.plot import check_plots
-from gradest_experiments.vae.images import Images
 from gradest_experiments.vae.report import REPORT, write_report
 from gradest_experiments.vae.settings import NETWORKS, QUICK, VaeSettings, choose_estimators, default_estimators
 from gradest_experiments.vae.training import train_vae

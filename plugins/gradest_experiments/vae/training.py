@@ -19,9 +19,9 @@ from gradest.estimation.distributed import rank, world_size
 from gradest.random import Key
 from gradest_experiments.engine.distributed import all_reduce_sum
 from gradest_experiments.engine.folder import MetricsWriter, RunFolder
+from gradest_experiments.engine.images import Images, binarise
 from gradest_experiments.engine.loop import Minibatches, OnStep, TrainingRun, fit
 from gradest_experiments.engine.seeds import derive_key, derive_seed
-from gradest_experiments.vae.images import Images, binarise
 from gradest_experiments.vae.model import BinaryVae
 from gradest_experiments.vae.settings import NEURON, VaeSettings
 from gradest_experiments.vae.variance import measure_variance
