@@ -7,7 +7,8 @@ PEERS := $(VENV)/.peers
 
 # The machine's cores run whole tests side by side; a test of small tensors gains nothing from threads of its own.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
-SIDE_BY_SIDE := -n 2 --dist loadgroup
+# All tests of a file run in one of two processes, for they share what is slow to start. Files with slow tests come first.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test test-most test-deep test-page lint chromium demo bench clean
 
@@ -21,12 +22,13 @@ test-most: $(READY)
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not deep and not gpu and not benchmark" --ignore tests/browser
 
 # What `make test` leaves out: every pair and every option, longer statistics, things that take their time to start.
-test-deep: $(READY)
+test-deep: $(READY) chromium
 	$(PYTEST) $(SIDE_BY_SIDE) -m "deep and not gpu and not benchmark" --ignore tests/browser
+	$(PYTEST) $(SIDE_BY_SIDE) -m deep tests/browser
 
 # Apart from the others: the browser's driver runs an event loop of its own, beside which they could not start theirs.
 test-page: $(READY) chromium
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not benchmark" tests/browser
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not deep and not benchmark" tests/browser
 
 lint: $(READY)
 	$(BIN)/ruff check .

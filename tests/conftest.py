@@ -20,6 +20,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None) == first)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With --dist loadfile, the tests of Ray run in one worker though they are in two files, because they share a cluster."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class TogetherOnRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/ray" if nodeid.startswith("tests/ray/") else super()._split_scope(nodeid)
+
+    return TogetherOnRay(config, log)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests that need what this machine lacks are skipped, with the reason."""
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():

@@ -125,16 +125,8 @@ def credited_estimator(estimator: EstimatorSpec, samples: int) -> ScoreFunction:
             f"{built.label()} does not weight scores by a function of the losses alone, so it has no credit. "
             f"Estimators that have: {names}."
         )
-    if built.samples == samples:
-        return built
-    given = {name: getattr(built, name) for name in built.model_fields_set}
-    if "samples" in given:
-        raise InvalidInput(
-            f"{built.label()} was given samples={built.samples}, but the loss, [K, *batch], is that of K = {samples} samples. "
-            "Omit the option: the number of samples is that of the losses"
-        )
     try:
-        return type(built).build(**given, samples=samples)
+        return built.of_samples(samples)
     except InvalidOptions as error:
         raise InvalidInput(
             f"{built.name} cannot credit K = {samples} sample(s), which is the first dim of the loss: {error} Draw more samples, "

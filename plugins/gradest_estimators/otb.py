@@ -1,12 +1,7 @@
-"""OTB: a baseline for each token of a sequence, and for each unit of a layer."""
+"""OTB: a baseline for each token of a sequence."""
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from gradest.contract.estimator import Draw, Feedback, State
-from gradest.contract.numerics import leading_sum
-from gradest_estimators._score import scores
 from gradest_estimators.opo import Opo
 
 
@@ -24,33 +19,18 @@ class Otb(Opo):
 
     with losses of tokens. A loss of the whole sequence is that of its last token. W = 0 leaves padding out of the baseline.
 
-    On a layer of units (`backward`, so in `expect` and `gradest.nn.Expectation`) the units take the place of the tokens: each has
-    its own baseline, with its squared score as W. As E[s_i² L] / E[s_i²] is the optimal baseline of unit i, by Corollary 1 of
-    Bengio, Léonard and Courville (2013), arXiv 1308.3432, this is its estimate from the group. Where weights are one number a
-    sample (`credit`), W is one too, and otb is `opo`.
-
-    What it estimates is said at `opo`, token by token and unit by unit: B contains the sample's own loss, so it is biased, unless
-    `leave_one_out` is set.
+    Token by token this is `opo`, which says what it estimates: B contains the sample's own loss, so it is biased, unless
+    `leave_one_out` is set. On a layer, all units of a sample share its weight, and W is the squared norm of their score together:
+    there it is the same as `opo`. The baseline of each unit by itself is that of `reinforce_centered`.
 
     Introduced by Li et al. (2026), The Optimal Token Baseline: Variance Reduction for Long-Horizon LLM-RL, arXiv 2602.07078. The
     formulas of B_t, W and the proxy are those that the documentation of verl gives for it.
     """
 
     name = "otb"
-    summary = "K samples with a weighted mean of the group's losses as baseline for each token or unit"
+    summary = "K samples with a weighted mean of the group's losses as baseline for each token"
     reference = "Li et al. 2026, arXiv 2602.07078; Bengio, Léonard, Courville 2013, arXiv 1308.3432"
     formula = (
-        r"\hat g_i = \frac1K \sum_k (L_k - B_i)\,s_{ki}, \quad B_i = \frac{\sum_j s_{ji}^2 L_j}{\sum_j s_{ji}^2}, \quad "
-        r"s_{ki} = \nabla_{a_i} \log P(h_k)"
+        r"\hat g = \frac1K \sum_k \sum_t (L_{kt} - B_t)\,\nabla \log P(h_{kt}), \quad "
+        r"B_t = \frac{\sum_j W_{jt} L_{jt}}{\sum_j W_{jt}}"
     )
-
-    def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Return Σ_k (L_k - B_i) s_ki / K for each unit i, and the state."""
-        score = scores(draw)
-        energy = score.square()
-        unit = score.shape[: score.ndim - draw.neuron.event_ndim + 1]
-        if draw.neuron.event_ndim > 1:
-            energy = energy.flatten(len(unit)).contiguous().sum(-1)
-        loss = feedback.get_loss()[..., None].expand(unit)
-        weights, state = self.credit(loss, state, energy)
-        return leading_sum(weights[(..., *[None] * (score.ndim - weights.ndim))] * score), state

@@ -56,14 +56,10 @@ def test_the_table_is_of_the_kept_ones():
     assert (ROOT / "docs/results/certificates.md").read_text() == certificates.to_markdown(KEPT), RUN
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("estimator", "neuron"),
-    [
-        ("rloo", "bernoulli"),
-        pytest.param("reinmax", "categorical", marks=pytest.mark.deep),
-        pytest.param("held_noise", "stochastic_times_smooth", marks=pytest.mark.deep),
-    ],
+    [("rloo", "bernoulli"), ("reinmax", "categorical"), ("held_noise", "stochastic_times_smooth")],
 )
 def test_measuring_again_gives_the_kept_figures(estimator, neuron):
     now = certificates.certify(gradest.estimator(estimator), gradest.neuron(neuron))

@@ -19,6 +19,7 @@ from gradest.discovery.loading import PluginFailure
 from gradest_service.admit.auth import new_key
 from gradest_service.app import create_app
 from gradest_service.settings import Settings
+from tests.selection import deep
 
 pytestmark = pytest.mark.browser
 
@@ -388,8 +389,7 @@ CUT = """(canvas) => {
 }"""
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(("many", "width"), [(False, 1440), (True, 390), *deep((False, 390), (True, 1440))])
 def test_no_legend_is_cut(visit, width, many):
     estimators = [*CASE["estimators"], {"name": "slope_annealed_straight_through", "derivative": "clipped"}]
     if many:  # those without a state, which are fast
@@ -584,9 +584,13 @@ VIEWS = {
 }
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("view", VIEWS)
+SEEN = [
+    *(("playground", "light", 390), ("compare", "dark", 1440), ("registry", "light", 1440), ("estimator", "dark", 390)),
+]
+APPEARANCES = [(view, theme, width) for view in VIEWS for theme in ("light", "dark") for width in (390, 1440)]
+
+
+@pytest.mark.parametrize(("view", "theme", "width"), [*SEEN, *deep(*(one for one in APPEARANCES if one not in SEEN))])
 def test_every_view_is_accessible_and_fits(visit, view, theme, width):
     """Its screenshot is left in runs/page."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")

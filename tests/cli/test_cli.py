@@ -521,6 +521,7 @@ def test_train_trains_and_resumes(run: Run, tmp_path: Path) -> None:
     assert run(*small, "--resume").json == found
 
 
+@pytest.mark.deep
 def test_train_gaters_trains_all_of_them(run: Run) -> None:
     from gradest_experiments.gated.gaters import GATERS
 

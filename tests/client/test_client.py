@@ -20,6 +20,7 @@ from gradest.client.wire import pack, unpack
 from gradest.contract.objective import Objective
 from gradest.errors import InvalidInput, ServiceError
 from gradest_service.app import running
+from tests.selection import deep
 
 A = torch.tensor([[0.5, -1.0]])
 FIGURES = ("gradient", "variance", "standard_error", "loss")
@@ -607,7 +608,7 @@ def test_what_goes_wrong_in_a_stream_is_the_error_that_it_is_without_one(client)
     assert errors[0] == errors[1] == (422, "Unprocessable Content", "so it is")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, *deep(torch.float64, torch.bfloat16)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_estimate_is_watched_as_the_library_s_is(client, monkeypatch, kind, dtype):
     """Each of the estimates so far has the bits of that of this side."""

@@ -13,6 +13,7 @@ from gradest.estimation.ask_tell import first_non_finite
 from gradest.estimation.estimate import blocks_of
 from gradest.estimation.exact import closed_form
 from tests.losses import mixed as loss
+from tests.selection import deep
 
 A = torch.tensor([[0.3, -1.0, 2.0], [0.0, 0.1, -0.2]], dtype=torch.float64)
 
@@ -130,7 +131,7 @@ def test_dtypes_and_strides(neuron, dtype):
         assert bool(torch.isfinite(leaf.grad).all())
 
 
-@pytest.mark.parametrize("shape", [(3,), (0, 3), (2, 0, 3), (4, 1), (0,)])
+@pytest.mark.parametrize("shape", [(0, 3), (4, 1), (0,), *deep(((3,),), ((2, 0, 3),))])
 @pytest.mark.parametrize("estimator", sorted(gradest.registry.fitting(gradest.neuron("bernoulli"))))
 def test_shapes_down_to_nothing(shape, estimator):
     a = torch.zeros(shape, requires_grad=True)

@@ -54,7 +54,7 @@ def measure(*arguments, script=SCRIPT):
 @pytest.mark.parametrize(
     "case",
     [
-        ("bernoulli", "local_expectation", 1000),
+        pytest.param(("bernoulli", "local_expectation", 1000), marks=pytest.mark.deep),
         pytest.param(("bernoulli", "smoothed_perturbation", 1000), marks=pytest.mark.deep),
         ("categorical", "measure_valued", 300, 4),
         pytest.param(("categorical", "sum_and_sample", 900, 4), marks=pytest.mark.deep),

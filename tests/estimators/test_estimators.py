@@ -7,6 +7,7 @@ import torch
 
 import gradest
 from gradest.errors import InvalidOptions, TooManyPoints
+from tests.selection import deep
 
 TOY = gradest.objective("quadratic", target=0.499)
 
@@ -17,7 +18,7 @@ def test_reinforce_on_one_unit():
     assert abs(found.gradient.item() - 5.0e-4) < 5 * found.standard_error.item()
 
 
-@pytest.mark.parametrize("p", [0.5, 0.2])
+@pytest.mark.parametrize("p", [*deep(0.5), 0.2])
 def test_the_optimal_baseline_leaves_one_unit_without_variance(p):
     a = torch.logit(torch.tensor([p], dtype=torch.float64))
 

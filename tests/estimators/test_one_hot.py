@@ -10,6 +10,7 @@ import torch
 import gradest
 import gradest.nn
 from gradest.errors import Incompatible
+from tests.selection import deep
 
 NEURON = gradest.neuron("categorical")
 A = torch.tensor([[0.3, -1.2, 0.8, 0.1], [1.4, 0.0, -0.5, 0.6]], dtype=torch.float64)  # two units of four classes
@@ -106,7 +107,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("f", [linear, cubic])
+@pytest.mark.parametrize("f", [*deep(linear), cubic])
 def test_the_mean_over_all_choices_is_exact(case, f):
     spec, outcomes = CASES[case]
     gradient, value = mean_over(gradest.estimator(spec), outcomes, f)

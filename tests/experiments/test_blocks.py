@@ -237,7 +237,7 @@ train_blocks(settings_of(), tiny_data(), Path(sys.argv[1]), lambda epochs: epoch
 """
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
@@ -316,7 +316,7 @@ def mnist_folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_the_command_line_reproduces_and_the_report_has_the_runs_that_are_complete(tmp_path, mnist_folder):
     pytest.importorskip("altair")
     pytest.importorskip("vl_convert")

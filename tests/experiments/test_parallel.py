@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import torch
 
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.gated.training import train
+from tests.selection import deep
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,11 +85,13 @@ threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
 assert not any("gloo" in name for name in threads), threads
 """
 
-GATES = ["straight_through-dense", "reinforce_average-sparse", "rloo-dense"]
-VAES = ["disarm", "double_cv", "relax_rebar"]
-BELIEFS = ["vimco", "nvil"]
+GATES = ["reinforce_average-sparse", *deep("straight_through-dense", "rloo-dense")]
+VAES = ["relax_rebar", *deep("disarm", "double_cv")]
+BELIEFS = ["vimco", *deep("nvil")]
+QUICK = ("gates-reinforce_average-sparse", "vae-relax_rebar", "belief-vimco")
+DEEP = ("gates-straight_through-dense", "gates-rloo-dense", "vae-disarm", "vae-double_cv", "belief-nvil")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("two processes")]
+pytestmark = pytest.mark.slow
 
 
 def launch(words: list[str], processes: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -112,19 +117,19 @@ def dealt(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Return the folders of all runs in one process and in two; a process makes all runs."""
-    folder = tmp_path_factory.mktemp("runs")
-    script = folder / "train.py"
-    script.write_text(TRAIN)
-    names = [
-        *(f"gates-{name}" for name in GATES),
-        *(f"vae-{name}" for name in VAES),
-        *(f"belief-{name}" for name in BELIEFS),
-    ]
-    launch([str(script), str(folder / "one"), *names])
-    launch([str(script), str(folder / "two"), *names], 2)
-    return [folder / "one", folder / "two"]
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
+    """Find the folders of a run in one process and in two; a process makes all runs that are quick, or all that are deep."""
+
+    @functools.cache
+    def make(names: tuple[str, ...]) -> Path:
+        folder = tmp_path_factory.mktemp("runs")
+        script = folder / "train.py"
+        script.write_text(TRAIN)
+        launch([str(script), str(folder / "one"), *names])
+        launch([str(script), str(folder / "two"), *names], 2)
+        return folder
+
+    return lambda name: [make(QUICK if name in QUICK else DEEP) / which / name for which in ("one", "two")]
 
 
 @pytest.mark.parametrize("name", GATES)
@@ -133,7 +138,7 @@ def test_two_processes_draw_the_gates_of_one_and_learn_the_same(runs, name):
     process has none of it. Weights differ by the order in which gradients are added up: by less than 1e-5, where a factor of
     two in any gradient, or a part left out, makes 1e-2.
     """
-    alone, together = (folder / f"gates-{name}" for folder in runs)
+    alone, together = runs(f"gates-{name}")
     one = torch.load(alone / "seen0.pt")
     two = [torch.load(together / f"seen{rank}.pt") for rank in (0, 1)]
     assert len(one["noise"]) == 14
@@ -153,6 +158,7 @@ def test_two_processes_draw_the_gates_of_one_and_learn_the_same(runs, name):
         assert mine == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.deep
 def test_one_process_ends_what_torchrun_began(small, tmp_path):
     words = ["-m", "gradest_experiments", "train", "--gates", "20", "--hidden", "8", "--epochs", "1"]
     shown = launch([*words, "--out", str(tmp_path / "two")], 2).stdout
@@ -172,7 +178,7 @@ def test_a_vae_of_two_processes_is_that_of_one(runs, estimator):
     state of one process alone makes 1e-3 and more. Afterwards no thread of the process group is left, for the interpreter's end
     might abort.
     """
-    one, two = (RunFolder.read(folder / f"vae-{estimator}") for folder in runs)
+    one, two = map(RunFolder.read, runs(f"vae-{estimator}"))
     elbos = [[row["elbo"] for row in folder.rows("train")] for folder in (one, two)]
     assert len(elbos[0]) == 12
     assert elbos[1] == pytest.approx(elbos[0], rel=1e-4)
@@ -189,7 +195,7 @@ def test_a_belief_network_of_two_processes_is_that_of_one(runs, estimator):
     """Ten batches an epoch of 7 images, of which the second process has 3. The averages of an epoch differ by the order in which
     gradients are added up alone; see above. The validation bound has other noise in two processes: 10 images with 4 samples each.
     """
-    one, two = (RunFolder.read(folder / f"belief-{estimator}") for folder in runs)
+    one, two = (RunFolder.read(folder) for folder in runs(f"belief-{estimator}"))
     assert [row["step"] for row in one.rows("train")] == [10, 20]
     for mine, theirs in zip(one.rows("train"), two.rows("train"), strict=True):
         for number in ("elbo", "bound"):

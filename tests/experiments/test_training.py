@@ -105,6 +105,7 @@ def test_a_second_interrupt_stops_at_once_and_the_last_epoch_is_kept(small, tmp_
     assert numbers(train(small(), out=tmp_path / "cut", resume=True)) == numbers(whole)
 
 
+@pytest.mark.deep
 def test_a_killed_process_resumes_from_its_last_epoch(small, tmp_path):
     settings = small(estimator="reinforce_centered")
     script = """

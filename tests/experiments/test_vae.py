@@ -316,6 +316,7 @@ train_vae(run_of("double_cv"), tiny_images(), Path(sys.argv[1]), lambda step: st
 """
 
 
+@pytest.mark.deep
 def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path):
     """A run killed at step 9 has written the line of step 8 after the checkpoint of step 5; it must not be there twice."""
     root = str(Path(__file__).parents[2])

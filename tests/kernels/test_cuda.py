@@ -20,6 +20,7 @@ from gradest.errors import InvalidInput
 from gradest.kernels import conditional, fused, reference, select
 from gradest.kernels.stable import SEQUENTIAL_TERMS
 from gradest.nn import ConditionalLinear
+from tests.selection import deep
 
 pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -47,16 +48,6 @@ DTYPES = [torch.float32, torch.float64]
 SHAPES = [(5, 3, 2), (1, 1030, 1), (1030, 1, 1), (40, 33, 2)]  # rows, units, draws
 if not INTERPRETED:
     SHAPES += [(70_000, 7, 2), (7, 70_001, 3), (3000, 1024, 2), (1, 1, 300)]
-
-
-def deep(*values):
-    """Values of a parameter that are left to the deep tests: kernels differ little by them."""
-    return [
-        pytest.param(*value, marks=pytest.mark.deep)
-        if isinstance(value, tuple)
-        else pytest.param(value, marks=pytest.mark.deep)
-        for value in values
-    ]
 
 
 def on_a_device(test):

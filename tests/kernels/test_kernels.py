@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from scipy import special, stats
 
 import gradest
@@ -165,7 +166,43 @@ def test_the_digest_of_all_sources_is_part_of_the_name_that_a_kernel_is_kept_by(
         assert kernel.py_func.__qualname__.endswith(f"-{cpu.compiler._DIGEST}")
 
 
-@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_of_processes_that_start_together_one_compiles_and_the_others_load(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    @cpu.compiler.compiled
+    def double(x):
+        return 2 * x
+
+    fork = multiprocessing.get_context("fork")
+    together, compilations = fork.Barrier(2), fork.Queue()
+
+    def call():
+        together.wait(60)
+        assert double(21) == 42
+        compilations.put(sum(double.stats.cache_misses.values()))
+
+    processes = [fork.Process(target=call) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert sorted(compilations.get(timeout=60) for _ in processes) == [0, 1]
+    for process in processes:
+        process.join(60)
+
+
+def test_a_kernel_is_compiled_though_its_lock_is_not_to_be_had(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(cpu.compiler, "_PATIENCE", 0.0)
+
+    @cpu.compiler.compiled
+    def double(x):
+        return 2 * x
+
+    with FileLock(Path(double.stats.cache_path) / f"{__name__}.{double.py_func.__qualname__}.lock"):
+        assert double(21) == 42
+
+
+@pytest.mark.deep
 @pytest.mark.timeout(900)
 def test_kernels_kept_on_disk_are_stale_once_a_file_that_is_compiled_into_them_changes(tmp_path):
     """σ(1) by `repeated`, whose own file stays: it takes a function of one other file, and constants of another."""

@@ -359,7 +359,6 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("two processes")
 @pytest.mark.parametrize("estimator", TRAINED)
 def test_two_processes_equal_one_on_the_joined_batch(trained, estimator):
     """relax moves its network by Adam, so its state is no mean of what two parts of a batch would make of it."""

@@ -23,8 +23,6 @@ import pytest
 
 from gradest.cli.scaffold import write_plugin
 
-pytestmark = pytest.mark.xdist_group("packaging")
-
 ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "gradest",

@@ -8,7 +8,7 @@ import torch
 import gradest
 from gradest.errors import InvalidInput
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 A = torch.randn(2, 3, generator=torch.Generator().manual_seed(5))
 FIGURES = ("gradient", "variance", "standard_error", "loss")

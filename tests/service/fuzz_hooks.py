@@ -20,7 +20,7 @@ PLUGINS = {"neuron": NEURONS, "estimator": ESTIMATORS, "objective": OBJECTIVES}
 _BEYOND_A_SCHEMA = re.compile(
     "must have shape|must be \\[K|is not rectangular|is not a finite number|at most 32 dims|event dim"  # of nested arrays
     "|does not fit|refuses its options|options of .* do not fit"  # of plugins and their options
-    "|needs the (loss|grad)|state must hold|has no credit|cannot credit|was given samples|features"  # of an estimator
+    "|needs the (loss|grad)|state must hold|has no credit|cannot credit|against each other|features"  # of an estimator
     "|To measure, send both"  # of a query
     "|at most|may have|would be|would hold|the limit is|would take too many points"  # of an operator's settings
 )

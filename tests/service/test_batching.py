@@ -20,6 +20,7 @@ from gradest_service.admit.pool import Pool
 from gradest_service.run import joint_pass
 from gradest_service.run.batching import Batcher
 from tests.losses import cubes, with_gradient
+from tests.selection import others_deep
 
 STATELESS = [
     (estimator, neuron)
@@ -50,7 +51,7 @@ def test_samples_are_those_of_each_request_alone(neuron, batches, seed, samples)
         assert torch.equal(found.h, wanted)
 
 
-@pytest.mark.parametrize(("estimator", "neuron"), STATELESS, ids=lambda plugin: plugin.label())
+@pytest.mark.parametrize(("estimator", "neuron"), others_deep(STATELESS), ids=lambda plugin: plugin.label())
 @settings(max_examples=3, deadline=None, derandomize=True)
 @given(
     batches=BATCHES, seed=st.integers(0, 1000), dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16])

@@ -107,6 +107,7 @@ def test_readyz_says_so_before_the_port_closes():
             client.get("/livez")
 
 
+@pytest.mark.deep
 def test_a_keyboard_does_not_wait():
     with serving(drain_seconds=60) as (process, client):
         client.get("/livez")
@@ -124,6 +125,7 @@ def test_what_was_accepted_is_finished():
         assert process.stderr.read() == ""
 
 
+@pytest.mark.deep
 def test_a_second_signal_stops_at_once():
     with serving(drain_seconds=60) as (process, client):
         cut = post(client, 60)
@@ -169,6 +171,7 @@ def test_who_is_at_the_door_is_let_in():
         assert process.wait(20) == 0
 
 
+@pytest.mark.deep
 def test_under_load_every_accepted_request_is_answered():
     """Clients with a connection a request, before, during and after the signal: each is answered, or never let in."""
     with serving(drain_seconds=1, threads=1) as (process, client):

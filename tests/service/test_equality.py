@@ -12,25 +12,13 @@ from gradest.estimation.exact import closed_form
 from gradest.random import Key
 from gradest.testing import checks as testing
 from tests.losses import squares, with_gradient
+from tests.selection import others_deep
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def name_of(value):
     return value.label() if isinstance(value, gradest.Plugin) else str(value)
-
-
-def each_once(pairs):
-    """The pairs, all deep but one of each estimator: to what is sent its neuron and its options are values like others.
-
-    Estimators take turns with the neurons that they accept, so that those are all there.
-    """
-    by_name = {}
-    for estimator, neuron in pairs:
-        if not estimator.model_fields_set:
-            by_name.setdefault(estimator.name, []).append((estimator, neuron))
-    chosen = [found[place % len(found)] for place, found in enumerate(by_name.values())]
-    return [pytest.param(*pair, marks=[] if pair in chosen else [pytest.mark.deep]) for pair in pairs]
 
 
 def each_type_once(neurons):
@@ -42,7 +30,7 @@ def each_type_once(neurons):
     ]
 
 
-PAIRS = each_once(testing.example_pairs(gradest.registry))
+PAIRS = others_deep(testing.example_pairs(gradest.registry))  # to what is sent they are values like others
 NEURONS = each_type_once(testing.example_neurons(gradest.registry))
 DEFAULTS = [name for name in gradest.registry.estimators if name != "rebar"]
 SHAPES = [(2, 3), (3,), (1,), (2, 2, 2), (0, 3), (2, 0), (0, 2, 3)]

@@ -67,6 +67,7 @@ def test_the_document_is_true(start, fuzz):
     assert accepted(service) >= {"/v1/sample", "/v1/recommend", "/v1/objectives/{name}"}
 
 
+@pytest.mark.deep
 def test_the_document_is_true_where_keys_are_asked_for(keyed, fuzz):
     service, flags = keyed
     fuzz(service, "-n", "5", *flags, *SOME[:2], *SOME[-2:])

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("workers")]
+pytestmark = pytest.mark.slow
 
 SAMPLE = {"neuron": "bernoulli", "a": [[0.3, -1.0, 2.0]], "samples": 4, "seed": 7}
 SAMPLED = 'gradest_requests_total{method="POST",route="/v1/sample",status="200"}'
@@ -134,6 +134,7 @@ def test_workers_do_not_outlive_a_killed_supervisor(service):
         httpx.get(f"{url}/livez")
 
 
+@pytest.mark.deep
 def test_stopping_drains_every_worker_and_finishes_what_was_accepted():
     with serving("--drain-seconds", "8") as (process, url):
         workers = children(process)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.selection import deep
+
 PLUGIN = '''
 import gradest
 from gradest.contract.estimator import Bias, MonteCarlo
@@ -103,7 +105,7 @@ def test_beside_ordinary_tests_and_selected_by_name(run: Run, half: str, tmp_pat
     assert f"1 failed, 2 passed, {CHECKS - 1} deselected" in ran.stdout
 
 
-@pytest.mark.parametrize("more", [[], ["-n", "1"]])
+@pytest.mark.parametrize("more", [[], *deep(["-n", "1"])])
 def test_an_unknown_name_is_a_usage_error(run: Run, more: list[str]) -> None:
     ran = run("--gradest-plugin", "acme-nothing", *more)
     assert ran.returncode == pytest.ExitCode.USAGE_ERROR

@@ -1,7 +1,8 @@
 """Kernels for the CPU, compiled by numba: the same bits as the reference, in one pass over memory.
 
-They are compiled at their first use and kept on disk. They release the interpreter's lock. A large tensor is divided among as
-many threads as torch uses; these threads end with the call, so kernels may be called from several threads, and after a fork.
+They are compiled at their first use, by one process while others wait, and kept on disk. They release the interpreter's lock. A
+large tensor is divided among as many threads as torch uses; these threads end with the call, so kernels may be called from
+several threads, and after a fork.
 
 A kernel walks over the elements of `[rows, units]` in blocks that stay in the cache. For each block it computes what all draws
 share, the keys of the rows and what depends on `a` alone, and then draws. Its loops contain only what a vector unit can do: no

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from numba import njit, types
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, register_jitable
 from numba.np.numpy_support import carray
 
-__all__ = ["BLOCK", "Decorator", "array", "compiled", "compiled_with_fma", "inlined", "inlined_by_name"]
+__all__ = [
+    "BLOCK",
+    "INLINED_BY_LLVM",
+    "Decorator",
+    "array",
+    "compiled",
+    "compiled_with_fma",
+    "inlined",
+    "inlined_by_llvm",
+    "inlined_by_name",
+]
+
+_PATIENCE = 120.0  # seconds to wait for another process, which takes some ten to compile a kernel
 
 BLOCK = 512
 """The number of elements that a kernel works on at a time: with their words and numbers they fit into 32 KiB of cache."""
@@ -21,6 +38,17 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 inlined: Decorator = njit(inline="always")
 """Compile the function into each kernel that calls it."""
+
+INLINED_BY_LLVM: Any = {"forceinline": True, "error_model": "numpy", "fastmath": False}
+"""The options of `inlined_by_llvm`, for `overload`."""
+
+inlined_by_llvm: Decorator = njit(**INLINED_BY_LLVM)
+"""Compile a function of numbers into each kernel that calls it, as `inlined` does, but in a fraction of the time.
+
+numba translates the function once, and LLVM inlines it; with `inlined`, numba copies and types the function's code at every
+call, which took most of the time that kernels took to compile. Functions of arrays must be `inlined` nevertheless, because
+numba counts references at calls that only LLVM inlines. Products and sums in such a function are never contracted.
+"""
 
 
 def inlined_by_name(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,7 +88,33 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any
     """
     function.__qualname__ += f"-{_DIGEST}"
     decorator: Decorator = njit(nogil=True, cache=True, error_model="numpy", **options)
-    return decorator(function)
+    kernel = decorator(function)
+    _compile_in_one_process(kernel)
+    return kernel
+
+
+def _compile_in_one_process(kernel: Any) -> None:
+    """Have the kernel hold a file lock while it is compiled, so that other processes wait and then load what it has kept.
+
+    Otherwise all processes that start together, such as the workers of a service, compile the same kernels; and if two of them
+    keep results for different types at once, numba may lose one. The system releases the lock of a process that is killed.
+    Where the lock is not to be had, because the file system has none or another process holds it for too long, the kernel is
+    compiled without it.
+
+    A thread takes numba's own lock first, which all threads share. Of file locks it may come to hold several, because a kernel is
+    compiled together with those that it calls; no two processes wait for each other, because no kernel calls its caller.
+    """
+    compile_kernel, function = kernel.compile, kernel.py_func
+    path = Path(kernel.stats.cache_path) / f"{function.__module__}.{function.__qualname__}.lock"
+
+    @functools.wraps(compile_kernel)
+    def compile_alone(signature: Any) -> Any:
+        with global_compiler_lock, ExitStack() as stack:
+            with suppress(OSError, NotImplementedError):  # a timeout is an OSError
+                stack.enter_context(FileLock(path, timeout=_PATIENCE))  # a lock made earlier would not survive a fork
+            return compile_kernel(signature)
+
+    kernel.compile = compile_alone
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ import torch
 from numba import types
 from numba.extending import overload
 
-from gradest.kernels.cpu.compiler import compiled, inlined
+from gradest.kernels.cpu.compiler import INLINED_BY_LLVM, compiled, inlined_by_llvm
 from gradest.kernels.portable import CONSTANTS
 
 __all__ = ["both_sigmoids", "exp", "log", "ndtri", "sigmoids", "sqrt"]
@@ -19,9 +19,9 @@ def _polynomial(coefficients: tuple[float, ...], kind: Any) -> Any:
     """Make a compiled function of x that evaluates the polynomial by Horner's rule, unrolled."""
     last = kind(coefficients[-1])
     if len(coefficients) == 1:
-        return inlined(lambda x: last)
+        return inlined_by_llvm(lambda x: last)
     before = _polynomial(coefficients[:-1], kind)
-    return inlined(lambda x: before(x) * x + last)
+    return inlined_by_llvm(lambda x: before(x) * x + last)
 
 
 _F32, _F64 = CONSTANTS[torch.float32], CONSTANTS[torch.float64]
@@ -51,7 +51,7 @@ def _reduced(x: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(_reduced, inline="always")
+@overload(_reduced, jit_options=INLINED_BY_LLVM)
 def _(x: Any) -> Any:
     def narrow(x: Any) -> Any:
         x = min(max(x, -_F32_LIMIT), _F32_LIMIT)
@@ -71,7 +71,7 @@ def _small_exp(r: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(_small_exp, inline="always")
+@overload(_small_exp, jit_options=INLINED_BY_LLVM)
 def _(r: Any) -> Any:
     def narrow(r: Any) -> Any:
         return _F32_EXP(r) * r * r + r + np.float32(1)
@@ -87,7 +87,7 @@ def _power_of_two(z: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(_power_of_two, inline="always")
+@overload(_power_of_two, jit_options=INLINED_BY_LLVM)
 def _(z: Any) -> Any:
     def narrow(z: Any) -> Any:
         return np.int32((np.int32(z) + np.int32(127)) << np.int32(23)).view(np.float32)
@@ -98,7 +98,7 @@ def _(z: Any) -> Any:
     return narrow if z == types.float32 else wide
 
 
-@inlined
+@inlined_by_llvm
 def exp(x: Any) -> Any:
     """Compute the same as `portable.exp`."""
     z, r = _reduced(x)
@@ -110,7 +110,7 @@ def log(x: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(log, inline="always")
+@overload(log, jit_options=INLINED_BY_LLVM)
 def _(x: Any) -> Any:
     def narrow(x: Any) -> Any:
         shifted = np.int32(np.float32(x).view(np.int32) + _F32_SHIFT)
@@ -140,7 +140,7 @@ def sqrt(x: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(sqrt, inline="always")
+@overload(sqrt, jit_options=INLINED_BY_LLVM)
 def _(x: Any) -> Any:
     def narrow(x: Any) -> Any:
         y = np.int32((np.float32(x).view(np.int32) >> np.int32(1)) + _F32_HALF).view(np.float32)
@@ -162,7 +162,7 @@ def ndtri(u: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(ndtri, inline="always")
+@overload(ndtri, jit_options=INLINED_BY_LLVM)
 def _(u: Any) -> Any:
     def narrow(u: Any) -> Any:
         q = u - np.float32(0.5)

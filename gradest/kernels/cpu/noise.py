@@ -10,7 +10,7 @@ from numba import types, uint32
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compiler import BLOCK, compiled, inlined
+from gradest.kernels.cpu.compiler import BLOCK, compiled, inlined, inlined_by_llvm
 from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
 from gradest.kernels.reference.noise import Word
 
@@ -20,12 +20,12 @@ _PARITY = np.uint32(0x1BD11BDA)
 _LONG_ROW = 128  # a row with this many units is worth loops of its own, in which the words of its key are constant
 
 
-@inlined
+@inlined_by_llvm
 def _rotate_left(x: Any, by: Any) -> Any:
     return uint32(uint32(x << uint32(by)) | uint32(x >> uint32(32 - by)))
 
 
-@inlined
+@inlined_by_llvm
 def _four_rounds(x0: Any, x1: Any, k0: Any, k1: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
     """Add two words of the key schedule, then do four rounds with these rotations."""
     x0, x1 = uint32(x0 + k0), uint32(x1 + k1)
@@ -40,34 +40,34 @@ def _four_rounds(x0: Any, x1: Any, k0: Any, k1: Any, a: Any, b: Any, c: Any, d: 
     return x0, x1
 
 
-@inlined
+@inlined_by_llvm
 def _rounds_1_to_4(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
     return _four_rounds(x0, x1, k0, k1, 13, 15, 26, 6)
 
 
-@inlined
+@inlined_by_llvm
 def _rounds_5_to_8(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
     return _four_rounds(x0, x1, k1, uint32(uint32(k0 ^ k1 ^ _PARITY) + uint32(1)), 17, 29, 16, 24)
 
 
-@inlined
+@inlined_by_llvm
 def _rounds_9_to_12(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
     return _four_rounds(x0, x1, uint32(k0 ^ k1 ^ _PARITY), uint32(k0 + uint32(2)), 13, 15, 26, 6)
 
 
-@inlined
+@inlined_by_llvm
 def _rounds_13_to_16(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
     return _four_rounds(x0, x1, k0, uint32(k1 + uint32(3)), 17, 29, 16, 24)
 
 
-@inlined
+@inlined_by_llvm
 def _rounds_17_to_20(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
     k2 = uint32(k0 ^ k1 ^ _PARITY)
     x0, x1 = _four_rounds(x0, x1, k1, uint32(k2 + uint32(4)), 13, 15, 26, 6)
     return uint32(x0 + k2), uint32(x1 + k0 + uint32(5))
 
 
-@inlined
+@inlined_by_llvm
 def _threefry(k0: Any, k1: Any, c0: Any, c1: Any) -> Any:
     """Encrypt a counter by Threefry-2x32 with 20 rounds."""
     x0, x1 = _rounds_1_to_4(c0, c1, k0, k1)
@@ -224,7 +224,7 @@ def _uniforms_of_elements(words: Any, draw: Any, out: Any) -> None:
 def uniforms(words: Any, row_units: Any, draw: Any, out: Any) -> None:
     """Write the uniform numbers of a block in one draw, from the results of `locate`. Rows 3 and 4 of `words` are scratch."""
     if row_units:
-        row, begin, end = 0, 0, min(row_units - np.int64(words[2, 0]), out.size)
+        row, begin, end = np.int64(0), np.int64(0), min(row_units - np.int64(words[2, 0]), out.size)
         while begin < out.size:
             _uniforms_of_row(words, row, draw, out, begin, end)
             row, begin, end = row + 1, end, min(end + row_units, out.size)
