@@ -172,6 +172,10 @@ def _credit(
     if not isinstance(weights, Tensor) or weights.shape != loss.shape:
         got = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
         raise PluginFault(f"{estimator.name}.credit must return weights of shape {list(loss.shape)}, not {got}")
+    if readable and first_non_finite(weights) is not None:
+        raise InvalidInput(
+            f"the weights of {estimator.label()} overflow, because the losses are too large; divide the losses"
+        )
     return weights, after
 
 

@@ -14,8 +14,9 @@ from gradest.contract.score_function import ScoreFunction
 from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, ToldAlready
 from gradest.estimation.ask_tell import check_count, first_non_finite
 from gradest.kernels import transformed
+from gradest.kernels.stable import widen
 from gradest.nn.layers import Stochastic
-from gradest.nn.uses import NO_PATHS, Paths, Recorded, attach, leading_batch
+from gradest.nn.uses import NO_PATHS, Paths, Recorded, attach, leading_batch, refuse_recomputation
 
 __all__ = ["StochasticGraph", "broadcast_loss"]
 
@@ -66,28 +67,36 @@ class StochasticGraph:
     def __init__(self, model: nn.Module, samples: int | None = None) -> None:
         if samples is not None:
             check_count("samples", samples, least=1)
+        if not isinstance(model, nn.Module):
+            raise InvalidInput(
+                f"a StochasticGraph takes a torch.nn.Module, not {type(model).__name__}; put layers into a torch.nn.ModuleList"
+            )
         self.samples = samples
         self._layers = [layer for layer in model.modules() if isinstance(layer, Stochastic)]
-        self._outer: list[Any] = []
+        self._outer: list[Any] | None = None  # the outer scope of each layer while this one is open
         self._latest: Any = (
             None  # the head of a list of uses and costs, latest first: torch.compile does not specialise on it
         )
         self._paths = NO_PATHS if samples is None else Paths(samples)
-        self._expanded: int | None = None  # the batch that was expanded; -1 if it was not flattened
+        self._expanded = False
+        self._batch = 0  # the batch that was expanded and flattened; torch.compile would specialise on it
         self._told = False
 
     def __enter__(self) -> Self:
-        if self._outer:
+        if self._outer is not None:
             raise InvalidInput("this StochasticGraph is open already; make a new one for each step")
-        self._outer, self._told = [layer.enter_scope(self) for layer in self._layers], False
+        refuse_recomputation("a StochasticGraph cannot be opened")
+        self._outer, self._told, self._expanded = [layer.enter_scope(self) for layer in self._layers], False, False
+        self._paths = NO_PATHS if self.samples is None else Paths(self.samples)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        assert self._outer is not None
         for layer, outer in zip(self._layers, self._outer, strict=True):
             layer.leave_scope(outer)
-        latest, self._latest, self._outer = self._latest, None, []
+        latest, self._latest, self._outer = self._latest, None, None
         if kind is not None or latest is None or not torch.is_grad_enabled():
             return
         while latest is not None:
@@ -109,13 +118,16 @@ class StochasticGraph:
             return x
         if flatten and not x.ndim:
             raise InvalidInput("a tensor without dims has no batch to flatten; use expand(x) without flatten=True")
-        batch = x.shape[0] if flatten else -1
-        if self._expanded is not None and self._expanded != batch:
-            before, now = (f"a flattened batch of {n}" if n >= 0 else "flatten=False" for n in (self._expanded, batch))
+        batch = x.shape[0] if flatten else 0
+        if self._expanded and (self._paths.flat, self._batch) != (flatten, batch):
+            before, now = (
+                f"a flattened batch of {n}" if flat else "flatten=False"
+                for flat, n in ((self._paths.flat, self._batch), (flatten, batch))
+            )
             raise InvalidInput(
                 f"expand was called with {before} before and with {now} now; one scope has one form of paths"
             )
-        self._expanded, self._paths = batch, Paths(self.samples, flatten)
+        self._expanded, self._batch, self._paths = True, batch, Paths(self.samples, flatten)
         paths = x.expand(self.samples, *x.shape)
         return paths.flatten(0, 1) if flatten else paths
 
@@ -130,9 +142,11 @@ class StochasticGraph:
         Raises InvalidInput for a cost that lacks these dims, is not finite, or disagrees with the batch of an earlier cost.
         """
         check_count("batch_dims", batch_dims, least=0)
-        if not isinstance(cost, Tensor):
-            raise InvalidInput(f"a cost must be a torch tensor, not {type(cost).__name__}")
-        value = cost if cost.is_floating_point() else cost.to(torch.get_default_dtype())
+        self._check_open()
+        if not isinstance(cost, Tensor) or cost.is_complex():
+            found = cost.dtype if isinstance(cost, Tensor) else type(cost).__name__
+            raise InvalidInput(f"a cost must be a torch tensor of real numbers, not {found}")
+        value = widen(cost) if cost.is_floating_point() else cost.to(torch.get_default_dtype())
         if self.samples is not None:
             value = self._with_paths(value)
         dims = batch_dims + (self.samples is not None)
@@ -141,7 +155,7 @@ class StochasticGraph:
                 f"a cost has one number an example, {'[K, *batch]' if self.samples else '[*batch]'}, but this one is "
                 f"{list(cost.shape)}. Do not reduce it over the batch; batch_dims=0 is for a model without a batch dim"
             )
-        value = value.flatten(dims).sum(-1) if value.ndim > dims else value
+        value = value.flatten(dims).sum(-1) if value.ndim > dims else value.clone()  # the caller may write to the cost
         earlier = self._latest
         while earlier is not None and not isinstance(earlier, _Cost):
             earlier = earlier.previous
@@ -168,6 +182,7 @@ class StochasticGraph:
         cost does not fit a layer, and Incompatible if the targets of the estimators do not fit together.
         """
         _check_reduction(reduction)
+        self._check_open()
         uses, costs = self._in_order()
         if not costs:
             raise InvalidInput("no cost was added since the last surrogate; call graph.add_cost first")
@@ -197,6 +212,8 @@ class StochasticGraph:
             losses.append(leading_batch("a cost", self._for_use(credited), use.batch, use.layer.neuron))
             alone = self.samples is not None and not use.layer.credits_paths
             shares.append(share / self.samples if alone and self.samples else share)
+        if not torch.compiler.is_compiling():
+            self._warn_of_uses_outside()
         self._latest = None
         for use in uses:
             use.previous, self._latest = self._latest, use
@@ -215,27 +232,43 @@ class StochasticGraph:
         """Return how the batch of a layer's input holds the paths. Raises InvalidInput if it does not."""
         if self.samples is None:
             return NO_PATHS
-        if self._expanded is None or a.ndim <= neuron.event_ndim or a.shape[0] != self._first_dim():
+        sized = torch.compiler.is_compiling() and self._paths.flat  # the operators check it
+        if not self._expanded or a.ndim <= neuron.event_ndim or not (sized or a.shape[0] == self._first_dim()):
             raise InvalidInput(
                 f"in a StochasticGraph of {self.samples} paths, the first dim of every layer's input counts the paths; that of "
                 f"{neuron.label()} is {list(a.shape)}. graph.expand(x) makes it, at the input of the model or after an encoder"
             )
         return self._paths
 
+    def _check_open(self) -> None:
+        if self._outer is None:
+            raise InvalidInput(
+                "this StochasticGraph is not open; add costs and make the surrogate inside its with block"
+            )
+
+    def _warn_of_uses_outside(self) -> None:
+        for layer in self._layers:
+            if layer.waits_outside():
+                warnings.warn(
+                    f"the layer {layer.neuron.label()} was used before this StochasticGraph was opened, and that use still waits "
+                    "for its loss; it is not credited with the costs of the scope. Open the scope around the whole forward pass",
+                    GradestWarning,
+                    stacklevel=3,
+                )
+
     def _first_dim(self) -> int:
         assert self.samples is not None
-        assert self._expanded is not None
-        return self.samples * self._expanded if self._paths.flat else self.samples
+        return self.samples * self._batch if self._paths.flat else self.samples
 
     def _with_paths(self, cost: Tensor) -> Tensor:
         """Return the cost with the paths in a dim of their own."""
         assert self.samples is not None
-        if self._expanded is None or not cost.ndim or cost.shape[0] != self._first_dim():
+        if not self._expanded or not cost.ndim or cost.shape[0] != self._first_dim():
             raise InvalidInput(
                 f"in a StochasticGraph of {self.samples} paths, the first dim of a cost counts the paths, as that of "
                 f"graph.expand(x) does; this cost is {list(cost.shape)}"
             )
-        return cost.reshape(self.samples, self._expanded, *cost.shape[1:]) if self._paths.flat else cost
+        return cost.reshape(self.samples, self._batch, *cost.shape[1:]) if self._paths.flat else cost
 
     def _for_use(self, credit: Tensor) -> Tensor:
         return credit.flatten(0, 1) if self._paths.flat else credit
@@ -277,12 +310,11 @@ class StochasticGraph:
     def _bound(self) -> ScoreFunction | None:
         """Return the estimator whose target is a bound over the paths, if there is one."""
         layers = [layer for layer in self._layers if layer.needs_loss]
-        if not (torch.compiler.is_compiling() or self.samples is None):
-            targets = {layer.of_samples(self.samples).target(): layer.estimator.label() for layer in layers}
-            if len(targets) > 1:
-                stated = ", ".join(f"{label} estimates {target}" for target, label in targets.items())
+        for layer in layers[1:]:
+            if layer.target_kind != layers[0].target_kind:
                 raise Incompatible(
-                    f"the estimators of the layers have different targets: {stated}. Use estimators of one target"
+                    f"the estimators of the layers have different targets: {layers[0].estimator.name} estimates "
+                    f"{layers[0].target_kind}, {layer.estimator.name} {layer.target_kind}. Use estimators of one target"
                 )
         for layer in layers:
             if layer.has_bound:
@@ -308,6 +340,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     use since the last forward pass was told before, and InvalidInput for a loss that does not fit a layer.
     """
     _check_reduction(reduction)
+    refuse_recomputation("broadcast_loss cannot be called")
     total = loss.mean() if reduction == "mean" else loss.sum()
     if not torch.is_grad_enabled():
         return total

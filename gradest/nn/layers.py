@@ -15,7 +15,7 @@ from gradest.contract.estimator import Draw, Estimator, State
 from gradest.contract.objective import Loss
 from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import Incompatible, InvalidInput
+from gradest.errors import Incompatible, InvalidInput, InvalidOptions
 from gradest.estimation.ask_tell import ask, check_pre_activations
 from gradest.estimation.distributed import fresh_key, fresh_path_key
 from gradest.estimation.expectation import expect
@@ -32,6 +32,8 @@ from gradest.nn.uses import (
     RecordedEagerly,
     RecordedInTransform,
     Use,
+    is_recomputed,
+    missing_loss,
 )
 from gradest.random import fresh_seed_tensor
 
@@ -165,19 +167,28 @@ class Stochastic(_StochasticModule):
             )
         self._sampler = self.estimator.model_copy(update={"samples": 1}) if self.credits_paths else self.estimator
         self._of_samples: dict[int, Estimator] = {}
-        self.has_bound = self.estimator.target().samples > 1
+        target = self.estimator.target()
+        self.has_bound = target.samples > 1
+        self.target_kind = (
+            f"{type(target).__name__} of all paths" if self.has_bound and target.samples == asked else str(target)
+        )
         self.needs_loss = "loss" in self.estimator.needs
         self._thread = _PerThread()
+        self._known: weakref.WeakSet[Use] = weakref.WeakSet()  # the uses in graphs that are alive, of all threads
         self._handle = None if draw is None else Handle(self)
         self.steps = 0  # how many times the state has been updated
         self._merged = 0  # how many uses the last update averages
 
     def __getstate__(self) -> dict[str, Any]:
         # uses that wait for their backward belong to this object; a copy starts without any
-        return {name: value for name, value in self.__dict__.items() if name not in ("_thread", "_handle")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_thread", "_known", "_handle")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        fresh = {"_thread": _PerThread(), "_handle": None if draw is None else Handle(self)}
+        fresh = {
+            "_thread": _PerThread(),
+            "_known": weakref.WeakSet(),
+            "_handle": None if draw is None else Handle(self),
+        }
         super().__setstate__({**state, **fresh})  # type: ignore[no-untyped-call]
 
     def forward(self, a: Tensor, baseline: Tensor | None = None) -> Tensor:
@@ -213,8 +224,13 @@ class Stochastic(_StochasticModule):
         use = Use(self, drawn, state, self.steps, paths)
         h: Tensor
         h, port = Emit.apply(a, use)  # type: ignore[no-untyped-call]
-        if not self.needs_loss or _is_recomputed():
+        if not self.needs_loss:
             return h
+        if is_recomputed():  # an activation checkpoint runs the layer again, which is no other use of it
+            if all(known.draw.key.seed != drawn.key.seed for known in list(self._known)):
+                raise missing_loss(self.estimator)
+            return h
+        self._known.add(use)
         recorded = RecordedEagerly(use, port, baseline)
         if uses.scope is not None:
             uses.scope.record(recorded)
@@ -299,13 +315,19 @@ class Stochastic(_StochasticModule):
     def of_samples(self, samples: int | None) -> Estimator:
         """Return the estimator, with K whole-path samples as the samples that it credits against each other, if it does.
 
-        Raises InvalidInput if its own option `samples` was given and differs, and InvalidOptions if it cannot do with so few.
+        Raises InvalidInput if its own option `samples` was given and differs, or if it cannot do with so few.
         """
         if not (self.credits_paths and samples):
             return self.estimator
         if samples not in self._of_samples:
             assert isinstance(self.estimator, ScoreFunction)
-            self._of_samples[samples] = self.estimator.of_samples(samples)
+            try:
+                self._of_samples[samples] = self.estimator.of_samples(samples)
+            except InvalidOptions as error:
+                raise InvalidInput(
+                    f"{self.estimator.label()} cannot credit {samples} path(s) against each other, which is what the "
+                    f"StochasticGraph has: {error}"
+                ) from error
         return self._of_samples[samples]
 
     def _paths_missing(self) -> Incompatible:
@@ -329,6 +351,10 @@ class Stochastic(_StochasticModule):
     def leave_scope(self, outer: Any) -> None:
         """Record the uses of this layer in the outer scope again."""
         self._thread.uses.scope = outer
+
+    def waits_outside(self) -> bool:
+        """Return whether a use outside of scopes, whose output is alive, waits for its loss."""
+        return bool(self._thread.uses.alive)
 
     def count_told(self, told: int) -> bool:
         """Note how many uses were told now. Return whether there were some before, and no forward pass since."""
@@ -401,8 +427,3 @@ class Expectation(_StochasticModule):
 
 def _move(old: Tensor, new: Tensor, by: float) -> Tensor:
     return old + (new - old) * by if new.is_floating_point() else new
-
-
-def _is_recomputed() -> bool:
-    """Return whether backward is running: an activation checkpoint then runs a layer again, which is no other use of it."""
-    return torch._C._current_graph_task_id() != -1

@@ -72,7 +72,7 @@ class RecordedInGraph(Recorded):
         drawn: Tensor,
         paths: Paths,
     ) -> None:
-        super().__init__(layer, port, baseline, flag)
+        super().__init__(layer, port, baseline, paths, flag)
         self.handle, self.a, self.state, self.drawn, self.paths = handle, a, state, drawn, paths
 
     def _gradient(self, loss: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.errors import InvalidInput, MissingLoss
-from gradest.estimation.ask_tell import tell
+from gradest.estimation.ask_tell import first_non_finite, tell
 from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, world_size
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
@@ -36,8 +36,10 @@ __all__ = [
     "RecordedInTransform",
     "Use",
     "attach",
+    "is_recomputed",
     "leading_batch",
     "missing_loss",
+    "refuse_recomputation",
 ]
 
 
@@ -77,8 +79,22 @@ def missing_loss(estimator: Estimator) -> MissingLoss:
     return MissingLoss(
         f"{estimator.label()} needs the loss of each example: call backward on gradest.nn.broadcast_loss(model, loss), with loss "
         "[*batch], instead of on the reduced loss, or on graph.surrogate() of a gradest.nn.StochasticGraph. A layer inside "
-        "torch.utils.checkpoint needs use_reentrant=False"
+        "torch.utils.checkpoint needs use_reentrant=False and preserve_rng_state=True"
     )
+
+
+def is_recomputed() -> bool:
+    """Return whether backward is running, as it is when an activation checkpoint runs a layer again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def refuse_recomputation(what: str) -> None:
+    """Raise InvalidInput if backward is running: an estimator's state would move a second time for one step."""
+    if not torch.compiler.is_compiling() and is_recomputed():
+        raise InvalidInput(
+            f"{what} while backward is running, as inside torch.utils.checkpoint or a hook; put the checkpoint inside the scope, "
+            "around layers alone"
+        )
 
 
 def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) -> Tensor:
@@ -171,11 +187,30 @@ class Recorded:
     """
 
     def __init__(
-        self, layer: StochasticLayer, port: Tensor, baseline: Tensor | None, flag: Tensor | None = None
+        self,
+        layer: StochasticLayer,
+        port: Tensor,
+        baseline: Tensor | None,
+        paths: Paths,
+        flag: Tensor | None = None,
     ) -> None:
         self.layer, self.port, self.flag = layer, port, flag
-        self.baseline = None if baseline is None else leading_batch("a baseline", baseline, self.batch, layer.neuron)
+        self.baseline = None if baseline is None else self._checked(baseline, paths)
         self.previous: Any = None
+
+    def _checked(self, baseline: Tensor, paths: Paths) -> Tensor:
+        """Return a copy of the baseline, `[*batch]`: the caller may write to it."""
+        if not isinstance(baseline, Tensor):
+            raise InvalidInput(f"a baseline must be a torch tensor, [*batch], not {type(baseline).__name__}")
+        if paths.samples and not paths.flat and baseline.ndim == 1 < len(self.batch):
+            raise InvalidInput(
+                f"with whole-path samples a baseline is [K, *batch], here {list(self.batch)}; this one is {list(baseline.shape)}"
+            )
+        if not (torch.compiler.is_compiling() or transformed()):
+            index = first_non_finite(baseline.detach())
+            if index is not None:
+                raise InvalidInput(f"baselines must be finite, but at {index} this one is {baseline[tuple(index)]}")
+        return leading_batch("a baseline", baseline.detach().clone(), self.batch, self.layer.neuron)
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -196,7 +231,7 @@ class RecordedEagerly(Recorded):
     """A use in eager code, whose draw is kept."""
 
     def __init__(self, use: Use, port: Tensor, baseline: Tensor | None) -> None:
-        super().__init__(use.layer, port, baseline)
+        super().__init__(use.layer, port, baseline, use.paths)
         self.use = use
 
     def _gradient(self, loss: Tensor) -> Tensor:
@@ -209,7 +244,7 @@ class RecordedInTransform(Recorded):
     def __init__(
         self, layer: StochasticLayer, port: Tensor, baseline: Tensor | None, a: Tensor, seed: Tensor, paths: Paths
     ) -> None:
-        super().__init__(layer, port, baseline)
+        super().__init__(layer, port, baseline, paths)
         self.a, self.seed, self.paths = a, seed, paths
 
     def _gradient(self, loss: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 import gradest
-from gradest.errors import Incompatible, InvalidInput, InvalidOptions, MissingLoss, ToldAlready
+from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, ToldAlready
 from gradest.nn import Expectation, Stochastic, StochasticGraph, broadcast_loss
 
 WEIGHT = torch.tensor([1.0, -0.7])
@@ -416,6 +417,19 @@ def test_models_with_one_batch_dim():
     assert model[0].weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("flatten", [False, True])
+def test_a_compiled_network_is_not_compiled_for_every_batch(flatten):
+    model = nn.Sequential(nn.Linear(2, 3), Stochastic("bernoulli", "rloo"))
+    call = torch.compile(model, backend="aot_eager", fullgraph=True)
+    counters.clear()
+    for batch in range(3, 14):
+        with StochasticGraph(model, 2) as graph:
+            for _ in range(2):
+                graph.add_cost(call(graph.expand(torch.randn(batch, 2), flatten)).sum(-1) ** 2)
+            graph.surrogate().backward()
+    assert counters["stats"]["unique_graphs"] <= 4
+
+
 def test_what_paths_refuse():
     def use(samples, x, run):
         with StochasticGraph(model, samples) as graph:
@@ -456,7 +470,7 @@ def test_what_paths_refuse():
         use(4, x, lambda graph, x: (graph.expand(x), graph.expand(x, flatten=True)))
     with pytest.raises(InvalidInput, match="one scope has one form"):
         use(4, x, lambda graph, x: (graph.expand(x, flatten=True), graph.expand(x[:2], flatten=True)))
-    with pytest.raises(InvalidOptions, match="samples"):
+    with pytest.raises(InvalidInput, match=r"rloo cannot credit 1 path\(s\) against each other"):
         use(1, x, run_all)
     model = Belief({"name": "rloo", "samples": 3}, "rloo")
     with pytest.raises(InvalidInput, match="credits 3 samples against each other, but there are 4"):
@@ -464,6 +478,8 @@ def test_what_paths_refuse():
     model = Belief("rloo", "vimco")
     with pytest.raises(Incompatible, match="different targets"):
         use(4, x, run_all)
+    with pytest.raises(Exception, match="different targets"):
+        compiled_inside(model, 2, flatten=False)(x)
     model = Belief("vimco", "vimco")
 
     def twice(graph, x):
@@ -495,8 +511,9 @@ def test_what_costs_refuse():
             graph.add_cost(h.sum())
         with pytest.raises(InvalidInput, match=r"finite, but at \[2\] of \[4\] this one is nan"):
             graph.add_cost(torch.tensor([0.0, 1.0, torch.nan, torch.inf]))
-        with pytest.raises(InvalidInput, match="must be a torch tensor, not float"):
-            graph.add_cost(1.0)
+        for wrong, name in ((1.0, "float"), (torch.ones(4, dtype=torch.complex64), "torch.complex64")):
+            with pytest.raises(InvalidInput, match=f"a torch tensor of real numbers, not {name}"):
+                graph.add_cost(wrong)
         with pytest.raises(InvalidInput, match="no cost was added"):
             graph.surrogate()
         graph.add_cost(torch.ones(4, dtype=torch.int64))  # rewards are often integers
@@ -511,8 +528,54 @@ def test_what_costs_refuse():
         with pytest.raises(InvalidInput, match=r"must be, or begin, the batch \[4\]"):
             graph.surrogate()
         graph.discard()
-    with pytest.raises(InvalidInput, match="a baseline is one number an example"):
-        layer(a, baseline=torch.ones(5))
+    for wrong, match in (
+        (torch.ones(5), "a baseline is one number an example"),
+        (0.5, "a baseline must be a torch tensor"),
+        (torch.tensor([0.0, 1.0, torch.nan, 2.0]), r"finite, but at \[2\] this one is nan"),
+    ):
+        with pytest.raises(InvalidInput, match=match):
+            layer(a, baseline=wrong)
+    with pytest.raises(InvalidInput, match="not open"):
+        graph.add_cost(torch.ones(4))
+    with pytest.raises(InvalidInput, match=r"torch\.nn\.ModuleList"):
+        StochasticGraph([layer])
+
+
+def test_costs_and_baselines_may_be_written_over_afterwards():
+    """As an environment does that has one buffer for its rewards, and a running mean that is moved by each of them."""
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(3, 2, requires_grad=True)
+    reward, mean, told = torch.zeros(3), torch.zeros(3), []
+    with StochasticGraph(layer) as graph:
+        for _ in range(2):
+            h, before = layer(a, baseline=mean), mean.clone()
+            reward.copy_(h.detach().sum(-1) + 1)
+            graph.add_cost(reward)
+            told.append((h.detach() - 0.5, reward.clone(), before))
+            mean.lerp_(reward, 0.9)
+        graph.surrogate("sum").backward()
+    (one, first, before), (two, second, between) = told
+    assert torch.allclose(a.grad, one * (first + second - before)[:, None] + two * (second - between)[:, None])
+
+
+def test_narrow_costs_are_added_up_in_float32():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(2, 3, requires_grad=True)
+    with StochasticGraph(layer) as graph:
+        h = layer(a)
+        for cost in [*[1.0] * 32, 256.0]:
+            graph.add_cost(torch.full((2,), cost, dtype=torch.bfloat16))
+        scalar = graph.surrogate()
+        scalar.backward()
+    assert scalar.item() == 288
+    assert torch.allclose(a.grad, 144 * (h.detach() - 0.5))
+
+
+def test_a_use_before_the_scope_is_noticed():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(2, 3, requires_grad=True)
+    h = layer(a)
+    with StochasticGraph(layer) as graph:
+        graph.add_cost(h.sum(-1))
+        with pytest.warns(GradestWarning, match="before this StochasticGraph was opened"):
+            graph.surrogate()
 
 
 def test_what_is_left_untold():
@@ -681,6 +744,23 @@ def test_activation_checkpoints(estimator):
     else:
         with pytest.raises(MissingLoss, match="use_reentrant=False"):
             broadcast_loss(model, reentrant.squeeze(-1) ** 2).backward()
+
+        def looked_at(x):
+            z = lower(x)
+            return z, layer(z).detach()  # the sample is used as a number alone
+
+        z, h = checkpoint(looked_at, given, use_reentrant=True)
+        with pytest.raises(MissingLoss, match="use_reentrant=False"):
+            (z.sum() + h.sum()).backward()
+
+        def whole(x):
+            with StochasticGraph(model) as graph:
+                graph.add_cost(model(x).squeeze(-1))
+                return graph.surrogate()
+
+        scalar = checkpoint(whole, given, use_reentrant=False)
+        with pytest.raises(InvalidInput, match="while backward is running"):
+            scalar.backward()
 
 
 @pytest.mark.parametrize("estimator", ["reinforce", "straight_through", "reinmax"])
