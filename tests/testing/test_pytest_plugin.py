@@ -37,7 +37,7 @@ class Half(MonteCarlo):
 def gradest_estimators():
     return [Half]
 '''
-CHECKS = 7
+CHECKS = 8
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
