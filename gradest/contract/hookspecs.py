@@ -102,6 +102,11 @@ target(): what is estimated, if it is not E[L]. `Target(n)` is the bound of n sa
 evaluations(neuron, event_shape): K, the number of points of one draw.
 
 `MonteCarlo` implements everything except `needs`, `bias` and `backward` for an estimator whose points are independent samples.
+`ScoreFunction` implements everything except `credit` for one that weights the scores of independent samples by a function of
+their losses; it then also serves whole-path samples in `gradest.nn.StochasticGraph`, and `gradest.score_surrogate`. A layer
+tells an estimator that needs the loss and dL/dh at a single point one after the other, so its gradient must be a term in the
+loss plus a term that is linear in dL/dh.
+
 Most of what the kit finds breaks one of three rules, which hold for every method:
 
 - Noise comes from the key (`neuron.noise(key, a, n)`, and `key.with_stream(1)` for more), never from torch's generator.
