@@ -11,8 +11,8 @@ them on the log-probabilities, so that backward gives ĝ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Never
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import EstimatorSpec, registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions, PluginFault
 from gradest.estimation.ask_tell import at_least_float32, first_non_finite
+from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed
 
 __all__ = ["credit", "credited_estimator", "score_surrogate"]
@@ -46,16 +47,17 @@ def credit(
     Returns the weights, `[K, *batch]` in at least float32, and the state for the next call. The weights of an element of the
     batch depend on its own losses and features and on the state alone.
 
-    Inside torch.compile and torch.func the values are not checked, because they cannot be read there. nvil learns by autograd,
-    which neither of them takes.
+    Inside a transform of torch.func the values are not checked, because they cannot be read there, and nvil is refused, which
+    learns by autograd. In compiled code the call breaks the graph.
 
     Raises Incompatible if the estimator is no ScoreFunction, or cannot run inside a transform of torch.func. Raises InvalidInput
     if the loss or the features have a wrong shape or dtype or are not finite, if the estimator cannot credit K samples, or if its
     option `samples` was given and is not K.
     """
+    if torch.compiler.is_compiling():
+        return _outside(credit, estimator, loss, state, features)
     wide = _check_loss(loss)
-    built = _estimator_for(estimator, wide)
-    return _credit(built, wide, state, features)
+    return _credit(credited_estimator(estimator, wide.shape[0]), wide, state, features)
 
 
 def score_surrogate(
@@ -96,9 +98,11 @@ def score_surrogate(
     Raises Incompatible for losses of tokens that the estimator cannot credit, InvalidInput if the shapes do not fit, and the
     errors of `credit`.
     """
+    if torch.compiler.is_compiling():
+        return _outside(score_surrogate, log_prob, loss, estimator, state, features, tokens=tokens)
     wide = _check_loss(loss)
     by_token = _check_log_prob(log_prob, wide, tokens)
-    built = _estimator_for(estimator, wide)
+    built = credited_estimator(estimator, wide.shape[0])
     if by_token and built.target().samples > 1:
         raise Incompatible(
             f"{built.name} estimates the gradient of {built.target()}, to which cost-to-go does not apply: it would be biased. "
@@ -109,7 +113,15 @@ def score_surrogate(
     if weights.ndim < log_prob.ndim:
         weights = weights[..., None].expand(log_prob.shape)
     value = built.combine(wide.sum(-1) if by_token else wide)
-    return value + _score_zero(log_prob, weights, wide, value.ndim), state
+    zero: Tensor = _WeightedScore.apply(log_prob, weights, wide, value.ndim)  # type: ignore[no-untyped-call]
+    return value + zero, state
+
+
+def _outside(function: Callable[..., tuple[Tensor, State]], *arguments: Any, **options: Any) -> tuple[Tensor, State]:
+    from gradest.estimation.outside import outside  # noqa: PLC0415  # it imports the compiler
+
+    result: tuple[Tensor, State] = outside(function, *arguments, **options)
+    return result
 
 
 def credited_estimator(estimator: EstimatorSpec, samples: int) -> ScoreFunction:
@@ -134,22 +146,11 @@ def credited_estimator(estimator: EstimatorSpec, samples: int) -> ScoreFunction:
         ) from error
 
 
-def _estimator_for(estimator: EstimatorSpec, loss: Tensor) -> ScoreFunction:
-    """Return `credited_estimator` for the number of samples of the loss, also while torch.compile traces."""
-    if not torch.compiler.is_compiling():
-        return credited_estimator(estimator, loss.shape[0])
-    from gradest.estimation.tracing import TRACED, trace  # noqa: PLC0415  # it imports the compiler
-
-    samples = len(loss.unbind())  # a number that torch.compile makes a constant, unlike a size
-    built: ScoreFunction = getattr(TRACED, trace(credited_estimator, estimator, samples))
-    return built
-
-
 def _credit(
     estimator: ScoreFunction, loss: Tensor, state: State | None, features: Tensor | None
 ) -> tuple[Tensor, State]:
     """Compute `credit` for a loss in at least float32, `[K, *batch]`."""
-    readable = not (transformed() or torch.compiler.is_compiling())
+    readable = not transformed()
     with torch.no_grad():
         loss = loss.detach()
         if features is not None:
@@ -192,7 +193,7 @@ def _check_loss(loss: Tensor) -> Tensor:
             "loss must be [K, *batch], the losses of K samples for each element of the batch, K at least 1, not "
             f"{list(loss.shape)}"
         )
-    _check_finite("loss", loss, not (transformed() or torch.compiler.is_compiling()))
+    _check_finite("loss", loss, not transformed())
     return loss.to(at_least_float32(loss))
 
 
@@ -272,41 +273,4 @@ class _WeightedScore(torch.autograd.Function):
         log_prob, weights, loss = ctx.saved_tensors
         spread = gradient[(..., *[None] * (log_prob.ndim - 1 - ctx.batch_dims))]
         told = (spread * weights).to(log_prob.dtype)
-        if torch.compiler.is_compiling():
-            from gradest.estimation.tracing import once  # noqa: PLC0415
-
-            return once(told, log_prob, loss), None, None, None
-        return _Once.apply(told, log_prob, loss), None, None, None  # type: ignore[no-untyped-call]
-
-
-class _Once(torch.autograd.Function):
-    """The identity in `gradient`, which depends on the other arguments in a way that cannot be differentiated."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor, log_prob: Tensor, loss: Tensor) -> Tensor:
-        return gradient.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Never:
-        raise RuntimeError(
-            "the gradient of score_surrogate is an estimate that holds for these samples; it cannot be differentiated again"
-        )
-
-
-def _score_zero(log_prob: Tensor, weights: Tensor, loss: Tensor, batch_dims: int) -> Tensor:
-    """Return 0 for each element of the batch, with the weights as its gradient in the log-probabilities."""
-    if torch.compiler.is_compiling() and transformed():  # where torch.compile takes the gradient of a Function for 0
-        from gradest.estimation.tracing import derivatives  # noqa: PLC0415
-
-        if derivatives() > 1:
-            raise Incompatible("score_surrogate has no second derivative")
-        told = (log_prob - log_prob.detach()).nan_to_num() * weights
-        return told.flatten(1 + batch_dims).sum(-1).sum(0) if told.ndim > 1 + batch_dims else told.sum(0)
-    zero: Tensor = _WeightedScore.apply(log_prob, weights, loss, batch_dims)  # type: ignore[no-untyped-call]
-    return zero
+        return DifferentiateOnce.apply(told, log_prob, loss), None, None, None  # type: ignore[no-untyped-call]

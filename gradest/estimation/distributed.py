@@ -24,6 +24,7 @@ __all__ = [
     "joined_state_of_paths",
     "rank",
     "row_numbers",
+    "with_path_dim",
     "world_size",
 ]
 
@@ -79,13 +80,20 @@ def joined_state_of_paths(
     """
 
     def examples_first(x: Tensor, dim: int) -> Tensor:
-        return x.reshape(*x.shape[:dim], paths, -1, *x.shape[dim + (1 if flat else 2) :]).transpose(dim, dim + 1)
+        return (with_path_dim(x, dim, paths) if flat else x).transpose(dim, dim + 1)
 
     assert draw.key.rows is not None
+    if draw.key.rows.ndim < 2 and not flat:  # there are no examples to join
+        return estimator.backward(draw, feedback, state)[1]
     key = replace(draw.key, rows=examples_first(draw.key.rows, 0))
     given = [None if x is None else examples_first(x, 1) for x in (feedback.loss, feedback.grad)]
     again = estimator.forward(draw.neuron, examples_first(draw.a, 0), key, state)
     return joined_state(estimator, again, Feedback(*given), state)
+
+
+def with_path_dim(x: Tensor, dim: int, paths: int) -> Tensor:
+    """Split the dim of K·examples into K paths and their examples."""
+    return x.reshape(*x.shape[:dim], paths, x.shape[dim] // paths, *x.shape[dim + 1 :])
 
 
 def joined_credit_state(estimator: ScoreFunction, loss: Tensor, state: State, features: Tensor | None) -> State:

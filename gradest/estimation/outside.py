@@ -13,8 +13,9 @@ Result = TypeVar("Result")
 
 
 @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
-    reason="gradest.expect breaks the graph; where it must be whole use gradest.nn.Stochastic"
+    reason="a call of gradest.expect, credit or score_surrogate breaks the graph; where it must be whole, make the call outside "
+    "of the compiled function, or use gradest.nn.Stochastic"
 )
-def outside(function: Callable[..., Result], *arguments: Any) -> Result:
+def outside(function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
     """Call the function with the arguments, in eager mode."""
-    return function(*arguments)
+    return function(*arguments, **options)

@@ -74,9 +74,8 @@ class StochasticGraph:
         self.samples = samples
         self._layers = [layer for layer in model.modules() if isinstance(layer, Stochastic)]
         self._outer: list[Any] | None = None  # the outer scope of each layer while this one is open
-        self._latest: Any = (
-            None  # the head of a list of uses and costs, latest first: torch.compile does not specialise on it
-        )
+        # the head of a list of uses and costs, latest first, on whose length torch.compile does not specialise
+        self._latest: Any = None
         self._paths = NO_PATHS if samples is None else Paths(samples)
         self._expanded = False
         self._batch = 0  # the batch that was expanded and flattened; torch.compile would specialise on it
@@ -183,10 +182,7 @@ class StochasticGraph:
         """
         _check_reduction(reduction)
         self._check_open()
-        uses, costs = self._in_order()
-        if not costs:
-            raise InvalidInput("no cost was added since the last surrogate; call graph.add_cost first")
-        to_go, total = self._costs_to_go()
+        uses, total = self._costs_to_go()
         bound = self._bound()
         if bound is not None and self._told:
             raise Incompatible(
@@ -199,8 +195,8 @@ class StochasticGraph:
             return scalar
         share = 1 / max(1, value.numel()) if reduction == "mean" else 1.0
         told, losses, shares = [], [], []
-        for use, credit in zip(uses, to_go, strict=True):
-            credited = credit if bound is None else total
+        for use, to_go in uses:
+            credited = to_go if bound is None else total
             if credited is None:  # nothing that was added later depends on this use
                 continue
             if bound is not None and use.baseline is not None:
@@ -210,15 +206,15 @@ class StochasticGraph:
                 )
             told.append(use)
             losses.append(leading_batch("a cost", self._for_use(credited), use.batch, use.layer.neuron))
-            alone = self.samples is not None and not use.layer.credits_paths
-            shares.append(share / self.samples if alone and self.samples else share)
+            shares.append(share if use.layer.credits_paths else share / (self.samples or 1))
         if not torch.compiler.is_compiling():
             self._warn_of_uses_outside()
+        surrogate = attach(scalar, told, losses, shares)
         self._latest = None
-        for use in uses:
-            use.previous, self._latest = self._latest, use
+        for use, _ in uses:
+            self.record(use)
         self._told = True
-        return attach(scalar, told, losses, shares)
+        return surrogate
 
     def discard(self) -> None:
         """Forget the uses and costs recorded so far, so that the scope may be left without a surrogate."""
@@ -232,8 +228,9 @@ class StochasticGraph:
         """Return how the batch of a layer's input holds the paths. Raises InvalidInput if it does not."""
         if self.samples is None:
             return NO_PATHS
-        sized = torch.compiler.is_compiling() and self._paths.flat  # the operators check it
-        if not self._expanded or a.ndim <= neuron.event_ndim or not (sized or a.shape[0] == self._first_dim()):
+        # a size that is compared in compiled code has the code compiled again for every other; the operators notice a wrong one
+        unread = torch.compiler.is_compiling() and self._paths.flat
+        if not self._expanded or a.ndim <= neuron.event_ndim or not (unread or a.shape[0] == self._first_dim()):
             raise InvalidInput(
                 f"in a StochasticGraph of {self.samples} paths, the first dim of every layer's input counts the paths; that of "
                 f"{neuron.label()} is {list(a.shape)}. graph.expand(x) makes it, at the input of the model or after an encoder"
@@ -273,34 +270,21 @@ class StochasticGraph:
     def _for_use(self, credit: Tensor) -> Tensor:
         return credit.flatten(0, 1) if self._paths.flat else credit
 
-    def _in_order(self) -> tuple[list[Recorded], list[Tensor]]:
-        uses: list[Recorded] = []
-        costs: list[Tensor] = []
-        element = self._latest
-        while element is not None:
-            if isinstance(element, _Cost):
-                costs.append(element.value)
-            else:
-                uses.append(element)
-            element = element.previous
-        uses.reverse()
-        costs.reverse()
-        return uses, costs
-
-    def _costs_to_go(self) -> tuple[list[Tensor | None], Tensor]:
-        """Return for each use the sum of the costs added after it, None if there are none, and the sum of all costs."""
-        to_go: list[Tensor | None] = []
+    def _costs_to_go(self) -> tuple[list[tuple[Recorded, Tensor | None]], Tensor]:
+        """Return each use, in order, with the sum of the costs added after it (None without any), and the sum of all costs."""
+        uses: list[tuple[Recorded, Tensor | None]] = []
         later: Tensor | None = None
         element = self._latest
         while element is not None:
             if isinstance(element, _Cost):
                 later = element.value if later is None else element.value + later
             else:
-                to_go.append(None if later is None else later.detach())
+                uses.append((element, None if later is None else later.detach()))
             element = element.previous
-        to_go.reverse()
-        assert later is not None
-        return to_go, later
+        if later is None:
+            raise InvalidInput("no cost was added since the last surrogate; call graph.add_cost first")
+        uses.reverse()
+        return uses, later
 
     def _over_paths(self, total: Tensor, bound: ScoreFunction | None) -> Tensor:
         if self.samples is None:
@@ -346,26 +330,26 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
         return total
     share = 1 / max(1, loss.numel()) if reduction == "mean" else 1.0
     layers = [layer for layer in model.modules() if isinstance(layer, Stochastic)]
-    told: list[Recorded] = []
-    told_before = False
-    for layer in layers:
-        if layer.scope is not None:
-            raise InvalidInput(
-                "broadcast_loss tells nothing inside a StochasticGraph, which records the uses of the model; call "
-                "graph.add_cost(loss) and graph.surrogate()"
-            )
-        uses, died = layer.take_uses()
-        if died:
-            _complain(layer, died, len(uses))
-        told_before = layer.count_told(len(uses)) or told_before
-        told += uses
-    if told_before and not told:
+    if any(layer.scope is not None for layer in layers):
+        raise InvalidInput(
+            "broadcast_loss tells nothing inside a StochasticGraph, which records the uses of the model; call "
+            "graph.add_cost(loss) and graph.surrogate()"
+        )
+    waiting = [layer.waiting_uses() for layer in layers]
+    told = [use for uses, _ in waiting for use in uses]
+    if not told and any(layer.was_told() for layer in layers):
         raise ToldAlready(
             "every use of a stochastic layer since the last forward pass has been told its loss. Add up the losses of one "
             f"forward pass and call broadcast_loss once, under torch.no_grad() where the value is only looked at. {_REMEDY}"
         )
     losses = [leading_batch("the loss", loss, use.batch, use.layer.neuron) for use in told]
-    return attach(total, told, losses, [share] * len(told))
+    for layer, (uses, died) in zip(layers, waiting, strict=True):
+        if died:
+            _complain(layer, died, len(uses))
+    scalar = attach(total, told, losses, [share] * len(told))
+    for layer, (uses, _) in zip(layers, waiting, strict=True):
+        layer.forget_uses(len(uses))
+    return scalar
 
 
 def _complain(layer: Stochastic, died: int, alive: int) -> None:
@@ -375,6 +359,7 @@ def _complain(layer: Stochastic, died: int, alive: int) -> None:
         f"backward could start from leads to their output, although it may have decided the loss, as h.argmax(-1) does. {_REMEDY}"
     )
     if not alive:
+        layer.forget_uses()
         raise MissingLoss(text)
     warnings.warn(text, GradestWarning, stacklevel=3)
 

@@ -169,9 +169,9 @@ class Stochastic(_StochasticModule):
         self._of_samples: dict[int, Estimator] = {}
         target = self.estimator.target()
         self.has_bound = target.samples > 1
-        self.target_kind = (
-            f"{type(target).__name__} of all paths" if self.has_bound and target.samples == asked else str(target)
-        )
+        self.target_kind = str(target)  # without the number of samples if they are all paths of a scope
+        if self.has_bound and target.samples == asked:
+            self.target_kind = self.target_kind.replace(f"of {asked} samples", "of all paths")
         self.needs_loss = "loss" in self.estimator.needs
         self._thread = _PerThread()
         self._known: weakref.WeakSet[Use] = weakref.WeakSet()  # the uses in graphs that are alive, of all threads
@@ -264,6 +264,10 @@ class Stochastic(_StochasticModule):
 
     def _compiled(self, a: Tensor, baseline: Tensor | None) -> Tensor:
         """Run `forward` in the form that torch.compile traces."""
+        if transformed():
+            raise Incompatible(
+                "a stochastic layer cannot be compiled inside a transform of torch.func; use the transform without torch.compile"
+            )
         uses = self._thread.uses
         uses.told = 0
         if not self.training:
@@ -356,31 +360,32 @@ class Stochastic(_StochasticModule):
         """Return whether a use outside of scopes, whose output is alive, waits for its loss."""
         return bool(self._thread.uses.alive)
 
-    def count_told(self, told: int) -> bool:
-        """Note how many uses were told now. Return whether there were some before, and no forward pass since."""
-        before = self._thread.uses.told > 0
-        self._thread.uses.told = told or self._thread.uses.told
-        return before
-
-    def take_uses(self) -> tuple[list[Recorded], int]:
-        """Return the uses that wait for their loss outside of a scope, in order, and how many have died. Forget them."""
+    def waiting_uses(self) -> tuple[list[Recorded], int]:
+        """Return the uses that wait for their loss outside of a scope, in order, and how many have died."""
         uses = self._thread.uses
         found: list[Recorded] = []
         recorded = uses.latest
         while recorded is not None:
             found.append(recorded)
             recorded = recorded.previous
-        uses.latest = None
         found.reverse()
         if torch.compiler.is_compiling() or transformed():
             return found, 0
         # wrapped tensors belong to transforms that have ended
         found = [use for use in found if not is_functorch_wrapped_tensor(use.port)]
         alive = list(uses.alive.values())
-        died = uses.recorded - len(alive)
+        return found + alive, uses.recorded - len(alive)
+
+    def forget_uses(self, told: int = 0) -> None:
+        """Forget the uses that wait outside of a scope; `told` of them were told their loss."""
+        uses = self._thread.uses
+        uses.latest, uses.recorded = None, 0
         uses.alive.clear()
-        uses.recorded = 0
-        return found + alive, died
+        uses.told = told or uses.told
+
+    def was_told(self) -> bool:
+        """Return whether uses outside of a scope were told their loss, and there was no forward pass since."""
+        return self._thread.uses.told > 0
 
     def advance(self, state: State, since: int) -> None:
         """Set the next state, which a use of the layer computed from the state of step `since`."""

@@ -20,7 +20,8 @@ from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.errors import InvalidInput, MissingLoss
 from gradest.estimation.ask_tell import first_non_finite, tell
-from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, world_size
+from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, with_path_dim, world_size
+from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 
@@ -158,7 +159,7 @@ class Use:
         assert isinstance(neuron, Discrete)
         loss = loss.to(torch.promote_types(loss.dtype, a.dtype))  # differences of losses in their own precision
         if self.paths.flat:
-            h, a, loss = (x.reshape(self.paths.samples, -1, *x.shape[1:]) for x in (h, a, loss))
+            h, a, loss = (with_path_dim(x, 0, self.paths.samples) for x in (h, a, loss))
         with torch.no_grad():
             features = estimator.features(neuron, h, a)
             weights, moved = estimator.credit(loss, self.state, features)
@@ -297,7 +298,7 @@ class Emit(torch.autograd.Function):
         if gradient is not None:
             gradient = gradient.to(ctx.dtype)
             if torch.is_grad_enabled():
-                gradient = _DifferentiateOnce.apply(gradient, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+                gradient = DifferentiateOnce.apply(gradient, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
         return gradient, None
 
 
@@ -326,7 +327,7 @@ class EmitTransformed(torch.autograd.Function):
         use = Use(ctx.layer, ctx.layer.draw(a, {}, ctx.paths, seed), {}, 0, ctx.paths)
         gradient = _emitted_gradient(use, grad_h, grad_port)
         if gradient is not None:
-            gradient = _DifferentiateOnce.apply(gradient.to(a.dtype), a)  # type: ignore[no-untyped-call]
+            gradient = DifferentiateOnce.apply(gradient.to(a.dtype), a)  # type: ignore[no-untyped-call]
         return gradient, None, None, None
 
 
@@ -339,27 +340,6 @@ def _emitted_gradient(use: Use, grad_h: Tensor | None, grad_port: Tensor | None)
         return grad_port
     gradient = use.gradient_of_grad(grad_h)
     return gradient if grad_port is None else gradient + grad_port
-
-
-class _DifferentiateOnce(torch.autograd.Function):
-    """The identity, which raises if it is differentiated: an estimate has no derivative in a, where torch would say 0."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient: Tensor, a: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        raise RuntimeError(
-            "the gradient of a stochastic layer is an estimate, which cannot be differentiated a second time; "
-            "differentiate gradest.exact or the neuron's mean instead"
-        )
 
 
 class Attach(torch.autograd.Function):

@@ -641,6 +641,8 @@ def test_broadcast_loss_is_for_one_cost():
     uses = [layer(a) for _ in range(5)]
     with pytest.raises(InvalidInput, match="StochasticGraph with add_cost"):
         broadcast_loss(layer, torch.zeros(4, 5))
+    broadcast_loss(layer, sum(uses).sum(-1)).backward()  # nothing was lost by the mistake
+    assert a.grad is not None
     del uses
     with StochasticGraph(layer) as graph:
         layer(a)
@@ -777,7 +779,7 @@ def test_what_is_written_over(estimator):
     if estimator == "reinforce":
         score = was - torch.sigmoid(linear(x))
         assert torch.allclose(linear.bias.grad, ((was + 1).sum(-1, keepdim=True) * score).sum(0), atol=1e-4)
-    with StochasticGraph(model) as graph, pytest.raises(RuntimeError, match="in place"):  # noqa: PT012
+    with pytest.raises(RuntimeError, match="in place"), StochasticGraph(model) as graph:  # noqa: PT012
         z = linear(x)
         h = layer(z)
         torch.relu_(z)
@@ -804,6 +806,14 @@ def test_a_second_derivative_raises(estimator):
 
     with pytest.raises(RuntimeError, match="cannot be differentiated a second time"):
         grad(lambda p: sum(slope.sum() for slope in grad(value)(p).values()))(parameters)
+
+
+def test_a_transform_inside_compiled_code_is_refused():
+    model, x = nn.Sequential(nn.Linear(3, 2), Stochastic("bernoulli", "reinforce")), torch.randn(4, 3)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    value = grad(lambda p: broadcast_loss(model, functional_call(model, p, (x,)).sum(-1)))
+    with pytest.raises(Exception, match=r"without torch\.compile"):
+        torch.compile(value, backend="aot_eager", fullgraph=True)(parameters)
 
 
 @pytest.mark.parametrize(("estimator", "samples"), [("reinforce", None), ("rloo", 3), ("vimco", 3)])
@@ -852,7 +862,7 @@ def test_scaling_precision_and_accumulation():
     torch.manual_seed(0)
     model, x = Belief("reinforce_average", "reinforce"), torch.randn(6, 2)
     model(x)[1].sum()  # a pass outside of the scope, which is no part of it
-    model.first.take_uses(), model.second.take_uses()
+    model.first.forget_uses(), model.second.forget_uses()
     found = []
     for scale in (1.0, 1024.0):
         torch.manual_seed(3)
@@ -869,11 +879,8 @@ def test_scaling_precision_and_accumulation():
     half = Belief("rloo", "rloo").bfloat16()
     surrogate(half, x.bfloat16(), 4).backward()
     assert half.inner.weight.grad.dtype == torch.bfloat16
-    empty = torch.zeros(0, 2)
-    with StochasticGraph(model) as graph:
-        h, _ = model(empty)
-        graph.add_cost(h.sum(-1))
-        graph.surrogate("sum").backward()
+    for samples, flatten in ((None, False), (2, False), (2, True)):
+        surrogate(Belief("rloo", "rloo") if samples else model, torch.zeros(0, 2), samples, flatten).backward()
 
 
 NESTED = ["disarm", "arms", "rebar", "rloo", "local_expectation"]

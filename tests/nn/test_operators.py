@@ -125,7 +125,7 @@ def test_each_call_draws_anew_and_torch_rules_the_seeds(estimator, learns, backe
 
     torch.manual_seed(3)
     drawn = torch.cat([twice(a), twice(a)])
-    layer.take_uses()
+    layer.forget_uses()
     assert len({tuple(h.flatten().tolist()) for h in drawn}) == 4
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.stack([layer(a) for _ in range(4)]))
@@ -165,7 +165,7 @@ def test_what_is_not_told_or_not_to_be_told():
     run = whole(layer)
     with pytest.raises(MissingLoss, match="broadcast_loss"):
         run(a).sum().backward()
-    layer.take_uses()
+    layer.forget_uses()
     with torch.no_grad():
         run(a)
     assert not run(a.detach()).requires_grad
@@ -258,7 +258,7 @@ def test_a_layer_used_twice_averages_its_next_states():
         return layer(a) + layer(a)
 
     twice(a)
-    (first, second), _ = layer.take_uses()
+    (first, second), _ = layer.waiting_uses()
     first.tell(torch.tensor([2.0, 4.0]))  # each is told a loss of its own
     second.tell(torch.tensor([6.0, 6.0]))
     assert layer.state["total"].item() == pytest.approx(4.5)

@@ -98,11 +98,10 @@ def _compile_in_one_process(kernel: Any) -> None:
 
     Otherwise all processes that start together, such as the workers of a service, compile the same kernels; and if two of them
     keep results for different types at once, numba may lose one. The system releases the lock of a process that is killed.
-    Where the lock is not to be had, because the file system has none or another process holds it for too long, the kernel is
-    compiled without it.
+    If the file system has no locks, or another process holds the lock for too long, the kernel is compiled without it.
 
-    A thread takes numba's own lock first, which all threads share. Of file locks it may come to hold several, because a kernel is
-    compiled together with those that it calls; no two processes wait for each other, because no kernel calls its caller.
+    A thread first takes numba's own lock, which all threads share. It may hold several file locks at once, because a kernel is
+    compiled together with those that it calls. No two processes wait for each other, because no kernel calls its caller.
     """
     compile_kernel, function = kernel.compile, kernel.py_func
     path = Path(kernel.stats.cache_path) / f"{function.__module__}.{function.__qualname__}.lock"
