@@ -1,0 +1,535 @@
+"""StochasticGraph and broadcast_loss: what is credited with what, what is refused, and what they live beside."""
+
+import copy
+import gc
+import threading
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
+
+from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, ToldAlready
+from gradest.nn import Stochastic, StochasticGraph, broadcast_loss
+from tests.nn.belief import Belief, compiled_inside, surrogate
+
+
+@pytest.fixture(autouse=True)
+def _apart():
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="torch")  # of the compiler's own code
+        yield
+    torch._dynamo.reset()
+
+
+def test_a_baseline_is_subtracted_once_and_state_moves_once_a_surrogate():
+    a, baseline = torch.zeros(4, 3, requires_grad=True), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    layer = Stochastic("bernoulli", "reinforce")
+    with StochasticGraph(layer) as graph:
+        h = layer(a, baseline=baseline.requires_grad_())
+        graph.add_cost(torch.full((4,), 5.0))
+        first = graph.surrogate("sum")
+        graph.add_cost(torch.full((4,), 7.0))
+        (2 * first + graph.surrogate("sum")).backward()
+    assert torch.allclose(a.grad, (2 * (5 - baseline) + 7)[:, None] * (h.detach() - 0.5))
+    assert baseline.grad is None
+    layer = Stochastic("bernoulli", "reinforce_average")
+    with StochasticGraph(layer) as graph:
+        layer(a)
+        graph.add_cost(torch.ones(4))
+        scalar = graph.surrogate()
+        assert layer.steps == 1
+        scalar.backward(retain_graph=True)
+        scalar.backward()
+        assert layer.steps == 1
+
+
+def test_a_use_that_no_cost_follows_is_not_told():
+    a = torch.zeros(4, 3, requires_grad=True)
+    layer = Stochastic("bernoulli", "reinforce_average")
+    with StochasticGraph(layer) as graph:
+        graph.add_cost(a.sum(-1) + 1)
+        layer(a)
+        graph.surrogate("sum").backward()
+    assert layer.steps == 0
+    assert torch.equal(a.grad, torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_every_path_of_every_example_has_its_own_noise(flatten):
+    layer = Stochastic("bernoulli", "rloo")
+    with StochasticGraph(layer, 3) as graph:
+        h = layer(graph.expand(torch.zeros(5, 2, 64, requires_grad=True), flatten))
+        graph.discard()
+    assert len({tuple(row.tolist()) for row in h.reshape(30, 64)}) == 30
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_a_compiled_network_is_not_compiled_for_every_batch(flatten):
+    model = nn.Sequential(nn.Linear(2, 3), Stochastic("bernoulli", "rloo"))
+    call = torch.compile(model, backend="aot_eager", fullgraph=True)
+    counters.clear()
+    for batch in range(3, 14):
+        with StochasticGraph(model, 2) as graph:
+            for _ in range(2):
+                graph.add_cost(call(graph.expand(torch.randn(batch, 2), flatten)).sum(-1) ** 2)
+            graph.surrogate().backward()
+    assert counters["stats"]["unique_graphs"] <= 4
+
+
+def test_what_paths_refuse():
+    def use(samples, x, run):
+        with StochasticGraph(model, samples) as graph:
+            run(graph, x)
+
+    def run_all(graph, x):
+        x = graph.expand(x)
+        h, g = model(x)
+        graph.add_cost(model.loss(x, h, g))
+        return graph.surrogate()
+
+    model, x = Belief("rloo", "rloo"), torch.zeros(4, 2)  # as many paths as examples below
+    with pytest.raises(InvalidInput, match=r"first dim of every layer's input .*graph\.expand"):
+        use(4, x, lambda graph, x: model(x))
+    with pytest.raises(InvalidInput, match=r"first dim of a cost"):
+        use(4, x, lambda graph, x: (model(graph.expand(x)), graph.add_cost(torch.zeros(3))))
+    with pytest.raises(InvalidInput, match=r"\[K, \*batch\]"):
+        use(4, x, lambda graph, x: (model(graph.expand(x)), graph.add_cost(torch.zeros(4))))
+
+    def half_expanded(graph, x):
+        h = model.first(model.inner(x))
+        graph.expand(x)
+        graph.add_cost(torch.zeros(4, 4) + h.sum())
+        graph.surrogate()
+
+    with pytest.raises(InvalidInput, match=r"graph\.expand"):
+        use(4, x, half_expanded)
+
+    def expanded_late(graph, x):
+        graph.expand(x)
+        model.first(model.inner(x))
+        graph.add_cost(torch.zeros(4, 4))
+        graph.surrogate()
+
+    with pytest.raises(InvalidInput, match=r"a cost is one number an example"):
+        use(4, x, expanded_late)
+    with pytest.raises(InvalidInput, match="one scope has one form"):
+        use(4, x, lambda graph, x: (graph.expand(x), graph.expand(x, flatten=True)))
+    with pytest.raises(InvalidInput, match="one scope has one form"):
+        use(4, x, lambda graph, x: (graph.expand(x, flatten=True), graph.expand(x[:2], flatten=True)))
+    with pytest.raises(InvalidInput, match=r"rloo cannot credit 1 path\(s\) against each other"):
+        use(1, x, run_all)
+    model = Belief({"name": "rloo", "samples": 3}, "rloo")
+    with pytest.raises(InvalidInput, match="credits 3 samples against each other, but there are 4"):
+        use(4, x, run_all)
+    model = Belief("rloo", "vimco")
+    with pytest.raises(Incompatible, match="different targets"):
+        use(4, x, run_all)
+    with pytest.raises(Exception, match="different targets"):
+        compiled_inside(model, 2, flatten=False)(x)
+    model = Belief("vimco", "vimco")
+
+    def twice(graph, x):
+        run_all(graph, x)
+        graph.add_cost(torch.zeros(4, 4))
+        graph.surrogate()
+
+    with pytest.raises(Incompatible, match="several surrogates cannot share"):
+        use(4, x, twice)
+
+    def with_baseline(graph, x):
+        x = graph.expand(x)
+        h = model.first(model.inner(x), baseline=torch.zeros(4, 4))
+        graph.add_cost(h.sum(-1))
+        graph.surrogate()
+
+    with pytest.raises(Incompatible, match="a baseline of a use would change the bound"):
+        use(4, x, with_baseline)
+    for samples in (0, True, 1.5):
+        with pytest.raises(InvalidInput, match="samples must be an integer"):
+            StochasticGraph(model, samples)
+
+
+def test_what_costs_refuse():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True)
+    with StochasticGraph(layer) as graph:
+        h = layer(a)
+        with pytest.raises(InvalidInput, match="batch_dims=0 is for a model without a batch dim"):
+            graph.add_cost(h.sum())
+        with pytest.raises(InvalidInput, match=r"finite, but at \[2\] of \[4\] this one is nan"):
+            graph.add_cost(torch.tensor([0.0, 1.0, torch.nan, torch.inf]))
+        for wrong, name in ((1.0, "float"), (torch.ones(4, dtype=torch.complex64), "torch.complex64")):
+            with pytest.raises(InvalidInput, match=f"a torch tensor of real numbers, not {name}"):
+                graph.add_cost(wrong)
+        with pytest.raises(InvalidInput, match="no cost was added"):
+            graph.surrogate()
+        graph.add_cost(torch.ones(4, dtype=torch.int64))  # rewards are often integers
+        with pytest.raises(InvalidInput, match="the costs of one surrogate have one batch"):
+            graph.add_cost(torch.ones(3))
+        with pytest.raises(InvalidInput, match="reduction"):
+            graph.surrogate("max")
+        graph.surrogate()
+    with StochasticGraph(layer) as graph:
+        layer(a)
+        graph.add_cost(torch.ones(3))
+        with pytest.raises(InvalidInput, match=r"must be, or begin, the batch \[4\]"):
+            graph.surrogate()
+        graph.discard()
+    for wrong, match in (
+        (torch.ones(5), "a baseline is one number an example"),
+        (0.5, "a baseline must be a torch tensor"),
+        (torch.tensor([0.0, 1.0, torch.nan, 2.0]), r"finite, but at \[2\] this one is nan"),
+    ):
+        with pytest.raises(InvalidInput, match=match):
+            layer(a, baseline=wrong)
+    with pytest.raises(InvalidInput, match="not open"):
+        graph.add_cost(torch.ones(4))
+    with pytest.raises(InvalidInput, match=r"torch\.nn\.ModuleList"):
+        StochasticGraph([layer])
+
+
+def test_costs_and_baselines_may_be_written_over_afterwards():
+    """As an environment does that has one buffer for its rewards, and a running mean that is moved by each of them."""
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(3, 2, requires_grad=True)
+    reward, mean, told = torch.zeros(3), torch.zeros(3), []
+    with StochasticGraph(layer) as graph:
+        for _ in range(2):
+            h, before = layer(a, baseline=mean), mean.clone()
+            reward.copy_(h.detach().sum(-1) + 1)
+            graph.add_cost(reward)
+            told.append((h.detach() - 0.5, reward.clone(), before))
+            mean.lerp_(reward, 0.9)
+        graph.surrogate("sum").backward()
+    (one, first, before), (two, second, between) = told
+    assert torch.allclose(a.grad, one * (first + second - before)[:, None] + two * (second - between)[:, None])
+
+
+def test_narrow_costs_are_added_up_in_float32():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(2, 3, requires_grad=True)
+    with StochasticGraph(layer) as graph:
+        h = layer(a)
+        for cost in [*[1.0] * 32, 256.0]:
+            graph.add_cost(torch.full((2,), cost, dtype=torch.bfloat16))
+        scalar = graph.surrogate()
+        scalar.backward()
+    assert scalar.item() == 288
+    assert torch.allclose(a.grad, 144 * (h.detach() - 0.5))
+
+
+def test_a_use_before_the_scope_is_noticed():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(2, 3, requires_grad=True)
+    h = layer(a)
+    with StochasticGraph(layer) as graph:
+        graph.add_cost(h.sum(-1))
+        with pytest.warns(GradestWarning, match="before this StochasticGraph was opened"):
+            graph.surrogate()
+
+
+def test_what_is_left_untold():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True)
+
+    def leave(run):
+        with StochasticGraph(layer) as graph:
+            run(graph)
+
+    with pytest.raises(MissingLoss, match=r"graph\.discard\(\)"):
+        leave(lambda graph: layer(a))
+    with pytest.raises(MissingLoss, match=r"graph\.discard\(\)"):
+        leave(lambda graph: (layer(a), graph.add_cost(torch.ones(4))))
+    leave(lambda graph: (layer(a), graph.discard()))
+    with pytest.raises(ZeroDivisionError):
+        leave(lambda graph: (layer(a), 1 / 0))
+    with torch.no_grad():
+        leave(lambda graph: (layer(a), graph.add_cost(torch.ones(4))))
+    layer.eval()
+    leave(lambda graph: layer(a))
+    layer.train()
+    assert layer.scope is None
+    with pytest.raises(MissingLoss, match="broadcast_loss"):
+        leave(lambda graph: layer(a).sum().backward())
+
+    def looked_at(graph):
+        h = layer(a)
+        graph.add_cost(h.sum(-1))
+        graph.surrogate()  # its value is logged, and backward starts elsewhere
+        h.sum().backward()
+
+    with pytest.raises(MissingLoss, match="broadcast_loss"):
+        leave(looked_at)
+
+    def a_value_alone(graph):
+        h = layer(a)
+        graph.add_cost(h.sum(-1))
+        with torch.no_grad():
+            value = graph.surrogate()
+        scalar = graph.surrogate()
+        assert torch.equal(scalar, value)
+        scalar.backward()
+
+    a.grad = None
+    leave(a_value_alone)
+    assert a.grad is not None
+    graph = StochasticGraph(layer)
+    with graph, pytest.raises(InvalidInput, match="open already"), graph:
+        pass
+
+
+def test_broadcast_loss_is_for_one_cost():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True)
+    h = layer(a)
+    with torch.no_grad():
+        broadcast_loss(layer, h.sum(-1))  # a value that is only looked at tells nothing
+    broadcast_loss(layer, h.sum(-1))
+    with pytest.raises(ToldAlready, match="StochasticGraph"):
+        broadcast_loss(layer, h.sum(-1))
+    layer.eval()
+    broadcast_loss(layer, layer(a).sum(-1))  # nothing to tell in evaluation
+    layer.train()
+    uses = [layer(a) for _ in range(5)]
+    with pytest.raises(InvalidInput, match="StochasticGraph with add_cost"):
+        broadcast_loss(layer, torch.zeros(4, 5))
+    broadcast_loss(layer, sum(uses).sum(-1)).backward()  # nothing was lost by the mistake
+    assert a.grad is not None
+    del uses
+    with StochasticGraph(layer) as graph:
+        layer(a)
+        with pytest.raises(InvalidInput, match=r"graph\.add_cost"):
+            broadcast_loss(layer, torch.zeros(4))
+        graph.discard()
+
+
+def test_copies_threads_and_nested_scopes_are_apart():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True)
+    inner = Stochastic("bernoulli", "reinforce")
+    both = nn.ModuleList([layer, inner])
+    elsewhere = {}
+
+    def other_thread():
+        elsewhere["scope"] = layer.scope
+        h = layer(b)
+        broadcast_loss(layer, 3 + 0 * h.sum(-1), "sum").backward()
+        elsewhere["wanted"] = 3 * (h.detach() - 0.5)
+
+    b = torch.zeros(2, 3, requires_grad=True)
+    with StochasticGraph(both) as outer:
+        h = layer(a)
+        with StochasticGraph(inner) as nested:
+            g = inner(a)
+            layer(a)
+            nested.add_cost(torch.full((4,), 2.0))
+            nested.surrogate("sum").backward()
+        assert torch.allclose(a.grad, 2 * (g.detach() - 0.5))
+        duplicate = copy.deepcopy(layer)
+        assert duplicate.scope is None
+        broadcast_loss(duplicate, duplicate(a).sum(-1))
+        thread = threading.Thread(target=other_thread)
+        thread.start()
+        thread.join()
+        a.grad = None
+        outer.add_cost(torch.ones(4))
+        outer.surrogate("sum").backward()
+    assert elsewhere["scope"] is None
+    assert torch.allclose(b.grad, elsewhere["wanted"])
+    assert a.grad is not None
+    assert len(h) == 4
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_compiled_layer_in_threads(compiled):
+    layer = Stochastic("bernoulli", "reinforce")
+    call = torch.compile(layer, backend="eager", fullgraph=True) if compiled else layer
+    a = torch.zeros(4, 3, requires_grad=True)
+    with StochasticGraph(layer) as graph:
+        call(a)
+        graph.add_cost(torch.ones(4))
+        graph.surrogate()
+    failures = []
+
+    def work(number):
+        for _ in range(5):
+            own = torch.zeros(2, 3, requires_grad=True)
+            with StochasticGraph(layer) as graph:
+                h = call(own)
+                graph.add_cost(torch.full((2,), float(number)))
+                graph.surrogate("sum").backward()
+            if not torch.allclose(own.grad, number * (h.detach() - 0.5)):
+                failures.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "straight_through", "reinforce_average"])
+def test_activation_checkpoints(estimator):
+    torch.manual_seed(0)
+    lower, upper = nn.Linear(3, 5), nn.Linear(5, 1)
+    layer = Stochastic("bernoulli", estimator)
+    model = nn.Sequential(lower, layer, upper)
+    x = torch.randn(6, 3)
+
+    def step(run):
+        fresh = copy.deepcopy(model)  # without a state yet
+        torch.manual_seed(7)
+        with StochasticGraph(fresh) as graph:
+            graph.add_cost(run(fresh, x).squeeze(-1) ** 2)
+            graph.surrogate().backward()
+        return [parameter.grad for parameter in fresh.parameters()]
+
+    plain = step(lambda model, x: model(x))
+    recomputed = step(lambda model, x: checkpoint(model, x, use_reentrant=False))
+    for one, other in zip(plain, recomputed, strict=True):
+        assert torch.equal(one, other)
+    torch.manual_seed(7)
+    model.zero_grad()
+    given = x.clone().requires_grad_()
+    reentrant = checkpoint(model, given, use_reentrant=True)
+    if estimator == "straight_through":
+        (reentrant.squeeze(-1) ** 2).mean().backward()
+        assert torch.allclose(lower.weight.grad, plain[0])
+    else:
+        with pytest.raises(MissingLoss, match="use_reentrant=False"):
+            broadcast_loss(model, reentrant.squeeze(-1) ** 2).backward()
+
+        def looked_at(x):
+            z = lower(x)
+            return z, layer(z).detach()  # the sample is used as a number alone
+
+        z, h = checkpoint(looked_at, given, use_reentrant=True)
+        with pytest.raises(MissingLoss, match="use_reentrant=False"):
+            (z.sum() + h.sum()).backward()
+
+        def whole(x):
+            with StochasticGraph(model) as graph:
+                graph.add_cost(model(x).squeeze(-1))
+                return graph.surrogate()
+
+        scalar = checkpoint(whole, given, use_reentrant=False)
+        with pytest.raises(InvalidInput, match="while backward is running"):
+            scalar.backward()
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "straight_through", "reinmax"])
+def test_what_is_written_over(estimator):
+    """To h one may write; a written over raises, as it does for torch's own operations."""
+    linear, layer, x = nn.Linear(3, 5), Stochastic("bernoulli", estimator), torch.randn(6, 3)
+    model = nn.Sequential(linear, layer)
+    with StochasticGraph(model) as graph:
+        h = model(x)
+        was = h.detach().clone()
+        h += 1
+        graph.add_cost(h.sum(-1))
+        graph.surrogate("sum").backward()
+    if estimator == "reinforce":
+        score = was - torch.sigmoid(linear(x))
+        assert torch.allclose(linear.bias.grad, ((was + 1).sum(-1, keepdim=True) * score).sum(0), atol=1e-4)
+    with pytest.raises(RuntimeError, match="in place"), StochasticGraph(model) as graph:  # noqa: PT012
+        z = linear(x)
+        h = layer(z)
+        torch.relu_(z)
+        graph.add_cost(h.sum(-1))
+        graph.surrogate().backward()
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "straight_through"])
+def test_a_second_derivative_raises(estimator):
+    layer, a = Stochastic("bernoulli", estimator), torch.zeros(4, 3, requires_grad=True)
+    b = a * 1
+    with StochasticGraph(layer) as graph:
+        graph.add_cost(layer(b).sum(-1) ** 2)
+        (slope,) = torch.autograd.grad(graph.surrogate(), b, create_graph=True)
+        with pytest.raises(RuntimeError, match="cannot be differentiated a second time"):
+            slope.sum().backward()
+    model, x = nn.Sequential(nn.Linear(3, 5), layer), torch.randn(6, 3)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def value(parameters):
+        with StochasticGraph(model) as graph:
+            graph.add_cost(functional_call(model, parameters, (x,)).sum(-1) ** 2)
+            return graph.surrogate()
+
+    with pytest.raises(RuntimeError, match="cannot be differentiated a second time"):
+        grad(lambda p: sum(slope.sum() for slope in grad(value)(p).values()))(parameters)
+
+
+def test_a_transform_inside_compiled_code_is_refused():
+    model, x = nn.Sequential(nn.Linear(3, 2), Stochastic("bernoulli", "reinforce")), torch.randn(4, 3)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    value = grad(lambda p: broadcast_loss(model, functional_call(model, p, (x,)).sum(-1)))
+    with pytest.raises(Exception, match=r"without torch\.compile"):
+        torch.compile(value, backend="aot_eager", fullgraph=True)(parameters)
+
+
+@pytest.mark.parametrize(("estimator", "samples"), [("reinforce", None), ("rloo", 3), ("vimco", 3)])
+def test_inside_transforms_of_torch_func(estimator, samples):
+    torch.manual_seed(0)
+    model, x = Belief(estimator, estimator), torch.randn(5, 2)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def one(parameters, x):
+        with StochasticGraph(model, samples) as graph:
+            y = graph.expand(x[None])
+            h, g = functional_call(model, parameters, (y,))
+            graph.add_cost((h.sum(-1) - g.sum(-1) + 0.3) ** 2)
+            return graph.surrogate()
+
+    torch.manual_seed(9)
+    found = vmap(grad(one), in_dims=(None, 0), randomness="same")(parameters, x)
+    for place, example in enumerate(x):
+        torch.manual_seed(9)
+        model.zero_grad()
+        one(dict(model.named_parameters()), example).backward()
+        for name, parameter in model.named_parameters():
+            assert torch.allclose(found[name][place], parameter.grad, atol=1e-5), name
+    assert found["inner.weight"].abs().max() > 0.01
+
+
+def test_memory_is_freed():
+    layer = Stochastic("bernoulli", "reinforce")
+    model = nn.Sequential(nn.Linear(3, 5), layer)
+    held = []
+    for step in range(1000):
+        with StochasticGraph(model) as graph:
+            h = model(torch.zeros(2, 3))
+            held.append(weakref.ref(h))
+            graph.add_cost(h.sum(-1))
+            if step % 2:
+                graph.surrogate().backward()
+            else:
+                graph.discard()
+            del h
+    gc.collect()
+    assert not [ref for ref in held if ref() is not None]
+
+
+def test_scaling_precision_and_accumulation():
+    torch.manual_seed(0)
+    model, x = Belief("reinforce_average", "reinforce"), torch.randn(6, 2)
+    model(x)[1].sum()  # a pass outside of the scope, which is no part of it
+    model.first.forget_uses(), model.second.forget_uses()
+    found = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(3)
+        fresh = copy.deepcopy(model)
+        for part in x.split(3):
+            (scale * surrogate(fresh, part) / 2).backward()
+        found.append(fresh.inner.weight.grad)
+    assert torch.allclose(found[1], 1024 * found[0], rtol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16), StochasticGraph(model) as graph:
+        h, g = model(x)
+        assert h.dtype == torch.bfloat16
+        graph.add_cost(h.float().sum(-1) + g.float().sum(-1))
+        graph.surrogate().backward()
+    half = Belief("rloo", "rloo").bfloat16()
+    surrogate(half, x.bfloat16(), 4).backward()
+    assert half.inner.weight.grad.dtype == torch.bfloat16
+    for samples, flatten in ((None, False), (2, False), (2, True)):
+        surrogate(Belief("rloo", "rloo") if samples else model, torch.zeros(0, 2), samples, flatten).backward()
