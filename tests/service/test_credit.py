@@ -66,6 +66,7 @@ def test_in_safetensors(http):
         ({"estimator": "rloo", "loss": []}, 422, "cannot credit K = 0 sample"),
         ({"estimator": "rloo", "loss": [[1.0], [2.0, 3.0]]}, 422, "not rectangular"),
         ({"estimator": "rloo", "loss": [1.0, "x"]}, 422, "loss[1] is not a number"),
+        ({"estimator": "rloo", "loss": [1.0, [2.0]]}, 422, "loss is not rectangular: loss[1] is an array"),
         ({"estimator": "rloo", "loss": [1.0, 2.0], "features": [1.0, 2.0]}, 422, "omit features"),
         ({"estimator": "opo", "loss": [1.0, 2.0]}, 422, "there are none"),
         ({"estimator": "opo", "loss": [1.0, 2.0], "features": [1.0, -2.0]}, 422, "must not be negative"),

@@ -138,6 +138,9 @@ def _to_numbers(field: str, flat: list[Any], shape: tuple[int, ...], dtype: torc
     """Return the numbers as float64, or in `dtype` if that is an integer type, so that no digit is lost on the way."""
     whole = not dtype.is_floating_point
     for position, number in enumerate(flat):
+        if isinstance(number, list):  # after a number, which ended the search for further dims
+            place = _place(field, _unravel(position, shape))
+            raise Problem(422, f"{field} is not rectangular: {place} is an array, and others beside it are numbers.")
         if type(number) is not int and (whole or type(number) is not float):
             kind = "a whole number" if whole else "a number"
             raise Problem(422, f"{_place(field, _unravel(position, shape))} is not {kind}.")
