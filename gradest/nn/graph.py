@@ -176,9 +176,10 @@ class StochasticGraph:
         """Return the scalar to call backward on: the mean (or sum) over examples of the costs added since the last call.
 
         Over K paths the costs of an example are averaged, or combined into the estimator's bound. Its backward has the gradient
-        of the expected costs; the scalar may be scaled, and added to others. The state of each layer's estimator moves here.
-        Under torch.no_grad() only the value is computed, and the costs stay. Raises InvalidInput if no cost was added, or if the
-        cost does not fit a layer, and Incompatible if the targets of the estimators do not fit together.
+        of the expected costs, and may run after the scope; the scalar may be scaled, and added to others. The state of each
+        layer's estimator moves here. Under torch.no_grad() only the value is computed, and the costs stay. Raises InvalidInput if
+        no cost was added, or if the cost does not fit a layer, and Incompatible if the targets of the estimators do not fit
+        together.
         """
         _check_reduction(reduction)
         self._check_open()
@@ -282,7 +283,9 @@ class StochasticGraph:
                 uses.append((element, None if later is None else later.detach()))
             element = element.previous
         if later is None:
-            raise InvalidInput("no cost was added since the last surrogate; call graph.add_cost first")
+            raise InvalidInput(
+                "no cost was added since the last surrogate; call graph.add_cost first, and keep a surrogate to use it again"
+            )
         uses.reverse()
         return uses, later
 
@@ -340,7 +343,13 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     if not told and any(layer.was_told() for layer in layers):
         raise ToldAlready(
             "every use of a stochastic layer since the last forward pass has been told its loss. Add up the losses of one "
-            f"forward pass and call broadcast_loss once, under torch.no_grad() where the value is only looked at. {_REMEDY}"
+            "forward pass and call broadcast_loss once, or under torch.no_grad() where you only look at the value. For several "
+            "costs use gradest.nn.StochasticGraph"
+        )
+    if not loss.ndim and any(use.batch for use in told):
+        raise InvalidInput(
+            "the loss is a single number, but the layers have a batch; do not reduce the loss, which is one number an example. "
+            "If the whole batch is one example, expand it: broadcast_loss(model, loss.expand(batch))"
         )
     losses = [leading_batch("the loss", loss, use.batch, use.layer.neuron) for use in told]
     for layer, (uses, died) in zip(layers, waiting, strict=True):
