@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable
-from types import FrameType
+from types import CodeType, FrameType
 
+import gradest
 from gradest.contract.plugin import Plugin
 
 __all__ = ["plugin_method", "running_plugin_methods"]
@@ -15,15 +17,39 @@ def plugin_method(frames: Iterable[FrameType]) -> str | None:
     """Return `name.method` of the first plugin method in `frames`, innermost frame first; None if there is none."""
     for frame in frames:
         plugin, method = frame.f_locals.get("self"), frame.f_code.co_name
-        if isinstance(plugin, Plugin) and (method == "__call__" or (method.isidentifier() and method[0] != "_")):
+        if isinstance(plugin, Plugin) and _is_public(method):
             return f"{plugin.name}.{method}"
     return None
 
 
 def running_plugin_methods() -> list[str]:
-    """Return `name.method` for each thread of this process that is inside a plugin, sorted and without duplicates."""
-    methods = (plugin_method(_outwards(frame)) for frame in sys._current_frames().values())
+    """Return `name.method` for each thread of this process that is inside a registered plugin, sorted and without duplicates.
+
+    A frame is told by its code. The local variables of a frame that another thread runs must not be read: CPython 3.11 completes
+    such a frame while it starts, which can end the process by a segmentation fault.
+    """
+    names = _method_names()
+    threads = (_outwards(frame) for frame in sys._current_frames().values())
+    methods = (next((names[frame.f_code] for frame in frames if frame.f_code in names), None) for frames in threads)
     return sorted({method for method in methods if method})
+
+
+def _method_names() -> dict[CodeType, str]:
+    """Return `name.method` by the code of each public method; for code that several plugins inherit, the class that has it."""
+    registry = gradest.registry
+    found: dict[CodeType, str] = {}
+    for cls in (*registry.neurons.values(), *registry.estimators.values(), *registry.objectives.values()):
+        for owner in (base for base in cls.__mro__ if issubclass(base, Plugin)):
+            for method, member in vars(owner).items():
+                code = getattr(inspect.unwrap(member), "__code__", None)
+                if isinstance(code, CodeType) and _is_public(method):
+                    shared = found.get(code, f"{cls.name}.{method}") != f"{cls.name}.{method}"
+                    found[code] = f"{owner.__name__}.{method}" if shared else f"{cls.name}.{method}"
+    return found
+
+
+def _is_public(method: str) -> bool:
+    return method == "__call__" or (method.isidentifier() and method[0] != "_")
 
 
 def _outwards(frame: FrameType | None) -> Iterable[FrameType]:
