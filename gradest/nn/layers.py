@@ -79,16 +79,23 @@ class Stochastic(StochasticModule):
     evaluation: what the layer emits after `layer.eval()`: "mean" is E[h], which is differentiable; "sample" is one sample;
         "threshold" is the deterministic `neuron.threshold(a, layer.threshold)`. `layer.threshold.fill_(level)` sets the level,
         which is saved in state_dict.
+    event: the shape of one event, such as (200,) for 200 units. It is optional. With it, the state has its shape from the start,
+        and an input with other events raises InvalidInput.
 
-    From the first training step on, the estimator's state is in buffers: it is in state_dict and moves with the module. If a
-    layer is used several times before one backward, each use has the same state, and the next states are averaged.
+    `layer.set_options(temperature=0.5)` changes options, and `layer.estimator = ...` and `layer.neuron = ...` take others.
+
+    The estimator's state, `layer.state`, is in state_dict and moves with the module, but keeps its dtype when the module is cast.
+    It is in buffers from the start if its shapes do not depend on the event, or if `event` is given; otherwise the first step
+    creates it. A state belongs to one estimator and one shape of events: an input or a state_dict with another raises an error.
+    `layer.reset_state()` starts it again. If a layer is used several times before one backward, each use has the same state, and
+    the next states are averaged. Copies and pickles have the state, and none of the uses that wait for their loss.
 
     A pre-activation that is written to in place before its gradient is computed raises RuntimeError, and so does a second
     derivative, which an estimate does not have.
 
     torch.compile(fullgraph=True) keeps the layer in the graph, with any neuron and estimator, from torch 2.13 on; an older torch
-    breaks the graph. If the estimator has a state, call the model once before compiling, because the shapes of the state follow
-    from the input. torch.func can map over a layer and differentiate it if the estimator has no state and uses no autograd of its
+    breaks the graph. If the estimator's state depends on the event, give `event`, or call the model once before compiling.
+    torch.func can map over a layer and differentiate it if the estimator has no state and uses no autograd of its
     own; vmap's `randomness` decides whether examples share their noise.
     """
 
@@ -132,7 +139,7 @@ class Stochastic(StochasticModule):
         baseline: a number for each example, `[*batch]` or its leading dims, that is subtracted from the loss this use is told. It
             must be known before the sample is drawn, such as a critic's value of the state; the gradient stays unbiased whatever
             it is. It is not differentiated. Estimators that need no loss do not use it.
-        Raises InvalidInput for a bad input or baseline, and Incompatible where the estimator needs a scope of paths.
+        Raises InvalidInput for a bad input or baseline or for an event that differs from that of the state, and Incompatible where the estimator needs a scope of paths.
         """
         if torch.compiler.is_compiling():
             return self._outside(a, baseline) if draw is None else self._compiled(a, baseline)

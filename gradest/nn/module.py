@@ -56,9 +56,8 @@ class StochasticModule(nn.Module):
         self._names: tuple[str, ...] = ()  # of the tensors of the state
         self._form: _Form | None = None  # of the state, or None if it is unknown
         self._expected: tuple[object, _Form] = (None, {})  # the form at the latest event, with what it depends on
-        self.steps = 0
-        self.reset_state()
         self.steps = 0  # how many times the state has been updated
+        self._begin_state()
 
     def extra_repr(self) -> str:
         """Return the neuron, the estimator, the mode of evaluation and the event, for the module's repr."""
@@ -121,13 +120,16 @@ class StochasticModule(nn.Module):
 
     def reset_state(self) -> None:
         """Return the estimator's state to what it is before the first step. Samples drawn before no longer change it."""
+        self._begin_state()
+        self._forget_earlier()
+
+    def _begin_state(self) -> None:
         for name in self._names:
             delattr(self, _STATE + name)
         self._form, initial = _known_form(self._pair, self.event)
         self._names = tuple(initial)
         for name, value in initial.items():
             self.register_buffer(_STATE + name, value.to(self.threshold.device))
-        self._forget_earlier()
 
     def reset_parameters(self) -> None:
         """Set the threshold and the state to their first values, as is needed after `to_empty`."""
