@@ -21,21 +21,20 @@ from gradest.estimation.distributed import fresh_key, fresh_path_key
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
+from gradest.nn.paths import NO_PATHS, Paths
+from gradest.nn.recomputation import FirstRuns, PlainRun, is_recomputed
 from gradest.nn.uses import (
-    NO_PATHS,
     Emit,
     EmitTransformed,
     KeepAlive,
     LivenessToken,
-    Paths,
     Recorded,
     RecordedEagerly,
     RecordedInTransform,
     Use,
-    is_recomputed,
     missing_loss,
 )
-from gradest.random import fresh_seed_tensor
+from gradest.random import fresh_seed, fresh_seed_tensor
 
 try:
     from gradest.nn.operators import Handle, RecordedInGraph, draw
@@ -46,6 +45,7 @@ __all__ = ["Evaluation", "Expectation", "Stochastic"]
 
 Evaluation = Literal["mean", "sample", "threshold"]
 _STATE = "state_"
+_RUN = "gradest.nn.Expectation"
 
 
 class _StochasticModule(nn.Module):
@@ -62,7 +62,20 @@ class _StochasticModule(nn.Module):
         self.neuron, self.estimator = registry.neuron(neuron), registry.estimator(estimator)
         registry.check_fit(self.neuron, self.estimator)
         self.evaluation = evaluation
+        self.steps = 0  # how many times the state has been updated
+        self._runs = FirstRuns()
         self.register_buffer("threshold", torch.tensor(float(threshold)))
+
+    def _volatile(self) -> dict[str, Any]:
+        """Return new values of the attributes that belong to this object alone, which a copy starts without."""
+        return {"_runs": FirstRuns()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        volatile = self._volatile()
+        return {name: value for name, value in self.__dict__.items() if name not in volatile}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, **self._volatile()})  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Return the neuron, the estimator and the mode of evaluation, for the module's repr."""
@@ -174,22 +187,11 @@ class Stochastic(_StochasticModule):
             self.target_kind = self.target_kind.replace(f"of {asked} samples", "of all paths")
         self.needs_loss = "loss" in self.estimator.needs
         self._thread = _PerThread()
-        self._known: weakref.WeakSet[Use] = weakref.WeakSet()  # the uses in graphs that are alive, of all threads
         self._handle = None if draw is None else Handle(self)
-        self.steps = 0  # how many times the state has been updated
         self._merged = 0  # how many uses the last update averages
 
-    def __getstate__(self) -> dict[str, Any]:
-        # uses that wait for their backward belong to this object; a copy starts without any
-        return {name: value for name, value in self.__dict__.items() if name not in ("_thread", "_known", "_handle")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        fresh = {
-            "_thread": _PerThread(),
-            "_known": weakref.WeakSet(),
-            "_handle": None if draw is None else Handle(self),
-        }
-        super().__setstate__({**state, **fresh})  # type: ignore[no-untyped-call]
+    def _volatile(self) -> dict[str, Any]:
+        return {**super()._volatile(), "_thread": _PerThread(), "_handle": None if draw is None else Handle(self)}
 
     def forward(self, a: Tensor, baseline: Tensor | None = None) -> Tensor:
         """Return one sample of the neuron in training mode, else what `evaluation` selects.
@@ -210,27 +212,26 @@ class Stochastic(_StochasticModule):
             paths = scope.paths_of(a, self.neuron)
         in_transform = transformed()
         learns = torch.is_grad_enabled() and (in_transform or a.requires_grad)
-        if self.credits_paths and learns and not paths.samples:
+        if self.credits_paths and learns and not paths.samples and not is_recomputed():
             raise self._paths_missing()
         run = self._transformed if in_transform else self._eagerly
         return run(a, baseline, paths, learns)
 
     def _eagerly(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` in eager code."""
+        if is_recomputed() and torch.is_grad_enabled():
+            return self._again(a, learns)
         uses, state = self._thread.uses, self._state_for(a)
         drawn = self.draw(a, state, paths)
         if not learns:
+            self._runs.record_without_graph(drawn.key.seed, self.steps, paths)
             return drawn.points[0].to(a.dtype)
         use = Use(self, drawn, state, self.steps, paths)
         h: Tensor
         h, port = Emit.apply(a, use)  # type: ignore[no-untyped-call]
+        self._runs.record(use)
         if not self.needs_loss:
             return h
-        if is_recomputed():  # an activation checkpoint runs the layer again, which is no other use of it
-            if all(known.draw.key.seed != drawn.key.seed for known in list(self._known)):
-                raise missing_loss(self.estimator)
-            return h
-        self._known.add(use)
         recorded = RecordedEagerly(use, port, baseline)
         if uses.scope is not None:
             uses.scope.record(recorded)
@@ -239,6 +240,21 @@ class Stochastic(_StochasticModule):
         uses.alive[token] = recorded
         uses.recorded += 1
         h = KeepAlive.apply(h, token)  # type: ignore[no-untyped-call]
+        return h
+
+    def _again(self, a: Tensor, learns: bool) -> Tensor:
+        """Run the layer again in backward, as an activation checkpoint does. It is no other use: nothing waits for a loss."""
+        seed = fresh_seed()
+        first = self._runs.recorded(seed)
+        if first is None:
+            if self.needs_loss and learns:
+                raise missing_loss(self.estimator)
+            first = self._runs.without_graph(seed, self.state, self.steps, self.neuron.label())
+        drawn = self.draw(a, first.state, first.paths, seed)
+        if not learns:
+            return drawn.points[0].to(a.dtype)
+        h: Tensor
+        h, _ = Emit.apply(a, Use(self, drawn, first.state, first.step, first.paths))  # type: ignore[no-untyped-call]
         return h
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
@@ -416,10 +432,26 @@ class Expectation(_StochasticModule):
             return outside
         if not self.training:
             return f(self._evaluate(a)[None])[0]
-        key = fresh_key(a, self.neuron.event_ndim)
-        value, state = expect(f, a, self.neuron, self.estimator, key, self._state_for(a))
-        if torch.is_grad_enabled():
-            self._set_state(state)
+        key, state = fresh_key(a, self.neuron.event_ndim), self._state_for(a)
+        learns = torch.is_grad_enabled()
+        first = None
+        if state and learns and is_recomputed():
+            first = self._runs.recorded(key.seed)
+            state = (
+                self._runs.without_graph(key.seed, state, self.steps, self.neuron.label()).state
+                if first is None
+                else first.state
+            )
+        value, following = expect(f, a, self.neuron, self.estimator, key, state)
+        if state and not learns:
+            self._runs.record_without_graph(key.seed, self.steps)
+        elif state and first is None:
+            self.steps += 1
+            self._set_state(following)
+            if value.grad_fn is not None:
+                run = PlainRun(key.seed, state)
+                value.grad_fn.metadata[_RUN] = run  # which keeps it alive for as long as the graph
+                self._runs.record(run)
         return value
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]

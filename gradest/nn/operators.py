@@ -22,7 +22,8 @@ from torch._opaque_base import OpaqueBase
 
 from gradest.contract.estimator import State
 from gradest.kernels.stable import widen
-from gradest.nn.uses import Paths, Recorded, StochasticLayer, Use, missing_loss
+from gradest.nn.paths import Paths
+from gradest.nn.uses import Recorded, StochasticLayer, Use, missing_loss
 
 __all__ = ["Handle", "RecordedInGraph", "draw"]
 

@@ -9,7 +9,6 @@ Emit's backward; loss and dL/dh then add up, because the gradient of such an est
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,44 +17,27 @@ from torch import Tensor
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.score_function import ScoreFunction
-from gradest.errors import InvalidInput, MissingLoss
+from gradest.errors import Incompatible, InvalidInput, MissingLoss
 from gradest.estimation.ask_tell import first_non_finite, tell
 from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, with_path_dim, world_size
 from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
+from gradest.nn.paths import Paths
 
 __all__ = [
-    "NO_PATHS",
     "Emit",
     "EmitTransformed",
     "KeepAlive",
     "LivenessToken",
-    "Paths",
     "Recorded",
     "RecordedEagerly",
     "RecordedInTransform",
     "Use",
     "attach",
-    "is_recomputed",
     "leading_batch",
     "missing_loss",
-    "refuse_recomputation",
 ]
-
-
-@dataclass(frozen=True)
-class Paths:
-    """How the first dim of a batch holds whole-path samples.
-
-    samples: K, or 0 if the batch holds none. flat: whether the dim counts K·batch, path by path, instead of K.
-    """
-
-    samples: int = 0
-    flat: bool = False
-
-
-NO_PATHS = Paths()
 
 
 class StochasticLayer(Protocol):
@@ -84,20 +66,6 @@ def missing_loss(estimator: Estimator) -> MissingLoss:
     )
 
 
-def is_recomputed() -> bool:
-    """Return whether backward is running, as it is when an activation checkpoint runs a layer again."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def refuse_recomputation(what: str) -> None:
-    """Raise InvalidInput if backward is running: an estimator's state would move a second time for one step."""
-    if not torch.compiler.is_compiling() and is_recomputed():
-        raise InvalidInput(
-            f"{what} while backward is running, as inside torch.utils.checkpoint or a hook; put the checkpoint inside the scope, "
-            "around layers alone"
-        )
-
-
 def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) -> Tensor:
     """Expand x, whose dims are the leading batch dims of a layer, to all of its batch dims, `[*batch]`."""
     if x.shape != batch[: x.ndim]:
@@ -117,6 +85,11 @@ class Use:
         self.layer, self.draw, self.state, self.step, self.paths = layer, draw, state, step, paths
         self.emitted = draw.points
         self.version = draw.a._version
+
+    @property
+    def seed(self) -> int | Tensor:
+        """The seed of the draw."""
+        return self.draw.key.seed
 
     @property
     def batch(self) -> torch.Size:
@@ -320,6 +293,14 @@ class EmitTransformed(torch.autograd.Function):
         a, seed, ctx.layer, ctx.paths = inputs
         ctx.save_for_backward(a, seed)
         ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Raise Incompatible: an estimate is a gradient, which forward mode does not carry."""
+        raise Incompatible(
+            "a stochastic layer has no forward-mode derivative, which torch.func.jvp and jacfwd ask for; use "
+            "torch.func.grad, vjp or jacrev"
+        )
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_port: Tensor | None) -> tuple[Tensor | None, None, None, None]:
