@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 from weakref import WeakSet
 
@@ -11,7 +11,7 @@ import torch
 
 from gradest.contract.estimator import State
 from gradest.errors import Incompatible, InvalidInput
-from gradest.nn.paths import NO_PATHS, Paths
+from gradest.nn.sampler import NO_PATHS, Pair, Paths
 
 __all__ = ["FirstRun", "FirstRuns", "PlainRun", "is_recomputed", "refuse_recomputation"]
 
@@ -36,6 +36,10 @@ class FirstRun(Protocol):
     """What a forward pass of a layer is repeated from."""
 
     @property
+    def sampler(self) -> Pair:
+        """The neuron and the estimator, with the options of then."""
+
+    @property
     def seed(self) -> object:
         """The seed of its noise."""
 
@@ -56,6 +60,7 @@ class FirstRun(Protocol):
 class PlainRun:
     """A first run, for layers that keep nothing else of a forward pass."""
 
+    sampler: Pair
     seed: object
     state: State
     step: int = 0
@@ -77,15 +82,15 @@ class FirstRuns:
         """Remember a run for as long as it is alive, which its autograd graph decides."""
         self._recorded.add(run)
 
-    def record_without_graph(self, seed: object, step: int, paths: Paths = NO_PATHS) -> None:
+    def record_without_graph(self, sampler: Pair, seed: object, step: int, paths: Paths = NO_PATHS) -> None:
         """Remember a run under torch.no_grad()."""
-        self._unrecorded.append(PlainRun(seed, {}, step, paths))
+        self._unrecorded.append(PlainRun(sampler, seed, {}, step, paths))
 
     def recorded(self, seed: object) -> FirstRun | None:
         """Return the run with this seed whose graph is alive."""
         return next((run for run in list(self._recorded) if run.seed == seed), None)
 
-    def without_graph(self, seed: object, state: State, step: int, label: str) -> PlainRun:
+    def without_graph(self, seed: object, state: State, step: int) -> PlainRun:
         """Return the run with this seed under torch.no_grad(), with the state of now, which must still be that of then.
 
         Raises Incompatible if there was no such run, or if the state has moved since.
@@ -93,12 +98,12 @@ class FirstRuns:
         run = next((run for run in reversed(self._unrecorded) if run.seed == seed), None)
         if run is None:
             raise Incompatible(
-                f"the layer {label} runs while backward is running, with other noise than in the forward pass, so its gradient "
+                "a stochastic layer runs while backward is running, with other noise than in the forward pass, so its gradient "
                 "would be wrong; torch.utils.checkpoint needs preserve_rng_state=True"
             )
         if state and run.step != step:
             raise Incompatible(
-                f"a checkpoint runs the layer {label} again after the state of its estimator has moved, so its gradient would be "
+                "a checkpoint runs a stochastic layer again after the state of its estimator has moved, so its gradient would be "
                 "wrong; torch.utils.checkpoint needs use_reentrant=False"
             )
-        return PlainRun(seed, state, step, run.paths)
+        return replace(run, state=state)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import gradest
 from gradest.analysis import bias
+from gradest.contract.score_function import ScoreFunction
 from gradest.errors import Incompatible
 from gradest.estimation.distributed import fresh_key, fresh_path_key
 from gradest.nn import Expectation, Stochastic, StochasticGraph, broadcast_loss
@@ -227,7 +228,7 @@ class Graph(Layer):
             return graph.surrogate("sum")
 
     def by_hand(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not self.unit.credits_paths:
+        if not _credits_paths(self.case.estimator, self.case.neuron):
             return super().by_hand(x)
         neuron = self.case.neuron
         estimator = self.case.estimator.of_samples(PATHS)  # type: ignore[attr-defined]
@@ -252,6 +253,11 @@ CALLS: dict[str, type[Program]] = {
 }
 
 
+def _credits_paths(estimator: gradest.Estimator, neuron: gradest.Neuron) -> bool:
+    """Whether a layer needs a scope of paths for this estimator."""
+    return isinstance(estimator, ScoreFunction) and estimator.evaluations(neuron, (2,) * neuron.event_ndim) > 1
+
+
 def cases() -> Iterator[Case]:
     """Every pair of the registry, with the examples of its options, in every call that it fits."""
     from gradest.testing import checks
@@ -260,10 +266,10 @@ def cases() -> Iterator[Case]:
         yield Case("expect", estimator, neuron)
         yield Case("Expectation", estimator, neuron)
         try:
-            layer = Stochastic(neuron, estimator)
+            Stochastic(neuron, estimator)
         except Incompatible:
             continue
-        if not layer.credits_paths:
+        if not _credits_paths(estimator, neuron):
             yield Case("Stochastic", estimator, neuron)
             yield Case("StochasticGraph", estimator, neuron)
         elif "samples" not in estimator.model_fields_set or estimator.evaluations(neuron, (2,)) == PATHS:
