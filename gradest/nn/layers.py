@@ -16,7 +16,7 @@ from gradest.contract.objective import Loss
 from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions
-from gradest.estimation.ask_tell import ask, check_pre_activations
+from gradest.estimation.ask_tell import ask, check_pre_activations, losses_in_progress
 from gradest.estimation.distributed import fresh_key, fresh_path_key
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
@@ -34,6 +34,7 @@ from gradest.nn.uses import (
     Use,
     is_recomputed,
     missing_loss,
+    used_inside_loss,
 )
 from gradest.random import fresh_seed_tensor
 
@@ -111,6 +112,7 @@ class _Uses:
     scope: the innermost open StochasticGraph of the layer. Outside of scopes: `alive` are the eager uses whose output is alive,
     and `latest` heads the list of those in compiled code and in transforms of torch.func, which are not known to die. `recorded`
     counts the eager uses since the last broadcast_loss, and `told` the uses that it told, if there was no forward pass since.
+    `called` says whether the layer was ever called.
     """
 
     def __init__(self) -> None:
@@ -119,6 +121,7 @@ class _Uses:
         self.latest: Recorded | None = None
         self.recorded = 0
         self.told = 0
+        self.called = False
 
 
 class _PerThread(threading.local):
@@ -174,6 +177,7 @@ class Stochastic(_StochasticModule):
             self.target_kind = self.target_kind.replace(f"of {asked} samples", "of all paths")
         self.needs_loss = "loss" in self.estimator.needs
         self._thread = _PerThread()
+        self._moving = threading.Lock()
         self._known: weakref.WeakSet[Use] = weakref.WeakSet()  # the uses in graphs that are alive, of all threads
         self._handle = None if draw is None else Handle(self)
         self.steps = 0  # how many times the state has been updated
@@ -181,11 +185,13 @@ class Stochastic(_StochasticModule):
 
     def __getstate__(self) -> dict[str, Any]:
         # uses that wait for their backward belong to this object; a copy starts without any
-        return {name: value for name, value in self.__dict__.items() if name not in ("_thread", "_known", "_handle")}
+        own = ("_thread", "_moving", "_known", "_handle")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         fresh = {
             "_thread": _PerThread(),
+            "_moving": threading.Lock(),
             "_known": weakref.WeakSet(),
             "_handle": None if draw is None else Handle(self),
         }
@@ -202,7 +208,7 @@ class Stochastic(_StochasticModule):
         if torch.compiler.is_compiling():
             return self._outside(a, baseline) if draw is None else self._compiled(a, baseline)
         uses = self._thread.uses
-        uses.told = 0
+        uses.told, uses.called = 0, True
         if not self.training:
             return self._evaluate(a)
         scope, paths = uses.scope, NO_PATHS
@@ -235,10 +241,12 @@ class Stochastic(_StochasticModule):
         if uses.scope is not None:
             uses.scope.record(recorded)
             return h
+        self._check_place()
         token = LivenessToken()
         uses.alive[token] = recorded
         uses.recorded += 1
         h = KeepAlive.apply(h, token)  # type: ignore[no-untyped-call]
+        use.intact = h._version
         return h
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
@@ -269,7 +277,7 @@ class Stochastic(_StochasticModule):
                 "a stochastic layer cannot be compiled inside a transform of torch.func; use the transform without torch.compile"
             )
         uses = self._thread.uses
-        uses.told = 0
+        uses.told, uses.called = 0, True
         if not self.training:
             if self.evaluation != "sample":
                 return self._evaluate(a)
@@ -300,7 +308,13 @@ class Stochastic(_StochasticModule):
         if uses.scope is not None:
             uses.scope.record(recorded)
         else:
+            self._check_place()
             recorded.previous, uses.latest = uses.latest, recorded
+
+    def _check_place(self) -> None:
+        """Raise Incompatible for a use outside of scopes that is inside the function f of an expectation."""
+        if losses_in_progress():
+            raise used_inside_loss(self)
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="the shapes of this estimator's state follow from its input: call the model once before it is compiled, "
@@ -372,9 +386,9 @@ class Stochastic(_StochasticModule):
         if torch.compiler.is_compiling() or transformed():
             return found, 0
         # wrapped tensors belong to transforms that have ended
-        found = [use for use in found if not is_functorch_wrapped_tensor(use.port)]
+        reachable = [use for use in found if not is_functorch_wrapped_tensor(use.port)]
         alive = list(uses.alive.values())
-        return found + alive, uses.recorded - len(alive)
+        return reachable + alive, len(found) - len(reachable) + uses.recorded - len(alive)
 
     def forget_uses(self, told: int = 0) -> None:
         """Forget the uses that wait outside of a scope; `told` of them were told their loss."""
@@ -382,6 +396,10 @@ class Stochastic(_StochasticModule):
         uses.latest, uses.recorded = None, 0
         uses.alive.clear()
         uses.told = told or uses.told
+
+    def was_called(self) -> bool:
+        """Return whether the layer was ever called in this thread."""
+        return self._thread.uses.called
 
     def was_told(self) -> bool:
         """Return whether uses outside of a scope were told their loss, and there was no forward pass since."""
@@ -391,14 +409,15 @@ class Stochastic(_StochasticModule):
         """Set the next state, which a use of the layer computed from the state of step `since`."""
         if not state:
             return
-        if since == self.steps:
-            self.steps, self._merged = self.steps + 1, 1
-        elif since == self.steps - 1:
-            self._merged += 1
-            state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}
-        else:  # a graph from before the last step, whose state is out of date
-            return
-        self._set_state(state)
+        with self._moving:  # several threads may train one model, and backward may run in threads of its own
+            if since == self.steps:
+                self.steps, self._merged = self.steps + 1, 1
+            elif since == self.steps - 1:
+                self._merged += 1
+                state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}
+            else:  # a graph from before the last step, whose state is out of date
+                return
+            self._set_state(state)
 
 
 class Expectation(_StochasticModule):

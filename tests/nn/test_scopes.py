@@ -225,6 +225,7 @@ def test_a_use_before_the_scope_is_noticed():
     layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(2, 3, requires_grad=True)
     h = layer(a)
     with StochasticGraph(layer) as graph:
+        layer(a)
         graph.add_cost(h.sum(-1))
         with pytest.warns(GradestWarning, match="before this StochasticGraph was opened"):
             graph.surrogate()
