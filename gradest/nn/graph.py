@@ -17,15 +17,8 @@ from gradest.estimation.ask_tell import check_count, first_non_finite, losses_in
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.layers import Expectation, Stochastic
-from gradest.nn.uses import (
-    NO_PATHS,
-    Paths,
-    Recorded,
-    attach,
-    leading_batch,
-    refuse_recomputation,
-    used_inside_loss,
-)
+from gradest.nn.sampler import NO_PATHS, Paths
+from gradest.nn.uses import Recorded, attach, leading_batch, refuse_recomputation, used_inside_loss
 
 __all__ = ["StochasticGraph", "broadcast_loss"]
 
@@ -220,8 +213,8 @@ class StochasticGraph:
                     "paths are the baseline"
                 )
             told.append(use)
-            losses.append(leading_batch("a cost", self._for_use(credited), use.batch, use.layer.neuron))
-            shares.append(share if use.layer.credits_paths else share / (self.samples or 1))
+            losses.append(leading_batch("a cost", self._for_use(credited), use.batch, use.sampler.neuron))
+            shares.append(share if use.sampler.credits_paths else share / (self.samples or 1))
         surrogate = attach(scalar, told, losses, shares)
         _warn_without_gradient(surrogate, self._layers)
         self._latest = None
@@ -237,7 +230,7 @@ class StochasticGraph:
     def record(self, use: Recorded) -> None:
         """Record a use of a layer."""
         if losses_in_progress() > self._level:
-            raise used_inside_loss(use.layer)
+            raise used_inside_loss(use.sampler)
         use.previous, self._latest = self._latest, use
 
     def paths_of(self, a: Tensor, neuron: Neuron) -> Paths:
@@ -317,17 +310,17 @@ class StochasticGraph:
 
     def _bound(self) -> ScoreFunction | None:
         """Return the estimator whose target is a bound over the paths, if there is one."""
-        layers = [layer for layer in self._layers if layer.needs_loss]
-        for layer in layers[1:]:
-            if layer.target_kind != layers[0].target_kind:
+        samplers = [layer.sampler for layer in self._layers if layer.sampler.needs_loss]
+        for sampler in samplers[1:]:
+            if sampler.target_kind != samplers[0].target_kind:
                 raise Incompatible(
-                    f"the estimators of the layers have different targets: {layers[0].estimator.name} estimates "
-                    f"{layers[0].target_kind}, {layer.estimator.name} {layer.target_kind}. Use estimators of one target"
+                    f"the estimators of the layers have different targets: {samplers[0].estimator.name} estimates "
+                    f"{samplers[0].target_kind}, {sampler.estimator.name} {sampler.target_kind}. Use estimators of one target"
                 )
-        for layer in layers:
-            if layer.has_bound:
-                assert isinstance(layer.estimator, ScoreFunction)
-                return layer.estimator
+        for sampler in samplers:
+            if sampler.has_bound:
+                assert isinstance(sampler.estimator, ScoreFunction)
+                return sampler.estimator
         return None
 
 
@@ -388,7 +381,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     credit = loss.detach()
     if credit.ndim > batch_dims:
         credit = widen(credit).flatten(batch_dims).sum(-1)
-    losses = [leading_batch("the loss", credit, use.batch, use.layer.neuron) for use in told]
+    losses = [leading_batch("the loss", credit, use.batch, use.sampler.neuron) for use in told]
     for layer, (uses, died) in zip(layers, waiting, strict=True):
         if died:
             _complain(layer, died, len(uses))
@@ -434,7 +427,7 @@ def _has_ended(x: Tensor) -> bool:
 def _complain_of_calls(layers: list[Stochastic], where: str) -> None:
     """Raise MissingLoss, if a layer in training mode needs the loss, because none was called `where` its loss is told."""
     for layer in layers:
-        if layer.training and layer.needs_loss:
+        if layer.training and layer.sampler.needs_loss:
             raise MissingLoss(
                 f"none of the stochastic layers of the model was called {where}, so none can be told its loss. Give the model "
                 "whose layers were called (not a copy of it, such as a replica in another thread), and call it in the thread and "
