@@ -293,7 +293,7 @@ def test_broadcast_loss_is_for_one_cost():
     layer.train()
     uses = [layer(a) for _ in range(5)]
     with pytest.raises(InvalidInput, match="StochasticGraph with add_cost"):
-        broadcast_loss(layer, torch.zeros(4, 5))
+        broadcast_loss(layer, torch.zeros(5, 4))
     with pytest.raises(InvalidInput, match="a single number, but the layers have a batch"):
         broadcast_loss(layer, sum(uses).mean())
     broadcast_loss(layer, sum(uses).sum(-1)).backward()  # nothing was lost by the mistakes
