@@ -147,7 +147,7 @@ class Stochastic(StochasticModule):
             must be known before the sample is drawn, such as a critic's value of the state; the gradient stays unbiased whatever
             it is. It is not differentiated. Estimators that need no loss do not use it.
         Raises InvalidInput for a bad input or baseline or for an event that differs from that of the state, and Incompatible
-        where the estimator needs a scope of paths or where a layer that needs the loss is used inside the function f of an Expectation.
+        if the estimator needs a scope of paths, or if it needs the loss and is used inside the function f of an Expectation.
         """
         if torch.compiler.is_compiling():
             return self._outside(a, baseline) if draw is None else self._compiled(a, baseline)
