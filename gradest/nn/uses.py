@@ -35,10 +35,8 @@ __all__ = [
     "RecordedInTransform",
     "Use",
     "attach",
-    "is_recomputed",
     "leading_batch",
     "missing_loss",
-    "refuse_recomputation",
     "used_inside_loss",
 ]
 
@@ -68,20 +66,6 @@ def used_inside_loss(sampler: Sampler) -> Incompatible:
     )
 
 
-def is_recomputed() -> bool:
-    """Return whether backward is running, as it is when an activation checkpoint runs a layer again."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def refuse_recomputation(what: str) -> None:
-    """Raise InvalidInput if backward is running: an estimator's state would move a second time for one step."""
-    if not torch.compiler.is_compiling() and is_recomputed():
-        raise InvalidInput(
-            f"{what} while backward is running, as inside torch.utils.checkpoint or a hook; put the checkpoint inside the scope, "
-            "around layers alone"
-        )
-
-
 def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) -> Tensor:
     """Expand x, whose dims are the leading batch dims of a layer, to all of its batch dims, `[*batch]`."""
     if x.shape != batch[: x.ndim]:
@@ -107,6 +91,11 @@ class Use:
         self.state, self.step, self.paths = state, step, paths
         self.emitted, self.intact = draw.points, 0  # what the caller has, and its version as long as nobody wrote to it
         self.version = draw.a._version
+
+    @property
+    def seed(self) -> int | Tensor:
+        """The seed of the draw."""
+        return self.draw.key.seed
 
     @property
     def batch(self) -> torch.Size:
@@ -316,6 +305,14 @@ class EmitTransformed(torch.autograd.Function):
         a, seed, ctx.layer, ctx.sampler, ctx.paths = inputs
         ctx.save_for_backward(a, seed)
         ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Raise Incompatible: an estimate is a gradient, which forward mode does not carry."""
+        raise Incompatible(
+            "a stochastic layer has no forward-mode derivative, which torch.func.jvp and jacfwd ask for; use "
+            "torch.func.grad, vjp or jacrev"
+        )
 
     @staticmethod
     def backward(
