@@ -14,10 +14,10 @@ from gradest.contract.estimator import Estimator, Target
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import InvalidInput, TooManyPoints
+from gradest.errors import Inexact, InvalidInput, TooManyPoints
 from gradest.estimation.ask_tell import check_pre_activations
 from gradest.estimation.estimate import estimate
-from gradest.estimation.exact import closed_form
+from gradest.estimation.exact import exact_or_raise
 from gradest.estimation.results import Estimate
 from gradest.random import check_seed, fresh_seed
 
@@ -50,7 +50,8 @@ def compare(
     progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
         gradient is enumerated.
 
-    If the exact gradient takes too many points, the figures that need it are None. Raises InvalidInput if `estimators` is not a
+    If the exact gradient takes too many points, or its quadrature is not accurate for f, the figures that need it are None, and
+    `no_exact` of the table gives the reason. Raises InvalidInput if `estimators` is not a
     list, Incompatible if an estimator that is named does not fit the neuron, and what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
@@ -65,16 +66,17 @@ def compare(
         for estimator in chosen:
             registry.check_fit(neuron, estimator)
     exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
-    exact = _exact_gradient(f, a, neuron, Target(), exact_progress)
+    reasons: dict[str, None] = {}
+    exact = _exact_gradient(f, a, neuron, Target(), exact_progress, reasons)
     rows = []
     for estimator in chosen:
         label = estimator.label()
         report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
         found = estimate(f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report)
         target = estimator.target()
-        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, exact_progress)
+        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, exact_progress, reasons)
         rows.append(_comparison_row(estimator, neuron, found, truth))
-    return Comparison(neuron.label(), draws, seed, tuple(rows), exact)
+    return Comparison(neuron.label(), draws, seed, tuple(rows), exact, "; ".join(reasons) or None)
 
 
 def comparable_estimators(neuron: Neuron) -> list[Estimator]:
@@ -101,10 +103,19 @@ def cosine_similarity(one: Tensor, two: Tensor) -> float:
 
 
 def _exact_gradient(
-    f: Loss, a: Tensor, neuron: Neuron, target: Target, progress: Callable[[int, int], None] | None
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    target: Target,
+    progress: Callable[[int, int], None] | None,
+    reasons: dict[str, None],
 ) -> Tensor | None:
-    found = closed_form(f, a, neuron, target, progress=progress)
-    return None if found is None else found[1]
+    """Return the exact gradient, or add the reason why there is none to `reasons` and return None."""
+    try:
+        return exact_or_raise(f, a, neuron, target, progress=progress)[1]
+    except (TooManyPoints, Inexact) as error:
+        reasons[str(error)] = None
+        return None
 
 
 def within_point_limit(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:

@@ -87,6 +87,8 @@ class Comparison:
     rows: tuple[ComparisonRow, ...]
     exact: Tensor | None
     """The exact gradient of E[f(h)], `[*batch, *event]`, or None if it cannot be computed."""
+    no_exact: str | None = None
+    """Why the exact gradient of E[f(h)], or of another target of an estimator, is missing; None if it is not."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as numbers, strings, lists and dicts; figures that are not finite stay floats."""
@@ -96,12 +98,14 @@ class Comparison:
             "seed": self.seed,
             "rows": [asdict(row) for row in self.rows],
             "exact": None if self.exact is None else self.exact.tolist(),
+            "no_exact": self.no_exact,
         }
 
     def to_markdown(self) -> str:
-        """Return the rows as a Markdown table."""
+        """Return the rows as a Markdown table, and below it why the exact gradient is missing, if it is."""
         rows = ([_show(cell) for cell in asdict(row).values()] for row in self.rows)
-        return table(COMPARISON_COLUMNS, rows, align="llrrrrrrrr")
+        shown = table(COMPARISON_COLUMNS, rows, align="llrrrrrrrr")
+        return shown if self.no_exact is None else f"{shown}\n\nThe bias is not shown: {self.no_exact}."
 
     def _repr_markdown_(self) -> str:
         """Return what a notebook shows: the Markdown table."""

@@ -234,7 +234,13 @@ def compare(
 
         dtype = torch.promote_types(a.dtype, torch.float32)
         exact = torch.tensor(with_non_finite(exact), dtype=dtype, device=a.device).reshape(a.shape)
-    return _build(Comparison, ResponseFields({**response, "rows": _build_all(ComparisonRow, rows), "exact": exact}))
+    built = {
+        "no_exact": None,
+        **response,
+        "rows": _build_all(ComparisonRow, rows),
+        "exact": exact,
+    }  # an older service has none
+    return _build(Comparison, ResponseFields(built))
 
 
 def recommend(

@@ -47,10 +47,10 @@ def world_size() -> int:
 def row_numbers(batch: torch.Size) -> Tensor:
     """Return the row numbers, in the joined batch, of the rows `[*batch]` of this process. The first dim counts examples."""
     if not batch:
-        return torch.tensor(0)
-    examples = rank() + world_size() * torch.arange(batch[0])
+        return torch.tensor(0, device="cpu")
+    examples = rank() + world_size() * torch.arange(batch[0], device="cpu")
     within = batch[1:].numel()
-    return (examples[:, None] * within + torch.arange(within)).reshape(batch)
+    return (examples[:, None] * within + torch.arange(within, device="cpu")).reshape(batch)
 
 
 def joined_state(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> State:
@@ -63,7 +63,7 @@ def joined_state(estimator: Estimator, draw: Draw, feedback: Feedback, state: St
     if not batch:
         return estimator.backward(draw, feedback, state)[1]
     key = draw.key
-    rows = torch.arange(batch.numel()).reshape(batch) if key.rows is None else key.rows.expand(batch)
+    rows = torch.arange(batch.numel(), device="cpu").reshape(batch) if key.rows is None else key.rows.expand(batch)
     seeds = torch.as_tensor(key.seed).expand(batch)
     seeds, rows = _join(torch.stack([seeds, rows.to(seeds.device)]).to(draw.a.device), 1)
     joined = estimator.forward(draw.neuron, _join(draw.a, 0), replace(key, seed=seeds, rows=rows), state)
@@ -134,6 +134,8 @@ def fresh_path_key(a: Tensor, event_ndim: int, paths: int, flat: bool, seed: int
     batch = a.shape[: a.ndim - event_ndim]
     rest = batch[1:] if flat else batch[2:]
     count = batch[0] // paths if flat else (batch[1] if len(batch) > 1 else 1)
-    examples, within = rank() + world_size() * torch.arange(count), rest.numel()
-    rows = (examples * paths + torch.arange(paths)[:, None])[..., None] * within + torch.arange(within)
+    examples, within = rank() + world_size() * torch.arange(count, device="cpu"), rest.numel()
+    rows = (examples * paths + torch.arange(paths, device="cpu")[:, None])[..., None] * within + torch.arange(
+        within, device="cpu"
+    )
     return Key(fresh_seed() if seed is None else seed, rows=rows.reshape(batch))

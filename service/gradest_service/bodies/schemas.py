@@ -341,6 +341,7 @@ class CompareAnswer(BaseModel):
     seed: int
     rows: list[ComparisonRow]
     exact: NumbersOut | None = Field(description=_EXACT.format("gradient, [*batch, *event]"))
+    no_exact: str | None = Field(None, description="Why there is no exact gradient; null if there is one.")
 
 
 class EstimateSoFar(BaseModel):
