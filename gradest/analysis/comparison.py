@@ -15,9 +15,11 @@ from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Inexact, InvalidInput, TooManyPoints
-from gradest.estimation.ask_tell import check_pre_activations
-from gradest.estimation.estimate import estimate
+from gradest.estimation.ask_tell import check_count, check_pre_activations
+from gradest.estimation.estimate import estimate_checked
+from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.exact import exact_or_raise
+from gradest.estimation.loss_checks import checked_loss
 from gradest.estimation.results import Estimate
 from gradest.random import check_seed, fresh_seed
 
@@ -33,6 +35,7 @@ def compare(
     seed: int | None = None,
     *,
     warm_up: int = 100,
+    event_dims: EventDims | None = None,
     executor: Executor | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
@@ -46,16 +49,23 @@ def compare(
         options, except those that would evaluate f at more points than the limit of enumeration. An estimator with another
         `target` can be named; it is compared with the exact gradient of that target, which its claim then names.
     draws, warm_up, executor: as for `estimate`, for each estimator. Only `seconds` depends on the executor.
+    event_dims: as for `expect`. The exact gradient has the shape of `a`.
     seed: the seed of all estimators. If omitted, a new seed is drawn, and the table has it.
     progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
         gradient is enumerated.
 
     If the exact gradient takes too many points, or its quadrature is not accurate for f, the figures that need it are None, and
-    `no_exact` of the table gives the reason. Raises InvalidInput if `estimators` is not a
-    list, Incompatible if an estimator that is named does not fit the neuron, and what `estimate` raises.
+    `no_exact` of the table gives the reason. They are also None if f is random or depends on the other points of a call, of which
+    a GradestWarning tells, as that of `estimate` does.
+
+    Raises InvalidInput if `estimators` is not a list or if rows of the batch share a loss, Incompatible if an estimator that is
+    named does not fit the neuron, and what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
-    check_pre_activations(a, neuron)
+    layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
+    if layout is not None:
+        f, a = layout.loss(f), layout.flatten(a)
+    wide = check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     if estimators is None:
         chosen = [estimator for estimator in comparable_estimators(neuron) if within_point_limit(estimator, neuron, a)]
@@ -65,17 +75,26 @@ def compare(
         chosen = [registry.estimator(spec) for spec in estimators]
         for estimator in chosen:
             registry.check_fit(neuron, estimator)
+    check_count("draws", draws, least=1)
     exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
-    reasons: dict[str, None] = {}
-    exact = _exact_gradient(f, a, neuron, Target(), exact_progress, reasons)
     rows = []
-    for estimator in chosen:
-        label = estimator.label()
-        report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
-        found = estimate(f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report)
-        target = estimator.target()
-        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, exact_progress, reasons)
-        rows.append(_comparison_row(estimator, neuron, found, truth))
+    reasons: dict[str, None] = {}
+    with checked_loss(f, wide, neuron, a.dtype) as is_function:
+        if not is_function:
+            reasons["the loss is random, or depends on the other points of a call"] = None
+        exact = _exact_gradient(f, a, neuron, Target(), exact_progress, reasons) if is_function else None
+        for estimator in chosen:
+            label = estimator.label()
+            report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
+            found = estimate_checked(
+                f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report
+            )
+            target, truth = estimator.target(), exact
+            if is_function and target != Target():
+                truth = _exact_gradient(f, a, neuron, target, exact_progress, reasons)
+            rows.append(_comparison_row(estimator, neuron, found, truth))
+    if exact is not None and layout is not None:
+        exact = layout.restore(exact)
     return Comparison(neuron.label(), draws, seed, tuple(rows), exact, "; ".join(reasons) or None)
 
 
@@ -112,7 +131,7 @@ def _exact_gradient(
 ) -> Tensor | None:
     """Return the exact gradient, or add the reason why there is none to `reasons` and return None."""
     try:
-        return exact_or_raise(f, a, neuron, target, progress=progress)[1]
+        return exact_or_raise(f, a, neuron, target, checked=True, progress=progress)[1]
     except (TooManyPoints, Inexact) as error:
         reasons[str(error)] = None
         return None

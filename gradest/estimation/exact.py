@@ -20,10 +20,13 @@ from gradest.estimation.ask_tell import (
     check_pre_activations,
     losses_at,
 )
+from gradest.estimation.events import EventDims, EventLayout
+from gradest.estimation.loss_checks import checked_loss
 
-__all__ = ["closed_form", "exact", "exact_or_raise"]
+__all__ = ["closed_form", "exact", "exact_checked", "exact_or_raise"]
 
 _GOAL = 1e-6  # a quadrature that is closer than this is not refined further
+_TOLERANCE = 1e-3
 _MAX_REFINED_POINTS = 1 << 16  # of a quadrature that is refined; level 0 may have up to MAX_POINTS
 _Law = Callable[[], tuple[Tensor, Tensor]]
 _Progress = Callable[[int, int], None] | None
@@ -35,7 +38,8 @@ def exact(
     neuron: NeuronSpec = "bernoulli",
     target: Target | None = None,
     *,
-    tolerance: float = 1e-3,
+    event_dims: EventDims | None = None,
+    tolerance: float = _TOLERANCE,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute E[f(h)] `[*batch]` and its gradient in `a` `[*batch, *event]` as a sum over the joint law of the units, in chunks.
@@ -43,9 +47,14 @@ def exact(
     The result is exact for units with finitely many outputs, up to 20 binary units. For `Continuous` units it is a quadrature, up
     to 3 units. Two levels of it are compared on f, and for one or two units it is refined until they agree to 1e-6. If their
     difference, which bounds the error of the finer one for all but pathological f, is above the tolerance, Inexact is raised.
-    f is evaluated in the dtype of `a`; the sum is in float64. Raises TooManyPoints if it would take more than 2^20 points.
+    f is evaluated in the dtype of `a`; the sum is in float64.
+
+    Raises TooManyPoints if it would take more than 2^20 points, and InvalidInput if f is random (dropout), normalises over points
+    (BatchNorm in training mode), or if rows of the batch share a loss, which `event_dims` is for. f is checked for these once, at
+    a few points. Buffers of the modules that f refers to are left as they were.
 
     target: another quantity than E[f(h)], such as `estimator.target()`. One of n samples takes the n-th power of the points.
+    event_dims: as for `expect`. The gradient has the shape of `a`.
     tolerance: the largest error of a quadrature, as a share of the standard deviation of f(h) for the loss, and of that plus the
         largest entry of the row's gradient for the gradient. The rounding error of f in its dtype is allowed besides.
     progress: progress(done, points) is called after each chunk of each level. An exception that it raises ends the computation.
@@ -53,6 +62,24 @@ def exact(
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance > 0:
         raise InvalidInput(f"tolerance must be a number above 0, not {tolerance!r}")
     neuron = registry.neuron(neuron)
+    if event_dims is not None:
+        layout = EventLayout.of(neuron, a, event_dims)
+        value, slope = exact(layout.loss(f), layout.flatten(a), neuron, target, tolerance=tolerance, progress=progress)
+        return value, layout.restore(slope)
+    wide = check_pre_activations(a, neuron)
+    with checked_loss(f, wide, neuron, a.dtype, refuse=True):
+        return exact_checked(f, a, neuron, target, progress, tolerance)
+
+
+def exact_checked(
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    target: Target | None = None,
+    progress: _Progress = None,
+    tolerance: float = _TOLERANCE,
+) -> tuple[Tensor, Tensor]:
+    """Do what `exact` does, for a loss that has been checked."""
     wide = check_pre_activations(a, neuron).double().requires_grad_()
 
     def at_level(level: int) -> _Sums:
@@ -138,7 +165,7 @@ def _sums(
         for first in range(0, total, chunk):
             points, weights = configurations(neuron, wide, law(), first, min(first + chunk, total))
             at = points.to(a.dtype)
-            losses = losses_at(f, at if moves else at.detach(), neuron).double()
+            losses = losses_at(f, at if moves else at.detach(), neuron.event_ndim).double()
             part = (weights * (losses if moves else losses.detach())).sum(0)
             if part.requires_grad:  # otherwise nothing in the law depends on a
                 (step,) = torch.autograd.grad(part.sum(), wide)
@@ -168,7 +195,7 @@ def _sums_of_samples(
     if ways > MAX_POINTS:
         raise TooManyPoints(f"{target} over {total} configurations has {ways} terms; the limit is 2^20")
     points, weights = configurations(neuron, wide, law(), 0, total)
-    losses = losses_at(f, points.to(a.dtype), neuron).double()
+    losses = losses_at(f, points.to(a.dtype), neuron.event_ndim).double()
     given = [x.detach().requires_grad_() for x in (weights, losses)]
     value = torch.zeros_like(losses[0]).detach()
     slopes = [torch.zeros_like(x) for x in given]
@@ -198,9 +225,13 @@ def exact_or_raise(
     neuron: Neuron,
     target: Target | None = None,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    checked: bool = False,
+    progress: _Progress = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the result of `exact`, by the objective's closed form if it has one."""
+    """Return the result of `exact`, by the objective's closed form if it has one.
+
+    checked: whether f is known to be what `exact` asks for.
+    """
     if isinstance(f, Objective) and (target is None or target.samples == 1):
         wide = check_pre_activations(a, neuron).double().requires_grad_()
         with torch.enable_grad():
@@ -210,6 +241,8 @@ def exact_or_raise(
                 (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
                 dtype = at_least_float32(a)
                 return loss.detach().to(dtype), gradient.to(dtype)
+    if checked:
+        return exact_checked(f, a, neuron, target, progress)
     return exact(f, a, neuron, target, progress=progress)
 
 
@@ -219,10 +252,11 @@ def closed_form(
     neuron: Neuron,
     target: Target | None = None,
     *,
+    checked: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Return the result of `exact_or_raise`, or None if the sum has too many points or is not accurate."""
     try:
-        return exact_or_raise(f, a, neuron, target, progress=progress)
+        return exact_or_raise(f, a, neuron, target, checked=checked, progress=progress)
     except (TooManyPoints, Inexact):
         return None
