@@ -148,7 +148,7 @@ def ask(
     neuron, estimator, key = registry.neuron(neuron), registry.estimator(estimator), to_key(seed)
     registry.check_fit(neuron, estimator)
     wide = check_pre_activations(a, neuron)
-    state = first_state(estimator, neuron, wide) if state is None else state
+    state = first_state(estimator, neuron, wide) if state is None else _outside_inference(state)
     with torch.set_grad_enabled(False), plain_saved_tensors():  # cheaper than no_grad
         draw = estimator.forward(neuron, wide, key, state)
         _check_draw(estimator, neuron, wide, key, draw)
@@ -172,12 +172,17 @@ def tell(estimator: EstimatorSpec, draw: Draw, feedback: Feedback, state: State)
     shape, dtype = draw.points.shape, draw.a.dtype
     loss = _check_feedback(estimator, "loss", feedback.loss, shape[: len(shape) - draw.neuron.event_ndim], dtype)
     widened = Feedback(loss, _check_feedback(estimator, "grad", feedback.grad, shape, dtype))
+    state = _outside_inference(state)
     try:
         with torch.set_grad_enabled(False), plain_saved_tensors():
             told = estimator.backward(draw, widened, state)
     except RuntimeError as error:
         if transformed():
             raise Incompatible(f"{estimator.label()} does not run inside a transform of torch.func: {error}") from error
+        if torch.is_inference_mode_enabled():
+            raise Incompatible(
+                f"{estimator.label()} uses autograd, which does not record in inference mode; use torch.no_grad() instead: {error}"
+            ) from error
         raise
     if not isinstance(told, tuple) or len(told) != 2:
         raise PluginFault(f"{estimator.name}.backward must return a gradient and a state")
@@ -187,6 +192,13 @@ def tell(estimator: EstimatorSpec, draw: Draw, feedback: Feedback, state: State)
         with torch.set_grad_enabled(False):
             return told[0], joined_state(estimator, draw, widened, state)
     return told
+
+
+def _outside_inference(state: State) -> State:
+    """Return the state, as ordinary tensors if a step in inference mode has left inference tensors, which cannot be learned."""
+    if torch.is_inference_mode_enabled() or not any(x.is_inference() for x in state.values()):
+        return state
+    return {name: x.clone() for name, x in state.items()}
 
 
 def _check_feedback(

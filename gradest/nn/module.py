@@ -261,7 +261,8 @@ class StochasticModule(nn.Module):
             found, wanted = _difference(_form_of(given), self._form)
             error_msgs.append(
                 f"the state of {prefix.rstrip('.') or 'the layer'} in the state_dict has {found}, but {self.estimator.label()} "
-                f"has {wanted} for {'all events' if self.event is None else f'events {list(self.event)}'} of {self.neuron.label()}. "
+                f"has {wanted} for {'all events' if self.event is None else f'events {list(self.event)}'} of "
+                f"{self.neuron.label()}. "
                 "Load it into a layer with the estimator and the events of the one that was saved, or leave out the keys "
                 f"{start}* and load with strict=False"
             )
@@ -289,6 +290,8 @@ class StochasticModule(nn.Module):
         return value.to(dtype) if device is None else value.to(device, dtype, copy=True)
 
     def _evaluate(self, a: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            check_pre_activations(a, self.neuron)  # what is refused in training is refused in evaluation too
         if self.evaluation == "mean":
             return self.neuron.mean(a)
         if self.evaluation == "threshold":
