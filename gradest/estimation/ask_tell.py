@@ -181,7 +181,7 @@ def tell(estimator: EstimatorSpec, draw: Draw, feedback: Feedback, state: State)
             raise Incompatible(f"{estimator.label()} does not run inside a transform of torch.func: {error}") from error
         if torch.is_inference_mode_enabled():
             raise Incompatible(
-                f"{estimator.label()} uses autograd, which does not record in inference mode; use torch.no_grad() instead: {error}"
+                f"{estimator.label()} uses autograd, which inference mode turns off; use torch.no_grad() instead: {error}"
             ) from error
         raise
     if not isinstance(told, tuple) or len(told) != 2:
