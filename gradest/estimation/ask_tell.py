@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -31,6 +32,7 @@ __all__ = [
     "first_non_finite",
     "first_state",
     "losses_at",
+    "losses_in_progress",
     "sample_checked",
     "tell",
     "value_of",
@@ -183,9 +185,27 @@ def value_of(estimator: Estimator, draw: Draw, loss: Tensor) -> Tensor:
     return value
 
 
+class _InProgress(threading.local):
+    """How many functions f, each inside the other, are being evaluated in this thread."""
+
+    losses = 0
+
+
+_in_progress = _InProgress()
+
+
+def losses_in_progress() -> int:
+    """Return how many functions f, each inside the other, this code runs in. It is 0 outside of `expect` and its like."""
+    return _in_progress.losses
+
+
 def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
     """Return f(points), checked."""
-    loss = f(points)
+    _in_progress.losses += 1
+    try:
+        loss = f(points)
+    finally:
+        _in_progress.losses -= 1
     wanted = points.shape[: points.ndim - event_ndim]
     if not isinstance(loss, Tensor) or loss.shape != wanted:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
