@@ -261,7 +261,7 @@ class StochasticModule(nn.Module):
             found, wanted = _difference(_form_of(given), self._form)
             error_msgs.append(
                 f"the state of {prefix.rstrip('.') or 'the layer'} in the state_dict has {found}, but {self.estimator.label()} "
-                f"has {wanted} for {'all events' if self.event is None else f'events {list(self.event)}'} of {self.neuron.label()}. "
+                f"has {wanted} for {'all events' if self.event is None else f'events {list(self.event)}'} of {self.neuron.name}. "
                 "Load it into a layer with the estimator and the events of the one that was saved, or leave out the keys "
                 f"{start}* and load with strict=False"
             )
