@@ -15,11 +15,13 @@ from gradest.contract.estimator import State
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec
 from gradest.errors import Incompatible, InvalidInput
+from gradest.estimation.ask_tell import losses_in_progress
 from gradest.estimation.distributed import fresh_key
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.module import Evaluation, StochasticModule
+from gradest.nn.recomputation import PlainRun, is_recomputed
 from gradest.nn.sampler import NO_PATHS, Pair, Paths, Sampler
 from gradest.nn.uses import (
     Emit,
@@ -30,10 +32,10 @@ from gradest.nn.uses import (
     RecordedEagerly,
     RecordedInTransform,
     Use,
-    is_recomputed,
     missing_loss,
+    used_inside_loss,
 )
-from gradest.random import fresh_seed_tensor
+from gradest.random import fresh_seed, fresh_seed_tensor
 
 try:
     from gradest.nn.operators import Handle, RecordedInGraph, draw
@@ -42,6 +44,8 @@ except ImportError:  # before torch 2.13 no operator takes an object
 
 __all__ = ["Evaluation", "Expectation", "Stochastic"]
 
+_RUN = "gradest.nn.Expectation"  # where the autograd graph of a value keeps its first run
+
 
 class _Uses:
     """What a layer remembers of its uses in one thread.
@@ -49,6 +53,7 @@ class _Uses:
     scope: the innermost open StochasticGraph of the layer. Outside of scopes: `alive` are the eager uses whose output is alive,
     and `latest` heads the list of those in compiled code and in transforms of torch.func, which are not known to die. `recorded`
     counts the eager uses since the last broadcast_loss, and `told` the uses that it told, if there was no forward pass since.
+    `called` says whether the layer was ever called, and `steps` counts the scopes and calls of broadcast_loss.
     """
 
     def __init__(self) -> None:
@@ -57,6 +62,8 @@ class _Uses:
         self.latest: Recorded | None = None
         self.recorded = 0
         self.told = 0
+        self.called = False
+        self.steps = 0
 
 
 class _PerThread(threading.local):
@@ -112,7 +119,7 @@ class Stochastic(StochasticModule):
     ) -> None:
         super().__init__(neuron, estimator, evaluation, threshold, event)
         self._thread = _PerThread()
-        self._known: weakref.WeakSet[Use] = weakref.WeakSet()  # the uses in graphs that are alive, of all threads
+        self._moving = threading.Lock()
         self._handle = None if draw is None else Handle(self)
         self._merged = 0  # how many uses the last update averages
 
@@ -121,17 +128,13 @@ class Stochastic(StochasticModule):
         """The neuron and the estimator, with their options of now."""
         return self._pair
 
-    def __getstate__(self) -> dict[str, Any]:
-        # uses that wait for their backward belong to this object; a copy starts without any
-        return {name: value for name, value in self.__dict__.items() if name not in ("_thread", "_known", "_handle")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def _volatile(self) -> dict[str, Any]:
         fresh = {
             "_thread": _PerThread(),
-            "_known": weakref.WeakSet(),
+            "_moving": threading.Lock(),
             "_handle": None if draw is None else Handle(self),
         }
-        super().__setstate__({**state, **fresh})  # type: ignore[no-untyped-call]
+        return {**super()._volatile(), **fresh}
 
     def forward(self, a: Tensor, baseline: Tensor | None = None) -> Tensor:
         """Return one sample of the neuron in training mode, else what `evaluation` selects.
@@ -139,12 +142,13 @@ class Stochastic(StochasticModule):
         baseline: a number for each example, `[*batch]` or its leading dims, that is subtracted from the loss this use is told. It
             must be known before the sample is drawn, such as a critic's value of the state; the gradient stays unbiased whatever
             it is. It is not differentiated. Estimators that need no loss do not use it.
-        Raises InvalidInput for a bad input or baseline or for an event that differs from that of the state, and Incompatible where the estimator needs a scope of paths.
+        Raises InvalidInput for a bad input or baseline or for an event that differs from that of the state, and Incompatible
+        if the estimator needs a scope of paths, or if it needs the loss and is used inside the function f of an Expectation.
         """
         if torch.compiler.is_compiling():
             return self._outside(a, baseline) if draw is None else self._compiled(a, baseline)
         uses = self._thread.uses
-        uses.told = 0
+        uses.told, uses.called = 0, True
         self._check_event(a)
         if not self.training:
             return self._evaluate(a)
@@ -153,35 +157,55 @@ class Stochastic(StochasticModule):
             paths = scope.paths_of(a, self.neuron)
         in_transform = transformed()
         learns = torch.is_grad_enabled() and (in_transform or a.requires_grad)
-        if self._pair.credits_paths and learns and not paths.samples:
+        if self._pair.credits_paths and learns and not paths.samples and not is_recomputed():
             raise self._paths_missing()
         run = self._transformed if in_transform else self._eagerly
         return run(a, baseline, paths, learns)
 
     def _eagerly(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` in eager code."""
-        uses, sampler, state = self._thread.uses, self._pair, self.state_for(a)
+        if is_recomputed() and torch.is_grad_enabled():
+            return self._again(a, learns)
+        uses, sampler, step = self._thread.uses, self._pair, self.steps
+        state = self.state_for(a)  # after the step: another thread may move both
         drawn = sampler.draw(a, state, paths)
         if not learns:
+            self._runs.record_without_graph(sampler, drawn.key.seed, step, paths)
             return drawn.points[0].to(a.dtype)
-        use = Use(self, sampler, drawn, state, self.steps, paths)
+        use = Use(self, sampler, drawn, state, step, paths)
         h: Tensor
         h, port = Emit.apply(a, use)  # type: ignore[no-untyped-call]
+        self._runs.record(use)
         if not sampler.needs_loss:
             return h
-        if is_recomputed():  # an activation checkpoint runs the layer again, which is no other use of it
-            if all(known.draw.key.seed != drawn.key.seed for known in list(self._known)):
-                raise missing_loss(sampler.estimator)
-            return h
-        self._known.add(use)
         recorded = RecordedEagerly(use, port, baseline)
         if uses.scope is not None:
             uses.scope.record(recorded)
             return h
+        self._check_place()
         token = LivenessToken()
         uses.alive[token] = recorded
         uses.recorded += 1
         h = KeepAlive.apply(h, token)  # type: ignore[no-untyped-call]
+        use.intact = h._version
+        return h
+
+    def _again(self, a: Tensor, learns: bool) -> Tensor:
+        """Run the layer again in backward, as an activation checkpoint does. It is no other use: nothing waits for a loss."""
+        seed = fresh_seed()
+        first = self._runs.recorded(seed)
+        if first is None:
+            if self._pair.needs_loss and learns:
+                raise missing_loss(self.estimator)
+            first = self._runs.without_graph(seed, self.state, self.steps)
+        sampler = first.sampler
+        assert isinstance(sampler, Sampler)
+        drawn = sampler.draw(a, first.state, first.paths, seed)
+        if not learns:
+            return drawn.points[0].to(a.dtype)
+        use = Use(self, sampler, drawn, first.state, first.step, first.paths)
+        h: Tensor
+        h, _ = Emit.apply(a, use)  # type: ignore[no-untyped-call]
         return h
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
@@ -212,7 +236,7 @@ class Stochastic(StochasticModule):
                 "a stochastic layer cannot be compiled inside a transform of torch.func; use the transform without torch.compile"
             )
         uses = self._thread.uses
-        uses.told = 0
+        uses.told, uses.called = 0, True
         self._check_event(a)
         if not self.training:
             if self.evaluation != "sample":
@@ -243,7 +267,13 @@ class Stochastic(StochasticModule):
         if uses.scope is not None:
             uses.scope.record(recorded)
         else:
+            self._check_place()
             recorded.previous, uses.latest = uses.latest, recorded
+
+    def _check_place(self) -> None:
+        """Raise Incompatible for a use outside of scopes that is inside the function f of an expectation."""
+        if losses_in_progress():
+            raise used_inside_loss(self._pair)
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="the shapes of this estimator's state follow from its input: give the layer the shape of one event, as in "
@@ -302,9 +332,9 @@ class Stochastic(StochasticModule):
         if torch.compiler.is_compiling() or transformed():
             return found, 0
         # wrapped tensors belong to transforms that have ended
-        found = [use for use in found if not is_functorch_wrapped_tensor(use.port)]
+        reachable = [use for use in found if not is_functorch_wrapped_tensor(use.port)]
         alive = list(uses.alive.values())
-        return found + alive, uses.recorded - len(alive)
+        return reachable + alive, len(found) - len(reachable) + uses.recorded - len(alive)
 
     def forget_uses(self, told: int = 0) -> None:
         """Forget the uses that wait outside of a scope; `told` of them were told their loss."""
@@ -312,6 +342,15 @@ class Stochastic(StochasticModule):
         uses.latest, uses.recorded = None, 0
         uses.alive.clear()
         uses.told = told or uses.told
+
+    def count_step(self) -> int:
+        """Count a step of this thread, and return its number, from 1."""
+        self._thread.uses.steps += 1
+        return self._thread.uses.steps
+
+    def was_called(self) -> bool:
+        """Return whether the layer was ever called in this thread."""
+        return self._thread.uses.called
 
     def was_told(self) -> bool:
         """Return whether uses outside of a scope were told their loss, and there was no forward pass since."""
@@ -321,14 +360,15 @@ class Stochastic(StochasticModule):
         """Set the next state, which a use of the layer computed from the state of step `since`."""
         if not state:
             return
-        if since == self.steps:
-            self.steps, self._merged = self.steps + 1, 1
-        elif since == self.steps - 1:
-            self._merged += 1
-            state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}
-        else:  # a graph from before the last step, whose state is out of date
-            return
-        self._set_state(state)
+        with self._moving:  # several threads may train one model, and backward may run in threads of its own
+            if since == self.steps:
+                self.steps, self._merged = self.steps + 1, 1
+            elif since == self.steps - 1:
+                self._merged += 1
+                state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}
+            else:  # a graph from before the last step, whose state is out of date
+                return
+            self._set_state(state)
 
 
 class Expectation(StochasticModule):
@@ -347,10 +387,22 @@ class Expectation(StochasticModule):
         self._check_event(a)
         if not self.training:
             return f(self._evaluate(a)[None])[0]
-        key = fresh_key(a, self.neuron.event_ndim)
-        value, state = expect(f, a, self.neuron, self.estimator, key, self.state_for(a))
-        if torch.is_grad_enabled():
-            self._set_state(state)
+        key, state, learns = fresh_key(a, self.neuron.event_ndim), self.state_for(a), torch.is_grad_enabled()
+        pair, first = self._pair, None
+        if state and learns and is_recomputed():
+            first = self._runs.recorded(key.seed)
+            run = first or self._runs.without_graph(key.seed, state, self.steps)
+            pair, state = run.sampler, run.state
+        value, following = expect(f, a, pair.neuron, pair.estimator, key, state)
+        if state and not learns:
+            self._runs.record_without_graph(pair, key.seed, self.steps)
+        elif state and first is None:
+            self.steps += 1
+            self._set_state(following)
+            if value.grad_fn is not None:
+                begun = PlainRun(pair, key.seed, state)
+                value.grad_fn.metadata[_RUN] = begun  # which keeps it alive for as long as the graph
+                self._runs.record(begun)
         return value
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]

@@ -17,7 +17,7 @@ from torch import Tensor
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.score_function import ScoreFunction
-from gradest.errors import InvalidInput, MissingLoss
+from gradest.errors import Incompatible, InvalidInput, MissingLoss
 from gradest.estimation.ask_tell import first_non_finite, tell
 from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, with_path_dim, world_size
 from gradest.estimation.second_derivative import DifferentiateOnce
@@ -35,10 +35,9 @@ __all__ = [
     "RecordedInTransform",
     "Use",
     "attach",
-    "is_recomputed",
     "leading_batch",
     "missing_loss",
-    "refuse_recomputation",
+    "used_inside_loss",
 ]
 
 
@@ -58,18 +57,13 @@ def missing_loss(estimator: Estimator) -> MissingLoss:
     )
 
 
-def is_recomputed() -> bool:
-    """Return whether backward is running, as it is when an activation checkpoint runs a layer again."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def refuse_recomputation(what: str) -> None:
-    """Raise InvalidInput if backward is running: an estimator's state would move a second time for one step."""
-    if not torch.compiler.is_compiling() and is_recomputed():
-        raise InvalidInput(
-            f"{what} while backward is running, as inside torch.utils.checkpoint or a hook; put the checkpoint inside the scope, "
-            "around layers alone"
-        )
+def used_inside_loss(sampler: Sampler) -> Incompatible:
+    """Return the error for a use inside the function f of an Expectation."""
+    return Incompatible(
+        f"a layer of {sampler.neuron.name} with {sampler.estimator.name} was called inside the function f of an Expectation, or "
+        "of gradest.expect, which evaluates f at K points an example and cannot tell the layer the loss of each. Use a "
+        "gradest.nn.Expectation in f, whose own f is the rest of the loss, or an estimator that needs only dL/dh"
+    )
 
 
 def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) -> Tensor:
@@ -78,8 +72,8 @@ def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) ->
         raise InvalidInput(
             f"{what} is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
             f"{neuron.label()}, which reads the last {neuron.event_ndim} dim(s) of its input as one event; it is "
-            f"{list(x.shape)}. Reduce it over its other dims, not over the batch. For losses of several steps, add each to a "
-            "gradest.nn.StochasticGraph with add_cost"
+            f"{list(x.shape)}. Do not reduce it over the batch. batch_dims says how many of its leading dims are the "
+            "batch. For losses of several steps, add each to a gradest.nn.StochasticGraph with add_cost"
         )
     return x.detach()[(..., *[None] * (len(batch) - x.ndim))].expand(tuple(batch))
 
@@ -93,16 +87,15 @@ class Use:
     def __init__(
         self, layer: StatefulLayer, sampler: Sampler, draw: Draw, state: State, step: int, paths: Paths
     ) -> None:
-        self.layer, self.sampler, self.draw, self.state, self.step, self.paths = (
-            layer,
-            sampler,
-            draw,
-            state,
-            step,
-            paths,
-        )
-        self.emitted = draw.points
+        self.layer, self.sampler, self.draw = layer, sampler, draw
+        self.state, self.step, self.paths = state, step, paths
+        self.emitted, self.intact = draw.points, 0  # what the caller has, and its version as long as nobody wrote to it
         self.version = draw.a._version
+
+    @property
+    def seed(self) -> int | Tensor:
+        """The seed of the draw."""
+        return self.draw.key.seed
 
     @property
     def batch(self) -> torch.Size:
@@ -162,9 +155,9 @@ class Use:
                 f"the pre-activations of the layer {self.sampler.neuron.label()} were written to in place after the layer used "
                 "them, so their gradient cannot be computed; write to a copy instead, as in relu(a.clone(), inplace=True)"
             )
-        if self.emitted._version:  # the caller has written to h, which shares memory with the points
+        if self.emitted._version != self.intact:  # the caller has written to h, which shares memory with the points
             self.draw = self.sampler.draw(draw.a, self.state, self.paths, draw.key.seed)
-            self.emitted = self.draw.points
+            self.emitted, self.intact = self.draw.points, self.draw.points._version
 
 
 class Recorded:
@@ -253,7 +246,8 @@ class KeepAlive(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, token: LivenessToken) -> Tensor:
         """Return h."""
         ctx.token = token
-        return h.view_as(h)
+        ctx.mark_dirty(h)  # else torch returns a view of h, which callers may not write to
+        return h
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -311,6 +305,14 @@ class EmitTransformed(torch.autograd.Function):
         a, seed, ctx.layer, ctx.sampler, ctx.paths = inputs
         ctx.save_for_backward(a, seed)
         ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Raise Incompatible: an estimate is a gradient, which forward mode does not carry."""
+        raise Incompatible(
+            "a stochastic layer has no forward-mode derivative, which torch.func.jvp and jacfwd ask for; use "
+            "torch.func.grad, vjp or jacrev"
+        )
 
     @staticmethod
     def backward(
