@@ -54,7 +54,7 @@ class _Uses:
     scope: the innermost open StochasticGraph of the layer. Outside of scopes: `alive` are the eager uses whose output is alive,
     and `latest` heads the list of those in compiled code and in transforms of torch.func, which are not known to die. `recorded`
     counts the eager uses since the last broadcast_loss, and `told` the uses that it told, if there was no forward pass since.
-    `called` says whether the layer was ever called.
+    `called` says whether the layer was ever called, and `steps` counts the scopes and calls of broadcast_loss.
     """
 
     def __init__(self) -> None:
@@ -64,6 +64,7 @@ class _Uses:
         self.recorded = 0
         self.told = 0
         self.called = False
+        self.steps = 0
 
 
 class _PerThread(threading.local):
@@ -361,6 +362,11 @@ class Stochastic(StochasticModule):
         uses.latest, uses.recorded = None, 0
         uses.alive.clear()
         uses.told = told or uses.told
+
+    def count_step(self) -> int:
+        """Count a step of this thread, and return its number, from 1."""
+        self._thread.uses.steps += 1
+        return self._thread.uses.steps
 
     def was_called(self) -> bool:
         """Return whether the layer was ever called in this thread."""
