@@ -9,12 +9,12 @@ from concurrent.futures import Executor
 import torch
 from torch import Tensor
 
-from gradest.analysis.results import Comparison, ComparisonRow
-from gradest.contract.estimator import Estimator, Target
+from gradest.analysis.results import Comparison, ComparisonRow, Excluded
+from gradest.contract.estimator import Bias, Estimator, Target
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import InvalidInput, TooManyPoints
+from gradest.errors import InvalidInput, PluginFault, TooManyPoints
 from gradest.estimation.ask_tell import check_pre_activations
 from gradest.estimation.estimate import estimate
 from gradest.estimation.events import EventDims, EventLayout
@@ -53,7 +53,9 @@ def compare(
     progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
         gradient is enumerated.
 
-    If the exact gradient takes too many points, the figures that need it are None. Raises InvalidInput if `estimators` is not a
+    If the exact gradient takes too many points, the figures that need it are None. An estimator whose code fails, or that of a
+    neuron under it, has no row but an entry in `failures`, with file and line; if all fail, the first fault is raised. Raises
+    InvalidInput if `estimators` is not a
     list, Incompatible if an estimator that is named does not fit the neuron, and what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
@@ -62,8 +64,9 @@ def compare(
         f, a = layout.loss(f), layout.flatten(a)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
+    failures: dict[str, PluginFault] = {}
     if estimators is None:
-        chosen = [estimator for estimator in comparable_estimators(neuron) if within_point_limit(estimator, neuron, a)]
+        chosen = _default_estimators(neuron, a, failures)
     else:
         if isinstance(estimators, (str, Mapping, Estimator)):
             raise InvalidInput(f"estimators must be a list of estimators, such as ['rloo'], not {estimators!r}")
@@ -76,18 +79,47 @@ def compare(
     for estimator in chosen:
         label = estimator.label()
         report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
-        found = estimate(f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report)
-        target = estimator.target()
-        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, exact_progress)
-        rows.append(_comparison_row(estimator, neuron, found, truth))
+        with registry.containing(failures, label):
+            found = estimate(f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report)
+            target = estimator.target()
+            truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, exact_progress)
+            rows.append(_comparison_row(estimator, neuron, found, truth))
+    if failures and not rows:
+        fault = next(iter(failures.values()))
+        raise fault from fault.__cause__
     if exact is not None and layout is not None:
         exact = layout.restore(exact)
-    return Comparison(neuron.label(), draws, seed, tuple(rows), exact)
+    excluded = [Excluded(label, (str(fault),)) for label, fault in failures.items()]
+    return Comparison(neuron.label(), draws, seed, tuple(rows), exact, tuple(excluded))
 
 
 def comparable_estimators(neuron: Neuron) -> list[Estimator]:
-    """Return every registered estimator, with its default options, that fits the neuron and estimates the gradient of E[f(h)]."""
-    return [estimator for estimator in registry.fitting(neuron).values() if estimator.target() == Target()]
+    """Return every registered estimator, with its default options, that fits the neuron and estimates the gradient of E[f(h)].
+
+    Those whose code fails when it is asked are left out.
+    """
+    return _comparable_estimators(neuron, {})
+
+
+def _comparable_estimators(neuron: Neuron, failures: dict[str, PluginFault]) -> list[Estimator]:
+    """Return `comparable_estimators`, and add the faults of the others to `failures`."""
+    fitting, faults = registry.ask_fitting(neuron)
+    failures.update(faults)
+    comparable = []
+    for name, estimator in fitting.items():
+        with registry.containing(failures, name):
+            if registry.call(estimator, "target", kind=Target) == Target():
+                comparable.append(estimator)
+    return comparable
+
+
+def _default_estimators(neuron: Neuron, a: Tensor, failures: dict[str, PluginFault]) -> list[Estimator]:
+    chosen = []
+    for estimator in _comparable_estimators(neuron, failures):
+        with registry.containing(failures, estimator.name):
+            if within_point_limit(estimator, neuron, a):
+                chosen.append(estimator)
+    return chosen
 
 
 def bias_in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
@@ -118,7 +150,7 @@ def _exact_gradient(
 def within_point_limit(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
     """Return whether one draw at `a` `[*batch, *event]` evaluates the loss at no more points than the limit of enumeration."""
     try:
-        estimator.evaluations(neuron, event_shape(neuron, a))
+        registry.call(estimator, "evaluations", neuron, event_shape(neuron, a), kind=int)
     except TooManyPoints:
         return False
     return True
@@ -147,7 +179,7 @@ def _comparison_row(estimator: Estimator, neuron: Neuron, found: Estimate, exact
 
 
 def _claim(estimator: Estimator, neuron: Neuron) -> str:
-    claim, target = str(estimator.bias(neuron)), estimator.target()
+    claim, target = str(registry.call(estimator, "bias", neuron, kind=Bias)), estimator.target()
     return claim if target == Target() else f"{claim}, of {target}"
 
 
