@@ -15,10 +15,11 @@ from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput, PluginFault, TooManyPoints
-from gradest.estimation.ask_tell import check_pre_activations
-from gradest.estimation.estimate import estimate
+from gradest.estimation.ask_tell import check_count, check_pre_activations
+from gradest.estimation.estimate import estimate_checked
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.exact import closed_form
+from gradest.estimation.loss_checks import checked_loss
 from gradest.estimation.results import Estimate
 from gradest.random import check_seed, fresh_seed
 
@@ -53,16 +54,18 @@ def compare(
     progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
         gradient is enumerated.
 
-    If the exact gradient takes too many points, the figures that need it are None. An estimator whose code fails, or that of a
-    neuron under it, has no row but an entry in `failures`, with file and line; if all fail, the first fault is raised. Raises
-    InvalidInput if `estimators` is not a
-    list, Incompatible if an estimator that is named does not fit the neuron, and what `estimate` raises.
+    If the exact gradient takes too many points, the figures that need it are None. So they are if f is random or depends on the
+    other points of a call, of which a GradestWarning tells, as that of `estimate` does. An estimator whose code fails, or that of
+    the neuron under it, has no row but an entry in `failures`, with file and line.
+
+    Raises InvalidInput if `estimators` is not a list or if rows of the batch share a loss, Incompatible if an estimator that is
+    named does not fit the neuron, PluginFault if all estimators fail, and what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
     layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
     if layout is not None:
         f, a = layout.loss(f), layout.flatten(a)
-    check_pre_activations(a, neuron)
+    wide = check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     failures: dict[str, PluginFault] = {}
     if estimators is None:
@@ -73,17 +76,22 @@ def compare(
         chosen = [registry.estimator(spec) for spec in estimators]
         for estimator in chosen:
             registry.check_fit(neuron, estimator)
+    check_count("draws", draws, least=1)
     exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
-    exact = _exact_gradient(f, a, neuron, Target(), exact_progress)
     rows = []
-    for estimator in chosen:
-        label = estimator.label()
-        report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
-        with registry.containing(failures, label):
-            found = estimate(f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report)
-            target = estimator.target()
-            truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, exact_progress)
-            rows.append(_comparison_row(estimator, neuron, found, truth))
+    with checked_loss(f, wide, neuron, a.dtype) as is_function:
+        exact = _exact_gradient(f, a, neuron, Target(), exact_progress) if is_function else None
+        for estimator in chosen:
+            label = estimator.label()
+            report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
+            with registry.containing(failures, label):
+                found = estimate_checked(
+                    f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report
+                )
+                target, truth = estimator.target(), exact
+                if is_function and target != Target():
+                    truth = _exact_gradient(f, a, neuron, target, exact_progress)
+                rows.append(_comparison_row(estimator, neuron, found, truth))
     if failures and not rows:
         fault = next(iter(failures.values()))
         raise fault from fault.__cause__
@@ -143,7 +151,7 @@ def cosine_similarity(one: Tensor, two: Tensor) -> float:
 def _exact_gradient(
     f: Loss, a: Tensor, neuron: Neuron, target: Target, progress: Callable[[int, int], None] | None
 ) -> Tensor | None:
-    found = closed_form(f, a, neuron, target, progress=progress)
+    found = closed_form(f, a, neuron, target, checked=True, progress=progress)
     return None if found is None else found[1]
 
 

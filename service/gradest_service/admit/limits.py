@@ -186,7 +186,7 @@ def _check_draws(settings: Settings, draws: int) -> None:
 
 
 def _check_points(settings: Settings, job: NeuronJob, estimator: Estimator) -> int:
-    evaluations = gradest.registry.call(estimator, "evaluations", job.neuron, job.event, kind=int)
+    evaluations: int = gradest.registry.call(estimator, "evaluations", job.neuron, job.event, kind=int)
     if evaluations < 1:
         raise PluginFault(f"{estimator.name}.evaluations must return a whole number above 0")
     points = evaluations * size(job.a.shape)
