@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from gradest.discovery.registry import EstimatorSpec, NeuronSpec
 from gradest.errors import Incompatible, InvalidInput
 from gradest.estimation.ask_tell import losses_in_progress
 from gradest.estimation.distributed import fresh_key
+from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
@@ -89,6 +90,11 @@ class Stochastic(StochasticModule):
         which is saved in state_dict.
     event: the shape of one event, such as (200,) for 200 units. It is optional. With it, the state has its shape from the start,
         and an input with other events raises InvalidInput.
+    event_dims: the number of trailing dims of `a` that are one event, by default the neuron's own; see `gradest.expect`. 2 for
+        `[batch, positions, units]` makes all positions of an example one event. 1 for `[batch, positions, classes]` makes each
+        position an example, so that the number of positions may change although the estimator has a state. "all" is for
+        parameters: all dims, but for the path in a scope of paths. `event` is the shape that the neuron reads, such as
+        (positions · units,).
 
     `layer.set_options(temperature=0.5)` changes options, and `layer.estimator = ...` and `layer.neuron = ...` take others.
 
@@ -117,8 +123,9 @@ class Stochastic(StochasticModule):
         evaluation: Evaluation = "mean",
         threshold: float = 0.5,
         event: Sequence[int] | None = None,
+        event_dims: EventDims | None = None,
     ) -> None:
-        super().__init__(neuron, estimator, evaluation, threshold, event)
+        super().__init__(neuron, estimator, evaluation, threshold, event, event_dims)
         self._thread = _PerThread()
         self._moving = threading.Lock()
         self._handle = None if draw is None else Handle(self)
@@ -156,7 +163,20 @@ class Stochastic(StochasticModule):
                 raise Incompatible(
                     "a compiled layer takes no rows; call the layer outside of torch.compile, or leave rows out"
                 )
-            return self._compiled(a, baseline)
+            return self._in_layout(self._compiled, a, baseline)
+        return self._in_layout(self._interpreted, a, baseline, rows)
+
+    def _in_layout(self, run: Callable[..., Tensor], a: Tensor, *rest: Tensor | None) -> Tensor:
+        """Run a form of `forward` on `a` in the neuron's shape, and return what it emits in the caller's."""
+        if self.event_dims is None:
+            return run(a, *rest)
+        scope = self._thread.uses.scope
+        paths = 0 if scope is None or scope.samples is None else 1
+        layout = EventLayout.of(self.neuron, a, self.event_dims, batch_dims=paths)
+        return layout.restore(run(layout.flatten(a), *rest))
+
+    def _interpreted(self, a: Tensor, baseline: Tensor | None, rows: Tensor | None) -> Tensor:
+        """Run `forward` in code that is not compiled."""
         uses = self._thread.uses
         uses.told, uses.called = 0, True
         self._check_event(a)
@@ -387,18 +407,36 @@ class Expectation(StochasticModule):
     """A layer for estimators of any K: `layer(f, a)` is `gradest.expect`, with the estimator's state in buffers.
 
     f maps points `[K, *batch, *event]` to losses `[K, *batch]`; it is the rest of the network and the loss. The result,
-    `[*batch]`, is differentiable in `a` and in the parameters of f. After `layer.eval()` it is f at the mean, at one sample, or
-    at the thresholded output, as `evaluation` selects. The arguments are those of `Stochastic`.
+    `[*batch]`, is differentiable in `a` and in the parameters of f.
+
+    The arguments are those of `Stochastic`, but `evaluation` is "sample" unless it is given. After `layer.eval()` the result is
+    then f at one fresh sample, whose mean is E[f(h)], as in training; for an estimator with a bound of n samples as its target,
+    such as `vimco`, it is that bound at n samples. "mean" is f at E[h] and "threshold" is f at the thresholded output. Unless f
+    is linear these have another expectation: the test bound of a VAE at E[h] is plausible and wrong.
     """
 
+    def __init__(
+        self,
+        neuron: NeuronSpec,
+        estimator: EstimatorSpec,
+        evaluation: Evaluation = "sample",
+        threshold: float = 0.5,
+        event: Sequence[int] | None = None,
+        event_dims: EventDims | None = None,
+    ) -> None:
+        super().__init__(neuron, estimator, evaluation, threshold, event, event_dims)
+
     def forward(self, f: Loss, a: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return the estimate of E[f(h)], `[*batch]`. rows: as for `Stochastic`."""
+        """Return the estimate of E[f(h)], or of the estimator's own target, `[*batch]`. rows: as for `Stochastic`."""
         if torch.compiler.is_compiling():
             outside: Tensor = self._forward_outside(f, a, rows)
             return outside
+        if self.event_dims is not None:
+            layout = EventLayout.of(self.neuron, a, self.event_dims)
+            f, a = layout.loss(f), layout.flatten(a)
         self._check_event(a)
         if not self.training:
-            return f(self._evaluate(a, rows)[None])[0]
+            return self._evaluate_loss(f, a, rows)
         key, learns = fresh_key(a, self.neuron.event_ndim, examples=rows), torch.is_grad_enabled()
         state = self.state_for(a)
         pair, first = self._pair, None
@@ -417,6 +455,13 @@ class Expectation(StochasticModule):
                 value.grad_fn.metadata[_RUN] = begun  # which keeps it alive for as long as the graph
                 self._runs.record(begun)
         return value
+
+    def _evaluate_loss(self, f: Loss, a: Tensor, rows: Tensor | None) -> Tensor:
+        if self.evaluation != "sample":
+            return f(self._evaluate(a)[None])[0]
+        target = self.estimator.target()
+        loss = f(self._samples(a, target.samples, rows))
+        return loss[0] if target.samples == 1 else target.combine(loss)
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"
