@@ -87,6 +87,8 @@ class Comparison:
     rows: tuple[ComparisonRow, ...]
     exact: Tensor | None
     """The exact gradient of E[f(h)], `[*batch, *event]`, or None if it cannot be computed."""
+    failures: tuple[Excluded, ...] = ()
+    """The estimators without a row, because the code of a plugin failed, with file and line."""
     no_exact: str | None = None
     """Why the exact gradient of E[f(h)], or of another target of an estimator, is missing; None if it is not."""
 
@@ -97,15 +99,18 @@ class Comparison:
             "draws": self.draws,
             "seed": self.seed,
             "rows": [asdict(row) for row in self.rows],
+            "failures": [{**asdict(failure), "reasons": list(failure.reasons)} for failure in self.failures],
             "exact": None if self.exact is None else self.exact.tolist(),
             "no_exact": self.no_exact,
         }
 
     def to_markdown(self) -> str:
-        """Return the rows as a Markdown table, and below it why the exact gradient is missing, if it is."""
+        """Return the rows as a Markdown table, and below it the estimators that failed, and why there is no exact gradient."""
         rows = ([_show(cell) for cell in asdict(row).values()] for row in self.rows)
-        shown = table(COMPARISON_COLUMNS, rows, align="llrrrrrrrr")
-        return shown if self.no_exact is None else f"{shown}\n\nThe bias is not shown: {self.no_exact}."
+        notes = [f"{failure.estimator} failed: {'; '.join(failure.reasons)}" for failure in self.failures]
+        if self.no_exact is not None:
+            notes.append(f"The bias is not shown: {self.no_exact}.")
+        return "\n\n".join([table(COMPARISON_COLUMNS, rows, align="llrrrrrrrr"), *notes])
 
     def _repr_markdown_(self) -> str:
         """Return what a notebook shows: the Markdown table."""
