@@ -15,7 +15,7 @@ from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput, TooManyPoints
-from gradest.estimation.ask_tell import check_pre_activations
+from gradest.estimation.ask_tell import check_pre_activations, flattened
 from gradest.estimation.estimate import estimate
 from gradest.estimation.exact import closed_form
 from gradest.estimation.results import Estimate
@@ -32,6 +32,8 @@ def compare(
     draws: int = 1000,
     seed: int | None = None,
     *,
+    flatten: bool = False,
+    allow_inf: bool = False,
     warm_up: int = 100,
     executor: Executor | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -45,6 +47,8 @@ def compare(
     estimators: by default every registered estimator that fits the neuron and estimates the gradient of E[f(h)], with its default
         options, except those that would evaluate f at more points than the limit of enumeration. An estimator with another
         `target` can be named; it is compared with the exact gradient of that target, which its claim then names.
+    flatten, allow_inf: as for `expect`. An infinite loss gives rows with infinite or NaN figures; the estimators must be
+        stateless.
     draws, warm_up, executor: as for `estimate`, for each estimator. Only `seconds` depends on the executor.
     seed: the seed of all estimators. If omitted, a new seed is drawn, and the table has it.
     progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
@@ -65,14 +69,26 @@ def compare(
         for estimator in chosen:
             registry.check_fit(neuron, estimator)
     exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
-    exact = _exact_gradient(f, a, neuron, Target(), exact_progress)
+    f = flattened(f, neuron, flatten)
+    exact = _exact_gradient(f, a, neuron, Target(), allow_inf, exact_progress)
     rows = []
     for estimator in chosen:
         label = estimator.label()
         report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
-        found = estimate(f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report)
+        found = estimate(
+            f,
+            a,
+            neuron,
+            estimator,
+            draws,
+            seed,
+            allow_inf=allow_inf,
+            warm_up=warm_up,
+            executor=executor,
+            progress=report,
+        )
         target = estimator.target()
-        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, exact_progress)
+        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, allow_inf, exact_progress)
         rows.append(_comparison_row(estimator, neuron, found, truth))
     return Comparison(neuron.label(), draws, seed, tuple(rows), exact)
 
@@ -101,9 +117,14 @@ def cosine_similarity(one: Tensor, two: Tensor) -> float:
 
 
 def _exact_gradient(
-    f: Loss, a: Tensor, neuron: Neuron, target: Target, progress: Callable[[int, int], None] | None
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    target: Target,
+    allow_inf: bool,
+    progress: Callable[[int, int], None] | None,
 ) -> Tensor | None:
-    found = closed_form(f, a, neuron, target, progress=progress)
+    found = closed_form(f, a, neuron, target, allow_inf=allow_inf, progress=progress)
     return None if found is None else found[1]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradest.contract.estimator import Target
+from gradest.contract.estimator import Feedback, Target
 from gradest.contract.law import MAX_POINTS, configurations, count_configurations
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss, Objective
@@ -16,7 +16,9 @@ from gradest.errors import TooManyPoints
 from gradest.estimation.ask_tell import (
     CHUNK,
     at_least_float32,
+    check_feedback_finite,
     check_pre_activations,
+    flattened,
     losses_at,
 )
 
@@ -29,6 +31,8 @@ def exact(
     neuron: NeuronSpec = "bernoulli",
     target: Target | None = None,
     *,
+    flatten: bool = False,
+    allow_inf: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute E[f(h)] `[*batch]` and its gradient in `a` `[*batch, *event]` as a sum over the joint law of the units, in chunks.
@@ -38,9 +42,12 @@ def exact(
     Raises TooManyPoints if it would take more than 2^20 points.
 
     target: another quantity than E[f(h)], such as `estimator.target()`. One of n samples takes the n-th power of the points.
+    flatten: whether f takes `[K·batch, *event]`, as for `expect`.
+    allow_inf: whether a loss may be infinite. Otherwise it raises InvalidInput, as NaN always does.
     progress: progress(done, points) is called after each chunk. An exception that it raises ends the computation.
     """
     neuron = registry.neuron(neuron)
+    f = flattened(f, neuron, flatten)
     wide = check_pre_activations(a, neuron).double().requires_grad_()
     event = event_shape(neuron, wide)
     with torch.enable_grad():
@@ -49,14 +56,14 @@ def exact(
         total = count_configurations(neuron, event, values.shape[0])
         del values
         if target is not None and target.samples > 1:
-            return _exact_of_samples(f, a, wide, neuron, total, target, progress)
+            return _exact_of_samples(f, a, wide, neuron, total, target, allow_inf, progress)
         chunk = max(1, CHUNK // max(1, wide.numel()))
         loss = torch.zeros(wide.shape[: wide.ndim - neuron.event_ndim], dtype=torch.float64, device=a.device)
         gradient = torch.zeros_like(wide)
         for first in range(0, total, chunk):
             points, weights = configurations(neuron, wide, neuron.law(wide), first, min(first + chunk, total))
             at = points.to(a.dtype)
-            losses = losses_at(f, at if moves else at.detach(), neuron).double()
+            losses = _losses(f, at if moves else at.detach(), neuron, allow_inf)
             part = (weights * (losses if moves else losses.detach())).sum(0)
             if part.requires_grad:  # otherwise nothing in the law depends on a
                 (step,) = torch.autograd.grad(part.sum(), wide)
@@ -68,6 +75,12 @@ def exact(
     return loss.to(dtype), gradient.detach().to(dtype)
 
 
+def _losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
+    loss = losses_at(f, points, neuron)
+    check_feedback_finite(Feedback(loss), allow_inf)
+    return loss.double()
+
+
 def _exact_of_samples(
     f: Loss,
     a: Tensor,
@@ -75,6 +88,7 @@ def _exact_of_samples(
     neuron: Neuron,
     total: int,
     target: Target,
+    allow_inf: bool,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `exact` for a target of several samples: losses of all configurations, then every way to draw that many."""
@@ -82,7 +96,7 @@ def _exact_of_samples(
     if ways > MAX_POINTS:
         raise TooManyPoints(f"{target} over {total} configurations has {ways} terms; the limit is 2^20")
     points, weights = configurations(neuron, wide, neuron.law(wide), 0, total)
-    losses = losses_at(f, points.to(a.dtype), neuron).double()
+    losses = _losses(f, points.to(a.dtype), neuron, allow_inf)
     given = [x.detach().requires_grad_() for x in (weights, losses)]
     value = torch.zeros_like(losses[0]).detach()
     slopes = [torch.zeros_like(x) for x in given]
@@ -112,6 +126,7 @@ def closed_form(
     neuron: Neuron,
     target: Target | None = None,
     *,
+    allow_inf: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Return the result of `exact`, by the objective's closed form if it has one.
@@ -128,6 +143,6 @@ def closed_form(
                     (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
                     dtype = at_least_float32(a)
                     return loss.detach().to(dtype), gradient.to(dtype)
-        return exact(f, a, neuron, target, progress=progress)
+        return exact(f, a, neuron, target, allow_inf=allow_inf, progress=progress)
     except TooManyPoints:
         return None

@@ -7,6 +7,9 @@ still receives points in the dtype of `a`, and gradients have that dtype.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,13 +19,16 @@ from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.estimation.ask_tell import (
     ask,
     check_count,
+    check_feedback_finite,
     check_pre_activations,
     evaluate,
+    flattened,
     losses_at,
     sample_checked,
     tell,
     value_of,
 )
+from gradest.estimation.second_derivative import differentiable_once
 from gradest.kernels import transformed
 from gradest.kernels.stable import cast
 from gradest.random import Key, to_key
@@ -58,48 +64,108 @@ def expect(
     estimator: EstimatorSpec = "rloo",
     seed: int | Key | None = None,
     state: State | None = None,
+    *,
+    flatten: bool = False,
+    allow_inf: bool = False,
 ) -> tuple[Tensor, State]:
     """Estimate E[f(h)], `[*batch]`, differentiably: backward adds the estimator's gradient to `a.grad`.
 
     An estimator with another target, such as `vimco`, estimates that target instead.
-    f is called once, with all K points; its own parameters receive their ordinary gradient.
+    f is called once, with all K points; its own parameters receive their ordinary gradient. Differences of losses are taken in
+    the precision of the loss, so return float64 losses where they have a large offset. f may write into its points, unless the
+    estimator needs dL/dh (torch then refuses) or it writes through an array of `h.numpy()`: copy that first.
     seed: as for `sample`. state: the state that the previous call returned; None for the first call.
+    flatten: whether f takes `[K·batch, *event]` and returns `[K·batch]`, as networks with convolutions or BatchNorm do. Row
+        k·batch + i is point k of example i, so `labels.repeat(len(h) // len(labels))` are the labels.
+    allow_inf: whether infinite losses are passed to the estimator, which must have no state. NaN never is.
     Returns the value, and the state for the next call. Under torch.no_grad() only the value is computed, and the state is
     returned unchanged.
 
-    Inside torch.func.vmap, all examples share a seed or Key that is not mapped over, as in a loop; map over the seeds of a
-    `Key(seeds)` to give each its own. With seed=None vmap's `randomness` decides. Pre-activations are not checked there.
+    The gradient of `a` can be differentiated in what multiplies the value, and the gradient of f's parameters in those; a second
+    derivative in `a`, which the samples do not give, raises RuntimeError.
 
-    Raises Incompatible if the estimator does not fit the neuron, and the errors of `sample`.
+    Inside torch.func.vmap, all examples share a seed or Key that is not mapped over, as in a loop; map over the seeds of a
+    `Key(seeds)` to give each its own. With seed=None vmap's `randomness` decides. Pre-activations and losses are not checked
+    there; a loss that is not finite leaves the state as it was.
+
+    Raises Incompatible if the estimator does not fit the neuron, InvalidInput for a loss or dL/dh that is not finite and for the
+    state of another estimator or size, and the errors of `sample`. After an error the given state is still valid.
     """
     if torch.compiler.is_compiling():
         from gradest.estimation.outside import outside  # noqa: PLC0415  # it imports the compiler
 
-        result: tuple[Tensor, State] = outside(expect, f, a, neuron, estimator, seed, state)
+        result: tuple[Tensor, State] = outside(
+            expect, f, a, neuron, estimator, seed, state, flatten=flatten, allow_inf=allow_inf
+        )
         return result
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     draw, state = ask(neuron, estimator, a, to_key(seed), state)
-    points = cast(draw.points, a.dtype)
+    points, f = cast(draw.points, a.dtype), flattened(f, neuron, flatten)
     if not torch.is_grad_enabled():
-        return value_of(estimator, draw, losses_at(f, points, neuron)), state
+        loss = losses_at(f, points, neuron)
+        check_feedback_finite(Feedback(loss), allow_inf)
+        return value_of(estimator, draw, loss), state
     loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)
-    gradient, state = tell(estimator, draw, Feedback(loss, grad), state)
+    gradient, state = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
     value = value_of(estimator, draw, loss)
     if transformed():
-        carrier = (a - a.detach()) * gradient.to(a.dtype)  # its value is 0 and its gradient is the estimate
-        return value + carrier.flatten(a.ndim - neuron.event_ndim).sum(-1), state
-    return (_carry(value, a, gradient, neuron.event_ndim) if a.requires_grad else value), state
+        carrier: Tensor = _Carrier.apply(a, gradient, loss, neuron.event_ndim)  # type: ignore[no-untyped-call]
+        return value + cast(carrier, value.dtype), state
+    if not a.requires_grad:
+        return value, state
+    sources = (a, loss) if loss.requires_grad else (a,)  # what the gradient depends on
+    return _carry(value, a, gradient, neuron.event_ndim, sources), state
 
 
-def _carry(value: Tensor, a: Tensor, gradient: Tensor, event_ndim: int) -> Tensor:
+def _carry(value: Tensor, a: Tensor, gradient: Tensor, event_ndim: int, sources: tuple[Tensor, ...]) -> Tensor:
     """Return the value, unchanged to the bit, with a graph whose backward adds the estimator's gradient to `a.grad`.
 
     The graph is that of Σ a · gradient, whose derivative is the gradient; its numbers are overwritten by the value. torch's own
     operations take less time than a torch.autograd.Function.
     """
     carrier = cast((a * gradient).sum(tuple(range(-event_ndim, 0))), value.dtype)
+    assert carrier.grad_fn is not None
+    carrier.grad_fn.register_prehook(partial(_forbid, sources))
     if value.requires_grad:
+        if value.grad_fn is not None:
+            value.grad_fn.register_prehook(
+                partial(_forbid, (a,))
+            )  # the samples at which f's parameters move depend on a
         carrier.detach().fill_(-0.0)  # the neutral element of addition, also for -0.0
         return value + carrier
     carrier.detach().copy_(value)
     return carrier
+
+
+def _forbid(sources: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+    """Have the gradient raise if it is differentiated in a source: a hook of autograd that does nothing without create_graph."""
+    if not torch.is_grad_enabled():
+        return None
+    return tuple(None if grad is None else differentiable_once(grad, *sources) for grad in upstream)
+
+
+class _Carrier(torch.autograd.Function):
+    """Does what `_carry` does, in a form that transforms of torch.func accept: zeros `[*batch]` whose derivative is the estimate."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, gradient: Tensor, loss: Tensor, event_ndim: int) -> Tensor:
+        return a.new_zeros(a.shape[: a.ndim - event_ndim])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+        *tensors, ctx.event_ndim = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        a, gradient, loss = ctx.saved_tensors
+        guarded = differentiable_once(upstream, a, loss)[(..., *[None] * ctx.event_ndim)]
+        return (guarded * gradient).to(a.dtype), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, step: Tensor, *_: Any) -> Tensor:
+        a, gradient, loss = ctx.saved_tensors
+        return (differentiable_once(step, a, loss) * gradient).flatten(a.ndim - ctx.event_ndim).sum(-1).to(a.dtype)

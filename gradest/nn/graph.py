@@ -9,10 +9,11 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from gradest.contract.estimator import Feedback
 from gradest.contract.neuron import Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, ToldAlready
-from gradest.estimation.ask_tell import check_count, first_non_finite
+from gradest.estimation.ask_tell import check_count, check_feedback_finite, first_non_finite
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.layers import Stochastic
@@ -324,7 +325,8 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
 
     If some uses of a layer died before they were told a loss, it gives a GradestWarning; if all of them did, it raises
     MissingLoss: an output that died, such as that of `h.argmax(-1)`, may still have decided the loss. Raises ToldAlready if every
-    use since the last forward pass was told before, and InvalidInput for a loss that does not fit a layer.
+    use since the last forward pass was told before, and InvalidInput for a loss that does not fit a layer or is not finite. A loss
+    that is not finite leaves the states as they were and ends the step: the uses that waited for it are forgotten.
     """
     _check_reduction(reduction)
     refuse_recomputation("broadcast_loss cannot be called")
@@ -352,6 +354,13 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
             "If the whole batch is one example, expand it: broadcast_loss(model, loss.expand(batch))"
         )
     losses = [leading_batch("the loss", loss, use.batch, use.layer.neuron) for use in told]
+    if told and not torch.compiler.is_compiling():
+        try:
+            check_feedback_finite(Feedback(loss))
+        except InvalidInput:
+            for layer in layers:
+                layer.forget_uses()  # or the loss of the next step would be told to them as well
+            raise
     for layer, (uses, died) in zip(layers, waiting, strict=True):
         if died:
             _complain(layer, died, len(uses))

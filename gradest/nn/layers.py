@@ -16,7 +16,7 @@ from gradest.contract.objective import Loss
 from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions
-from gradest.estimation.ask_tell import ask, check_pre_activations
+from gradest.estimation.ask_tell import ask, check_pre_activations, flattened, losses_at
 from gradest.estimation.distributed import fresh_key, fresh_path_key
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
@@ -409,15 +409,15 @@ class Expectation(_StochasticModule):
     at the thresholded output, as `evaluation` selects. The arguments are those of `Stochastic`.
     """
 
-    def forward(self, f: Loss, a: Tensor) -> Tensor:
-        """Return the estimate of E[f(h)], `[*batch]`."""
+    def forward(self, f: Loss, a: Tensor, flatten: bool = False, allow_inf: bool = False) -> Tensor:
+        """Return the estimate of E[f(h)], `[*batch]`. flatten, allow_inf: as for `gradest.expect`."""
         if torch.compiler.is_compiling():
-            outside: Tensor = self._forward_outside(f, a)
+            outside: Tensor = self._forward_outside(f, a, flatten, allow_inf)
             return outside
         if not self.training:
-            return f(self._evaluate(a)[None])[0]
-        key = fresh_key(a, self.neuron.event_ndim)
-        value, state = expect(f, a, self.neuron, self.estimator, key, self._state_for(a))
+            return losses_at(flattened(f, self.neuron, flatten), self._evaluate(a)[None], self.neuron)[0]
+        key, state = fresh_key(a, self.neuron.event_ndim), self._state_for(a)
+        value, state = expect(f, a, self.neuron, self.estimator, key, state, flatten=flatten, allow_inf=allow_inf)
         if torch.is_grad_enabled():
             self._set_state(state)
         return value
@@ -425,8 +425,8 @@ class Expectation(_StochasticModule):
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"
     )
-    def _forward_outside(self, f: Loss, a: Tensor) -> Tensor:
-        value: Tensor = self(f, a)
+    def _forward_outside(self, f: Loss, a: Tensor, flatten: bool, allow_inf: bool) -> Tensor:
+        value: Tensor = self(f, a, flatten, allow_inf)
         return value
 
 

@@ -52,5 +52,6 @@ class Enumeration(Estimator):
         Subtracting E[L] changes nothing but the rounding error, because Σ_k P_k score_k = 0.
         """
         loss = feedback.get_loss()
+        loss = loss - loss[:1]  # the weights sum to 1 only up to rounding
         weighted = draw.weights * (loss - leading_sum(draw.weights * loss))
         return leading_sum(per_event(weighted, draw.neuron) * scores(draw)), state
