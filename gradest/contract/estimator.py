@@ -83,7 +83,8 @@ class Target:
 
     def combine(self, loss: Tensor) -> Tensor:
         """Combine the losses of n samples, `[n, ...]`, into the value whose expectation is the target, `[...]`."""
-        least = loss.detach().amin(0)  # exp(-least) is the largest weight; the others are taken relative to it
+        # exp(-least) is the largest weight; the others are taken relative to it, unless it is 0 or infinite
+        least = loss.detach().amin(0).nan_to_num(posinf=0.0, neginf=0.0)
         return least - torch.log(leading_mean(torch.exp(least - loss)))
 
     def __str__(self) -> str:
@@ -204,6 +205,13 @@ class Estimator(Plugin):
         if weights.ndim < loss.ndim:
             weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]
         return leading_sum((cast(weights, loss.dtype) if loss.is_floating_point() else weights) * loss)
+
+    def value_in(self, a: Tensor, draw: Draw, loss: Tensor) -> Tensor | None:
+        """Return `value` as a function of `a` and the loss, whose derivatives of every order estimate those of the target.
+
+        None, the default, says that the points do not give one; second derivatives then raise. a: `draw.a`, in a graph.
+        """
+        return None
 
     @abstractmethod
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:

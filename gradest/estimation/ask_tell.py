@@ -141,8 +141,8 @@ def tell(
     """Tell the estimator the losses at its points: the second half of a gradient.
 
     estimator: the one that was asked. draw, state: what `ask` returned. feedback: `gradest.Feedback(loss, grad)`, with loss
-    `[K, *batch]` and, if `estimator.needs` contains "grad", grad = dloss/dh `[K, *batch, *event]`. Differences of losses are taken
-    in the precision of the loss, so give losses with a large offset in float64.
+    `[K, *batch]` and, if `estimator.needs` contains "grad", grad = dloss/dh `[K, *batch, *event]`. Differences of losses are
+    taken in the precision of the loss, so give losses with a large offset in float64.
     allow_inf: whether infinite losses are passed to the estimator, which must have no state. NaN never is.
 
     Returns the gradient `[*batch, *event]` in the dtype of `draw.a`, and the state of the next step. Raises InvalidInput if the
@@ -164,8 +164,8 @@ def tell(
     check_feedback_finite(feedback, allow_inf)
     if allow_inf and state:
         raise InvalidInput(
-            f"{estimator.label()} has a state, which one infinite loss would spoil for all later steps; omit allow_inf, or use an "
-            "estimator without a state"
+            f"{estimator.label()} has a state, which one infinite loss would spoil for all later steps; omit allow_inf, or use "
+            "an estimator without a state"
         )
     return tell_finite(estimator, draw, feedback, state)
 
@@ -177,8 +177,8 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
     widened = Feedback(loss, _check_feedback(estimator, "grad", feedback.grad, shape, dtype))
     if draw.pre_activations_written:
         raise InvalidInput(
-            "the pre-activations were written to in place after the points were drawn, so the gradient at them cannot be computed; "
-            "write to a copy, as in a = a + step"
+            "the pre-activations were written to in place after the points were drawn, so the gradient at them cannot be "
+            "computed; write to a copy, as in a = a + step"
         )
     try:
         with torch.set_grad_enabled(False):
@@ -206,7 +206,7 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
 def _check_feedback(
     estimator: Estimator, name: str, given: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor | None:
-    """Check the loss or the grad that the caller gave, and convert it: a grad to the dtype of the draw, a loss to that at least."""
+    """Check the loss or the grad that the caller gave, and convert it: a grad to the draw's dtype, a loss to that at least."""
     if given is None:
         if name in estimator.needs:
             raise InvalidInput(f"{estimator.label()} needs the {name} at its points, of shape {list(shape)}")
@@ -235,9 +235,9 @@ def check_feedback_finite(feedback: Feedback, allow_inf: bool = False) -> None:
         for name, x in (("loss", feedback.loss), ("grad", feedback.grad))
         if isinstance(x, Tensor) and x.is_floating_point()
     ]
-    if len(given) == 2 and given[0][1].device.type != "cpu":  # one transfer to the host instead of two
-        if math.isfinite(sum(widen(x).sum() for _, x in given)):
-            return
+    on_device = len(given) == 2 and given[0][1].device.type != "cpu"
+    if on_device and math.isfinite(sum(widen(x).sum() for _, x in given)):  # one transfer to the host instead of two
+        return
     for name, x in given:
         index = first_non_finite(x)
         if index is not None and allow_inf:
@@ -250,8 +250,9 @@ def check_feedback_finite(feedback: Feedback, allow_inf: bool = False) -> None:
                 else ("derivatives dloss/dh", "Make f differentiable there, or skip this step")
             )
             raise InvalidInput(
-                f"{what} must be finite, but {name}[{', '.join(map(str, index))}] of {list(x.shape)} is {x[tuple(index)]}. {remedy}: "
-                "the state of the estimator is as it was. allow_inf=True lets infinite ones through, to estimators without a state"
+                f"{what} must be finite, but {name}[{', '.join(map(str, index))}] of {list(x.shape)} is {x[tuple(index)]}. "
+                f"{remedy}: the state of the estimator is as it was. allow_inf=True lets infinite ones through, to estimators "
+                "without a state"
             )
 
 
@@ -276,8 +277,8 @@ def check_state(estimator: Estimator, state: object, shapes: Mapping[str, list[i
     if found != shapes:
         wanted = f"tensors of the shapes {shapes}" if shapes else "no tensors, because it keeps none"
         raise InvalidInput(
-            f"the state of {estimator.label()} must have {wanted}, as the previous call returned them, not {found}: it is that of "
-            "another estimator or of another event shape. Pass None to start anew"
+            f"the state of {estimator.label()} must have {wanted}, as the previous call returned them, not {found}: it is that "
+            "of another estimator or of another event shape. Pass None to start anew"
         )
 
 
@@ -298,8 +299,9 @@ def value_of(estimator: Estimator, draw: Draw, loss: Tensor) -> Tensor:
 class Flattened:
     """The loss f with K and the batch in one dim: f takes `[K·batch, ...]`, and its losses are folded back to `[K, batch, ...]`.
 
-    Networks with one batch dim, such as those with convolutions or BatchNorm, take points of that form. Row k·batch + i is point k
-    of example i, so `labels.repeat(len(h) // len(labels))` are the labels of the rows. Points without a batch dim stay `[K, *event]`.
+    Networks with one batch dim, such as those with convolutions or BatchNorm, take points of that form. Row k·batch + i is
+    point k of example i, so `labels.repeat(len(h) // len(labels))` are the labels of the rows. Points without a batch dim stay
+    `[K, *event]`.
     """
 
     def __init__(self, f: Loss, event_ndim: int) -> None:
@@ -312,25 +314,36 @@ class Flattened:
         try:
             loss = self.f(rows)
         except Exception as error:
-            error.add_note(
-                f"gradest gave f points of the shape {list(rows.shape)}, [K·batch, *event], as flatten=True asks"
-            )
+            _add_note(error, f"{list(rows.shape)}, [K·batch, *event], as flatten=True asks")
             raise
         wanted = rows.shape[: rows.ndim - self.event_ndim]
         if not isinstance(loss, Tensor) or loss.shape != wanted:
             got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise InvalidInput(
-                f"with flatten=True f must map points {list(rows.shape)} to losses {list(wanted)} [K·batch], but it returned {got}"
+                f"with flatten=True f must map points {list(rows.shape)} to losses {list(wanted)} [K·batch], but it "
+                f"returned {got}"
             )
         return loss.unflatten(0, lead)
 
 
-def flattened(f: Loss, neuron: Neuron, flatten: bool) -> Loss:
-    """Return f, so that it takes `[K·batch, *event]` if `flatten` says so. An Objective takes points of any form as they are."""
-    return Flattened(f, neuron.event_ndim) if flatten and not isinstance(f, Objective) else f
+def flattened(f: Loss, event_ndim: int, flatten: bool) -> Loss:
+    """Return f, or Flattened(f) if `flatten` says so. An Objective takes points of any form as they are."""
+    return Flattened(f, event_ndim) if flatten and not isinstance(f, Objective) else f
 
 
-def losses_at(f: Loss, points: Tensor, neuron: Neuron) -> Tensor:
+def _add_note(error: Exception, shape: str) -> None:
+    """Say in a note to an exception of f which points f was given, unless a function that f contains has said so."""
+    opening = "gradest gave f points of the shape "
+    if any(note.startswith(opening) for note in getattr(error, "__notes__", ())):
+        return
+    error.add_note(opening + shape)
+    if "leaf Variable" in str(error) and "in-place" in str(error):
+        error.add_note(
+            "the estimator needs dL/dh, so f must write to a copy of its points: h = h - 1 instead of h -= 1"
+        )
+
+
+def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
     """Return f(points), checked.
 
     An exception of f gets a note that says which shape f was given.
@@ -338,18 +351,13 @@ def losses_at(f: Loss, points: Tensor, neuron: Neuron) -> Tensor:
     try:
         loss = f(points)
     except Exception as error:
-        if not isinstance(f, Flattened):
-            error.add_note(
-                f"gradest gave f points of the shape {list(points.shape)}, [K, *batch, *event]: {points.shape[0]} points for each "
-                "example. A network that takes a single batch dim gets it by h.flatten(0, 1), or by flatten=True, which folds the "
-                "losses back"
-            )
-        if points.is_leaf and points.requires_grad and "in-place" in str(error):
-            error.add_note(
-                "f differentiates its points, so it must write to a copy of them: h = h - 1 instead of h -= 1"
-            )
+        _add_note(
+            error,
+            f"{list(points.shape)}, [K, *batch, *event], with {points.shape[0]} point(s) for each example. A network that takes "
+            "a single batch dim gets it by h.flatten(0, 1), or by flatten=True, which folds the losses back",
+        )
         raise
-    wanted = points.shape[: points.ndim - neuron.event_ndim]
+    wanted = points.shape[: points.ndim - event_ndim]
     if not isinstance(loss, Tensor) or loss.shape != wanted:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         name = f"{f.name}.__call__" if isinstance(f, Objective) else "f"
@@ -366,13 +374,13 @@ def evaluate(
     if transformed() or points.is_inference():
         points = points.clone()  # where writes are not counted, f writes to a copy
     if "grad" not in estimator.needs:
-        return losses_at(f, points.detach(), neuron), None
+        return losses_at(f, points.detach(), neuron.event_ndim), None
     if transformed():
-        loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron), points.detach())
+        loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron.event_ndim), points.detach())
         return loss, pull(torch.ones_like(loss))[0].detach()
     points = points.detach().requires_grad_()
     with torch.set_grad_enabled(True):
-        loss = losses_at(f, points, neuron)
+        loss = losses_at(f, points, neuron.event_ndim)
         if not loss.requires_grad:
             raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")
         (grad,) = torch.autograd.grad(loss, points, torch.ones_like(loss), retain_graph=keep_graph, allow_unused=True)

@@ -33,6 +33,7 @@ from gradest.estimation.ask_tell import (
     tell,
     value_of,
 )
+from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.executors import run_in_order
 from gradest.estimation.results import Estimate
 from gradest.kernels import select
@@ -211,6 +212,7 @@ def estimate(
     allow_inf: bool = False,
     warm_up: int = 100,
     target_standard_error: float | None = None,
+    event_dims: EventDims | None = None,
     executor: Executor | None = None,
     progress: Callable[[int, int], None] | None = None,
     watch: Callable[[Estimate], None] | None = None,
@@ -227,6 +229,7 @@ def estimate(
     target_standard_error: stop as soon as the standard error of every coordinate is at most this; `draws` is then the maximum. It
         is checked after 256, 512, 768 and 1024 draws and then four times in each doubling, so the number of draws depends on the
         seed alone. The variance is itself an estimate; if an early check underestimates it, the run stops too early.
+    event_dims: as for `expect`. Gradients have the shape of `a`.
     executor: computes several blocks at a time: a ThreadPoolExecutor, or `gradest.RayExecutor` for a cluster. The division into
         blocks depends on the shape of `a` and on K alone, and blocks are merged in order, so the result has the same bits for any
         number of workers and without an executor, provided that f gives the same bits on each. The warm-up, in which each step
@@ -242,9 +245,13 @@ def estimate(
     check_count("warm_up", warm_up, least=0)
     _check_target(target_standard_error)
     registry.check_fit(neuron, estimator)
+    layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
+    if layout is not None:
+        f, a = layout.loss(flattened(f, len(layout.given), flatten)), layout.flatten(a)
+    else:
+        f = flattened(f, neuron.event_ndim, flatten)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
-    f = flattened(f, neuron, flatten)
     start = time.perf_counter()
     key = Key(seed)
     evaluations = estimator.evaluations(neuron, event_shape(neuron, a))
@@ -255,9 +262,11 @@ def estimate(
     gradients = losses = NO_DRAWS
 
     def so_far() -> Estimate:
-        variance = gradients.variance()
+        mean, variance = gradients.mean, gradients.variance()
+        if layout is not None:
+            mean, variance = layout.restore(mean), layout.restore(variance)
         return Estimate(
-            gradient=gradients.mean.to(dtype),
+            gradient=mean.to(dtype),
             variance=variance.to(dtype),
             standard_error=(variance / gradients.count).sqrt().to(dtype),
             loss=losses.mean.to(dtype),

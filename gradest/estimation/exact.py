@@ -21,6 +21,7 @@ from gradest.estimation.ask_tell import (
     flattened,
     losses_at,
 )
+from gradest.estimation.events import EventDims, EventLayout
 
 __all__ = ["closed_form", "exact"]
 
@@ -33,6 +34,7 @@ def exact(
     *,
     flatten: bool = False,
     allow_inf: bool = False,
+    event_dims: EventDims | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute E[f(h)] `[*batch]` and its gradient in `a` `[*batch, *event]` as a sum over the joint law of the units, in chunks.
@@ -44,10 +46,16 @@ def exact(
     target: another quantity than E[f(h)], such as `estimator.target()`. One of n samples takes the n-th power of the points.
     flatten: whether f takes `[K·batch, *event]`, as for `expect`.
     allow_inf: whether a loss may be infinite. Otherwise it raises InvalidInput, as NaN always does.
+    event_dims: as for `expect`. The gradient has the shape of `a`.
     progress: progress(done, points) is called after each chunk. An exception that it raises ends the computation.
     """
     neuron = registry.neuron(neuron)
-    f = flattened(f, neuron, flatten)
+    if event_dims is not None:
+        layout = EventLayout.of(neuron, a, event_dims)
+        f = layout.loss(flattened(f, len(layout.given), flatten))
+        value, slope = exact(f, layout.flatten(a), neuron, target, allow_inf=allow_inf, progress=progress)
+        return value, layout.restore(slope)
+    f = flattened(f, neuron.event_ndim, flatten)
     wide = check_pre_activations(a, neuron).double().requires_grad_()
     event = event_shape(neuron, wide)
     with torch.enable_grad():
@@ -76,7 +84,7 @@ def exact(
 
 
 def _losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
-    loss = losses_at(f, points, neuron)
+    loss = losses_at(f, points, neuron.event_ndim)
     check_feedback_finite(Feedback(loss), allow_inf)
     return loss.double()
 

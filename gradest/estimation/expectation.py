@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradest.contract.estimator import Feedback, State
+from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.estimation.ask_tell import (
@@ -28,9 +28,10 @@ from gradest.estimation.ask_tell import (
     tell,
     value_of,
 )
+from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.second_derivative import differentiable_once
 from gradest.kernels import transformed
-from gradest.kernels.stable import cast
+from gradest.kernels.stable import cast, widen
 from gradest.random import Key, to_key
 
 __all__ = ["expect", "sample"]
@@ -67,6 +68,7 @@ def expect(
     *,
     flatten: bool = False,
     allow_inf: bool = False,
+    event_dims: EventDims | None = None,
 ) -> tuple[Tensor, State]:
     """Estimate E[f(h)], `[*batch]`, differentiably: backward adds the estimator's gradient to `a.grad`.
 
@@ -78,11 +80,15 @@ def expect(
     flatten: whether f takes `[K·batch, *event]` and returns `[K·batch]`, as networks with convolutions or BatchNorm do. Row
         k·batch + i is point k of example i, so `labels.repeat(len(h) // len(labels))` are the labels.
     allow_inf: whether infinite losses are passed to the estimator, which must have no state. NaN never is.
+    event_dims: the number of trailing dims of `a` that are one event, with one loss; by default the neuron's own. For `a`
+        `[B, T, units]` of T positions that share a loss it is 2, and f maps points `[K, B, T, units]` to losses `[K, B]`. It is
+        "all" for parameters, which have no batch. An Objective receives the event in the neuron's own shape, `[K, B, T·units]`.
     Returns the value, and the state for the next call. Under torch.no_grad() only the value is computed, and the state is
     returned unchanged.
 
-    The gradient of `a` can be differentiated in what multiplies the value, and the gradient of f's parameters in those; a second
-    derivative in `a`, which the samples do not give, raises RuntimeError.
+    Second derivatives, by create_graph=True or torch.func: those in `a` are right for the estimator enumeration. For the others
+    the gradient of `a` can be differentiated in what multiplies the value, and the gradient of f's parameters in those; another
+    second derivative, which the samples do not give, raises RuntimeError.
 
     Inside torch.func.vmap, all examples share a seed or Key that is not mapped over, as in a loop; map over the seeds of a
     `Key(seeds)` to give each its own. With seed=None vmap's `randomness` decides. Pre-activations and losses are not checked
@@ -95,26 +101,55 @@ def expect(
         from gradest.estimation.outside import outside  # noqa: PLC0415  # it imports the compiler
 
         result: tuple[Tensor, State] = outside(
-            expect, f, a, neuron, estimator, seed, state, flatten=flatten, allow_inf=allow_inf
+            expect,
+            f,
+            a,
+            neuron,
+            estimator,
+            seed,
+            state,
+            flatten=flatten,
+            allow_inf=allow_inf,
+            event_dims=event_dims,
         )
         return result
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
+    if event_dims is not None:
+        layout = EventLayout.of(neuron, a, event_dims)
+        f = layout.loss(flattened(f, len(layout.given), flatten))
+        return expect(f, layout.flatten(a), neuron, estimator, seed, state, allow_inf=allow_inf)
     draw, state = ask(neuron, estimator, a, to_key(seed), state)
-    points, f = cast(draw.points, a.dtype), flattened(f, neuron, flatten)
+    points, f = cast(draw.points, a.dtype), flattened(f, neuron.event_ndim, flatten)
     if not torch.is_grad_enabled():
-        loss = losses_at(f, points, neuron)
+        loss = losses_at(f, points, neuron.event_ndim)
         check_feedback_finite(Feedback(loss), allow_inf)
         return value_of(estimator, draw, loss), state
     loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)
     gradient, state = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
     value = value_of(estimator, draw, loss)
+    return _with_gradient(value, a, gradient, loss, estimator, draw), state
+
+
+def _with_gradient(
+    value: Tensor, a: Tensor, gradient: Tensor, loss: Tensor, estimator: Estimator, draw: Draw
+) -> Tensor:
+    """Return the value with a graph whose backward adds the estimator's gradient to `a.grad`."""
+    event_ndim, twice = draw.neuron.event_ndim, type(estimator).value_in is not Estimator.value_in
     if transformed():
-        carrier: Tensor = _Carrier.apply(a, gradient, loss, neuron.event_ndim)  # type: ignore[no-untyped-call]
-        return value + cast(carrier, value.dtype), state
+        whole = estimator.value_in(widen(a), draw, loss) if twice else None
+        if whole is not None:
+            return cast(whole, value.dtype)
+        carrier: Tensor = _Carrier.apply(a, gradient, loss, event_ndim)  # type: ignore[no-untyped-call]
+        return value + cast(carrier, value.dtype)
     if not a.requires_grad:
-        return value, state
+        return value
+    if value.grad_fn is not None:
+        value.grad_fn.register_prehook(partial(_forbid, (a,)))  # the points at which f's parameters move depend on a
+    if twice:
+        carrier = _DifferentiableTwice.apply(a, gradient, loss, estimator, draw)  # type: ignore[no-untyped-call]
+        return value + cast(carrier, value.dtype)
     sources = (a, loss) if loss.requires_grad else (a,)  # what the gradient depends on
-    return _carry(value, a, gradient, neuron.event_ndim, sources), state
+    return _carry(value, a, gradient, event_ndim, sources)
 
 
 def _carry(value: Tensor, a: Tensor, gradient: Tensor, event_ndim: int, sources: tuple[Tensor, ...]) -> Tensor:
@@ -127,10 +162,6 @@ def _carry(value: Tensor, a: Tensor, gradient: Tensor, event_ndim: int, sources:
     assert carrier.grad_fn is not None
     carrier.grad_fn.register_prehook(partial(_forbid, sources))
     if value.requires_grad:
-        if value.grad_fn is not None:
-            value.grad_fn.register_prehook(
-                partial(_forbid, (a,))
-            )  # the samples at which f's parameters move depend on a
         carrier.detach().fill_(-0.0)  # the neutral element of addition, also for -0.0
         return value + carrier
     carrier.detach().copy_(value)
@@ -144,8 +175,28 @@ def _forbid(sources: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]) ->
     return tuple(None if grad is None else differentiable_once(grad, *sources) for grad in upstream)
 
 
+class _DifferentiableTwice(torch.autograd.Function):
+    """Zeros `[*batch]` whose derivative is the estimate, and whose further derivatives are those of `Estimator.value_in`."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, gradient: Tensor, loss: Tensor, estimator: Estimator, draw: Draw) -> Tensor:
+        ctx.save_for_backward(a, gradient, loss)
+        ctx.estimator, ctx.draw = estimator, draw
+        return torch.full_like(loss[0], -0.0, requires_grad=False)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        a, gradient, loss = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            spread = upstream[(..., *[None] * (a.ndim - upstream.ndim))]
+            return (spread * gradient).to(a.dtype), None, None, None, None
+        value = ctx.estimator.value_in(widen(a), ctx.draw, loss)
+        (slope,) = torch.autograd.grad(value, a, upstream.to(value.dtype), create_graph=True)
+        return slope, None, None, None, None
+
+
 class _Carrier(torch.autograd.Function):
-    """Does what `_carry` does, in a form that transforms of torch.func accept: zeros `[*batch]` whose derivative is the estimate."""
+    """Does what `_carry` does, in a form that torch.func accepts: zeros `[*batch]` whose derivative is the estimate."""
 
     generate_vmap_rule = True
 

@@ -11,8 +11,8 @@ __all__ = ["DifferentiateOnce", "differentiable_once"]
 
 _MESSAGE = (
     "this gradient is an estimate from the samples that were drawn, which cannot be differentiated a second time; where second "
-    "derivatives are needed, differentiate the sum over the outputs of the units, as in value = (weights * f(values)).sum(0) with "
-    "values, weights = neuron.law(a) for one unit, or take differences of gradest.exact at two pre-activations"
+    "derivatives are needed, use the estimator enumeration with gradest.expect, or take differences of gradest.exact at two "
+    "pre-activations"
 )
 
 

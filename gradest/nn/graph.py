@@ -325,8 +325,8 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
 
     If some uses of a layer died before they were told a loss, it gives a GradestWarning; if all of them did, it raises
     MissingLoss: an output that died, such as that of `h.argmax(-1)`, may still have decided the loss. Raises ToldAlready if every
-    use since the last forward pass was told before, and InvalidInput for a loss that does not fit a layer or is not finite. A loss
-    that is not finite leaves the states as they were and ends the step: the uses that waited for it are forgotten.
+    use since the last forward pass was told before, and InvalidInput for a loss that does not fit a layer or is not finite. A
+    loss that is not finite leaves the states as they were and ends the step: the uses that waited for it are forgotten.
     """
     _check_reduction(reduction)
     refuse_recomputation("broadcast_loss cannot be called")

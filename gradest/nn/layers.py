@@ -414,9 +414,10 @@ class Expectation(_StochasticModule):
         if torch.compiler.is_compiling():
             outside: Tensor = self._forward_outside(f, a, flatten, allow_inf)
             return outside
+        ndim = self.neuron.event_ndim
         if not self.training:
-            return losses_at(flattened(f, self.neuron, flatten), self._evaluate(a)[None], self.neuron)[0]
-        key, state = fresh_key(a, self.neuron.event_ndim), self._state_for(a)
+            return losses_at(flattened(f, ndim, flatten), self._evaluate(a)[None], ndim)[0]
+        key, state = fresh_key(a, ndim), self._state_for(a)
         value, state = expect(f, a, self.neuron, self.estimator, key, state, flatten=flatten, allow_inf=allow_inf)
         if torch.is_grad_enabled():
             self._set_state(state)
