@@ -15,10 +15,11 @@ from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput, TooManyPoints
-from gradest.estimation.ask_tell import check_pre_activations, flattened
-from gradest.estimation.estimate import estimate
+from gradest.estimation.ask_tell import check_count, check_pre_activations, flattened
+from gradest.estimation.estimate import estimate_checked
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.exact import closed_form
+from gradest.estimation.loss_checks import checked_loss
 from gradest.estimation.results import Estimate
 from gradest.random import check_seed, fresh_seed
 
@@ -57,8 +58,11 @@ def compare(
     progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
         gradient is enumerated.
 
-    If the exact gradient takes too many points, the figures that need it are None. Raises InvalidInput if `estimators` is not a
-    list, Incompatible if an estimator that is named does not fit the neuron, and what `estimate` raises.
+    If the exact gradient takes too many points, the figures that need it are None. So they are if f is random or depends on the
+    other points of a call, of which a GradestWarning tells, as that of `estimate` does.
+
+    Raises InvalidInput if `estimators` is not a list or if rows of the batch share a loss, Incompatible if an estimator that is
+    named does not fit the neuron, and what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
     layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
@@ -66,7 +70,7 @@ def compare(
         f, a = layout.loss(flattened(f, len(layout.given), flatten)), layout.flatten(a)
     else:
         f = flattened(f, neuron.event_ndim, flatten)
-    check_pre_activations(a, neuron)
+    wide = check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     if estimators is None:
         chosen = [estimator for estimator in comparable_estimators(neuron) if within_point_limit(estimator, neuron, a)]
@@ -76,27 +80,21 @@ def compare(
         chosen = [registry.estimator(spec) for spec in estimators]
         for estimator in chosen:
             registry.check_fit(neuron, estimator)
+    check_count("draws", draws, least=1)
     exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
-    exact = _exact_gradient(f, a, neuron, Target(), allow_inf, exact_progress)
     rows = []
-    for estimator in chosen:
-        label = estimator.label()
-        report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
-        found = estimate(
-            f,
-            a,
-            neuron,
-            estimator,
-            draws,
-            seed,
-            allow_inf=allow_inf,
-            warm_up=warm_up,
-            executor=executor,
-            progress=report,
-        )
-        target = estimator.target()
-        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, allow_inf, exact_progress)
-        rows.append(_comparison_row(estimator, neuron, found, truth))
+    with checked_loss(f, wide, neuron, a.dtype) as is_function:
+        exact = _exact_gradient(f, a, neuron, Target(), allow_inf, exact_progress) if is_function else None
+        for estimator in chosen:
+            label = estimator.label()
+            report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
+            found = estimate_checked(
+                f, a, neuron, estimator, draws, seed, None, allow_inf, warm_up, executor=executor, progress=report
+            )
+            target, truth = estimator.target(), exact
+            if is_function and target != Target():
+                truth = _exact_gradient(f, a, neuron, target, allow_inf, exact_progress)
+            rows.append(_comparison_row(estimator, neuron, found, truth))
     if exact is not None and layout is not None:
         exact = layout.restore(exact)
     return Comparison(neuron.label(), draws, seed, tuple(rows), exact)
@@ -133,7 +131,7 @@ def _exact_gradient(
     allow_inf: bool,
     progress: Callable[[int, int], None] | None,
 ) -> Tensor | None:
-    found = closed_form(f, a, neuron, target, allow_inf=allow_inf, progress=progress)
+    found = closed_form(f, a, neuron, target, allow_inf=allow_inf, checked=True, progress=progress)
     return None if found is None else found[1]
 
 

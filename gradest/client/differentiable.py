@@ -54,7 +54,7 @@ def expect(
             raise InvalidInput("the estimator needs dL/dh, but f is not differentiable in its points")
         (found,) = torch.autograd.grad(loss.sum(), points, retain_graph=True, allow_unused=True)
         grad = grad if found is None else found
-    gradient = yield from backward(neuron, estimator, a, draw.seed, loss.detach(), grad, state)
+    gradient = yield from backward(neuron, estimator, a, draw, loss.detach(), grad, state)
     value = _value(draw, gradient, loss)
     if not differentiating:
         return value, state or {}

@@ -111,26 +111,36 @@ def forward(
     """
     fields = {"estimator": to_spec(estimator), "seed": choose_seed(seed), "state": state or None}
     response = yield post("/v1/forward", neuron, a, fields)
-    return RemoteDraw(response["points"], response["weights"], frozenset(response["needs"]), response["seed"])
+    needs = frozenset(response["needs"])
+    return RemoteDraw(response["points"], response["weights"], needs, response["seed"], response.get("digest"))
 
 
 def backward(
     neuron: NeuronSpec,
     estimator: EstimatorSpec,
     a: Tensor,
-    seed: int,
+    draw: RemoteDraw,
     loss: Tensor | None,
     grad: Tensor | None = None,
     state: State | None = None,
 ) -> Call[RemoteGradient]:
     """Return the gradient that follows from the losses.
 
+    draw: what `forward` returned.
     loss: the losses at the points, `[K, *batch]`.
     grad: the derivatives of the losses in the points, `[K, *batch, *event]`, if the estimator needs them.
 
-    The other arguments must be those of `forward`, with the seed that it returned, because the service keeps nothing.
+    The other arguments must be those of `forward`, because the service keeps nothing and makes the draw again. If one of them
+    differs, such as pre-activations that an optimiser has changed meanwhile, the service refuses: ServiceError with status 409.
     """
-    fields = {"estimator": to_spec(estimator), "seed": seed, "state": state or None, "loss": loss, "grad": grad}
+    if not isinstance(draw, RemoteDraw):
+        raise InvalidInput(
+            f"backward takes the draw that forward returned, not {type(draw).__name__}: only with its digest can the service "
+            "refuse other arguments than forward had"
+        )
+    fields = {"estimator": to_spec(estimator), "seed": draw.seed, "state": state or None, "loss": loss, "grad": grad}
+    if draw.digest is not None:
+        fields["digest"] = draw.digest
     response = yield post("/v1/backward", neuron, a, fields)
     return RemoteGradient(response["gradient"], response["value"], response["weights"], response["state"])
 

@@ -17,7 +17,8 @@ from gradest.estimation.ask_tell import check_count, check_feedback_finite, firs
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.layers import Stochastic
-from gradest.nn.uses import NO_PATHS, Paths, Recorded, attach, leading_batch, refuse_recomputation
+from gradest.nn.sampler import NO_PATHS, Paths
+from gradest.nn.uses import Recorded, attach, leading_batch, refuse_recomputation
 
 __all__ = ["StochasticGraph", "broadcast_loss"]
 
@@ -207,8 +208,8 @@ class StochasticGraph:
                     "paths are the baseline"
                 )
             told.append(use)
-            losses.append(leading_batch("a cost", self._for_use(credited), use.batch, use.layer.neuron))
-            shares.append(share if use.layer.credits_paths else share / (self.samples or 1))
+            losses.append(leading_batch("a cost", self._for_use(credited), use.batch, use.sampler.neuron))
+            shares.append(share if use.sampler.credits_paths else share / (self.samples or 1))
         if not torch.compiler.is_compiling():
             self._warn_of_uses_outside()
         surrogate = attach(scalar, told, losses, shares)
@@ -297,17 +298,17 @@ class StochasticGraph:
 
     def _bound(self) -> ScoreFunction | None:
         """Return the estimator whose target is a bound over the paths, if there is one."""
-        layers = [layer for layer in self._layers if layer.needs_loss]
-        for layer in layers[1:]:
-            if layer.target_kind != layers[0].target_kind:
+        samplers = [layer.sampler for layer in self._layers if layer.sampler.needs_loss]
+        for sampler in samplers[1:]:
+            if sampler.target_kind != samplers[0].target_kind:
                 raise Incompatible(
-                    f"the estimators of the layers have different targets: {layers[0].estimator.name} estimates "
-                    f"{layers[0].target_kind}, {layer.estimator.name} {layer.target_kind}. Use estimators of one target"
+                    f"the estimators of the layers have different targets: {samplers[0].estimator.name} estimates "
+                    f"{samplers[0].target_kind}, {sampler.estimator.name} {sampler.target_kind}. Use estimators of one target"
                 )
-        for layer in layers:
-            if layer.has_bound:
-                assert isinstance(layer.estimator, ScoreFunction)
-                return layer.estimator
+        for sampler in samplers:
+            if sampler.has_bound:
+                assert isinstance(sampler.estimator, ScoreFunction)
+                return sampler.estimator
         return None
 
 
@@ -353,7 +354,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
             "the loss is a single number, but the layers have a batch; do not reduce the loss, which is one number an example. "
             "If the whole batch is one example, expand it: broadcast_loss(model, loss.expand(batch))"
         )
-    losses = [leading_batch("the loss", loss, use.batch, use.layer.neuron) for use in told]
+    losses = [leading_batch("the loss", loss, use.batch, use.sampler.neuron) for use in told]
     if told and not torch.compiler.is_compiling():
         try:
             check_feedback_finite(Feedback(loss))

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from gradest.contract.estimator import Draw, Estimator, State
+from gradest.contract.estimator import State
 from gradest.contract.objective import Loss
-from gradest.contract.score_function import ScoreFunction
-from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import Incompatible, InvalidInput, InvalidOptions
-from gradest.estimation.ask_tell import ask, check_pre_activations, flattened, losses_at
-from gradest.estimation.distributed import fresh_key, fresh_path_key
+from gradest.discovery.registry import EstimatorSpec, NeuronSpec
+from gradest.errors import Incompatible, InvalidInput
+from gradest.estimation.ask_tell import flattened, losses_at
+from gradest.estimation.distributed import fresh_key
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
+from gradest.nn.module import Evaluation, StochasticModule
+from gradest.nn.sampler import NO_PATHS, Pair, Paths, Sampler
 from gradest.nn.uses import (
-    NO_PATHS,
     Emit,
     EmitTransformed,
     KeepAlive,
     LivenessToken,
-    Paths,
     Recorded,
     RecordedEagerly,
     RecordedInTransform,
@@ -43,66 +42,6 @@ except ImportError:  # before torch 2.13 no operator takes an object
     Handle = RecordedInGraph = draw = None  # type: ignore[assignment, misc]
 
 __all__ = ["Evaluation", "Expectation", "Stochastic"]
-
-Evaluation = Literal["mean", "sample", "threshold"]
-_STATE = "state_"
-
-
-class _StochasticModule(nn.Module):
-    """A module with a neuron, an estimator, the estimator's state in buffers, and a mode of evaluation."""
-
-    threshold: Tensor
-
-    def __init__(
-        self, neuron: NeuronSpec, estimator: EstimatorSpec, evaluation: Evaluation = "mean", threshold: float = 0.5
-    ) -> None:
-        super().__init__()
-        if evaluation not in ("mean", "sample", "threshold"):
-            raise InvalidInput(f'evaluation must be "mean", "sample" or "threshold", not {evaluation!r}')
-        self.neuron, self.estimator = registry.neuron(neuron), registry.estimator(estimator)
-        registry.check_fit(self.neuron, self.estimator)
-        self.evaluation = evaluation
-        self.register_buffer("threshold", torch.tensor(float(threshold)))
-
-    def extra_repr(self) -> str:
-        """Return the neuron, the estimator and the mode of evaluation, for the module's repr."""
-        return f"{self.neuron.label()}, {self.estimator.label()}, evaluation={self.evaluation}"
-
-    @property
-    def state(self) -> State:
-        """The estimator's state. It is empty before the first step, and always for a stateless estimator."""
-        return {
-            name.removeprefix(_STATE): value
-            for name, value in self.named_buffers(recurse=False)
-            if name.startswith(_STATE)
-        }
-
-    def _set_state(self, state: State) -> None:
-        for name, value in state.items():
-            # a new tensor each time, so that callers that hold the earlier state have it unchanged
-            self.register_buffer(_STATE + name, value)
-
-    def _state_for(self, a: Tensor) -> State:
-        state = self.state
-        if not state:
-            state = self.estimator.init(self.neuron, widen(a.detach()))
-            self._set_state(state)
-        return state
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        # a layer knows the shapes of its state only after the first step; a new one takes them from the state_dict
-        for name, value in state_dict.items():
-            if name.startswith(prefix + _STATE) and "." not in name[len(prefix) :]:
-                self.register_buffer(name[len(prefix) :], torch.empty_like(value, device=self.threshold.device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _evaluate(self, a: Tensor) -> Tensor:
-        if self.evaluation == "mean":
-            return self.neuron.mean(a)
-        if self.evaluation == "threshold":
-            return self.neuron.threshold(a, self.threshold)
-        wide = check_pre_activations(a, self.neuron)
-        return self.neuron.sample(fresh_key(a, self.neuron.event_ndim), wide, 1)[0].to(a.dtype)
 
 
 class _Uses:
@@ -128,7 +67,7 @@ class _PerThread(threading.local):
         self.uses = _Uses()
 
 
-class Stochastic(_StochasticModule):
+class Stochastic(StochasticModule):
     """A layer of stochastic neurons, from `a` `[*batch, *event]` to one sample h of the same shape.
 
     If the estimator needs only dL/dh, autograd trains the layer like any other. If it needs the loss, call backward on
@@ -141,43 +80,47 @@ class Stochastic(_StochasticModule):
     evaluation: what the layer emits after `layer.eval()`: "mean" is E[h], which is differentiable; "sample" is one sample;
         "threshold" is the deterministic `neuron.threshold(a, layer.threshold)`. `layer.threshold.fill_(level)` sets the level,
         which is saved in state_dict.
+    event: the shape of one event, such as (200,) for 200 units. It is optional. With it, the state has its shape from the start,
+        and an input with other events raises InvalidInput.
 
-    From the first training step on, the estimator's state is in buffers: it is in state_dict and moves with the module. If a
-    layer is used several times before one backward, each use has the same state, and the next states are averaged.
+    `layer.set_options(temperature=0.5)` changes options, and `layer.estimator = ...` and `layer.neuron = ...` take others.
+
+    The estimator's state, `layer.state`, is in state_dict and moves with the module, but keeps its dtype when the module is cast.
+    It is in buffers from the start if its shapes do not depend on the event, or if `event` is given; otherwise the first step
+    creates it. A state belongs to one estimator and one shape of events: an input or a state_dict with another raises an error.
+    `layer.reset_state()` starts it again. If a layer is used several times before one backward, each use has the same state, and
+    the next states are averaged. Copies and pickles have the state, and none of the uses that wait for their loss.
 
     A pre-activation that is written to in place before its gradient is computed raises RuntimeError, and so does a second
     derivative, which an estimate does not have.
 
     torch.compile(fullgraph=True) keeps the layer in the graph, with any neuron and estimator, from torch 2.13 on; an older torch
-    breaks the graph. If the estimator has a state, call the model once before compiling, because the shapes of the state follow
-    from the input. torch.func can map over a layer and differentiate it if the estimator has no state and uses no autograd of its
+    breaks the graph. If the estimator's state depends on the event, give `event`, or call the model once before compiling.
+    torch.func can map over a layer and differentiate it if the estimator has no state and uses no autograd of its
     own; vmap's `randomness` decides whether examples share their noise.
     """
 
+    _pair: Sampler
+    _pair_type: ClassVar[type[Pair]] = Sampler
+
     def __init__(
-        self, neuron: NeuronSpec, estimator: EstimatorSpec, evaluation: Evaluation = "mean", threshold: float = 0.5
+        self,
+        neuron: NeuronSpec,
+        estimator: EstimatorSpec,
+        evaluation: Evaluation = "mean",
+        threshold: float = 0.5,
+        event: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(neuron, estimator, evaluation, threshold)
-        asked = self.estimator.evaluations(self.neuron, (2,) * self.neuron.event_ndim)
-        self.credits_paths = isinstance(self.estimator, ScoreFunction) and asked > 1
-        if asked != 1 and not self.credits_paths:
-            raise Incompatible(
-                f"{self.estimator.label()} asks for the loss at {asked} points, but a Stochastic layer emits one sample; "
-                "use gradest.nn.Expectation(neuron, estimator), whose layer(f, a) evaluates f at all of them"
-            )
-        self._sampler = self.estimator.model_copy(update={"samples": 1}) if self.credits_paths else self.estimator
-        self._of_samples: dict[int, Estimator] = {}
-        target = self.estimator.target()
-        self.has_bound = target.samples > 1
-        self.target_kind = str(target)  # without the number of samples if they are all paths of a scope
-        if self.has_bound and target.samples == asked:
-            self.target_kind = self.target_kind.replace(f"of {asked} samples", "of all paths")
-        self.needs_loss = "loss" in self.estimator.needs
+        super().__init__(neuron, estimator, evaluation, threshold, event)
         self._thread = _PerThread()
         self._known: weakref.WeakSet[Use] = weakref.WeakSet()  # the uses in graphs that are alive, of all threads
         self._handle = None if draw is None else Handle(self)
-        self.steps = 0  # how many times the state has been updated
         self._merged = 0  # how many uses the last update averages
+
+    @property
+    def sampler(self) -> Sampler:
+        """The neuron and the estimator, with their options of now."""
+        return self._pair
 
     def __getstate__(self) -> dict[str, Any]:
         # uses that wait for their backward belong to this object; a copy starts without any
@@ -197,12 +140,14 @@ class Stochastic(_StochasticModule):
         baseline: a number for each example, `[*batch]` or its leading dims, that is subtracted from the loss this use is told. It
             must be known before the sample is drawn, such as a critic's value of the state; the gradient stays unbiased whatever
             it is. It is not differentiated. Estimators that need no loss do not use it.
-        Raises InvalidInput for a bad input or baseline, and Incompatible where the estimator needs a scope of paths.
+        Raises InvalidInput for a bad input or baseline, also where the event is not that of the state, and Incompatible where the
+        estimator needs a scope of paths.
         """
         if torch.compiler.is_compiling():
             return self._outside(a, baseline) if draw is None else self._compiled(a, baseline)
         uses = self._thread.uses
         uses.told = 0
+        self._check_event(a)
         if not self.training:
             return self._evaluate(a)
         scope, paths = uses.scope, NO_PATHS
@@ -210,25 +155,25 @@ class Stochastic(_StochasticModule):
             paths = scope.paths_of(a, self.neuron)
         in_transform = transformed()
         learns = torch.is_grad_enabled() and (in_transform or a.requires_grad)
-        if self.credits_paths and learns and not paths.samples:
+        if self._pair.credits_paths and learns and not paths.samples:
             raise self._paths_missing()
         run = self._transformed if in_transform else self._eagerly
         return run(a, baseline, paths, learns)
 
     def _eagerly(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` in eager code."""
-        uses, state = self._thread.uses, self._state_for(a)
-        drawn = self.draw(a, state, paths)
+        uses, sampler, state = self._thread.uses, self._pair, self.state_for(a)
+        drawn = sampler.draw(a, state, paths)
         if not learns:
             return drawn.points[0].to(a.dtype)
-        use = Use(self, drawn, state, self.steps, paths)
+        use = Use(self, sampler, drawn, state, self.steps, paths)
         h: Tensor
         h, port = Emit.apply(a, use)  # type: ignore[no-untyped-call]
-        if not self.needs_loss:
+        if not sampler.needs_loss:
             return h
         if is_recomputed():  # an activation checkpoint runs the layer again, which is no other use of it
             if all(known.draw.key.seed != drawn.key.seed for known in list(self._known)):
-                raise missing_loss(self.estimator)
+                raise missing_loss(sampler.estimator)
             return h
         self._known.add(use)
         recorded = RecordedEagerly(use, port, baseline)
@@ -250,16 +195,16 @@ class Stochastic(_StochasticModule):
 
     def _transformed(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` inside a transform of torch.func."""
-        if self.estimator.init(self.neuron, torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)):
+        if self._has_state(a):
             raise Incompatible(
                 f"{self.estimator.label()} has a state, which a transform of torch.func cannot update; "
                 "use gradest.expect, which takes the state as an argument and returns the next one"
             )
         seed = fresh_seed_tensor()
         h: Tensor
-        h, port = EmitTransformed.apply(a, seed, self, paths)  # type: ignore[no-untyped-call]
-        if self.needs_loss and learns:
-            self._record(RecordedInTransform(self, port, baseline, a.detach(), seed, paths))
+        h, port = EmitTransformed.apply(a, seed, self, self._pair, paths)  # type: ignore[no-untyped-call]
+        if self._pair.needs_loss and learns:
+            self._record(RecordedInTransform(self, self._pair, port, baseline, a.detach(), seed, paths))
         return h
 
     def _compiled(self, a: Tensor, baseline: Tensor | None) -> Tensor:
@@ -270,6 +215,7 @@ class Stochastic(_StochasticModule):
             )
         uses = self._thread.uses
         uses.told = 0
+        self._check_event(a)
         if not self.training:
             if self.evaluation != "sample":
                 return self._evaluate(a)
@@ -278,20 +224,19 @@ class Stochastic(_StochasticModule):
         scope, paths = uses.scope, NO_PATHS
         if scope is not None:
             paths = scope.paths_of(a, self.neuron)
-        state = list(self.state.values())
-        if not state and type(self.estimator).init is not Estimator.init:
+        if not self._names and self._form != {}:
             self._begin(a)
-            state = list(self.state.values())
+        state = list(self.state.values())
         learns = torch.is_grad_enabled() and a.requires_grad
-        if self.credits_paths and learns and not paths.samples:
+        if self._pair.credits_paths and learns and not paths.samples:
             raise self._paths_missing()
         given = a if learns else a.detach()
         h: Tensor
         h, flag, drawn = draw(self._handle, given, state, torch.empty(0), paths.samples, paths.flat)
-        if self.needs_loss and learns:
+        if self._pair.needs_loss and learns:
             still = a.detach()
             port = widen(a - still)
-            self._record(RecordedInGraph(self, self._handle, port, baseline, flag, still, state, drawn, paths))
+            self._record(RecordedInGraph(self._pair, self._handle, port, baseline, flag, still, state, drawn, paths))
         return h
 
     def _record(self, recorded: Recorded) -> None:
@@ -303,36 +248,11 @@ class Stochastic(_StochasticModule):
             recorded.previous, uses.latest = uses.latest, recorded
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
-        reason="the shapes of this estimator's state follow from its input: call the model once before it is compiled, "
-        "under torch.no_grad() if you like"
+        reason="the shapes of this estimator's state follow from its input: give the layer the shape of one event, as in "
+        "event=(200,), or call the model once before it is compiled, under torch.no_grad() if you like"
     )
     def _begin(self, a: Tensor) -> None:
-        self._state_for(a)
-
-    def draw(self, a: Tensor, state: State, paths: Paths, seed: int | Tensor | None = None) -> Draw:
-        """Return one sample at each pre-activation, from a new seed if none is given."""
-        self.of_samples(paths.samples)  # refuses a number of paths that does not suit the estimator
-        ndim = self.neuron.event_ndim
-        key = fresh_path_key(a, ndim, paths.samples, paths.flat, seed) if paths.samples else fresh_key(a, ndim, seed)
-        return ask(self.neuron, self._sampler, a, key, state)[0]
-
-    def of_samples(self, samples: int | None) -> Estimator:
-        """Return the estimator, with K whole-path samples as the samples that it credits against each other, if it does.
-
-        Raises InvalidInput if its own option `samples` was given and differs, or if it cannot do with so few.
-        """
-        if not (self.credits_paths and samples):
-            return self.estimator
-        if samples not in self._of_samples:
-            assert isinstance(self.estimator, ScoreFunction)
-            try:
-                self._of_samples[samples] = self.estimator.of_samples(samples)
-            except InvalidOptions as error:
-                raise InvalidInput(
-                    f"{self.estimator.label()} cannot credit {samples} path(s) against each other, which is what the "
-                    f"StochasticGraph has: {error}"
-                ) from error
-        return self._of_samples[samples]
+        self.state_for(a)
 
     def _paths_missing(self) -> Incompatible:
         label = self.estimator.label()
@@ -341,6 +261,18 @@ class Stochastic(_StochasticModule):
             "gradest.nn.StochasticGraph(model, samples=K), whose K paths are the samples, or use gradest.nn.Expectation(neuron, "
             "estimator)"
         )
+
+    def _has_state(self, a: Tensor) -> bool:
+        if self._form is not None:
+            return bool(self._form)
+        return bool(self.estimator.init(self.neuron, torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)))
+
+    def _check_replaceable(self) -> None:
+        if self.scope is not None:
+            raise InvalidInput(
+                f"the options of the layer {self.neuron.label()}, {self.estimator.label()} cannot be changed while a "
+                "StochasticGraph records it; change them before the scope is opened, or after it"
+            )
 
     @property
     def scope(self) -> Any:
@@ -401,7 +333,7 @@ class Stochastic(_StochasticModule):
         self._set_state(state)
 
 
-class Expectation(_StochasticModule):
+class Expectation(StochasticModule):
     """A layer for estimators of any K: `layer(f, a)` is `gradest.expect`, with the estimator's state in buffers.
 
     f maps points `[K, *batch, *event]` to losses `[K, *batch]`; it is the rest of the network and the loss. The result,
@@ -414,10 +346,11 @@ class Expectation(_StochasticModule):
         if torch.compiler.is_compiling():
             outside: Tensor = self._forward_outside(f, a, flatten, allow_inf)
             return outside
+        self._check_event(a)
         ndim = self.neuron.event_ndim
         if not self.training:
             return losses_at(flattened(f, ndim, flatten), self._evaluate(a)[None], ndim)[0]
-        key, state = fresh_key(a, ndim), self._state_for(a)
+        key, state = fresh_key(a, ndim), self.state_for(a)
         value, state = expect(f, a, self.neuron, self.estimator, key, state, flatten=flatten, allow_inf=allow_inf)
         if torch.is_grad_enabled():
             self._set_state(state)

@@ -23,6 +23,7 @@ from gradest_service.app import running
 from tests.selection import deep
 
 A = torch.tensor([[0.5, -1.0]])
+DRAW = RemoteDraw(torch.zeros(2, 1, 2), torch.ones(2), frozenset(["loss"]), seed=1)
 FIGURES = ("gradient", "variance", "standard_error", "loss")
 
 
@@ -103,7 +104,7 @@ def test_registry(client):
 
 def test_results_are_frozen_and_typed(client):
     draw = client.forward("bernoulli", "rloo", A, seed=3)
-    step = client.backward("bernoulli", "rloo", A, draw.seed, draw.points.sum(-1))
+    step = client.backward("bernoulli", "rloo", A, draw, draw.points.sum(-1))
     found = client.estimate("quadratic", A, draws=10, seed=3)
     mean = client.mean("bernoulli", A)
     assert (type(draw), type(step), type(found), type(mean)) == (RemoteDraw, RemoteGradient, RemoteEstimate, RemoteMean)
@@ -147,7 +148,7 @@ def test_a_loss_that_stays_here_trains(client):
     for step in range(60):
         draw = client.forward("bernoulli", "reinforce_centered", a, seed=step, state=state)
         loss = ((draw.points - target) ** 2).sum(-1)
-        told = client.backward("bernoulli", "reinforce_centered", a, step, loss, state=state)
+        told = client.backward("bernoulli", "reinforce_centered", a, draw, loss, state=state)
         a, state = a - told.gradient, told.state
     assert torch.equal((a > 0).float(), target[None])
 
@@ -186,8 +187,8 @@ def test_a_bad_seed_is_refused_here(client, seed):
         (lambda client: client.sample("bernoulli", A, samples=10**9), 413, "samples"),
         (lambda client: client.sample("bernoulli", torch.tensor([0.0, torch.nan])), 422, r"a\[1\]"),
         (lambda client: client.forward("noisy_rectifier", "rloo", A), 422, "pathwise"),
-        (lambda client: client.backward("bernoulli", "rloo", A, 1, torch.zeros(3, 1)), 422, r"\[2, 1\]"),
-        (lambda client: client.backward("bernoulli", "rloo", A, 1, None), 422, "needs the loss"),
+        (lambda client: client.backward("bernoulli", "rloo", A, DRAW, torch.zeros(3, 1)), 422, r"\[2, 1\]"),
+        (lambda client: client.backward("bernoulli", "rloo", A, DRAW, None), 422, "needs the loss"),
         (lambda client: client.estimate({"name": "quadratic", "target": "x"}, A), 422, "target"),
         (lambda client: client.compare("quadratic", A, estimators=["nothing"]), 404, "estimator"),
     ],
