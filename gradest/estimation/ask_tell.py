@@ -17,7 +17,7 @@ from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
 from gradest.estimation.distributed import joined_state, world_size
-from gradest.kernels import select, transformed
+from gradest.kernels import plain_saved_tensors, select, transformed
 from gradest.kernels.reference import all_finite
 from gradest.kernels.stable import cast, widen
 from gradest.random import Key, to_key
@@ -128,7 +128,7 @@ def ask(
         state = first_state(estimator, neuron, wide)
     elif state or type(estimator).init is not Estimator.init or not isinstance(state, Mapping):
         check_state(estimator, state, _state_shapes(estimator, neuron, event_shape(neuron, wide)))
-    with torch.set_grad_enabled(False):  # cheaper than no_grad
+    with torch.set_grad_enabled(False), plain_saved_tensors():  # cheaper than no_grad
         draw = estimator.forward(neuron, wide, key, state)
         _check_draw(estimator, neuron, wide, key, draw)
     draw.remember(estimator)
@@ -181,7 +181,7 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
             "computed; write to a copy, as in a = a + step"
         )
     try:
-        with torch.set_grad_enabled(False):
+        with torch.set_grad_enabled(False), plain_saved_tensors():
             if draw.points_written:  # by f: the same key draws the same points again
                 draw = estimator.forward(draw.neuron, draw.a, draw.key, state)
             told = estimator.backward(draw, widened, state)
@@ -379,7 +379,7 @@ def evaluate(
         loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron.event_ndim), points.detach())
         return loss, pull(torch.ones_like(loss))[0].detach()
     points = points.detach().requires_grad_()
-    with torch.set_grad_enabled(True):
+    with torch.set_grad_enabled(True), plain_saved_tensors():
         loss = losses_at(f, points, neuron.event_ndim)
         if not loss.requires_grad:
             raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")

@@ -19,7 +19,7 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -28,7 +28,16 @@ from torch import Tensor
 
 from gradest.errors import InvalidInput
 
-__all__ = ["conditional", "explain_backend", "fused", "record_kernels_used", "select", "transformed", "untransformed"]
+__all__ = [
+    "conditional",
+    "explain_backend",
+    "fused",
+    "plain_saved_tensors",
+    "record_kernels_used",
+    "select",
+    "transformed",
+    "untransformed",
+]
 
 _BACKENDS = ("reference", "cpu", "cuda")
 _CONDITIONAL_DTYPES = {  # dtypes of the weights that a backend's `conditional` computes with
@@ -86,6 +95,17 @@ def untransformed(x: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x
+
+
+def plain_saved_tensors() -> AbstractContextManager[object]:
+    """Return a context in which autograd keeps what it saves, if an activation checkpoint or another hook is active.
+
+    A derivative that is taken at once needs it. A checkpoint would run its whole region again for that derivative, and with other
+    noise if it does not preserve the state of the generator.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # type: ignore[attr-defined]
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
 
 def conditional(device: torch.device, dtype: torch.dtype) -> Any:

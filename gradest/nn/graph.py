@@ -17,8 +17,9 @@ from gradest.estimation.ask_tell import check_count, check_feedback_finite, firs
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.layers import Stochastic
+from gradest.nn.recomputation import refuse_recomputation
 from gradest.nn.sampler import NO_PATHS, Paths
-from gradest.nn.uses import Recorded, attach, leading_batch, refuse_recomputation
+from gradest.nn.uses import Recorded, attach, leading_batch
 
 __all__ = ["StochasticGraph", "broadcast_loss"]
 

@@ -21,6 +21,7 @@ from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.module import Evaluation, StochasticModule
+from gradest.nn.recomputation import PlainRun, is_recomputed
 from gradest.nn.sampler import NO_PATHS, Pair, Paths, Sampler
 from gradest.nn.uses import (
     Emit,
@@ -31,10 +32,9 @@ from gradest.nn.uses import (
     RecordedEagerly,
     RecordedInTransform,
     Use,
-    is_recomputed,
     missing_loss,
 )
-from gradest.random import fresh_seed_tensor
+from gradest.random import fresh_seed, fresh_seed_tensor
 
 try:
     from gradest.nn.operators import Handle, RecordedInGraph, draw
@@ -42,6 +42,8 @@ except ImportError:  # before torch 2.13 no operator takes an object
     Handle = RecordedInGraph = draw = None  # type: ignore[assignment, misc]
 
 __all__ = ["Evaluation", "Expectation", "Stochastic"]
+
+_RUN = "gradest.nn.Expectation"  # where the autograd graph of a value keeps its first run
 
 
 class _Uses:
@@ -113,7 +115,6 @@ class Stochastic(StochasticModule):
     ) -> None:
         super().__init__(neuron, estimator, evaluation, threshold, event)
         self._thread = _PerThread()
-        self._known: weakref.WeakSet[Use] = weakref.WeakSet()  # the uses in graphs that are alive, of all threads
         self._handle = None if draw is None else Handle(self)
         self._merged = 0  # how many uses the last update averages
 
@@ -122,17 +123,8 @@ class Stochastic(StochasticModule):
         """The neuron and the estimator, with their options of now."""
         return self._pair
 
-    def __getstate__(self) -> dict[str, Any]:
-        # uses that wait for their backward belong to this object; a copy starts without any
-        return {name: value for name, value in self.__dict__.items() if name not in ("_thread", "_known", "_handle")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        fresh = {
-            "_thread": _PerThread(),
-            "_known": weakref.WeakSet(),
-            "_handle": None if draw is None else Handle(self),
-        }
-        super().__setstate__({**state, **fresh})  # type: ignore[no-untyped-call]
+    def _volatile(self) -> dict[str, Any]:
+        return {**super()._volatile(), "_thread": _PerThread(), "_handle": None if draw is None else Handle(self)}
 
     def forward(self, a: Tensor, baseline: Tensor | None = None) -> Tensor:
         """Return one sample of the neuron in training mode, else what `evaluation` selects.
@@ -155,27 +147,26 @@ class Stochastic(StochasticModule):
             paths = scope.paths_of(a, self.neuron)
         in_transform = transformed()
         learns = torch.is_grad_enabled() and (in_transform or a.requires_grad)
-        if self._pair.credits_paths and learns and not paths.samples:
+        if self._pair.credits_paths and learns and not paths.samples and not is_recomputed():
             raise self._paths_missing()
         run = self._transformed if in_transform else self._eagerly
         return run(a, baseline, paths, learns)
 
     def _eagerly(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` in eager code."""
+        if is_recomputed() and torch.is_grad_enabled():
+            return self._again(a, learns)
         uses, sampler, state = self._thread.uses, self._pair, self.state_for(a)
         drawn = sampler.draw(a, state, paths)
         if not learns:
+            self._runs.record_without_graph(sampler, drawn.key.seed, self.steps, paths)
             return drawn.points[0].to(a.dtype)
         use = Use(self, sampler, drawn, state, self.steps, paths)
         h: Tensor
         h, port = Emit.apply(a, use)  # type: ignore[no-untyped-call]
+        self._runs.record(use)
         if not sampler.needs_loss:
             return h
-        if is_recomputed():  # an activation checkpoint runs the layer again, which is no other use of it
-            if all(known.draw.key.seed != drawn.key.seed for known in list(self._known)):
-                raise missing_loss(sampler.estimator)
-            return h
-        self._known.add(use)
         recorded = RecordedEagerly(use, port, baseline)
         if uses.scope is not None:
             uses.scope.record(recorded)
@@ -184,6 +175,24 @@ class Stochastic(StochasticModule):
         uses.alive[token] = recorded
         uses.recorded += 1
         h = KeepAlive.apply(h, token)  # type: ignore[no-untyped-call]
+        return h
+
+    def _again(self, a: Tensor, learns: bool) -> Tensor:
+        """Run the layer again in backward, as an activation checkpoint does. It is no other use: nothing waits for a loss."""
+        seed = fresh_seed()
+        first = self._runs.recorded(seed)
+        if first is None:
+            if self._pair.needs_loss and learns:
+                raise missing_loss(self.estimator)
+            first = self._runs.without_graph(seed, self.state, self.steps)
+        sampler = first.sampler
+        assert isinstance(sampler, Sampler)
+        drawn = sampler.draw(a, first.state, first.paths, seed)
+        if not learns:
+            return drawn.points[0].to(a.dtype)
+        use = Use(self, sampler, drawn, first.state, first.step, first.paths)
+        h: Tensor
+        h, _ = Emit.apply(a, use)  # type: ignore[no-untyped-call]
         return h
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
@@ -350,10 +359,22 @@ class Expectation(StochasticModule):
         ndim = self.neuron.event_ndim
         if not self.training:
             return losses_at(flattened(f, ndim, flatten), self._evaluate(a)[None], ndim)[0]
-        key, state = fresh_key(a, ndim), self.state_for(a)
-        value, state = expect(f, a, self.neuron, self.estimator, key, state, flatten=flatten, allow_inf=allow_inf)
-        if torch.is_grad_enabled():
-            self._set_state(state)
+        key, state, learns = fresh_key(a, ndim), self.state_for(a), torch.is_grad_enabled()
+        pair, first = self._pair, None
+        if state and learns and is_recomputed():
+            first = self._runs.recorded(key.seed)
+            run = first or self._runs.without_graph(key.seed, state, self.steps)
+            pair, state = run.sampler, run.state
+        value, following = expect(f, a, pair.neuron, pair.estimator, key, state, flatten=flatten, allow_inf=allow_inf)
+        if state and not learns:
+            self._runs.record_without_graph(pair, key.seed, self.steps)
+        elif state and first is None:
+            self.steps += 1
+            self._set_state(following)
+            if value.grad_fn is not None:
+                begun = PlainRun(pair, key.seed, state)
+                value.grad_fn.metadata[_RUN] = begun  # which keeps it alive for as long as the graph
+                self._runs.record(begun)
         return value
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]

@@ -14,6 +14,7 @@ from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput, InvalidOptions
 from gradest.estimation.ask_tell import check_count, check_form, check_pre_activations, first_state
 from gradest.estimation.distributed import fresh_key
+from gradest.nn.recomputation import FirstRuns
 from gradest.nn.sampler import Pair
 
 __all__ = ["Evaluation", "StochasticModule"]
@@ -57,7 +58,19 @@ class StochasticModule(nn.Module):
         self._form: _Form | None = None  # of the state, or None if it is unknown
         self._expected: tuple[object, _Form] = (None, {})  # the form at the latest event, with what it depends on
         self.steps = 0  # how many times the state has been updated
+        self._runs = FirstRuns()
         self._begin_state()
+
+    def _volatile(self) -> dict[str, Any]:
+        """Return new values of the attributes that belong to this object alone, which a copy starts without."""
+        return {"_runs": FirstRuns()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        volatile = self._volatile()
+        return {name: value for name, value in self.__dict__.items() if name not in volatile}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, **self._volatile()})  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Return the neuron, the estimator, the mode of evaluation and the event, for the module's repr."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.score_function import ScoreFunction
-from gradest.errors import InvalidInput, MissingLoss
+from gradest.errors import Incompatible, InvalidInput, MissingLoss
 from gradest.estimation.ask_tell import first_non_finite, tell_finite
 from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, with_path_dim, world_size
 from gradest.estimation.second_derivative import DifferentiateOnce
@@ -35,10 +35,8 @@ __all__ = [
     "RecordedInTransform",
     "Use",
     "attach",
-    "is_recomputed",
     "leading_batch",
     "missing_loss",
-    "refuse_recomputation",
 ]
 
 
@@ -56,20 +54,6 @@ def missing_loss(estimator: Estimator) -> MissingLoss:
         "[*batch], instead of on the reduced loss, or on graph.surrogate() of a gradest.nn.StochasticGraph. A layer inside "
         "torch.utils.checkpoint needs use_reentrant=False and preserve_rng_state=True"
     )
-
-
-def is_recomputed() -> bool:
-    """Return whether backward is running, as it is when an activation checkpoint runs a layer again."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def refuse_recomputation(what: str) -> None:
-    """Raise InvalidInput if backward is running: an estimator's state would move a second time for one step."""
-    if not torch.compiler.is_compiling() and is_recomputed():
-        raise InvalidInput(
-            f"{what} while backward is running, as inside torch.utils.checkpoint or a hook; put the checkpoint inside the scope, "
-            "around layers alone"
-        )
 
 
 def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) -> Tensor:
@@ -103,6 +87,11 @@ class Use:
         )
         self.emitted = draw.points
         self.version = draw.a._version
+
+    @property
+    def seed(self) -> int | Tensor:
+        """The seed of the draw."""
+        return self.draw.key.seed
 
     @property
     def batch(self) -> torch.Size:
@@ -316,6 +305,14 @@ class EmitTransformed(torch.autograd.Function):
         a, seed, ctx.layer, ctx.sampler, ctx.paths = inputs
         ctx.save_for_backward(a, seed)
         ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Raise Incompatible: an estimate is a gradient, which forward mode does not carry."""
+        raise Incompatible(
+            "a stochastic layer has no forward-mode derivative, which torch.func.jvp and jacfwd ask for; use "
+            "torch.func.grad, vjp or jacrev"
+        )
 
     @staticmethod
     def backward(
