@@ -29,7 +29,7 @@ from gradest.estimation.ask_tell import (
     value_of,
 )
 from gradest.estimation.events import EventDims, EventLayout
-from gradest.estimation.second_derivative import differentiable_once
+from gradest.estimation.second_derivative import differentiable_once, forbid_second
 from gradest.kernels import transformed
 from gradest.kernels.stable import cast, widen
 from gradest.random import Key, to_key
@@ -144,7 +144,9 @@ def _with_gradient(
     if not a.requires_grad:
         return value
     if value.grad_fn is not None:
-        value.grad_fn.register_prehook(partial(_forbid, (a,)))  # the points at which f's parameters move depend on a
+        value.grad_fn.register_prehook(
+            partial(forbid_second, (a,))
+        )  # the points at which f's parameters move depend on a
     if twice:
         carrier = _DifferentiableTwice.apply(a, gradient, loss, estimator, draw)  # type: ignore[no-untyped-call]
         return value + cast(carrier, value.dtype)
@@ -160,19 +162,12 @@ def _carry(value: Tensor, a: Tensor, gradient: Tensor, event_ndim: int, sources:
     """
     carrier = cast((a * gradient).sum(tuple(range(-event_ndim, 0))), value.dtype)
     assert carrier.grad_fn is not None
-    carrier.grad_fn.register_prehook(partial(_forbid, sources))
+    carrier.grad_fn.register_prehook(partial(forbid_second, sources))
     if value.requires_grad:
         carrier.detach().fill_(-0.0)  # the neutral element of addition, also for -0.0
         return value + carrier
     carrier.detach().copy_(value)
     return carrier
-
-
-def _forbid(sources: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
-    """Have the gradient raise if it is differentiated in a source: a hook of autograd that does nothing without create_graph."""
-    if not torch.is_grad_enabled():
-        return None
-    return tuple(None if grad is None else differentiable_once(grad, *sources) for grad in upstream)
 
 
 class _DifferentiableTwice(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""What keeps the gradient of an estimate from being differentiated: DifferentiateOnce, and `differentiable_once`."""
+"""What keeps the gradient of an estimate from being differentiated: it has a derivative that the samples do not give."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Never
 import torch
 from torch import Tensor
 
-__all__ = ["DifferentiateOnce", "differentiable_once"]
+__all__ = ["DifferentiateOnce", "differentiable_once", "forbid_second"]
 
 _MESSAGE = (
     "this gradient is an estimate from the samples that were drawn, which cannot be differentiated a second time; where second "
@@ -54,3 +54,14 @@ def differentiable_once(upstream: Tensor, *sources: Tensor) -> Tensor:
     zero = upstream.detach().new_full((), -0.0)  # -0.0 leaves every number as it is
     guard: Tensor = DifferentiateOnce.apply(zero, *sources)  # type: ignore[no-untyped-call]
     return upstream + guard
+
+
+def forbid_second(sources: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+    """Have a gradient raise if it is differentiated in a source.
+
+    It is a hook for a node of autograd, `node.register_prehook(partial(forbid_second, sources))`, and does nothing unless a graph
+    of the gradient is created.
+    """
+    if not torch.is_grad_enabled():
+        return None
+    return tuple(None if grad is None else differentiable_once(grad, *sources) for grad in upstream)
