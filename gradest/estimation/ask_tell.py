@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -37,6 +38,7 @@ __all__ = [
     "first_state",
     "flattened",
     "losses_at",
+    "losses_in_progress",
     "sample_checked",
     "tell",
     "tell_finite",
@@ -343,11 +345,26 @@ def _add_note(error: Exception, shape: str) -> None:
         )
 
 
+class _InProgress(threading.local):
+    """How many functions f, each inside the other, are being evaluated in this thread."""
+
+    losses = 0
+
+
+_in_progress = _InProgress()
+
+
+def losses_in_progress() -> int:
+    """Return how many functions f, each inside the other, this code runs in. It is 0 outside of `expect` and its like."""
+    return _in_progress.losses
+
+
 def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
     """Return f(points), checked.
 
     An exception of f gets a note that says which shape f was given.
     """
+    _in_progress.losses += 1
     try:
         loss = f(points)
     except Exception as error:
@@ -357,6 +374,8 @@ def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
             "a single batch dim gets it by h.flatten(0, 1), or by flatten=True, which folds the losses back",
         )
         raise
+    finally:
+        _in_progress.losses -= 1
     wanted = points.shape[: points.ndim - event_ndim]
     if not isinstance(loss, Tensor) or loss.shape != wanted:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__

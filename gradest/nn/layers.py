@@ -15,7 +15,7 @@ from gradest.contract.estimator import State
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec
 from gradest.errors import Incompatible, InvalidInput
-from gradest.estimation.ask_tell import flattened, losses_at
+from gradest.estimation.ask_tell import flattened, losses_at, losses_in_progress
 from gradest.estimation.distributed import fresh_key
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
@@ -33,6 +33,7 @@ from gradest.nn.uses import (
     RecordedInTransform,
     Use,
     missing_loss,
+    used_inside_loss,
 )
 from gradest.random import fresh_seed, fresh_seed_tensor
 
@@ -52,6 +53,7 @@ class _Uses:
     scope: the innermost open StochasticGraph of the layer. Outside of scopes: `alive` are the eager uses whose output is alive,
     and `latest` heads the list of those in compiled code and in transforms of torch.func, which are not known to die. `recorded`
     counts the eager uses since the last broadcast_loss, and `told` the uses that it told, if there was no forward pass since.
+    `called` says whether the layer was ever called.
     """
 
     def __init__(self) -> None:
@@ -60,6 +62,7 @@ class _Uses:
         self.latest: Recorded | None = None
         self.recorded = 0
         self.told = 0
+        self.called = False
 
 
 class _PerThread(threading.local):
@@ -115,6 +118,7 @@ class Stochastic(StochasticModule):
     ) -> None:
         super().__init__(neuron, estimator, evaluation, threshold, event)
         self._thread = _PerThread()
+        self._moving = threading.Lock()
         self._handle = None if draw is None else Handle(self)
         self._merged = 0  # how many uses the last update averages
 
@@ -124,7 +128,12 @@ class Stochastic(StochasticModule):
         return self._pair
 
     def _volatile(self) -> dict[str, Any]:
-        return {**super()._volatile(), "_thread": _PerThread(), "_handle": None if draw is None else Handle(self)}
+        fresh = {
+            "_thread": _PerThread(),
+            "_moving": threading.Lock(),
+            "_handle": None if draw is None else Handle(self),
+        }
+        return {**super()._volatile(), **fresh}
 
     def forward(self, a: Tensor, baseline: Tensor | None = None) -> Tensor:
         """Return one sample of the neuron in training mode, else what `evaluation` selects.
@@ -132,13 +141,13 @@ class Stochastic(StochasticModule):
         baseline: a number for each example, `[*batch]` or its leading dims, that is subtracted from the loss this use is told. It
             must be known before the sample is drawn, such as a critic's value of the state; the gradient stays unbiased whatever
             it is. It is not differentiated. Estimators that need no loss do not use it.
-        Raises InvalidInput for a bad input or baseline, also where the event is not that of the state, and Incompatible where the
-        estimator needs a scope of paths.
+        Raises InvalidInput for a bad input or baseline or for an event that differs from that of the state, and Incompatible
+        if the estimator needs a scope of paths, or if it needs the loss and is used inside the function f of an Expectation.
         """
         if torch.compiler.is_compiling():
             return self._outside(a, baseline) if draw is None else self._compiled(a, baseline)
         uses = self._thread.uses
-        uses.told = 0
+        uses.told, uses.called = 0, True
         self._check_event(a)
         if not self.training:
             return self._evaluate(a)
@@ -156,12 +165,13 @@ class Stochastic(StochasticModule):
         """Run `forward` in eager code."""
         if is_recomputed() and torch.is_grad_enabled():
             return self._again(a, learns)
-        uses, sampler, state = self._thread.uses, self._pair, self.state_for(a)
+        uses, sampler, step = self._thread.uses, self._pair, self.steps
+        state = self.state_for(a)  # after the step: another thread may move both
         drawn = sampler.draw(a, state, paths)
         if not learns:
-            self._runs.record_without_graph(sampler, drawn.key.seed, self.steps, paths)
+            self._runs.record_without_graph(sampler, drawn.key.seed, step, paths)
             return drawn.points[0].to(a.dtype)
-        use = Use(self, sampler, drawn, state, self.steps, paths)
+        use = Use(self, sampler, drawn, state, step, paths)
         h: Tensor
         h, port = Emit.apply(a, use)  # type: ignore[no-untyped-call]
         self._runs.record(use)
@@ -171,10 +181,12 @@ class Stochastic(StochasticModule):
         if uses.scope is not None:
             uses.scope.record(recorded)
             return h
+        self._check_place()
         token = LivenessToken()
         uses.alive[token] = recorded
         uses.recorded += 1
         h = KeepAlive.apply(h, token)  # type: ignore[no-untyped-call]
+        use.intact = h._version
         return h
 
     def _again(self, a: Tensor, learns: bool) -> Tensor:
@@ -223,7 +235,7 @@ class Stochastic(StochasticModule):
                 "a stochastic layer cannot be compiled inside a transform of torch.func; use the transform without torch.compile"
             )
         uses = self._thread.uses
-        uses.told = 0
+        uses.told, uses.called = 0, True
         self._check_event(a)
         if not self.training:
             if self.evaluation != "sample":
@@ -254,7 +266,13 @@ class Stochastic(StochasticModule):
         if uses.scope is not None:
             uses.scope.record(recorded)
         else:
+            self._check_place()
             recorded.previous, uses.latest = uses.latest, recorded
+
+    def _check_place(self) -> None:
+        """Raise Incompatible for a use outside of scopes that is inside the function f of an expectation."""
+        if losses_in_progress():
+            raise used_inside_loss(self._pair)
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="the shapes of this estimator's state follow from its input: give the layer the shape of one event, as in "
@@ -313,9 +331,9 @@ class Stochastic(StochasticModule):
         if torch.compiler.is_compiling() or transformed():
             return found, 0
         # wrapped tensors belong to transforms that have ended
-        found = [use for use in found if not is_functorch_wrapped_tensor(use.port)]
+        reachable = [use for use in found if not is_functorch_wrapped_tensor(use.port)]
         alive = list(uses.alive.values())
-        return found + alive, uses.recorded - len(alive)
+        return reachable + alive, len(found) - len(reachable) + uses.recorded - len(alive)
 
     def forget_uses(self, told: int = 0) -> None:
         """Forget the uses that wait outside of a scope; `told` of them were told their loss."""
@@ -323,6 +341,10 @@ class Stochastic(StochasticModule):
         uses.latest, uses.recorded = None, 0
         uses.alive.clear()
         uses.told = told or uses.told
+
+    def was_called(self) -> bool:
+        """Return whether the layer was ever called in this thread."""
+        return self._thread.uses.called
 
     def was_told(self) -> bool:
         """Return whether uses outside of a scope were told their loss, and there was no forward pass since."""
@@ -332,14 +354,15 @@ class Stochastic(StochasticModule):
         """Set the next state, which a use of the layer computed from the state of step `since`."""
         if not state:
             return
-        if since == self.steps:
-            self.steps, self._merged = self.steps + 1, 1
-        elif since == self.steps - 1:
-            self._merged += 1
-            state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}
-        else:  # a graph from before the last step, whose state is out of date
-            return
-        self._set_state(state)
+        with self._moving:  # several threads may train one model, and backward may run in threads of its own
+            if since == self.steps:
+                self.steps, self._merged = self.steps + 1, 1
+            elif since == self.steps - 1:
+                self._merged += 1
+                state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}
+            else:  # a graph from before the last step, whose state is out of date
+                return
+            self._set_state(state)
 
 
 class Expectation(StochasticModule):

@@ -255,18 +255,16 @@ class StochasticModule(nn.Module):
         }
         given, own = {name: state_dict[key] for name, key in keys.items()}, set(keys.values())
         rest = {key: value for key, value in state_dict.items() if key not in own}
-        if given and self._form is not None and not _fits(_form_of(given), self._form):
-            if strict or given.keys() == self._form.keys():
-                found, wanted = _difference(_form_of(given), self._form)
-                error_msgs.append(
-                    f"the state of {prefix.rstrip('.') or 'the layer'} in the state_dict has {found}, but "
-                    f"{self.estimator.label()} has {wanted} for "
-                    f"{'all events' if self.event is None else f'events {list(self.event)}'} of {self.neuron.label()}. Load it "
-                    "into a layer with the estimator and the events of the one that was saved, or leave out the keys "
-                    f"{start}* and load with strict=False"
-                )
-            else:
-                unexpected_keys.extend(own)
+        if self._form == {}:
+            unexpected_keys.extend(own)
+        elif given and self._form is not None and not _fits(_form_of(given), self._form):
+            found, wanted = _difference(_form_of(given), self._form)
+            error_msgs.append(
+                f"the state of {prefix.rstrip('.') or 'the layer'} in the state_dict has {found}, but {self.estimator.label()} "
+                f"has {wanted} for {'all events' if self.event is None else f'events {list(self.event)}'} of {self.neuron.name}. "
+                "Load it into a layer with the estimator and the events of the one that was saved, or leave out the keys "
+                f"{start}* and load with strict=False"
+            )
         elif given:
             as_it_is = local_metadata.get("assign_to_params_buffers", False)
             device = next(iter(self.state.values()), self.threshold).device
@@ -322,7 +320,8 @@ def _known_form(pair: Pair, event: tuple[int, ...] | None) -> tuple[_Form | None
 
     def initial(*event: int) -> State:
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        return first_state(pair.estimator, pair.neuron, torch.zeros((0, *event), dtype=dtype, device="cpu"))
+        with torch.device("cpu"):  # also where the module is made on the meta device
+            return first_state(pair.estimator, pair.neuron, torch.zeros((0, *event), dtype=dtype))
 
     if event is not None:
         state = initial(*event)

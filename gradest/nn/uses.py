@@ -37,6 +37,7 @@ __all__ = [
     "attach",
     "leading_batch",
     "missing_loss",
+    "used_inside_loss",
 ]
 
 
@@ -56,14 +57,23 @@ def missing_loss(estimator: Estimator) -> MissingLoss:
     )
 
 
+def used_inside_loss(sampler: Sampler) -> Incompatible:
+    """Return the error for a use inside the function f of an Expectation."""
+    return Incompatible(
+        f"a layer of {sampler.neuron.name} with {sampler.estimator.name} was called inside the function f of an Expectation, or "
+        "of gradest.expect, which evaluates f at K points an example and cannot tell the layer the loss of each. Use a "
+        "gradest.nn.Expectation in f, whose own f is the rest of the loss, or an estimator that needs only dL/dh"
+    )
+
+
 def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) -> Tensor:
     """Expand x, whose dims are the leading batch dims of a layer, to all of its batch dims, `[*batch]`."""
     if x.shape != batch[: x.ndim]:
         raise InvalidInput(
             f"{what} is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
             f"{neuron.label()}, which reads the last {neuron.event_ndim} dim(s) of its input as one event; it is "
-            f"{list(x.shape)}. Reduce it over its other dims, not over the batch. For losses of several steps, add each to a "
-            "gradest.nn.StochasticGraph with add_cost"
+            f"{list(x.shape)}. Do not reduce it over the batch. batch_dims says how many of its leading dims are the "
+            "batch. For losses of several steps, add each to a gradest.nn.StochasticGraph with add_cost"
         )
     return x.detach()[(..., *[None] * (len(batch) - x.ndim))].expand(tuple(batch))
 
@@ -77,15 +87,9 @@ class Use:
     def __init__(
         self, layer: StatefulLayer, sampler: Sampler, draw: Draw, state: State, step: int, paths: Paths
     ) -> None:
-        self.layer, self.sampler, self.draw, self.state, self.step, self.paths = (
-            layer,
-            sampler,
-            draw,
-            state,
-            step,
-            paths,
-        )
-        self.emitted = draw.points
+        self.layer, self.sampler, self.draw = layer, sampler, draw
+        self.state, self.step, self.paths = state, step, paths
+        self.emitted, self.intact = draw.points, 0  # what the caller has, and its version as long as nobody wrote to it
         self.version = draw.a._version
 
     @property
@@ -155,9 +159,9 @@ class Use:
                 f"the pre-activations of the layer {self.sampler.neuron.label()} were written to in place after the layer used "
                 "them, so their gradient cannot be computed; write to a copy instead, as in relu(a.clone(), inplace=True)"
             )
-        if self.emitted._version:  # the caller has written to h, which shares memory with the points
+        if self.emitted._version != self.intact:  # the caller has written to h, which shares memory with the points
             self.draw = self.sampler.draw(draw.a, self.state, self.paths, draw.key.seed)
-            self.emitted = self.draw.points
+            self.emitted, self.intact = self.draw.points, self.draw.points._version
 
 
 class Recorded:
@@ -246,7 +250,8 @@ class KeepAlive(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, token: LivenessToken) -> Tensor:
         """Return h."""
         ctx.token = token
-        return h.view_as(h)
+        ctx.mark_dirty(h)  # else torch returns a view of h, which callers may not write to
+        return h
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

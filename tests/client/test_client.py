@@ -58,9 +58,7 @@ def test_signatures_are_the_library_s(name, here_alone):
     for parameter in set(ours) & set(theirs):
         assert ours[parameter].default == theirs[parameter].default
         assert ours[parameter].kind == theirs[parameter].kind
-    wanted = [
-        "objective" if parameter == "f" else parameter for parameter in theirs if parameter not in OF_A_LOSS_HERE
-    ]
+    wanted = ["objective" if parameter == "f" else parameter for parameter in theirs if parameter not in OF_A_LOSS_HERE]
     assert list(ours) == ["self", *(parameter for parameter in wanted if parameter not in here_alone)]
 
 
