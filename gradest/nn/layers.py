@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from gradest.discovery.registry import EstimatorSpec, NeuronSpec
 from gradest.errors import Incompatible, InvalidInput
 from gradest.estimation.ask_tell import flattened, losses_at, losses_in_progress
 from gradest.estimation.distributed import fresh_key
+from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
@@ -53,7 +54,7 @@ class _Uses:
     scope: the innermost open StochasticGraph of the layer. Outside of scopes: `alive` are the eager uses whose output is alive,
     and `latest` heads the list of those in compiled code and in transforms of torch.func, which are not known to die. `recorded`
     counts the eager uses since the last broadcast_loss, and `told` the uses that it told, if there was no forward pass since.
-    `called` says whether the layer was ever called.
+    `called` says whether the layer was ever called, and `steps` counts the scopes and calls of broadcast_loss.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,7 @@ class _Uses:
         self.recorded = 0
         self.told = 0
         self.called = False
+        self.steps = 0
 
 
 class _PerThread(threading.local):
@@ -87,6 +89,11 @@ class Stochastic(StochasticModule):
         which is saved in state_dict.
     event: the shape of one event, such as (200,) for 200 units. It is optional. With it, the state has its shape from the start,
         and an input with other events raises InvalidInput.
+    event_dims: the number of trailing dims of `a` that are one event, by default the neuron's own; see `gradest.expect`. 2 for
+        `[batch, positions, units]` makes all positions of an example one event. 1 for `[batch, positions, classes]` makes each
+        position an example, so that the number of positions may change although the estimator has a state. "all" is for
+        parameters: all dims, but for the path in a scope of paths. `event` is the shape that the neuron reads, such as
+        (positions · units,).
 
     `layer.set_options(temperature=0.5)` changes options, and `layer.estimator = ...` and `layer.neuron = ...` take others.
 
@@ -115,8 +122,9 @@ class Stochastic(StochasticModule):
         evaluation: Evaluation = "mean",
         threshold: float = 0.5,
         event: Sequence[int] | None = None,
+        event_dims: EventDims | None = None,
     ) -> None:
-        super().__init__(neuron, estimator, evaluation, threshold, event)
+        super().__init__(neuron, estimator, evaluation, threshold, event, event_dims)
         self._thread = _PerThread()
         self._moving = threading.Lock()
         self._handle = None if draw is None else Handle(self)
@@ -145,7 +153,20 @@ class Stochastic(StochasticModule):
         if the estimator needs a scope of paths, or if it needs the loss and is used inside the function f of an Expectation.
         """
         if torch.compiler.is_compiling():
-            return self._outside(a, baseline) if draw is None else self._compiled(a, baseline)
+            return self._outside(a, baseline) if draw is None else self._in_layout(self._compiled, a, baseline)
+        return self._in_layout(self._interpreted, a, baseline)
+
+    def _in_layout(self, run: Callable[[Tensor, Tensor | None], Tensor], a: Tensor, baseline: Tensor | None) -> Tensor:
+        """Run a form of `forward` on `a` in the neuron's shape, and return what it emits in the caller's."""
+        if self.event_dims is None:
+            return run(a, baseline)
+        scope = self._thread.uses.scope
+        paths = 0 if scope is None or scope.samples is None else 1
+        layout = EventLayout.of(self.neuron, a, self.event_dims, batch_dims=paths)
+        return layout.restore(run(layout.flatten(a), baseline))
+
+    def _interpreted(self, a: Tensor, baseline: Tensor | None) -> Tensor:
+        """Run `forward` in code that is not compiled."""
         uses = self._thread.uses
         uses.told, uses.called = 0, True
         self._check_event(a)
@@ -342,6 +363,11 @@ class Stochastic(StochasticModule):
         uses.alive.clear()
         uses.told = told or uses.told
 
+    def count_step(self) -> int:
+        """Count a step of this thread, and return its number, from 1."""
+        self._thread.uses.steps += 1
+        return self._thread.uses.steps
+
     def was_called(self) -> bool:
         """Return whether the layer was ever called in this thread."""
         return self._thread.uses.called
@@ -369,26 +395,48 @@ class Expectation(StochasticModule):
     """A layer for estimators of any K: `layer(f, a)` is `gradest.expect`, with the estimator's state in buffers.
 
     f maps points `[K, *batch, *event]` to losses `[K, *batch]`; it is the rest of the network and the loss. The result,
-    `[*batch]`, is differentiable in `a` and in the parameters of f. After `layer.eval()` it is f at the mean, at one sample, or
-    at the thresholded output, as `evaluation` selects. The arguments are those of `Stochastic`.
+    `[*batch]`, is differentiable in `a` and in the parameters of f.
+
+    The arguments are those of `Stochastic`, but `evaluation` is "sample" unless it is given. After `layer.eval()` the result is
+    then f at one fresh sample, whose mean is E[f(h)], as in training; for an estimator with a bound of n samples as its target,
+    such as `vimco`, it is that bound at n samples. "mean" is f at E[h] and "threshold" is f at the thresholded output. Unless f
+    is linear these have another expectation: the test bound of a VAE at E[h] is plausible and wrong.
     """
 
+    def __init__(
+        self,
+        neuron: NeuronSpec,
+        estimator: EstimatorSpec,
+        evaluation: Evaluation = "sample",
+        threshold: float = 0.5,
+        event: Sequence[int] | None = None,
+        event_dims: EventDims | None = None,
+    ) -> None:
+        super().__init__(neuron, estimator, evaluation, threshold, event, event_dims)
+
     def forward(self, f: Loss, a: Tensor, flatten: bool = False, allow_inf: bool = False) -> Tensor:
-        """Return the estimate of E[f(h)], `[*batch]`. flatten, allow_inf: as for `gradest.expect`."""
+        """Return the estimate of E[f(h)], or of the estimator's own target, `[*batch]`.
+
+        flatten, allow_inf: as for `gradest.expect`.
+        """
         if torch.compiler.is_compiling():
             outside: Tensor = self._forward_outside(f, a, flatten, allow_inf)
             return outside
+        if self.event_dims is not None:
+            layout = EventLayout.of(self.neuron, a, self.event_dims)
+            f, a = layout.loss(flattened(f, len(layout.given), flatten)), layout.flatten(a)
+        else:
+            f = flattened(f, self.neuron.event_ndim, flatten)
         self._check_event(a)
-        ndim = self.neuron.event_ndim
         if not self.training:
-            return losses_at(flattened(f, ndim, flatten), self._evaluate(a)[None], ndim)[0]
-        key, state, learns = fresh_key(a, ndim), self.state_for(a), torch.is_grad_enabled()
+            return self._evaluate_loss(f, a)
+        key, state, learns = fresh_key(a, self.neuron.event_ndim), self.state_for(a), torch.is_grad_enabled()
         pair, first = self._pair, None
         if state and learns and is_recomputed():
             first = self._runs.recorded(key.seed)
             run = first or self._runs.without_graph(key.seed, state, self.steps)
             pair, state = run.sampler, run.state
-        value, following = expect(f, a, pair.neuron, pair.estimator, key, state, flatten=flatten, allow_inf=allow_inf)
+        value, following = expect(f, a, pair.neuron, pair.estimator, key, state, allow_inf=allow_inf)
         if state and not learns:
             self._runs.record_without_graph(pair, key.seed, self.steps)
         elif state and first is None:
@@ -399,6 +447,13 @@ class Expectation(StochasticModule):
                 value.grad_fn.metadata[_RUN] = begun  # which keeps it alive for as long as the graph
                 self._runs.record(begun)
         return value
+
+    def _evaluate_loss(self, f: Loss, a: Tensor) -> Tensor:
+        if self.evaluation != "sample":
+            return losses_at(f, self._evaluate(a)[None], self.neuron.event_ndim)[0]
+        target = self.estimator.target()
+        loss = losses_at(f, self._samples(a, target.samples), self.neuron.event_ndim)
+        return loss[0] if target.samples == 1 else target.combine(loss)
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"

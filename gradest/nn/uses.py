@@ -71,7 +71,7 @@ def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) ->
     if x.shape != batch[: x.ndim]:
         raise InvalidInput(
             f"{what} is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
-            f"{neuron.label()}, which reads the last {neuron.event_ndim} dim(s) of its input as one event; it is "
+            f"{neuron.label()}, the dims of its input before those of one event, which event_dims= sets; it is "
             f"{list(x.shape)}. Do not reduce it over the batch. batch_dims says how many of its leading dims are the "
             "batch. For losses of several steps, add each to a gradest.nn.StochasticGraph with add_cost"
         )
