@@ -325,7 +325,7 @@ class Flattened:
                 f"with flatten=True f must map points {list(rows.shape)} to losses {list(wanted)} [K·batch], but it "
                 f"returned {got}"
             )
-        return loss.unflatten(0, lead)
+        return loss.reshape(*lead, *loss.shape[1:])
 
 
 def flattened(f: Loss, event_ndim: int, flatten: bool) -> Loss:

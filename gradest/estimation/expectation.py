@@ -214,4 +214,5 @@ class _Carrier(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, step: Tensor, *_: Any) -> Tensor:
         a, gradient, loss = ctx.saved_tensors
-        return (differentiable_once(step, a, loss) * gradient).flatten(a.ndim - ctx.event_ndim).sum(-1).to(a.dtype)
+        moved: Tensor = (differentiable_once(step, a, loss) * gradient).to(a.dtype)
+        return moved.sum(tuple(range(-ctx.event_ndim, 0)))

@@ -399,12 +399,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
         credit = widen(credit).flatten(batch_dims).sum(-1)
     losses = [leading_batch("the loss", credit, use.batch, use.sampler.neuron) for use in told]
     if told and not torch.compiler.is_compiling():
-        try:
-            check_feedback_finite(Feedback(loss))
-        except InvalidInput:
-            for layer in layers:
-                layer.forget_uses()  # or the loss of the next step would be told to them as well
-            raise
+        _check_finite(loss, layers)
     for layer, (uses, died) in zip(layers, waiting, strict=True):
         if died:
             _complain(layer, died, len(uses))
@@ -417,6 +412,16 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     for layer, (uses, _) in zip(layers, waiting, strict=True):
         layer.forget_uses(len(uses))
     return scalar
+
+
+def _check_finite(loss: Tensor, layers: list[Stochastic]) -> None:
+    """Raise InvalidInput for a loss that is not finite. The layers then forget the uses that waited for it."""
+    try:
+        check_feedback_finite(Feedback(loss))
+    except InvalidInput:
+        for layer in layers:
+            layer.forget_uses()  # or the loss of the next step would be told to them as well
+        raise
 
 
 def _stochastic_layers(caller: str, model: nn.Module) -> list[Stochastic]:
