@@ -243,7 +243,10 @@ def compare(
 
         dtype = torch.promote_types(a.dtype, torch.float32)
         exact = torch.tensor(with_non_finite(exact), dtype=dtype, device=a.device).reshape(a.shape)
-    return _build(Comparison, response | {"rows": _build_all(ComparisonRow, rows), "exact": exact})
+    failures = _build_all(Excluded, response.get("failures", ()))
+    return _build(
+        Comparison, response | {"rows": _build_all(ComparisonRow, rows), "exact": exact, "failures": failures}
+    )
 
 
 def recommend(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -143,38 +144,49 @@ class Stochastic(StochasticModule):
         }
         return {**super()._volatile(), **fresh}
 
-    def forward(self, a: Tensor, baseline: Tensor | None = None) -> Tensor:
+    def forward(self, a: Tensor, baseline: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """Return one sample of the neuron in training mode, else what `evaluation` selects.
 
         baseline: a number for each example, `[*batch]` or its leading dims, that is subtracted from the loss this use is told. It
             must be known before the sample is drawn, such as a critic's value of the state; the gradient stays unbiased whatever
             it is. It is not differentiated. Estimators that need no loss do not use it.
+        rows: the numbers of the examples of `a` in a whole batch, integers `[batch]`, for a batch that is computed in parts. If
+            torch's generator is in the same state before each part, each has the noise that the whole batch has. Not in compiled
+            code, nor in transforms of torch.func.
         Raises InvalidInput for a bad input or baseline or for an event that differs from that of the state, and Incompatible
         if the estimator needs a scope of paths, or if it needs the loss and is used inside the function f of an Expectation.
         """
         if torch.compiler.is_compiling():
-            return self._outside(a, baseline) if draw is None else self._in_layout(self._compiled, a, baseline)
-        return self._in_layout(self._interpreted, a, baseline)
+            if draw is None:
+                return self._outside(a, baseline, rows)
+            if rows is not None:
+                raise Incompatible(
+                    "a compiled layer takes no rows; call the layer outside of torch.compile, or leave rows out"
+                )
+            return self._in_layout(self._compiled, a, baseline)
+        return self._in_layout(self._interpreted, a, baseline, rows)
 
-    def _in_layout(self, run: Callable[[Tensor, Tensor | None], Tensor], a: Tensor, baseline: Tensor | None) -> Tensor:
+    def _in_layout(self, run: Callable[..., Tensor], a: Tensor, *rest: Tensor | None) -> Tensor:
         """Run a form of `forward` on `a` in the neuron's shape, and return what it emits in the caller's."""
         if self.event_dims is None:
-            return run(a, baseline)
+            return run(a, *rest)
         scope = self._thread.uses.scope
         paths = 0 if scope is None or scope.samples is None else 1
         layout = EventLayout.of(self.neuron, a, self.event_dims, batch_dims=paths)
-        return layout.restore(run(layout.flatten(a), baseline))
+        return layout.restore(run(layout.flatten(a), *rest))
 
-    def _interpreted(self, a: Tensor, baseline: Tensor | None) -> Tensor:
+    def _interpreted(self, a: Tensor, baseline: Tensor | None, rows: Tensor | None) -> Tensor:
         """Run `forward` in code that is not compiled."""
         uses = self._thread.uses
         uses.told, uses.called = 0, True
         self._check_event(a)
         if not self.training:
-            return self._evaluate(a)
+            return self._evaluate(a, rows)
         scope, paths = uses.scope, NO_PATHS
         if scope is not None:
             paths = scope.paths_of(a, self.neuron)
+        if rows is not None:
+            paths = replace(paths, rows=rows)
         in_transform = transformed()
         learns = torch.is_grad_enabled() and (in_transform or a.requires_grad)
         if self._pair.credits_paths and learns and not paths.samples and not is_recomputed():
@@ -231,8 +243,8 @@ class Stochastic(StochasticModule):
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="a gradest.nn.Stochastic layer is part of a whole graph from torch 2.13 on"
     )
-    def _outside(self, a: Tensor, baseline: Tensor | None) -> Tensor:
-        h: Tensor = self(a, baseline)
+    def _outside(self, a: Tensor, baseline: Tensor | None, rows: Tensor | None) -> Tensor:
+        h: Tensor = self(a, baseline, rows)
         return h
 
     def _transformed(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
@@ -414,13 +426,15 @@ class Expectation(StochasticModule):
     ) -> None:
         super().__init__(neuron, estimator, evaluation, threshold, event, event_dims)
 
-    def forward(self, f: Loss, a: Tensor, flatten: bool = False, allow_inf: bool = False) -> Tensor:
+    def forward(
+        self, f: Loss, a: Tensor, rows: Tensor | None = None, *, flatten: bool = False, allow_inf: bool = False
+    ) -> Tensor:
         """Return the estimate of E[f(h)], or of the estimator's own target, `[*batch]`.
 
-        flatten, allow_inf: as for `gradest.expect`.
+        rows: as for `Stochastic`. flatten, allow_inf: as for `gradest.expect`.
         """
         if torch.compiler.is_compiling():
-            outside: Tensor = self._forward_outside(f, a, flatten, allow_inf)
+            outside: Tensor = self._forward_outside(f, a, rows, flatten, allow_inf)
             return outside
         if self.event_dims is not None:
             layout = EventLayout.of(self.neuron, a, self.event_dims)
@@ -429,8 +443,9 @@ class Expectation(StochasticModule):
             f = flattened(f, self.neuron.event_ndim, flatten)
         self._check_event(a)
         if not self.training:
-            return self._evaluate_loss(f, a)
-        key, state, learns = fresh_key(a, self.neuron.event_ndim), self.state_for(a), torch.is_grad_enabled()
+            return self._evaluate_loss(f, a, rows)
+        key, learns = fresh_key(a, self.neuron.event_ndim, examples=rows), torch.is_grad_enabled()
+        state = self.state_for(a)
         pair, first = self._pair, None
         if state and learns and is_recomputed():
             first = self._runs.recorded(key.seed)
@@ -448,18 +463,18 @@ class Expectation(StochasticModule):
                 self._runs.record(begun)
         return value
 
-    def _evaluate_loss(self, f: Loss, a: Tensor) -> Tensor:
+    def _evaluate_loss(self, f: Loss, a: Tensor, rows: Tensor | None) -> Tensor:
         if self.evaluation != "sample":
             return losses_at(f, self._evaluate(a)[None], self.neuron.event_ndim)[0]
         target = self.estimator.target()
-        loss = losses_at(f, self._samples(a, target.samples), self.neuron.event_ndim)
+        loss = losses_at(f, self._samples(a, target.samples, rows), self.neuron.event_ndim)
         return loss[0] if target.samples == 1 else target.combine(loss)
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"
     )
-    def _forward_outside(self, f: Loss, a: Tensor, flatten: bool, allow_inf: bool) -> Tensor:
-        value: Tensor = self(f, a, flatten, allow_inf)
+    def _forward_outside(self, f: Loss, a: Tensor, rows: Tensor | None, flatten: bool, allow_inf: bool) -> Tensor:
+        value: Tensor = self(f, a, rows, flatten=flatten, allow_inf=allow_inf)
         return value
 
 

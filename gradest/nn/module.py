@@ -295,16 +295,17 @@ class StochasticModule(nn.Module):
         dtype = value.dtype if self._form is None else torch.promote_types(value.dtype, self._form[name][1])
         return value.to(dtype) if device is None else value.to(device, dtype, copy=True)
 
-    def _evaluate(self, a: Tensor) -> Tensor:
+    def _evaluate(self, a: Tensor, rows: Tensor | None = None) -> Tensor:
         if self.evaluation == "mean":
             return self.neuron.mean(a)
         if self.evaluation == "threshold":
             return self.neuron.threshold(a, self.threshold)
-        return self._samples(a, 1)[0]
+        return self._samples(a, 1, rows)[0]
 
-    def _samples(self, a: Tensor, samples: int) -> Tensor:
+    def _samples(self, a: Tensor, samples: int, rows: Tensor | None = None) -> Tensor:
         wide = check_pre_activations(a, self.neuron)
-        return self.neuron.sample(fresh_key(a, self.neuron.event_ndim), wide, samples).to(a.dtype)
+        key = fresh_key(a, self.neuron.event_ndim, examples=rows)
+        return self.neuron.sample(key, wide, samples).to(a.dtype)
 
 
 def _checked_event(event: Sequence[int], neuron: Neuron) -> tuple[int, ...]:

@@ -72,8 +72,9 @@ class UntoldGradients:
             return
         warnings.warn(
             f"a gradient reached the sample of the layer {layer} that is no part of the loss this layer was told, such as that "
-            "of a penalty added to the scalar. The estimator needs the whole loss, so this gradient is wrong. Add what depends on "
-            "the sample to the loss, one number an example: broadcast_loss(model, loss + penalty), or graph.add_cost(penalty)",
+            "of a penalty added to the scalar. The estimator needs the whole loss, so this gradient is wrong. Add what "
+            "depends on the sample to the loss, one number an example: broadcast_loss(model, loss + penalty), or "
+            "graph.add_cost(penalty)",
             GradestWarning,
             stacklevel=2,
         )
