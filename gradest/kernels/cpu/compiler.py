@@ -91,7 +91,7 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any
     """
     function.__qualname__ += f"-{_DIGEST}"
     decorator: Decorator = njit(nogil=True, error_model="numpy", **options)
-    kernel = decorator(function)
+    kernel: Any = decorator(function)
     try:
         kernel.enable_caching()
     except RuntimeError:  # neither the package's folder nor the user's can be written to
