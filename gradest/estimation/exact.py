@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradest.contract.estimator import Target
+from gradest.contract.estimator import Feedback, Target
 from gradest.contract.law import MAX_POINTS, configurations, count_configurations
 from gradest.contract.neuron import Continuous, Neuron, event_shape
 from gradest.contract.objective import Loss, Objective
@@ -17,7 +17,9 @@ from gradest.errors import Inexact, InvalidInput, TooManyPoints
 from gradest.estimation.ask_tell import (
     CHUNK,
     at_least_float32,
+    check_feedback_finite,
     check_pre_activations,
+    flattened,
     losses_at,
 )
 from gradest.estimation.events import EventDims, EventLayout
@@ -38,6 +40,8 @@ def exact(
     neuron: NeuronSpec = "bernoulli",
     target: Target | None = None,
     *,
+    flatten: bool = False,
+    allow_inf: bool = False,
     event_dims: EventDims | None = None,
     tolerance: float = _TOLERANCE,
     progress: Callable[[int, int], None] | None = None,
@@ -54,6 +58,8 @@ def exact(
     a few points. Buffers of the modules that f refers to are left as they were.
 
     target: another quantity than E[f(h)], such as `estimator.target()`. One of n samples takes the n-th power of the points.
+    flatten: whether f takes `[K·batch, *event]`, as for `expect`.
+    allow_inf: whether a loss may be infinite. Otherwise it raises InvalidInput, as NaN always does.
     event_dims: as for `expect`. The gradient has the shape of `a`.
     tolerance: the largest error of a quadrature, as a share of the standard deviation of f(h) for the loss, and of that plus the
         largest entry of the row's gradient for the gradient. The rounding error of f in its dtype is allowed besides.
@@ -64,11 +70,15 @@ def exact(
     neuron = registry.neuron(neuron)
     if event_dims is not None:
         layout = EventLayout.of(neuron, a, event_dims)
-        value, slope = exact(layout.loss(f), layout.flatten(a), neuron, target, tolerance=tolerance, progress=progress)
+        f = layout.loss(flattened(f, len(layout.given), flatten))
+        value, slope = exact(
+            f, layout.flatten(a), neuron, target, allow_inf=allow_inf, tolerance=tolerance, progress=progress
+        )
         return value, layout.restore(slope)
+    f = flattened(f, neuron.event_ndim, flatten)
     wide = check_pre_activations(a, neuron)
     with checked_loss(f, wide, neuron, a.dtype, refuse=True):
-        return exact_checked(f, a, neuron, target, progress, tolerance)
+        return exact_checked(f, a, neuron, target, allow_inf, progress, tolerance)
 
 
 def exact_checked(
@@ -76,6 +86,7 @@ def exact_checked(
     a: Tensor,
     neuron: Neuron,
     target: Target | None = None,
+    allow_inf: bool = False,
     progress: _Progress = None,
     tolerance: float = _TOLERANCE,
 ) -> tuple[Tensor, Tensor]:
@@ -86,7 +97,7 @@ def exact_checked(
         law: _Law = (
             (lambda: neuron.quadrature(wide, level)) if isinstance(neuron, Continuous) else lambda: neuron.law(wide)
         )
-        return _sums(f, a, wide, neuron, law, target, progress)
+        return _sums(f, a, wide, neuron, law, target, allow_inf, progress)
 
     found = at_level(0)
     if isinstance(neuron, Continuous):
@@ -147,7 +158,14 @@ def _largest(x: Tensor, event_ndim: int) -> Tensor:
 
 
 def _sums(
-    f: Loss, a: Tensor, wide: Tensor, neuron: Neuron, law: _Law, target: Target | None, progress: _Progress
+    f: Loss,
+    a: Tensor,
+    wide: Tensor,
+    neuron: Neuron,
+    law: _Law,
+    target: Target | None,
+    allow_inf: bool,
+    progress: _Progress,
 ) -> _Sums:
     """Sum over the joint law of the units, in chunks."""
     event, split = event_shape(neuron, wide), wide.ndim - neuron.event_ndim
@@ -158,14 +176,14 @@ def _sums(
         next_points = (2 * values.shape[0]) ** (event[0] * (target.samples if target else 1))
         del values
         if target is not None and target.samples > 1:
-            return _sums_of_samples(f, a, wide, neuron, law, total, target, progress, next_points)
+            return _sums_of_samples(f, a, wide, neuron, law, total, target, allow_inf, progress, next_points)
         chunk = max(1, CHUNK // max(1, wide.numel()))
         loss, size, square = torch.zeros(3, *wide.shape[:split], dtype=torch.float64, device=a.device)
         gradient = torch.zeros_like(wide)
         for first in range(0, total, chunk):
             points, weights = configurations(neuron, wide, law(), first, min(first + chunk, total))
             at = points.to(a.dtype)
-            losses = losses_at(f, at if moves else at.detach(), neuron.event_ndim).double()
+            losses = _losses(f, at if moves else at.detach(), neuron, allow_inf)
             part = (weights * (losses if moves else losses.detach())).sum(0)
             if part.requires_grad:  # otherwise nothing in the law depends on a
                 (step,) = torch.autograd.grad(part.sum(), wide)
@@ -179,6 +197,12 @@ def _sums(
     return _Sums(loss, gradient.detach(), size, square, neuron.event_ndim, next_points)
 
 
+def _losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
+    loss = losses_at(f, points, neuron.event_ndim)
+    check_feedback_finite(Feedback(loss), allow_inf)
+    return loss.double()
+
+
 def _sums_of_samples(
     f: Loss,
     a: Tensor,
@@ -187,6 +211,7 @@ def _sums_of_samples(
     law: _Law,
     total: int,
     target: Target,
+    allow_inf: bool,
     progress: _Progress,
     next_points: int,
 ) -> _Sums:
@@ -195,7 +220,7 @@ def _sums_of_samples(
     if ways > MAX_POINTS:
         raise TooManyPoints(f"{target} over {total} configurations has {ways} terms; the limit is 2^20")
     points, weights = configurations(neuron, wide, law(), 0, total)
-    losses = losses_at(f, points.to(a.dtype), neuron.event_ndim).double()
+    losses = _losses(f, points.to(a.dtype), neuron, allow_inf)
     given = [x.detach().requires_grad_() for x in (weights, losses)]
     value = torch.zeros_like(losses[0]).detach()
     slopes = [torch.zeros_like(x) for x in given]
@@ -225,6 +250,7 @@ def exact_or_raise(
     neuron: Neuron,
     target: Target | None = None,
     *,
+    allow_inf: bool = False,
     checked: bool = False,
     progress: _Progress = None,
 ) -> tuple[Tensor, Tensor]:
@@ -242,8 +268,8 @@ def exact_or_raise(
                 dtype = at_least_float32(a)
                 return loss.detach().to(dtype), gradient.to(dtype)
     if checked:
-        return exact_checked(f, a, neuron, target, progress)
-    return exact(f, a, neuron, target, progress=progress)
+        return exact_checked(f, a, neuron, target, allow_inf, progress)
+    return exact(f, a, neuron, target, allow_inf=allow_inf, progress=progress)
 
 
 def closed_form(
@@ -252,11 +278,12 @@ def closed_form(
     neuron: Neuron,
     target: Target | None = None,
     *,
+    allow_inf: bool = False,
     checked: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Return the result of `exact_or_raise`, or None if the sum has too many points or is not accurate."""
     try:
-        return exact_or_raise(f, a, neuron, target, checked=checked, progress=progress)
+        return exact_or_raise(f, a, neuron, target, allow_inf=allow_inf, checked=checked, progress=progress)
     except (TooManyPoints, Inexact):
         return None
