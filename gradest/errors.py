@@ -6,6 +6,7 @@ __all__ = [
     "GradestError",
     "GradestWarning",
     "Incompatible",
+    "Inexact",
     "InvalidInput",
     "InvalidOptions",
     "MissingLoss",
@@ -46,6 +47,10 @@ class TooManyPoints(InvalidInput):
     """An enumeration would need more points than its limit."""
 
 
+class Inexact(InvalidInput):
+    """A quadrature does not reach the accuracy that was asked for. The message states its error."""
+
+
 class MissingLoss(GradestError, RuntimeError):
     """The estimator of a layer needs the loss, and the loss was not told before backward, or before the layer's uses died."""
 
@@ -59,7 +64,14 @@ class PluginError(GradestError):
 
 
 class PluginFault(GradestError, RuntimeError):
-    """A plugin broke its contract. The message names the plugin and the method."""
+    """A plugin broke its contract, or raised an error. The message names the plugin and the method.
+
+    `plugin` is the class at fault, if it is known.
+    """
+
+    def __init__(self, message: str, plugin: type | None = None) -> None:
+        super().__init__(message)
+        self.plugin = plugin
 
 
 class ServiceError(GradestError):

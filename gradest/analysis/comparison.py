@@ -9,16 +9,16 @@ from concurrent.futures import Executor
 import torch
 from torch import Tensor
 
-from gradest.analysis.results import Comparison, ComparisonRow
-from gradest.contract.estimator import Estimator, Target
+from gradest.analysis.results import Comparison, ComparisonRow, Excluded
+from gradest.contract.estimator import Bias, Estimator, Target
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import InvalidInput, TooManyPoints
-from gradest.estimation.ask_tell import check_count, check_pre_activations
+from gradest.errors import Inexact, InvalidInput, PluginFault, TooManyPoints
+from gradest.estimation.ask_tell import check_count, check_pre_activations, flattened
 from gradest.estimation.estimate import estimate_checked
 from gradest.estimation.events import EventDims, EventLayout
-from gradest.estimation.exact import closed_form
+from gradest.estimation.exact import exact_or_raise
 from gradest.estimation.loss_checks import checked_loss
 from gradest.estimation.results import Estimate
 from gradest.random import check_seed, fresh_seed
@@ -34,6 +34,8 @@ def compare(
     draws: int = 1000,
     seed: int | None = None,
     *,
+    flatten: bool = False,
+    allow_inf: bool = False,
     warm_up: int = 100,
     event_dims: EventDims | None = None,
     executor: Executor | None = None,
@@ -48,26 +50,33 @@ def compare(
     estimators: by default every registered estimator that fits the neuron and estimates the gradient of E[f(h)], with its default
         options, except those that would evaluate f at more points than the limit of enumeration. An estimator with another
         `target` can be named; it is compared with the exact gradient of that target, which its claim then names.
+    flatten, allow_inf: as for `expect`. An infinite loss gives rows with infinite or NaN figures; the estimators must be
+        stateless.
     draws, warm_up, executor: as for `estimate`, for each estimator. Only `seconds` depends on the executor.
     event_dims: as for `expect`. The exact gradient has the shape of `a`.
     seed: the seed of all estimators. If omitted, a new seed is drawn, and the table has it.
     progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
         gradient is enumerated.
 
-    If the exact gradient takes too many points, the figures that need it are None. So they are if f is random or depends on the
-    other points of a call, of which a GradestWarning tells, as that of `estimate` does.
+    If the exact gradient takes too many points, or its quadrature is not accurate for f, the figures that need it are None, and
+    `no_exact` of the table gives the reason. They are also None if f is random or depends on the other points of a call, of which
+    a GradestWarning tells, as that of `estimate` does. An estimator whose code fails, or that of the neuron under it, has no row
+    but an entry in `failures`, with file and line.
 
     Raises InvalidInput if `estimators` is not a list or if rows of the batch share a loss, Incompatible if an estimator that is
-    named does not fit the neuron, and what `estimate` raises.
+    named does not fit the neuron, PluginFault if all estimators fail, and what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
     layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
     if layout is not None:
-        f, a = layout.loss(f), layout.flatten(a)
+        f, a = layout.loss(flattened(f, len(layout.given), flatten)), layout.flatten(a)
+    else:
+        f = flattened(f, neuron.event_ndim, flatten)
     wide = check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
+    failures: dict[str, PluginFault] = {}
     if estimators is None:
-        chosen = [estimator for estimator in comparable_estimators(neuron) if within_point_limit(estimator, neuron, a)]
+        chosen = _default_estimators(neuron, a, failures)
     else:
         if isinstance(estimators, (str, Mapping, Estimator)):
             raise InvalidInput(f"estimators must be a list of estimators, such as ['rloo'], not {estimators!r}")
@@ -77,26 +86,60 @@ def compare(
     check_count("draws", draws, least=1)
     exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
     rows = []
+    reasons: dict[str, None] = {}
     with checked_loss(f, wide, neuron, a.dtype) as is_function:
-        exact = _exact_gradient(f, a, neuron, Target(), exact_progress) if is_function else None
+        if not is_function:
+            reasons["the loss is random, or depends on the other points of a call"] = None
+        exact = _exact_gradient(f, a, neuron, Target(), allow_inf, exact_progress, reasons) if is_function else None
         for estimator in chosen:
             label = estimator.label()
             report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
-            found = estimate_checked(
-                f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report
-            )
-            target, truth = estimator.target(), exact
-            if is_function and target != Target():
-                truth = _exact_gradient(f, a, neuron, target, exact_progress)
-            rows.append(_comparison_row(estimator, neuron, found, truth))
+            with registry.containing(failures, label):
+                found = estimate_checked(
+                    f, a, neuron, estimator, draws, seed, None, allow_inf, warm_up, executor=executor, progress=report
+                )
+                target, truth = estimator.target(), exact
+                if is_function and target != Target():
+                    truth = _exact_gradient(f, a, neuron, target, allow_inf, exact_progress, reasons)
+                rows.append(_comparison_row(estimator, neuron, found, truth))
+    if failures and not rows:
+        fault = next(iter(failures.values()))
+        raise fault from fault.__cause__
     if exact is not None and layout is not None:
         exact = layout.restore(exact)
-    return Comparison(neuron.label(), draws, seed, tuple(rows), exact)
+    excluded = [Excluded(label, (str(fault),)) for label, fault in failures.items()]
+    return Comparison(
+        neuron.label(), draws, seed, tuple(rows), exact, tuple(excluded), no_exact="; ".join(reasons) or None
+    )
 
 
 def comparable_estimators(neuron: Neuron) -> list[Estimator]:
-    """Return every registered estimator, with its default options, that fits the neuron and estimates the gradient of E[f(h)]."""
-    return [estimator for estimator in registry.fitting(neuron).values() if estimator.target() == Target()]
+    """Return every registered estimator, with its default options, that fits the neuron and estimates the gradient of E[f(h)].
+
+    Those whose code fails when it is asked are left out.
+    """
+    return _comparable_estimators(neuron, {})
+
+
+def _comparable_estimators(neuron: Neuron, failures: dict[str, PluginFault]) -> list[Estimator]:
+    """Return `comparable_estimators`, and add the faults of the others to `failures`."""
+    fitting, faults = registry.ask_fitting(neuron)
+    failures.update(faults)
+    comparable = []
+    for name, estimator in fitting.items():
+        with registry.containing(failures, name):
+            if registry.call(estimator, "target", kind=Target) == Target():
+                comparable.append(estimator)
+    return comparable
+
+
+def _default_estimators(neuron: Neuron, a: Tensor, failures: dict[str, PluginFault]) -> list[Estimator]:
+    chosen = []
+    for estimator in _comparable_estimators(neuron, failures):
+        with registry.containing(failures, estimator.name):
+            if within_point_limit(estimator, neuron, a):
+                chosen.append(estimator)
+    return chosen
 
 
 def bias_in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
@@ -118,16 +161,26 @@ def cosine_similarity(one: Tensor, two: Tensor) -> float:
 
 
 def _exact_gradient(
-    f: Loss, a: Tensor, neuron: Neuron, target: Target, progress: Callable[[int, int], None] | None
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    target: Target,
+    allow_inf: bool,
+    progress: Callable[[int, int], None] | None,
+    reasons: dict[str, None],
 ) -> Tensor | None:
-    found = closed_form(f, a, neuron, target, checked=True, progress=progress)
-    return None if found is None else found[1]
+    """Return the exact gradient, or add the reason why there is none to `reasons` and return None."""
+    try:
+        return exact_or_raise(f, a, neuron, target, allow_inf=allow_inf, checked=True, progress=progress)[1]
+    except (TooManyPoints, Inexact) as error:
+        reasons[str(error)] = None
+        return None
 
 
 def within_point_limit(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
     """Return whether one draw at `a` `[*batch, *event]` evaluates the loss at no more points than the limit of enumeration."""
     try:
-        estimator.evaluations(neuron, event_shape(neuron, a))
+        registry.call(estimator, "evaluations", neuron, event_shape(neuron, a), kind=int)
     except TooManyPoints:
         return False
     return True
@@ -156,7 +209,7 @@ def _comparison_row(estimator: Estimator, neuron: Neuron, found: Estimate, exact
 
 
 def _claim(estimator: Estimator, neuron: Neuron) -> str:
-    claim, target = str(estimator.bias(neuron)), estimator.target()
+    claim, target = str(registry.call(estimator, "bias", neuron, kind=Bias)), estimator.target()
     return claim if target == Target() else f"{claim}, of {target}"
 
 

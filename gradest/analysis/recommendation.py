@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -13,7 +13,7 @@ from gradest.analysis.bias import LOGIT_REGIMES, measurement_event_shape
 from gradest.analysis.certificates import Certificate, load_certificates
 from gradest.analysis.comparison import compare
 from gradest.analysis.results import Excluded, LossAccess, Recommendation, Recommended
-from gradest.contract.estimator import Estimator, Target
+from gradest.contract.estimator import Bias, Estimator, Target
 from gradest.contract.neuron import Discrete, Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import NeuronSpec, registry
@@ -64,32 +64,41 @@ def recommend(
     _check_arguments(bring, evaluations, f, a)
     event = _case_event_shape(neuron, units, a)
     budget = evaluations or 100
-    chosen = []
+    chosen: list[Estimator] = []
     rejected = []
-    for estimator in registry.fitting(neuron).values():
-        reasons = tuple(_exclusion_reasons(estimator, neuron, event, bring, evaluations, unbiased))
-        if reasons:
-            rejected.append(Excluded(estimator.name, reasons))
-        else:
-            chosen.append(_largest_affordable(estimator, neuron, event, evaluations) if evaluations else estimator)
+    fitting, failures = registry.ask_fitting(neuron)
+    for estimator in fitting.values():
+        with registry.containing(failures, estimator.name):
+            reasons = tuple(_exclusion_reasons(estimator, neuron, event, bring, evaluations, unbiased))
+            if reasons:
+                rejected.append(Excluded(estimator.name, reasons))
+            else:
+                chosen.append(_largest_affordable(estimator, neuron, event, evaluations) if evaluations else estimator)
+    measured: dict[str, float | None] | None = None
+    source = f"certificates: four losses of two units, {_logit_regime(saturated)} logits"
     if f is not None and a is not None:
         source = "measured on the objective given"
         table = compare(f, a, neuron, chosen, draws, seed, progress=progress)
-        errors = [row.error(budget) for row in table.rows]
-    else:
-        source = f"certificates: four losses of two units, {_logit_regime(saturated)} logits"
-        errors = [_certified_error(estimator, neuron, event, _logit_regime(saturated), budget) for estimator in chosen]
-    rows = [
-        Recommended(
-            estimator=estimator.spec(),
-            label=estimator.label(),
-            claim=str(estimator.bias(neuron)),
-            evaluations=estimator.evaluations(neuron, event),
-            error=error,
-            reasons=tuple(_recommendation_reasons(estimator, neuron, event, evaluations, saturated)),
-        )
-        for estimator, error in zip(chosen, errors, strict=True)
-    ]
+        measured = {row.estimator: row.error(budget) for row in table.rows}
+        rejected += table.failures
+    rows: list[Recommended] = []
+    for estimator in chosen:
+        if measured is not None and estimator.label() not in measured:
+            continue
+        with registry.containing(failures, estimator.name):
+            rows.append(
+                Recommended(
+                    estimator=estimator.spec(),
+                    label=estimator.label(),
+                    claim=str(_claim(estimator, neuron)),
+                    evaluations=_evaluations(estimator, neuron, event),
+                    error=_certified_error(estimator, neuron, event, _logit_regime(saturated), budget)
+                    if measured is None
+                    else measured[estimator.label()],
+                    reasons=tuple(_recommendation_reasons(estimator, neuron, event, evaluations, saturated)),
+                )
+            )
+    rejected += [Excluded(name, (str(fault),)) for name, fault in failures.items()]
     rows.sort(key=lambda row: (math.inf if row.error is None else row.error, row.evaluations))
     return Recommendation(neuron.label(), source, budget, tuple(rows), tuple(rejected))
 
@@ -120,20 +129,30 @@ def _exclusion_reasons(
     unbiased: bool,
 ) -> Iterator[str]:
     """The reasons why the estimator does not fit the case; none if it fits."""
-    if estimator.target() != Target():
-        yield f"estimates the gradient of {estimator.target()}"
+    if (target := registry.call(estimator, "target", kind=Target)) != Target():
+        yield f"estimates the gradient of {target}"
     if missing := estimator.needs - set(bring):
         yield f"needs {_describe_needs(missing)}"
     if _evaluates_off_support(estimator, neuron) and "relaxed" not in bring:
         yield "asks for the loss between the outputs of the neuron"
-    if unbiased and not estimator.bias(neuron).unbiased:
-        yield f"its bias: {estimator.bias(neuron)}"
+    if unbiased and not (claim := _claim(estimator, neuron)).unbiased:
+        yield f"its bias: {claim}"
     try:
-        asked = estimator.evaluations(neuron, event)
+        asked = _evaluations(estimator, neuron, event)
         if evaluations is not None and asked > evaluations:
             yield f"asks for {asked} evaluations"
     except TooManyPoints:
         yield "would enumerate too many outputs"
+
+
+def _claim(estimator: Estimator, neuron: Neuron) -> Bias:
+    claim: Bias = registry.call(estimator, "bias", neuron, kind=Bias)
+    return claim
+
+
+def _evaluations(estimator: Estimator, neuron: Neuron, event: tuple[int, ...]) -> int:
+    evaluations: int = registry.call(estimator, "evaluations", neuron, event, kind=int)
+    return evaluations
 
 
 def _evaluates_off_support(estimator: Estimator, neuron: Neuron) -> bool:
@@ -154,7 +173,7 @@ def _largest_affordable(estimator: Estimator, neuron: Neuron, event: tuple[int, 
             larger = type(estimator).build(samples=samples)
         except InvalidOptions:  # some estimators take only certain numbers, such as even ones
             continue
-        if larger.evaluations(neuron, event) <= budget:
+        if _evaluations(larger, neuron, event) <= budget:
             return larger
     return estimator
 
@@ -175,15 +194,15 @@ def _certified_error(
     if found is None:
         return None
     certified = type(estimator)()  # certificates are made with default options; the budget buys several such draws
-    return found.error(logits, budget / certified.evaluations(neuron, event))
+    return found.error(logits, budget / _evaluations(certified, neuron, event))
 
 
 def _recommendation_reasons(
     estimator: Estimator, neuron: Neuron, event: tuple[int, ...], evaluations: int | None, saturated: bool
 ) -> Iterator[str]:
     """What speaks for the estimator, and what to know before using it."""
-    asked = estimator.evaluations(neuron, event)
-    claim = estimator.bias(neuron)
+    asked = _evaluations(estimator, neuron, event)
+    claim = _claim(estimator, neuron)
     if claim.unbiased:
         yield "unbiased for every loss"
     elif claim.order:
@@ -194,5 +213,5 @@ def _recommendation_reasons(
     yield f"needs {_describe_needs(estimator.needs)}{' between outputs too' if _evaluates_off_support(estimator, neuron) else ''}"
     if evaluations is not None and asked * 2 <= evaluations:
         yield f"average {evaluations // asked} draws a step"
-    if estimator.init(neuron, torch.zeros((1, *measurement_event_shape(neuron)))):
+    if registry.call(estimator, "init", neuron, torch.zeros((1, *measurement_event_shape(neuron))), kind=Mapping):
         yield "learns from step to step: pass its state on"

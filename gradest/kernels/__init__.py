@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradest.errors import InvalidInput
+from gradest.errors import GradestWarning, InvalidInput
 
 __all__ = [
     "conditional",
@@ -103,7 +104,7 @@ def plain_saved_tensors() -> AbstractContextManager[object]:
     A derivative that is taken at once needs it. A checkpoint would run its whole region again for that derivative, and with other
     noise if it does not preserve the state of the generator.
     """
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # type: ignore[attr-defined]
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
@@ -130,8 +131,28 @@ def _backend(device: torch.device) -> str:
             )
         return "cuda"
     kind = device.type
-    available = kind == "cpu" or (kind == "cuda" and torch.version.hip is None and _has_triton())
-    return kind if available and wanted in ("", kind) else "reference"
+    if wanted not in ("", kind):
+        return "reference"
+    available = (kind == "cpu" and _has_numba()) or (kind == "cuda" and torch.version.hip is None and _has_triton())
+    return kind if available else "reference"
+
+
+@functools.cache
+def _has_numba() -> bool:
+    """Tell whether numba compiles the kernels here. If not, warn: the reference gives the same bits, several times as slowly."""
+    try:
+        reason = "NUMBA_DISABLE_JIT is set" if importlib.import_module("numba").config.DISABLE_JIT else ""
+        if not reason:
+            importlib.import_module("gradest.kernels.cpu")
+    except Exception as error:  # an installation without numba, or with versions that do not fit each other
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        warnings.warn(
+            f"the kernels for the CPU are not compiled ({reason}); the same bits are computed by torch, which is slower",
+            GradestWarning,
+            stacklevel=2,
+        )
+    return not reason
 
 
 @functools.cache

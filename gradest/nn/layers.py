@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +16,9 @@ from gradest.contract.estimator import State
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec
 from gradest.errors import Incompatible, InvalidInput
-from gradest.estimation.ask_tell import losses_in_progress
+from gradest.estimation.ask_tell import flattened, losses_at, losses_in_progress
 from gradest.estimation.distributed import fresh_key
+from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
@@ -53,7 +55,7 @@ class _Uses:
     scope: the innermost open StochasticGraph of the layer. Outside of scopes: `alive` are the eager uses whose output is alive,
     and `latest` heads the list of those in compiled code and in transforms of torch.func, which are not known to die. `recorded`
     counts the eager uses since the last broadcast_loss, and `told` the uses that it told, if there was no forward pass since.
-    `called` says whether the layer was ever called.
+    `called` says whether the layer was ever called, and `steps` counts the scopes and calls of broadcast_loss.
     """
 
     def __init__(self) -> None:
@@ -63,6 +65,7 @@ class _Uses:
         self.recorded = 0
         self.told = 0
         self.called = False
+        self.steps = 0
 
 
 class _PerThread(threading.local):
@@ -87,6 +90,11 @@ class Stochastic(StochasticModule):
         which is saved in state_dict.
     event: the shape of one event, such as (200,) for 200 units. It is optional. With it, the state has its shape from the start,
         and an input with other events raises InvalidInput.
+    event_dims: the number of trailing dims of `a` that are one event, by default the neuron's own; see `gradest.expect`. 2 for
+        `[batch, positions, units]` makes all positions of an example one event. 1 for `[batch, positions, classes]` makes each
+        position an example, so that the number of positions may change although the estimator has a state. "all" is for
+        parameters: all dims, but for the path in a scope of paths. `event` is the shape that the neuron reads, such as
+        (positions · units,).
 
     `layer.set_options(temperature=0.5)` changes options, and `layer.estimator = ...` and `layer.neuron = ...` take others.
 
@@ -115,8 +123,9 @@ class Stochastic(StochasticModule):
         evaluation: Evaluation = "mean",
         threshold: float = 0.5,
         event: Sequence[int] | None = None,
+        event_dims: EventDims | None = None,
     ) -> None:
-        super().__init__(neuron, estimator, evaluation, threshold, event)
+        super().__init__(neuron, estimator, evaluation, threshold, event, event_dims)
         self._thread = _PerThread()
         self._moving = threading.Lock()
         self._handle = None if draw is None else Handle(self)
@@ -135,25 +144,49 @@ class Stochastic(StochasticModule):
         }
         return {**super()._volatile(), **fresh}
 
-    def forward(self, a: Tensor, baseline: Tensor | None = None) -> Tensor:
+    def forward(self, a: Tensor, baseline: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """Return one sample of the neuron in training mode, else what `evaluation` selects.
 
         baseline: a number for each example, `[*batch]` or its leading dims, that is subtracted from the loss this use is told. It
             must be known before the sample is drawn, such as a critic's value of the state; the gradient stays unbiased whatever
             it is. It is not differentiated. Estimators that need no loss do not use it.
+        rows: the numbers of the examples of `a` in a whole batch, integers `[batch]`, for a batch that is computed in parts. If
+            torch's generator is in the same state before each part, each has the noise that the whole batch has. Not in compiled
+            code, nor in transforms of torch.func.
         Raises InvalidInput for a bad input or baseline or for an event that differs from that of the state, and Incompatible
         if the estimator needs a scope of paths, or if it needs the loss and is used inside the function f of an Expectation.
         """
         if torch.compiler.is_compiling():
-            return self._outside(a, baseline) if draw is None else self._compiled(a, baseline)
+            if draw is None:
+                return self._outside(a, baseline, rows)
+            if rows is not None:
+                raise Incompatible(
+                    "a compiled layer takes no rows; call the layer outside of torch.compile, or leave rows out"
+                )
+            return self._in_layout(self._compiled, a, baseline)
+        return self._in_layout(self._interpreted, a, baseline, rows)
+
+    def _in_layout(self, run: Callable[..., Tensor], a: Tensor, *rest: Tensor | None) -> Tensor:
+        """Run a form of `forward` on `a` in the neuron's shape, and return what it emits in the caller's."""
+        if self.event_dims is None:
+            return run(a, *rest)
+        scope = self._thread.uses.scope
+        paths = 0 if scope is None or scope.samples is None else 1
+        layout = EventLayout.of(self.neuron, a, self.event_dims, batch_dims=paths)
+        return layout.restore(run(layout.flatten(a), *rest))
+
+    def _interpreted(self, a: Tensor, baseline: Tensor | None, rows: Tensor | None) -> Tensor:
+        """Run `forward` in code that is not compiled."""
         uses = self._thread.uses
         uses.told, uses.called = 0, True
         self._check_event(a)
         if not self.training:
-            return self._evaluate(a)
+            return self._evaluate(a, rows)
         scope, paths = uses.scope, NO_PATHS
         if scope is not None:
             paths = scope.paths_of(a, self.neuron)
+        if rows is not None:
+            paths = replace(paths, rows=rows)
         in_transform = transformed()
         learns = torch.is_grad_enabled() and (in_transform or a.requires_grad)
         if self._pair.credits_paths and learns and not paths.samples and not is_recomputed():
@@ -210,8 +243,8 @@ class Stochastic(StochasticModule):
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="a gradest.nn.Stochastic layer is part of a whole graph from torch 2.13 on"
     )
-    def _outside(self, a: Tensor, baseline: Tensor | None) -> Tensor:
-        h: Tensor = self(a, baseline)
+    def _outside(self, a: Tensor, baseline: Tensor | None, rows: Tensor | None) -> Tensor:
+        h: Tensor = self(a, baseline, rows)
         return h
 
     def _transformed(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
@@ -342,6 +375,11 @@ class Stochastic(StochasticModule):
         uses.alive.clear()
         uses.told = told or uses.told
 
+    def count_step(self) -> int:
+        """Count a step of this thread, and return its number, from 1."""
+        self._thread.uses.steps += 1
+        return self._thread.uses.steps
+
     def was_called(self) -> bool:
         """Return whether the layer was ever called in this thread."""
         return self._thread.uses.called
@@ -369,25 +407,51 @@ class Expectation(StochasticModule):
     """A layer for estimators of any K: `layer(f, a)` is `gradest.expect`, with the estimator's state in buffers.
 
     f maps points `[K, *batch, *event]` to losses `[K, *batch]`; it is the rest of the network and the loss. The result,
-    `[*batch]`, is differentiable in `a` and in the parameters of f. After `layer.eval()` it is f at the mean, at one sample, or
-    at the thresholded output, as `evaluation` selects. The arguments are those of `Stochastic`.
+    `[*batch]`, is differentiable in `a` and in the parameters of f.
+
+    The arguments are those of `Stochastic`, but `evaluation` is "sample" unless it is given. After `layer.eval()` the result is
+    then f at one fresh sample, whose mean is E[f(h)], as in training; for an estimator with a bound of n samples as its target,
+    such as `vimco`, it is that bound at n samples. "mean" is f at E[h] and "threshold" is f at the thresholded output. Unless f
+    is linear these have another expectation: the test bound of a VAE at E[h] is plausible and wrong.
     """
 
-    def forward(self, f: Loss, a: Tensor) -> Tensor:
-        """Return the estimate of E[f(h)], `[*batch]`."""
+    def __init__(
+        self,
+        neuron: NeuronSpec,
+        estimator: EstimatorSpec,
+        evaluation: Evaluation = "sample",
+        threshold: float = 0.5,
+        event: Sequence[int] | None = None,
+        event_dims: EventDims | None = None,
+    ) -> None:
+        super().__init__(neuron, estimator, evaluation, threshold, event, event_dims)
+
+    def forward(
+        self, f: Loss, a: Tensor, rows: Tensor | None = None, *, flatten: bool = False, allow_inf: bool = False
+    ) -> Tensor:
+        """Return the estimate of E[f(h)], or of the estimator's own target, `[*batch]`.
+
+        rows: as for `Stochastic`. flatten, allow_inf: as for `gradest.expect`.
+        """
         if torch.compiler.is_compiling():
-            outside: Tensor = self._forward_outside(f, a)
+            outside: Tensor = self._forward_outside(f, a, rows, flatten, allow_inf)
             return outside
+        if self.event_dims is not None:
+            layout = EventLayout.of(self.neuron, a, self.event_dims)
+            f, a = layout.loss(flattened(f, len(layout.given), flatten)), layout.flatten(a)
+        else:
+            f = flattened(f, self.neuron.event_ndim, flatten)
         self._check_event(a)
         if not self.training:
-            return f(self._evaluate(a)[None])[0]
-        key, state, learns = fresh_key(a, self.neuron.event_ndim), self.state_for(a), torch.is_grad_enabled()
+            return self._evaluate_loss(f, a, rows)
+        key, learns = fresh_key(a, self.neuron.event_ndim, examples=rows), torch.is_grad_enabled()
+        state = self.state_for(a)
         pair, first = self._pair, None
         if state and learns and is_recomputed():
             first = self._runs.recorded(key.seed)
             run = first or self._runs.without_graph(key.seed, state, self.steps)
             pair, state = run.sampler, run.state
-        value, following = expect(f, a, pair.neuron, pair.estimator, key, state)
+        value, following = expect(f, a, pair.neuron, pair.estimator, key, state, allow_inf=allow_inf)
         if state and not learns:
             self._runs.record_without_graph(pair, key.seed, self.steps)
         elif state and first is None:
@@ -399,11 +463,18 @@ class Expectation(StochasticModule):
                 self._runs.record(begun)
         return value
 
+    def _evaluate_loss(self, f: Loss, a: Tensor, rows: Tensor | None) -> Tensor:
+        if self.evaluation != "sample":
+            return losses_at(f, self._evaluate(a)[None], self.neuron.event_ndim)[0]
+        target = self.estimator.target()
+        loss = losses_at(f, self._samples(a, target.samples, rows), self.neuron.event_ndim)
+        return loss[0] if target.samples == 1 else target.combine(loss)
+
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"
     )
-    def _forward_outside(self, f: Loss, a: Tensor) -> Tensor:
-        value: Tensor = self(f, a)
+    def _forward_outside(self, f: Loss, a: Tensor, rows: Tensor | None, flatten: bool, allow_inf: bool) -> Tensor:
+        value: Tensor = self(f, a, rows, flatten=flatten, allow_inf=allow_inf)
         return value
 
 

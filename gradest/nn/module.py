@@ -15,6 +15,7 @@ from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput, InvalidOptions
 from gradest.estimation.ask_tell import check_count, check_form, check_pre_activations, first_state
 from gradest.estimation.distributed import fresh_key
+from gradest.estimation.events import EventDims, check_event_dims
 from gradest.nn.recomputation import FirstRuns
 from gradest.nn.sampler import Pair
 
@@ -46,9 +47,13 @@ class StochasticModule(nn.Module):
         evaluation: Evaluation = "mean",
         threshold: float = 0.5,
         event: Sequence[int] | None = None,
+        event_dims: EventDims | None = None,
     ) -> None:
         super().__init__()
         self._pair = self._pair_type(registry.neuron(neuron), registry.estimator(estimator))
+        if event_dims is not None:
+            check_event_dims(self.neuron, event_dims)
+        self.event_dims = event_dims
         self.evaluation, self._level = evaluation, float(threshold)
         if not math.isfinite(self._level):
             raise InvalidInput(f"threshold must be a finite number, not {threshold!r}")
@@ -74,9 +79,10 @@ class StochasticModule(nn.Module):
         super().__setstate__({**state, **self._volatile()})  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
-        """Return the neuron, the estimator, the mode of evaluation and the event, for the module's repr."""
+        """Return the neuron, the estimator, the mode of evaluation and what is said of events, for the module's repr."""
         event = "" if self.event is None else f", event={self.event}"
-        return f"{self.neuron.label()}, {self.estimator.label()}, evaluation={self.evaluation}{event}"
+        dims = "" if self.event_dims is None else f", event_dims={self.event_dims!r}"
+        return f"{self.neuron.label()}, {self.estimator.label()}, evaluation={self.evaluation}{event}{dims}"
 
     @property
     def evaluation(self) -> Evaluation:
@@ -198,7 +204,8 @@ class StochasticModule(nn.Module):
             raise InvalidInput(
                 f"the state of this layer has {found}, but {self.estimator.label()} has {wanted} for events {list(event)} of "
                 f"{self.neuron.label()}. A state belongs to one shape of events: use one layer for each, or call "
-                "layer.reset_state() to start again"
+                "layer.reset_state() to start again. If the number of units changes because they are positions, "
+                f"event_dims={self.neuron.event_ndim - 1} makes each of them an event of its own"
             )
         device = a.device
         return {
@@ -305,13 +312,19 @@ class StochasticModule(nn.Module):
         dtype = value.dtype if self._form is None else torch.promote_types(value.dtype, self._form[name][1])
         return value.to(dtype) if device is None else value.to(device, dtype, copy=True)
 
-    def _evaluate(self, a: Tensor) -> Tensor:
+    def _evaluate(self, a: Tensor, rows: Tensor | None = None) -> Tensor:
+        if not torch.compiler.is_compiling():
+            check_pre_activations(a, self.neuron)  # what is refused in training is refused in evaluation too
         if self.evaluation == "mean":
             return self.neuron.mean(a)
         if self.evaluation == "threshold":
             return self.neuron.threshold(a, self.threshold)
+        return self._samples(a, 1, rows)[0]
+
+    def _samples(self, a: Tensor, samples: int, rows: Tensor | None = None) -> Tensor:
         wide = check_pre_activations(a, self.neuron)
-        return self.neuron.sample(fresh_key(a, self.neuron.event_ndim), wide, 1)[0].to(a.dtype)
+        key = fresh_key(a, self.neuron.event_ndim, examples=rows)
+        return self.neuron.sample(key, wide, samples).to(a.dtype)
 
 
 def _checked_event(event: Sequence[int], neuron: Neuron) -> tuple[int, ...]:

@@ -17,15 +17,17 @@ from gradest.estimation.distributed import fresh_key, fresh_path_key
 __all__ = ["NO_PATHS", "Pair", "Paths", "Sampler"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Paths:
-    """How the first dim of a batch holds whole-path samples.
+    """How a batch holds whole-path samples and examples.
 
-    samples: K, or 0 if the batch holds none. flat: whether the dim counts K·batch, path by path, instead of K.
+    samples: K, or 0 if the batch holds no paths. flat: whether its first dim counts K·batch, path by path, instead of K.
+    rows: the numbers of its examples in the whole batch, or None if it is the whole batch.
     """
 
     samples: int = 0
     flat: bool = False
+    rows: Tensor | None = None
 
 
 NO_PATHS = Paths()
@@ -68,7 +70,10 @@ class Sampler(Pair):
         """Return one sample at each pre-activation, from a new seed if none is given."""
         self.of_samples(paths.samples)  # refuses a number of paths that does not suit the estimator
         ndim = self.neuron.event_ndim
-        key = fresh_path_key(a, ndim, paths.samples, paths.flat, seed) if paths.samples else fresh_key(a, ndim, seed)
+        if paths.samples:
+            key = fresh_path_key(a, ndim, paths.samples, paths.flat, seed, paths.rows)
+        else:
+            key = fresh_key(a, ndim, seed, paths.rows)
         return ask(self.neuron, self._single, a, key, state)[0]
 
     def of_samples(self, samples: int | None) -> Estimator:

@@ -24,6 +24,7 @@ from tests.selection import deep
 
 A = torch.tensor([[0.5, -1.0]])
 DRAW = RemoteDraw(torch.zeros(2, 1, 2), torch.ones(2), frozenset(["loss"]), seed=1)
+LOSS_ALONE = {"event_dims", "flatten", "allow_inf", "rows"}  # f and its batch are here, and requests are finite
 FIGURES = ("gradient", "variance", "standard_error", "loss")
 
 
@@ -46,7 +47,12 @@ def answering(status, body=b"", content_type="text/plain", seen=None, **headers)
 
 @pytest.mark.parametrize(
     ("name", "here_alone"),
-    [("sample", {"dtype"}), ("estimate", {"executor"}), ("compare", {"executor"}), ("recommend", {"progress"})],
+    [
+        ("sample", {"dtype"}),
+        ("estimate", {"executor", *LOSS_ALONE}),
+        ("compare", {"executor", *LOSS_ALONE}),
+        ("recommend", {"progress"}),
+    ],
 )
 def test_signatures_are_the_library_s(name, here_alone):
     ours = inspect.signature(getattr(gradest.Client, name)).parameters
@@ -801,8 +807,6 @@ def test_a_transport_that_is_none():
 def test_a_url_that_is_none():
     with pytest.raises(InvalidInput, match="not the URL of a service"):
         gradest.Client("http://service:port")
-    with gradest.Client("service") as client, pytest.raises(ServiceError, match="http://"):
-        client.neurons()
 
 
 @pytest.mark.parametrize("key", ["hunter2\n", "hunter2\x00", "hünter2"])
@@ -882,8 +886,10 @@ def test_both_clients_have_the_same_methods():
 def test_expect_has_the_library_s_signature():
     ours = inspect.signature(gradest.Client.expect).parameters
     theirs = inspect.signature(gradest.expect).parameters
-    assert list(ours) == ["self", *theirs]
-    assert {name: ours[name].default for name in theirs} == {name: theirs[name].default for name in theirs}
+    assert list(ours) == ["self", *(name for name in theirs if name not in LOSS_ALONE)]
+    assert {name: ours[name].default for name in ours if name != "self"} == {
+        name: theirs[name].default for name in theirs if name not in LOSS_ALONE
+    }
 
 
 def test_async_calls_run_side_by_side_and_are_the_library_s(client):
@@ -918,7 +924,7 @@ def test_async_calls_run_side_by_side_and_are_the_library_s(client):
 def test_connections_are_kept(client):
     for seed in range(5):
         client.sample("bernoulli", A, seed=seed)
-    assert len(client._http._transport._pool.connections) == 1
+    assert len(client._connected()._transport._pool.connections) == 1
 
 
 @pytest.mark.parametrize(

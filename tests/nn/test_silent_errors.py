@@ -4,6 +4,7 @@ import copy
 import sys
 import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -344,3 +345,148 @@ def test_a_transform_that_ended_before_the_loss_was_told():
     loss = mapped(a)
     with pytest.raises(MissingLoss, match="told inside the same transform"):
         broadcast_loss(layer, loss)
+
+
+class Chain(nn.Module):
+    def __init__(self, neuron, estimator):
+        super().__init__()
+        self.linears = nn.ModuleList([nn.Linear(4, 6), nn.Linear(6, 3)])
+        self.layers = nn.ModuleList([Stochastic(neuron, estimator) for _ in range(2)])
+
+    def forward(self, x):
+        a = self.linears[0](x)
+        h = self.layers[0](a)
+        b = self.linears[1](h)
+        return a, h, b, self.layers[1](b)
+
+
+LOSSES = {  # what reaches the first sample: the gradient of the loss, that of the second sample's port, or both
+    "of the samples": lambda h, g: (g.square().sum(-1) + 0.3 * h.sum(-1) - h[:, 0] * g[:, 1]) ** 2,
+    "of the last sample": lambda h, g: (g.sum(-1) - 1) ** 2,
+    "of numbers": lambda h, g: (g + h.sum(-1, keepdim=True)).detach().sum(-1),
+}
+ADDED = {
+    "nothing": (lambda a, h, b, g, loss: 0, False),
+    "of the pre-activations": (lambda a, h, b, g, loss: a.square().mean(), False),
+    "of a detached sample": (lambda a, h, b, g, loss: h.detach().mean(), False),
+    "of the first sample": (lambda a, h, b, g, loss: 5 * h.sum(-1).mean(), True),
+    "of what follows from it": (lambda a, h, b, g, loss: b.square().sum(-1).mean(), True),
+    "of the last sample": (lambda a, h, b, g, loss: 5 * g.sum(-1).mean(), True),
+}
+
+
+@pytest.mark.parametrize("scope", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("added", ADDED)
+def test_a_penalty_that_is_added_to_the_scalar(added, loss, scope):
+    for neuron, estimator, dtype in (
+        ("bernoulli", "reinforce", torch.float32),
+        ("bernoulli", "reinforce_average", torch.bfloat16),
+        ("stochastic_times_smooth", "pathwise_score", torch.float64),
+    ):
+        torch.manual_seed(0)
+        model, x = Chain(neuron, estimator).to(dtype), torch.randn(16, 4, dtype=dtype)
+        penalty, noticed = ADDED[added]
+        with StochasticGraph(model) if scope else torch.enable_grad() as graph:
+            a, h, b, g = model(x)
+            cost = LOSSES[loss](h, g)
+            if scope:
+                graph.add_cost(cost)
+                scalar = graph.surrogate()
+                graph.add_cost(2 * cost)  # the second surrogate sends its own part along the same graph
+                scalar = scalar + graph.surrogate()
+            else:
+                scalar = broadcast_loss(model, cost)
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            (3 * scalar + penalty(a, h, b, g, cost)).backward()
+        assert any("no part of the loss this layer was told" in str(one.message) for one in given) == noticed
+
+
+def test_a_penalty_is_looked_for_now_and_then_and_keeps_nothing_alive():
+    layer, lin, x = Stochastic("bernoulli", "reinforce"), nn.Linear(4, 6), torch.randn(5, 4)
+    noticed = []
+    for step in range(1, 10):
+        a = lin(x)
+        kept = weakref.ref(a)
+        h = layer(a)
+        scalar = broadcast_loss(layer, h.sum(-1)) + h.mean()
+        del a, h
+        with warnings.catch_warnings(record=True) as given:
+            warnings.simplefilter("always")
+            scalar.backward()
+        noticed += [step] * len(given)
+        del scalar
+        assert kept() is None
+    assert noticed == [1, 2, 4, 8]
+
+
+def in_parts(run, rows):
+    parts = []
+    for part in rows:
+        torch.manual_seed(7)
+        parts.append(run(part))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("extra", [(), (3,)])
+def test_a_batch_in_parts_has_the_bits_of_the_whole(extra):
+    """Values, samples and gradients in `a`, whatever the size and the order of the parts."""
+    a = torch.randn(8, *extra, 5)
+    order = torch.tensor([6, 1, 0, 7, 2, 5, 4, 3])
+    rows = order.split([2, 5, 1])
+
+    def f(h):
+        return (h.sum(-1) - 1.3) ** 2
+
+    def gradient(layer, part, given):
+        x = a[part].requires_grad_()
+        h = layer(x, rows=given)
+        loss = f(h)
+        return torch.autograd.grad(broadcast_loss(layer, loss.flatten(1).sum(-1) if extra else loss, "sum"), x)[0]
+
+    def of_paths(layer, part, given):
+        x = a[part].requires_grad_()
+        with StochasticGraph(layer, 4) as graph:
+            h = layer(graph.expand(x), rows=given)
+            graph.add_cost(f(h))
+            return torch.autograd.grad(graph.surrogate("sum"), x)[0]
+
+    def value(part, given):
+        return gradest.expect(f, a[part], estimator="disarm", seed=7, rows=given)[0]
+
+    layer, paths = Stochastic("bernoulli", "reinforce"), Stochastic("bernoulli", "rloo")
+    expectation = Expectation("bernoulli", "arms")
+    sampled = Stochastic("bernoulli", "reinforce", evaluation="sample").eval()
+    for run in (
+        lambda part, given: gradient(layer, part, given),
+        lambda part, given: of_paths(paths, part, given),
+        lambda part, given: expectation(f, a[part], rows=given),
+        lambda part, given: sampled(a[part], rows=given),
+        value,
+    ):
+        torch.manual_seed(7)
+        whole = run(torch.arange(8), None)
+        assert torch.equal(in_parts(lambda part, run=run: run(part, part), rows), whole[order])
+        assert not torch.equal(in_parts(lambda part, run=run: run(part, None), rows), whole[order])
+
+
+def test_what_rows_refuse():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True)
+    for wrong in (
+        torch.arange(3),
+        torch.arange(4.0),
+        [0, 1, 2, 3],
+        torch.zeros(4, dtype=torch.bool),
+        torch.arange(4) - 1,
+    ):
+        with pytest.raises(InvalidInput, match="row"):
+            layer(a, rows=wrong)
+        with pytest.raises(InvalidInput, match="row"):
+            gradest.expect(lambda h: h.sum(-1), a, rows=wrong)
+    with pytest.raises(InvalidInput, match="given twice"):
+        gradest.expect(lambda h: h.sum(-1), a, seed=gradest.Key(1, rows=torch.arange(4)), rows=torch.arange(4))
+    with pytest.raises(InvalidInput, match="transform"):
+        vmap(lambda a, row: layer(a[None], rows=row[None]), randomness="same")(a, torch.arange(4))
+    with pytest.raises(Exception, match="a compiled layer takes no rows"):
+        torch.compile(layer, backend="eager", fullgraph=True)(a, rows=torch.arange(4))

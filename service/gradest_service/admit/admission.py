@@ -171,7 +171,11 @@ def admit_credit(request: CreditRequest, settings: Settings, as_json: bool) -> C
     charge(limits.check_credit(settings, job, as_json))
     first = estimator.credit_state(loss, features)
     limits.check_credit_state(settings, first, as_json)
-    return job if request.state is None else replace(job, state=decode_state(request.state, first, settings))
+    return (
+        job
+        if request.state is None
+        else replace(job, state=decode_state(estimator.name, request.state, first, settings))
+    )
 
 
 def admit_recommendation(request: RecommendRequest, settings: Settings) -> RecommendationJob:
@@ -208,7 +212,9 @@ def _admit_draw(
     charge(points)
     job = replace(job, elements=points, first_state=first_state(job.estimator, job.neuron, job.wide))
     limits.check_state(settings, job, as_json)
-    return job if state is None else replace(job, state=decode_state(state, job.first_state, settings))
+    return (
+        job if state is None else replace(job, state=decode_state(job.estimator.name, state, job.first_state, settings))
+    )
 
 
 def _seed(seed: int | None) -> int:

@@ -13,7 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from gradest.analysis.certificates import Certificate
-from gradest.analysis.results import Recommendation
+from gradest.analysis.results import Excluded, Recommendation
 from gradest.discovery.loading import PluginFailure
 from gradest.random import MAX_SEED
 
@@ -347,7 +347,9 @@ class CompareAnswer(BaseModel):
     draws: int
     seed: int
     rows: list[ComparisonRow]
+    failures: list[Excluded] = Field(description="The estimators without a row, because the code of a plugin failed.")
     exact: NumbersOut | None = Field(description=_EXACT.format("gradient, [*batch, *event]"))
+    no_exact: str | None = Field(None, description="Why there is no exact gradient; null if there is one.")
 
 
 class EstimateSoFar(BaseModel):
@@ -379,6 +381,7 @@ class Description(BaseModel):
     reference: str
     options: dict[str, Any] = Field(description="The JSON Schema of its options.")
     capabilities: list[str]
+    faults: list[str] = Field(description="What fails in its code while it is described, with file and line.")
 
 
 class NeuronDescription(Description):
