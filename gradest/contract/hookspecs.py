@@ -101,6 +101,9 @@ off_support: True if the estimator needs the loss at points that the neuron neve
 target(): what is estimated, if it is not E[L]. `Target(n)` is the bound of n samples, and the kit then measures against that.
 evaluations(neuron, event_shape): K, the number of points of one draw.
 
+Losses may be wider than the pre-activations, float64 beside float32: take their differences before you convert them, and keep
+averages of them in float64. Losses and derivatives are finite, unless the caller allowed infinite ones.
+
 `MonteCarlo` implements everything except `needs`, `bias` and `backward` for an estimator whose points are independent samples.
 `ScoreFunction` implements everything except `credit` for one that weights the scores of independent samples by a function of
 their losses; it then also serves whole-path samples in `gradest.nn.StochasticGraph`, and `gradest.score_surrogate`. A layer

@@ -269,7 +269,12 @@ class LogisticBinary(Binary, Relaxable):
         return super().weighted_score(h, a, weights) if scored is None else scored
 
     def leave_one_out_score(self, h: Tensor, a: Tensor, loss: Tensor) -> Tensor:
-        """Compute `leave_one_out_score` in one pass if the device has a kernel for it."""
+        """Compute `leave_one_out_score` in one pass if the device has a kernel for it.
+
+        Losses wider than `a` are taken relative to the first, in their own precision, because the kernel has that of `a`.
+        """
+        if loss.dtype != a.dtype:
+            loss = loss - loss[:1]
         scored = self._scored("leave_one_out_score", h, a, loss)
         return super().leave_one_out_score(h, a, loss) if scored is None else scored
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradest.contract.estimator import Target
+from gradest.contract.estimator import Feedback, Target
 from gradest.contract.law import MAX_POINTS, configurations, count_configurations
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss, Objective
@@ -16,7 +16,9 @@ from gradest.errors import TooManyPoints
 from gradest.estimation.ask_tell import (
     CHUNK,
     at_least_float32,
+    check_feedback_finite,
     check_pre_activations,
+    flattened,
     losses_at,
 )
 from gradest.estimation.events import EventDims, EventLayout
@@ -31,6 +33,8 @@ def exact(
     neuron: NeuronSpec = "bernoulli",
     target: Target | None = None,
     *,
+    flatten: bool = False,
+    allow_inf: bool = False,
     event_dims: EventDims | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -44,17 +48,21 @@ def exact(
     a few points. Buffers of the modules that f refers to are left as they were.
 
     target: another quantity than E[f(h)], such as `estimator.target()`. One of n samples takes the n-th power of the points.
+    flatten: whether f takes `[K·batch, *event]`, as for `expect`.
+    allow_inf: whether a loss may be infinite. Otherwise it raises InvalidInput, as NaN always does.
     event_dims: as for `expect`. The gradient has the shape of `a`.
     progress: progress(done, points) is called after each chunk. An exception that it raises ends the computation.
     """
     neuron = registry.neuron(neuron)
     if event_dims is not None:
         layout = EventLayout.of(neuron, a, event_dims)
-        value, slope = exact(layout.loss(f), layout.flatten(a), neuron, target, progress=progress)
+        f = layout.loss(flattened(f, len(layout.given), flatten))
+        value, slope = exact(f, layout.flatten(a), neuron, target, allow_inf=allow_inf, progress=progress)
         return value, layout.restore(slope)
+    f = flattened(f, neuron.event_ndim, flatten)
     wide = check_pre_activations(a, neuron)
     with checked_loss(f, wide, neuron, a.dtype, refuse=True):
-        return exact_checked(f, a, neuron, target, progress)
+        return exact_checked(f, a, neuron, target, allow_inf, progress)
 
 
 def exact_checked(
@@ -62,6 +70,7 @@ def exact_checked(
     a: Tensor,
     neuron: Neuron,
     target: Target | None = None,
+    allow_inf: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do what `exact` does, for a loss that has been checked."""
@@ -73,14 +82,14 @@ def exact_checked(
         total = count_configurations(neuron, event, values.shape[0])
         del values
         if target is not None and target.samples > 1:
-            return _exact_of_samples(f, a, wide, neuron, total, target, progress)
+            return _exact_of_samples(f, a, wide, neuron, total, target, allow_inf, progress)
         chunk = max(1, CHUNK // max(1, wide.numel()))
         loss = torch.zeros(wide.shape[: wide.ndim - neuron.event_ndim], dtype=torch.float64, device=a.device)
         gradient = torch.zeros_like(wide)
         for first in range(0, total, chunk):
             points, weights = configurations(neuron, wide, neuron.law(wide), first, min(first + chunk, total))
             at = points.to(a.dtype)
-            losses = losses_at(f, at if moves else at.detach(), neuron.event_ndim).double()
+            losses = _losses(f, at if moves else at.detach(), neuron, allow_inf)
             part = (weights * (losses if moves else losses.detach())).sum(0)
             if part.requires_grad:  # otherwise nothing in the law depends on a
                 (step,) = torch.autograd.grad(part.sum(), wide)
@@ -92,6 +101,12 @@ def exact_checked(
     return loss.to(dtype), gradient.detach().to(dtype)
 
 
+def _losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
+    loss = losses_at(f, points, neuron.event_ndim)
+    check_feedback_finite(Feedback(loss), allow_inf)
+    return loss.double()
+
+
 def _exact_of_samples(
     f: Loss,
     a: Tensor,
@@ -99,6 +114,7 @@ def _exact_of_samples(
     neuron: Neuron,
     total: int,
     target: Target,
+    allow_inf: bool,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `exact` for a target of several samples: losses of all configurations, then every way to draw that many."""
@@ -106,7 +122,7 @@ def _exact_of_samples(
     if ways > MAX_POINTS:
         raise TooManyPoints(f"{target} over {total} configurations has {ways} terms; the limit is 2^20")
     points, weights = configurations(neuron, wide, neuron.law(wide), 0, total)
-    losses = losses_at(f, points.to(a.dtype), neuron.event_ndim).double()
+    losses = _losses(f, points.to(a.dtype), neuron, allow_inf)
     given = [x.detach().requires_grad_() for x in (weights, losses)]
     value = torch.zeros_like(losses[0]).detach()
     slopes = [torch.zeros_like(x) for x in given]
@@ -136,6 +152,7 @@ def closed_form(
     neuron: Neuron,
     target: Target | None = None,
     *,
+    allow_inf: bool = False,
     checked: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
@@ -155,7 +172,7 @@ def closed_form(
                     dtype = at_least_float32(a)
                     return loss.detach().to(dtype), gradient.to(dtype)
         if checked:
-            return exact_checked(f, a, neuron, target, progress)
-        return exact(f, a, neuron, target, progress=progress)
+            return exact_checked(f, a, neuron, target, allow_inf, progress)
+        return exact(f, a, neuron, target, allow_inf=allow_inf, progress=progress)
     except TooManyPoints:
         return None
