@@ -45,6 +45,7 @@ __all__ = [
     "value_of",
 ]
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MANY = 1 << 16  # elements that a kernel looks at faster than torch
 
 
@@ -54,24 +55,55 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
     Raises InvalidInput with the reason, or with the index of the first entry that is not finite.
     """
     wide = check_form(a, neuron)
-    index = None if transformed() else first_non_finite(wide)  # a transform does not allow reading values
-    if index is not None:
+    if transformed():  # a transform does not allow reading values
+        return wide
+    limit = neuron.limit(wide.dtype)
+    if limit < math.inf and wide.numel():
+        low, high = wide.aminmax()
+        if -limit <= low and high <= limit:
+            return wide
+    index = first_non_finite(wide)
+    if index is not None and not (neuron.maskable and _is_mask(wide)):
+        allowed = ", or -inf for some classes of a unit, but not all" if neuron.maskable else ""
         raise InvalidInput(
-            f"pre-activations must be finite, but a[{', '.join(map(str, index))}] is {a.detach()[tuple(index)]}"
+            f"pre-activations must be finite{allowed}, but a[{', '.join(map(str, index))}] is {a.detach()[tuple(index)]}"
+        )
+    if limit < math.inf and bool((wide.where(wide != -math.inf, 0).abs() > limit).any()):
+        raise InvalidInput(
+            f"{neuron.label()} takes pre-activations between -{limit:.2g} and {limit:.2g} in {wide.dtype}: beyond, a sample "
+            "overflows. Use smaller ones, a higher temperature or float64"
         )
     return wide
+
+
+def _is_mask(a: Tensor) -> bool:
+    """Tell whether every entry is finite or -inf, and every unit has a finite class."""
+    finite = torch.isfinite(a)
+    return bool((finite | (a == -math.inf)).all() and finite.any(-1).all())
 
 
 def check_form(a: Tensor, neuron: Neuron) -> Tensor:
     """Do what `check_pre_activations` does, for pre-activations that are known to be finite."""
     if not isinstance(a, Tensor):
         raise InvalidInput(f"pre-activations must be a torch tensor, not {type(a).__name__}; use torch.tensor(a)")
-    if not a.is_floating_point():
-        raise InvalidInput(f"pre-activations must be floating point, not {a.dtype}; use a.float()")
-    if a.ndim < neuron.event_ndim:
+    if a.dtype not in _DTYPES:
+        remedy = "a.real" if a.is_complex() else "a.float()"
         raise InvalidInput(
-            f"{neuron.name} takes [*batch, *event] with {neuron.event_ndim} event dim(s) last; this tensor has {a.ndim} dims"
+            f"pre-activations must be float16, bfloat16, float32 or float64, not {a.dtype}; use {remedy}"
         )
+    if a.layout is not torch.strided or a.is_nested:
+        remedy = "torch.nested.to_padded_tensor(a, 0.0)" if a.is_nested else "a.to_dense()"
+        raise InvalidInput(f"pre-activations must be a dense tensor, not a nested or sparse one; use {remedy}")
+    if a.is_meta:
+        raise InvalidInput(
+            "pre-activations are on the meta device, which holds no values; give the model memory by model.to_empty(device=...) "
+            "and initialise its parameters"
+        )
+    if a.ndim < neuron.event_ndim:
+        form = "[*batch, units, classes]; use a[None] for one unit" if neuron.event_ndim == 2 else "[*batch, units]"
+        raise InvalidInput(f"{neuron.name} takes {form}, but this tensor has the shape {list(a.shape)}")
+    if neuron.event_ndim == 2 and a.shape[-1] == 0:
+        raise InvalidInput(f"{neuron.name} takes [*batch, units, classes] with at least one class, not {list(a.shape)}")
     return widen(a.detach())
 
 
@@ -130,6 +162,7 @@ def ask(
         state = first_state(estimator, neuron, wide)
     elif state or type(estimator).init is not Estimator.init or not isinstance(state, Mapping):
         check_state(estimator, state, _state_shapes(estimator, neuron, event_shape(neuron, wide)))
+        state = _outside_inference(state)
     with torch.set_grad_enabled(False), plain_saved_tensors():  # cheaper than no_grad
         draw = estimator.forward(neuron, wide, key, state)
         _check_draw(estimator, neuron, wide, key, draw)
@@ -177,6 +210,7 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
     shape, dtype = draw.points.shape, draw.a.dtype
     loss = _check_feedback(estimator, "loss", feedback.loss, shape[: len(shape) - draw.neuron.event_ndim], dtype)
     widened = Feedback(loss, _check_feedback(estimator, "grad", feedback.grad, shape, dtype))
+    state = _outside_inference(state)
     if draw.pre_activations_written:
         raise InvalidInput(
             "the pre-activations were written to in place after the points were drawn, so the gradient at them cannot be "
@@ -190,6 +224,10 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
     except RuntimeError as error:
         if transformed():
             raise Incompatible(f"{estimator.label()} does not run inside a transform of torch.func: {error}") from error
+        if torch.is_inference_mode_enabled():
+            raise Incompatible(
+                f"{estimator.label()} uses autograd, which inference mode turns off; use torch.no_grad() instead: {error}"
+            ) from error
         raise
     if not isinstance(told, tuple) or len(told) != 2:
         raise PluginFault(f"{estimator.name}.backward must return a gradient and a state")
@@ -203,6 +241,13 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
             finite = _all_finite_there(widened)
             after = {name: torch.where(finite, new, state[name]) for name, new in after.items()}
         return cast(gradient, dtype), after
+
+
+def _outside_inference(state: State) -> State:
+    """Return the state, as ordinary tensors if a step in inference mode has left inference tensors, which cannot be learned."""
+    if torch.is_inference_mode_enabled() or not any(x.is_inference() for x in state.values()):
+        return state
+    return {name: x.clone() for name, x in state.items()}
 
 
 def _check_feedback(
@@ -286,7 +331,8 @@ def check_state(estimator: Estimator, state: object, shapes: Mapping[str, list[i
 
 def first_state(estimator: Estimator, neuron: Neuron, a: Tensor) -> State:
     """Return the initial state of the estimator, checked."""
-    state = estimator.init(neuron, a)
+    with torch.inference_mode(False):  # a state that is made in inference mode could not be learned outside of it
+        state = estimator.init(neuron, a)
     _check_state(estimator, "init", state)
     return state
 
@@ -380,8 +426,16 @@ def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
     if not isinstance(loss, Tensor) or loss.shape != wanted:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         name = f"{f.name}.__call__" if isinstance(f, Objective) else "f"
+        hint = ""
+        if event_ndim == 2 and isinstance(loss, Tensor) and loss.shape == points.shape[:-1]:
+            # the shape in which torch.distributions and torch.nn.functional.gumbel_softmax take logits
+            hint = (
+                f". The points are [K, *batch, units, classes], so these {points.shape[-2]} rows are units of one event, with "
+                "one loss together. If each row is an example of its own, with one unit, pass a[..., None, :] (a[:, None] for "
+                "[batch, classes]), and sum the loss over the units too"
+            )
         raise InvalidInput(
-            f"{name} must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it returned {got}"
+            f"{name} must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it returned {got}{hint}"
         )
     return loss
 

@@ -118,7 +118,7 @@ def _draws(
     """Yield draws from `first` on, in chunks of n: gradients `[n, *batch, *event]`, values `[n, *batch]`, the next state."""
     split = a.ndim - neuron.event_ndim
     # each repetition uses the rows of `a` and a seed of its own, so no draw depends on how draws are divided into chunks
-    key = replace(key, rows=torch.arange(a.shape[:split].numel()).reshape(a.shape[:split]))
+    key = replace(key, rows=torch.arange(a.shape[:split].numel(), device="cpu").reshape(a.shape[:split]))
     points_per_draw = estimator.evaluations(neuron, event_shape(neuron, a)) * max(1, a.numel())
     chunk = max(1, min(draws, CHUNK // points_per_draw))
     for begin in range(first, first + draws, chunk):
@@ -191,7 +191,7 @@ class Moments:
         return self.squares / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, torch.nan)
 
 
-NO_DRAWS = Moments(0, torch.zeros(()), torch.zeros(()))
+NO_DRAWS = Moments(0, *torch.zeros(2, device="cpu"))
 
 
 _BLOCK = 1 << 20  # at most this many elements of points in a block. Unlike CHUNK, it affects the bits of a result

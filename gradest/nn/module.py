@@ -296,6 +296,8 @@ class StochasticModule(nn.Module):
         return value.to(dtype) if device is None else value.to(device, dtype, copy=True)
 
     def _evaluate(self, a: Tensor, rows: Tensor | None = None) -> Tensor:
+        if not torch.compiler.is_compiling():
+            check_pre_activations(a, self.neuron)  # what is refused in training is refused in evaluation too
         if self.evaluation == "mean":
             return self.neuron.mean(a)
         if self.evaluation == "threshold":

@@ -37,7 +37,7 @@ class Enumeration(Estimator):
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
         """Return K = S^D; raise TooManyPoints if it exceeds 2^20."""
-        values, _ = neuron.law(torch.zeros(event_shape))
+        values, _ = neuron.law(torch.zeros(event_shape, device="cpu"))
         return count_configurations(neuron, event_shape, values.shape[0])
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
