@@ -9,14 +9,14 @@ generate again what forward drew instead of storing it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import overload
 
 import torch
 from torch import Tensor
 
 from gradest.errors import InvalidInput
-from gradest.kernels import fused, select, transformed
+from gradest.kernels import fused, select, transformed, untransformed
 from gradest.kernels.reference.noise import Word, as_tensors, signed_word, threefry
 from gradest.kernels.stable import cast, widen
 
@@ -28,6 +28,8 @@ MAX_SEED = 1 << 53
 _Words = tuple[Tensor | int, Tensor | int]
 _MASK32 = 0xFFFFFFFF
 _FOLD = _MASK32  # the stream number that is reserved for `fold_in`
+_WORD_BITS = 32  # of rows, units, draws and streams, each of which is one word of a counter
+_SEED_BITS = 53
 
 
 def _to_word(value: int | Tensor) -> Tensor:
@@ -40,6 +42,10 @@ def _to_word(value: int | Tensor) -> Tensor:
         value = value.to(torch.int64) & _MASK32
         return torch.where(value > 0x7FFFFFFF, value - (1 << 32), value).to(torch.int32)
     return torch.tensor(signed_word(value), dtype=torch.int32)
+
+
+def _upper_word(seed: int | Tensor) -> int | Tensor:
+    return (seed.to(torch.int64) if isinstance(seed, Tensor) else seed) >> 32
 
 
 def _unsigned(word: Tensor) -> Tensor:
@@ -56,14 +62,14 @@ def threefry2x32(key: _Words, counter: _Words) -> tuple[Tensor, Tensor] | tuple[
     """Compute Threefry-2x32 with 20 rounds: two 32-bit words of key and two of counter give two random words.
 
     Words are ints, or integer tensors that broadcast together (int64 holding 0 <= word < 2**32, or int32 or uint32 bit
-    patterns). All ints give ints; any tensor gives int64 tensors of unsigned words.
+    patterns). All ints give ints; any tensor gives int64 tensors of unsigned words. Raises InvalidInput for any other word.
 
     >>> [hex(word) for word in threefry2x32((0, 0), (0, 0))]
     ['0x6b200159', '0x99ba4efe']
     """
     for word in (*key, *counter):
-        if isinstance(word, Tensor) and (word.is_floating_point() or word.is_complex()):
-            raise InvalidInput(f"threefry2x32 takes integers, not a tensor of {word.dtype}")
+        if not isinstance(word, Tensor) or word.dtype not in (torch.int32, torch.uint32):
+            _check_integers("a word of threefry2x32", word, _WORD_BITS)
     devices = [word.device for word in (*key, *counter) if isinstance(word, Tensor)]
     words = [_to_word(word) for word in (*key, *counter)]
     x0, x1 = threefry((words[0], words[1]), (words[2], words[3]))
@@ -89,6 +95,42 @@ def check_seed(seed: int) -> int:
     return seed
 
 
+def _check_integers(name: str, value: object, bits: int, hint: str = "") -> None:
+    """Raise InvalidInput unless `value` is an integer, or a tensor of integers, of at most so many bits and not negative.
+
+    Values of a CUDA tensor are checked on the device, which the host does not wait for: as for an index out of range, a wrong one
+    is a device-side assertion. Values cannot be read while torch.compile traces.
+    """
+    wanted = f"{name} must be an integer with 0 <= n < 2**{bits}{hint}"
+    if not isinstance(value, Tensor):
+        if isinstance(value, bool) or not isinstance(value, int) or value >> bits:
+            raise InvalidInput(f"{wanted}, not {value!r}")
+        return
+    if value.dtype == torch.bool or value.is_floating_point() or value.is_complex():
+        raise InvalidInput(f"{wanted}, or a tensor of such integers, not a tensor of {value.dtype}")
+    if torch.compiler.is_compiling() or value.is_meta:
+        return
+    value = untransformed(value)
+    outside = value.to(torch.int64) >> bits != 0  # the shift keeps the sign
+    if value.device.type == "cuda":
+        torch._assert_async(~outside.any(), f"{wanted}, or a tensor of such integers")
+    elif bool(outside.any()):
+        raise InvalidInput(f"{wanted}, but the tensor holds {int(value[outside][0])}")
+
+
+def _check_stream(stream: int) -> None:
+    if isinstance(stream, bool) or not isinstance(stream, int) or not 0 <= stream < _FOLD:
+        raise InvalidInput(f"a stream must be an integer with 0 <= stream < 2**32 - 1, not {stream!r}")
+
+
+def _check_counts(*counts: int) -> None:
+    """Raise InvalidInput unless a word can count so many rows, units or draws."""
+    if max(counts) > 1 << _WORD_BITS:
+        raise InvalidInput(
+            f"one call draws noise for at most 2**32 rows, units and draws, not {max(counts)}; divide the call"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Key:
     """The source of one call's noise.
@@ -99,6 +141,9 @@ class Key:
     stream: distinguishes the independent noises that one draw needs; `Neuron.noise` uses stream 0.
     shared: whether each process of torch.distributed uses this key for its part of one batch. The estimator's state is then
         computed from the joined batch, in every process.
+
+    Row numbers are integers with 0 <= row < 2**32. Raises InvalidInput for a seed, rows or a stream outside of their ranges, as
+    their noise would be that of others.
     """
 
     seed: int | Tensor
@@ -107,24 +152,33 @@ class Key:
     shared: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, Tensor):
+        if isinstance(self.seed, Tensor):
+            _check_integers("a seed", self.seed, _SEED_BITS)
+        else:
             check_seed(self.seed)
-        if not 0 <= self.stream < _FOLD:
-            raise InvalidInput(f"a stream must be an integer with 0 <= stream < 2**32 - 1, not {self.stream}")
+        if self.rows is not None:
+            if not isinstance(self.rows, Tensor):
+                raise InvalidInput(f"rows must be a tensor of integers, not {type(self.rows).__name__}")
+            _check_integers("a row", self.rows, _WORD_BITS)
+        _check_stream(self.stream)
 
     def with_stream(self, stream: int) -> Key:
         """Return a key of the same seed and rows whose noise is independent of this key's."""
-        return replace(self, stream=stream)
+        _check_stream(stream)
+        return self._changed(stream=stream)
 
     def fold_in(self, data: int | Tensor) -> Key:
         """Return a key for the `data`-th repetition, whose seed is 53 bits of Threefry(seed, data).
 
-        A tensor `data` gives a key with one seed for each repetition.
+        A tensor `data` gives a key with one seed for each repetition. Raises InvalidInput unless 0 <= data < 2**32.
         """
+        _check_integers(
+            "data", data, _WORD_BITS, " (fold a larger number in as two, key.fold_in(n >> 32).fold_in(n & 0xFFFFFFFF))"
+        )
         x0, x1 = threefry(self._seed_words(), (_to_word(data), _to_word(_FOLD)))
         seed = (_unsigned(x0) << 21) | (_unsigned(x1) >> 11)
         keep_int = not isinstance(self.seed, Tensor) and not isinstance(data, Tensor)
-        return replace(self, seed=int(seed) if keep_int else seed)
+        return self._changed(seed=int(seed) if keep_int else seed)
 
     def uniform_like(self, a: Tensor, draws: int, event_ndim: int = 1) -> Tensor:
         """Return uniform noise `[draws, *a.shape]` for pre-activations `a` `[*batch, *event]`; see `uniform`."""
@@ -146,6 +200,7 @@ class Key:
         close enough to 1 (1 - 2**-24 rounds to 1), so for them the noise is float32.
         """
         device = torch.device(device)
+        _check_counts(draws, math.prod(event_shape))
         noise: Tensor = select("uniform", device)(
             *self._words(batch_shape, device), draws, math.prod(event_shape), torch.promote_types(dtype, torch.float32)
         )
@@ -173,6 +228,7 @@ class Key:
         if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (a, *options)):
             return None
         split = a.ndim - event_ndim
+        _check_counts(draws, a.shape[split:].numel())
         flat = a if split == a.ndim - 1 == 1 else a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
         written = {} if dtype is None else {"dtype": dtype}
         h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(flat), *options, **written)
@@ -194,16 +250,31 @@ class Key:
         """Return the words of the seed, the words of the rows, and the stream, in the form that kernels take."""
 
         def flat(value: Tensor | int) -> Word:
-            return value if isinstance(value, int) else _to_word(value).to(device).expand(batch_shape).reshape(-1)
+            if isinstance(value, int):
+                return value
+            try:
+                return _to_word(value).to(device).expand(batch_shape).reshape(-1)
+            except RuntimeError as error:
+                raise InvalidInput(
+                    f"the seeds and rows of a key must broadcast to the batch {list(batch_shape)}, but one has shape "
+                    f"{list(value.shape)}"
+                ) from error
 
-        seed = flat(self.seed), flat(self.seed >> 32)
+        _check_counts(math.prod(batch_shape))
+        seed = flat(self.seed), flat(_upper_word(self.seed))
         rows = math.prod(batch_shape) if self.rows is None else flat(self.rows)
         if device.type == "cpu":
             return seed, rows, self.stream
         return *as_tensors(seed, rows, device), self.stream
 
+    def _changed(self, **fields: object) -> Key:
+        """Return a key with other values of these fields, which are known to be valid, as the others are."""
+        key = object.__new__(type(self))
+        key.__dict__.update(self.__dict__, **fields)
+        return key
+
     def _seed_words(self) -> tuple[Tensor, Tensor]:
-        return _to_word(self.seed), _to_word(self.seed >> 32)
+        return _to_word(self.seed), _to_word(_upper_word(self.seed))
 
 
 def to_key(seed: int | Key | None) -> Key:

@@ -112,8 +112,90 @@ def test_seeds():
     for bad in (-1, MAX_SEED, 1.5, "7", True, None):
         with pytest.raises(InvalidInput, match="seed"):
             Key(bad)
-    with pytest.raises(InvalidInput, match="stream"):
-        Key(1, stream=-1)
+    for stream in (-1, 1.0, True, ONES):
+        with pytest.raises(InvalidInput, match="stream"):
+            Key(1, stream=stream)
+        with pytest.raises(InvalidInput, match="stream"):
+            Key(1).with_stream(stream)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint32, torch.int64, torch.uint64])
+def test_legal_seeds_and_rows_mean_the_same_in_every_dtype(dtype):
+    expected = Key(5).uniform((8,), (3,))
+    rows = torch.arange(8, dtype=torch.int64).to(dtype)
+    assert torch.equal(Key(torch.tensor(5, dtype=dtype), rows).uniform((8,), (3,)), expected)
+    assert torch.equal(Key(7).fold_in(torch.tensor(5, dtype=dtype)).seed, torch.tensor(Key(7).fold_in(5).seed))
+
+
+@pytest.mark.parametrize("row", [ONES, 1 << 31, 5])
+def test_the_largest_rows_have_noise_of_their_own(row):
+    x0, _ = threefry2x32(threefry2x32((7, 0), (row, 0)), (0, 0))
+    assert float(Key(7, torch.tensor([row])).uniform((1,), (1,))) == ((x0 >> 8) | 1) * 2.0**-24
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(torch.tensor([0, number]) for number in (-1, 1 << 32, (1 << 32) + 1, 1 << 62, -(1 << 62))),
+        torch.tensor([-1], dtype=torch.int32),
+        torch.tensor([0.5]),
+        torch.tensor([1.0]),
+        torch.tensor([True]),
+        torch.tensor([1j]),
+    ],
+    ids=str,
+)
+def test_numbers_that_would_have_the_noise_of_others_are_refused(bad):
+    """They were taken modulo 2**32, so that row 2**32 had the noise of row 0, and row -1 that of row 2**32 - 1."""
+    with pytest.raises(InvalidInput, match="row"):
+        Key(1, bad)
+    with pytest.raises(InvalidInput, match="data"):
+        Key(1).fold_in(bad)
+    if bad.dtype != torch.int32:  # there it is a bit pattern
+        with pytest.raises(InvalidInput, match="threefry2x32"):
+            threefry2x32((bad, 0), (0, 0))
+
+
+def test_other_numbers_that_are_no_words_are_refused():
+    for number in (-1, 1 << 32, 1.5, True, None, "3"):
+        with pytest.raises(InvalidInput, match="data"):
+            Key(1).fold_in(number)
+        with pytest.raises(InvalidInput, match="word"):
+            threefry2x32((0, number), (0, 0))
+    for seed in (-1, 1 << 53, (1 << 53) + 1, 1 << 62):
+        with pytest.raises(InvalidInput, match=f"seed.*{seed}"):
+            Key(torch.tensor([1, seed]))
+    for rows in ([0, 1], 3, 1.5):
+        with pytest.raises(InvalidInput, match="rows must be a tensor of integers"):
+            Key(1, rows)
+    with pytest.raises(InvalidInput, match=r"broadcast to the batch \[2\]"):
+        Key(1, torch.arange(3)).uniform((2,), (2,))
+    assert Key(1, torch.tensor([], dtype=torch.int64)).uniform((0,), (2,)).shape == (1, 0, 2)
+
+
+def test_more_numbers_than_a_word_counts_are_refused():
+    for batch, event, draws in [(((1 << 32) + 1,), (0,), 1), ((0,), ((1 << 32) + 1,), 1), ((0,), (1,), (1 << 32) + 1)]:
+        with pytest.raises(InvalidInput, match=r"2\*\*32 rows, units and draws"):
+            Key(1).uniform(batch, event, draws)
+
+
+def test_seeds_inside_vmap_are_checked_too():
+    def draw(seed):
+        return Key(seed).uniform((), (2,))[0]
+
+    seeds = torch.tensor([3, 4])
+    drawn = torch.func.vmap(draw)(seeds)
+    assert torch.equal(drawn, torch.stack([Key(3).uniform((), (2,))[0], Key(4).uniform((), (2,))[0]]))
+    with pytest.raises(InvalidInput, match="-3"):
+        torch.func.vmap(draw)(-seeds)
+
+
+def test_a_tensor_is_looked_at_once(monkeypatch):
+    """Where the caller hands it over: a key that is derived from a checked one is not checked again."""
+    key = Key(torch.tensor([1, 2]), torch.tensor([0, 1]))
+    monkeypatch.setattr(torch.Tensor, "any", lambda *_: pytest.fail("the values are read again"))
+    key.with_stream(3).uniform((2,), (3,))
+    assert isinstance(key.fold_in(1).with_stream(3), Key)
 
 
 def chi_square_p(u, bins):

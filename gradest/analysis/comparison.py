@@ -17,6 +17,7 @@ from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput, TooManyPoints
 from gradest.estimation.ask_tell import check_pre_activations
 from gradest.estimation.estimate import estimate
+from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.exact import closed_form
 from gradest.estimation.results import Estimate
 from gradest.random import check_seed, fresh_seed
@@ -33,6 +34,7 @@ def compare(
     seed: int | None = None,
     *,
     warm_up: int = 100,
+    event_dims: EventDims | None = None,
     executor: Executor | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
@@ -46,6 +48,7 @@ def compare(
         options, except those that would evaluate f at more points than the limit of enumeration. An estimator with another
         `target` can be named; it is compared with the exact gradient of that target, which its claim then names.
     draws, warm_up, executor: as for `estimate`, for each estimator. Only `seconds` depends on the executor.
+    event_dims: as for `expect`. The exact gradient has the shape of `a`.
     seed: the seed of all estimators. If omitted, a new seed is drawn, and the table has it.
     progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
         gradient is enumerated.
@@ -54,6 +57,9 @@ def compare(
     list, Incompatible if an estimator that is named does not fit the neuron, and what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
+    layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
+    if layout is not None:
+        f, a = layout.loss(f), layout.flatten(a)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     if estimators is None:
@@ -74,6 +80,8 @@ def compare(
         target = estimator.target()
         truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, exact_progress)
         rows.append(_comparison_row(estimator, neuron, found, truth))
+    if exact is not None and layout is not None:
+        exact = layout.restore(exact)
     return Comparison(neuron.label(), draws, seed, tuple(rows), exact)
 
 

@@ -26,7 +26,7 @@ A plugin takes ten lines:
 
 Install the distribution beside gradest. Then `gradest list`, `gradest.estimator("damped")`, the HTTP service and the
 conformance kit have the plugin. In a notebook `gradest.registry.register(Damped)` does the same without a distribution, and
-`gradest.registry.unregister(Damped)` removes it again.
+`gradest.registry.unregister(Damped)` removes it again. A cell that runs again replaces its earlier definition of the class.
 
 What to import
 --------------

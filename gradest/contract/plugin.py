@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from torch import Tensor
 
 from gradest.errors import InvalidOptions
@@ -29,6 +38,13 @@ TensorOption = Annotated[
     WithJsonSchema({"type": ["number", "array"], "description": "a number or a rectangular nested array of numbers"}),
 ]
 """The type of an option that holds a tensor: a torch tensor in Python, a number or a nested array in JSON."""
+
+
+def _holds_tensor(value: Any) -> bool:
+    """Return whether the value is a tensor or a container that holds one."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensor, value.values()))
+    return isinstance(value, Tensor) or (isinstance(value, (list, tuple, set)) and any(map(_holds_tensor, value)))
 
 
 class Plugin(BaseModel, ABC):
@@ -58,6 +74,23 @@ class Plugin(BaseModel, ABC):
     formula: ClassVar[str] = ""
     reference: ClassVar[str] = ""
     examples: ClassVar[Sequence[Mapping[str, Any]]] = ({},)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _refuse_tensors_that_become_numbers(cls, given: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Raise ValueError for a tensor that the option's type converts: it would be neither trained nor followed."""
+        suspects = [name for name, value in given.items() if _holds_tensor(value)] if isinstance(given, Mapping) else ()
+        if not suspects:
+            return handler(given)
+        built = handler(given)
+        for name in suspects:
+            if not _holds_tensor(getattr(built, name, None)):
+                raise ValueError(
+                    f"{name} cannot be a tensor: an option is a fixed number, so the tensor would neither be trained nor be "
+                    "followed when it changes. Give a number, such as tensor.item(). To change it between steps, as annealing "
+                    f"does, call layer.set_options({name}=...). To learn it, use a neuron that takes it as a pre-activation"
+                )
+        return built
 
     @classmethod
     def build(cls, /, **options: Any) -> Self:

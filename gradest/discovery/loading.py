@@ -8,7 +8,7 @@ or keeps the failure.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from types import MappingProxyType
@@ -43,7 +43,7 @@ class PluginFailure:
         return f"{where}: {self.phase}: {self.error}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PluginInfo:
     """The classes that one distribution, or one call of `register`, registered, by name."""
 
@@ -55,12 +55,21 @@ class PluginInfo:
 
 
 class Stage:
-    """The classes of one distribution while they are checked against each other and against those already registered."""
+    """The classes of one distribution while they are checked against each other and against those already registered.
 
-    def __init__(self, distribution: str, version: str, committed: Sequence[PluginInfo]) -> None:
+    committed: what is registered.
+    earlier: those of them that may be replaced, because they are earlier definitions of the same classes.
+    """
+
+    def __init__(
+        self, distribution: str, version: str, committed: Sequence[PluginInfo], earlier: Collection[PluginInfo] = ()
+    ) -> None:
+        self.replaced: set[PluginInfo] = set()
+        """Those of `earlier` that have the name of one of the classes."""
         self._distribution = distribution
         self._version = version
         self._committed = committed
+        self._earlier = earlier
         self._tables: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
 
     def commit(self) -> PluginInfo:
@@ -100,7 +109,11 @@ class Stage:
         if self._tables[kind].setdefault(cls.name, cls) is not cls:
             raise InvalidPlugin("duplicate", f"two {kind}s of {self._distribution} are named {cls.name!r}")
         for owner in self._committed:
-            if cls.name in getattr(owner, f"{kind}s"):
+            if cls.name not in getattr(owner, f"{kind}s"):
+                continue
+            if owner in self._earlier:
+                self.replaced.add(owner)
+            else:
                 taken = f"{kind} {cls.name!r} of {self._distribution} is already provided by {owner.distribution}"
                 raise InvalidPlugin("duplicate", taken)
 

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
 from gradest.contract.estimator import Estimator
@@ -113,12 +113,17 @@ class Registry:
     def register(self, plugin: Registrable) -> Registrable:
         """Register a plugin class, or a module or object with hook implementations. Returns it, so that it can be a decorator.
 
-        Raises PluginError, and registers nothing, if it is invalid or a name is taken.
+        A registered class is replaced by one of the same module, qualified name and `name`, as when the cell of a notebook runs
+        again. So is an object with hooks by one whose class is defined at the same place, and a module by one of its name, if
+        they have a class of the same name. Instances of the old class, and layers made with them, keep it.
+
+        Raises PluginError, and changes nothing, if the plugin is invalid or a name is taken by another class.
         """
         self._load()
         with self._lock:
             source = getattr(plugin, "__module__", None) or getattr(plugin, "__name__", None) or type(plugin).__module__
-            stage = Stage(f"{source} (registered)", "", self._plugins)
+            earlier = [info for registered, info in self._registered if _definition(registered) == _definition(plugin)]
+            stage = Stage(f"{source} (registered)", "", self._plugins, earlier)
             try:
                 if isinstance(plugin, Plugin) or (isinstance(plugin, type) and issubclass(plugin, Plugin)):
                     stage.add_class(plugin)
@@ -127,8 +132,9 @@ class Registry:
             except InvalidPlugin as rejected:
                 raise PluginError(f"cannot register {plugin!r}: {rejected.phase}: {rejected}") from rejected
             info = stage.commit()
-            self._plugins = (*self._plugins, info)
-            self._registered.append((plugin, info))
+            kept = [(other, owned) for other, owned in self._registered if owned not in stage.replaced]
+            self._registered = [*kept, (plugin, info)]
+            self._plugins = (*(owned for owned in self._plugins if owned not in stage.replaced), info)
             return plugin
 
     def unregister(self, plugin: object) -> None:
@@ -196,6 +202,14 @@ class Registry:
             _LOG.warning("plugin not loaded: %s", failure)
         else:
             self._plugins = (*self._plugins, stage.commit())
+
+
+def _definition(plugin: object) -> tuple[Any, ...]:
+    """Return what two definitions of one class, of objects of one class, or of one module have in common."""
+    if isinstance(plugin, ModuleType):
+        return (plugin.__name__,)
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    return isinstance(plugin, type), cls.__module__, cls.__qualname__
 
 
 def _merged(tables: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -183,10 +183,10 @@ def value_of(estimator: Estimator, draw: Draw, loss: Tensor) -> Tensor:
     return value
 
 
-def losses_at(f: Loss, points: Tensor, neuron: Neuron) -> Tensor:
+def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
     """Return f(points), checked."""
     loss = f(points)
-    wanted = points.shape[: points.ndim - neuron.event_ndim]
+    wanted = points.shape[: points.ndim - event_ndim]
     if not isinstance(loss, Tensor) or loss.shape != wanted:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         name = f"{f.name}.__call__" if isinstance(f, Objective) else "f"
@@ -201,13 +201,13 @@ def evaluate(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the losses at the points and, if the estimator needs it, their gradient in the points."""
     if "grad" not in estimator.needs:
-        return losses_at(f, points.detach(), neuron), None
+        return losses_at(f, points.detach(), neuron.event_ndim), None
     if transformed():
-        loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron), points.detach())
+        loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron.event_ndim), points.detach())
         return loss, pull(torch.ones_like(loss))[0].detach()
     points = points.detach().requires_grad_()
     with torch.set_grad_enabled(True):
-        loss = losses_at(f, points, neuron)
+        loss = losses_at(f, points, neuron.event_ndim)
         if not loss.requires_grad:
             raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")
         (grad,) = torch.autograd.grad(loss, points, torch.ones_like(loss), retain_graph=keep_graph, allow_unused=True)

@@ -32,6 +32,7 @@ from gradest.estimation.ask_tell import (
     tell,
     value_of,
 )
+from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.executors import run_in_order
 from gradest.estimation.results import Estimate
 from gradest.kernels import select
@@ -189,6 +190,7 @@ def estimate(
     *,
     warm_up: int = 100,
     target_standard_error: float | None = None,
+    event_dims: EventDims | None = None,
     executor: Executor | None = None,
     progress: Callable[[int, int], None] | None = None,
     watch: Callable[[Estimate], None] | None = None,
@@ -203,6 +205,7 @@ def estimate(
     target_standard_error: stop as soon as the standard error of every coordinate is at most this; `draws` is then the maximum. It
         is checked after 256, 512, 768 and 1024 draws and then four times in each doubling, so the number of draws depends on the
         seed alone. The variance is itself an estimate; if an early check underestimates it, the run stops too early.
+    event_dims: as for `expect`. Gradients have the shape of `a`.
     executor: computes several blocks at a time: a ThreadPoolExecutor, or `gradest.RayExecutor` for a cluster. The division into
         blocks depends on the shape of `a` and on K alone, and blocks are merged in order, so the result has the same bits for any
         number of workers and without an executor, provided that f gives the same bits on each. The warm-up, in which each step
@@ -217,6 +220,9 @@ def estimate(
     check_count("draws", draws, least=1)
     _check_target(target_standard_error)
     registry.check_fit(neuron, estimator)
+    layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
+    if layout is not None:
+        f, a = layout.loss(f), layout.flatten(a)
     check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     start = time.perf_counter()
@@ -228,9 +234,11 @@ def estimate(
     gradients = losses = NO_DRAWS
 
     def so_far() -> Estimate:
-        variance = gradients.variance()
+        mean, variance = gradients.mean, gradients.variance()
+        if layout is not None:
+            mean, variance = layout.restore(mean), layout.restore(variance)
         return Estimate(
-            gradient=gradients.mean.to(dtype),
+            gradient=mean.to(dtype),
             variance=variance.to(dtype),
             standard_error=(variance / gradients.count).sqrt().to(dtype),
             loss=losses.mean.to(dtype),

@@ -19,6 +19,7 @@ from gradest.estimation.ask_tell import (
     check_pre_activations,
     losses_at,
 )
+from gradest.estimation.events import EventDims, EventLayout
 
 __all__ = ["closed_form", "exact"]
 
@@ -29,6 +30,7 @@ def exact(
     neuron: NeuronSpec = "bernoulli",
     target: Target | None = None,
     *,
+    event_dims: EventDims | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute E[f(h)] `[*batch]` and its gradient in `a` `[*batch, *event]` as a sum over the joint law of the units, in chunks.
@@ -38,9 +40,14 @@ def exact(
     Raises TooManyPoints if it would take more than 2^20 points.
 
     target: another quantity than E[f(h)], such as `estimator.target()`. One of n samples takes the n-th power of the points.
+    event_dims: as for `expect`. The gradient has the shape of `a`.
     progress: progress(done, points) is called after each chunk. An exception that it raises ends the computation.
     """
     neuron = registry.neuron(neuron)
+    if event_dims is not None:
+        layout = EventLayout.of(neuron, a, event_dims)
+        value, slope = exact(layout.loss(f), layout.flatten(a), neuron, target, progress=progress)
+        return value, layout.restore(slope)
     wide = check_pre_activations(a, neuron).double().requires_grad_()
     event = event_shape(neuron, wide)
     with torch.enable_grad():
@@ -56,7 +63,7 @@ def exact(
         for first in range(0, total, chunk):
             points, weights = configurations(neuron, wide, neuron.law(wide), first, min(first + chunk, total))
             at = points.to(a.dtype)
-            losses = losses_at(f, at if moves else at.detach(), neuron).double()
+            losses = losses_at(f, at if moves else at.detach(), neuron.event_ndim).double()
             part = (weights * (losses if moves else losses.detach())).sum(0)
             if part.requires_grad:  # otherwise nothing in the law depends on a
                 (step,) = torch.autograd.grad(part.sum(), wide)
@@ -82,7 +89,7 @@ def _exact_of_samples(
     if ways > MAX_POINTS:
         raise TooManyPoints(f"{target} over {total} configurations has {ways} terms; the limit is 2^20")
     points, weights = configurations(neuron, wide, neuron.law(wide), 0, total)
-    losses = losses_at(f, points.to(a.dtype), neuron).double()
+    losses = losses_at(f, points.to(a.dtype), neuron.event_ndim).double()
     given = [x.detach().requires_grad_() for x in (weights, losses)]
     value = torch.zeros_like(losses[0]).detach()
     slopes = [torch.zeros_like(x) for x in given]

@@ -23,6 +23,7 @@ from gradest.estimation.ask_tell import (
     tell,
     value_of,
 )
+from gradest.estimation.events import EventDims, EventLayout
 from gradest.kernels import transformed
 from gradest.kernels.stable import cast
 from gradest.random import Key, to_key
@@ -58,12 +59,17 @@ def expect(
     estimator: EstimatorSpec = "rloo",
     seed: int | Key | None = None,
     state: State | None = None,
+    *,
+    event_dims: EventDims | None = None,
 ) -> tuple[Tensor, State]:
     """Estimate E[f(h)], `[*batch]`, differentiably: backward adds the estimator's gradient to `a.grad`.
 
     An estimator with another target, such as `vimco`, estimates that target instead.
     f is called once, with all K points; its own parameters receive their ordinary gradient.
     seed: as for `sample`. state: the state that the previous call returned; None for the first call.
+    event_dims: the number of trailing dims of `a` that are one event, with one loss; by default the neuron's own. For `a`
+        `[B, T, units]` of T positions that share a loss it is 2, and f maps points `[K, B, T, units]` to losses `[K, B]`. It is
+        "all" for parameters, which have no batch. An Objective receives the event in the neuron's own shape, `[K, B, T·units]`.
     Returns the value, and the state for the next call. Under torch.no_grad() only the value is computed, and the state is
     returned unchanged.
 
@@ -75,13 +81,16 @@ def expect(
     if torch.compiler.is_compiling():
         from gradest.estimation.outside import outside  # noqa: PLC0415  # it imports the compiler
 
-        result: tuple[Tensor, State] = outside(expect, f, a, neuron, estimator, seed, state)
+        result: tuple[Tensor, State] = outside(expect, f, a, neuron, estimator, seed, state, event_dims=event_dims)
         return result
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
+    if event_dims is not None:
+        layout = EventLayout.of(neuron, a, event_dims)
+        return expect(layout.loss(f), layout.flatten(a), neuron, estimator, seed, state)
     draw, state = ask(neuron, estimator, a, to_key(seed), state)
     points = cast(draw.points, a.dtype)
     if not torch.is_grad_enabled():
-        return value_of(estimator, draw, losses_at(f, points, neuron)), state
+        return value_of(estimator, draw, losses_at(f, points, neuron.event_ndim)), state
     loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)
     gradient, state = tell(estimator, draw, Feedback(loss, grad), state)
     value = value_of(estimator, draw, loss)

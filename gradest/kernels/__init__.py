@@ -24,10 +24,11 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradest.errors import InvalidInput
 
-__all__ = ["conditional", "explain_backend", "fused", "record_kernels_used", "select", "transformed"]
+__all__ = ["conditional", "explain_backend", "fused", "record_kernels_used", "select", "transformed", "untransformed"]
 
 _BACKENDS = ("reference", "cpu", "cuda")
 _CONDITIONAL_DTYPES = {  # dtypes of the weights that a backend's `conditional` computes with
@@ -78,6 +79,13 @@ def select(name: str, device: torch.device) -> Callable[..., Any]:
 def transformed() -> bool:
     """Tell whether this code runs inside torch.func.vmap, grad, or another of torch's function transforms."""
     return torch._C._are_functorch_transforms_active()
+
+
+def untransformed(x: Tensor) -> Tensor:
+    """Return the tensor that torch.func's transforms have wrapped, all examples of vmap together; outside of them x itself."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
 
 
 def conditional(device: torch.device, dtype: torch.dtype) -> Any:

@@ -113,10 +113,76 @@ def test_register_a_module(registry: Registry) -> None:
     assert "test_coin" not in registry.neurons
 
 
-def test_a_registered_name_cannot_be_registered_again_until_it_is_taken_back(registry: Registry) -> None:
+CELL = """
+class {qualname}(LogisticBinary):
+    name, summary = "{name}", "{summary}"
+"""
+
+
+def cell(qualname: str, name: str, summary: str, module: str = "__main__") -> Any:
+    """Define a class as a notebook's cell does."""
+    scope = {"LogisticBinary": LogisticBinary, "__name__": module}
+    exec(CELL.format(qualname=qualname, name=name, summary=summary), scope)
+    return scope[qualname]
+
+
+def test_a_class_that_is_defined_again_replaces_the_old_one(registry: Registry) -> None:
+    old, new = (cell("Penny", "test_penny", summary) for summary in ("first", "second"))
+    registry.register(old)
+    kept = registry.neuron("test_penny")
+    assert registry.register(new) is new
+    assert registry.neurons["test_penny"] is new
+    assert type(registry.neuron("test_penny")) is new
+    assert type(kept) is old
+    assert len(registry.plugins) == 2
+    registry.register(new)
+    assert len(registry.plugins) == 2, "the same class again changes nothing"
+    with pytest.raises(PluginError, match="was not added"):
+        registry.unregister(old)
+    registry.unregister(new)
+    assert "test_penny" not in registry.neurons
+    assert len(registry.plugins) == 1
+
+
+def test_a_class_that_is_defined_again_and_invalid_leaves_the_old_one(registry: Registry) -> None:
+    old = registry.register(cell("Penny", "test_penny", "first"))
+    with pytest.raises(PluginError, match="`summary` must be one line"):
+        registry.register(cell("Penny", "test_penny", ""))
+    assert registry.neurons["test_penny"] is old
+
+
+@pytest.mark.parametrize(
+    ("qualname", "name", "module"),
+    [("Dime", "test_penny", "__main__"), ("Penny", "test_penny", "acme"), ("Penny", "bernoulli", "__main__")],
+)
+def test_another_class_does_not_replace_one(registry: Registry, qualname: str, name: str, module: str) -> None:
+    old = registry.register(cell("Penny", "test_penny", "first"))
+    with pytest.raises(PluginError, match="duplicate"):
+        registry.register(cell(qualname, name, "another", module))
+    assert registry.neurons["test_penny"] is old
+    assert registry.neurons["bernoulli"].__module__ != "__main__"
+
+
+def test_classes_of_one_factory_are_all_kept(registry: Registry) -> None:
+    made = [registry.register(cell("Penny", name, "made")) for name in ("test_one", "test_two")]
+    assert [registry.neurons[name] for name in ("test_one", "test_two")] == made
+
+
+def test_objects_with_hooks_and_modules_are_replaced_too(registry: Registry) -> None:
+    registry.register(Hooks())
+    registry.register(Hooks())
+    assert len(registry.plugins) == 2
+    for summary in ("first", "second"):
+        module = types.ModuleType("acme_module")
+        penny = cell("Penny", "test_penny", summary)
+        module.gradest_neurons = hookimpl(lambda penny=penny: [penny], specname="gradest_neurons")  # type: ignore[attr-defined]
+        registry.register(module)
+    assert registry.neurons["test_penny"].summary == "second"
+    assert len(registry.plugins) == 3
+
+
+def test_a_name_is_taken_until_it_is_taken_back(registry: Registry) -> None:
     registry.register(Coin)
-    with pytest.raises(PluginError, match=r"duplicate: neuron 'test_coin' of .* is already provided by .*"):
-        registry.register(Coin)
     with pytest.raises(PluginError, match="test_coin"):
         registry.register(Hooks())
     assert "test_damped" not in registry.estimators, "an object of which one class is refused must be refused whole"

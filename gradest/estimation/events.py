@@ -1,0 +1,86 @@
+"""event_dims: how many trailing dims of the pre-activations are one event, where that is not the neuron's own number of dims.
+
+A neuron reads the last `event_ndim` dims of `a` as one event: units, or units and classes. Whatever stands before them is a batch
+of independent examples, each with a loss of its own. `event_dims` says otherwise:
+
+    a                             event_dims    batch     the neuron reads
+    [B, T, units]                 2             [B]       [B, T·units]             T positions that share one loss
+    [B, T, units, classes]        3             [B]       [B, T·units, classes]
+    [B, T, classes]               1             [B, T]    [B, T, 1, classes]       each position is a unit by itself
+    [out, in, k, k]               "all"         []        [out·in·k·k]             parameters
+
+Neurons, estimators and kernels see the neuron's shape alone; callers and their losses see the shape of `a`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from torch import Tensor
+
+from gradest.contract.neuron import Neuron
+from gradest.contract.objective import Loss, Objective
+from gradest.errors import InvalidInput
+from gradest.estimation.ask_tell import losses_at
+
+__all__ = ["EventDims", "EventLayout"]
+
+EventDims = int | Literal["all"]
+"""The number of trailing dims of `a` that are one event, or "all" of them."""
+
+
+@dataclass(frozen=True)
+class EventLayout:
+    """The dims of one event: `given`, in the caller's tensors, and `event`, in those of the neuron."""
+
+    given: tuple[int, ...]
+    event: tuple[int, ...]
+
+    @classmethod
+    def of(cls, neuron: Neuron, a: Tensor, event_dims: EventDims, batch_dims: int = 0) -> Self:
+        """Return the layout of the last `event_dims` dims of `a`.
+
+        batch_dims: the number of leading dims that never belong to an event, not even to that of "all".
+        Raises InvalidInput unless event_dims is "all" or a number of dims that `a` has and that holds the dims within a unit.
+        """
+        if not isinstance(a, Tensor):
+            raise InvalidInput(f"pre-activations must be a torch tensor, not {type(a).__name__}; use torch.tensor(a)")
+        least, most = neuron.event_ndim - 1, a.ndim - batch_dims
+        dims = most if event_dims == "all" else event_dims
+        if event_dims != "all" and (isinstance(dims, bool) or not isinstance(dims, int) or dims < least):
+            raise InvalidInput(
+                f'event_dims must be "all" or a number of dims, for {neuron.label()} at least {least}, not {event_dims!r}'
+            )
+        if dims > most or least > most:
+            raise InvalidInput(
+                f"event_dims={event_dims!r} of {neuron.label()} takes more dims than pre-activations {list(a.shape)} have"
+                + (" beside the path" if batch_dims else "")
+            )
+        given = tuple(a.shape[a.ndim - dims :])
+        units = dims - least  # a unit's own dims, such as its classes, stay as they are
+        return cls(given, (math.prod(given[:units]), *given[units:]))
+
+    def flatten(self, a: Tensor) -> Tensor:
+        """Return the caller's tensor `[..., *given]` as `[..., *event]`."""
+        return a.reshape(*a.shape[: a.ndim - len(self.given)], *self.event)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Return the neuron's tensor `[..., *event]` as `[..., *given]`."""
+        return x.reshape(*x.shape[: x.ndim - len(self.event)], *self.given)
+
+    def loss(self, f: Loss) -> Loss:
+        """Return f for points in the neuron's shape. An Objective, which is written for neurons, takes those itself."""
+        return f if isinstance(f, Objective) else _Restored(f, self)
+
+
+@dataclass(frozen=True)
+class _Restored:
+    """A loss that hands the points to `f` in the caller's shape. A class, so that it can be pickled."""
+
+    f: Loss
+    layout: EventLayout
+
+    def __call__(self, points: Tensor) -> Tensor:
+        return losses_at(self.f, self.layout.restore(points), len(self.layout.given))
