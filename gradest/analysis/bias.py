@@ -55,6 +55,7 @@ _LEAST_GRADIENT_SE = (
 )
 _MOST_CONFIGURATIONS = 1 << 16  # that are enumerated in `measure_signal`
 _SIGNAL_DRAWS = 1 << 12  # in `measure_signal`: its figures rank estimators, and test no claim
+_SIGNAL_EVALUATIONS = 1 << 20  # at most, but no fewer than 16 draws
 MAX_DRAWS = 1 << 20
 """The number of draws from which `measure_bias` makes no more."""
 
@@ -169,19 +170,21 @@ def measure_signal(
 ) -> Iterator[SignalRecord]:
     """Measure direction and noise of one draw for events of `units` units, on the four LOSSES: yields a record for each.
 
-    An estimator that claims no bias has a cosine of 1, so its draws are not compared with the exact gradient. For another one,
-    nothing is yielded if that would enumerate more than 2^16 outputs. An estimator that learns first takes the 100 steps of
+    An estimator that claims no bias has a cosine of 1, so its draws are not compared with the exact gradient. Nothing is yielded
+    if one draw, or the exact gradient, takes more than 2^16 evaluations of the loss. An estimator that learns first takes the 100 steps of
     `estimate`, at these pre-activations.
 
     Raises what `exact` and `estimate` raise.
     """
     a = pre_activations(neuron, logits, units)
     unbiased = estimator.bias(neuron).unbiased
-    if not unbiased and neuron.law(a)[0].shape[0] ** units > _MOST_CONFIGURATIONS:
+    evaluations = estimator.evaluations(neuron, measurement_event_shape(neuron, units))
+    if evaluations > _MOST_CONFIGURATIONS or not unbiased and neuron.law(a)[0].shape[0] ** units > _MOST_CONFIGURATIONS:
         return
+    draws = max(16, min(_SIGNAL_DRAWS, _SIGNAL_EVALUATIONS // evaluations))
     for name, (_, make_loss) in LOSSES.items():
         f = make_loss(neuron, units)
-        found = estimate(f, a, neuron, estimator, _SIGNAL_DRAWS, seed)
+        found = estimate(f, a, neuron, estimator, draws, seed)
         truth = None if unbiased else exact(f, a, neuron, estimator.target())[1]
         yield SignalRecord(loss=name, logits=logits, units=units, **_signal(found, truth))
 
