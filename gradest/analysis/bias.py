@@ -171,15 +171,17 @@ def measure_signal(
     """Measure direction and noise of one draw for events of `units` units, on the four LOSSES: yields a record for each.
 
     An estimator that claims no bias has a cosine of 1, so its draws are not compared with the exact gradient. Nothing is yielded
-    if one draw, or the exact gradient, takes more than 2^16 evaluations of the loss. An estimator that learns first takes the 100 steps of
-    `estimate`, at these pre-activations.
+    if one draw, or the exact gradient, takes more than 2^16 evaluations of the loss. An estimator that learns first takes the 100
+    steps of `estimate`, at these pre-activations.
 
     Raises what `exact` and `estimate` raise.
     """
     a = pre_activations(neuron, logits, units)
     unbiased = estimator.bias(neuron).unbiased
     evaluations = estimator.evaluations(neuron, measurement_event_shape(neuron, units))
-    if evaluations > _MOST_CONFIGURATIONS or not unbiased and neuron.law(a)[0].shape[0] ** units > _MOST_CONFIGURATIONS:
+    if evaluations > _MOST_CONFIGURATIONS or (
+        not unbiased and neuron.law(a)[0].shape[0] ** units > _MOST_CONFIGURATIONS
+    ):
         return
     draws = max(16, min(_SIGNAL_DRAWS, _SIGNAL_EVALUATIONS // evaluations))
     for name, (_, make_loss) in LOSSES.items():

@@ -239,4 +239,4 @@ def _recommendation_reasons(
     if asked > budget:
         yield f"the error is that of one draw of {asked} evaluations"
     if _learns(estimator, neuron):
-        yield "learns from step to step: pass its state on"
+        yield "learns from step to step (the error is that after 100 steps): pass its state on"

@@ -64,7 +64,9 @@ class Bias:
     def condition(self) -> str:
         """The losses for which the claim promises no bias, in words; an empty string if it promises nothing."""
         if self.unbiased:
-            return "losses that are continuous and differentiable almost everywhere" if self.continuous else "every loss"
+            return (
+                "losses that are continuous and differentiable almost everywhere" if self.continuous else "every loss"
+            )
         return f"polynomials of degree {self.order:g} at most" if self.order else ""
 
     def __str__(self) -> str:

@@ -51,7 +51,8 @@ class DoubleCv(LogitEstimator, MonteCarlo):
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """Return α and the moving average of B², both 0."""
-        return {"alpha": a.new_zeros(()), "curvature": a.new_zeros(())}
+        zero = a.new_zeros((), dtype=torch.float64)  # squares of gradients may exceed the range of float32
+        return {"alpha": zero, "curvature": zero.clone()}
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return A + α B, and the state with the α of the next step."""
@@ -71,7 +72,7 @@ class DoubleCv(LogitEstimator, MonteCarlo):
 
     def _learn(self, state: State, gradient: Tensor, second: Tensor) -> State:
         alpha, new = state["alpha"], 1 - self.decay
-        curvature = self.decay * state["curvature"] + new * (second * second).mean().to(alpha)
+        curvature = self.decay * state["curvature"] + new * (second.double() ** 2).mean()
         tiny = torch.finfo(alpha.dtype).tiny
-        step = torch.where(curvature > tiny, new * (gradient * second).mean().to(alpha) / curvature.clamp(min=tiny), 0)
+        step = torch.where(curvature > tiny, new * (gradient.double() * second).mean() / curvature.clamp(min=tiny), 0)
         return {"alpha": alpha - step, "curvature": curvature}
