@@ -59,7 +59,14 @@ class PluginError(GradestError):
 
 
 class PluginFault(GradestError, RuntimeError):
-    """A plugin broke its contract. The message names the plugin and the method."""
+    """A plugin broke its contract, or raised an error. The message names the plugin and the method.
+
+    `plugin` is the class at fault, if it is known.
+    """
+
+    def __init__(self, message: str, plugin: type | None = None) -> None:
+        super().__init__(message)
+        self.plugin = plugin
 
 
 class ServiceError(GradestError):

@@ -20,7 +20,10 @@ from gradest.kernels import fused, select, transformed, untransformed
 from gradest.kernels.reference.noise import Word, as_tensors, signed_word, threefry
 from gradest.kernels.stable import cast, widen
 
-__all__ = ["MAX_SEED", "Key", "fresh_seed", "threefry2x32"]
+__all__ = ["MAX_SEED", "VERSION", "Key", "fresh_seed", "threefry2x32"]
+
+VERSION = 1
+"""The version of the noise, as a function of (seed, row, unit, draw, stream). The numbers of a version never change."""
 
 MAX_SEED = 1 << 53
 """The bound of seeds, which are smaller: every JSON client represents integers below 2**53 exactly."""

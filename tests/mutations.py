@@ -320,7 +320,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/nn/graph.py",
-        "shares.append(share if use.layer.credits_paths else share / (self.samples or 1))",
+        "shares.append(share if use.sampler.credits_paths else share / (self.samples or 1))",
         "shares.append(share)",
         "estimators of one sample sum over paths instead of averaging",
         "tests/nn/test_graph.py -k 'two_layers_against'",

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from gradest.analysis.certificates import load_certificates
 from gradest.analysis.markdown import table
-from gradest.contract.estimator import Estimator, Target
+from gradest.contract.estimator import Bias, Estimator, Target
 from gradest.contract.neuron import Differentiable, Neuron, Scored
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
+from gradest.discovery.faults import contained, place_of
 from gradest.discovery.registry import registry
-from gradest.errors import TooManyPoints
+from gradest.errors import PluginFault, TooManyPoints
 from gradest.kernels import explain_backend, record_kernels_used
 from gradest.random import Key
 
@@ -29,16 +32,84 @@ __all__ = [
     "estimators_to_markdown",
 ]
 
+AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
+
 _UNIT_COUNTS = (1, 2, 4, 8, 16, 32)  # the numbers of units for which K is given
 _CLASSES = 3  # the number of classes of each unit there, for neurons whose events have two dims
+
+
+class _Inquiry:
+    """Asks plugins for the description of one of them. What fails is left out, and kept if it is a fault of that one."""
+
+    def __init__(self, described: type[Plugin]) -> None:
+        self._described = described
+        self._faults: list[PluginFault] = []
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with the plugin that is described, each fault once."""
+        return list(dict.fromkeys(str(fault) for fault in self._faults if fault.plugin is self._described))
+
+    def build(self, cls: type[AnyPlugin]) -> AnyPlugin | None:
+        """Return an instance with default options."""
+        try:
+            return registry.build_default(cls)
+        except PluginFault as fault:
+            self._faults.append(fault)
+            return None
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema of the options, or one with their names alone."""
+        cls = self._described
+        try:
+            with contained(PluginFault, f"the options of {cls.name} have no JSON Schema{place_of(cls)}:"):
+                schema = cls.model_json_schema()
+                json.dumps(schema)
+            return schema
+        except PluginFault as fault:
+            self._faults.append(PluginFault(str(fault), cls))
+            return {"type": "object", "properties": {name: {} for name in cls.model_fields}}
+
+    def ask(self, plugin: Plugin, method: str, kind: type, *arguments: Any) -> Any:
+        """Return what the method returns, None if it fails or returns something else."""
+        try:
+            return registry.call(plugin, method, *arguments, kind=kind)
+        except PluginFault as fault:
+            self._faults.append(fault)
+            return None
+
+    def bias(self, estimator: Estimator, neuron: Neuron) -> str:
+        """Return the bias that the estimator claims."""
+        claim = self.ask(estimator, "bias", Bias, neuron)
+        return "unknown" if claim is None else str(claim)
+
+    def evaluations(self, estimator: Estimator, neuron: Neuron) -> dict[str, int | None]:
+        """Return K for numbers of units, None if it is not known or enumeration would take too many points."""
+        found: dict[str, int | None] = {}
+        for units in _UNIT_COUNTS:
+            event = (units, *[_CLASSES] * (neuron.event_ndim - 1))
+            try:
+                found[str(units)] = self.ask(estimator, "evaluations", int, neuron, event)
+            except TooManyPoints:
+                found[str(units)] = None
+        return found
 
 
 def describe_neuron(cls: type[Neuron]) -> dict[str, Any]:
     """Describe a neuron: its class attributes, the schema of its options, and the names of the estimators that fit it.
 
-    The estimators and the neuron have their default options.
+    The estimators and the neuron have their default options. `faults` lists what fails in the code of the neuron, with file and
+    line.
     """
-    return {**_describe(cls, Neuron), "event_ndim": cls.event_ndim, "estimators": list(registry.fitting(cls()))}
+    inquiry = _Inquiry(cls)
+    described = {**_describe(cls, Neuron, inquiry), "event_ndim": cls.event_ndim, "estimators": []}
+    if (neuron := inquiry.build(cls)) is not None:
+        for name, estimator_cls in registry.estimators.items():
+            estimator = inquiry.build(estimator_cls)
+            if estimator is not None and inquiry.ask(estimator, "accepts", int, neuron):
+                described["estimators"].append(name)
+                inquiry.bias(estimator, neuron)
+                inquiry.evaluations(estimator, neuron)
+    return {**described, "faults": inquiry.faults()}
 
 
 def describe_estimator(cls: type[Estimator]) -> dict[str, Any]:
@@ -52,21 +123,34 @@ def describe_estimator(cls: type[Estimator]) -> dict[str, Any]:
         needs_capabilities: the classes of which a neuron must be an instance;
         neurons: the names of the neurons that it accepts;
         bias: the bias that it claims, by neuron;
-        evaluations: K by neuron and number of units, None if enumeration would take too many points.
+        evaluations: K by neuron and number of units, None if enumeration would take too many points;
+        faults: what fails in its code, with file and line; then the bias is "unknown", and K None.
     """
-    estimator = cls()
-    neurons = {name: neuron() for name, neuron in registry.neurons.items()}
-    fitting = {name: neuron for name, neuron in neurons.items() if estimator.accepts(neuron)}
-    return {
-        **_describe(cls, Estimator),
+    inquiry = _Inquiry(cls)
+    described = {
+        **_describe(cls, Estimator, inquiry),
         "needs": sorted(cls.needs, reverse=True),
         "off_support": cls.off_support,
-        "target": str(estimator.target()),
+        "target": "unknown",
         "needs_capabilities": [capability.__name__ for capability in cls.capabilities if capability is not Neuron],
-        "neurons": list(fitting),
-        "bias": {name: str(estimator.bias(neuron)) for name, neuron in fitting.items()},
-        "evaluations": {name: _evaluations(estimator, neuron) for name, neuron in fitting.items()},
+        "neurons": [],
+        "bias": {},
+        "evaluations": {},
     }
+    if (estimator := inquiry.build(cls)) is not None:
+        described["target"] = str(inquiry.ask(estimator, "target", Target) or "unknown")
+        for name, neuron in _fitting_neurons(inquiry, estimator):
+            described["neurons"].append(name)
+            described["bias"][name] = inquiry.bias(estimator, neuron)
+            described["evaluations"][name] = inquiry.evaluations(estimator, neuron)
+    return {**described, "faults": inquiry.faults()}
+
+
+def _fitting_neurons(inquiry: _Inquiry, estimator: Estimator) -> Iterator[tuple[str, Neuron]]:
+    for name, cls in registry.neurons.items():
+        neuron = inquiry.build(cls)
+        if neuron is not None and inquiry.ask(estimator, "accepts", int, neuron):
+            yield name, neuron
 
 
 def describe_kernels() -> dict[str, list[dict[str, Any]]]:
@@ -78,7 +162,8 @@ def describe_kernels() -> dict[str, list[dict[str, Any]]]:
         "noise fused" if such a kernel draws the noise only;
         "torch" if none is used.
 
-    `backward` stands for `weighted_score` or `pullback`; it is None for a neuron that has neither.
+    `backward` stands for `weighted_score` or `pullback`; it is None for a neuron that has neither. If the code of a neuron fails,
+    `forward` says how.
     """
     devices = [torch.device(kind) for kind in ("cpu", "cuda") if kind == "cpu" or torch.cuda.is_available()]
     return {
@@ -87,23 +172,27 @@ def describe_kernels() -> dict[str, list[dict[str, Any]]]:
             *([] if len(devices) > 1 else [{"device": "cuda", "kernels": "none, for torch sees no such device"}]),
         ],
         "kernels": [
-            {"neuron": name, "device": device.type, **_kernels_used(cls(), device)}
+            {"neuron": name, "device": device.type, **_kernels_used(cls, device)}
             for device in devices
             for name, cls in registry.neurons.items()
         ],
     }
 
 
-def _kernels_used(neuron: Neuron, device: torch.device) -> dict[str, str | None]:
-    key, a = Key(0), torch.zeros(1, *(2,) * neuron.event_ndim, device=device)
-    with torch.no_grad():
-        with record_kernels_used() as forward:
-            h = neuron.sample(key, a, 1)
-        with record_kernels_used() as backward:
-            if isinstance(neuron, Scored):
-                neuron.weighted_score(h, a, h.new_ones(1, 1))
-            if isinstance(neuron, Differentiable):
-                neuron.pullback(key, a, h, h)
+def _kernels_used(cls: type[Neuron], device: torch.device) -> dict[str, str | None]:
+    key, a = Key(0), torch.zeros(1, *(2,) * cls.event_ndim, device=device)
+    try:
+        neuron = registry.build_default(cls)
+        with torch.no_grad():
+            with record_kernels_used() as forward:
+                h = registry.call(neuron, "sample", key, a, 1)
+            with record_kernels_used() as backward:
+                if isinstance(neuron, Scored):
+                    registry.call(neuron, "weighted_score", h, a, torch.ones(1, 1, dtype=a.dtype, device=device))
+                if isinstance(neuron, Differentiable):
+                    registry.call(neuron, "pullback", key, a, h, h)
+    except PluginFault as fault:
+        return {"forward": str(fault), "backward": None}
     known = isinstance(neuron, Scored | Differentiable)
     return {"forward": _summarise_kernels(forward), "backward": _summarise_kernels(backward) if known else None}
 
@@ -114,8 +203,10 @@ def _summarise_kernels(used: dict[str, str]) -> str:
 
 
 def describe_objective(cls: type[Objective]) -> dict[str, Any]:
-    """Describe an objective: its class attributes and the schema of its options."""
-    return _describe(cls, Objective)
+    """Describe an objective: its class attributes and the schema of its options, and what fails in its code."""
+    inquiry = _Inquiry(cls)
+    described = _describe(cls, Objective, inquiry)
+    return {**described, "faults": inquiry.faults()}
 
 
 def describe_plugins() -> dict[str, Any]:
@@ -156,7 +247,7 @@ def estimators_to_markdown() -> str:
     for cls in registry.estimators.values():
         found = describe_estimator(cls)
         needs = ", ".join(found["needs"]) + (", also between outputs" if found["off_support"] else "")
-        target = "" if cls().target() == Target() else f", of {found['target']}"
+        target = "" if found["target"] == str(Target()) else f", of {found['target']}"
         row = [
             cls.name,
             ", ".join(found["neurons"]),
@@ -190,24 +281,14 @@ def _cost(counts: dict[str, int | None]) -> str:
     return ", ".join(f"{known[units]} for {size}" for units, size in sizes.items() if units in known)
 
 
-def _describe(cls: type[Plugin], base: type[Plugin]) -> dict[str, Any]:
+def _describe(cls: type[Plugin], base: type[Plugin], inquiry: _Inquiry) -> dict[str, Any]:
     parents = [parent for parent in cls.__mro__ if parent not in base.__mro__]
     return {
         "name": cls.name,
         "summary": cls.summary,
         "formula": cls.formula,
         "reference": cls.reference,
-        "options": cls.model_json_schema(),
+        "options": inquiry.schema(),
         # The capabilities are the classes of the contract between this class and the base class of its kind.
         "capabilities": sorted(parent.__name__ for parent in parents if parent.__module__ == base.__module__),
     }
-
-
-def _evaluations(estimator: Estimator, neuron: Neuron) -> dict[str, int | None]:
-    found: dict[str, int | None] = {}
-    for units in _UNIT_COUNTS:
-        try:
-            found[str(units)] = estimator.evaluations(neuron, (units, *[_CLASSES] * (neuron.event_ndim - 1)))
-        except TooManyPoints:
-            found[str(units)] = None
-    return found

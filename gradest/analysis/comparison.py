@@ -9,16 +9,17 @@ from concurrent.futures import Executor
 import torch
 from torch import Tensor
 
-from gradest.analysis.results import Comparison, ComparisonRow
-from gradest.contract.estimator import Estimator, Target
+from gradest.analysis.results import Comparison, ComparisonRow, Excluded
+from gradest.contract.estimator import Bias, Estimator, Target
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import InvalidInput, TooManyPoints
-from gradest.estimation.ask_tell import check_pre_activations
-from gradest.estimation.estimate import estimate
+from gradest.errors import InvalidInput, PluginFault, TooManyPoints
+from gradest.estimation.ask_tell import check_count, check_pre_activations
+from gradest.estimation.estimate import estimate_checked
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.exact import closed_form
+from gradest.estimation.loss_checks import checked_loss
 from gradest.estimation.results import Estimate
 from gradest.random import check_seed, fresh_seed
 
@@ -53,41 +54,80 @@ def compare(
     progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
         gradient is enumerated.
 
-    If the exact gradient takes too many points, the figures that need it are None. Raises InvalidInput if `estimators` is not a
-    list, Incompatible if an estimator that is named does not fit the neuron, and what `estimate` raises.
+    If the exact gradient takes too many points, the figures that need it are None. So they are if f is random or depends on the
+    other points of a call, of which a GradestWarning tells, as that of `estimate` does. An estimator whose code fails, or that of
+    the neuron under it, has no row but an entry in `failures`, with file and line.
+
+    Raises InvalidInput if `estimators` is not a list or if rows of the batch share a loss, Incompatible if an estimator that is
+    named does not fit the neuron, PluginFault if all estimators fail, and what `estimate` raises.
     """
     neuron = registry.neuron(neuron)
     layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
     if layout is not None:
         f, a = layout.loss(f), layout.flatten(a)
-    check_pre_activations(a, neuron)
+    wide = check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
+    failures: dict[str, PluginFault] = {}
     if estimators is None:
-        chosen = [estimator for estimator in comparable_estimators(neuron) if within_point_limit(estimator, neuron, a)]
+        chosen = _default_estimators(neuron, a, failures)
     else:
         if isinstance(estimators, (str, Mapping, Estimator)):
             raise InvalidInput(f"estimators must be a list of estimators, such as ['rloo'], not {estimators!r}")
         chosen = [registry.estimator(spec) for spec in estimators]
         for estimator in chosen:
             registry.check_fit(neuron, estimator)
+    check_count("draws", draws, least=1)
     exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
-    exact = _exact_gradient(f, a, neuron, Target(), exact_progress)
     rows = []
-    for estimator in chosen:
-        label = estimator.label()
-        report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
-        found = estimate(f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report)
-        target = estimator.target()
-        truth = exact if target == Target() else _exact_gradient(f, a, neuron, target, exact_progress)
-        rows.append(_comparison_row(estimator, neuron, found, truth))
+    with checked_loss(f, wide, neuron, a.dtype) as is_function:
+        exact = _exact_gradient(f, a, neuron, Target(), exact_progress) if is_function else None
+        for estimator in chosen:
+            label = estimator.label()
+            report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
+            with registry.containing(failures, label):
+                found = estimate_checked(
+                    f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report
+                )
+                target, truth = estimator.target(), exact
+                if is_function and target != Target():
+                    truth = _exact_gradient(f, a, neuron, target, exact_progress)
+                rows.append(_comparison_row(estimator, neuron, found, truth))
+    if failures and not rows:
+        fault = next(iter(failures.values()))
+        raise fault from fault.__cause__
     if exact is not None and layout is not None:
         exact = layout.restore(exact)
-    return Comparison(neuron.label(), draws, seed, tuple(rows), exact)
+    excluded = [Excluded(label, (str(fault),)) for label, fault in failures.items()]
+    return Comparison(neuron.label(), draws, seed, tuple(rows), exact, tuple(excluded))
 
 
 def comparable_estimators(neuron: Neuron) -> list[Estimator]:
-    """Return every registered estimator, with its default options, that fits the neuron and estimates the gradient of E[f(h)]."""
-    return [estimator for estimator in registry.fitting(neuron).values() if estimator.target() == Target()]
+    """Return every registered estimator, with its default options, that fits the neuron and estimates the gradient of E[f(h)].
+
+    Those whose code fails when it is asked are left out.
+    """
+    return _comparable_estimators(neuron, {})
+
+
+def _comparable_estimators(neuron: Neuron, failures: dict[str, PluginFault]) -> list[Estimator]:
+    """Return `comparable_estimators`, and add the faults of the others to `failures`."""
+    fitting, faults = registry.ask_fitting(neuron)
+    failures.update(faults)
+    comparable = []
+    for name, estimator in fitting.items():
+        with registry.containing(failures, name):
+            if registry.call(estimator, "target", kind=Target) == Target():
+                comparable.append(estimator)
+    return comparable
+
+
+def _default_estimators(neuron: Neuron, a: Tensor, failures: dict[str, PluginFault]) -> list[Estimator]:
+    chosen = []
+    for estimator in _comparable_estimators(neuron, failures):
+        with registry.containing(failures, estimator.name):
+            if within_point_limit(estimator, neuron, a):
+                chosen.append(estimator)
+    return chosen
 
 
 def bias_in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
@@ -111,14 +151,14 @@ def cosine_similarity(one: Tensor, two: Tensor) -> float:
 def _exact_gradient(
     f: Loss, a: Tensor, neuron: Neuron, target: Target, progress: Callable[[int, int], None] | None
 ) -> Tensor | None:
-    found = closed_form(f, a, neuron, target, progress=progress)
+    found = closed_form(f, a, neuron, target, checked=True, progress=progress)
     return None if found is None else found[1]
 
 
 def within_point_limit(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:
     """Return whether one draw at `a` `[*batch, *event]` evaluates the loss at no more points than the limit of enumeration."""
     try:
-        estimator.evaluations(neuron, event_shape(neuron, a))
+        registry.call(estimator, "evaluations", neuron, event_shape(neuron, a), kind=int)
     except TooManyPoints:
         return False
     return True
@@ -147,7 +187,7 @@ def _comparison_row(estimator: Estimator, neuron: Neuron, found: Estimate, exact
 
 
 def _claim(estimator: Estimator, neuron: Neuron) -> str:
-    claim, target = str(estimator.bias(neuron)), estimator.target()
+    claim, target = str(registry.call(estimator, "bias", neuron, kind=Bias)), estimator.target()
     return claim if target == Target() else f"{claim}, of {target}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import get_args
 
 import torch
@@ -13,7 +13,7 @@ from gradest.analysis.bias import LOGIT_REGIMES, UNITS, measurement_event_shape
 from gradest.analysis.certificates import Certificate, load_certificates
 from gradest.analysis.comparison import compare
 from gradest.analysis.results import Excluded, LossAccess, Recommendation, Recommended
-from gradest.contract.estimator import Estimator, Target
+from gradest.contract.estimator import Bias, Estimator, Target
 from gradest.contract.neuron import Discrete, Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import NeuronSpec, registry
@@ -72,50 +72,52 @@ def recommend(
     _check_arguments(bring, evaluations, f, a)
     event = _case_event_shape(neuron, units, a)
     budget = evaluations or 100
-    chosen = []
+    chosen: list[Estimator] = []
     rejected = []
-    for estimator in registry.fitting(neuron).values():
-        reasons = tuple(_exclusion_reasons(estimator, neuron, event, bring, evaluations, unbiased))
-        if reasons:
-            rejected.append(Excluded(estimator.name, reasons))
-        else:
-            chosen.append(_largest_affordable(estimator, neuron, event, evaluations) if evaluations else estimator)
-    learners_last = False
+    fitting, failures = registry.ask_fitting(neuron)
+    for estimator in fitting.values():
+        with registry.containing(failures, estimator.name):
+            reasons = tuple(_exclusion_reasons(estimator, neuron, event, bring, evaluations, unbiased))
+            if reasons:
+                rejected.append(Excluded(estimator.name, reasons))
+            else:
+                chosen.append(_largest_affordable(estimator, neuron, event, evaluations) if evaluations else estimator)
+    logits = _logit_regime(saturated)
+    certificates = [_find_certificate(estimator, neuron) for estimator in chosen]
+    certified_units = _nearest_units([found for found in certificates if found], event[0])
+    measured: dict[str, float | None] | None = None
+    learners_last = not event[0] / _CARRIES <= certified_units <= event[0] * _CARRIES
+    source = f"certificates: four losses of {certified_units} units, {logits} logits"
     if f is not None and a is not None:
-        source = "measured on the objective given"
+        source, learners_last = "measured on the objective given", False
         table = compare(f, a, neuron, chosen, draws, seed, progress=progress)
-        errors = [row.error(budget) for row in table.rows]
-    else:
-        certificates = [_find_certificate(estimator, neuron) for estimator in chosen]
-        measured = _nearest_units([found for found in certificates if found], event[0])
-        learners_last = not event[0] / _CARRIES <= measured <= event[0] * _CARRIES
-        source = f"certificates: four losses of {measured} units, {_logit_regime(saturated)} logits"
-        if learners_last:
-            source += (
-                f"; they say little of the order for {event[0]} units, so estimators that learn come last: measure on your own "
-                "case, with f and a"
-            )
-        errors = [
-            _certified_error(found, estimator, neuron, event, _logit_regime(saturated), budget, measured)
-            for estimator, found in zip(chosen, certificates, strict=True)
-        ]
-    rows = [
-        Recommended(
-            estimator=estimator.spec(),
-            label=estimator.label(),
-            claim=str(estimator.bias(neuron)),
-            evaluations=estimator.evaluations(neuron, event),
-            error=error,
-            reasons=tuple(_recommendation_reasons(estimator, neuron, event, evaluations, budget, saturated)),
+        measured = {row.estimator: row.error(budget) for row in table.rows}
+        rejected += table.failures
+    elif learners_last:
+        source += (
+            f"; they say little of the order for {event[0]} units, so estimators that learn come last: measure on your own case, "
+            "with f and a"
         )
-        for estimator, error in zip(chosen, errors, strict=True)
-    ]
-    order = [
-        (learners_last and _learns(estimator, neuron), math.inf if row.error is None else row.error, row.evaluations)
-        for estimator, row in zip(chosen, rows, strict=True)
-    ]
-    ranked = tuple(row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0]))
-    return Recommendation(neuron.label(), source, budget, ranked, tuple(rejected))
+    ranked: list[tuple[tuple[bool, float, int], Recommended]] = []
+    for estimator, certificate in zip(chosen, certificates, strict=True):
+        if measured is not None and estimator.label() not in measured:
+            continue
+        with registry.containing(failures, estimator.name):
+            row = Recommended(
+                estimator=estimator.spec(),
+                label=estimator.label(),
+                claim=str(_claim(estimator, neuron)),
+                evaluations=_evaluations(estimator, neuron, event),
+                error=_certified_error(certificate, estimator, neuron, event, logits, budget, certified_units)
+                if measured is None
+                else measured[estimator.label()],
+                reasons=tuple(_recommendation_reasons(estimator, neuron, event, evaluations, budget, saturated)),
+            )
+            late = learners_last and _learns(estimator, neuron)
+            ranked.append(((late, math.inf if row.error is None else row.error, row.evaluations), row))
+    rejected += [Excluded(name, (str(fault),)) for name, fault in failures.items()]
+    ranked.sort(key=lambda pair: pair[0])
+    return Recommendation(neuron.label(), source, budget, tuple(row for _, row in ranked), tuple(rejected))
 
 
 def _check_arguments(bring: Sequence[LossAccess], evaluations: int | None, f: Loss | None, a: Tensor | None) -> None:
@@ -144,20 +146,30 @@ def _exclusion_reasons(
     unbiased: bool,
 ) -> Iterator[str]:
     """The reasons why the estimator does not fit the case; none if it fits."""
-    if estimator.target() != Target():
-        yield f"estimates the gradient of {estimator.target()}"
+    if (target := registry.call(estimator, "target", kind=Target)) != Target():
+        yield f"estimates the gradient of {target}"
     if missing := estimator.needs - set(bring):
         yield f"needs {_describe_needs(missing)}"
     if _evaluates_off_support(estimator, neuron) and "relaxed" not in bring:
         yield "asks for the loss between the outputs of the neuron"
-    if unbiased and not estimator.bias(neuron).unbiased:
-        yield f"its bias: {estimator.bias(neuron)}"
+    if unbiased and not (claim := _claim(estimator, neuron)).unbiased:
+        yield f"its bias: {claim}"
     try:
-        asked = estimator.evaluations(neuron, event)
+        asked = _evaluations(estimator, neuron, event)
         if evaluations is not None and asked > evaluations:
             yield f"asks for {asked} evaluations"
     except TooManyPoints:
         yield "would enumerate too many outputs"
+
+
+def _claim(estimator: Estimator, neuron: Neuron) -> Bias:
+    claim: Bias = registry.call(estimator, "bias", neuron, kind=Bias)
+    return claim
+
+
+def _evaluations(estimator: Estimator, neuron: Neuron, event: tuple[int, ...]) -> int:
+    evaluations: int = registry.call(estimator, "evaluations", neuron, event, kind=int)
+    return evaluations
 
 
 def _evaluates_off_support(estimator: Estimator, neuron: Neuron) -> bool:
@@ -178,7 +190,7 @@ def _largest_affordable(estimator: Estimator, neuron: Neuron, event: tuple[int, 
             larger = type(estimator).build(samples=samples)
         except InvalidOptions:  # some estimators take only certain numbers, such as even ones
             continue
-        if larger.evaluations(neuron, event) <= budget:
+        if _evaluations(larger, neuron, event) <= budget:
             return larger
     return estimator
 
@@ -210,22 +222,24 @@ def _certified_error(
     """The error of the whole draws that the budget pays for, from the certificate of the estimator with default options."""
     if found is None:
         return None
-    asked = estimator.evaluations(neuron, event)
+    asked = _evaluations(estimator, neuron, event)
     # The certified estimator may have fewer samples in a draw; a draw of more counts as several of its draws.
-    certified = asked / type(estimator)().evaluations(neuron, event)
+    certified = asked / _evaluations(type(estimator)(), neuron, event)
     return found.error(logits, max(1, budget // asked) * certified, units)
 
 
 def _learns(estimator: Estimator, neuron: Neuron) -> bool:
-    return bool(estimator.init(neuron, torch.zeros((1, *measurement_event_shape(neuron)))))
+    return bool(
+        registry.call(estimator, "init", neuron, torch.zeros((1, *measurement_event_shape(neuron))), kind=Mapping)
+    )
 
 
 def _recommendation_reasons(
     estimator: Estimator, neuron: Neuron, event: tuple[int, ...], evaluations: int | None, budget: int, saturated: bool
 ) -> Iterator[str]:
     """What speaks for the estimator, and what to know before using it."""
-    asked = estimator.evaluations(neuron, event)
-    claim = estimator.bias(neuron)
+    asked = _evaluations(estimator, neuron, event)
+    claim = _claim(estimator, neuron)
     if claim.unbiased:
         yield f"unbiased for {claim.condition}"
     elif claim.order:

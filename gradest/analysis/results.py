@@ -88,6 +88,8 @@ class Comparison:
     rows: tuple[ComparisonRow, ...]
     exact: Tensor | None
     """The exact gradient of E[f(h)], `[*batch, *event]`, or None if it cannot be computed."""
+    failures: tuple[Excluded, ...] = ()
+    """The estimators without a row, because the code of a plugin failed, with file and line."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as numbers, strings, lists and dicts; figures that are not finite stay floats."""
@@ -96,13 +98,15 @@ class Comparison:
             "draws": self.draws,
             "seed": self.seed,
             "rows": [asdict(row) for row in self.rows],
+            "failures": [{**asdict(failure), "reasons": list(failure.reasons)} for failure in self.failures],
             "exact": None if self.exact is None else self.exact.tolist(),
         }
 
     def to_markdown(self) -> str:
-        """Return the rows as a Markdown table."""
+        """Return the rows as a Markdown table, and below it the estimators that failed."""
         rows = ([_show(cell) for cell in asdict(row).values()] for row in self.rows)
-        return table(COMPARISON_COLUMNS, rows, align="llrrrrrrrr")
+        failed = [f"{failure.estimator} failed: {'; '.join(failure.reasons)}" for failure in self.failures]
+        return "\n\n".join([table(COMPARISON_COLUMNS, rows, align="llrrrrrrrr"), *failed])
 
     def _repr_markdown_(self) -> str:
         """Return what a notebook shows: the Markdown table."""

@@ -13,7 +13,10 @@ A command imports what it needs when it runs, because `gradest --help` must not 
 
 from __future__ import annotations
 
+import codecs
+import io
 import sys
+import unicodedata
 from typing import Annotated
 
 import typer
@@ -31,11 +34,26 @@ for _name, _command in COMMANDS.items():
 
 
 def main() -> None:
-    """Run the command line. An error that gradest raises on purpose is one line on standard error, with exit code 1."""
+    """Run the command line. An error that gradest raises on purpose is one line on standard error, with exit code 1.
+
+    Where the encoding of standard output has no σ or é, such as cp1252 or ASCII, a letter without its accent or "?" is printed.
+    """
+    codecs.register_error("gradest.plain", _to_plain_text)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="gradest.plain")
     try:
         app()
     except (GradestError, OSError) as error:
         sys.exit(f"gradest: {' '.join(str(error).split())}")
+
+
+def _to_plain_text(error: UnicodeError) -> tuple[str, int]:
+    """Replace what cannot be encoded by as many characters of ASCII, so that the columns of tables stay in line."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = (unicodedata.normalize("NFKD", letter)[0] for letter in error.object[error.start : error.end])
+    return "".join(letter if letter.isascii() else "?" for letter in letters), error.end
 
 
 def _print_version(given: bool) -> None:

@@ -20,7 +20,7 @@ from gradest.cli.display import Bars, print_json
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.discovery.registry import registry
-from gradest.errors import GradestError, InvalidInput
+from gradest.errors import GradestError, InvalidInput, PluginFault
 
 __all__ = ["write_certificates"]
 
@@ -35,9 +35,11 @@ def write_certificates(names: list[str], package: str, out: Path, everything: bo
     out: the folder in which the tables are written, as Markdown.
     as_json: print the certificates.
 
-    Raises InvalidInput for an unknown package or estimator, and GradestError if a measurement contradicts a claim.
+    Raises InvalidInput for an unknown package or estimator. Raises GradestError, once all others are measured, if a measurement
+    contradicts a claim, or the code of a plugin fails.
     """
-    pairs = _pairs(package)
+    failed: dict[str, PluginFault] = {}
+    pairs = _pairs(package, failed)
     path = Path(str(files(package).joinpath(CERTIFICATES_FILE)))
     if unknown := set(names) - {estimator.name for estimator, _ in pairs}:
         raise InvalidInput(f"{package} has no registered estimator {', '.join(sorted(unknown))}")
@@ -46,11 +48,15 @@ def write_certificates(names: list[str], package: str, out: Path, everything: bo
     with Bars() as bars:
         for key, (estimator, neuron) in zip(keys, pairs, strict=True):
             asked = estimator.name in names if names else everything
-            if asked or key not in found or not is_current(found[key], estimator, neuron):
-                bars.show("certificates", keys.index(key), len(keys))
-                found[key] = certify(estimator, neuron, partial(bars.show, f"{estimator.name} on {neuron.name}"))
-                path.write_text(to_json(found[key] for key in keys if key in found), encoding="utf-8")
-    text = to_json(found[key] for key in keys)
+            with registry.containing(failed, f"{estimator.name} on {neuron.name}"):
+                if asked or key not in found or not is_current(found[key], estimator, neuron):
+                    bars.show("certificates", keys.index(key), len(keys))
+                    measured = certify(estimator, neuron, partial(bars.show, f"{estimator.name} on {neuron.name}"))
+                    found[key] = measured
+                    path.write_text(to_json(found[key] for key in keys if key in found), encoding="utf-8")
+                continue
+            found.pop(key, None)  # what was measured before is not of the code that fails now
+    text = to_json(found[key] for key in keys if key in found)
     path.write_text(text, encoding="utf-8")
     certificates = from_json(text)
     out.mkdir(parents=True, exist_ok=True)
@@ -58,20 +64,30 @@ def write_certificates(names: list[str], package: str, out: Path, everything: bo
     if as_json:
         print_json([certificate.to_dict() for certificate in certificates])
     faults = [f"{c.estimator} on {c.neuron}: {fault}" for c in certificates for fault in c.faults]
+    faults += [f"{pair}: {fault}" for pair, fault in failed.items()]
     if faults:
         raise GradestError("; ".join(faults))
     print(f"{len(certificates)} certificates written to {path} and {out / _TABLE}; none has a fault", file=sys.stderr)
 
 
-def _pairs(package: str) -> list[tuple[Estimator, Neuron]]:
-    """Return the package's estimators, each with every registered neuron that it fits, all with their default options."""
-    estimators = [cls() for cls in registry.estimators.values() if cls.__module__.partition(".")[0] == package]
-    if not estimators:
+def _pairs(package: str, failed: dict[str, PluginFault]) -> list[tuple[Estimator, Neuron]]:
+    """Return the package's estimators, each with every registered neuron that it fits, all with their default options.
+
+    A pair whose code fails is left out, and its fault added to `failed`.
+    """
+    classes = [cls for cls in registry.estimators.values() if cls.__module__.partition(".")[0] == package]
+    if not classes:
         raise InvalidInput(
             f"the package {package!r} has no registered estimator; `gradest list plugins` shows what is registered"
         )
-    neurons = [cls() for cls in registry.neurons.values()]
-    return [(estimator, neuron) for estimator in estimators for neuron in neurons if estimator.accepts(neuron)]
+    pairs = []
+    for cls in classes:
+        for neuron_cls in registry.neurons.values():
+            with registry.containing(failed, f"{cls.name} on {neuron_cls.name}"):
+                estimator, neuron = registry.build_default(cls), registry.build_default(neuron_cls)
+                if registry.call(estimator, "accepts", neuron):
+                    pairs.append((estimator, neuron))
+    return pairs
 
 
 def _read(path: Path) -> dict[tuple[str, str], Certificate]:

@@ -45,8 +45,8 @@ def list_plugins(
     ] = False,
     url: Url = None,
 ) -> None:
-    """Show what is registered, and the plugins that did not load."""
-    from gradest.cli.backends import find_backend
+    """Show what is registered, the plugins that did not load, and faults in the code of those that did."""
+    from gradest.cli.backends import KINDS, find_backend
     from gradest.cli.display import print_json, show_catalog
 
     if markdown:
@@ -69,7 +69,13 @@ def list_plugins(
             found = backend.catalog()
         if url is None:
             found["failures"] += [failure._asdict() for failure in list_failures(COMMANDS)]
-        shown = {name: rows for name, rows in found.items() if kind in (None, name) or name == "failures"}
+        found["faults"] = [
+            {"kind": of, "name": entry["name"], "fault": fault}
+            for of in KINDS
+            for entry in found[f"{of}s"]
+            for fault in entry.get("faults", ())  # a service of an earlier version tells none
+        ]
+        shown = {name: rows for name, rows in found.items() if kind in (None, name) or name in ("failures", "faults")}
     if as_json:
         print_json(shown)
     else:

@@ -67,18 +67,20 @@ def show_rows(head: Sequence[str], rows: Iterable[Cells], title: str = "", capti
 
 
 def show_catalog(found: dict[str, list[dict[str, Any]]]) -> None:
-    """Print a table of each kind of plugin, and of the plugins that did not load."""
+    """Print a table of each kind of plugin, of the plugins that did not load, and of faults in the code of the others."""
     columns = {
         "neurons": ["name", "capabilities", "options", "summary"],
         "estimators": ["name", "needs", "neurons", "options", "summary"],
         "objectives": ["name", "options", "summary"],
         "plugins": ["distribution", "version", "neurons", "estimators", "objectives"],
         "failures": ["distribution", "version", "entry_point", "phase", "error"],
+        "faults": ["kind", "name", "fault"],
         "devices": ["device", "kernels"],
         "kernels": ["neuron", "device", "forward", "backward"],
     }
+    titles = {"failures": "plugins that did not load", "faults": "plugins whose code fails"}
     for kind, rows in found.items():
-        title = "plugins that did not load" if kind == "failures" else kind
+        title = titles.get(kind, kind)
         show_rows(columns[kind], ([row[column] for column in columns[kind]] for row in rows), title)
 
 
@@ -153,6 +155,8 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     exact = "the exact gradient is known" if comparison["exact"] is not None else "the exact gradient is not known"
     caption = f"{comparison['neuron']}, draws: {comparison['draws']}, seed: {comparison['seed']}; {exact}"
     show_rows(COMPARISON_COLUMNS, ([*row.values()] for row in comparison["rows"]), caption=caption)
+    failures = ([failure["estimator"], "; ".join(failure["reasons"])] for failure in comparison["failures"])
+    show_rows(["failed", "why"], failures)
 
 
 def show_recommendation(found: dict[str, Any]) -> None:

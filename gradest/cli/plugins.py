@@ -33,6 +33,7 @@ from typer.core import TyperGroup
 
 from gradest.cli.docstrings import read_summary
 from gradest.discovery.entry_points import COMMAND_GROUP, discover
+from gradest.discovery.faults import contained, describe_error
 from gradest.errors import PluginError
 
 __all__ = ["CommandFailure", "PluginCommand", "PluginGroup", "find_commands", "list_failures"]
@@ -72,10 +73,8 @@ class PluginCommand:
         """Import the object to call. Raises PluginError, with the reason alone, if that fails."""
         if self.failure is not None:
             raise PluginError(self.failure.error)
-        try:
+        with contained(PluginError):
             loaded = self.entry_point.load()
-        except (Exception, SystemExit) as error:
-            raise PluginError(f"{type(error).__name__}: {error}") from error
         if not callable(loaded):
             raise PluginError(f"{self.entry_point.value} is of type {type(loaded).__name__}, which cannot be called")
         command: Callable[..., Any] = loaded
@@ -151,8 +150,8 @@ def _read(command: PluginCommand) -> PluginCommand:
         if point.pattern.match(point.value) is None:
             raise ImportError(f"{point.value!r} is not of the form module:object")
         return replace(command, summary=read_summary(point.module, point.attr))
-    except ImportError as error:
-        return replace(command, failure=command.fail("import", f"{type(error).__name__}: {error}"))
+    except Exception as error:  # of a finder or a loader, too
+        return replace(command, failure=command.fail("import", describe_error(error)))
 
 
 def _try(command: PluginCommand) -> CommandFailure | None:

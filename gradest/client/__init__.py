@@ -15,6 +15,8 @@ send or receive tensors import torch.
     wire            the safetensors format, which the service uses too
     requests        the type of a request, and checks of arguments
     results         records that the library has not
+    addresses       the URL of the service, and the proxy and certificates on the way to it
+    deadlines       connections that keep to a deadline
     clients         `Client` and `AsyncClient`: the I/O
 """
 

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, MutableMapping
 from contextlib import aclosing
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, get_args, overload
+from weakref import WeakKeyDictionary
 
 import anyio
 import httpx
+from anyio.lowlevel import RunVar
 from httpx_sse import EventSource
 
 from gradest.client import endpoints
+from gradest.client.addresses import Address, Verify
+from gradest.client.deadlines import DeadlineTransport, seconds_left
 from gradest.client.differentiable import expect
 from gradest.client.encoding import Transport
 from gradest.client.requests import Call
 from gradest.client.responses import AttemptFailed
 from gradest.client.transports import CallProtocol
-from gradest.errors import InvalidInput
+from gradest.errors import InvalidInput, ServiceError
 
 __all__ = ["AsyncClient", "Client"]
 
@@ -58,10 +64,9 @@ def _method(build: Callable[P, Call[T]]) -> _Method[P, T]:
     return cast(_Method[P, T], method)
 
 
-class _Service(Generic[Http, HttpTransport]):
-    """What both clients have in common: the settings, and the methods."""
+class _Service(ABC, Generic[Http, HttpTransport]):
+    """What both clients have in common: the settings, the methods, and connections that serve one process and event loop."""
 
-    _kind: Callable[..., Http]
     clock = staticmethod(time.monotonic)
     jitter = staticmethod(secrets.SystemRandom().random)
 
@@ -74,22 +79,59 @@ class _Service(Generic[Http, HttpTransport]):
         retries: float = 4,
         read_timeout: float | None = None,
         transport: Transport = "safetensors",
+        verify: Verify = True,
         http_transport: HttpTransport | None = None,
     ) -> None:
         if transport not in get_args(Transport):
             raise InvalidInput(f"transport must be one of {', '.join(get_args(Transport))}, not {transport!r}")
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-            raise InvalidInput("the API key has a character that no key can have, such as a line break")
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        try:
-            self._http: Http = self._kind(base_url=url, headers=headers, transport=http_transport)
-        except httpx.InvalidURL as error:
-            raise InvalidInput(f"{url!r} is not the URL of a service: {error}") from error
-        self.url = url
-        self.timeout = math.inf if timeout is None else timeout
-        self.read_timeout = math.inf if read_timeout is None else read_timeout
-        self.retries = retries
+        if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable()):
+            raise InvalidInput("the API key is empty, or has a character that no key can have, such as a line break")
+        if http_transport is not None and verify is not True:
+            raise InvalidInput(
+                "verify is a setting of the client's own transport: give it to http_transport in its place"
+            )
+        self.address = Address.parse(url, verify)
+        if api_key is not None and self.address.auth is not None:
+            raise InvalidInput(
+                "a request has one Authorization header: give an API key, or a name and password in the URL"
+            )
+        self.url = str(self.address.url)
+        self.timeout = _check_number("timeout", math.inf if timeout is None else timeout, above_zero=True)
+        self.read_timeout = _check_number("read_timeout", math.inf if read_timeout is None else read_timeout, True)
+        self.retries = _check_number("retries", retries, above_zero=False)
         self.transport = transport
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._http_transport = http_transport
+        self._closed = False
+        self._process = os.getpid()
+        self._open: MutableMapping[object, Http] = self._no_connections()
+
+    @abstractmethod
+    def _no_connections(self) -> MutableMapping[object, Http]:
+        """Return a mapping without entries, for one httpx client for each `_owner`."""
+
+    @abstractmethod
+    def _owner(self) -> object:
+        """Return what connections belong to within a process."""
+
+    @abstractmethod
+    def _connect(self) -> Http:
+        """Return a new httpx client, without connections yet."""
+
+    def _connected(self) -> Http:
+        """Return the httpx client of this process and event loop. One connection in two would mix up their responses."""
+        if self._closed:
+            raise ServiceError(0, "The client is closed", "make a new one, or close it later")
+        moved = bool(self._open)
+        if self._process != os.getpid():  # the process was forked from the client's
+            self._process, self._open = os.getpid(), self._no_connections()
+        http: Http | None = self._open.get(owner := self._owner())
+        if http is None:
+            if moved and isinstance(self._http_transport, (httpx.HTTPTransport, httpx.AsyncHTTPTransport)):
+                reason = "its http_transport has connections of another process or event loop; make a client here"
+                raise ServiceError(0, "The client cannot be used here", reason)
+            http = self._open[owner] = self._connect()
+        return http
 
     neurons = _method(endpoints.neurons)
     estimators = _method(endpoints.estimators)
@@ -110,6 +152,13 @@ class _Service(Generic[Http, HttpTransport]):
     recommend = _method(endpoints.recommend)
 
 
+def _check_number(name: str, value: float, above_zero: bool) -> float:
+    """Return a number of seconds or retries. Raises InvalidInput if it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (value > 0 if above_zero else value >= 0):
+        raise InvalidInput(f"{name} must be a number {'above' if above_zero else 'of at least'} 0, not {value!r}")
+    return value
+
+
 class Client(_Service[httpx.Client, httpx.BaseTransport]):
     """A client of the service at `url`, with the library's names and signatures. Close it, or use it as a context manager.
 
@@ -125,14 +174,18 @@ class Client(_Service[httpx.Client, httpx.BaseTransport]):
         limit but `timeout`.
     transport: "safetensors"; or "json", which can be read by people but is slow, and which the service allows for smaller
         tensors only.
+    verify: which certificates of HTTPS are trusted: True for those of public authorities, or those that SSL_CERT_FILE names; a
+        file or a folder of certificates, such as your own authority's; an ssl.SSLContext; or False for any, which is unsafe.
     http_transport: another httpx transport, for tests or special networks.
+
+    The variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY hold, but a service on this machine is never asked for through
+    a proxy. One client serves any number of threads, and processes that are forked from this one, with connections of their own.
 
     `a` and the results are torch tensors, on the device of `a`. A neuron, an estimator or an objective is a name, {"name": ...,
     **options}, or an instance; the service must have the plugin, this process need not. A seed of None is drawn from torch's
     global generator in this process, as in the library. Every error of the service or of the connection is a ServiceError.
     """
 
-    _kind = httpx.Client
     _sleep = staticmethod(time.sleep)
 
     def __enter__(self) -> Self:
@@ -143,13 +196,29 @@ class Client(_Service[httpx.Client, httpx.BaseTransport]):
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._closed = True
+        if self._process == os.getpid():
+            for http in self._open.values():
+                http.close()
+
+    def _no_connections(self) -> MutableMapping[object, httpx.Client]:
+        return {}
+
+    def _owner(self) -> object:
+        return None
+
+    def _connect(self) -> httpx.Client:
+        address = self.address
+        transport = self._http_transport or DeadlineTransport(address.verify, address.proxy)
+        return httpx.Client(base_url=address.url, auth=address.auth, headers=self._headers, transport=transport)
 
     def _run(self, call: Call[T]) -> T:
         protocol = CallProtocol(self, call)
         while protocol.advance():
+            http = self._connected()
+            outer = seconds_left.set(protocol.seconds_left)
             try:
-                with self._http.stream(**protocol.begin_attempt()) as response:
+                with http.stream(**protocol.begin_attempt()) as response:
                     if protocol.receive_headers(response):
                         for event in EventSource(response).iter_sse():
                             protocol.receive_event(event)
@@ -159,16 +228,18 @@ class Client(_Service[httpx.Client, httpx.BaseTransport]):
                 protocol.end_response()
             except (httpx.HTTPError, AttemptFailed) as error:
                 self._sleep(protocol.retry_delay(error))
+            finally:
+                seconds_left.reset(outer)
         return protocol.result
 
 
 class AsyncClient(_Service[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     """A client like `Client`, with the same arguments, whose methods are awaited. The loss of `expect` is an ordinary function.
 
-    One client serves any number of tasks at a time, under asyncio or trio.
+    One client serves any number of tasks at a time, under asyncio or trio, and any number of event loops, with connections of
+    their own.
     """
 
-    _kind = httpx.AsyncClient
     _sleep = staticmethod(anyio.sleep)
 
     async def __aenter__(self) -> Self:
@@ -179,21 +250,55 @@ class AsyncClient(_Service[httpx.AsyncClient, httpx.AsyncBaseTransport]):
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        self._closed = True  # connections of other event loops end with those loops
+        http = self._open.pop(self._owner(), None)
+        if http is not None and self._process == os.getpid():
+            await http.aclose()
+
+    def _no_connections(self) -> MutableMapping[object, httpx.AsyncClient]:
+        return WeakKeyDictionary()
+
+    def _owner(self) -> object:
+        try:
+            return _LOOP.get()
+        except LookupError:
+            _LOOP.set(_Loop())
+            return _LOOP.get()
+
+    def _connect(self) -> httpx.AsyncClient:
+        address = self.address
+        transport = self._http_transport or httpx.AsyncHTTPTransport(verify=address.verify, proxy=address.proxy)
+        return httpx.AsyncClient(base_url=address.url, auth=address.auth, headers=self._headers, transport=transport)
 
     async def _run(self, call: Call[T]) -> T:
         protocol = CallProtocol(self, call)
         while protocol.advance():
+            http = self._connected()
             try:
-                async with self._http.stream(**protocol.begin_attempt()) as response:
-                    if protocol.receive_headers(response):
-                        async with aclosing(EventSource(response).aiter_sse()) as events:
-                            async for event in events:
-                                protocol.receive_event(event)
-                    else:
-                        async for chunk in response.aiter_bytes():
-                            protocol.receive_chunk(chunk)
-                protocol.end_response()
+                await self._attempt(protocol, http)
             except (httpx.HTTPError, AttemptFailed) as error:
                 await self._sleep(protocol.retry_delay(error))
         return protocol.result
+
+    async def _attempt(self, protocol: CallProtocol[Any], http: httpx.AsyncClient) -> None:
+        arguments = protocol.begin_attempt()
+        with anyio.move_on_after(protocol.seconds_left()) as scope:
+            async with http.stream(**arguments) as response:
+                if protocol.receive_headers(response):
+                    scope.deadline = math.inf
+                    async with aclosing(EventSource(response).aiter_sse()) as events:
+                        async for event in events:
+                            protocol.receive_event(event)
+                else:
+                    async for chunk in response.aiter_bytes():
+                        protocol.receive_chunk(chunk)
+            protocol.end_response()
+        if scope.cancelled_caught:
+            raise httpx.ReadTimeout("no complete response before the timeout")
+
+
+class _Loop:
+    """Stands for an event loop, as long as the loop lives."""
+
+
+_LOOP: RunVar[_Loop] = RunVar("gradest_client_loop")

@@ -38,6 +38,8 @@ def expect(
     """
     import torch
 
+    from gradest.kernels import plain_saved_tensors
+
     draw = yield from forward(neuron, estimator, a, seed, state)
     differentiating = torch.is_grad_enabled()
     points, grad = draw.points, None
@@ -45,7 +47,8 @@ def expect(
         # the value does not depend on dL/dh, so f need not be differentiable if gradients are disabled
         grad = torch.zeros_like(points)
         points = points.requires_grad_(differentiating)
-    loss = f(points)
+    with plain_saved_tensors():
+        loss = f(points)
     if not isinstance(loss, torch.Tensor) or not loss.ndim or loss.shape != points.shape[: loss.ndim]:
         got = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise InvalidInput(f"f must map points {list(points.shape)} to losses [K, *batch], but it returned {got}")
@@ -54,7 +57,7 @@ def expect(
             raise InvalidInput("the estimator needs dL/dh, but f is not differentiable in its points")
         (found,) = torch.autograd.grad(loss.sum(), points, retain_graph=True, allow_unused=True)
         grad = grad if found is None else found
-    gradient = yield from backward(neuron, estimator, a, draw.seed, loss.detach(), grad, state)
+    gradient = yield from backward(neuron, estimator, a, draw, loss.detach(), grad, state)
     value = _value(draw, gradient, loss)
     if not differentiating:
         return value, state or {}

@@ -47,17 +47,17 @@ T = TypeVar("T")
 
 def neurons() -> Call[dict[str, dict[str, Any]]]:
     """Return the service's descriptions of all neurons: {name: description}."""
-    return _by_name((yield ApiRequest("/v1/neurons")))
+    return _by_name((yield ApiRequest("/v1/neurons", many=True)))
 
 
 def estimators() -> Call[dict[str, dict[str, Any]]]:
     """Return the service's descriptions of all estimators, which include their bias on each neuron: {name: description}."""
-    return _by_name((yield ApiRequest("/v1/estimators")))
+    return _by_name((yield ApiRequest("/v1/estimators", many=True)))
 
 
 def objectives() -> Call[dict[str, dict[str, Any]]]:
     """Return the service's descriptions of all objectives: {name: description}."""
-    return _by_name((yield ApiRequest("/v1/objectives")))
+    return _by_name((yield ApiRequest("/v1/objectives", many=True)))
 
 
 def neuron(name: str) -> Call[dict[str, Any]]:
@@ -93,13 +93,13 @@ def version() -> Call[dict[str, Any]]:
 def sample(neuron: NeuronSpec, a: Tensor, samples: int = 1, seed: int | None = None) -> Call[Tensor]:
     """Draw independent outputs of the neuron, `[samples, *a.shape]`, as `gradest.sample` does."""
     response = yield post("/v1/sample", neuron, a, {"samples": samples, "seed": choose_seed(seed)})
-    h: Tensor = response["h"]
+    h: Tensor = response.tensor("h")
     return h.to(a.device, a.dtype)  # outputs of binary units are sent as bytes
 
 
 def mean(neuron: NeuronSpec, a: Tensor) -> Call[RemoteMean]:
     """Return the neuron's `mean(a)` and `active_probability(a)`, computed in at least float32. Nothing is sampled."""
-    return _build(RemoteMean, ResponseFields((yield post("/v1/mean", neuron, a, {}))))
+    return _build(RemoteMean, (yield post("/v1/mean", neuron, a, {})))
 
 
 def forward(
@@ -111,28 +111,37 @@ def forward(
     """
     fields = {"estimator": to_spec(estimator), "seed": choose_seed(seed), "state": state or None}
     response = yield post("/v1/forward", neuron, a, fields)
-    return RemoteDraw(response["points"], response["weights"], frozenset(response["needs"]), response["seed"])
+    return _build(RemoteDraw, response | {"needs": frozenset(response["needs"]), "digest": response.get("digest")})
 
 
 def backward(
     neuron: NeuronSpec,
     estimator: EstimatorSpec,
     a: Tensor,
-    seed: int,
+    draw: RemoteDraw,
     loss: Tensor | None,
     grad: Tensor | None = None,
     state: State | None = None,
 ) -> Call[RemoteGradient]:
     """Return the gradient that follows from the losses.
 
+    draw: what `forward` returned.
     loss: the losses at the points, `[K, *batch]`.
     grad: the derivatives of the losses in the points, `[K, *batch, *event]`, if the estimator needs them.
 
-    The other arguments must be those of `forward`, with the seed that it returned, because the service keeps nothing.
+    The other arguments must be those of `forward`, because the service keeps nothing and makes the draw again. If one of them
+    differs, such as pre-activations that an optimiser has changed meanwhile, the service refuses: ServiceError with status 409.
     """
-    fields = {"estimator": to_spec(estimator), "seed": seed, "state": state or None, "loss": loss, "grad": grad}
+    if not isinstance(draw, RemoteDraw):
+        raise InvalidInput(
+            f"backward takes the draw that forward returned, not {type(draw).__name__}: only with its digest can the service "
+            "refuse other arguments than forward had"
+        )
+    fields = {"estimator": to_spec(estimator), "seed": draw.seed, "state": state or None, "loss": loss, "grad": grad}
+    if draw.digest is not None:
+        fields["digest"] = draw.digest
     response = yield post("/v1/backward", neuron, a, fields)
-    return RemoteGradient(response["gradient"], response["value"], response["weights"], response["state"])
+    return _build(RemoteGradient, response)
 
 
 def credit(
@@ -157,7 +166,7 @@ def credit(
         "state": state or None,
     }
     response = yield ApiRequest("/v1/credit", fields=fields, device=loss.device)
-    return response["weights"], response["state"]
+    return response.tensor("weights"), response["state"]
 
 
 def estimate(
@@ -198,7 +207,7 @@ def estimate(
     response = yield post("/v1/estimate", neuron, a, fields, report if progress or watch else None)
     report(response)
     exact = response["exact"] and (response["exact"]["loss"], response["exact"]["gradient"])
-    return _build(RemoteEstimate, ResponseFields({**response, "exact": exact}))
+    return _build(RemoteEstimate, response | {"exact": exact})
 
 
 def compare(
@@ -234,7 +243,10 @@ def compare(
 
         dtype = torch.promote_types(a.dtype, torch.float32)
         exact = torch.tensor(with_non_finite(exact), dtype=dtype, device=a.device).reshape(a.shape)
-    return _build(Comparison, ResponseFields({**response, "rows": _build_all(ComparisonRow, rows), "exact": exact}))
+    failures = _build_all(Excluded, response.get("failures", ()))
+    return _build(
+        Comparison, response | {"rows": _build_all(ComparisonRow, rows), "exact": exact, "failures": failures}
+    )
 
 
 def recommend(
@@ -272,10 +284,10 @@ def recommend(
     query = {name: v if isinstance(v, plain) else encode_json(v).decode() for name, v in case.items() if v is not None}
     response = yield ApiRequest("/v1/recommend", query)
     rows, rejected = _build_all(Recommended, response["rows"]), _build_all(Excluded, response["rejected"])
-    return _build(Recommendation, ResponseFields({**response, "rows": rows, "rejected": rejected}))
+    return _build(Recommendation, response | {"rows": rows, "rejected": rejected})
 
 
-def _by_name(descriptions: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _by_name(descriptions: Iterable[ResponseFields]) -> dict[str, dict[str, Any]]:
     return {description["name"]: description for description in descriptions}
 
 
@@ -287,4 +299,9 @@ def _build_all(kind: type[T], found: Iterable[dict[str, Any]]) -> tuple[T, ...]:
 
 def _build(kind: type[T], found: ResponseFields) -> T:
     """Return a record, which is a dataclass, of these fields. Other fields, which a newer service may send, are ignored."""
-    return kind(**{field.name: found[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+    return kind(
+        **{
+            field.name: found.tensor(field.name) if field.type == "Tensor" else found[field.name]
+            for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        }
+    )

@@ -29,6 +29,7 @@ class ApiRequest:
     query: the parameters of a GET.
     fields: the fields of a POST; None for a GET.
     device: where the tensors of the response are wanted.
+    many: whether the response is an array of objects. Otherwise it is one object.
     progress: called with the fields of each `progress` event, if the response is to be a stream of events.
     """
 
@@ -36,6 +37,7 @@ class ApiRequest:
     query: Mapping[str, Any] | None = None
     fields: Mapping[str, Any] | None = None
     device: torch.device | None = None
+    many: bool = False
     progress: Callable[[Any], None] | None = None
 
 

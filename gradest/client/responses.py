@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from gradest.client.encoding import JSON, decode
 from gradest.client.requests import ApiRequest
+from gradest.client.wire import SAFETENSORS
 from gradest.errors import ServiceError
 
 if TYPE_CHECKING:
     import httpx
     from httpx_sse import ServerSentEvent
+    from torch import Tensor
 
 __all__ = ["EVENT_STREAM", "AttemptFailed", "ResponseFields", "ResponseReader"]
 
@@ -43,6 +46,18 @@ class ResponseFields(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         raise ServiceError(200, "Not a gradest service", f"the response has no field {name}")
+
+    def __or__(self, other: Mapping[str, Any]) -> ResponseFields:  # type: ignore[override]
+        return ResponseFields({**self, **other})
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a field that is a tensor; raises ServiceError if it is none."""
+        from torch import Tensor
+
+        value = self[name]
+        if not isinstance(value, Tensor):
+            raise ServiceError(200, "Not a gradest service", f"the field {name} of the response is no tensor")
+        return value
 
 
 class ResponseReader:
@@ -87,7 +102,7 @@ class ResponseReader:
                 raise AttemptFailed(error, retry=True)
             return self._result
         if self._response.is_success:
-            return self._decode(self._content_type, self._body)
+            return self._check_kind(self._decode(self._content_type, self._body))
         if self._content_type == _PROBLEM:
             raise self._to_failure(self._body)
         title = self._response.reason_phrase or "Error"
@@ -109,10 +124,22 @@ class ResponseReader:
         try:
             fields = decode(content_type, body, self._request.device)
         except Exception:  # whatever is wrong with the body, no gradest service wrote it
-            detail = f"the response is {self._content_type or 'of no type'}, not JSON"
-            error = ServiceError(self._response.status_code, "Not a gradest service", detail)
-            raise AttemptFailed(error) from None
+            known = self._content_type in (JSON, SAFETENSORS, EVENT_STREAM, _PROBLEM)
+            wrong = ", but malformed" if known else ", not JSON"
+            raise self._foreign(f"the response is {self._content_type or 'of no type'}{wrong}") from None
         return ResponseFields(fields) if isinstance(fields, dict) else fields
+
+    def _check_kind(self, fields: Any) -> Any:
+        """Return the response, an object or a list of objects. Raises AttemptFailed if it is the wrong one, or neither."""
+        if not self._request.many and isinstance(fields, ResponseFields):
+            return fields
+        if self._request.many and isinstance(fields, list) and all(isinstance(item, dict) for item in fields):
+            return [ResponseFields(item) for item in fields]
+        wanted = "an array of objects" if self._request.many else "an object"
+        raise self._foreign(f"the response should be {wanted} in JSON")
+
+    def _foreign(self, detail: str) -> AttemptFailed:
+        return AttemptFailed(ServiceError(self._response.status_code, "Not a gradest service", detail))
 
     def _decode_object(self, body: str | bytes | bytearray) -> ResponseFields:
         fields = self._decode(JSON, body)

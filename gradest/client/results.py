@@ -22,13 +22,16 @@ class RemoteDraw:
     points: `[K, *batch, *event]`, in the dtype of `a`.
     weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k is the estimate of E[loss].
     needs: what `backward` needs at the points, a subset of {"loss", "grad"}.
-    seed: the seed of the noise, which `backward` needs again.
+    seed: the seed of the noise.
+    digest: identifies the draw, so that the service can refuse a `backward` with other arguments than `forward` had; None if the
+        service is older than digests.
     """
 
     points: Tensor
     weights: Tensor
     needs: frozenset[str]
     seed: int
+    digest: str | None = None
 
 
 @dataclass(frozen=True, eq=False)

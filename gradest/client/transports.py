@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import httpx
 from httpx_sse import ServerSentEvent
 
+from gradest.client.addresses import Address
 from gradest.client.encoding import JSON, Transport, encode
 from gradest.client.requests import ApiRequest, Call
 from gradest.client.responses import EVENT_STREAM, AttemptFailed, ResponseReader
@@ -23,6 +24,11 @@ _RETRIED = (
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0  # seconds between attempts
 _DOUBLINGS = 6  # of the first delay; more would exceed the longest
 _CONNECT = 10.0  # seconds that a connection may take
+_REMEDY = "Is the service running there?"
+_REMEDIES = {  # by what the reason has in it; another attempt would end alike
+    "CERTIFICATE_VERIFY_FAILED": "With verify=FILE the client trusts the certificates of that file.",
+    "WRONG_VERSION_NUMBER": "No HTTPS is spoken there; does the URL begin with http://?",
+}
 _SHORTEST = 0.001  # seconds that an attempt has even if the deadline has passed
 
 T = TypeVar("T")
@@ -31,7 +37,7 @@ T = TypeVar("T")
 class RetryPolicy(Protocol):
     """How requests are sent, for how long, and how often. Times are in seconds; infinity is no limit."""
 
-    url: str
+    address: Address
     transport: Transport
     timeout: float
     read_timeout: float
@@ -100,6 +106,11 @@ class CallProtocol(Generic[T]):
         read = None if math.isinf(self._silence) else self._silence
         return {**self._arguments, "timeout": httpx.Timeout(read, connect=min(self._silence, _CONNECT))}
 
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline: none are counted in a stream of events, where each sign of life extends it."""
+        in_stream = self._reader is not None and self._reader.is_stream
+        return math.inf if in_stream else self._deadline - self._policy.clock()
+
     def receive_headers(self, response: httpx.Response) -> bool:
         """Take the headers of the response; return whether its body is a stream of events."""
         self._reader = ResponseReader(self._request, response)
@@ -129,8 +140,10 @@ class CallProtocol(Generic[T]):
     def retry_delay(self, error: httpx.HTTPError | AttemptFailed) -> float:
         """Return the seconds until the next attempt. Raises ServiceError if there is to be none."""
         if isinstance(error, httpx.HTTPError):
-            reason = f"{self._policy.url}: {str(error) or type(error).__name__}. Is the service running there?"
-            failure = AttemptFailed(ServiceError(0, "No response", reason), retry=isinstance(error, _RETRIED))
+            reason = str(error) or type(error).__name__
+            remedy = next((remedy for part, remedy in _REMEDIES.items() if part in reason), "")
+            answer = ServiceError(0, "No response", f"{self._policy.address}: {reason}. {remedy or _REMEDY}")
+            failure = AttemptFailed(answer, retry=isinstance(error, _RETRIED) and not remedy)
             if self._reader is not None and self._reader.in_stream:
                 # comments, by which the service keeps the stream alive, are not events: the last one came so long ago at most
                 silent = self._silence if isinstance(error, httpx.ReadTimeout) else 0.0

@@ -105,6 +105,20 @@ class Plugin(BaseModel, ABC):
             )
             raise InvalidOptions(f"{cls.name}: {faults}. Its options: {known}.") from error
 
+    def with_options(self, /, **options: Any) -> Self:
+        """Return a copy in which these options have other values. Raises InvalidOptions as `build` does."""
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self).build(**{**given, **options})
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to change an option: layers, compiled code and other callers share the instance."""
+        if name in type(self).model_fields:
+            raise InvalidOptions(
+                f"the options of {self.label()} cannot be changed, because others may share it. plugin.with_options({name}=...) "
+                f"is a copy with another value; a layer takes it by layer.set_options({name}=...)"
+            )
+        super().__setattr__(name, value)
+
     def spec(self) -> dict[str, Any]:
         """Return the JSON form from which this instance can be built again: its name and each option that was given."""
         return {"name": self.name, **self.model_dump(mode="json", exclude_unset=True)}

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from gradest.errors import PluginError, UnknownPlugin
 
-__all__ = ["COMMAND_GROUP", "GROUP", "PluginSource", "discover", "find", "installed"]
+__all__ = ["COMMAND_GROUP", "GROUP", "OWN", "PluginSource", "discover", "find", "installed"]
 
 GROUP = "gradest"
 """The entry-point group of neurons, estimators and objectives."""
 COMMAND_GROUP = "gradest.commands"
 """The entry-point group of commands."""
-_OWN = "gradest"  # this distribution loads first, so that no other can take a built-in's name
+OWN = "gradest"
+"""The distribution of gradest itself, which loads first, so that no other can take a built-in's name."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class PluginSource:
     @property
     def built_in(self) -> bool:
         """Whether this is gradest itself."""
-        return _normalised(self.distribution) == _OWN
+        return _normalised(self.distribution) == OWN
 
 
 def installed(group: str = GROUP) -> list[PluginSource]:

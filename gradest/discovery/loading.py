@@ -21,7 +21,8 @@ from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
-from gradest.discovery.validation import PLUGIN_EXCEPTIONS, InvalidPlugin, Phase, check_class
+from gradest.discovery.faults import contained
+from gradest.discovery.validation import InvalidPlugin, Phase, check_class
 
 __all__ = ["KINDS", "PluginFailure", "PluginInfo", "Stage", "load_entry_point"]
 
@@ -53,6 +54,10 @@ class PluginInfo:
     estimators: Mapping[str, type[Estimator]]
     objectives: Mapping[str, type[Objective]]
 
+    def tables(self) -> tuple[Mapping[str, type[Plugin]], ...]:
+        """Return the three tables."""
+        return self.neurons, self.estimators, self.objectives
+
 
 class Stage:
     """The classes of one distribution while they are checked against each other and against those already registered.
@@ -79,29 +84,18 @@ class Stage:
 
     def add_hooks(self, name: str, hooks: object) -> None:
         """Check a module or object with hook implementations, call them, and add the classes they return."""
-        stated = getattr(hooks, "GRADEST_PLUGIN_API", hookspecs.PLUGIN_API)
-        if stated != hookspecs.PLUGIN_API:
-            raise InvalidPlugin("api", f"written for plugin API {stated}; this gradest has {hookspecs.PLUGIN_API}")
-        manager = pluggy.PluginManager("gradest")
-        manager.add_hookspecs(hookspecs)
-        try:
-            manager.register(hooks, name)
-            manager.check_pending()
-        except (pluggy.PluginValidationError, ValueError) as error:
-            raise InvalidPlugin("hooks", str(error)) from error
-        callers = manager.get_hookcallers(hooks) or []
-        found = {caller.name for caller in callers}
-        for hook in vars(manager.hook).keys() - found:
-            if inspect.isroutine(getattr(hooks, hook, None)):
-                raise InvalidPlugin("hooks", f"{hook} of {name} is not marked with @gradest.hookimpl")
-        if not found:
-            raise InvalidPlugin("hooks", f"{name} implements no gradest hook; see gradest.contract.hookspecs")
+        with contained(InvalidPlugin, "hooks", f"{name} raised"):
+            callers = _hook_callers(name, hooks)
         for caller in callers:
             for cls in _classes(caller):
                 self.add_class(cls)
 
     def add_class(self, cls: Any) -> None:
         """Check a class and add it."""
+        with contained(InvalidPlugin, "class", "a class raised"):
+            self._add_class(cls)
+
+    def _add_class(self, cls: Any) -> None:
         kind = next((kind for kind, base in KINDS.items() if isinstance(cls, type) and issubclass(cls, base)), None)
         if kind is None:
             raise InvalidPlugin("class", f"{cls!r} is not a subclass of Neuron, Estimator or Objective")
@@ -120,20 +114,38 @@ class Stage:
 
 def load_entry_point(point: EntryPoint) -> object:
     """Import what the entry point names. Raises InvalidPlugin if the import raises."""
-    try:
+    with contained(InvalidPlugin, "import"):
         return point.load()
-    except PLUGIN_EXCEPTIONS as error:
-        raise InvalidPlugin("import", f"{type(error).__name__}: {error}") from error
+
+
+def _hook_callers(name: str, hooks: object) -> list[pluggy.HookCaller]:
+    """Return what calls the hooks of a module or object. Raises InvalidPlugin if one is malformed, or there is none."""
+    stated = getattr(hooks, "GRADEST_PLUGIN_API", hookspecs.PLUGIN_API)
+    if stated != hookspecs.PLUGIN_API:
+        raise InvalidPlugin("api", f"written for plugin API {stated}; this gradest has {hookspecs.PLUGIN_API}")
+    manager = pluggy.PluginManager("gradest")
+    manager.add_hookspecs(hookspecs)
+    try:
+        manager.register(hooks, name)
+        manager.check_pending()
+    except (pluggy.PluginValidationError, ValueError) as error:
+        raise InvalidPlugin("hooks", str(error)) from error
+    callers = manager.get_hookcallers(hooks) or []
+    found = {caller.name for caller in callers}
+    for hook in vars(manager.hook).keys() - found:
+        if inspect.isroutine(getattr(hooks, hook, None)):
+            raise InvalidPlugin("hooks", f"{hook} of {name} is not marked with @gradest.hookimpl")
+    if not found:
+        raise InvalidPlugin("hooks", f"{name} implements no gradest hook; see gradest.contract.hookspecs")
+    return callers
 
 
 def _classes(caller: pluggy.HookCaller) -> list[Any]:
     """Call the hook, which has one implementation, and return its list of classes."""
-    try:
+    with contained(InvalidPlugin, "call", f"{caller.name} raised"):
         returned = caller()
         # pluggy drops a result that is None
         classes = returned[0] if returned else None
         if isinstance(classes, Iterable) and not isinstance(classes, (str, bytes)):
             return list(classes)
-    except PLUGIN_EXCEPTIONS as error:
-        raise InvalidPlugin("call", f"{caller.name} raised {type(error).__name__}: {error}") from error
     raise InvalidPlugin("class", f"{caller.name} must return a list of classes, not {type(classes).__name__}")

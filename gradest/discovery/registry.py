@@ -10,7 +10,9 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType, ModuleType
 from typing import Any, TypeVar
 
@@ -18,10 +20,19 @@ from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
-from gradest.discovery.entry_points import PluginSource, discover
+from gradest.discovery.entry_points import OWN, PluginSource, discover
+from gradest.discovery.faults import contained, describe_error, is_of_user, place_of
 from gradest.discovery.loading import KINDS, PluginFailure, PluginInfo, Stage, load_entry_point
 from gradest.discovery.validation import InvalidPlugin
-from gradest.errors import Incompatible, InvalidOptions, PluginError, UnknownPlugin
+from gradest.errors import (
+    GradestError,
+    Incompatible,
+    InvalidOptions,
+    PluginError,
+    PluginFault,
+    TooManyPoints,
+    UnknownPlugin,
+)
 
 __all__ = ["EstimatorSpec", "NeuronSpec", "Registry", "Spec", "registry", "unknown_plugin"]
 
@@ -95,13 +106,90 @@ class Registry:
         return self._find("objective", Objective, spec, options)
 
     def fitting(self, neuron: Neuron) -> dict[str, Estimator]:
-        """Return the estimators, with default options, that accept the neuron."""
-        built = {name: cls() for name, cls in self.estimators.items()}
-        return {name: estimator for name, estimator in built.items() if estimator.accepts(neuron)}
+        """Return the estimators, with default options, that accept the neuron. One whose code fails does not."""
+        return self.ask_fitting(neuron)[0]
+
+    def ask_fitting(self, neuron: Neuron) -> tuple[dict[str, Estimator], dict[str, PluginFault]]:
+        """Return the estimators, with default options, that accept the neuron; and the faults of those whose code fails."""
+        fitting: dict[str, Estimator] = {}
+        faults: dict[str, PluginFault] = {}
+        for name, cls in self.estimators.items():
+            try:
+                estimator = self.build_default(cls)
+                if self.call(estimator, "accepts", neuron):
+                    fitting[name] = estimator
+            except PluginFault as fault:
+                faults[name] = fault
+        return fitting, faults
+
+    def build_default(self, cls: type[AnyPlugin]) -> AnyPlugin:
+        """Return an instance with default options. Raises PluginFault if that fails, though it did not when it was checked."""
+        with contained(PluginFault, f"{cls.name} cannot be built with its default options:", cls):
+            return cls()
+
+    def call(self, plugin: Plugin, method: str, *arguments: Any, kind: type = object) -> Any:
+        """Return what a method of a plugin returns. Whoever asks all plugins asks by this, so that a fault of one stays its own.
+
+        kind: the type of what it must return.
+
+        Raises PluginFault, with file and line, if it returns something else and for whatever it raises, but TooManyPoints, which
+        is an answer, and what the user causes, such as KeyboardInterrupt.
+        """
+        try:
+            found = getattr(plugin, method)(*arguments)
+        except TooManyPoints:
+            raise
+        except BaseException as error:
+            if is_of_user(error):
+                raise
+            raise self.as_fault(error, plugin, method) from error
+        if isinstance(found, kind):
+            return found
+        wrong = f"{plugin.name}.{method} must return an object of type {kind.__name__}, not {type(found).__name__}"
+        raise PluginFault(wrong + place_of(getattr(type(plugin), method)), type(plugin))
+
+    @contextmanager
+    def containing(self, failures: dict[str, PluginFault], name: str) -> Iterator[None]:
+        """Keep a fault of an estimator or a neuron that the block raises as failures[name]; raise any other error."""
+        try:
+            yield
+        except BaseException as error:
+            if not self.is_fault(error, (Estimator, Neuron)):
+                raise
+            failures[name] = self.as_fault(error)
+
+    def is_fault(self, error: BaseException, kinds: tuple[type[Plugin], ...]) -> bool:
+        """Return whether a method of a plugin of these kinds raised the error, in its traceback, or broke the contract.
+
+        Other errors that gradest raises on purpose are answers to what the caller gave, and are no faults.
+        """
+        if isinstance(error, GradestError) or is_of_user(error):
+            return isinstance(error, PluginFault)
+        return any(isinstance(plugin, kinds) for plugin, _ in _calls(error))
+
+    def as_fault(self, error: BaseException, plugin: Plugin | None = None, method: str = "") -> PluginFault:
+        """Return an error that a method of a plugin raised, perhaps while it called another plugin's, as a fault.
+
+        The plugin at fault is the innermost one of those in the traceback that are not gradest's own; else the innermost one.
+        plugin, method: what was called, for the case that the traceback shows none.
+        """
+        if isinstance(error, PluginFault):
+            return error if plugin is None or error.plugin is not None else PluginFault(str(error), type(plugin))
+        calls = _calls(error) if plugin is None else [(plugin, method), *_calls(error)]
+        found, name = next((call for call in reversed(calls) if not self._is_built_in(type(call[0]))), calls[-1])
+        name = method if found is plugin else name
+        what = describe_error(error, type(found).__module__.partition(".")[0])
+        fault = PluginFault(f"{found.name}.{name} raised {what}", type(found))
+        fault.__cause__ = error
+        return fault
+
+    def _is_built_in(self, cls: type[Plugin]) -> bool:
+        owner = next((info for info in self.plugins if any(cls in table.values() for table in info.tables())), None)
+        return owner is not None and owner.distribution == OWN
 
     def check_fit(self, neuron: Neuron, estimator: Estimator) -> None:
         """Raise Incompatible, with the reason and a list of estimators that fit, unless the estimator accepts the neuron."""
-        if estimator.accepts(neuron):
+        if self.call(estimator, "accepts", neuron):
             return
         missing = [wanted.__name__ for wanted in estimator.capabilities if not isinstance(neuron, wanted)]
         reason = f"it needs a neuron that is {' and '.join(missing)}" if missing else "it refuses this neuron's options"
@@ -210,6 +298,13 @@ def _definition(plugin: object) -> tuple[Any, ...]:
         return (plugin.__name__,)
     cls = plugin if isinstance(plugin, type) else type(plugin)
     return isinstance(plugin, type), cls.__module__, cls.__qualname__
+
+
+def _calls(error: BaseException) -> list[tuple[Plugin, str]]:
+    """Return the plugins and methods in the traceback, outermost first."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    named = ((frame.f_locals.get("self"), frame.f_code.co_name) for frame in frames)
+    return [(found, name) for found, name in named if isinstance(found, Plugin)]
 
 
 def _merged(tables: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:

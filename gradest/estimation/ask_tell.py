@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +16,7 @@ from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
 from gradest.estimation.distributed import joined_state, world_size
-from gradest.kernels import select, transformed
+from gradest.kernels import plain_saved_tensors, select, transformed
 from gradest.kernels.reference import all_finite
 from gradest.kernels.stable import cast, widen
 from gradest.random import Key, to_key
@@ -31,6 +32,7 @@ __all__ = [
     "first_non_finite",
     "first_state",
     "losses_at",
+    "losses_in_progress",
     "sample_checked",
     "tell",
     "value_of",
@@ -114,7 +116,7 @@ def ask(
     registry.check_fit(neuron, estimator)
     wide = check_pre_activations(a, neuron)
     state = first_state(estimator, neuron, wide) if state is None else state
-    with torch.set_grad_enabled(False):  # cheaper than no_grad
+    with torch.set_grad_enabled(False), plain_saved_tensors():  # cheaper than no_grad
         draw = estimator.forward(neuron, wide, key, state)
         _check_draw(estimator, neuron, wide, key, draw)
     return draw, state
@@ -138,7 +140,7 @@ def tell(estimator: EstimatorSpec, draw: Draw, feedback: Feedback, state: State)
     loss = _check_feedback(estimator, "loss", feedback.loss, shape[: len(shape) - draw.neuron.event_ndim], dtype)
     widened = Feedback(loss, _check_feedback(estimator, "grad", feedback.grad, shape, dtype))
     try:
-        with torch.set_grad_enabled(False):
+        with torch.set_grad_enabled(False), plain_saved_tensors():
             told = estimator.backward(draw, widened, state)
     except RuntimeError as error:
         if transformed():
@@ -183,9 +185,27 @@ def value_of(estimator: Estimator, draw: Draw, loss: Tensor) -> Tensor:
     return value
 
 
+class _InProgress(threading.local):
+    """How many functions f, each inside the other, are being evaluated in this thread."""
+
+    losses = 0
+
+
+_in_progress = _InProgress()
+
+
+def losses_in_progress() -> int:
+    """Return how many functions f, each inside the other, this code runs in. It is 0 outside of `expect` and its like."""
+    return _in_progress.losses
+
+
 def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
     """Return f(points), checked."""
-    loss = f(points)
+    _in_progress.losses += 1
+    try:
+        loss = f(points)
+    finally:
+        _in_progress.losses -= 1
     wanted = points.shape[: points.ndim - event_ndim]
     if not isinstance(loss, Tensor) or loss.shape != wanted:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -206,7 +226,7 @@ def evaluate(
         loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron.event_ndim), points.detach())
         return loss, pull(torch.ones_like(loss))[0].detach()
     points = points.detach().requires_grad_()
-    with torch.set_grad_enabled(True):
+    with torch.set_grad_enabled(True), plain_saved_tensors():
         loss = losses_at(f, points, neuron.event_ndim)
         if not loss.requires_grad:
             raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")

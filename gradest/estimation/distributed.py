@@ -13,9 +13,12 @@ from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.score_function import ScoreFunction
+from gradest.errors import InvalidInput
+from gradest.kernels import transformed
 from gradest.random import Key, fresh_seed
 
 __all__ = [
+    "checked_examples",
     "fresh_key",
     "fresh_path_key",
     "is_parallel",
@@ -44,13 +47,32 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if is_parallel() else 1
 
 
-def row_numbers(batch: torch.Size) -> Tensor:
-    """Return the row numbers, in the joined batch, of the rows `[*batch]` of this process. The first dim counts examples."""
+def row_numbers(batch: torch.Size, examples: Tensor | None = None) -> Tensor:
+    """Return the row numbers, in the joined batch, of the rows `[*batch]` of this process. The first dim counts examples.
+
+    examples: their numbers in the batch of this process, if it is computed in parts; see `checked_examples`.
+    """
     if not batch:
-        return torch.tensor(0)
-    examples = rank() + world_size() * torch.arange(batch[0])
+        return torch.tensor(0) if examples is None else checked_examples(examples, batch)
+    numbers = torch.arange(batch[0]) if examples is None else checked_examples(examples, batch)
     within = batch[1:].numel()
-    return (examples[:, None] * within + torch.arange(within)).reshape(batch)
+    return ((rank() + world_size() * numbers)[:, None] * within + torch.arange(within)).reshape(batch)
+
+
+def checked_examples(rows: Tensor, batch: torch.Size) -> Tensor:
+    """Return the numbers of the examples of a part of a batch, an int64 tensor on the CPU, one for each index of its first dim.
+
+    Raises InvalidInput unless they are integers of at least 0, and as many as there are examples.
+    """
+    whole = isinstance(rows, Tensor) and not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
+    if not whole or rows.shape != batch[:1] or transformed():
+        found = f"{list(rows.shape)} of {rows.dtype}" if isinstance(rows, Tensor) else type(rows).__name__
+        raise InvalidInput(
+            f"rows must be a tensor of integers {list(batch[:1])}, the numbers of the examples in the whole batch, as in "
+            f"rows=torch.arange(first, last), not {found}. Inside a transform of torch.func use Key(seed, rows=...) with "
+            "gradest.expect"
+        )
+    return rows.to("cpu", torch.int64)
 
 
 def joined_state(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> State:
@@ -118,22 +140,34 @@ def _join(x: Tensor, dim: int) -> Tensor:
     return joined.movedim(0, dim).contiguous()
 
 
-def fresh_key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None) -> Key:
-    """Return a key for `a`, of a new seed if none is given. Under torch.distributed its rows are numbered in the joined batch."""
+def fresh_key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None, examples: Tensor | None = None) -> Key:
+    """Return a key for `a`, of a new seed if none is given. Under torch.distributed its rows are numbered in the joined batch.
+
+    examples: as for `row_numbers`.
+    """
     key = Key(fresh_seed() if seed is None else seed)
-    if world_size() == 1:
+    if world_size() == 1 and examples is None:
         return key
-    return replace(key, rows=row_numbers(a.shape[: max(0, a.ndim - event_ndim)]), shared=True)
+    rows = row_numbers(a.shape[: max(0, a.ndim - event_ndim)], examples)
+    return replace(key, rows=rows, shared=world_size() > 1)
 
 
-def fresh_path_key(a: Tensor, event_ndim: int, paths: int, flat: bool, seed: int | Tensor | None = None) -> Key:
+def fresh_path_key(
+    a: Tensor,
+    event_ndim: int,
+    paths: int,
+    flat: bool,
+    seed: int | Tensor | None = None,
+    examples: Tensor | None = None,
+) -> Key:
     """Return a key for `a` whose batch begins with K paths, or K·examples: each path of an example has its own noise.
 
-    Row (path k, example e, place w of W within it) is number (e·K + k)·W + w of the joined batch.
+    Row (path k, example e, place w of W within it) is number (e·K + k)·W + w of the joined batch. examples: as for `row_numbers`.
     """
     batch = a.shape[: a.ndim - event_ndim]
     rest = batch[1:] if flat else batch[2:]
     count = batch[0] // paths if flat else (batch[1] if len(batch) > 1 else 1)
-    examples, within = rank() + world_size() * torch.arange(count), rest.numel()
-    rows = (examples * paths + torch.arange(paths)[:, None])[..., None] * within + torch.arange(within)
+    numbers = torch.arange(count) if examples is None else checked_examples(examples, torch.Size((count,)))
+    joined, within = rank() + world_size() * numbers, rest.numel()
+    rows = (joined * paths + torch.arange(paths)[:, None])[..., None] * within + torch.arange(within)
     return Key(fresh_seed() if seed is None else seed, rows=rows.reshape(batch))

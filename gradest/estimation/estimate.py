@@ -34,12 +34,13 @@ from gradest.estimation.ask_tell import (
 )
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.executors import run_in_order
+from gradest.estimation.loss_checks import checked_loss
 from gradest.estimation.results import Estimate
 from gradest.kernels import select
 from gradest.kernels.stable import widen
 from gradest.random import Key, check_seed, fresh_seed
 
-__all__ = ["NO_DRAWS", "DrawBlock", "Moments", "blocks_of", "estimate", "step_at", "warm_up_state"]
+__all__ = ["NO_DRAWS", "DrawBlock", "Moments", "blocks_of", "estimate", "estimate_checked", "step_at", "warm_up_state"]
 
 _STEP = 256  # draws in each of the first steps; see step_at
 _WARM_UP = 1 << 31  # repetitions from this number on are used to warm up the state
@@ -213,6 +214,11 @@ def estimate(
     progress: progress(done, draws) is called after each step of the warm-up, with 0 done, and after each block.
     watch: watch(estimate) is called after each block with the estimate so far.
 
+    f must give each point a loss of its own. A GradestWarning says so if f is random, as with dropout, or depends on the other
+    points of a call, as with BatchNorm in training mode; that is then part of the loss. It is checked once, at a few points.
+    Buffers of the modules that f refers to are left as they were. Raises InvalidInput if rows of the batch share a loss, which
+    `event_dims` is for.
+
     If f or a callback raises, blocks that have not begun are cancelled, and the exception is raised again once running ones have
     ended. Otherwise the errors are those of `expect`.
     """
@@ -223,7 +229,40 @@ def estimate(
     layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
     if layout is not None:
         f, a = layout.loss(f), layout.flatten(a)
-    check_pre_activations(a, neuron)
+    with checked_loss(f, check_pre_activations(a, neuron), neuron, a.dtype):
+        return estimate_checked(
+            f,
+            a,
+            neuron,
+            estimator,
+            draws,
+            seed,
+            state,
+            warm_up,
+            target_standard_error,
+            executor,
+            progress,
+            watch,
+            layout,
+        )
+
+
+def estimate_checked(
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    estimator: Estimator,
+    draws: int,
+    seed: int | None,
+    state: State | None = None,
+    warm_up: int = 100,
+    target_standard_error: float | None = None,
+    executor: Executor | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[Estimate], None] | None = None,
+    layout: EventLayout | None = None,
+) -> Estimate:
+    """Do what `estimate` does, for arguments that have been checked. layout: that of the caller's events."""
     seed = fresh_seed() if seed is None else check_seed(seed)
     start = time.perf_counter()
     key = Key(seed)

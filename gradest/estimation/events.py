@@ -25,10 +25,19 @@ from gradest.contract.objective import Loss, Objective
 from gradest.errors import InvalidInput
 from gradest.estimation.ask_tell import losses_at
 
-__all__ = ["EventDims", "EventLayout"]
+__all__ = ["EventDims", "EventLayout", "check_event_dims"]
 
 EventDims = int | Literal["all"]
 """The number of trailing dims of `a` that are one event, or "all" of them."""
+
+
+def check_event_dims(neuron: Neuron, event_dims: EventDims) -> None:
+    """Raise InvalidInput unless event_dims is "all" or a number of dims that holds the dims within a unit of the neuron."""
+    least = neuron.event_ndim - 1
+    if event_dims != "all" and (isinstance(event_dims, bool) or not isinstance(event_dims, int) or event_dims < least):
+        raise InvalidInput(
+            f'event_dims must be "all" or a number of dims, for {neuron.label()} at least {least}, not {event_dims!r}'
+        )
 
 
 @dataclass(frozen=True)
@@ -47,12 +56,9 @@ class EventLayout:
         """
         if not isinstance(a, Tensor):
             raise InvalidInput(f"pre-activations must be a torch tensor, not {type(a).__name__}; use torch.tensor(a)")
+        check_event_dims(neuron, event_dims)
         least, most = neuron.event_ndim - 1, a.ndim - batch_dims
         dims = most if event_dims == "all" else event_dims
-        if event_dims != "all" and (isinstance(dims, bool) or not isinstance(dims, int) or dims < least):
-            raise InvalidInput(
-                f'event_dims must be "all" or a number of dims, for {neuron.label()} at least {least}, not {event_dims!r}'
-            )
         if dims > most or least > most:
             raise InvalidInput(
                 f"event_dims={event_dims!r} of {neuron.label()} takes more dims than pre-activations {list(a.shape)} have"

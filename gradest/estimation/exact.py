@@ -20,8 +20,9 @@ from gradest.estimation.ask_tell import (
     losses_at,
 )
 from gradest.estimation.events import EventDims, EventLayout
+from gradest.estimation.loss_checks import checked_loss
 
-__all__ = ["closed_form", "exact"]
+__all__ = ["closed_form", "exact", "exact_checked"]
 
 
 def exact(
@@ -37,7 +38,10 @@ def exact(
 
     The result is exact for units with finitely many outputs, up to 20 binary units. For other units it is as accurate as their
     `law`, which for continuous units is a quadrature, up to 3 units. f is evaluated in the dtype of `a`; the sum is in float64.
-    Raises TooManyPoints if it would take more than 2^20 points.
+
+    Raises TooManyPoints if it would take more than 2^20 points, and InvalidInput if f is random (dropout), normalises over points
+    (BatchNorm in training mode), or if rows of the batch share a loss, which `event_dims` is for. f is checked for these once, at
+    a few points. Buffers of the modules that f refers to are left as they were.
 
     target: another quantity than E[f(h)], such as `estimator.target()`. One of n samples takes the n-th power of the points.
     event_dims: as for `expect`. The gradient has the shape of `a`.
@@ -48,6 +52,19 @@ def exact(
         layout = EventLayout.of(neuron, a, event_dims)
         value, slope = exact(layout.loss(f), layout.flatten(a), neuron, target, progress=progress)
         return value, layout.restore(slope)
+    wide = check_pre_activations(a, neuron)
+    with checked_loss(f, wide, neuron, a.dtype, refuse=True):
+        return exact_checked(f, a, neuron, target, progress)
+
+
+def exact_checked(
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    target: Target | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Do what `exact` does, for a loss that has been checked."""
     wide = check_pre_activations(a, neuron).double().requires_grad_()
     event = event_shape(neuron, wide)
     with torch.enable_grad():
@@ -119,11 +136,13 @@ def closed_form(
     neuron: Neuron,
     target: Target | None = None,
     *,
+    checked: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Return the result of `exact`, by the objective's closed form if it has one.
 
-    Returns None if there is no closed form and the sum has too many points.
+    checked: whether f is known to be what `exact` asks for. Returns None if there is no closed form and the sum has too many
+    points.
     """
     try:
         if isinstance(f, Objective) and (target is None or target.samples == 1):
@@ -135,6 +154,8 @@ def closed_form(
                     (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
                     dtype = at_least_float32(a)
                     return loss.detach().to(dtype), gradient.to(dtype)
+        if checked:
+            return exact_checked(f, a, neuron, target, progress)
         return exact(f, a, neuron, target, progress=progress)
     except TooManyPoints:
         return None

@@ -7,15 +7,20 @@ still receives points in the dtype of `a`, and gradients have that dtype.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Feedback, State
+from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
+from gradest.errors import InvalidInput
 from gradest.estimation.ask_tell import (
     ask,
     check_count,
+    check_form,
     check_pre_activations,
     evaluate,
     losses_at,
@@ -23,6 +28,7 @@ from gradest.estimation.ask_tell import (
     tell,
     value_of,
 )
+from gradest.estimation.distributed import checked_examples
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.kernels import transformed
 from gradest.kernels.stable import cast
@@ -61,6 +67,7 @@ def expect(
     state: State | None = None,
     *,
     event_dims: EventDims | None = None,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Estimate E[f(h)], `[*batch]`, differentiably: backward adds the estimator's gradient to `a.grad`.
 
@@ -70,6 +77,8 @@ def expect(
     event_dims: the number of trailing dims of `a` that are one event, with one loss; by default the neuron's own. For `a`
         `[B, T, units]` of T positions that share a loss it is 2, and f maps points `[K, B, T, units]` to losses `[K, B]`. It is
         "all" for parameters, which have no batch. An Objective receives the event in the neuron's own shape, `[K, B, T·units]`.
+    rows: the numbers of the examples of `a` in a whole batch, integers `[batch]`, for a batch that is computed in parts. With the
+        same seed each part then has the noise, and so the values and the gradients in `a`, that the whole batch has.
     Returns the value, and the state for the next call. Under torch.no_grad() only the value is computed, and the state is
     returned unchanged.
 
@@ -81,13 +90,16 @@ def expect(
     if torch.compiler.is_compiling():
         from gradest.estimation.outside import outside  # noqa: PLC0415  # it imports the compiler
 
-        result: tuple[Tensor, State] = outside(expect, f, a, neuron, estimator, seed, state, event_dims=event_dims)
+        result: tuple[Tensor, State] = outside(
+            expect, f, a, neuron, estimator, seed, state, event_dims=event_dims, rows=rows
+        )
         return result
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     if event_dims is not None:
         layout = EventLayout.of(neuron, a, event_dims)
-        return expect(layout.loss(f), layout.flatten(a), neuron, estimator, seed, state)
-    draw, state = ask(neuron, estimator, a, to_key(seed), state)
+        return expect(layout.loss(f), layout.flatten(a), neuron, estimator, seed, state, rows=rows)
+    key = to_key(seed) if rows is None else _key_of_part(seed, rows, a, neuron)
+    draw, state = ask(neuron, estimator, a, key, state)
     points = cast(draw.points, a.dtype)
     if not torch.is_grad_enabled():
         return value_of(estimator, draw, losses_at(f, points, neuron.event_ndim)), state
@@ -98,6 +110,18 @@ def expect(
         carrier = (a - a.detach()) * gradient.to(a.dtype)  # its value is 0 and its gradient is the estimate
         return value + carrier.flatten(a.ndim - neuron.event_ndim).sum(-1), state
     return (_carry(value, a, gradient, neuron.event_ndim) if a.requires_grad else value), state
+
+
+def _key_of_part(seed: int | Key | None, rows: Tensor, a: Tensor, neuron: Neuron) -> Key:
+    """Return the key of examples with these numbers."""
+    key = to_key(seed)
+    if key.rows is not None:
+        raise InvalidInput("rows were given twice: leave out `rows`, or give a seed or a Key without rows")
+    check_form(a, neuron)
+    batch = a.shape[: a.ndim - neuron.event_ndim]
+    within = batch[1:].numel()
+    numbers = checked_examples(rows, batch)[..., None] * within + torch.arange(within)
+    return replace(key, rows=numbers.reshape(batch))
 
 
 def _carry(value: Tensor, a: Tensor, gradient: Tensor, event_ndim: int) -> Tensor:

@@ -18,17 +18,27 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradest.errors import InvalidInput
+from gradest.errors import GradestWarning, InvalidInput
 
-__all__ = ["conditional", "explain_backend", "fused", "record_kernels_used", "select", "transformed", "untransformed"]
+__all__ = [
+    "conditional",
+    "explain_backend",
+    "fused",
+    "plain_saved_tensors",
+    "record_kernels_used",
+    "select",
+    "transformed",
+    "untransformed",
+]
 
 _BACKENDS = ("reference", "cpu", "cuda")
 _CONDITIONAL_DTYPES = {  # dtypes of the weights that a backend's `conditional` computes with
@@ -88,6 +98,17 @@ def untransformed(x: Tensor) -> Tensor:
     return x
 
 
+def plain_saved_tensors() -> AbstractContextManager[object]:
+    """Return a context in which autograd keeps what it saves, if an activation checkpoint or another hook is active.
+
+    A derivative that is taken at once needs it. A checkpoint would run its whole region again for that derivative, and with other
+    noise if it does not preserve the state of the generator.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # type: ignore[attr-defined]
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+
+
 def conditional(device: torch.device, dtype: torch.dtype) -> Any:
     """Return the module that computes a `gradest.nn.ConditionalLinear` of this dtype on this device. Raises as `fused` does."""
     backend = _backend(device)
@@ -110,8 +131,28 @@ def _backend(device: torch.device) -> str:
             )
         return "cuda"
     kind = device.type
-    available = kind == "cpu" or (kind == "cuda" and torch.version.hip is None and _has_triton())
-    return kind if available and wanted in ("", kind) else "reference"
+    if wanted not in ("", kind):
+        return "reference"
+    available = (kind == "cpu" and _has_numba()) or (kind == "cuda" and torch.version.hip is None and _has_triton())
+    return kind if available else "reference"
+
+
+@functools.cache
+def _has_numba() -> bool:
+    """Tell whether numba compiles the kernels here. If not, warn: the reference gives the same bits, several times as slowly."""
+    try:
+        reason = "NUMBA_DISABLE_JIT is set" if importlib.import_module("numba").config.DISABLE_JIT else ""
+        if not reason:
+            importlib.import_module("gradest.kernels.cpu")
+    except Exception as error:  # an installation without numba, or with versions that do not fit each other
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        warnings.warn(
+            f"the kernels for the CPU are not compiled ({reason}); the same bits are computed by torch, which is slower",
+            GradestWarning,
+            stacklevel=2,
+        )
+    return not reason
 
 
 @functools.cache

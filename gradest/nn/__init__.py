@@ -16,6 +16,7 @@ state from the joined batch.
 
 from gradest.nn.conditional import ConditionalLinear
 from gradest.nn.graph import StochasticGraph, broadcast_loss
-from gradest.nn.layers import Evaluation, Expectation, Stochastic
+from gradest.nn.layers import Expectation, Stochastic
+from gradest.nn.module import Evaluation
 
 __all__ = ["ConditionalLinear", "Evaluation", "Expectation", "Stochastic", "StochasticGraph", "broadcast_loss"]

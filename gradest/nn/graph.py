@@ -8,22 +8,26 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level, maybe_get_level
 
 from gradest.contract.neuron import Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, ToldAlready
-from gradest.estimation.ask_tell import check_count, first_non_finite
+from gradest.estimation.ask_tell import check_count, first_non_finite, losses_in_progress
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
-from gradest.nn.layers import Stochastic
-from gradest.nn.uses import NO_PATHS, Paths, Recorded, attach, leading_batch, refuse_recomputation
+from gradest.nn.layers import Expectation, Stochastic
+from gradest.nn.recomputation import refuse_recomputation
+from gradest.nn.sampler import NO_PATHS, Paths
+from gradest.nn.untold import UntoldGradients
+from gradest.nn.uses import Recorded, attach, leading_batch, used_inside_loss
 
 __all__ = ["StochasticGraph", "broadcast_loss"]
 
 Reduction = Literal["mean", "sum"]
 _REMEDY = (
     "Open gradest.nn.StochasticGraph(model), in which outputs may die and costs are added one by one; a pass that is not to be "
-    "told a loss belongs under torch.no_grad()"
+    "told a loss belongs under torch.no_grad(). A use inside a transform of torch.func is told inside the same transform"
 )
 
 
@@ -67,12 +71,8 @@ class StochasticGraph:
     def __init__(self, model: nn.Module, samples: int | None = None) -> None:
         if samples is not None:
             check_count("samples", samples, least=1)
-        if not isinstance(model, nn.Module):
-            raise InvalidInput(
-                f"a StochasticGraph takes a torch.nn.Module, not {type(model).__name__}; put layers into a torch.nn.ModuleList"
-            )
         self.samples = samples
-        self._layers = [layer for layer in model.modules() if isinstance(layer, Stochastic)]
+        self._layers = _stochastic_layers("a StochasticGraph", model)
         self._outer: list[Any] | None = None  # the outer scope of each layer while this one is open
         # the head of a list of uses and costs, latest first, on whose length torch.compile does not specialise
         self._latest: Any = None
@@ -80,12 +80,17 @@ class StochasticGraph:
         self._expanded = False
         self._batch = 0  # the batch that was expanded and flattened; torch.compile would specialise on it
         self._told = False
+        self._used = False  # whether a layer was called in training mode
+        self._level = 0
+        self._untold: UntoldGradients | None = None
 
     def __enter__(self) -> Self:
         if self._outer is not None:
             raise InvalidInput("this StochasticGraph is open already; make a new one for each step")
         refuse_recomputation("a StochasticGraph cannot be opened")
         self._outer, self._told, self._expanded = [layer.enter_scope(self) for layer in self._layers], False, False
+        self._used, self._level = False, losses_in_progress()
+        self._untold = _untold_gradients(self._layers)
         self._paths = NO_PATHS if self.samples is None else Paths(self.samples)
         return self
 
@@ -96,6 +101,8 @@ class StochasticGraph:
         for layer, outer in zip(self._layers, self._outer, strict=True):
             layer.leave_scope(outer)
         latest, self._latest, self._outer = self._latest, None, None
+        if self._untold is not None:
+            self._untold.close()
         if kind is not None or latest is None or not torch.is_grad_enabled():
             return
         while latest is not None:
@@ -142,10 +149,7 @@ class StochasticGraph:
         """
         check_count("batch_dims", batch_dims, least=0)
         self._check_open()
-        if not isinstance(cost, Tensor) or cost.is_complex():
-            found = cost.dtype if isinstance(cost, Tensor) else type(cost).__name__
-            raise InvalidInput(f"a cost must be a torch tensor of real numbers, not {found}")
-        value = widen(cost) if cost.is_floating_point() else cost.to(torch.get_default_dtype())
+        value = widen(_real("a cost", cost))
         if self.samples is not None:
             value = self._with_paths(value)
         dims = batch_dims + (self.samples is not None)
@@ -176,10 +180,12 @@ class StochasticGraph:
         """Return the scalar to call backward on: the mean (or sum) over examples of the costs added since the last call.
 
         Over K paths the costs of an example are averaged, or combined into the estimator's bound. Its backward has the gradient
-        of the expected costs, and may run after the scope; the scalar may be scaled, and added to others. The state of each
-        layer's estimator moves here. Under torch.no_grad() only the value is computed, and the costs stay. Raises InvalidInput if
-        no cost was added, or if the cost does not fit a layer, and Incompatible if the targets of the estimators do not fit
-        together.
+        of the expected costs, and may run after the scope; the scalar may be scaled, and added to others that do not depend on
+        the samples (add_cost is for those that do; see `broadcast_loss`). The state of each layer's estimator moves here.
+
+        Under torch.no_grad() only the value is computed, and the costs stay. Raises InvalidInput if no cost was added, or if the
+        cost does not fit a layer, MissingLoss if no layer was called in the scope, and Incompatible if the targets of the
+        estimators do not fit together.
         """
         _check_reduction(reduction)
         self._check_open()
@@ -194,8 +200,17 @@ class StochasticGraph:
         scalar = value.mean() if reduction == "mean" else value.sum()
         if not torch.is_grad_enabled():
             return scalar
+        if not torch.compiler.is_compiling():
+            self._warn_of_uses_outside()
+        if not self._used:
+            _complain_of_calls(self._layers, "inside this StochasticGraph")
         share = 1 / max(1, value.numel()) if reduction == "mean" else 1.0
         told, losses, shares = [], [], []
+        if not torch.compiler.is_compiling() and any(_has_ended(x) for x in (value, *(use.port for use, _ in uses))):
+            raise InvalidInput(
+                "a layer was used, or a cost was computed, inside a transform of torch.func (such as vmap or grad) that has "
+                "ended; open the StochasticGraph, and call surrogate(), inside the transform"
+            )
         for use, to_go in uses:
             credited = to_go if bound is None else total
             if credited is None:  # nothing that was added later depends on this use
@@ -206,11 +221,12 @@ class StochasticGraph:
                     "paths are the baseline"
                 )
             told.append(use)
-            losses.append(leading_batch("a cost", self._for_use(credited), use.batch, use.layer.neuron))
-            shares.append(share if use.layer.credits_paths else share / (self.samples or 1))
-        if not torch.compiler.is_compiling():
-            self._warn_of_uses_outside()
+            losses.append(leading_batch("a cost", self._for_use(credited), use.batch, use.sampler.neuron))
+            shares.append(share if use.sampler.credits_paths else share / (self.samples or 1))
         surrogate = attach(scalar, told, losses, shares)
+        _warn_without_gradient(surrogate, self._layers)
+        if self._untold is not None:
+            self._untold.watch(surrogate, told)
         self._latest = None
         for use, _ in uses:
             self.record(use)
@@ -223,10 +239,13 @@ class StochasticGraph:
 
     def record(self, use: Recorded) -> None:
         """Record a use of a layer."""
+        if losses_in_progress() > self._level:
+            raise used_inside_loss(use.sampler)
         use.previous, self._latest = self._latest, use
 
     def paths_of(self, a: Tensor, neuron: Neuron) -> Paths:
         """Return how the batch of a layer's input holds the paths. Raises InvalidInput if it does not."""
+        self._used = True
         if self.samples is None:
             return NO_PATHS
         # a size that is compared in compiled code has the code compiled again for every other; the operators notice a wrong one
@@ -242,6 +261,11 @@ class StochasticGraph:
         if self._outer is None:
             raise InvalidInput(
                 "this StochasticGraph is not open; add costs and make the surrogate inside its with block"
+            )
+        if losses_in_progress() > self._level:
+            raise InvalidInput(
+                "the function f of an Expectation, or of gradest.expect, is given K points an example, which a StochasticGraph "
+                "opened outside of f does not know of; return the cost from f instead"
             )
 
     def _warn_of_uses_outside(self) -> None:
@@ -296,43 +320,56 @@ class StochasticGraph:
 
     def _bound(self) -> ScoreFunction | None:
         """Return the estimator whose target is a bound over the paths, if there is one."""
-        layers = [layer for layer in self._layers if layer.needs_loss]
-        for layer in layers[1:]:
-            if layer.target_kind != layers[0].target_kind:
+        samplers = [layer.sampler for layer in self._layers if layer.sampler.needs_loss]
+        for sampler in samplers[1:]:
+            if sampler.target_kind != samplers[0].target_kind:
                 raise Incompatible(
-                    f"the estimators of the layers have different targets: {layers[0].estimator.name} estimates "
-                    f"{layers[0].target_kind}, {layer.estimator.name} {layer.target_kind}. Use estimators of one target"
+                    f"the estimators of the layers have different targets: {samplers[0].estimator.name} estimates "
+                    f"{samplers[0].target_kind}, {sampler.estimator.name} {sampler.target_kind}. Use estimators of one target"
                 )
-        for layer in layers:
-            if layer.has_bound:
-                assert isinstance(layer.estimator, ScoreFunction)
-                return layer.estimator
+        for sampler in samplers:
+            if sampler.has_bound:
+                assert isinstance(sampler.estimator, ScoreFunction)
+                return sampler.estimator
         return None
 
 
-def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean") -> Tensor:
+def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean", *, batch_dims: int = 1) -> Tensor:
     """Return the scalar to call backward on: the mean (or sum) of `loss`. Its backward pass gives each stochastic layer its loss.
 
     It is the shorthand for one forward pass with one cost; `StochasticGraph` is for several of either.
 
-    loss: `[*batch]`, one number an example, its dims leading in each layer's batch dims (a layer may have more of them, such
-    as positions in an image, which then share their example's loss). It need not be differentiable. The scalar may be scaled,
-    as gradient accumulation and loss scaling do. The loss goes to every use of a layer since the last call whose output is still
-    alive, and the state of each layer's estimator moves. In compiled code and inside transforms of torch.func it goes to every
-    use, alive or not; run under torch.no_grad() what is not to receive it there. A use inside such a transform receives its loss
-    inside the same transform. Under torch.no_grad() only the value is computed.
+    loss: `[*batch, ...]`, at least one number an example, and finite. It need not be differentiable. Its first `batch_dims` dims
+        are the leading dims of each layer's batch (a layer may have more of them, such as positions in an image, which then
+        share their example's loss).
+    batch_dims: how many leading dims of the loss count independent examples. The loss is summed over its other dims before it is
+        credited, so with a loss `[batch, positions]` each position is credited with the whole loss of its example. This is right
+        if positions attend to each other. If they do not, batch_dims=2 credits each with its own loss, which has less variance.
+        batch_dims=0 is for a loss with dims of a model without a batch.
 
-    If some uses of a layer died before they were told a loss, it gives a GradestWarning; if all of them did, it raises
-    MissingLoss: an output that died, such as that of `h.argmax(-1)`, may still have decided the loss. Raises ToldAlready if every
-    use since the last forward pass was told before, and InvalidInput for a loss that does not fit a layer.
+    The scalar may be scaled, as gradient accumulation and loss scaling do. The loss goes to every use of a layer since the last
+    call whose output is still alive, and the state of each layer's estimator moves. In compiled code and inside transforms of
+    torch.func it goes to every use, alive or not; run under torch.no_grad() what is not to receive it there. A use inside such a
+    transform receives its loss inside the same transform. Uses wait in the thread in which the layer was called, and
+    broadcast_loss is called in that thread. Under torch.no_grad() only the value is computed.
+
+    Whatever depends on a sample belongs into the loss: a penalty in h that is added to the scalar has no score part. If the
+    gradient of such a term reaches the sample of an eager layer that needs the loss, backward gives a GradestWarning. It looks at
+    the first, second, fourth, eighth, ... step, and notices terms that make up a thousandth of a gradient (2 % in bfloat16).
+
+    If some uses of a layer died before they were told a loss, it gives a GradestWarning; if all of them did, or if the layers of
+    the model were never called in this thread, it raises MissingLoss: an output that died, such as that of `h.argmax(-1)`, may
+    still have decided the loss. Raises ToldAlready if every use since the last forward pass was told before, and InvalidInput for
+    a model without a stochastic layer or a loss that does not fit a layer.
     """
     _check_reduction(reduction)
+    check_count("batch_dims", batch_dims, least=0)
     refuse_recomputation("broadcast_loss cannot be called")
+    layers, loss = _stochastic_layers("broadcast_loss", model), _real("the loss", loss)
     total = loss.mean() if reduction == "mean" else loss.sum()
     if not torch.is_grad_enabled():
         return total
     share = 1 / max(1, loss.numel()) if reduction == "mean" else 1.0
-    layers = [layer for layer in model.modules() if isinstance(layer, Stochastic)]
     if any(layer.scope is not None for layer in layers):
         raise InvalidInput(
             "broadcast_loss tells nothing inside a StochasticGraph, which records the uses of the model; call "
@@ -346,19 +383,98 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
             "forward pass and call broadcast_loss once, or under torch.no_grad() where you only look at the value. For several "
             "costs use gradest.nn.StochasticGraph"
         )
-    if not loss.ndim and any(use.batch for use in told):
+    if not any(layer.was_called() for layer in layers):
+        _complain_of_calls(layers, "in this thread")
+    if loss.ndim < batch_dims and (loss.ndim or batch_dims > 1 or any(use.batch for use in told)):
         raise InvalidInput(
             "the loss is a single number, but the layers have a batch; do not reduce the loss, which is one number an example. "
             "If the whole batch is one example, expand it: broadcast_loss(model, loss.expand(batch))"
+            if not loss.ndim
+            else f"batch_dims is {batch_dims}, but the loss has {loss.ndim} dim(s), {list(loss.shape)}"
         )
-    losses = [leading_batch("the loss", loss, use.batch, use.layer.neuron) for use in told]
+    credit = loss.detach()
+    if credit.ndim > batch_dims:
+        credit = widen(credit).flatten(batch_dims).sum(-1)
+    losses = [leading_batch("the loss", credit, use.batch, use.sampler.neuron) for use in told]
     for layer, (uses, died) in zip(layers, waiting, strict=True):
         if died:
             _complain(layer, died, len(uses))
     scalar = attach(total, told, losses, [share] * len(told))
+    _warn_without_gradient(scalar, layers)
+    untold = _untold_gradients(layers) if told else None
+    if untold is not None:
+        untold.watch(scalar, told)
+        untold.close()
     for layer, (uses, _) in zip(layers, waiting, strict=True):
         layer.forget_uses(len(uses))
     return scalar
+
+
+def _stochastic_layers(caller: str, model: nn.Module) -> list[Stochastic]:
+    """Return the `Stochastic` layers of the model. Raises InvalidInput unless it is a module with a layer that is stochastic."""
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(
+            f"{caller} takes a torch.nn.Module, not {type(model).__name__}; put layers into a torch.nn.ModuleList"
+        )
+    layers = [layer for layer in model.modules() if isinstance(layer, Stochastic)]
+    if not layers and not any(isinstance(layer, Expectation) for layer in model.modules()):
+        raise InvalidInput(
+            f"{caller} was given a {type(model).__name__} without a gradest.nn.Stochastic or Expectation layer. Give it the "
+            "model that contains the layers; those in a list or a dict need a torch.nn.ModuleList or ModuleDict. A loss without "
+            "stochastic layers is trained by loss.mean().backward()"
+        )
+    return layers
+
+
+def _real(what: str, x: Tensor) -> Tensor:
+    """Return x as a floating-point tensor. Raises InvalidInput unless it is a tensor of real numbers."""
+    if not isinstance(x, Tensor) or x.is_complex():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InvalidInput(f"{what} must be a torch tensor of real numbers, not {found}")
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
+
+
+def _has_ended(x: Tensor) -> bool:
+    """Return whether x belongs to a transform of torch.func that has ended."""
+    if not is_functorch_wrapped_tensor(x):
+        return False
+    current = maybe_current_level()
+    return current is None or maybe_get_level(x) > current
+
+
+def _complain_of_calls(layers: list[Stochastic], where: str) -> None:
+    """Raise MissingLoss, if a layer in training mode needs the loss, because none was called `where` its loss is told."""
+    for layer in layers:
+        if layer.training and layer.sampler.needs_loss:
+            raise MissingLoss(
+                f"none of the stochastic layers of the model was called {where}, so none can be told its loss. Give the model "
+                "whose layers were called (not a copy of it, such as a replica in another thread), and call it in the thread and "
+                "in the scope in which the loss is told; if the layers have no part in the loss, use loss.mean().backward()"
+            )
+
+
+def _warn_without_gradient(scalar: Tensor, layers: list[Stochastic]) -> None:
+    """Warn that the scalar has no gradient, if a layer is in training mode."""
+    if torch.compiler.is_compiling() or transformed() or scalar.requires_grad:
+        return
+    if any(layer.training for layer in layers):
+        warnings.warn(
+            "this scalar has no gradient: the loss is not differentiable, and no use of a stochastic layer came before it whose "
+            "pre-activations require a gradient. Train the parameters before the layers, or use torch.no_grad()",
+            GradestWarning,
+            stacklevel=3,
+        )
+
+
+def _untold_gradients(layers: list[Stochastic]) -> UntoldGradients | None:
+    """Return what watches this step, if it is the first, second, fourth, eighth, ... step of the model in this thread.
+
+    What a program adds to its scalar it adds at every step, or from some step on, so looking at few of them is enough.
+    """
+    if not layers or torch.compiler.is_compiling() or transformed():
+        return None
+    step = layers[0].count_step()
+    return None if step & (step - 1) else UntoldGradients()
 
 
 def _complain(layer: Stochastic, died: int, alive: int) -> None:

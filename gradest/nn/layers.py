@@ -4,38 +4,40 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from gradest.contract.estimator import Draw, Estimator, State
+from gradest.contract.estimator import State
 from gradest.contract.objective import Loss
-from gradest.contract.score_function import ScoreFunction
-from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import Incompatible, InvalidInput, InvalidOptions
-from gradest.estimation.ask_tell import ask, check_pre_activations
-from gradest.estimation.distributed import fresh_key, fresh_path_key
+from gradest.discovery.registry import EstimatorSpec, NeuronSpec
+from gradest.errors import Incompatible, InvalidInput
+from gradest.estimation.ask_tell import losses_in_progress
+from gradest.estimation.distributed import fresh_key
+from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.expectation import expect
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
+from gradest.nn.module import Evaluation, StochasticModule
+from gradest.nn.recomputation import PlainRun, is_recomputed
+from gradest.nn.sampler import NO_PATHS, Pair, Paths, Sampler
 from gradest.nn.uses import (
-    NO_PATHS,
     Emit,
     EmitTransformed,
     KeepAlive,
     LivenessToken,
-    Paths,
     Recorded,
     RecordedEagerly,
     RecordedInTransform,
     Use,
-    is_recomputed,
     missing_loss,
+    used_inside_loss,
 )
-from gradest.random import fresh_seed_tensor
+from gradest.random import fresh_seed, fresh_seed_tensor
 
 try:
     from gradest.nn.operators import Handle, RecordedInGraph, draw
@@ -44,65 +46,7 @@ except ImportError:  # before torch 2.13 no operator takes an object
 
 __all__ = ["Evaluation", "Expectation", "Stochastic"]
 
-Evaluation = Literal["mean", "sample", "threshold"]
-_STATE = "state_"
-
-
-class _StochasticModule(nn.Module):
-    """A module with a neuron, an estimator, the estimator's state in buffers, and a mode of evaluation."""
-
-    threshold: Tensor
-
-    def __init__(
-        self, neuron: NeuronSpec, estimator: EstimatorSpec, evaluation: Evaluation = "mean", threshold: float = 0.5
-    ) -> None:
-        super().__init__()
-        if evaluation not in ("mean", "sample", "threshold"):
-            raise InvalidInput(f'evaluation must be "mean", "sample" or "threshold", not {evaluation!r}')
-        self.neuron, self.estimator = registry.neuron(neuron), registry.estimator(estimator)
-        registry.check_fit(self.neuron, self.estimator)
-        self.evaluation = evaluation
-        self.register_buffer("threshold", torch.tensor(float(threshold)))
-
-    def extra_repr(self) -> str:
-        """Return the neuron, the estimator and the mode of evaluation, for the module's repr."""
-        return f"{self.neuron.label()}, {self.estimator.label()}, evaluation={self.evaluation}"
-
-    @property
-    def state(self) -> State:
-        """The estimator's state. It is empty before the first step, and always for a stateless estimator."""
-        return {
-            name.removeprefix(_STATE): value
-            for name, value in self.named_buffers(recurse=False)
-            if name.startswith(_STATE)
-        }
-
-    def _set_state(self, state: State) -> None:
-        for name, value in state.items():
-            # a new tensor each time, so that callers that hold the earlier state have it unchanged
-            self.register_buffer(_STATE + name, value)
-
-    def _state_for(self, a: Tensor) -> State:
-        state = self.state
-        if not state:
-            state = self.estimator.init(self.neuron, widen(a.detach()))
-            self._set_state(state)
-        return state
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        # a layer knows the shapes of its state only after the first step; a new one takes them from the state_dict
-        for name, value in state_dict.items():
-            if name.startswith(prefix + _STATE) and "." not in name[len(prefix) :]:
-                self.register_buffer(name[len(prefix) :], torch.empty_like(value, device=self.threshold.device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
-    def _evaluate(self, a: Tensor) -> Tensor:
-        if self.evaluation == "mean":
-            return self.neuron.mean(a)
-        if self.evaluation == "threshold":
-            return self.neuron.threshold(a, self.threshold)
-        wide = check_pre_activations(a, self.neuron)
-        return self.neuron.sample(fresh_key(a, self.neuron.event_ndim), wide, 1)[0].to(a.dtype)
+_RUN = "gradest.nn.Expectation"  # where the autograd graph of a value keeps its first run
 
 
 class _Uses:
@@ -111,6 +55,7 @@ class _Uses:
     scope: the innermost open StochasticGraph of the layer. Outside of scopes: `alive` are the eager uses whose output is alive,
     and `latest` heads the list of those in compiled code and in transforms of torch.func, which are not known to die. `recorded`
     counts the eager uses since the last broadcast_loss, and `told` the uses that it told, if there was no forward pass since.
+    `called` says whether the layer was ever called, and `steps` counts the scopes and calls of broadcast_loss.
     """
 
     def __init__(self) -> None:
@@ -119,6 +64,8 @@ class _Uses:
         self.latest: Recorded | None = None
         self.recorded = 0
         self.told = 0
+        self.called = False
+        self.steps = 0
 
 
 class _PerThread(threading.local):
@@ -128,7 +75,7 @@ class _PerThread(threading.local):
         self.uses = _Uses()
 
 
-class Stochastic(_StochasticModule):
+class Stochastic(StochasticModule):
     """A layer of stochastic neurons, from `a` `[*batch, *event]` to one sample h of the same shape.
 
     If the estimator needs only dL/dh, autograd trains the layer like any other. If it needs the loss, call backward on
@@ -141,125 +88,177 @@ class Stochastic(_StochasticModule):
     evaluation: what the layer emits after `layer.eval()`: "mean" is E[h], which is differentiable; "sample" is one sample;
         "threshold" is the deterministic `neuron.threshold(a, layer.threshold)`. `layer.threshold.fill_(level)` sets the level,
         which is saved in state_dict.
+    event: the shape of one event, such as (200,) for 200 units. It is optional. With it, the state has its shape from the start,
+        and an input with other events raises InvalidInput.
+    event_dims: the number of trailing dims of `a` that are one event, by default the neuron's own; see `gradest.expect`. 2 for
+        `[batch, positions, units]` makes all positions of an example one event. 1 for `[batch, positions, classes]` makes each
+        position an example, so that the number of positions may change although the estimator has a state. "all" is for
+        parameters: all dims, but for the path in a scope of paths. `event` is the shape that the neuron reads, such as
+        (positions · units,).
 
-    From the first training step on, the estimator's state is in buffers: it is in state_dict and moves with the module. If a
-    layer is used several times before one backward, each use has the same state, and the next states are averaged.
+    `layer.set_options(temperature=0.5)` changes options, and `layer.estimator = ...` and `layer.neuron = ...` take others.
+
+    The estimator's state, `layer.state`, is in state_dict and moves with the module, but keeps its dtype when the module is cast.
+    It is in buffers from the start if its shapes do not depend on the event, or if `event` is given; otherwise the first step
+    creates it. A state belongs to one estimator and one shape of events: an input or a state_dict with another raises an error.
+    `layer.reset_state()` starts it again. If a layer is used several times before one backward, each use has the same state, and
+    the next states are averaged. Copies and pickles have the state, and none of the uses that wait for their loss.
 
     A pre-activation that is written to in place before its gradient is computed raises RuntimeError, and so does a second
     derivative, which an estimate does not have.
 
     torch.compile(fullgraph=True) keeps the layer in the graph, with any neuron and estimator, from torch 2.13 on; an older torch
-    breaks the graph. If the estimator has a state, call the model once before compiling, because the shapes of the state follow
-    from the input. torch.func can map over a layer and differentiate it if the estimator has no state and uses no autograd of its
+    breaks the graph. If the estimator's state depends on the event, give `event`, or call the model once before compiling.
+    torch.func can map over a layer and differentiate it if the estimator has no state and uses no autograd of its
     own; vmap's `randomness` decides whether examples share their noise.
     """
 
+    _pair: Sampler
+    _pair_type: ClassVar[type[Pair]] = Sampler
+
     def __init__(
-        self, neuron: NeuronSpec, estimator: EstimatorSpec, evaluation: Evaluation = "mean", threshold: float = 0.5
+        self,
+        neuron: NeuronSpec,
+        estimator: EstimatorSpec,
+        evaluation: Evaluation = "mean",
+        threshold: float = 0.5,
+        event: Sequence[int] | None = None,
+        event_dims: EventDims | None = None,
     ) -> None:
-        super().__init__(neuron, estimator, evaluation, threshold)
-        asked = self.estimator.evaluations(self.neuron, (2,) * self.neuron.event_ndim)
-        self.credits_paths = isinstance(self.estimator, ScoreFunction) and asked > 1
-        if asked != 1 and not self.credits_paths:
-            raise Incompatible(
-                f"{self.estimator.label()} asks for the loss at {asked} points, but a Stochastic layer emits one sample; "
-                "use gradest.nn.Expectation(neuron, estimator), whose layer(f, a) evaluates f at all of them"
-            )
-        self._sampler = self.estimator.model_copy(update={"samples": 1}) if self.credits_paths else self.estimator
-        self._of_samples: dict[int, Estimator] = {}
-        target = self.estimator.target()
-        self.has_bound = target.samples > 1
-        self.target_kind = str(target)  # without the number of samples if they are all paths of a scope
-        if self.has_bound and target.samples == asked:
-            self.target_kind = self.target_kind.replace(f"of {asked} samples", "of all paths")
-        self.needs_loss = "loss" in self.estimator.needs
+        super().__init__(neuron, estimator, evaluation, threshold, event, event_dims)
         self._thread = _PerThread()
-        self._known: weakref.WeakSet[Use] = weakref.WeakSet()  # the uses in graphs that are alive, of all threads
+        self._moving = threading.Lock()
         self._handle = None if draw is None else Handle(self)
-        self.steps = 0  # how many times the state has been updated
         self._merged = 0  # how many uses the last update averages
 
-    def __getstate__(self) -> dict[str, Any]:
-        # uses that wait for their backward belong to this object; a copy starts without any
-        return {name: value for name, value in self.__dict__.items() if name not in ("_thread", "_known", "_handle")}
+    @property
+    def sampler(self) -> Sampler:
+        """The neuron and the estimator, with their options of now."""
+        return self._pair
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def _volatile(self) -> dict[str, Any]:
         fresh = {
             "_thread": _PerThread(),
-            "_known": weakref.WeakSet(),
+            "_moving": threading.Lock(),
             "_handle": None if draw is None else Handle(self),
         }
-        super().__setstate__({**state, **fresh})  # type: ignore[no-untyped-call]
+        return {**super()._volatile(), **fresh}
 
-    def forward(self, a: Tensor, baseline: Tensor | None = None) -> Tensor:
+    def forward(self, a: Tensor, baseline: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """Return one sample of the neuron in training mode, else what `evaluation` selects.
 
         baseline: a number for each example, `[*batch]` or its leading dims, that is subtracted from the loss this use is told. It
             must be known before the sample is drawn, such as a critic's value of the state; the gradient stays unbiased whatever
             it is. It is not differentiated. Estimators that need no loss do not use it.
-        Raises InvalidInput for a bad input or baseline, and Incompatible where the estimator needs a scope of paths.
+        rows: the numbers of the examples of `a` in a whole batch, integers `[batch]`, for a batch that is computed in parts. If
+            torch's generator is in the same state before each part, each has the noise that the whole batch has. Not in compiled
+            code, nor in transforms of torch.func.
+        Raises InvalidInput for a bad input or baseline or for an event that differs from that of the state, and Incompatible
+        if the estimator needs a scope of paths, or if it needs the loss and is used inside the function f of an Expectation.
         """
         if torch.compiler.is_compiling():
-            return self._outside(a, baseline) if draw is None else self._compiled(a, baseline)
+            if draw is None:
+                return self._outside(a, baseline, rows)
+            if rows is not None:
+                raise Incompatible(
+                    "a compiled layer takes no rows; call the layer outside of torch.compile, or leave rows out"
+                )
+            return self._in_layout(self._compiled, a, baseline)
+        return self._in_layout(self._interpreted, a, baseline, rows)
+
+    def _in_layout(self, run: Callable[..., Tensor], a: Tensor, *rest: Tensor | None) -> Tensor:
+        """Run a form of `forward` on `a` in the neuron's shape, and return what it emits in the caller's."""
+        if self.event_dims is None:
+            return run(a, *rest)
+        scope = self._thread.uses.scope
+        paths = 0 if scope is None or scope.samples is None else 1
+        layout = EventLayout.of(self.neuron, a, self.event_dims, batch_dims=paths)
+        return layout.restore(run(layout.flatten(a), *rest))
+
+    def _interpreted(self, a: Tensor, baseline: Tensor | None, rows: Tensor | None) -> Tensor:
+        """Run `forward` in code that is not compiled."""
         uses = self._thread.uses
-        uses.told = 0
+        uses.told, uses.called = 0, True
+        self._check_event(a)
         if not self.training:
-            return self._evaluate(a)
+            return self._evaluate(a, rows)
         scope, paths = uses.scope, NO_PATHS
         if scope is not None:
             paths = scope.paths_of(a, self.neuron)
+        if rows is not None:
+            paths = replace(paths, rows=rows)
         in_transform = transformed()
         learns = torch.is_grad_enabled() and (in_transform or a.requires_grad)
-        if self.credits_paths and learns and not paths.samples:
+        if self._pair.credits_paths and learns and not paths.samples and not is_recomputed():
             raise self._paths_missing()
         run = self._transformed if in_transform else self._eagerly
         return run(a, baseline, paths, learns)
 
     def _eagerly(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` in eager code."""
-        uses, state = self._thread.uses, self._state_for(a)
-        drawn = self.draw(a, state, paths)
+        if is_recomputed() and torch.is_grad_enabled():
+            return self._again(a, learns)
+        uses, sampler, step = self._thread.uses, self._pair, self.steps
+        state = self.state_for(a)  # after the step: another thread may move both
+        drawn = sampler.draw(a, state, paths)
         if not learns:
+            self._runs.record_without_graph(sampler, drawn.key.seed, step, paths)
             return drawn.points[0].to(a.dtype)
-        use = Use(self, drawn, state, self.steps, paths)
+        use = Use(self, sampler, drawn, state, step, paths)
         h: Tensor
         h, port = Emit.apply(a, use)  # type: ignore[no-untyped-call]
-        if not self.needs_loss:
+        self._runs.record(use)
+        if not sampler.needs_loss:
             return h
-        if is_recomputed():  # an activation checkpoint runs the layer again, which is no other use of it
-            if all(known.draw.key.seed != drawn.key.seed for known in list(self._known)):
-                raise missing_loss(self.estimator)
-            return h
-        self._known.add(use)
         recorded = RecordedEagerly(use, port, baseline)
         if uses.scope is not None:
             uses.scope.record(recorded)
             return h
+        self._check_place()
         token = LivenessToken()
         uses.alive[token] = recorded
         uses.recorded += 1
         h = KeepAlive.apply(h, token)  # type: ignore[no-untyped-call]
+        use.intact = h._version
+        return h
+
+    def _again(self, a: Tensor, learns: bool) -> Tensor:
+        """Run the layer again in backward, as an activation checkpoint does. It is no other use: nothing waits for a loss."""
+        seed = fresh_seed()
+        first = self._runs.recorded(seed)
+        if first is None:
+            if self._pair.needs_loss and learns:
+                raise missing_loss(self.estimator)
+            first = self._runs.without_graph(seed, self.state, self.steps)
+        sampler = first.sampler
+        assert isinstance(sampler, Sampler)
+        drawn = sampler.draw(a, first.state, first.paths, seed)
+        if not learns:
+            return drawn.points[0].to(a.dtype)
+        use = Use(self, sampler, drawn, first.state, first.step, first.paths)
+        h: Tensor
+        h, _ = Emit.apply(a, use)  # type: ignore[no-untyped-call]
         return h
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="a gradest.nn.Stochastic layer is part of a whole graph from torch 2.13 on"
     )
-    def _outside(self, a: Tensor, baseline: Tensor | None) -> Tensor:
-        h: Tensor = self(a, baseline)
+    def _outside(self, a: Tensor, baseline: Tensor | None, rows: Tensor | None) -> Tensor:
+        h: Tensor = self(a, baseline, rows)
         return h
 
     def _transformed(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` inside a transform of torch.func."""
-        if self.estimator.init(self.neuron, torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)):
+        if self._has_state(a):
             raise Incompatible(
                 f"{self.estimator.label()} has a state, which a transform of torch.func cannot update; "
                 "use gradest.expect, which takes the state as an argument and returns the next one"
             )
         seed = fresh_seed_tensor()
         h: Tensor
-        h, port = EmitTransformed.apply(a, seed, self, paths)  # type: ignore[no-untyped-call]
-        if self.needs_loss and learns:
-            self._record(RecordedInTransform(self, port, baseline, a.detach(), seed, paths))
+        h, port = EmitTransformed.apply(a, seed, self, self._pair, paths)  # type: ignore[no-untyped-call]
+        if self._pair.needs_loss and learns:
+            self._record(RecordedInTransform(self, self._pair, port, baseline, a.detach(), seed, paths))
         return h
 
     def _compiled(self, a: Tensor, baseline: Tensor | None) -> Tensor:
@@ -269,7 +268,8 @@ class Stochastic(_StochasticModule):
                 "a stochastic layer cannot be compiled inside a transform of torch.func; use the transform without torch.compile"
             )
         uses = self._thread.uses
-        uses.told = 0
+        uses.told, uses.called = 0, True
+        self._check_event(a)
         if not self.training:
             if self.evaluation != "sample":
                 return self._evaluate(a)
@@ -278,20 +278,19 @@ class Stochastic(_StochasticModule):
         scope, paths = uses.scope, NO_PATHS
         if scope is not None:
             paths = scope.paths_of(a, self.neuron)
-        state = list(self.state.values())
-        if not state and type(self.estimator).init is not Estimator.init:
+        if not self._names and self._form != {}:
             self._begin(a)
-            state = list(self.state.values())
+        state = list(self.state.values())
         learns = torch.is_grad_enabled() and a.requires_grad
-        if self.credits_paths and learns and not paths.samples:
+        if self._pair.credits_paths and learns and not paths.samples:
             raise self._paths_missing()
         given = a if learns else a.detach()
         h: Tensor
         h, flag, drawn = draw(self._handle, given, state, torch.empty(0), paths.samples, paths.flat)
-        if self.needs_loss and learns:
+        if self._pair.needs_loss and learns:
             still = a.detach()
             port = widen(a - still)
-            self._record(RecordedInGraph(self, self._handle, port, baseline, flag, still, state, drawn, paths))
+            self._record(RecordedInGraph(self._pair, self._handle, port, baseline, flag, still, state, drawn, paths))
         return h
 
     def _record(self, recorded: Recorded) -> None:
@@ -300,39 +299,20 @@ class Stochastic(_StochasticModule):
         if uses.scope is not None:
             uses.scope.record(recorded)
         else:
+            self._check_place()
             recorded.previous, uses.latest = uses.latest, recorded
 
+    def _check_place(self) -> None:
+        """Raise Incompatible for a use outside of scopes that is inside the function f of an expectation."""
+        if losses_in_progress():
+            raise used_inside_loss(self._pair)
+
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
-        reason="the shapes of this estimator's state follow from its input: call the model once before it is compiled, "
-        "under torch.no_grad() if you like"
+        reason="the shapes of this estimator's state follow from its input: give the layer the shape of one event, as in "
+        "event=(200,), or call the model once before it is compiled, under torch.no_grad() if you like"
     )
     def _begin(self, a: Tensor) -> None:
-        self._state_for(a)
-
-    def draw(self, a: Tensor, state: State, paths: Paths, seed: int | Tensor | None = None) -> Draw:
-        """Return one sample at each pre-activation, from a new seed if none is given."""
-        self.of_samples(paths.samples)  # refuses a number of paths that does not suit the estimator
-        ndim = self.neuron.event_ndim
-        key = fresh_path_key(a, ndim, paths.samples, paths.flat, seed) if paths.samples else fresh_key(a, ndim, seed)
-        return ask(self.neuron, self._sampler, a, key, state)[0]
-
-    def of_samples(self, samples: int | None) -> Estimator:
-        """Return the estimator, with K whole-path samples as the samples that it credits against each other, if it does.
-
-        Raises InvalidInput if its own option `samples` was given and differs, or if it cannot do with so few.
-        """
-        if not (self.credits_paths and samples):
-            return self.estimator
-        if samples not in self._of_samples:
-            assert isinstance(self.estimator, ScoreFunction)
-            try:
-                self._of_samples[samples] = self.estimator.of_samples(samples)
-            except InvalidOptions as error:
-                raise InvalidInput(
-                    f"{self.estimator.label()} cannot credit {samples} path(s) against each other, which is what the "
-                    f"StochasticGraph has: {error}"
-                ) from error
-        return self._of_samples[samples]
+        self.state_for(a)
 
     def _paths_missing(self) -> Incompatible:
         label = self.estimator.label()
@@ -341,6 +321,18 @@ class Stochastic(_StochasticModule):
             "gradest.nn.StochasticGraph(model, samples=K), whose K paths are the samples, or use gradest.nn.Expectation(neuron, "
             "estimator)"
         )
+
+    def _has_state(self, a: Tensor) -> bool:
+        if self._form is not None:
+            return bool(self._form)
+        return bool(self.estimator.init(self.neuron, torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)))
+
+    def _check_replaceable(self) -> None:
+        if self.scope is not None:
+            raise InvalidInput(
+                f"the options of the layer {self.neuron.label()}, {self.estimator.label()} cannot be changed while a "
+                "StochasticGraph records it; change them before the scope is opened, or after it"
+            )
 
     @property
     def scope(self) -> Any:
@@ -372,9 +364,9 @@ class Stochastic(_StochasticModule):
         if torch.compiler.is_compiling() or transformed():
             return found, 0
         # wrapped tensors belong to transforms that have ended
-        found = [use for use in found if not is_functorch_wrapped_tensor(use.port)]
+        reachable = [use for use in found if not is_functorch_wrapped_tensor(use.port)]
         alive = list(uses.alive.values())
-        return found + alive, uses.recorded - len(alive)
+        return reachable + alive, len(found) - len(reachable) + uses.recorded - len(alive)
 
     def forget_uses(self, told: int = 0) -> None:
         """Forget the uses that wait outside of a scope; `told` of them were told their loss."""
@@ -382,6 +374,15 @@ class Stochastic(_StochasticModule):
         uses.latest, uses.recorded = None, 0
         uses.alive.clear()
         uses.told = told or uses.told
+
+    def count_step(self) -> int:
+        """Count a step of this thread, and return its number, from 1."""
+        self._thread.uses.steps += 1
+        return self._thread.uses.steps
+
+    def was_called(self) -> bool:
+        """Return whether the layer was ever called in this thread."""
+        return self._thread.uses.called
 
     def was_told(self) -> bool:
         """Return whether uses outside of a scope were told their loss, and there was no forward pass since."""
@@ -391,42 +392,82 @@ class Stochastic(_StochasticModule):
         """Set the next state, which a use of the layer computed from the state of step `since`."""
         if not state:
             return
-        if since == self.steps:
-            self.steps, self._merged = self.steps + 1, 1
-        elif since == self.steps - 1:
-            self._merged += 1
-            state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}
-        else:  # a graph from before the last step, whose state is out of date
-            return
-        self._set_state(state)
+        with self._moving:  # several threads may train one model, and backward may run in threads of its own
+            if since == self.steps:
+                self.steps, self._merged = self.steps + 1, 1
+            elif since == self.steps - 1:
+                self._merged += 1
+                state = {name: _move(old, state[name], 1 / self._merged) for name, old in self.state.items()}
+            else:  # a graph from before the last step, whose state is out of date
+                return
+            self._set_state(state)
 
 
-class Expectation(_StochasticModule):
+class Expectation(StochasticModule):
     """A layer for estimators of any K: `layer(f, a)` is `gradest.expect`, with the estimator's state in buffers.
 
     f maps points `[K, *batch, *event]` to losses `[K, *batch]`; it is the rest of the network and the loss. The result,
-    `[*batch]`, is differentiable in `a` and in the parameters of f. After `layer.eval()` it is f at the mean, at one sample, or
-    at the thresholded output, as `evaluation` selects. The arguments are those of `Stochastic`.
+    `[*batch]`, is differentiable in `a` and in the parameters of f.
+
+    The arguments are those of `Stochastic`, but `evaluation` is "sample" unless it is given. After `layer.eval()` the result is
+    then f at one fresh sample, whose mean is E[f(h)], as in training; for an estimator with a bound of n samples as its target,
+    such as `vimco`, it is that bound at n samples. "mean" is f at E[h] and "threshold" is f at the thresholded output. Unless f
+    is linear these have another expectation: the test bound of a VAE at E[h] is plausible and wrong.
     """
 
-    def forward(self, f: Loss, a: Tensor) -> Tensor:
-        """Return the estimate of E[f(h)], `[*batch]`."""
+    def __init__(
+        self,
+        neuron: NeuronSpec,
+        estimator: EstimatorSpec,
+        evaluation: Evaluation = "sample",
+        threshold: float = 0.5,
+        event: Sequence[int] | None = None,
+        event_dims: EventDims | None = None,
+    ) -> None:
+        super().__init__(neuron, estimator, evaluation, threshold, event, event_dims)
+
+    def forward(self, f: Loss, a: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the estimate of E[f(h)], or of the estimator's own target, `[*batch]`. rows: as for `Stochastic`."""
         if torch.compiler.is_compiling():
-            outside: Tensor = self._forward_outside(f, a)
+            outside: Tensor = self._forward_outside(f, a, rows)
             return outside
+        if self.event_dims is not None:
+            layout = EventLayout.of(self.neuron, a, self.event_dims)
+            f, a = layout.loss(f), layout.flatten(a)
+        self._check_event(a)
         if not self.training:
-            return f(self._evaluate(a)[None])[0]
-        key = fresh_key(a, self.neuron.event_ndim)
-        value, state = expect(f, a, self.neuron, self.estimator, key, self._state_for(a))
-        if torch.is_grad_enabled():
-            self._set_state(state)
+            return self._evaluate_loss(f, a, rows)
+        key, learns = fresh_key(a, self.neuron.event_ndim, examples=rows), torch.is_grad_enabled()
+        state = self.state_for(a)
+        pair, first = self._pair, None
+        if state and learns and is_recomputed():
+            first = self._runs.recorded(key.seed)
+            run = first or self._runs.without_graph(key.seed, state, self.steps)
+            pair, state = run.sampler, run.state
+        value, following = expect(f, a, pair.neuron, pair.estimator, key, state)
+        if state and not learns:
+            self._runs.record_without_graph(pair, key.seed, self.steps)
+        elif state and first is None:
+            self.steps += 1
+            self._set_state(following)
+            if value.grad_fn is not None:
+                begun = PlainRun(pair, key.seed, state)
+                value.grad_fn.metadata[_RUN] = begun  # which keeps it alive for as long as the graph
+                self._runs.record(begun)
         return value
+
+    def _evaluate_loss(self, f: Loss, a: Tensor, rows: Tensor | None) -> Tensor:
+        if self.evaluation != "sample":
+            return f(self._evaluate(a)[None])[0]
+        target = self.estimator.target()
+        loss = f(self._samples(a, target.samples, rows))
+        return loss[0] if target.samples == 1 else target.combine(loss)
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"
     )
-    def _forward_outside(self, f: Loss, a: Tensor) -> Tensor:
-        value: Tensor = self(f, a)
+    def _forward_outside(self, f: Loss, a: Tensor, rows: Tensor | None) -> Tensor:
+        value: Tensor = self(f, a, rows)
         return value
 
 

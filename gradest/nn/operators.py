@@ -1,6 +1,6 @@
 """The torch operators that stand for a stochastic layer in a compiled graph.
 
-    gradest::draw(layer, a, state, salt, ...) -> h, flag, drawn     `drawn` holds the seed and the layer's step
+    gradest::draw(layer, a, state, salt, ...) -> h, flag, drawn     `drawn`: the seed, and the layer's steps and changes
     gradest::tell(layer, a, state, drawn, loss, ...) -> gradient    draws again from the seed, and moves the state on
     gradest::pull(layer, a, state, drawn, grad_h, flag, ...) -> gradient    the backward of `draw`
 
@@ -21,20 +21,33 @@ from torch._library.opaque_object import register_opaque_type
 from torch._opaque_base import OpaqueBase
 
 from gradest.contract.estimator import State
+from gradest.errors import InvalidInput
 from gradest.kernels.stable import widen
-from gradest.nn.uses import Paths, Recorded, StochasticLayer, Use, missing_loss
+from gradest.nn.sampler import Paths, Sampler
+from gradest.nn.uses import Recorded, StatefulLayer, Use, missing_loss
 
 __all__ = ["Handle", "RecordedInGraph", "draw"]
 
 
-class CompiledLayer(StochasticLayer, Protocol):
-    """What the operators need of a layer, which is a `gradest.nn.Stochastic`."""
+class CompiledLayer(StatefulLayer, Protocol):
+    """What the operators need of a layer, which is a `gradest.nn.Stochastic`.
+
+    changes counts how often the layer was given other options.
+    """
 
     steps: int
+    changes: int
+
+    @property
+    def sampler(self) -> Sampler:
+        """The neuron and the estimator, with their options of now."""
 
     @property
     def state(self) -> State:
         """The estimator's state."""
+
+    def fitted(self, state: State, a: Tensor) -> State:
+        """Return the state in the form for a use at `a`. Raises InvalidInput if it was made for another event."""
 
 
 class Handle(OpaqueBase):
@@ -43,15 +56,26 @@ class Handle(OpaqueBase):
     def __init__(self, layer: CompiledLayer) -> None:
         self.layer = layer
 
+    def sampler_of(self, drawn: Tensor) -> Sampler:
+        """Return the layer's sampler. Raises InvalidInput if it is no longer the one that drew."""
+        sampler = self.layer.sampler
+        if int(drawn[2]) != self.layer.changes:
+            raise InvalidInput(
+                f"the layer {sampler.neuron.label()}, {sampler.estimator.label()} was given other options between the forward "
+                "and the backward pass of a compiled function, which draws its sample again in backward; change options after "
+                "backward"
+            )
+        return sampler
+
     def again(self, a: Tensor, state: list[Tensor], drawn: Tensor, paths: int, flat: bool) -> Use:
         """Draw again what `draw` drew."""
-        seed, step = drawn.tolist()
-        layer, named, how = self.layer, self.named(state), Paths(paths, flat)
-        return Use(layer, layer.draw(a, named, how, seed), named, step, how)
+        sampler, named, how = self.sampler_of(drawn), self.named(state, a), Paths(paths, flat)
+        seed, step, _ = drawn.tolist()
+        return Use(self.layer, sampler, sampler.draw(a, named, how, seed), named, step, how)
 
-    def named(self, state: list[Tensor]) -> State:
-        """Return the state with its names."""
-        return dict(zip(self.layer.state, state, strict=True))
+    def named(self, state: list[Tensor], a: Tensor) -> State:
+        """Return the state with its names, for a use at `a`."""
+        return self.layer.fitted(dict(zip(self.layer.state, state, strict=True)), a)
 
 
 register_opaque_type(Handle, typ="reference")
@@ -62,7 +86,7 @@ class RecordedInGraph(Recorded):
 
     def __init__(
         self,
-        layer: StochasticLayer,
+        sampler: Sampler,
         handle: Handle,
         port: Tensor,
         baseline: Tensor | None,
@@ -72,7 +96,7 @@ class RecordedInGraph(Recorded):
         drawn: Tensor,
         paths: Paths,
     ) -> None:
-        super().__init__(layer, port, baseline, paths, flag)
+        super().__init__(sampler, port, baseline, paths, flag)
         self.handle, self.a, self.state, self.drawn, self.paths = handle, a, state, drawn, paths
 
     def _gradient(self, loss: Tensor) -> Tensor:
@@ -98,21 +122,21 @@ def _own(gradient: Tensor, *given: Tensor) -> Tensor:
 def draw(
     handle: Handle, a: Tensor, state: list[Tensor], salt: Tensor, paths: int, flat: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return one sample, the flag, and the pair (seed, step).
+    """Return one sample, the flag, and the triple (seed, step, changes of options).
 
     An empty `salt` distinguishes two uses with equal arguments.
     """
     with _autograd(), torch.no_grad():
-        drawn = handle.layer.draw(a, handle.named(state), Paths(paths, flat))
+        drawn = handle.layer.sampler.draw(a, handle.named(state, a), Paths(paths, flat))
     h = drawn.points[0].to(a.dtype, copy=True)
-    return h, a.new_zeros(()), torch.tensor((int(drawn.key.seed), handle.layer.steps))
+    return h, a.new_zeros(()), torch.tensor((int(drawn.key.seed), handle.layer.steps, handle.layer.changes))
 
 
 @draw.register_fake
 def _(
     handle: Any, a: Tensor, state: list[Tensor], salt: Tensor, paths: int, flat: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return a.new_empty(a.shape), a.new_zeros(()), torch.empty(2, dtype=torch.int64)
+    return a.new_empty(a.shape), a.new_zeros(()), torch.empty(3, dtype=torch.int64)
 
 
 @torch.library.custom_op("gradest::tell", mutates_args=())
@@ -132,7 +156,7 @@ def _(handle: Any, a: Tensor, state: list[Tensor], drawn: Tensor, loss: Tensor, 
 def _pull(
     handle: Handle, a: Tensor, state: list[Tensor], drawn: Tensor, grad_h: Tensor, flag: Tensor, paths: int, flat: bool
 ) -> Tensor:
-    estimator = handle.layer.estimator
+    estimator = handle.sampler_of(drawn).estimator
     if "loss" in estimator.needs and not bool(flag):
         raise missing_loss(estimator)
     if "grad" not in estimator.needs:

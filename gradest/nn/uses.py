@@ -9,7 +9,6 @@ Emit's backward; loss and dL/dh then add up, because the gradient of such an est
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,58 +17,32 @@ from torch import Tensor
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.score_function import ScoreFunction
-from gradest.errors import InvalidInput, MissingLoss
+from gradest.errors import Incompatible, InvalidInput, MissingLoss
 from gradest.estimation.ask_tell import first_non_finite, tell
 from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, with_path_dim, world_size
 from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
+from gradest.nn.sampler import Paths, Sampler
 
 __all__ = [
-    "NO_PATHS",
     "Emit",
     "EmitTransformed",
     "KeepAlive",
     "LivenessToken",
-    "Paths",
     "Recorded",
     "RecordedEagerly",
     "RecordedInTransform",
     "Use",
     "attach",
-    "is_recomputed",
     "leading_batch",
     "missing_loss",
-    "refuse_recomputation",
+    "used_inside_loss",
 ]
 
 
-@dataclass(frozen=True)
-class Paths:
-    """How the first dim of a batch holds whole-path samples.
-
-    samples: K, or 0 if the batch holds none. flat: whether the dim counts K·batch, path by path, instead of K.
-    """
-
-    samples: int = 0
-    flat: bool = False
-
-
-NO_PATHS = Paths()
-
-
-class StochasticLayer(Protocol):
+class StatefulLayer(Protocol):
     """What a use needs of its layer, which is a `gradest.nn.Stochastic`."""
-
-    neuron: Neuron
-    estimator: Estimator
-    credits_paths: bool
-
-    def draw(self, a: Tensor, state: State, paths: Paths, seed: int | Tensor | None = None) -> Draw:
-        """Return one sample at each pre-activation, drawn by the layer's estimator."""
-
-    def of_samples(self, samples: int | None) -> Estimator:
-        """Return the estimator, with K whole-path samples as the samples that it credits against each other, if it does."""
 
     def advance(self, state: State, since: int) -> None:
         """Set the next state, which a use computed from the state of step `since`."""
@@ -84,18 +57,13 @@ def missing_loss(estimator: Estimator) -> MissingLoss:
     )
 
 
-def is_recomputed() -> bool:
-    """Return whether backward is running, as it is when an activation checkpoint runs a layer again."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def refuse_recomputation(what: str) -> None:
-    """Raise InvalidInput if backward is running: an estimator's state would move a second time for one step."""
-    if not torch.compiler.is_compiling() and is_recomputed():
-        raise InvalidInput(
-            f"{what} while backward is running, as inside torch.utils.checkpoint or a hook; put the checkpoint inside the scope, "
-            "around layers alone"
-        )
+def used_inside_loss(sampler: Sampler) -> Incompatible:
+    """Return the error for a use inside the function f of an Expectation."""
+    return Incompatible(
+        f"a layer of {sampler.neuron.name} with {sampler.estimator.name} was called inside the function f of an Expectation, or "
+        "of gradest.expect, which evaluates f at K points an example and cannot tell the layer the loss of each. Use a "
+        "gradest.nn.Expectation in f, whose own f is the rest of the loss, or an estimator that needs only dL/dh"
+    )
 
 
 def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) -> Tensor:
@@ -103,20 +71,31 @@ def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) ->
     if x.shape != batch[: x.ndim]:
         raise InvalidInput(
             f"{what} is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
-            f"{neuron.label()}, which reads the last {neuron.event_ndim} dim(s) of its input as one event; it is "
-            f"{list(x.shape)}. Reduce it over its other dims, not over the batch. For losses of several steps, add each to a "
-            "gradest.nn.StochasticGraph with add_cost"
+            f"{neuron.label()}, the dims of its input before those of one event, which event_dims= sets; it is "
+            f"{list(x.shape)}. Do not reduce it over the batch. batch_dims says how many of its leading dims are the "
+            "batch. For losses of several steps, add each to a gradest.nn.StochasticGraph with add_cost"
         )
     return x.detach()[(..., *[None] * (len(batch) - x.ndim))].expand(tuple(batch))
 
 
 class Use:
-    """What the layer's estimator drew at one use, and the state from which it drew."""
+    """What the layer's estimator drew at one use, and the state from which it drew.
 
-    def __init__(self, layer: StochasticLayer, draw: Draw, state: State, step: int, paths: Paths) -> None:
-        self.layer, self.draw, self.state, self.step, self.paths = layer, draw, state, step, paths
-        self.emitted = draw.points
+    It keeps the sampler with which it was drawn: the options of the layer may change before its backward.
+    """
+
+    def __init__(
+        self, layer: StatefulLayer, sampler: Sampler, draw: Draw, state: State, step: int, paths: Paths
+    ) -> None:
+        self.layer, self.sampler, self.draw = layer, sampler, draw
+        self.state, self.step, self.paths = state, step, paths
+        self.emitted, self.intact = draw.points, 0  # what the caller has, and its version as long as nobody wrote to it
         self.version = draw.a._version
+
+    @property
+    def seed(self) -> int | Tensor:
+        """The seed of the draw."""
+        return self.draw.key.seed
 
     @property
     def batch(self) -> torch.Size:
@@ -130,8 +109,8 @@ class Use:
         has the gradient of its own loss.
         """
         self._check_intact()
-        estimator, draw, state = self.layer.estimator, self.draw, self.state
-        if self.layer.credits_paths:
+        estimator, draw, state = self.sampler.estimator, self.draw, self.state
+        if self.sampler.credits_paths:
             gradient, moved = self._credit(loss)
         else:
             feedback = Feedback(loss[None], torch.zeros_like(draw.points) if "grad" in estimator.needs else None)
@@ -144,7 +123,7 @@ class Use:
     def gradient_of_grad(self, grad_h: Tensor) -> Tensor:
         """Return the part of the gradient in a that is due to dL/dh `[*batch, *event]`."""
         self._check_intact()
-        estimator, draw = self.layer.estimator, self.draw
+        estimator, draw = self.sampler.estimator, self.draw
         if "loss" in estimator.needs:
             feedback = Feedback(draw.a.new_zeros((1, *self.batch)), grad_h[None].to(draw.a.dtype))
             with torch.no_grad():  # the state moved when the loss was told
@@ -154,7 +133,7 @@ class Use:
         return gradient
 
     def _credit(self, loss: Tensor) -> tuple[Tensor, State]:
-        estimator = self.layer.of_samples(self.paths.samples)
+        estimator = self.sampler.of_samples(self.paths.samples)
         assert isinstance(estimator, ScoreFunction)
         neuron, h, a = self.draw.neuron, self.draw.points[0], self.draw.a
         assert isinstance(neuron, Discrete)
@@ -173,12 +152,12 @@ class Use:
         draw = self.draw
         if draw.a._version != self.version:
             raise RuntimeError(
-                f"the pre-activations of the layer {self.layer.neuron.label()} were written to in place after the layer used "
+                f"the pre-activations of the layer {self.sampler.neuron.label()} were written to in place after the layer used "
                 "them, so their gradient cannot be computed; write to a copy instead, as in relu(a.clone(), inplace=True)"
             )
-        if self.emitted._version:  # the caller has written to h, which shares memory with the points
-            self.draw = self.layer.draw(draw.a, self.state, self.paths, draw.key.seed)
-            self.emitted = self.draw.points
+        if self.emitted._version != self.intact:  # the caller has written to h, which shares memory with the points
+            self.draw = self.sampler.draw(draw.a, self.state, self.paths, draw.key.seed)
+            self.emitted, self.intact = self.draw.points, self.draw.points._version
 
 
 class Recorded:
@@ -190,13 +169,13 @@ class Recorded:
 
     def __init__(
         self,
-        layer: StochasticLayer,
+        sampler: Sampler,
         port: Tensor,
         baseline: Tensor | None,
         paths: Paths,
         flag: Tensor | None = None,
     ) -> None:
-        self.layer, self.port, self.flag = layer, port, flag
+        self.sampler, self.port, self.flag = sampler, port, flag
         self.baseline = None if baseline is None else self._checked(baseline, paths)
         self.previous: Any = None
 
@@ -212,12 +191,12 @@ class Recorded:
             index = first_non_finite(baseline.detach())
             if index is not None:
                 raise InvalidInput(f"baselines must be finite, but at {index} this one is {baseline[tuple(index)]}")
-        return leading_batch("a baseline", baseline.detach().clone(), self.batch, self.layer.neuron)
+        return leading_batch("a baseline", baseline.detach().clone(), self.batch, self.sampler.neuron)
 
     @property
     def batch(self) -> tuple[int, ...]:
         """The batch dims of the pre-activations."""
-        return tuple(self.port.shape[: self.port.ndim - self.layer.neuron.event_ndim])
+        return tuple(self.port.shape[: self.port.ndim - self.sampler.neuron.event_ndim])
 
     def tell(self, loss: Tensor) -> Tensor:
         """Return the gradient in a `[*batch, *event]` at this loss `[*batch]`, and move the layer's state on."""
@@ -233,7 +212,7 @@ class RecordedEagerly(Recorded):
     """A use in eager code, whose draw is kept."""
 
     def __init__(self, use: Use, port: Tensor, baseline: Tensor | None) -> None:
-        super().__init__(use.layer, port, baseline, use.paths)
+        super().__init__(use.sampler, port, baseline, use.paths)
         self.use = use
 
     def _gradient(self, loss: Tensor) -> Tensor:
@@ -244,15 +223,20 @@ class RecordedInTransform(Recorded):
     """A use inside a transform of torch.func, of a layer without state: it draws again from the seed."""
 
     def __init__(
-        self, layer: StochasticLayer, port: Tensor, baseline: Tensor | None, a: Tensor, seed: Tensor, paths: Paths
+        self,
+        layer: StatefulLayer,
+        sampler: Sampler,
+        port: Tensor,
+        baseline: Tensor | None,
+        a: Tensor,
+        seed: Tensor,
+        paths: Paths,
     ) -> None:
-        super().__init__(layer, port, baseline, paths)
-        self.a, self.seed, self.paths = a, seed, paths
+        super().__init__(sampler, port, baseline, paths)
+        self.layer, self.a, self.seed, self.paths = layer, a, seed, paths
 
     def _gradient(self, loss: Tensor) -> Tensor:
-        return Use(self.layer, self.layer.draw(self.a, {}, self.paths, self.seed), {}, 0, self.paths).gradient_of_loss(
-            loss
-        )
+        return _drawn_again(self.layer, self.sampler, self.a, self.seed, self.paths).gradient_of_loss(loss)
 
 
 class KeepAlive(torch.autograd.Function):
@@ -262,7 +246,8 @@ class KeepAlive(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, token: LivenessToken) -> Tensor:
         """Return h."""
         ctx.token = token
-        return h.view_as(h)
+        ctx.mark_dirty(h)  # else torch returns a view of h, which callers may not write to
+        return h
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -309,32 +294,47 @@ class EmitTransformed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(a: Tensor, seed: Tensor, layer: StochasticLayer, paths: Paths) -> tuple[Tensor, Tensor]:
+    def forward(a: Tensor, seed: Tensor, layer: StatefulLayer, sampler: Sampler, paths: Paths) -> tuple[Tensor, Tensor]:
         """Return h and the port."""
-        draw = layer.draw(a, {}, paths, seed)
+        draw = sampler.draw(a, {}, paths, seed)
         return draw.points[0].to(a.dtype, copy=True), torch.zeros_like(draw.a)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         """Keep what backward needs to draw again."""
-        a, seed, ctx.layer, ctx.paths = inputs
+        a, seed, ctx.layer, ctx.sampler, ctx.paths = inputs
         ctx.save_for_backward(a, seed)
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad_h: Tensor | None, grad_port: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Raise Incompatible: an estimate is a gradient, which forward mode does not carry."""
+        raise Incompatible(
+            "a stochastic layer has no forward-mode derivative, which torch.func.jvp and jacfwd ask for; use "
+            "torch.func.grad, vjp or jacrev"
+        )
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_h: Tensor | None, grad_port: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None, None]:
         """Return the gradient in a."""
         a, seed = ctx.saved_tensors
-        use = Use(ctx.layer, ctx.layer.draw(a, {}, ctx.paths, seed), {}, 0, ctx.paths)
+        use = _drawn_again(ctx.layer, ctx.sampler, a, seed, ctx.paths)
         gradient = _emitted_gradient(use, grad_h, grad_port)
         if gradient is not None:
             gradient = DifferentiateOnce.apply(gradient.to(a.dtype), a)  # type: ignore[no-untyped-call]
-        return gradient, None, None, None
+        return gradient, None, None, None, None
+
+
+def _drawn_again(layer: StatefulLayer, sampler: Sampler, a: Tensor, seed: Tensor, paths: Paths) -> Use:
+    """Return a use of a layer without state, drawn again from its seed."""
+    return Use(layer, sampler, sampler.draw(a, {}, paths, seed), {}, 0, paths)
 
 
 def _emitted_gradient(use: Use, grad_h: Tensor | None, grad_port: Tensor | None) -> Tensor | None:
     """Return the gradient in a: what came through the port, and what the estimator makes of dL/dh."""
-    estimator = use.layer.estimator
+    estimator = use.sampler.estimator
     if grad_port is None and "loss" in estimator.needs:
         raise missing_loss(estimator)
     if grad_h is None or "grad" not in estimator.needs:

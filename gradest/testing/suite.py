@@ -13,33 +13,26 @@ Built-in plugins have their default options in these pairs.
 
 from __future__ import annotations
 
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import torch
-
-import gradest
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.contract.plugin import Plugin
 from gradest.discovery.entry_points import PluginSource, installed
+from gradest.discovery.faults import describe_error, is_of_user
 from gradest.discovery.loading import PluginFailure, PluginInfo
 from gradest.discovery.registry import Registry
-from gradest.discovery.validation import PLUGIN_EXCEPTIONS
 from gradest.testing import checks
 
 __all__ = ["CheckCase", "CheckReport", "CheckResult", "CheckSuite", "CheckedKind", "collect_checks", "run_checks"]
 
 CheckedKind = Literal["plugin", "neuron", "estimator", "objective"]
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
-
-_LIBRARY_FOLDERS = tuple(f"{Path(library.__file__ or '').parent}{os.sep}" for library in (gradest, torch))
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ class CheckCase:
         started, diagnosis = time.perf_counter(), ""
         try:
             self.test()
-        except PLUGIN_EXCEPTIONS as error:
+        except BaseException as error:
             diagnosis = _diagnose(error)
         return CheckResult(
             self.kind, self.plugin, self.neuron, self.check, diagnosis, round(time.perf_counter() - started, 3)
@@ -199,7 +192,7 @@ def _estimator_cases(
     for neuron in neurons:
         try:
             accepted = estimator.accepts(neuron)
-        except PLUGIN_EXCEPTIONS as error:
+        except BaseException as error:
             yield _failing_case("estimator", estimator.label(), "accepts", _diagnose(error), neuron.label())
             accepted, fits = False, True
         if accepted:
@@ -224,7 +217,7 @@ def _build_examples(kind: CheckedKind, classes: Iterable[type[AnyPlugin]], broke
     for cls in classes:
         try:
             built += [cls.build(**options) for options in cls.examples]
-        except PLUGIN_EXCEPTIONS as error:
+        except BaseException as error:
             broken.append(
                 _failing_case(kind, cls.name, "examples", f"cannot be built from its examples: {_diagnose(error)}")
             )
@@ -248,19 +241,16 @@ def _diagnose(error: BaseException) -> str:
     """Describe a failed check in one line.
 
     For a failed assertion of the kit this is its text. For an exception in the plugin's code it is the exception's type, text and
-    place: the last frame that belongs neither to gradest nor to torch.
+    place. What the user causes, such as KeyboardInterrupt, is raised again.
     """
-    text = " ".join(str(error).split())
+    if is_of_user(error):
+        raise error
+    if isinstance(error, _DiagnosisError):
+        return str(error)
     frames = traceback.extract_tb(error.__traceback__)
-    from_kit = isinstance(error, AssertionError) and frames[-1].filename == checks.__file__
-    if text and (from_kit or isinstance(error, _DiagnosisError)):
-        return text
-    plugin_frames = [frame for frame in frames if not frame.filename.startswith(_LIBRARY_FOLDERS)]
-    if not plugin_frames:
-        return f"raises {type(error).__name__}: {text}"
-    last = plugin_frames[-1]
-    where = f" ({Path(last.filename).name}:{last.lineno}, in {last.name})"
-    return f"raises {type(error).__name__}: {text}{where}"
+    if isinstance(error, AssertionError) and str(error) and frames[-1].filename == checks.__file__:
+        return " ".join(str(error).split())
+    return f"raises {describe_error(error)}"
 
 
 def _check_name(check: Callable[..., None]) -> str:

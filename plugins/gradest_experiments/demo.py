@@ -179,7 +179,7 @@ def _private_loss(client: Client, split: Split, seed: int, steps: int = 150) -> 
         draw = client.forward(*pair, a.detach(), seed=step)  # ask: at which points is the loss needed?
         pixels = draw.points @ decoder + bias
         loss = functional.binary_cross_entropy_with_logits(pixels, batch.expand_as(pixels), reduction="none").sum(-1)
-        answer = client.backward(*pair, a.detach(), draw.seed, loss.detach())  # tell
+        answer = client.backward(*pair, a.detach(), draw, loss.detach())  # tell
         optimiser.zero_grad()
         a.backward(answer.gradient / len(batch))  # type: ignore[no-untyped-call]
         loss.mean().backward()  # type: ignore[no-untyped-call]

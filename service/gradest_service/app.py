@@ -136,7 +136,7 @@ def _add_metrics(app: FastAPI, counts: metrics.Metrics) -> None:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the plugins and try one neuron before the first request; try the others, and watch the threads, meanwhile."""
     neurons = await to_thread.run_sync(built_in_neurons)
-    await to_thread.run_sync(_warm_up, neurons[:1])
+    app.state.capacity.computes = await to_thread.run_sync(_warm_up, neurons[:1])
     async with create_task_group() as group:
         group.start_soon(to_thread.run_sync, _warm_up, neurons)
         group.start_soon(app.state.capacity.watch, app.state.pool)
@@ -144,12 +144,13 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         group.cancel_scope.cancel()
 
 
-def _warm_up(neurons: Sequence[type[Neuron]]) -> None:
-    """Sample each neuron once for a request alone and once for two that are computed together.
+def _warm_up(neurons: Sequence[type[Neuron]]) -> bool:
+    """Sample each neuron once for a request alone and once for two that are computed together; return whether all could be.
 
     The first sample of a process takes a second, and a neuron's first on a new machine takes several, because code is loaded and
     compiled for it. So it is made before anyone waits for it.
     """
+    sound = True
     for cls in neurons:
         raise_if_cancelled()
         try:
@@ -157,6 +158,8 @@ def _warm_up(neurons: Sequence[type[Neuron]]) -> None:
                 gradest.sample(cls.name, torch.zeros([2, *[2] * cls.event_ndim]), samples=1, seed=key)
         except Exception:
             _LOG.exception("the first sample of %s failed", cls.name)
+            sound = False
+    return sound
 
 
 async def _to_docs() -> Response:

@@ -37,6 +37,7 @@ TITLES = {
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
+    409: "Conflict",
     413: "Content Too Large",
     415: "Unsupported Media Type",
     422: "Unprocessable Content",
@@ -115,8 +116,9 @@ def from_exception(error: Exception) -> Problem | None:
 
 def internal_error(error: Exception) -> Problem:
     """Convert an unexpected error to a problem that names the plugin method in which it was raised, if it was in one."""
-    method = plugin_method(frame for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))))
-    if isinstance(error, PluginFault):
+    raised = (error.__cause__ if isinstance(error, PluginFault) else None) or error
+    method = plugin_method(frame for frame, _ in reversed(list(traceback.walk_tb(raised.__traceback__))))
+    if raised is error and isinstance(error, PluginFault):
         what = f"{error}."
     else:
         what = f"{method} failed on this request." if method else "The service failed on this request."

@@ -21,6 +21,7 @@ from starlette.responses import Response
 import gradest
 from gradest.analysis import catalog
 from gradest.errors import PluginError, UnknownPlugin
+from gradest.random import VERSION as NOISE_VERSION
 from gradest_service.admit import admission
 from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
 from gradest_service.admit.plugins import only_built_ins, unknown_plugin
@@ -68,6 +69,8 @@ class JoinableOperation(Generic[AnyRequest, AnyJob]):
     answer: type[BaseModel]
     admit: Callable[[AnyRequest, Settings, bool], AnyJob]
     run: Callable[[Sequence[AnyJob]], Sequence[BaseModel]]
+    errors: Sequence[int] = ()
+    """The statuses of errors that other operations do not have."""
 
     def run_and_encode(self, items: Sequence[tuple[AnyJob, Codec]]) -> list[bytes]:
         """Run several jobs of one kind together, and encode the answer to each."""
@@ -163,11 +166,16 @@ def _add_joinable(path: str, operation: JoinableOperation[Any, Any]) -> None:
         return await answer_joinable(request, operation)
 
     endpoint.__doc__ = operation.summary
-    _add_post(path, endpoint, operation.request, operation.answer, *CODECS)
+    _add_post(path, endpoint, operation.request, operation.answer, *CODECS, errors=operation.errors)
 
 
 def _add_post(
-    path: str, endpoint: Endpoint, request: type[BaseModel], answer: type[BaseModel], *media_types: str
+    path: str,
+    endpoint: Endpoint,
+    request: type[BaseModel],
+    answer: type[BaseModel],
+    *media_types: str,
+    errors: Sequence[int] = (),
 ) -> None:
     router.add_api_route(
         path,
@@ -176,7 +184,7 @@ def _add_post(
         name=path.rpartition("/")[2],
         tags=["estimation"],
         summary=request.__doc__,
-        responses=describe_answer(answer, media_types) | counted_errors(400, 404, 408, 415, 422),
+        responses=describe_answer(answer, media_types) | counted_errors(400, 404, 408, 415, 422, *errors),
         openapi_extra=describe_request(request),
     )
 
@@ -209,6 +217,7 @@ _add_joinable(
         answer=schemas.BackwardAnswer,
         admit=admission.admit_backward,
         run=joint_pass.backward,
+        errors=[409],
     ),
 )
 _add_post("/v1/mean", mean, schemas.MeanRequest, schemas.MeanAnswer, *CODECS)
@@ -344,6 +353,7 @@ async def readyz(request: Request) -> Response:
 _VERSIONS = {
     "gradest": version("gradest"),
     "plugin_api": gradest.PLUGIN_API,
+    "noise": NOISE_VERSION,
     "torch": torch.__version__,
     "python": platform.python_version(),
 }

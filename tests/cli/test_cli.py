@@ -736,3 +736,28 @@ def test_the_api_key_comes_from_the_environment(run: Run, monkeypatch: pytest.Mo
             assert "Is the service running there?" in ran.err
             assert "hunter2" not in ran.err
     assert seen == ["hunter2", "hunter2", None, None]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ("latin-1", ["list", "neurons"]),
+        ("cp1252", ["describe", "bernoulli"]),
+        ("ascii", ["list", "estimators", "--markdown"]),
+    ],
+)
+def test_every_encoding_of_the_output_will_do(monkeypatch: pytest.MonkeyPatch, encoding: str, words: list[str]) -> None:
+    """Docstrings have σ and summaries é; what the encoding lacks is printed as one plain character, so that columns align."""
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding=encoding))
+    monkeypatch.setattr(sys, "argv", ["gradest", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    sys.stdout.flush()
+    assert not ended.value.code
+    text = printed.getvalue().decode(encoding)
+    assert (
+        "Yin, Land, Haviv, Pe'er, Tavare 2022" if encoding == "ascii" else "binary unit, 1 with probability ?(a)"
+    ) in text
+    if words == ["list", "neurons"]:
+        assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1

@@ -280,7 +280,7 @@ def test_a_callback_may_stop_the_work(callback):
 
     with pytest.raises(TimeoutError, match="enough"):
         gradest.estimate(counted, A, draws=10**6, estimator="reinforce", **{callback: stop})
-    assert sum(drawn) == 256
+    assert sum(drawn[4:]) == 256  # the first four calls check f
 
 
 def test_a_target_standard_error_stops_at_the_first_look_that_meets_it():

@@ -50,7 +50,7 @@ def check(first, second, samples=None, flatten=False, way=eagerly, repeats=60, b
     with torch.no_grad():
         model(torch.zeros(1, 2))  # the shapes of states follow from the input
     parameters = list(model.parameters())
-    target = model.first.of_samples(samples).target()
+    target = model.first.sampler.of_samples(samples).target()
     truth = torch.autograd.grad(model.expectation(x, target).sum(), [x, *parameters])
     step, found = way(model, samples, flatten), []
     for _ in range(repeats):

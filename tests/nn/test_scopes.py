@@ -225,6 +225,7 @@ def test_a_use_before_the_scope_is_noticed():
     layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(2, 3, requires_grad=True)
     h = layer(a)
     with StochasticGraph(layer) as graph:
+        layer(a)
         graph.add_cost(h.sum(-1))
         with pytest.warns(GradestWarning, match="before this StochasticGraph was opened"):
             graph.surrogate()
@@ -292,7 +293,7 @@ def test_broadcast_loss_is_for_one_cost():
     layer.train()
     uses = [layer(a) for _ in range(5)]
     with pytest.raises(InvalidInput, match="StochasticGraph with add_cost"):
-        broadcast_loss(layer, torch.zeros(4, 5))
+        broadcast_loss(layer, torch.zeros(5, 4))
     with pytest.raises(InvalidInput, match="a single number, but the layers have a batch"):
         broadcast_loss(layer, sum(uses).mean())
     broadcast_loss(layer, sum(uses).sum(-1)).backward()  # nothing was lost by the mistakes

@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 import gradest
-from gradest.errors import Incompatible, MissingLoss
+from gradest.errors import GradestWarning, Incompatible, MissingLoss
 from gradest.nn import Stochastic, broadcast_loss
 
 A = torch.linspace(-1.5, 1.0, 12).reshape(4, 3)
@@ -160,7 +160,9 @@ def test_what_a_transform_refuses():
 
     with pytest.raises(MissingLoss, match="broadcast_loss"):
         grad(untold)(parameters)
-    broadcast_loss(model, model(x)).backward()  # what a transform left behind does no harm
+    with pytest.warns(GradestWarning, match="told inside the same transform"):
+        scalar = broadcast_loss(model, model(x))
+    scalar.backward()  # what a transform left behind does no harm
     with pytest.raises(Incompatible, match="has a state"):
         vmap(Gated("reinforce_average"))(x[:, None])
 

@@ -16,12 +16,13 @@ ESTIMATORS = list(gradest.registry.estimators)
 OBJECTIVES = list(gradest.registry.objectives)
 PLUGINS = {"neuron": NEURONS, "estimator": ESTIMATORS, "objective": OBJECTIVES}
 
-# what no JSON Schema of one request can say; each refusal is a 413 or a 422, or a 404 for a name
+# what no JSON Schema of one request can say; each refusal is a 413, a 409 or a 422, or a 404 for a name
 _BEYOND_A_SCHEMA = re.compile(
     "must have shape|must be \\[K|is not rectangular|is not a finite number|at most 32 dims|event dim"  # of nested arrays
     "|does not fit|refuses its options|options of .* do not fit"  # of plugins and their options
     "|needs the (loss|grad)|state must hold|has no credit|cannot credit|against each other|features"  # of an estimator
     "|To measure, send both"  # of a query
+    "|digest is that of another draw|No forward request answers such a digest"  # of two requests
     "|at most|may have|would be|would hold|the limit is|would take too many points"  # of an operator's settings
 )
 
@@ -76,7 +77,7 @@ def map_path_parameters(context, path_parameters):
 @schemathesis.hook
 def filter_failure(context, failure, case, response):
     """Whether it is one: not where a well-formed request is refused for what its schema cannot say."""
-    if not isinstance(failure, RejectedPositiveData) or response.status_code not in (413, 422):
+    if not isinstance(failure, RejectedPositiveData) or response.status_code not in (409, 413, 422):
         return True
     problem = response.json()
     if problem["detail"].startswith("The request does not fit"):

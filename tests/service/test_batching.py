@@ -227,7 +227,7 @@ async def ask_over_http(client, seed):
     same.append(torch.equal(asked.points, draw.points.to(dtype)))
     loss, grad = with_gradient(cubes, draw.points, neuron.event_ndim)
     grad = grad if "grad" in estimator.needs else None
-    told = await client.backward(neuron, estimator, a, seed, loss, grad, state=state or None)
+    told = await client.backward(neuron, estimator, a, asked, loss, grad, state=state or None)
     same.append(torch.equal(told.gradient, tell(estimator, draw, Feedback(loss, grad), state)[0].to(dtype)))
     return same
 

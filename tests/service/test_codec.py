@@ -83,14 +83,14 @@ def test_state_takes_the_types_of_the_first_step():
     }
     state = {"steps": torch.tensor(2**60 + 1), "seen": torch.tensor([True, False]), "mean": torch.zeros(0, 3)}
     written = json.loads(JSON.encode({"state": state}))["state"]
-    found = decode_state(written, like, SETTINGS)
+    found = decode_state("nvil", written, like, SETTINGS)
     for name, tensor in state.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
     with pytest.raises(Problem, match="whole number"):
-        decode_state({**written, "steps": 1.5}, like, SETTINGS)
+        decode_state("nvil", {**written, "steps": 1.5}, like, SETTINGS)
     with pytest.raises(Problem, match="cannot"):
-        decode_state({**written, "steps": 10**30}, like, SETTINGS)
+        decode_state("nvil", {**written, "steps": 10**30}, like, SETTINGS)
 
 
 # --- safetensors ---

@@ -108,7 +108,7 @@ def check_forward_and_backward(client, neuron, estimator, dtype):
     assert remote.seed == 2**53 - 1
     assert_same(remote.points, draw.points.to(dtype))
     assert_same(remote.weights, draw.weights)
-    told = client.backward(neuron, estimator, a, remote.seed, loss, grad)
+    told = client.backward(neuron, estimator, a, remote, loss, grad)
     assert_same(told.gradient, gradient.to(dtype))
     assert_same(told.value, estimator.value(draw, loss.to(draw.a.dtype)))
     assert told.state.keys() == after.keys()
@@ -220,7 +220,7 @@ def test_forward_and_backward_of_every_shape(either, estimator, shape):
     loss, grad = with_gradient(squares, draw.points, 1)
     gradient, after = tell(built, draw, Feedback(loss, grad), state)
     remote = either.forward("bernoulli", estimator, a, seed=1)
-    told = either.backward("bernoulli", estimator, a, 1, loss, grad if "grad" in built.needs else None)
+    told = either.backward("bernoulli", estimator, a, remote, loss, grad if "grad" in built.needs else None)
     assert_same(remote.points, draw.points)
     assert_same(told.gradient, gradient)
     assert_same(told.value, built.value(draw, loss))
@@ -239,7 +239,7 @@ def test_state_goes_round_over_steps(client, estimator, dtype):
         loss = squares(draw.points.to(dtype))
         gradient, here = tell(built, draw, Feedback(loss), before)
         remote = client.forward("bernoulli", estimator, a, seed=step, state=there)
-        told = client.backward("bernoulli", estimator, a, step, squares(remote.points), state=there)
+        told = client.backward("bernoulli", estimator, a, remote, squares(remote.points), state=there)
         there = told.state
         assert_same(told.gradient, gradient.to(dtype))
         assert here.keys() == there.keys() != set()
@@ -252,7 +252,7 @@ def test_backward_equals_the_gradient_that_expect_puts_on_a(client):
     value, _ = gradest.expect(squares, a, "bernoulli", "rloo", seed=9)
     value.sum().backward()
     remote = client.forward("bernoulli", "rloo", a.detach(), seed=9)
-    told = client.backward("bernoulli", "rloo", a.detach(), 9, squares(remote.points))
+    told = client.backward("bernoulli", "rloo", a.detach(), remote, squares(remote.points))
     assert_same(told.gradient, a.grad)
     assert_same(told.value, value.detach())
 

@@ -224,7 +224,7 @@ def test_a_shape_that_does_not_fit(http, refused, a, shape):
         ({"state": {SECRET: 1}}, "state"),
         ({"estimator": "straight_through"}, "loss must have shape [1, 1]"),
         ({"estimator": "straight_through", "loss": None}, "needs the grad"),
-        ({"estimator": "reinforce_average", "loss": [[1]], "state": {}}, "total, weight"),
+        ({"estimator": "reinforce_average", "loss": [[1]], "state": {}}, "it lacks total, weight"),
         ({"estimator": "reinforce_average", "loss": [[1]], "state": {"total": [1], "weight": 1}}, "state.total"),
         ({"estimator": "reinforce_average", "loss": [[1]], "state": {"total": 1, "weight": SECRET}}, "state.weight"),
     ],

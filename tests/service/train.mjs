@@ -55,7 +55,8 @@ for (let step = 0; step < 60; step++) {
   for (let k = 0; k < K; k++) {
     for (let i = 0; i < units; i++) loss.data[k] += (draw.points.data[k * units + i] - target[i]) ** 2;
   }
-  const { gradient, value } = await post(url, "/v1/backward", { a, loss }, { ...pair, seed: draw.seed });
+  const { seed, digest } = draw;
+  const { gradient, value } = await post(url, "/v1/backward", { a, loss }, { ...pair, seed, digest });
   for (let i = 0; i < units; i++) a.data[i] -= gradient.data[i];
   seen["mean loss"].push(value.data[0] / units);
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from importlib import resources
@@ -16,6 +17,8 @@ from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, register_jitable
 from numba.np.numpy_support import carray
+
+from gradest.errors import GradestWarning
 
 __all__ = [
     "BLOCK",
@@ -81,16 +84,60 @@ _DIGEST = _digest_of_sources()
 
 
 def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Compile the function at its first use, and keep the result on disk.
+    """Compile the function at its first use, and keep the result on disk if that is possible.
 
     numba takes a kept result for stale if the function's own file has changed, but not if a file has changed whose functions are
     compiled into it. It finds a result by the function's qualified name, so that name includes a digest of all these files.
     """
     function.__qualname__ += f"-{_DIGEST}"
-    decorator: Decorator = njit(nogil=True, cache=True, error_model="numpy", **options)
+    decorator: Decorator = njit(nogil=True, error_model="numpy", **options)
     kernel = decorator(function)
+    try:
+        kernel.enable_caching()
+    except RuntimeError:  # neither the package's folder nor the user's can be written to
+        _warn(_NOT_KEPT.format("no folder for them can be written to"))
+        return kernel
+    _survive_a_broken_cache(kernel)
     _compile_in_one_process(kernel)
     return kernel
+
+
+_NOT_KEPT = (
+    "compiled kernels are not kept on disk, so each process takes seconds to compile them again: {}. Set NUMBA_CACHE_DIR to a "
+    "folder that can be written to and has space"
+)
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Warn, once for each message."""
+    warnings.warn(message, GradestWarning, stacklevel=2)
+
+
+def _survive_a_broken_cache(kernel: Any) -> None:
+    """Have the kernel take a kept result that cannot be read for none, and go on if its result cannot be kept.
+
+    A file is truncated if a disk was full or a machine stopped while it was written; the next result replaces it.
+    """
+    cache = kernel._cache
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_overload(*arguments: Any) -> Any:
+        try:
+            return load(*arguments)
+        except Exception as error:
+            with suppress(Exception):
+                cache.flush()  # else the broken index would be read again before a result is saved
+            _warn(f"kernels that were kept on disk cannot be read ({type(error).__name__}) and are compiled again")
+            return None
+
+    def save_overload(*arguments: Any) -> None:
+        try:
+            save(*arguments)
+        except Exception as error:
+            _warn(_NOT_KEPT.format(getattr(error, "strerror", None) or type(error).__name__))
+
+    cache.load_overload, cache.save_overload = load_overload, save_overload
 
 
 def _compile_in_one_process(kernel: Any) -> None:

@@ -38,7 +38,7 @@ class BeliefSettings(RunSettings):
         Raises UnknownPlugin, Incompatible, and InvalidOptions or InvalidInput if the estimator cannot take K paths.
         """
         layer = Stochastic(NEURON, self.estimator, evaluation="sample")
-        layer.of_samples(self.samples)
+        layer.sampler.of_samples(self.samples)
         return layer
 
     def describe(self) -> str:

@@ -18,6 +18,7 @@ from gradest.estimation.ask_tell import at_least_float32, check_form, check_pre_
 from gradest.estimation.credit import credited_estimator
 from gradest.random import MAX_SEED
 from gradest_service.admit import limits
+from gradest_service.admit.digest import check_digest
 from gradest_service.admit.jobs import (
     BackwardJob,
     ComparisonJob,
@@ -105,6 +106,8 @@ def admit_backward(request: BackwardRequest, settings: Settings, as_json: bool) 
     estimator = build_estimator("estimator", request.estimator, neuron, settings)
     job = BackwardJob(neuron=neuron, a=a, wide=wide, estimator=estimator, seed=request.seed)
     job = _admit_draw(job, request.state, settings, as_json)
+    if request.digest is not None:
+        check_digest(job, request.digest)
     losses = (estimator.evaluations(neuron, job.event), *job.batch)
     loss, grad = (
         None if value is None else decode_tensor(field, value, wide.dtype, settings, shape)
@@ -168,7 +171,11 @@ def admit_credit(request: CreditRequest, settings: Settings, as_json: bool) -> C
     charge(limits.check_credit(settings, job, as_json))
     first = estimator.credit_state(loss, features)
     limits.check_credit_state(settings, first, as_json)
-    return job if request.state is None else replace(job, state=decode_state(request.state, first, settings))
+    return (
+        job
+        if request.state is None
+        else replace(job, state=decode_state(estimator.name, request.state, first, settings))
+    )
 
 
 def admit_recommendation(request: RecommendRequest, settings: Settings) -> RecommendationJob:
@@ -205,7 +212,9 @@ def _admit_draw(
     charge(points)
     job = replace(job, elements=points, first_state=first_state(job.estimator, job.neuron, job.wide))
     limits.check_state(settings, job, as_json)
-    return job if state is None else replace(job, state=decode_state(state, job.first_state, settings))
+    return (
+        job if state is None else replace(job, state=decode_state(job.estimator.name, state, job.first_state, settings))
+    )
 
 
 def _seed(seed: int | None) -> int:

@@ -26,6 +26,8 @@ class Capacity:
         self.bytes = 0
         self.draining = False
         """True once the service has been told to stop: /readyz answers 503, and connections close after their answers."""
+        self.computes = True
+        """False if the first sample of this process failed."""
         self.stuck = False
         """True while every thread of the pool has been busy for longer than a request's deadline."""
 
@@ -61,6 +63,8 @@ class Capacity:
         """Raise a 503 if new requests should go elsewhere."""
         if self.draining:
             raise Problem(503, "The service is stopping.", headers=_RETRY_SOON)
+        if not self.computes:
+            raise Problem(503, "This process cannot draw samples; its log says why.", headers=_RETRY_SOON)
         if self.stuck:
             methods = ", ".join(running_plugin_methods()) or "no plugin"
             raise Problem(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+import gradest
 from gradest.analysis.comparison import comparable_estimators
 from gradest.client.wire import SAFETENSORS
 from gradest.contract.estimator import Estimator, State, Target
@@ -126,7 +127,7 @@ def affordable_estimators(settings: Settings, job: ObjectiveJob) -> list[Estimat
     for estimator in comparable_estimators(job.neuron):
         try:
             work = _work(settings, job, estimator)
-        except (TooManyPoints, Problem):
+        except (TooManyPoints, Problem, PluginFault):  # GET /v1/estimators states the fault
             continue
         if work <= settings.max_work:
             affordable.append(estimator)
@@ -169,7 +170,7 @@ def exact_work(job: ObjectiveJob, target: Target) -> int:
 def _work(settings: Settings, job: ObjectiveJob, estimator: Estimator) -> int:
     """Return the elements that an estimate computes: draws x K x size of a, with the objective's tensors."""
     points = _check_points(settings, job, estimator) // size(job.event)
-    steps = job.draws + (_WARM_UP if estimator.init(job.neuron, job.wide) else 0)
+    steps = job.draws + (_WARM_UP if gradest.registry.call(estimator, "init", job.neuron, job.wide) else 0)
     return steps * points * _point_work(job)
 
 
@@ -185,8 +186,8 @@ def _check_draws(settings: Settings, draws: int) -> None:
 
 
 def _check_points(settings: Settings, job: NeuronJob, estimator: Estimator) -> int:
-    evaluations = estimator.evaluations(job.neuron, job.event)
-    if not isinstance(evaluations, int) or evaluations < 1:
+    evaluations: int = gradest.registry.call(estimator, "evaluations", job.neuron, job.event, kind=int)
+    if evaluations < 1:
         raise PluginFault(f"{estimator.name}.evaluations must return a whole number above 0")
     points = evaluations * size(job.a.shape)
     if points > settings.max_points:

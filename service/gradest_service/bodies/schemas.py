@@ -13,7 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from gradest.analysis.certificates import Certificate
-from gradest.analysis.results import Recommendation
+from gradest.analysis.results import Excluded, Recommendation
 from gradest.discovery.loading import PluginFailure
 from gradest.random import MAX_SEED
 
@@ -141,6 +141,12 @@ class BackwardRequest(NeuronRequest):
     estimator: PluginSpec = Field(examples=["rloo"])
     seed: Seed = Field(examples=[7], description="The seed that the forward answer reports.")
     state: NamedTensors | None = Field(None, description="The state that the forward request had.")
+    digest: str | None = Field(
+        None,
+        max_length=200,
+        description="The digest that the forward answer reports. With it, a request whose neuron, estimator, a, seed or state is "
+        "not that of the forward request is refused with 409; without it, the gradient would be wrong.",
+    )
     loss: Numbers | None = Field(
         None,
         examples=[[[0.2], [0.3]]],
@@ -268,6 +274,7 @@ class ForwardAnswer(Answer):
     )
     needs: list[Literal["loss", "grad"]] = Field(description="What the backward request must have.")
     seed: int
+    digest: str = Field(description="Identifies the draw. Send it with the backward request, as it is.")
 
 
 class BackwardAnswer(Answer):
@@ -340,6 +347,7 @@ class CompareAnswer(BaseModel):
     draws: int
     seed: int
     rows: list[ComparisonRow]
+    failures: list[Excluded] = Field(description="The estimators without a row, because the code of a plugin failed.")
     exact: NumbersOut | None = Field(description=_EXACT.format("gradient, [*batch, *event]"))
 
 
@@ -372,6 +380,7 @@ class Description(BaseModel):
     reference: str
     options: dict[str, Any] = Field(description="The JSON Schema of its options.")
     capabilities: list[str]
+    faults: list[str] = Field(description="What fails in its code while it is described, with file and line.")
 
 
 class NeuronDescription(Description):
@@ -440,5 +449,6 @@ class Versions(BaseModel):
 
     gradest: str
     plugin_api: int
+    noise: int = Field(description="The version of the noise: the same version gives the same numbers for a seed.")
     torch: str
     python: str

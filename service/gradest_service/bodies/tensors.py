@@ -72,11 +72,27 @@ def decode_floats(field: str, value: Any, dtype: str | None, shape: Sequence[int
     return decode_tensor(field, value, DTYPES[dtype], settings, shape)
 
 
-def decode_state(value: Mapping[str, Any], like: Mapping[str, Tensor], settings: Settings) -> dict[str, Tensor]:
-    """Convert an estimator's state; names, dtypes and shapes must be those of `like`, its state before the first step."""
+def decode_state(
+    estimator: str, value: Mapping[str, Any], like: Mapping[str, Tensor], settings: Settings
+) -> dict[str, Tensor]:
+    """Convert the state of the estimator of this name.
+
+    Its names, dtypes and shapes must be those of `like`, the estimator's state before the first step. Raises a 422 that names
+    them.
+    """
     if value.keys() != like.keys():
-        wanted = ", ".join(like) or "none: this estimator carries no state"
-        raise Problem(422, f"state must hold these tensors, as the last answer did: {wanted}.")
+        missing, others = [name for name in like if name not in value], len(value.keys() - like.keys())
+        found = [f"it lacks {', '.join(missing)}"] if missing else []
+        found += [f"it has {others} of other names"] if others else []
+        wanted = (
+            f"the tensors of {estimator}'s last answer, {', '.join(like)}"
+            if like
+            else f"none, as {estimator} has no state"
+        )
+        raise Problem(
+            422,
+            f"state must hold {wanted}; but {' and '.join(found)}. Is it another estimator's? Send null at the first step.",
+        )
     return {
         name: decode_tensor(f"state.{name}", value[name], first.dtype, settings, first.shape)
         for name, first in like.items()

@@ -15,6 +15,7 @@ from gradest.contract.estimator import Draw, Estimator, Feedback
 from gradest.contract.numerics import widen
 from gradest.estimation.ask_tell import ask, sample_checked, tell, value_of
 from gradest.random import Key
+from gradest_service.admit.digest import digest_of
 from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
 from gradest_service.bodies.schemas import BackwardAnswer, ForwardAnswer, SampleAnswer
 
@@ -38,7 +39,7 @@ def forward(jobs: Sequence[ForwardJob]) -> list[ForwardAnswer]:
     points = joined.split(draw.points.to(joined.a.dtype), leading=1)
     needs = sorted(first.estimator.needs, reverse=True)
     return [
-        ForwardAnswer(points=part, weights=weights, needs=needs, seed=job.seed)
+        ForwardAnswer(points=part, weights=weights, needs=needs, seed=job.seed, digest=digest_of(job))
         for job, part, weights in zip(jobs, points, joined.split_weights(draw.weights), strict=True)
     ]
 

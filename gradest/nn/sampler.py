@@ -1,0 +1,95 @@
+"""A neuron and an estimator that fits it, as a layer holds them: a use keeps the options with which it was drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gradest.contract.estimator import Draw, Estimator, State
+from gradest.contract.neuron import Neuron
+from gradest.contract.score_function import ScoreFunction
+from gradest.discovery.registry import registry
+from gradest.errors import Incompatible, InvalidInput, InvalidOptions
+from gradest.estimation.ask_tell import ask
+from gradest.estimation.distributed import fresh_key, fresh_path_key
+
+__all__ = ["NO_PATHS", "Pair", "Paths", "Sampler"]
+
+
+@dataclass(frozen=True, eq=False)
+class Paths:
+    """How a batch holds whole-path samples and examples.
+
+    samples: K, or 0 if the batch holds no paths. flat: whether its first dim counts K·batch, path by path, instead of K.
+    rows: the numbers of its examples in the whole batch, or None if it is the whole batch.
+    """
+
+    samples: int = 0
+    flat: bool = False
+    rows: Tensor | None = None
+
+
+NO_PATHS = Paths()
+
+
+class Pair:
+    """A neuron and an estimator that fits it. Raises Incompatible if it does not."""
+
+    def __init__(self, neuron: Neuron, estimator: Estimator) -> None:
+        registry.check_fit(neuron, estimator)
+        self.neuron, self.estimator = neuron, estimator
+
+
+class Sampler(Pair):
+    """A pair that draws one sample, for a `gradest.nn.Stochastic`. Raises Incompatible for an estimator that needs other points.
+
+    credits_paths: whether the estimator credits several samples against each other, which are the paths of a scope. has_bound and
+    target_kind: what it estimates.
+    """
+
+    def __init__(self, neuron: Neuron, estimator: Estimator) -> None:
+        super().__init__(neuron, estimator)
+        asked = estimator.evaluations(neuron, (2,) * neuron.event_ndim)
+        self.credits_paths = isinstance(estimator, ScoreFunction) and asked > 1
+        if asked != 1 and not self.credits_paths:
+            raise Incompatible(
+                f"{estimator.label()} asks for the loss at {asked} points, but a Stochastic layer emits one sample; "
+                "use gradest.nn.Expectation(neuron, estimator), whose layer(f, a) evaluates f at all of them"
+            )
+        self._single = estimator.model_copy(update={"samples": 1}) if self.credits_paths else estimator
+        self._of_samples: dict[int, Estimator] = {}
+        target = estimator.target()
+        self.has_bound = target.samples > 1
+        self.target_kind = str(target)  # without the number of samples if they are all paths of a scope
+        if self.has_bound and target.samples == asked:
+            self.target_kind = self.target_kind.replace(f"of {asked} samples", "of all paths")
+        self.needs_loss = "loss" in estimator.needs
+
+    def draw(self, a: Tensor, state: State, paths: Paths, seed: int | Tensor | None = None) -> Draw:
+        """Return one sample at each pre-activation, from a new seed if none is given."""
+        self.of_samples(paths.samples)  # refuses a number of paths that does not suit the estimator
+        ndim = self.neuron.event_ndim
+        if paths.samples:
+            key = fresh_path_key(a, ndim, paths.samples, paths.flat, seed, paths.rows)
+        else:
+            key = fresh_key(a, ndim, seed, paths.rows)
+        return ask(self.neuron, self._single, a, key, state)[0]
+
+    def of_samples(self, samples: int | None) -> Estimator:
+        """Return the estimator, with K whole-path samples as the samples that it credits against each other, if it does.
+
+        Raises InvalidInput if its own option `samples` was given and differs, or if it cannot do with so few.
+        """
+        if not (self.credits_paths and samples):
+            return self.estimator
+        if samples not in self._of_samples:
+            assert isinstance(self.estimator, ScoreFunction)
+            try:
+                self._of_samples[samples] = self.estimator.of_samples(samples)
+            except InvalidOptions as error:
+                raise InvalidInput(
+                    f"{self.estimator.label()} cannot credit {samples} path(s) against each other, which is what the "
+                    f"StochasticGraph has: {error}"
+                ) from error
+        return self._of_samples[samples]

@@ -1,0 +1,89 @@
+"""Kernels where nothing can be kept on disk, or where numba does not compile: the same bits, and one warning."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numba
+import pytest
+import torch
+from numba.core import caching
+
+import gradest
+from gradest import kernels
+from gradest.errors import GradestWarning
+from gradest.kernels.cpu import compiler
+
+
+def compiled() -> Any:
+    """Compile a function, each time for the first time as a new process does."""
+
+    def twice(x: float) -> float:
+        return 2 * x
+
+    return compiler.compiled(twice)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which kernels are kept, which is empty; and no warning has been given."""
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    compiler._warn.cache_clear()
+    return tmp_path
+
+
+def test_no_folder_can_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
+    with pytest.warns(GradestWarning, match="NUMBA_CACHE_DIR") as warned:
+        assert [compiled()(3.0), compiled()(4.0)] == [6.0, 8.0]
+    assert len(warned) == 1
+
+
+def test_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    with pytest.warns(GradestWarning, match="No space left on device") as warned:
+        assert [compiled()(3.0), compiled()(4.0)] == [6.0, 8.0]
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 64, None], ids=["empty", "zeros", "half"])
+@pytest.mark.parametrize("pattern", ["*.nbi", "*.nbc"])
+def test_a_kept_kernel_is_truncated(folder: Path, pattern: str, content: bytes | None) -> None:
+    assert compiled()(3.0) == 6.0
+    (file,) = folder.rglob(pattern)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.warns(GradestWarning, match="cannot be read") as warned:
+        assert compiled()(3.0) == 6.0
+    assert len(warned) == 1
+    kernel = compiled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kernel(3.0) == 6.0
+    assert sum(kernel.stats.cache_hits.values()) == 1, "the whole file must have replaced the broken one"
+
+
+@pytest.mark.parametrize("fault", ["NUMBA_DISABLE_JIT", "missing"])
+def test_numba_does_not_compile(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    a = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    expected = gradest.sample("bernoulli", a, 5, seed=1)
+    if fault == "missing":
+        monkeypatch.setitem(sys.modules, "numba", None)
+    else:
+        monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    kernels._has_numba.cache_clear()
+    try:
+        with pytest.warns(GradestWarning, match="not compiled") as warned:
+            found = [gradest.sample("bernoulli", a, 5, seed=1) for _ in range(2)]
+        assert len(warned) == 1
+        assert kernels.explain_backend(a.device).startswith("reference")
+    finally:
+        kernels._has_numba.cache_clear()
+    assert all(torch.equal(h, expected) for h in found)

@@ -1,0 +1,111 @@
+"""The cells of the table of usage: what each way of use gives for each case, and the sums that the table keeps."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradest.errors import GradestError
+from tests.usage.programs import Case, Gradients, cases
+from tests.usage.ways import SLOW, WAYS
+
+RIGHT, ERROR = "right", "error"
+KEPT = Path(__file__).with_name("cells.json")
+DOCUMENT = Path(__file__).parents[2] / "docs/results/usage.md"
+RUN = "python -m tests.usage.report"
+
+# errors of torch's own, or in its words, that say what to do
+_TORCH_SAYS = ("modified by an inplace operation", "written to in place", "cannot be differentiated a second time")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell gave. verdict: right, error (one that says what to do), or what is wrong. words: of the error, or the gap."""
+
+    verdict: str
+    words: str = ""
+
+    @property
+    def sound(self) -> bool:
+        return self.verdict in (RIGHT, ERROR)
+
+
+def run(way: str, case: Case) -> Outcome:
+    """Run one cell."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, wanted = WAYS[way](case)
+    except GradestError as error:
+        return Outcome(ERROR, f"{type(error).__name__}: {error}")
+    except Exception as error:
+        told = any(words in str(error) for words in _TORCH_SAYS)
+        return Outcome(ERROR if told else "raw error", f"{type(error).__name__}: {error}")
+    return compare(found, wanted)
+
+
+def compare(found: Gradients, wanted: Gradients) -> Outcome:
+    """Compare two sets of gradients, each to within the rounding of its own dtype."""
+    if found.keys() != wanted.keys():
+        return Outcome("wrong", f"gradients of {sorted(found)} for those of {sorted(wanted)}")
+    for name, want in wanted.items():
+        got = found[name]
+        if got.shape != want.shape:
+            return Outcome("wrong", f"{name}: shape {list(got.shape)} for {list(want.shape)}")
+        size = max(1e-3, float(want.abs().max())) if want.numel() else 0.0
+        tolerance = {torch.bfloat16: 2e-2, torch.float16: 4e-3}.get(got.dtype, 3e-5) * size
+        gap = (got.double() - want.double()).abs()
+        if want.numel() and not float(gap.max()) <= tolerance:
+            return Outcome("wrong", f"{name}: {got.flatten().tolist()[:6]} for {want.flatten().tolist()[:6]}")
+    return Outcome(RIGHT)
+
+
+def one_of_each_kind(all_cases: Iterable[Case]) -> list[Case]:
+    """A case of each kind: what the estimator needs, whether it has a state, whether K is 1; in every call."""
+    found: dict[object, Case] = {}
+    for case in all_cases:
+        found.setdefault(case.kind, case)
+    return list(found.values())
+
+
+def cases_of(way: str, call: str) -> list[Case]:
+    """The cases of one call that the whole cross runs: all, or one of each estimator where a cell takes a second."""
+    found = [case for case in cases() if case.call == call]
+    if way not in SLOW:
+        return found
+    return list({case.estimator.label(): case for case in reversed(found)}.values())
+
+
+def summary(outcomes: Iterable[tuple[Case, Outcome]]) -> dict[str, Any]:
+    """How many cells are right, and which estimators give which error. Raises AssertionError for a cell that is neither."""
+    counts: Counter[str] = Counter()
+    errors: dict[str, set[str]] = {}
+    unsound = []
+    for case, outcome in outcomes:
+        counts[outcome.verdict] += 1
+        if outcome.verdict == ERROR:
+            errors.setdefault(outcome.words.split(":")[0], set()).add(case.estimator.name)
+        elif not outcome.sound:
+            unsound.append(f"{case.label()}: {outcome.verdict}: {outcome.words}")
+    if unsound:
+        raise AssertionError(
+            f"{len(unsound)} cells are neither right nor an error that says what to do:\n" + "\n".join(unsound)
+        )
+    return {
+        RIGHT: counts[RIGHT],
+        ERROR: counts[ERROR],
+        "errors": {name: sorted(labels) for name, labels in sorted(errors.items())},
+    }
+
+
+def kept() -> dict[str, dict[str, Any]]:
+    """The sums of the last whole run, by way and call."""
+    found: dict[str, dict[str, Any]] = json.loads(KEPT.read_text())
+    return found

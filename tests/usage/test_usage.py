@@ -1,0 +1,54 @@
+"""Every way of use gives the right gradient or an error that says what to do: once for each kind of estimator."""
+
+import pytest
+import torch
+
+from tests.usage import cells, report
+from tests.usage.programs import CALLS, Case, cases
+from tests.usage.ways import WAYS
+
+CASES = cells.one_of_each_kind(cases())
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "compiled"])  # test_layers compiles
+def test_way_of_use(way, call):
+    cells.summary([(case, cells.run(way, case)) for case in CASES if case.call == call])
+
+
+def test_the_kinds_are_there():
+    """Estimators that need the loss, its gradient, or both; with a state and without; of one point and of more."""
+    kinds = {case.kind[1:] for case in CASES}
+    assert {needs for needs, _, _ in kinds} == {"loss", "grad", "both"}
+    assert {True, False} == {stateful for _, stateful, _ in kinds} == {single for *_, single in kinds}
+
+
+@pytest.mark.parametrize("broken", ["sign", "factor", "raw error", "shape", "missing"])
+def test_a_cell_that_is_wrong_is_seen(broken, monkeypatch):
+    case = CASES[0]
+    right = {"weight": torch.tensor([0.5, -1.0])}
+    wrong = {
+        "sign": {"weight": -right["weight"]},
+        "factor": {"weight": 2 * right["weight"]},
+        "shape": {"weight": right["weight"][:1]},
+        "missing": {},
+    }
+
+    def way(case: Case):
+        if broken == "raw error":
+            raise RuntimeError("a view was modified")
+        return wrong[broken], right
+
+    monkeypatch.setitem(WAYS, "broken", way)
+    with pytest.raises(AssertionError, match="neither right nor an error"):
+        cells.summary([(case, cells.run("broken", case))])
+
+
+def test_the_document_is_that_of_the_kept_cells():
+    assert cells.DOCUMENT.read_text() == report.document(cells.kept()), f"run {cells.RUN}"
+
+
+def test_the_kept_cells_are_of_all_ways():
+    assert {(way, call) for way, calls in cells.kept().items() for call in calls} == {
+        (way, call) for way in WAYS for call in CALLS
+    }, f"run {cells.RUN}"
