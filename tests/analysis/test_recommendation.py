@@ -105,7 +105,7 @@ def test_the_error_is_that_of_whole_draws():
 
 
 def test_what_is_first_was_measured_for_about_as_many_units():
-    """For two units `relax` is the best with two evaluations of the loss; for more it is not, and learning says little for many."""
+    """With two evaluations `relax` is the best for two units. For more it is not, and for many its rank says little."""
     few, default, many = (
         gradest.recommend("bernoulli", ["loss"], 2, unbiased=True, units=units) for units in (2, None, 200)
     )
