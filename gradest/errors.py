@@ -6,6 +6,7 @@ __all__ = [
     "GradestError",
     "GradestWarning",
     "Incompatible",
+    "Inexact",
     "InvalidInput",
     "InvalidOptions",
     "MissingLoss",
@@ -44,6 +45,10 @@ class InvalidInput(GradestError, ValueError):
 
 class TooManyPoints(InvalidInput):
     """An enumeration would need more points than its limit."""
+
+
+class Inexact(InvalidInput):
+    """A quadrature does not reach the accuracy that was asked for. The message states its error."""
 
 
 class MissingLoss(GradestError, RuntimeError):

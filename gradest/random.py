@@ -44,7 +44,7 @@ def _to_word(value: int | Tensor) -> Tensor:
             return value.view(torch.int32)
         value = value.to(torch.int64) & _MASK32
         return torch.where(value > 0x7FFFFFFF, value - (1 << 32), value).to(torch.int32)
-    return torch.tensor(signed_word(value), dtype=torch.int32)
+    return torch.tensor(signed_word(value), dtype=torch.int32, device="cpu")
 
 
 def _upper_word(seed: int | Tensor) -> int | Tensor:
@@ -88,7 +88,7 @@ def fresh_seed() -> int:
 
 def fresh_seed_tensor() -> Tensor:
     """Draw a seed as a tensor. Inside torch.func.vmap, `randomness` decides whether all examples share it."""
-    return torch.randint(0, MAX_SEED, ())
+    return torch.randint(0, MAX_SEED, (), device="cpu")
 
 
 def check_seed(seed: int) -> int:

@@ -14,11 +14,11 @@ from gradest.contract.estimator import Bias, Estimator, Target
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import InvalidInput, PluginFault, TooManyPoints
-from gradest.estimation.ask_tell import check_count, check_pre_activations
+from gradest.errors import Inexact, InvalidInput, PluginFault, TooManyPoints
+from gradest.estimation.ask_tell import check_count, check_pre_activations, flattened
 from gradest.estimation.estimate import estimate_checked
 from gradest.estimation.events import EventDims, EventLayout
-from gradest.estimation.exact import closed_form
+from gradest.estimation.exact import exact_or_raise
 from gradest.estimation.loss_checks import checked_loss
 from gradest.estimation.results import Estimate
 from gradest.random import check_seed, fresh_seed
@@ -34,6 +34,8 @@ def compare(
     draws: int = 1000,
     seed: int | None = None,
     *,
+    flatten: bool = False,
+    allow_inf: bool = False,
     warm_up: int = 100,
     event_dims: EventDims | None = None,
     executor: Executor | None = None,
@@ -48,15 +50,18 @@ def compare(
     estimators: by default every registered estimator that fits the neuron and estimates the gradient of E[f(h)], with its default
         options, except those that would evaluate f at more points than the limit of enumeration. An estimator with another
         `target` can be named; it is compared with the exact gradient of that target, which its claim then names.
+    flatten, allow_inf: as for `expect`. An infinite loss gives rows with infinite or NaN figures; the estimators must be
+        stateless.
     draws, warm_up, executor: as for `estimate`, for each estimator. Only `seconds` depends on the executor.
     event_dims: as for `expect`. The exact gradient has the shape of `a`.
     seed: the seed of all estimators. If omitted, a new seed is drawn, and the table has it.
     progress: progress(estimator, done, draws) is called as draws are made, and progress("exact", done, points) as the exact
         gradient is enumerated.
 
-    If the exact gradient takes too many points, the figures that need it are None. So they are if f is random or depends on the
-    other points of a call, of which a GradestWarning tells, as that of `estimate` does. An estimator whose code fails, or that of
-    the neuron under it, has no row but an entry in `failures`, with file and line.
+    If the exact gradient takes too many points, or its quadrature is not accurate for f, the figures that need it are None, and
+    `no_exact` of the table gives the reason. They are also None if f is random or depends on the other points of a call, of which
+    a GradestWarning tells, as that of `estimate` does. An estimator whose code fails, or that of the neuron under it, has no row
+    but an entry in `failures`, with file and line.
 
     Raises InvalidInput if `estimators` is not a list or if rows of the batch share a loss, Incompatible if an estimator that is
     named does not fit the neuron, PluginFault if all estimators fail, and what `estimate` raises.
@@ -64,7 +69,9 @@ def compare(
     neuron = registry.neuron(neuron)
     layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
     if layout is not None:
-        f, a = layout.loss(f), layout.flatten(a)
+        f, a = layout.loss(flattened(f, len(layout.given), flatten)), layout.flatten(a)
+    else:
+        f = flattened(f, neuron.event_ndim, flatten)
     wide = check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     failures: dict[str, PluginFault] = {}
@@ -79,18 +86,21 @@ def compare(
     check_count("draws", draws, least=1)
     exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
     rows = []
+    reasons: dict[str, None] = {}
     with checked_loss(f, wide, neuron, a.dtype) as is_function:
-        exact = _exact_gradient(f, a, neuron, Target(), exact_progress) if is_function else None
+        if not is_function:
+            reasons["the loss is random, or depends on the other points of a call"] = None
+        exact = _exact_gradient(f, a, neuron, Target(), allow_inf, exact_progress, reasons) if is_function else None
         for estimator in chosen:
             label = estimator.label()
             report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
             with registry.containing(failures, label):
                 found = estimate_checked(
-                    f, a, neuron, estimator, draws, seed, warm_up=warm_up, executor=executor, progress=report
+                    f, a, neuron, estimator, draws, seed, None, allow_inf, warm_up, executor=executor, progress=report
                 )
                 target, truth = estimator.target(), exact
                 if is_function and target != Target():
-                    truth = _exact_gradient(f, a, neuron, target, exact_progress)
+                    truth = _exact_gradient(f, a, neuron, target, allow_inf, exact_progress, reasons)
                 rows.append(_comparison_row(estimator, neuron, found, truth))
     if failures and not rows:
         fault = next(iter(failures.values()))
@@ -98,7 +108,9 @@ def compare(
     if exact is not None and layout is not None:
         exact = layout.restore(exact)
     excluded = [Excluded(label, (str(fault),)) for label, fault in failures.items()]
-    return Comparison(neuron.label(), draws, seed, tuple(rows), exact, tuple(excluded))
+    return Comparison(
+        neuron.label(), draws, seed, tuple(rows), exact, tuple(excluded), no_exact="; ".join(reasons) or None
+    )
 
 
 def comparable_estimators(neuron: Neuron) -> list[Estimator]:
@@ -149,10 +161,20 @@ def cosine_similarity(one: Tensor, two: Tensor) -> float:
 
 
 def _exact_gradient(
-    f: Loss, a: Tensor, neuron: Neuron, target: Target, progress: Callable[[int, int], None] | None
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    target: Target,
+    allow_inf: bool,
+    progress: Callable[[int, int], None] | None,
+    reasons: dict[str, None],
 ) -> Tensor | None:
-    found = closed_form(f, a, neuron, target, checked=True, progress=progress)
-    return None if found is None else found[1]
+    """Return the exact gradient, or add the reason why there is none to `reasons` and return None."""
+    try:
+        return exact_or_raise(f, a, neuron, target, allow_inf=allow_inf, checked=True, progress=progress)[1]
+    except (TooManyPoints, Inexact) as error:
+        reasons[str(error)] = None
+        return None
 
 
 def within_point_limit(estimator: Estimator, neuron: Neuron, a: Tensor) -> bool:

@@ -90,6 +90,8 @@ class Comparison:
     """The exact gradient of E[f(h)], `[*batch, *event]`, or None if it cannot be computed."""
     failures: tuple[Excluded, ...] = ()
     """The estimators without a row, because the code of a plugin failed, with file and line."""
+    no_exact: str | None = None
+    """Why the exact gradient of E[f(h)], or of another target of an estimator, is missing; None if it is not."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as numbers, strings, lists and dicts; figures that are not finite stay floats."""
@@ -100,13 +102,16 @@ class Comparison:
             "rows": [asdict(row) for row in self.rows],
             "failures": [{**asdict(failure), "reasons": list(failure.reasons)} for failure in self.failures],
             "exact": None if self.exact is None else self.exact.tolist(),
+            "no_exact": self.no_exact,
         }
 
     def to_markdown(self) -> str:
-        """Return the rows as a Markdown table, and below it the estimators that failed."""
+        """Return the rows as a Markdown table, and below it the estimators that failed, and why there is no exact gradient."""
         rows = ([_show(cell) for cell in asdict(row).values()] for row in self.rows)
-        failed = [f"{failure.estimator} failed: {'; '.join(failure.reasons)}" for failure in self.failures]
-        return "\n\n".join([table(COMPARISON_COLUMNS, rows, align="llrrrrrrrr"), *failed])
+        notes = [f"{failure.estimator} failed: {'; '.join(failure.reasons)}" for failure in self.failures]
+        if self.no_exact is not None:
+            notes.append(f"The bias is not shown: {self.no_exact}.")
+        return "\n\n".join([table(COMPARISON_COLUMNS, rows, align="llrrrrrrrr"), *notes])
 
     def _repr_markdown_(self) -> str:
         """Return what a notebook shows: the Markdown table."""

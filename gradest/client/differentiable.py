@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from gradest.client.endpoints import backward, forward
@@ -33,11 +34,14 @@ def expect(
     f's own parameters their ordinary gradient. Returns the value and the state for the next step. Under torch.no_grad() the state
     is returned unchanged, as an empty one in the first step.
 
+    A second derivative in `a`, which the samples do not give, raises RuntimeError.
+
     Raises InvalidInput if f returns no losses of the right shape, or if the estimator needs dL/dh and f is not differentiable in
     its points.
     """
     import torch
 
+    from gradest.estimation.second_derivative import forbid_second
     from gradest.kernels import plain_saved_tensors
 
     draw = yield from forward(neuron, estimator, a, seed, state)
@@ -63,6 +67,11 @@ def expect(
         return value, state or {}
     # its value is zero, and its gradient the estimate
     carrier = ((a - a.detach()) * gradient.gradient).flatten(value.ndim).sum(-1)
+    if a.requires_grad:
+        sources = (a, loss) if loss.requires_grad else (a,)  # what the gradient depends on
+        carrier.grad_fn.register_prehook(partial(forbid_second, sources))
+        if value.grad_fn is not None:
+            value.grad_fn.register_prehook(partial(forbid_second, (a,)))
     return value + carrier, gradient.state
 
 

@@ -244,9 +244,8 @@ def compare(
         dtype = torch.promote_types(a.dtype, torch.float32)
         exact = torch.tensor(with_non_finite(exact), dtype=dtype, device=a.device).reshape(a.shape)
     failures = _build_all(Excluded, response.get("failures", ()))
-    return _build(
-        Comparison, response | {"rows": _build_all(ComparisonRow, rows), "exact": exact, "failures": failures}
-    )
+    more = {"failures": failures, "no_exact": response.get("no_exact")}  # an older service sends neither
+    return _build(Comparison, response | {"rows": _build_all(ComparisonRow, rows), "exact": exact} | more)
 
 
 def recommend(

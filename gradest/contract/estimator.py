@@ -15,7 +15,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gradest.contract.neuron import Neuron
 from gradest.contract.plugin import Plugin
+from gradest.errors import InvalidInput
 from gradest.kernels.stable import cast, leading_mean, leading_sum
 from gradest.random import Key
 
@@ -90,9 +91,15 @@ class Target:
 
     samples: int = 1
 
+    def __post_init__(self) -> None:
+        """Raise InvalidInput unless the number of samples is an integer of at least 1."""
+        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
+            raise InvalidInput(f"a target is of at least 1 sample, so samples cannot be {self.samples!r}")
+
     def combine(self, loss: Tensor) -> Tensor:
         """Combine the losses of n samples, `[n, ...]`, into the value whose expectation is the target, `[...]`."""
-        least = loss.detach().amin(0)  # exp(-least) is the largest weight; the others are taken relative to it
+        # exp(-least) is the largest weight; the others are taken relative to it, unless it is 0 or infinite
+        least = loss.detach().amin(0).nan_to_num(posinf=0.0, neginf=0.0)
         return least - torch.log(leading_mean(torch.exp(least - loss)))
 
     def __str__(self) -> str:
@@ -114,6 +121,32 @@ class Draw:
     points: Tensor
     weights: Tensor
     saved: Mapping[str, Tensor] = field(default_factory=dict)
+    _asked: tuple[Estimator, int, int] | None = field(default=None, init=False, repr=False)
+
+    def remember(self, estimator: Estimator) -> None:
+        """Remember which estimator asked, and how often torch has written into the points and into `a` so far."""
+        if self.points.is_inference() or self.a.is_inference():  # such tensors do not count writes
+            return
+        object.__setattr__(self, "_asked", (estimator, self.points._version, self.a._version))
+
+    @property
+    def asked_by(self) -> Estimator | None:
+        """The estimator that asked, if it is remembered."""
+        return None if self._asked is None else self._asked[0]
+
+    @property
+    def points_written(self) -> bool:
+        """Whether torch has written into the points since they were drawn."""
+        return self._asked is not None and self.points._version != self._asked[1]
+
+    @property
+    def pre_activations_written(self) -> bool:
+        """Whether torch has written into `a` since the points were drawn."""
+        return self._asked is not None and self.a._version != self._asked[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Forget who asked: the counters of writes start again in a copy."""
+        return {**self.__dict__, "_asked": None}
 
     def noise(self) -> Tensor:
         """Draw the noise of the points again from the key. Valid if the points are `neuron.sample` at this key."""
@@ -124,6 +157,8 @@ class Draw:
 class Feedback:
     """What the caller evaluated at the points: loss `[K, *batch]` and grad = dloss/dh `[K, *batch, *event]`.
 
+    An estimator receives the loss in its own precision, at least that of `a`, so that differences of float64 losses are exact
+    beside float32 pre-activations. The grad has the dtype of `a`. Both are finite, unless the caller allowed infinite ones.
     One of them may be None if the estimator's `needs` does not contain it.
     """
 
@@ -185,6 +220,13 @@ class Estimator(Plugin):
         if weights.ndim < loss.ndim:
             weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]
         return leading_sum((cast(weights, loss.dtype) if loss.is_floating_point() else weights) * loss)
+
+    def value_in(self, a: Tensor, draw: Draw, loss: Tensor) -> Tensor | None:
+        """Return `value` as a function of `a` and the loss, whose derivatives of every order estimate those of the target.
+
+        None, the default, says that the points do not give one; second derivatives then raise. a: `draw.a`, in a graph.
+        """
+        return None
 
     @abstractmethod
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:

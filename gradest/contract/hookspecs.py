@@ -33,7 +33,7 @@ What to import
 A plugin imports `gradest.contract.*`, `gradest.random` and `gradest.errors`, and no other module of gradest. The names that most
 plugins need are also in `gradest` itself, such as `gradest.Neuron`, `gradest.Bias` and `gradest.Key`.
 
-    gradest.contract.neuron       Neuron, and its capabilities such as Discrete, Scored and Reparameterised
+    gradest.contract.neuron       Neuron, and its capabilities such as Discrete, Scored, Continuous and Reparameterised
     gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias, Target
     gradest.contract.score_function    ScoreFunction, for weights of the scores that follow from the losses of K samples
     gradest.contract.objective    Objective, Separable
@@ -102,6 +102,9 @@ bias(neuron): a claim, which the kit tests in both directions against exact enum
 off_support: True if the estimator needs the loss at points that the neuron never emits, such as a relaxed output or the mean.
 target(): what is estimated, if it is not E[L]. `Target(n)` is the bound of n samples, and the kit then measures against that.
 evaluations(neuron, event_shape): K, the number of points of one draw.
+
+Losses may be wider than the pre-activations, float64 beside float32: take their differences before you convert them, and keep
+averages of them in float64. Losses and derivatives are finite, unless the caller allowed infinite ones.
 
 `MonteCarlo` implements everything except `needs`, `bias` and `backward` for an estimator whose points are independent samples.
 `ScoreFunction` implements everything except `credit` for one that weights the scores of independent samples by a function of

@@ -6,6 +6,7 @@ neuron states another shape; h has the broadcast shape of `a` and noise. Every m
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from gradest.random import Key
 
 __all__ = [
     "Binary",
+    "Continuous",
     "Differentiable",
     "Discrete",
     "LogisticBinary",
@@ -53,6 +55,13 @@ class Neuron(Plugin):
 
     event_ndim: ClassVar[int] = 1
     """The number of trailing dims of `a` that make one event: 1 for units, 2 for units of several classes."""
+
+    maskable: ClassVar[bool] = False
+    """Whether -inf is a valid pre-activation, of a class that a unit never takes, as long as another class is finite."""
+
+    def limit(self, dtype: torch.dtype) -> float:
+        """Return the largest magnitude of a pre-activation that the neuron takes in this dtype, float32 or float64."""
+        return math.inf
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """Return the noise, `[draws, *a.shape]`, a pure function of the key; by default uniform on (0, 1)."""
@@ -102,12 +111,15 @@ class Neuron(Plugin):
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return the law of each unit as S atoms: values `[S, *a.shape]` and weights `[S, *batch, units]`, differentiable in `a`.
 
-        E[g(h)] = Σ_s weight_s g(value_s). This is exact for a unit with finitely many outputs; for a continuous unit it is a
-        quadrature, whose accuracy the neuron states. `gradest.exact` and separable objectives use it.
+        E[g(h)] = Σ_s weight_s g(value_s), and the weights of a unit sum to 1. It is exact for a unit of finitely many outputs.
+        For a `Continuous` unit it is a quadrature. `gradest.exact` and separable objectives use it.
         """
 
     def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
-        """Return a deterministic output for evaluation: E[h] where P(h > 0) > level, and 0 elsewhere."""
+        """Return a deterministic output for evaluation: E[h] where P(h > 0) > level, and 0 elsewhere.
+
+        A neuron whose output is always positive, or for which 0 is no boundary, overrides it.
+        """
         return torch.where(self.active_probability(a) > level, self.mean(a), torch.zeros_like(a))
 
 
@@ -117,6 +129,28 @@ class Differentiable(Neuron):
 
 class Reparameterised(Differentiable):
     """A neuron whose `backward` is the pathwise derivative almost everywhere, so that E[loss(h)] may be differentiated by it."""
+
+
+class Continuous(Neuron):
+    """A neuron whose output has a density, perhaps beside atoms, so that its `law` is a quadrature.
+
+    `gradest.exact` and separable objectives compare two levels of the quadrature on the loss at hand, refine it where they can,
+    and raise Inexact where they still differ. The law of a neuron that is not Continuous is taken to be exact.
+    """
+
+    @abstractmethod
+    def quadrature(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Return nodes and weights in the form of `law`, with at least twice as many nodes at each further level from 0 on.
+
+        Level -1 has fewer nodes than level 0, and serves to estimate the error of level 0.
+
+        The weights of a unit sum to 1. If the nodes do not move with `a`, and the density at them is differentiated instead, the
+        derivative is right for losses that jump, too.
+        """
+
+    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the quadrature of level 0."""
+        return self.quadrature(a, 0)
 
 
 class Scored(Neuron):
@@ -213,7 +247,7 @@ class Binary(Discrete, Step):
 
     def support(self) -> Tensor:
         """Return (low, high)."""
-        return torch.tensor([self.low, self.high])
+        return torch.tensor([self.low, self.high], device="cpu")
 
     def fits(self, dtype: torch.dtype) -> bool:
         """Return whether this dtype, uint8 or bool, represents both low and high."""
@@ -269,7 +303,12 @@ class LogisticBinary(Binary, Relaxable):
         return super().weighted_score(h, a, weights) if scored is None else scored
 
     def leave_one_out_score(self, h: Tensor, a: Tensor, loss: Tensor) -> Tensor:
-        """Compute `leave_one_out_score` in one pass if the device has a kernel for it."""
+        """Compute `leave_one_out_score` in one pass if the device has a kernel for it.
+
+        Losses wider than `a` are taken relative to the first, in their own precision, because the kernel has that of `a`.
+        """
+        if loss.dtype != a.dtype:
+            loss = loss - loss[:1]
         scored = self._scored("leave_one_out_score", h, a, loss)
         return super().leave_one_out_score(h, a, loss) if scored is None else scored
 
@@ -316,6 +355,7 @@ class SoftmaxOneHot(Relaxable):
     """
 
     event_ndim: ClassVar[int] = 2
+    maskable: ClassVar[bool] = True
 
     def probability(self, a: Tensor) -> Tensor:
         """Return softmax(a) over the last dim."""

@@ -6,15 +6,20 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.neuron import Neuron
+from gradest.contract.neuron import Continuous, Neuron
 from gradest.contract.plugin import Plugin
-from gradest.errors import InvalidInput
+from gradest.errors import Inexact, InvalidInput
 from gradest.kernels.stable import leading_sum
 
 __all__ = ["Loss", "Objective", "Separable"]
+
+_GOAL = 1e-6  # a quadrature that is closer than this share of the standard deviation is not refined further
+_TOLERANCE = 1e-3  # one that is not closer than this at the finest level is refused
+_FINEST_LEVEL = 4
 
 Loss = Callable[[Tensor], Tensor]
 """A function from points `[K, *batch, *event]` to losses `[K, *batch]`."""
@@ -28,7 +33,10 @@ class Objective(Plugin):
         """Return the losses, `[K, *batch]`, in the dtype of the points and differentiable in them."""
 
     def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
-        """Return E[loss(h)] in closed form, `[*batch]`, differentiable in `a`, or None if there is no closed form."""
+        """Return E[loss(h)] in closed form, `[*batch]`, differentiable in `a`, or None if there is no closed form.
+
+        May raise Inexact if it is computed by quadrature.
+        """
         return None
 
 
@@ -52,10 +60,34 @@ class Separable(Objective):
         return self._reduce(self._parts(points))
 
     def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
-        """Return the expectation as a sum over the atoms of each unit's law. Raises InvalidInput as `check_events` does."""
+        """Return the expectation as a sum over the atoms of each unit's law.
+
+        For a `Continuous` neuron two levels of its quadrature are compared. It is refined until the parts of each unit differ by
+        at most 1e-6 of their standard deviation; Inexact is raised if they still differ by more than 1e-3 at the finest level.
+        Raises InvalidInput as `check_events` does.
+        """
         self.check_events(neuron)
-        values, weights = neuron.law(a)
-        return self._reduce(leading_sum(weights * self._parts(values)))
+        mean, spread = self._mean_parts(*neuron.law(a))
+        if isinstance(neuron, Continuous):
+            with torch.no_grad():
+                before, _ = self._mean_parts(*neuron.quadrature(a, -1))
+            level = 0
+            while (error := _worst(mean, before, spread)) > _GOAL and level < _FINEST_LEVEL:
+                level += 1
+                before, (mean, spread) = mean, self._mean_parts(*neuron.quadrature(a, level))
+            if error > _TOLERANCE:
+                raise Inexact(
+                    f"the quadrature of {neuron.label()} is not accurate for {self.name}: two levels of it differ by {error:.1g} "
+                    f"of the standard deviation, and {_TOLERANCE:g} is allowed. Use gradest.estimate with an unbiased estimator"
+                )
+        return self._reduce(mean)
+
+    def _mean_parts(self, values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation of each unit's part over its law, `[*batch, units]`."""
+        parts = self._parts(values)
+        mean = leading_sum(weights * parts)
+        with torch.no_grad():
+            return mean, leading_sum(weights * (parts - mean).square()).sqrt()
 
     def check_events(self, neuron: Neuron) -> None:
         """Raise InvalidInput unless the neuron's events have `event_ndim` dims."""
@@ -76,3 +108,11 @@ class Separable(Objective):
     def _reduce(self, parts: Tensor) -> Tensor:
         total = parts.contiguous().sum(-1)
         return total / parts.shape[-1] if self.reduction == "mean" and parts.shape[-1] else total
+
+
+@torch.no_grad()
+def _worst(mean: Tensor, coarser: Tensor, spread: Tensor) -> float:
+    """Return the largest difference of two levels in standard deviations, the rounding error of the mean left out."""
+    error = (mean - coarser).abs() - 8 * torch.finfo(mean.dtype).eps * mean.abs()
+    share = error.clamp(min=0) / spread.clamp(min=torch.finfo(spread.dtype).tiny)
+    return float(share.max()) if share.numel() else 0.0

@@ -26,7 +26,10 @@ __all__ = ["Plugin", "TensorOption"]
 
 def _to_tensor(value: Any) -> Tensor:
     try:
-        return value if isinstance(value, Tensor) else torch.tensor(value)
+        with torch.inference_mode(False):  # an inference tensor could not take part in a later autograd graph
+            if isinstance(value, Tensor):
+                return value.clone() if value.is_inference() else value
+            return torch.tensor(value, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError("give a tensor, a number, or a rectangular nested list of numbers") from error
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,21 +25,27 @@ from gradest.random import Key, to_key
 
 __all__ = [
     "CHUNK",
+    "Flattened",
     "ask",
     "at_least_float32",
     "check_count",
+    "check_feedback_finite",
     "check_form",
     "check_pre_activations",
+    "check_state",
     "evaluate",
     "first_non_finite",
     "first_state",
+    "flattened",
     "losses_at",
     "losses_in_progress",
     "sample_checked",
     "tell",
+    "tell_finite",
     "value_of",
 ]
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MANY = 1 << 16  # elements that a kernel looks at faster than torch
 
 
@@ -47,24 +55,55 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
     Raises InvalidInput with the reason, or with the index of the first entry that is not finite.
     """
     wide = check_form(a, neuron)
-    index = None if transformed() else first_non_finite(wide)  # a transform does not allow reading values
-    if index is not None:
+    if transformed():  # a transform does not allow reading values
+        return wide
+    limit = neuron.limit(wide.dtype)
+    if limit < math.inf and wide.numel():
+        low, high = wide.aminmax()
+        if -limit <= low and high <= limit:
+            return wide
+    index = first_non_finite(wide)
+    if index is not None and not (neuron.maskable and _is_mask(wide)):
+        allowed = ", or -inf for some classes of a unit, but not all" if neuron.maskable else ""
         raise InvalidInput(
-            f"pre-activations must be finite, but a[{', '.join(map(str, index))}] is {a.detach()[tuple(index)]}"
+            f"pre-activations must be finite{allowed}, but a[{', '.join(map(str, index))}] is {a.detach()[tuple(index)]}"
+        )
+    if limit < math.inf and bool((wide.where(wide != -math.inf, 0).abs() > limit).any()):
+        raise InvalidInput(
+            f"{neuron.label()} takes pre-activations between -{limit:.2g} and {limit:.2g} in {wide.dtype}: beyond, a sample "
+            "overflows. Use smaller ones, a higher temperature or float64"
         )
     return wide
+
+
+def _is_mask(a: Tensor) -> bool:
+    """Tell whether every entry is finite or -inf, and every unit has a finite class."""
+    finite = torch.isfinite(a)
+    return bool((finite | (a == -math.inf)).all() and finite.any(-1).all())
 
 
 def check_form(a: Tensor, neuron: Neuron) -> Tensor:
     """Do what `check_pre_activations` does, for pre-activations that are known to be finite."""
     if not isinstance(a, Tensor):
         raise InvalidInput(f"pre-activations must be a torch tensor, not {type(a).__name__}; use torch.tensor(a)")
-    if not a.is_floating_point():
-        raise InvalidInput(f"pre-activations must be floating point, not {a.dtype}; use a.float()")
-    if a.ndim < neuron.event_ndim:
+    if a.dtype not in _DTYPES:
+        remedy = "a.real" if a.is_complex() else "a.float()"
         raise InvalidInput(
-            f"{neuron.name} takes [*batch, *event] with {neuron.event_ndim} event dim(s) last; this tensor has {a.ndim} dims"
+            f"pre-activations must be float16, bfloat16, float32 or float64, not {a.dtype}; use {remedy}"
         )
+    if a.layout is not torch.strided or a.is_nested:
+        remedy = "torch.nested.to_padded_tensor(a, 0.0)" if a.is_nested else "a.to_dense()"
+        raise InvalidInput(f"pre-activations must be a dense tensor, not a nested or sparse one; use {remedy}")
+    if a.is_meta:
+        raise InvalidInput(
+            "pre-activations are on the meta device, which holds no values; give the model memory by model.to_empty(device=...) "
+            "and initialise its parameters"
+        )
+    if a.ndim < neuron.event_ndim:
+        form = "[*batch, units, classes]; use a[None] for one unit" if neuron.event_ndim == 2 else "[*batch, units]"
+        raise InvalidInput(f"{neuron.name} takes {form}, but this tensor has the shape {list(a.shape)}")
+    if neuron.event_ndim == 2 and a.shape[-1] == 0:
+        raise InvalidInput(f"{neuron.name} takes [*batch, units, classes] with at least one class, not {list(a.shape)}")
     return widen(a.detach())
 
 
@@ -110,25 +149,40 @@ def ask(
 
     a: pre-activations `[*batch, *event]`. seed: as for `gradest.sample`. state: the state of the previous step; None for the
         first. Returns the draw, with `draw.points` `[K, *batch, *event]`, and the state to pass to `tell`. Raises Incompatible if
-        the estimator does not fit the neuron, InvalidInput, UnknownPlugin, InvalidOptions.
+        the estimator does not fit the neuron, InvalidInput (also for the state of another estimator or size), UnknownPlugin,
+        InvalidOptions.
+
+    The loss may write into the points: `tell` draws them again if torch has written into them. It does not see what is written
+    through an array of `draw.points.numpy()`, which shares their memory; write to a copy of it.
     """
     neuron, estimator, key = registry.neuron(neuron), registry.estimator(estimator), to_key(seed)
     registry.check_fit(neuron, estimator)
     wide = check_pre_activations(a, neuron)
-    state = first_state(estimator, neuron, wide) if state is None else state
+    if state is None:
+        state = first_state(estimator, neuron, wide)
+    elif state or type(estimator).init is not Estimator.init or not isinstance(state, Mapping):
+        check_state(estimator, state, _state_shapes(estimator, neuron, event_shape(neuron, wide)))
+        state = _outside_inference(state)
     with torch.set_grad_enabled(False), plain_saved_tensors():  # cheaper than no_grad
         draw = estimator.forward(neuron, wide, key, state)
         _check_draw(estimator, neuron, wide, key, draw)
+    draw.remember(estimator)
     return draw, state
 
 
-def tell(estimator: EstimatorSpec, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+def tell(
+    estimator: EstimatorSpec, draw: Draw, feedback: Feedback, state: State, *, allow_inf: bool = False
+) -> tuple[Tensor, State]:
     """Tell the estimator the losses at its points: the second half of a gradient.
 
     estimator: the one that was asked. draw, state: what `ask` returned. feedback: `gradest.Feedback(loss, grad)`, with loss
-    `[K, *batch]` and, if `estimator.needs` contains "grad", grad = dloss/dh `[K, *batch, *event]`.
-    Returns the gradient `[*batch, *event]` and the state of the next step. Raises InvalidInput if the feedback lacks something or
-    has a wrong shape.
+    `[K, *batch]` and, if `estimator.needs` contains "grad", grad = dloss/dh `[K, *batch, *event]`. Differences of losses are
+    taken in the precision of the loss, so give losses with a large offset in float64.
+    allow_inf: whether infinite losses are passed to the estimator, which must have no state. NaN never is.
+
+    Returns the gradient `[*batch, *event]` in the dtype of `draw.a`, and the state of the next step. Raises InvalidInput if the
+    feedback lacks something, has a wrong shape or is not finite, or if the pre-activations were written to since `ask`. Inside a
+    transform of torch.func values cannot be read: a loss that is not finite there leaves the state as it was.
     """
     estimator = registry.estimator(estimator)
     if not isinstance(draw, Draw) or not isinstance(feedback, Feedback):
@@ -136,44 +190,149 @@ def tell(estimator: EstimatorSpec, draw: Draw, feedback: Feedback, state: State)
             "tell takes the draw that gradest.ask returned and gradest.Feedback(loss, grad), not "
             f"{type(draw).__name__} and {type(feedback).__name__}"
         )
+    asked = draw.asked_by
+    if asked is not None and asked is not estimator and asked.spec() != estimator.spec():
+        raise InvalidInput(
+            f"{asked.label()} asked for the loss at the points of this draw, so {estimator.label()} cannot be told it; pass the "
+            "estimator that was asked, with the same options"
+        )
+    check_feedback_finite(feedback, allow_inf)
+    if allow_inf and state:
+        raise InvalidInput(
+            f"{estimator.label()} has a state, which one infinite loss would spoil for all later steps; omit allow_inf, or use "
+            "an estimator without a state"
+        )
+    return tell_finite(estimator, draw, feedback, state)
+
+
+def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+    """Do what `tell` does, for a feedback that is known to be finite, or need not be."""
     shape, dtype = draw.points.shape, draw.a.dtype
     loss = _check_feedback(estimator, "loss", feedback.loss, shape[: len(shape) - draw.neuron.event_ndim], dtype)
     widened = Feedback(loss, _check_feedback(estimator, "grad", feedback.grad, shape, dtype))
+    state = _outside_inference(state)
+    if draw.pre_activations_written:
+        raise InvalidInput(
+            "the pre-activations were written to in place after the points were drawn, so the gradient at them cannot be "
+            "computed; write to a copy, as in a = a + step"
+        )
     try:
         with torch.set_grad_enabled(False), plain_saved_tensors():
+            if draw.points_written:  # by f: the same key draws the same points again
+                draw = estimator.forward(draw.neuron, draw.a, draw.key, state)
             told = estimator.backward(draw, widened, state)
     except RuntimeError as error:
         if transformed():
             raise Incompatible(f"{estimator.label()} does not run inside a transform of torch.func: {error}") from error
+        if torch.is_inference_mode_enabled():
+            raise Incompatible(
+                f"{estimator.label()} uses autograd, which inference mode turns off; use torch.no_grad() instead: {error}"
+            ) from error
         raise
     if not isinstance(told, tuple) or len(told) != 2:
         raise PluginFault(f"{estimator.name}.backward must return a gradient and a state")
-    _check_result(estimator, "backward", told[0], draw.a.shape)
-    _check_state(estimator, "backward", told[1])
-    if draw.key.shared and state and world_size() > 1:
-        with torch.set_grad_enabled(False):
-            return told[0], joined_state(estimator, draw, widened, state)
-    return told
+    gradient, after = told
+    _check_result(estimator, "backward", gradient, draw.a.shape)
+    _check_state(estimator, "backward", after)
+    with torch.set_grad_enabled(False):
+        if draw.key.shared and state and world_size() > 1:
+            after = joined_state(estimator, draw, widened, state)
+        if after and transformed():
+            finite = _all_finite_there(widened)
+            after = {name: torch.where(finite, new, state[name]) for name, new in after.items()}
+        return cast(gradient, dtype), after
+
+
+def _outside_inference(state: State) -> State:
+    """Return the state, as ordinary tensors if a step in inference mode has left inference tensors, which cannot be learned."""
+    if torch.is_inference_mode_enabled() or not any(x.is_inference() for x in state.values()):
+        return state
+    return {name: x.clone() for name, x in state.items()}
 
 
 def _check_feedback(
     estimator: Estimator, name: str, given: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor | None:
-    """Check the loss or the grad that the caller gave, and convert it to the dtype of the draw."""
+    """Check the loss or the grad that the caller gave, and convert it: a grad to the draw's dtype, a loss to that at least."""
     if given is None:
         if name in estimator.needs:
             raise InvalidInput(f"{estimator.label()} needs the {name} at its points, of shape {list(shape)}")
         return None
     if not isinstance(given, Tensor):
         raise InvalidInput(f"{name} must be a torch tensor of shape {list(shape)}, not {type(given).__name__}")
+    if given.is_complex():
+        raise InvalidInput(f"{name} must be real numbers, not {given.dtype}")
     if given.shape != shape:
         raise InvalidInput(f"{name} must have shape {list(shape)}, not {list(given.shape)}")
+    if name == "loss" and given.dtype != dtype:
+        exact = torch.float64 if given.dtype in (torch.int32, torch.int64) else given.dtype
+        dtype = torch.promote_types(exact, dtype)
     return cast(given.detach(), dtype)
+
+
+def check_feedback_finite(feedback: Feedback, allow_inf: bool = False) -> None:
+    """Raise InvalidInput with the index of the first loss, or dloss/dh, that is not finite. Infinite ones may be allowed.
+
+    Inside a transform of torch.func, which does not allow reading values, it does nothing.
+    """
+    if transformed():
+        return
+    given = [
+        (name, x.detach())
+        for name, x in (("loss", feedback.loss), ("grad", feedback.grad))
+        if isinstance(x, Tensor) and x.is_floating_point()
+    ]
+    on_device = len(given) == 2 and given[0][1].device.type != "cpu"
+    if on_device and math.isfinite(sum(widen(x).sum() for _, x in given)):  # one transfer to the host instead of two
+        return
+    for name, x in given:
+        index = first_non_finite(x)
+        if index is not None and allow_inf:
+            bad = x.isnan().nonzero()
+            index = [int(place) for place in bad[0]] if len(bad) else None
+        if index is not None:
+            what, remedy = (
+                ("losses", "Give f a finite loss there, or skip this step")
+                if name == "loss"
+                else ("derivatives dloss/dh", "Make f differentiable there, or skip this step")
+            )
+            raise InvalidInput(
+                f"{what} must be finite, but {name}[{', '.join(map(str, index))}] of {list(x.shape)} is {x[tuple(index)]}. "
+                f"{remedy}: the state of the estimator is as it was. allow_inf=True lets infinite ones through, to estimators "
+                "without a state"
+            )
+
+
+def _all_finite_there(feedback: Feedback) -> Tensor:
+    """Return whether all of the feedback is finite, as a tensor, which transforms of torch.func can compute."""
+    given = [x for x in (feedback.loss, feedback.grad) if x is not None]
+    return torch.stack([torch.isfinite(x).all() for x in given]).all()
+
+
+@lru_cache(maxsize=256)
+def _state_shapes(estimator: Estimator, neuron: Neuron, event: tuple[int, ...]) -> Mapping[str, list[int]]:
+    """Return the shapes of the estimator's state for events of this shape. An initial state may take longer than a step."""
+    state = first_state(estimator, neuron, torch.zeros(event, dtype=torch.float32, device="cpu"))
+    return {name: list(x.shape) for name, x in state.items()}
+
+
+def check_state(estimator: Estimator, state: object, shapes: Mapping[str, list[int]]) -> None:
+    """Raise InvalidInput unless the state is a mapping to tensors of these names and shapes."""
+    found: object = type(state).__name__
+    if isinstance(state, Mapping):
+        found = {name: list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for name, x in state.items()}
+    if found != shapes:
+        wanted = f"tensors of the shapes {shapes}" if shapes else "no tensors, because it keeps none"
+        raise InvalidInput(
+            f"the state of {estimator.label()} must have {wanted}, as the previous call returned them, not {found}: it is that "
+            "of another estimator or of another event shape. Pass None to start anew"
+        )
 
 
 def first_state(estimator: Estimator, neuron: Neuron, a: Tensor) -> State:
     """Return the initial state of the estimator, checked."""
-    state = estimator.init(neuron, a)
+    with torch.inference_mode(False):  # a state that is made in inference mode could not be learned outside of it
+        state = estimator.init(neuron, a)
     _check_state(estimator, "init", state)
     return state
 
@@ -183,6 +342,53 @@ def value_of(estimator: Estimator, draw: Draw, loss: Tensor) -> Tensor:
     value = estimator.value(draw, loss)
     _check_result(estimator, "value", value, loss.shape[1:])
     return value
+
+
+class Flattened:
+    """The loss f with K and the batch in one dim: f takes `[K·batch, ...]`, and its losses are folded back to `[K, batch, ...]`.
+
+    Networks with one batch dim, such as those with convolutions or BatchNorm, take points of that form. Row k·batch + i is
+    point k of example i, so `labels.repeat(len(h) // len(labels))` are the labels of the rows. Points without a batch dim stay
+    `[K, *event]`.
+    """
+
+    def __init__(self, f: Loss, event_ndim: int) -> None:
+        self.f, self.event_ndim = f, event_ndim
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Return the losses, `[K, *batch]`, at points `[K, *batch, *event]`."""
+        lead = points.shape[: points.ndim - self.event_ndim][:2]
+        rows = points.flatten(0, len(lead) - 1)
+        try:
+            loss = self.f(rows)
+        except Exception as error:
+            _add_note(error, f"{list(rows.shape)}, [K·batch, *event], as flatten=True asks")
+            raise
+        wanted = rows.shape[: rows.ndim - self.event_ndim]
+        if not isinstance(loss, Tensor) or loss.shape != wanted:
+            got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InvalidInput(
+                f"with flatten=True f must map points {list(rows.shape)} to losses {list(wanted)} [K·batch], but it "
+                f"returned {got}"
+            )
+        return loss.reshape(*lead, *loss.shape[1:])
+
+
+def flattened(f: Loss, event_ndim: int, flatten: bool) -> Loss:
+    """Return f, or Flattened(f) if `flatten` says so. An Objective takes points of any form as they are."""
+    return Flattened(f, event_ndim) if flatten and not isinstance(f, Objective) else f
+
+
+def _add_note(error: Exception, shape: str) -> None:
+    """Say in a note to an exception of f which points f was given, unless a function that f contains has said so."""
+    opening = "gradest gave f points of the shape "
+    if any(note.startswith(opening) for note in getattr(error, "__notes__", ())):
+        return
+    error.add_note(opening + shape)
+    if "leaf Variable" in str(error) and "in-place" in str(error):
+        error.add_note(
+            "the estimator needs dL/dh, so f must write to a copy of its points: h = h - 1 instead of h -= 1"
+        )
 
 
 class _InProgress(threading.local):
@@ -200,18 +406,36 @@ def losses_in_progress() -> int:
 
 
 def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
-    """Return f(points), checked."""
+    """Return f(points), checked.
+
+    An exception of f gets a note that says which shape f was given.
+    """
     _in_progress.losses += 1
     try:
         loss = f(points)
+    except Exception as error:
+        _add_note(
+            error,
+            f"{list(points.shape)}, [K, *batch, *event], with {points.shape[0]} point(s) for each example. A network that takes "
+            "a single batch dim gets it by h.flatten(0, 1), or by flatten=True, which folds the losses back",
+        )
+        raise
     finally:
         _in_progress.losses -= 1
     wanted = points.shape[: points.ndim - event_ndim]
     if not isinstance(loss, Tensor) or loss.shape != wanted:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         name = f"{f.name}.__call__" if isinstance(f, Objective) else "f"
+        hint = ""
+        if event_ndim == 2 and isinstance(loss, Tensor) and loss.shape == points.shape[:-1]:
+            # the shape in which torch.distributions and torch.nn.functional.gumbel_softmax take logits
+            hint = (
+                f". The points are [K, *batch, units, classes], so these {points.shape[-2]} rows are units of one event, with "
+                "one loss together. If each row is an example of its own, with one unit, pass a[..., None, :] (a[:, None] for "
+                "[batch, classes]), and sum the loss over the units too"
+            )
         raise InvalidInput(
-            f"{name} must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it returned {got}"
+            f"{name} must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it returned {got}{hint}"
         )
     return loss
 
@@ -220,6 +444,8 @@ def evaluate(
     f: Loss, points: Tensor, neuron: Neuron, estimator: Estimator, keep_graph: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the losses at the points and, if the estimator needs it, their gradient in the points."""
+    if transformed() or points.is_inference():
+        points = points.clone()  # where writes are not counted, f writes to a copy
     if "grad" not in estimator.needs:
         return losses_at(f, points.detach(), neuron.event_ndim), None
     if transformed():
@@ -259,6 +485,10 @@ def _depends_on_more(loss: Tensor, points: Tensor) -> bool:
 
 def _check_draw(estimator: Estimator, neuron: Neuron, a: Tensor, key: Key, draw: Draw) -> None:
     evaluations = estimator.evaluations(neuron, event_shape(neuron, a))
+    if evaluations < 1:
+        raise PluginFault(
+            f"{estimator.name}.evaluations must be at least 1, not {evaluations}: it has no loss to learn from"
+        )
     points = draw.points if isinstance(draw, Draw) else draw
     try:
         _check_result(estimator, "forward", points, (evaluations, *a.shape))

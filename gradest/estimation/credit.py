@@ -11,7 +11,7 @@ them on the log-probabilities, so that backward gives ĝ.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from gradest.contract.estimator import State
 from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import EstimatorSpec, registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions, PluginFault
-from gradest.estimation.ask_tell import at_least_float32, first_non_finite
+from gradest.estimation.ask_tell import at_least_float32, check_state, first_non_finite
 from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed
 
@@ -161,7 +161,7 @@ def _credit(
         if state is None:
             state = first
         elif readable:
-            _check_state(estimator, state, first)
+            check_state(estimator, state, {name: list(x.shape) for name, x in first.items()})
         try:
             weights, after = estimator.credit(loss, state, features)
         except RuntimeError as error:
@@ -214,18 +214,6 @@ def _check_finite(name: str, x: Tensor, readable: bool) -> None:
     if index is not None:
         raise InvalidInput(
             f"{name} must be finite, but {name}[{', '.join(map(str, index))}] is {x.detach()[tuple(index)]}"
-        )
-
-
-def _check_state(estimator: ScoreFunction, state: State, first: State) -> None:
-    shapes = {name: list(x.shape) for name, x in first.items()}
-    found: Any = state
-    if isinstance(state, Mapping):
-        found = {name: list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for name, x in state.items()}
-    if found != shapes:
-        raise InvalidInput(
-            f"the state of {estimator.label()} must have tensors of the shapes {shapes}, as the previous call returned them, not "
-            f"{found if isinstance(found, dict) else type(state).__name__}; pass None to start anew"
         )
 
 

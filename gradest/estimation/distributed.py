@@ -53,10 +53,10 @@ def row_numbers(batch: torch.Size, examples: Tensor | None = None) -> Tensor:
     examples: their numbers in the batch of this process, if it is computed in parts; see `checked_examples`.
     """
     if not batch:
-        return torch.tensor(0) if examples is None else checked_examples(examples, batch)
-    numbers = torch.arange(batch[0]) if examples is None else checked_examples(examples, batch)
+        return torch.tensor(0, device="cpu") if examples is None else checked_examples(examples, batch)
+    numbers = torch.arange(batch[0], device="cpu") if examples is None else checked_examples(examples, batch)
     within = batch[1:].numel()
-    return ((rank() + world_size() * numbers)[:, None] * within + torch.arange(within)).reshape(batch)
+    return ((rank() + world_size() * numbers)[:, None] * within + torch.arange(within, device="cpu")).reshape(batch)
 
 
 def checked_examples(rows: Tensor, batch: torch.Size) -> Tensor:
@@ -85,7 +85,7 @@ def joined_state(estimator: Estimator, draw: Draw, feedback: Feedback, state: St
     if not batch:
         return estimator.backward(draw, feedback, state)[1]
     key = draw.key
-    rows = torch.arange(batch.numel()).reshape(batch) if key.rows is None else key.rows.expand(batch)
+    rows = torch.arange(batch.numel(), device="cpu").reshape(batch) if key.rows is None else key.rows.expand(batch)
     seeds = torch.as_tensor(key.seed).expand(batch)
     seeds, rows = _join(torch.stack([seeds, rows.to(seeds.device)]).to(draw.a.device), 1)
     joined = estimator.forward(draw.neuron, _join(draw.a, 0), replace(key, seed=seeds, rows=rows), state)
@@ -167,7 +167,11 @@ def fresh_path_key(
     batch = a.shape[: a.ndim - event_ndim]
     rest = batch[1:] if flat else batch[2:]
     count = batch[0] // paths if flat else (batch[1] if len(batch) > 1 else 1)
-    numbers = torch.arange(count) if examples is None else checked_examples(examples, torch.Size((count,)))
+    numbers = (
+        torch.arange(count, device="cpu") if examples is None else checked_examples(examples, torch.Size((count,)))
+    )
     joined, within = rank() + world_size() * numbers, rest.numel()
-    rows = (joined * paths + torch.arange(paths)[:, None])[..., None] * within + torch.arange(within)
+    rows = (joined * paths + torch.arange(paths, device="cpu")[:, None])[..., None] * within + torch.arange(
+        within, device="cpu"
+    )
     return Key(fresh_seed() if seed is None else seed, rows=rows.reshape(batch))

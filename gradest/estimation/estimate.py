@@ -29,6 +29,7 @@ from gradest.estimation.ask_tell import (
     check_pre_activations,
     evaluate,
     first_state,
+    flattened,
     tell,
     value_of,
 )
@@ -47,12 +48,19 @@ _WARM_UP = 1 << 31  # repetitions from this number on are used to warm up the st
 
 
 def warm_up_state(
-    f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, steps: int, report: Callable[[], object]
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    estimator: Estimator,
+    key: Key,
+    steps: int,
+    report: Callable[[], object],
+    allow_inf: bool = False,
 ) -> State:
     """Return the estimator's state after `steps` steps from its initial one. report() is called after each step."""
     state = first_state(estimator, neuron, check_pre_activations(a, neuron))
     for step in range(steps if state else 0):
-        for _, _, after in _draws(f, a, neuron, estimator, key, state, 1, first=_WARM_UP + step):
+        for _, _, after in _draws(f, a, neuron, estimator, key, state, 1, _WARM_UP + step, allow_inf):
             state = after
         report()
     return state
@@ -87,30 +95,42 @@ class DrawBlock:
     estimator: Estimator
     key: Key
     state: State
+    allow_inf: bool = False
 
     def __call__(self, first: int, n: int) -> tuple[Moments, Moments]:
         """Return the moments of the gradients and of the values."""
-        chunks = list(_draws(self.f, self.a, self.neuron, self.estimator, self.key, self.state, n, first))
+        made = _draws(self.f, self.a, self.neuron, self.estimator, self.key, self.state, n, first, self.allow_inf)
+        chunks = list(made)
         return Moments.of([gradient for gradient, _, _ in chunks]), Moments.of([value for _, value, _ in chunks])
 
 
 def _draws(
-    f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, state: State, draws: int, first: int = 0
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    estimator: Estimator,
+    key: Key,
+    state: State,
+    draws: int,
+    first: int = 0,
+    allow_inf: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor, State]]:
     """Yield draws from `first` on, in chunks of n: gradients `[n, *batch, *event]`, values `[n, *batch]`, the next state."""
     split = a.ndim - neuron.event_ndim
     # each repetition uses the rows of `a` and a seed of its own, so no draw depends on how draws are divided into chunks
-    key = replace(key, rows=torch.arange(a.shape[:split].numel()).reshape(a.shape[:split]))
+    key = replace(key, rows=torch.arange(a.shape[:split].numel(), device="cpu").reshape(a.shape[:split]))
     points_per_draw = estimator.evaluations(neuron, event_shape(neuron, a)) * max(1, a.numel())
     chunk = max(1, min(draws, CHUNK // points_per_draw))
     for begin in range(first, first + draws, chunk):
         n = min(chunk, first + draws - begin)
         repetition = torch.arange(begin, begin + n, device=a.device)[(..., *[None] * split)]
-        yield _one_chunk(f, a.detach().expand(n, *a.shape), neuron, estimator, key.fold_in(repetition), state)
+        yield _one_chunk(
+            f, a.detach().expand(n, *a.shape), neuron, estimator, key.fold_in(repetition), state, allow_inf
+        )
 
 
 def _one_chunk(
-    f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, state: State
+    f: Loss, a: Tensor, neuron: Neuron, estimator: Estimator, key: Key, state: State, allow_inf: bool
 ) -> tuple[Tensor, Tensor, State]:
     """Compute one chunk of `_draws` for `a` `[n, *batch, *event]`. The points are held once; f sees some of the K at a time."""
     draw, _ = ask(neuron, estimator, a, key, state)
@@ -126,7 +146,7 @@ def _one_chunk(
     assert loss is not None
     loss = loss.reshape(evaluations, n, *loss.shape[1:])
     grad = None if grad is None else grad.reshape(draw.points.shape)
-    gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
+    gradient, after = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
     return gradient, value_of(estimator, draw, widen(loss)), after
 
 
@@ -171,7 +191,7 @@ class Moments:
         return self.squares / (self.count - 1) if self.count > 1 else torch.full_like(self.mean, torch.nan)
 
 
-NO_DRAWS = Moments(0, torch.zeros(()), torch.zeros(()))
+NO_DRAWS = Moments(0, *torch.zeros(2, device="cpu"))
 
 
 _BLOCK = 1 << 20  # at most this many elements of points in a block. Unlike CHUNK, it affects the bits of a result
@@ -189,6 +209,8 @@ def estimate(
     seed: int | None = None,
     state: State | None = None,
     *,
+    flatten: bool = False,
+    allow_inf: bool = False,
     warm_up: int = 100,
     target_standard_error: float | None = None,
     event_dims: EventDims | None = None,
@@ -203,6 +225,8 @@ def estimate(
     and LeVeque (1983), so memory does not grow with `draws`. The points of a single draw are held once, and f sees some of the K
     at a time.
 
+    flatten, allow_inf: as for `expect`. The first dim of the points that f takes counts the K points of some of the draws, and so
+        does that of the index in an error about a loss that is not finite.
     target_standard_error: stop as soon as the standard error of every coordinate is at most this; `draws` is then the maximum. It
         is checked after 256, 512, 768 and 1024 draws and then four times in each doubling, so the number of draws depends on the
         seed alone. The variance is itself an estimate; if an early check underestimates it, the run stops too early.
@@ -224,11 +248,14 @@ def estimate(
     """
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     check_count("draws", draws, least=1)
+    check_count("warm_up", warm_up, least=0)
     _check_target(target_standard_error)
     registry.check_fit(neuron, estimator)
     layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
     if layout is not None:
-        f, a = layout.loss(f), layout.flatten(a)
+        f, a = layout.loss(flattened(f, len(layout.given), flatten)), layout.flatten(a)
+    else:
+        f = flattened(f, neuron.event_ndim, flatten)
     with checked_loss(f, check_pre_activations(a, neuron), neuron, a.dtype):
         return estimate_checked(
             f,
@@ -238,6 +265,7 @@ def estimate(
             draws,
             seed,
             state,
+            allow_inf,
             warm_up,
             target_standard_error,
             executor,
@@ -255,6 +283,7 @@ def estimate_checked(
     draws: int,
     seed: int | None,
     state: State | None = None,
+    allow_inf: bool = False,
     warm_up: int = 100,
     target_standard_error: float | None = None,
     executor: Executor | None = None,
@@ -267,8 +296,9 @@ def estimate_checked(
     start = time.perf_counter()
     key = Key(seed)
     evaluations = estimator.evaluations(neuron, event_shape(neuron, a))
+    report = (lambda: progress(0, draws)) if progress else lambda: None
     if state is None:
-        state = warm_up_state(f, a, neuron, estimator, key, warm_up, lambda: progress and progress(0, draws))
+        state = warm_up_state(f, a, neuron, estimator, key, warm_up, report, allow_inf)
     dtype = at_least_float32(a)
     gradients = losses = NO_DRAWS
 
@@ -290,7 +320,7 @@ def estimate_checked(
 
     size = max(1, a.numel())
     blocks = blocks_of(draws, most=max(1, _BLOCK // (evaluations * size)))
-    run = DrawBlock(f, a.detach(), neuron, estimator, key, state)
+    run = DrawBlock(f, a.detach(), neuron, estimator, key, state, allow_inf)
     with closing(run_in_order(run, blocks, executor, window=max(8, min(256, _AHEAD // size)))) as results:
         for more_gradients, more_losses in results:
             gradients, losses = gradients.merge(more_gradients), losses.merge(more_losses)

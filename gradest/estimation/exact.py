@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradest.contract.estimator import Target
+from gradest.contract.estimator import Feedback, Target
 from gradest.contract.law import MAX_POINTS, configurations, count_configurations
-from gradest.contract.neuron import Neuron, event_shape
+from gradest.contract.neuron import Continuous, Neuron, event_shape
 from gradest.contract.objective import Loss, Objective
 from gradest.discovery.registry import NeuronSpec, registry
-from gradest.errors import TooManyPoints
+from gradest.errors import Inexact, InvalidInput, TooManyPoints
 from gradest.estimation.ask_tell import (
     CHUNK,
     at_least_float32,
+    check_feedback_finite,
     check_pre_activations,
+    flattened,
     losses_at,
 )
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.loss_checks import checked_loss
 
-__all__ = ["closed_form", "exact", "exact_checked"]
+__all__ = ["closed_form", "exact", "exact_checked", "exact_or_raise"]
+
+_GOAL = 1e-6  # a quadrature that is closer than this is not refined further
+_TOLERANCE = 1e-3
+_MAX_REFINED_POINTS = 1 << 16  # of a quadrature that is refined; level 0 may have up to MAX_POINTS
+_Law = Callable[[], tuple[Tensor, Tensor]]
+_Progress = Callable[[int, int], None] | None
 
 
 def exact(
@@ -31,30 +40,45 @@ def exact(
     neuron: NeuronSpec = "bernoulli",
     target: Target | None = None,
     *,
+    flatten: bool = False,
+    allow_inf: bool = False,
     event_dims: EventDims | None = None,
+    tolerance: float = _TOLERANCE,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute E[f(h)] `[*batch]` and its gradient in `a` `[*batch, *event]` as a sum over the joint law of the units, in chunks.
 
-    The result is exact for units with finitely many outputs, up to 20 binary units. For other units it is as accurate as their
-    `law`, which for continuous units is a quadrature, up to 3 units. f is evaluated in the dtype of `a`; the sum is in float64.
+    The result is exact for units with finitely many outputs, up to 20 binary units. For `Continuous` units it is a quadrature, up
+    to 3 units. Two levels of it are compared on f, and for one or two units it is refined until they agree to 1e-6. If their
+    difference, which bounds the error of the finer one for all but pathological f, is above the tolerance, Inexact is raised.
+    f is evaluated in the dtype of `a`; the sum is in float64.
 
     Raises TooManyPoints if it would take more than 2^20 points, and InvalidInput if f is random (dropout), normalises over points
     (BatchNorm in training mode), or if rows of the batch share a loss, which `event_dims` is for. f is checked for these once, at
     a few points. Buffers of the modules that f refers to are left as they were.
 
     target: another quantity than E[f(h)], such as `estimator.target()`. One of n samples takes the n-th power of the points.
+    flatten: whether f takes `[K·batch, *event]`, as for `expect`.
+    allow_inf: whether a loss may be infinite. Otherwise it raises InvalidInput, as NaN always does.
     event_dims: as for `expect`. The gradient has the shape of `a`.
-    progress: progress(done, points) is called after each chunk. An exception that it raises ends the computation.
+    tolerance: the largest error of a quadrature, as a share of the standard deviation of f(h) for the loss, and of that plus the
+        largest entry of the row's gradient for the gradient. The rounding error of f in its dtype is allowed besides.
+    progress: progress(done, points) is called after each chunk of each level. An exception that it raises ends the computation.
     """
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance > 0:
+        raise InvalidInput(f"tolerance must be a number above 0, not {tolerance!r}")
     neuron = registry.neuron(neuron)
     if event_dims is not None:
         layout = EventLayout.of(neuron, a, event_dims)
-        value, slope = exact(layout.loss(f), layout.flatten(a), neuron, target, progress=progress)
+        f = layout.loss(flattened(f, len(layout.given), flatten))
+        value, slope = exact(
+            f, layout.flatten(a), neuron, target, allow_inf=allow_inf, tolerance=tolerance, progress=progress
+        )
         return value, layout.restore(slope)
+    f = flattened(f, neuron.event_ndim, flatten)
     wide = check_pre_activations(a, neuron)
     with checked_loss(f, wide, neuron, a.dtype, refuse=True):
-        return exact_checked(f, a, neuron, target, progress)
+        return exact_checked(f, a, neuron, target, allow_inf, progress, tolerance)
 
 
 def exact_checked(
@@ -62,51 +86,141 @@ def exact_checked(
     a: Tensor,
     neuron: Neuron,
     target: Target | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    allow_inf: bool = False,
+    progress: _Progress = None,
+    tolerance: float = _TOLERANCE,
 ) -> tuple[Tensor, Tensor]:
     """Do what `exact` does, for a loss that has been checked."""
     wide = check_pre_activations(a, neuron).double().requires_grad_()
-    event = event_shape(neuron, wide)
+
+    def at_level(level: int) -> _Sums:
+        law: _Law = (
+            (lambda: neuron.quadrature(wide, level)) if isinstance(neuron, Continuous) else lambda: neuron.law(wide)
+        )
+        return _sums(f, a, wide, neuron, law, target, allow_inf, progress)
+
+    found = at_level(0)
+    if isinstance(neuron, Continuous):
+        before, level = at_level(-1), 0
+        while not found.agrees(before, _GOAL, a.dtype) and found.next_points <= _MAX_REFINED_POINTS:
+            level += 1
+            before, found = found, at_level(level)
+        if not found.agrees(before, tolerance, a.dtype):
+            raise Inexact(found.explain(before, neuron, tolerance))
+    dtype = at_least_float32(a)
+    return found.loss.to(dtype), found.gradient.to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """The sums over a law: E[f(h)], its gradient, E|f(h)| and E[f(h)²], in float64, and the points of the next level."""
+
+    loss: Tensor
+    gradient: Tensor
+    size: Tensor
+    square: Tensor
+    event_ndim: int
+    next_points: int
+
+    def errors(self, coarser: _Sums) -> tuple[Tensor, Tensor]:
+        """Return how far two levels are apart, `[*batch]`: the loss, and the largest entry of the gradient of each row."""
+        return (self.loss - coarser.loss).abs(), _largest(self.gradient - coarser.gradient, self.event_ndim)
+
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """Return what an error is compared with, `[*batch]`: the standard deviation of f, and that plus the gradient."""
+        spread = (self.square - self.loss.square()).clamp(min=0).sqrt()
+        return spread, spread + _largest(self.gradient, self.event_ndim)
+
+    def agrees(self, coarser: _Sums, tolerance: float, dtype: torch.dtype) -> bool:
+        """Tell whether two levels agree, apart from the rounding error of f in this dtype."""
+        rounding = 8 * torch.finfo(dtype).eps * self.size
+        pairs = zip(self.errors(coarser), self.scales(), strict=True)
+        return all(bool((error <= tolerance * scale + rounding).all()) for error, scale in pairs)
+
+    def explain(self, coarser: _Sums, neuron: Neuron, tolerance: float) -> str:
+        """Return the message of Inexact."""
+        loss, gradient = (
+            float((error / scale.clamp(min=torch.finfo(scale.dtype).tiny)).nan_to_num(nan=torch.inf).max())
+            for error, scale in zip(self.errors(coarser), self.scales(), strict=True)
+        )
+        return (
+            f"the quadrature of {neuron.label()} is not accurate for this loss: two levels of it differ by {loss:.1g} of the "
+            f"standard deviation of the loss, and by {gradient:.1g} of the size of the gradient, and the tolerance is "
+            f"{tolerance:g}. The loss may jump between the nodes, or vary on a finer scale than they have. Use gradest.estimate "
+            "with an unbiased estimator, fewer units, for which there are more nodes, or a larger tolerance"
+        )
+
+
+def _largest(x: Tensor, event_ndim: int) -> Tensor:
+    """Return the largest magnitude in each event, `[*batch]`; 0 for an empty event."""
+    flat = x.abs().flatten(x.ndim - event_ndim)
+    return flat.amax(-1) if flat.shape[-1] else flat.sum(-1)
+
+
+def _sums(
+    f: Loss,
+    a: Tensor,
+    wide: Tensor,
+    neuron: Neuron,
+    law: _Law,
+    target: Target | None,
+    allow_inf: bool,
+    progress: _Progress,
+) -> _Sums:
+    """Sum over the joint law of the units, in chunks."""
+    event, split = event_shape(neuron, wide), wide.ndim - neuron.event_ndim
     with torch.enable_grad():
-        values, _ = neuron.law(wide)
+        values, _ = law()
         moves = values.requires_grad  # the outputs move with a, so the gradient contains dL/dh too
         total = count_configurations(neuron, event, values.shape[0])
+        next_points = (2 * values.shape[0]) ** (event[0] * (target.samples if target else 1))
         del values
         if target is not None and target.samples > 1:
-            return _exact_of_samples(f, a, wide, neuron, total, target, progress)
+            return _sums_of_samples(f, a, wide, neuron, law, total, target, allow_inf, progress, next_points)
         chunk = max(1, CHUNK // max(1, wide.numel()))
-        loss = torch.zeros(wide.shape[: wide.ndim - neuron.event_ndim], dtype=torch.float64, device=a.device)
+        loss, size, square = torch.zeros(3, *wide.shape[:split], dtype=torch.float64, device=a.device)
         gradient = torch.zeros_like(wide)
         for first in range(0, total, chunk):
-            points, weights = configurations(neuron, wide, neuron.law(wide), first, min(first + chunk, total))
+            points, weights = configurations(neuron, wide, law(), first, min(first + chunk, total))
             at = points.to(a.dtype)
-            losses = losses_at(f, at if moves else at.detach(), neuron.event_ndim).double()
+            losses = _losses(f, at if moves else at.detach(), neuron, allow_inf)
             part = (weights * (losses if moves else losses.detach())).sum(0)
             if part.requires_grad:  # otherwise nothing in the law depends on a
                 (step,) = torch.autograd.grad(part.sum(), wide)
                 gradient += step
             loss += part.detach()
+            losses, weights = losses.detach(), weights.detach()
+            size += (weights * losses.abs()).sum(0)
+            square += (weights * losses.square()).sum(0)
             if progress:
                 progress(min(first + chunk, total), total)
-    dtype = at_least_float32(a)
-    return loss.to(dtype), gradient.detach().to(dtype)
+    return _Sums(loss, gradient.detach(), size, square, neuron.event_ndim, next_points)
 
 
-def _exact_of_samples(
+def _losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
+    loss = losses_at(f, points, neuron.event_ndim)
+    check_feedback_finite(Feedback(loss), allow_inf)
+    return loss.double()
+
+
+def _sums_of_samples(
     f: Loss,
     a: Tensor,
     wide: Tensor,
     neuron: Neuron,
+    law: _Law,
     total: int,
     target: Target,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[Tensor, Tensor]:
-    """Compute `exact` for a target of several samples: losses of all configurations, then every way to draw that many."""
+    allow_inf: bool,
+    progress: _Progress,
+    next_points: int,
+) -> _Sums:
+    """Compute `_sums` for a target of several samples: losses of all configurations, then every way to draw that many."""
     ways = total**target.samples
     if ways > MAX_POINTS:
         raise TooManyPoints(f"{target} over {total} configurations has {ways} terms; the limit is 2^20")
-    points, weights = configurations(neuron, wide, neuron.law(wide), 0, total)
-    losses = losses_at(f, points.to(a.dtype), neuron.event_ndim).double()
+    points, weights = configurations(neuron, wide, law(), 0, total)
+    losses = _losses(f, points.to(a.dtype), neuron, allow_inf)
     given = [x.detach().requires_grad_() for x in (weights, losses)]
     value = torch.zeros_like(losses[0]).detach()
     slopes = [torch.zeros_like(x) for x in given]
@@ -126,8 +240,36 @@ def _exact_of_samples(
     gradient = torch.zeros_like(wide)
     if moving:
         (gradient,) = torch.autograd.grad([x for x, _ in moving], wide, [slope for _, slope in moving])
-    dtype = at_least_float32(a)
-    return value.to(dtype), gradient.detach().to(dtype)
+    size, square = ((weights * x).sum(0).detach() for x in (losses.abs(), losses.square()))
+    return _Sums(value, gradient.detach(), size, square, neuron.event_ndim, next_points)
+
+
+def exact_or_raise(
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    target: Target | None = None,
+    *,
+    allow_inf: bool = False,
+    checked: bool = False,
+    progress: _Progress = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the result of `exact`, by the objective's closed form if it has one.
+
+    checked: whether f is known to be what `exact` asks for.
+    """
+    if isinstance(f, Objective) and (target is None or target.samples == 1):
+        wide = check_pre_activations(a, neuron).double().requires_grad_()
+        with torch.enable_grad():
+            loss = f.expectation(neuron, wide)
+            if loss is not None:
+                still = torch.zeros_like(wide)
+                (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
+                dtype = at_least_float32(a)
+                return loss.detach().to(dtype), gradient.to(dtype)
+    if checked:
+        return exact_checked(f, a, neuron, target, allow_inf, progress)
+    return exact(f, a, neuron, target, allow_inf=allow_inf, progress=progress)
 
 
 def closed_form(
@@ -136,26 +278,12 @@ def closed_form(
     neuron: Neuron,
     target: Target | None = None,
     *,
+    allow_inf: bool = False,
     checked: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """Return the result of `exact`, by the objective's closed form if it has one.
-
-    checked: whether f is known to be what `exact` asks for. Returns None if there is no closed form and the sum has too many
-    points.
-    """
+    """Return the result of `exact_or_raise`, or None if the sum has too many points or is not accurate."""
     try:
-        if isinstance(f, Objective) and (target is None or target.samples == 1):
-            wide = check_pre_activations(a, neuron).double().requires_grad_()
-            with torch.enable_grad():
-                loss = f.expectation(neuron, wide)
-                if loss is not None:
-                    still = torch.zeros_like(wide)
-                    (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
-                    dtype = at_least_float32(a)
-                    return loss.detach().to(dtype), gradient.to(dtype)
-        if checked:
-            return exact_checked(f, a, neuron, target, progress)
-        return exact(f, a, neuron, target, progress=progress)
-    except TooManyPoints:
+        return exact_or_raise(f, a, neuron, target, allow_inf=allow_inf, checked=checked, progress=progress)
+    except (TooManyPoints, Inexact):
         return None

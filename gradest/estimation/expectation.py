@@ -8,11 +8,13 @@ still receives points in the dtype of `a`, and gradients have that dtype.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradest.contract.estimator import Feedback, State
+from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
@@ -20,9 +22,11 @@ from gradest.errors import InvalidInput
 from gradest.estimation.ask_tell import (
     ask,
     check_count,
+    check_feedback_finite,
     check_form,
     check_pre_activations,
     evaluate,
+    flattened,
     losses_at,
     sample_checked,
     tell,
@@ -30,8 +34,9 @@ from gradest.estimation.ask_tell import (
 )
 from gradest.estimation.distributed import checked_examples
 from gradest.estimation.events import EventDims, EventLayout
+from gradest.estimation.second_derivative import differentiable_once, forbid_second
 from gradest.kernels import transformed
-from gradest.kernels.stable import cast
+from gradest.kernels.stable import cast, widen
 from gradest.random import Key, to_key
 
 __all__ = ["expect", "sample"]
@@ -66,14 +71,21 @@ def expect(
     seed: int | Key | None = None,
     state: State | None = None,
     *,
+    flatten: bool = False,
+    allow_inf: bool = False,
     event_dims: EventDims | None = None,
     rows: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """Estimate E[f(h)], `[*batch]`, differentiably: backward adds the estimator's gradient to `a.grad`.
 
     An estimator with another target, such as `vimco`, estimates that target instead.
-    f is called once, with all K points; its own parameters receive their ordinary gradient.
+    f is called once, with all K points; its own parameters receive their ordinary gradient. Differences of losses are taken in
+    the precision of the loss, so return float64 losses where they have a large offset. f may write into its points, unless the
+    estimator needs dL/dh (torch then refuses) or it writes through an array of `h.numpy()`: copy that first.
     seed: as for `sample`. state: the state that the previous call returned; None for the first call.
+    flatten: whether f takes `[K·batch, *event]` and returns `[K·batch]`, as networks with convolutions or BatchNorm do. Row
+        k·batch + i is point k of example i, so `labels.repeat(len(h) // len(labels))` are the labels.
+    allow_inf: whether infinite losses are passed to the estimator, which must have no state. NaN never is.
     event_dims: the number of trailing dims of `a` that are one event, with one loss; by default the neuron's own. For `a`
         `[B, T, units]` of T positions that share a loss it is 2, and f maps points `[K, B, T, units]` to losses `[K, B]`. It is
         "all" for parameters, which have no batch. An Objective receives the event in the neuron's own shape, `[K, B, T·units]`.
@@ -82,34 +94,74 @@ def expect(
     Returns the value, and the state for the next call. Under torch.no_grad() only the value is computed, and the state is
     returned unchanged.
 
-    Inside torch.func.vmap, all examples share a seed or Key that is not mapped over, as in a loop; map over the seeds of a
-    `Key(seeds)` to give each its own. With seed=None vmap's `randomness` decides. Pre-activations are not checked there.
+    Second derivatives, by create_graph=True or torch.func: those in `a` are right for the estimator enumeration. For the others
+    the gradient of `a` can be differentiated in what multiplies the value, and the gradient of f's parameters in those; another
+    second derivative, which the samples do not give, raises RuntimeError.
 
-    Raises Incompatible if the estimator does not fit the neuron, and the errors of `sample`.
+    Inside torch.func.vmap, all examples share a seed or Key that is not mapped over, as in a loop; map over the seeds of a
+    `Key(seeds)` to give each its own. With seed=None vmap's `randomness` decides. Pre-activations and losses are not checked
+    there; a loss that is not finite leaves the state as it was.
+
+    Raises Incompatible if the estimator does not fit the neuron, InvalidInput for a loss or dL/dh that is not finite and for the
+    state of another estimator or size, and the errors of `sample`. After an error the given state is still valid.
     """
     if torch.compiler.is_compiling():
         from gradest.estimation.outside import outside  # noqa: PLC0415  # it imports the compiler
 
         result: tuple[Tensor, State] = outside(
-            expect, f, a, neuron, estimator, seed, state, event_dims=event_dims, rows=rows
+            expect,
+            f,
+            a,
+            neuron,
+            estimator,
+            seed,
+            state,
+            flatten=flatten,
+            allow_inf=allow_inf,
+            event_dims=event_dims,
+            rows=rows,
         )
         return result
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     if event_dims is not None:
         layout = EventLayout.of(neuron, a, event_dims)
-        return expect(layout.loss(f), layout.flatten(a), neuron, estimator, seed, state, rows=rows)
+        f = layout.loss(flattened(f, len(layout.given), flatten))
+        return expect(f, layout.flatten(a), neuron, estimator, seed, state, allow_inf=allow_inf, rows=rows)
     key = to_key(seed) if rows is None else _key_of_part(seed, rows, a, neuron)
     draw, state = ask(neuron, estimator, a, key, state)
-    points = cast(draw.points, a.dtype)
+    points, f = cast(draw.points, a.dtype), flattened(f, neuron.event_ndim, flatten)
     if not torch.is_grad_enabled():
-        return value_of(estimator, draw, losses_at(f, points, neuron.event_ndim)), state
+        loss = losses_at(f, points, neuron.event_ndim)
+        check_feedback_finite(Feedback(loss), allow_inf)
+        return value_of(estimator, draw, loss), state
     loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)
-    gradient, state = tell(estimator, draw, Feedback(loss, grad), state)
+    gradient, state = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
     value = value_of(estimator, draw, loss)
+    return _with_gradient(value, a, gradient, loss, estimator, draw), state
+
+
+def _with_gradient(
+    value: Tensor, a: Tensor, gradient: Tensor, loss: Tensor, estimator: Estimator, draw: Draw
+) -> Tensor:
+    """Return the value with a graph whose backward adds the estimator's gradient to `a.grad`."""
+    event_ndim, twice = draw.neuron.event_ndim, type(estimator).value_in is not Estimator.value_in
     if transformed():
-        carrier = (a - a.detach()) * gradient.to(a.dtype)  # its value is 0 and its gradient is the estimate
-        return value + carrier.flatten(a.ndim - neuron.event_ndim).sum(-1), state
-    return (_carry(value, a, gradient, neuron.event_ndim) if a.requires_grad else value), state
+        whole = estimator.value_in(widen(a), draw, loss) if twice else None
+        if whole is not None:
+            return cast(whole, value.dtype)
+        carrier: Tensor = _Carrier.apply(a, gradient, loss, event_ndim)  # type: ignore[no-untyped-call]
+        return value + cast(carrier, value.dtype)
+    if not a.requires_grad:
+        return value
+    if value.grad_fn is not None:
+        value.grad_fn.register_prehook(
+            partial(forbid_second, (a,))
+        )  # the points at which f's parameters move depend on a
+    if twice:
+        carrier = _DifferentiableTwice.apply(a, gradient, loss, estimator, draw)  # type: ignore[no-untyped-call]
+        return value + cast(carrier, value.dtype)
+    sources = (a, loss) if loss.requires_grad else (a,)  # what the gradient depends on
+    return _carry(value, a, gradient, event_ndim, sources)
 
 
 def _key_of_part(seed: int | Key | None, rows: Tensor, a: Tensor, neuron: Neuron) -> Key:
@@ -124,15 +176,65 @@ def _key_of_part(seed: int | Key | None, rows: Tensor, a: Tensor, neuron: Neuron
     return replace(key, rows=numbers.reshape(batch))
 
 
-def _carry(value: Tensor, a: Tensor, gradient: Tensor, event_ndim: int) -> Tensor:
+def _carry(value: Tensor, a: Tensor, gradient: Tensor, event_ndim: int, sources: tuple[Tensor, ...]) -> Tensor:
     """Return the value, unchanged to the bit, with a graph whose backward adds the estimator's gradient to `a.grad`.
 
     The graph is that of Σ a · gradient, whose derivative is the gradient; its numbers are overwritten by the value. torch's own
     operations take less time than a torch.autograd.Function.
     """
     carrier = cast((a * gradient).sum(tuple(range(-event_ndim, 0))), value.dtype)
+    assert carrier.grad_fn is not None
+    carrier.grad_fn.register_prehook(partial(forbid_second, sources))
     if value.requires_grad:
         carrier.detach().fill_(-0.0)  # the neutral element of addition, also for -0.0
         return value + carrier
     carrier.detach().copy_(value)
     return carrier
+
+
+class _DifferentiableTwice(torch.autograd.Function):
+    """Zeros `[*batch]` whose derivative is the estimate, and whose further derivatives are those of `Estimator.value_in`."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, gradient: Tensor, loss: Tensor, estimator: Estimator, draw: Draw) -> Tensor:
+        ctx.save_for_backward(a, gradient, loss)
+        ctx.estimator, ctx.draw = estimator, draw
+        return torch.full_like(loss[0], -0.0, requires_grad=False)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        a, gradient, loss = ctx.saved_tensors
+        if not torch.is_grad_enabled():
+            spread = upstream[(..., *[None] * (a.ndim - upstream.ndim))]
+            return (spread * gradient).to(a.dtype), None, None, None, None
+        value = ctx.estimator.value_in(widen(a), ctx.draw, loss)
+        (slope,) = torch.autograd.grad(value, a, upstream.to(value.dtype), create_graph=True)
+        return slope, None, None, None, None
+
+
+class _Carrier(torch.autograd.Function):
+    """Does what `_carry` does, in a form that torch.func accepts: zeros `[*batch]` whose derivative is the estimate."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, gradient: Tensor, loss: Tensor, event_ndim: int) -> Tensor:
+        return a.new_zeros(a.shape[: a.ndim - event_ndim])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+        *tensors, ctx.event_ndim = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        a, gradient, loss = ctx.saved_tensors
+        guarded = differentiable_once(upstream, a, loss)[(..., *[None] * ctx.event_ndim)]
+        return (guarded * gradient).to(a.dtype), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, step: Tensor, *_: Any) -> Tensor:
+        a, gradient, loss = ctx.saved_tensors
+        moved: Tensor = (differentiable_once(step, a, loss) * gradient).to(a.dtype)
+        return moved.sum(tuple(range(-ctx.event_ndim, 0)))

@@ -63,7 +63,7 @@ def _examine(f: Loss, wide: Tensor, neuron: Neuron, dtype: torch.dtype) -> str |
     if isinstance(neuron, Discrete):  # outputs of equal chances tell more; classes that are ruled out stay so
         wide = torch.where(wide.isinf(), wide, torch.zeros_like(wide))
     with torch.no_grad():
-        one, other = neuron.sample(Key(_SEED), wide, 2 * n).to(dtype).split(n)
+        one, other = torch.split(neuron.sample(Key(_SEED), wide, 2 * n).to(dtype), n)
 
     def losses(points: Tensor, seed: int = _SEED) -> Tensor:
         for generator in generators:

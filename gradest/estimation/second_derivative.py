@@ -1,4 +1,4 @@
-"""DifferentiateOnce: what keeps the gradient of an estimate from being differentiated."""
+"""What keeps the gradient of an estimate from being differentiated: it has a derivative that the samples do not give."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from typing import Any, Never
 import torch
 from torch import Tensor
 
-__all__ = ["DifferentiateOnce"]
+__all__ = ["DifferentiateOnce", "differentiable_once", "forbid_second"]
+
+_MESSAGE = (
+    "this gradient is an estimate from the samples that were drawn, which cannot be differentiated a second time; where second "
+    "derivatives are needed, use the estimator enumeration with gradest.expect, or take differences of gradest.exact at two "
+    "pre-activations"
+)
 
 
 class DifferentiateOnce(torch.autograd.Function):
@@ -31,7 +37,31 @@ class DifferentiateOnce(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Never:
         """Raise RuntimeError."""
-        raise RuntimeError(
-            "this gradient is an estimate from the samples that were drawn, which cannot be differentiated a second time; where "
-            "second derivatives are needed, differentiate gradest.exact or the neuron's mean"
-        )
+        raise RuntimeError(_MESSAGE)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Never:
+        """Raise RuntimeError."""
+        raise RuntimeError(_MESSAGE)
+
+
+def differentiable_once(upstream: Tensor, *sources: Tensor) -> Tensor:
+    """Return `upstream`, whose own derivatives flow as ever, while a derivative in a source raises RuntimeError.
+
+    It stands for the part of a gradient that multiplies an estimate: the estimate depends on the sources, and so does its product
+    with `upstream`, in a way that nobody knows.
+    """
+    zero = upstream.detach().new_full((), -0.0)  # -0.0 leaves every number as it is
+    guard: Tensor = DifferentiateOnce.apply(zero, *sources)  # type: ignore[no-untyped-call]
+    return upstream + guard
+
+
+def forbid_second(sources: tuple[Tensor, ...], upstream: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...] | None:
+    """Have a gradient raise if it is differentiated in a source.
+
+    It is a hook for a node of autograd, `node.register_prehook(partial(forbid_second, sources))`, and does nothing unless a graph
+    of the gradient is created.
+    """
+    if not torch.is_grad_enabled():
+        return None
+    return tuple(None if grad is None else differentiable_once(grad, *sources) for grad in upstream)

@@ -104,7 +104,7 @@ def plain_saved_tensors() -> AbstractContextManager[object]:
     A derivative that is taken at once needs it. A checkpoint would run its whole region again for that derivative, and with other
     noise if it does not preserve the state of the generator.
     """
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:  # type: ignore[attr-defined]
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 

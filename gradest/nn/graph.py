@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level, maybe_get_level
 
+from gradest.contract.estimator import Feedback
 from gradest.contract.neuron import Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, ToldAlready
-from gradest.estimation.ask_tell import check_count, first_non_finite, losses_in_progress
+from gradest.estimation.ask_tell import check_count, check_feedback_finite, first_non_finite, losses_in_progress
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.layers import Expectation, Stochastic
@@ -360,7 +361,8 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     If some uses of a layer died before they were told a loss, it gives a GradestWarning; if all of them did, or if the layers of
     the model were never called in this thread, it raises MissingLoss: an output that died, such as that of `h.argmax(-1)`, may
     still have decided the loss. Raises ToldAlready if every use since the last forward pass was told before, and InvalidInput for
-    a model without a stochastic layer or a loss that does not fit a layer.
+    a model without a stochastic layer or a loss that does not fit a layer or is not finite. A loss that is not finite leaves the
+    states as they were and ends the step: the uses that waited for it are forgotten.
     """
     _check_reduction(reduction)
     check_count("batch_dims", batch_dims, least=0)
@@ -396,6 +398,8 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     if credit.ndim > batch_dims:
         credit = widen(credit).flatten(batch_dims).sum(-1)
     losses = [leading_batch("the loss", credit, use.batch, use.sampler.neuron) for use in told]
+    if told and not torch.compiler.is_compiling():
+        _check_finite(loss, layers)
     for layer, (uses, died) in zip(layers, waiting, strict=True):
         if died:
             _complain(layer, died, len(uses))
@@ -408,6 +412,16 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     for layer, (uses, _) in zip(layers, waiting, strict=True):
         layer.forget_uses(len(uses))
     return scalar
+
+
+def _check_finite(loss: Tensor, layers: list[Stochastic]) -> None:
+    """Raise InvalidInput for a loss that is not finite. The layers then forget the uses that waited for it."""
+    try:
+        check_feedback_finite(Feedback(loss))
+    except InvalidInput:
+        for layer in layers:
+            layer.forget_uses()  # or the loss of the next step would be told to them as well
+        raise
 
 
 def _stochastic_layers(caller: str, model: nn.Module) -> list[Stochastic]:

@@ -16,7 +16,7 @@ from gradest.contract.estimator import State
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec
 from gradest.errors import Incompatible, InvalidInput
-from gradest.estimation.ask_tell import losses_in_progress
+from gradest.estimation.ask_tell import flattened, losses_at, losses_in_progress
 from gradest.estimation.distributed import fresh_key
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.expectation import expect
@@ -426,14 +426,21 @@ class Expectation(StochasticModule):
     ) -> None:
         super().__init__(neuron, estimator, evaluation, threshold, event, event_dims)
 
-    def forward(self, f: Loss, a: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return the estimate of E[f(h)], or of the estimator's own target, `[*batch]`. rows: as for `Stochastic`."""
+    def forward(
+        self, f: Loss, a: Tensor, rows: Tensor | None = None, *, flatten: bool = False, allow_inf: bool = False
+    ) -> Tensor:
+        """Return the estimate of E[f(h)], or of the estimator's own target, `[*batch]`.
+
+        rows: as for `Stochastic`. flatten, allow_inf: as for `gradest.expect`.
+        """
         if torch.compiler.is_compiling():
-            outside: Tensor = self._forward_outside(f, a, rows)
+            outside: Tensor = self._forward_outside(f, a, rows, flatten, allow_inf)
             return outside
         if self.event_dims is not None:
             layout = EventLayout.of(self.neuron, a, self.event_dims)
-            f, a = layout.loss(f), layout.flatten(a)
+            f, a = layout.loss(flattened(f, len(layout.given), flatten)), layout.flatten(a)
+        else:
+            f = flattened(f, self.neuron.event_ndim, flatten)
         self._check_event(a)
         if not self.training:
             return self._evaluate_loss(f, a, rows)
@@ -444,7 +451,7 @@ class Expectation(StochasticModule):
             first = self._runs.recorded(key.seed)
             run = first or self._runs.without_graph(key.seed, state, self.steps)
             pair, state = run.sampler, run.state
-        value, following = expect(f, a, pair.neuron, pair.estimator, key, state)
+        value, following = expect(f, a, pair.neuron, pair.estimator, key, state, allow_inf=allow_inf)
         if state and not learns:
             self._runs.record_without_graph(pair, key.seed, self.steps)
         elif state and first is None:
@@ -458,16 +465,16 @@ class Expectation(StochasticModule):
 
     def _evaluate_loss(self, f: Loss, a: Tensor, rows: Tensor | None) -> Tensor:
         if self.evaluation != "sample":
-            return f(self._evaluate(a)[None])[0]
+            return losses_at(f, self._evaluate(a)[None], self.neuron.event_ndim)[0]
         target = self.estimator.target()
-        loss = f(self._samples(a, target.samples, rows))
+        loss = losses_at(f, self._samples(a, target.samples, rows), self.neuron.event_ndim)
         return loss[0] if target.samples == 1 else target.combine(loss)
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"
     )
-    def _forward_outside(self, f: Loss, a: Tensor, rows: Tensor | None) -> Tensor:
-        value: Tensor = self(f, a, rows)
+    def _forward_outside(self, f: Loss, a: Tensor, rows: Tensor | None, flatten: bool, allow_inf: bool) -> Tensor:
+        value: Tensor = self(f, a, rows, flatten=flatten, allow_inf=allow_inf)
         return value
 
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch._library.opaque_object import register_opaque_type
 from torch._opaque_base import OpaqueBase
 
-from gradest.contract.estimator import State
+from gradest.contract.estimator import Feedback, State
 from gradest.errors import InvalidInput
+from gradest.estimation.ask_tell import check_feedback_finite
 from gradest.kernels.stable import widen
 from gradest.nn.sampler import Paths, Sampler
 from gradest.nn.uses import Recorded, StatefulLayer, Use, missing_loss
@@ -143,6 +144,7 @@ def _(
 def _tell(
     handle: Handle, a: Tensor, state: list[Tensor], drawn: Tensor, loss: Tensor, paths: int, flat: bool
 ) -> Tensor:
+    check_feedback_finite(Feedback(loss))
     with _autograd():
         return _own(handle.again(a, state, drawn, paths, flat).gradient_of_loss(loss.detach()), a, loss)
 

@@ -18,7 +18,7 @@ from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.errors import Incompatible, InvalidInput, MissingLoss
-from gradest.estimation.ask_tell import first_non_finite, tell
+from gradest.estimation.ask_tell import first_non_finite, tell_finite
 from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, with_path_dim, world_size
 from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed
@@ -114,22 +114,26 @@ class Use:
             gradient, moved = self._credit(loss)
         else:
             feedback = Feedback(loss[None], torch.zeros_like(draw.points) if "grad" in estimator.needs else None)
-            gradient, moved = tell(estimator, draw, feedback, state)
+            gradient, moved = tell_finite(estimator, draw, feedback, state)
             if self.paths.samples and state and world_size() > 1:
                 moved = joined_state_of_paths(estimator, draw, feedback, state, self.paths.samples, self.paths.flat)
         self.layer.advance(moved, self.step)
         return gradient
 
     def gradient_of_grad(self, grad_h: Tensor) -> Tensor:
-        """Return the part of the gradient in a that is due to dL/dh `[*batch, *event]`."""
+        """Return the part of the gradient in a that is due to dL/dh `[*batch, *event]`.
+
+        A dL/dh that is not finite, as loss scaling makes them, gives a gradient that is not finite, and the state stays.
+        """
         self._check_intact()
         estimator, draw = self.sampler.estimator, self.draw
         if "loss" in estimator.needs:
             feedback = Feedback(draw.a.new_zeros((1, *self.batch)), grad_h[None].to(draw.a.dtype))
             with torch.no_grad():  # the state moved when the loss was told
                 return estimator.backward(draw, feedback, self.state)[0]
-        gradient, moved = tell(estimator, draw, Feedback(None, grad_h[None]), self.state)
-        self.layer.advance(moved, self.step)
+        gradient, moved = tell_finite(estimator, draw, Feedback(None, grad_h[None]), self.state)
+        if moved and (transformed() or first_non_finite(grad_h) is None):
+            self.layer.advance(moved, self.step)
         return gradient
 
     def _credit(self, loss: Tensor) -> tuple[Tensor, State]:
@@ -284,7 +288,8 @@ class Emit(torch.autograd.Function):
         if gradient is not None:
             gradient = gradient.to(ctx.dtype)
             if torch.is_grad_enabled():
-                gradient = DifferentiateOnce.apply(gradient, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
+                sources = (*ctx.saved_tensors, *(() if grad_h is None else (grad_h,)))
+                gradient = DifferentiateOnce.apply(gradient, *sources)  # type: ignore[no-untyped-call]
         return gradient, None
 
 

@@ -30,7 +30,9 @@ def new_network(inputs: int, hidden: int, device: torch.device) -> State:
     `inner`, `[hidden, inputs + 1]`, holds fixed pseudo-random weights and biases of the hidden units; `outer`,
     `[hidden]`, `linear`, `[inputs]`, and `constant`, `[]`, are zero.
     """
-    inner = torch.randn(hidden, inputs + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(device)
+    inner = torch.randn(
+        hidden, inputs + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
+    ).to(device)
     zeros = inner.new_zeros
     return {"inner": inner, "outer": zeros(hidden), "linear": zeros(inputs), "constant": zeros(())}
 

@@ -87,6 +87,7 @@ class OneUnitAtATime(Estimator):
         `weighted` holds v, `[*batch, units, m]`.
         """
         assert isinstance(draw.neuron, SoftmaxOneHot)
+        weighted = weighted.to(draw.a)  # losses may be wider than a, and their differences have been taken
         total = weighted.contiguous().sum(-1, keepdim=True)
         sparse = weighted.new_zeros(draw.a.shape).scatter(-1, draw.saved["chosen"], weighted)
         return sparse - draw.neuron.probability(draw.a) * total

@@ -66,7 +66,9 @@ class Arsm(Estimator):
         loss, classes = feedback.get_loss(), draw.a.shape[-1]
         exponential = -torch.log(draw.saved["noise"]).contiguous()
         factor = 1 - classes * exponential / exponential.sum(-1, keepdim=True)
-        point_of = torch.zeros(classes, classes, dtype=torch.int64)  # index of the point with c and j exchanged
+        point_of = torch.zeros(
+            classes, classes, dtype=torch.int64, device="cpu"
+        )  # index of the point with c and j exchanged
         for at, (c, j) in enumerate(combinations(range(classes), 2)):
             point_of[c, j] = point_of[j, c] = at + 1
         exchanged = loss[point_of]  # [c, j, *batch]

@@ -38,7 +38,7 @@ class Concrete(MonteCarlo):
 
     examples = ({}, {"samples": 3, "temperature": 1.0})
 
-    temperature: float = Field(0.5, gt=0, allow_inf_nan=False, description="temperature τ of the relaxation")
+    temperature: float = Field(0.5, ge=1e-30, le=1e30, description="temperature τ of the relaxation")
 
     def bias(self, neuron: Neuron) -> Bias:
         """Return `Bias.BIASED`: s does not have the mean of h, so even linear losses are biased."""

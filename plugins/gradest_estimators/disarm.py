@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Feedback, State
@@ -39,7 +40,11 @@ class Disarm(Antithetic):
 def disarm(pairs: Tensor, loss: Tensor, draw: Draw) -> Tensor:
     """Return the mean of the estimate over n pairs, `[*batch, units]`.
 
-    `pairs` holds points `[2n, *batch, units]` in the order of `Antithetic`, `loss` their losses `[2n, *batch]`.
+    `pairs` holds points `[2n, *batch, units]` in the order of `Antithetic`, `loss` their losses `[2n, *batch]`. The
+    difference of wider losses is taken in their own precision, because the kernel has that of a.
     """
     assert isinstance(draw.neuron, Binary)
+    if loss.dtype != draw.a.dtype:
+        at, at_mirror = loss.chunk(2)
+        loss = torch.cat([at - at_mirror, torch.zeros_like(at)]).to(draw.a.dtype)
     return select("antithetic_score", draw.a.device)(draw.a, pairs, loss, draw.neuron.high)  # type: ignore[no-any-return]

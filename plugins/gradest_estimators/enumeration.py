@@ -37,7 +37,7 @@ class Enumeration(Estimator):
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
         """Return K = S^D; raise TooManyPoints if it exceeds 2^20."""
-        values, _ = neuron.law(torch.zeros(event_shape))
+        values, _ = neuron.law(torch.zeros(event_shape, device="cpu"))
         return count_configurations(neuron, event_shape, values.shape[0])
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
@@ -46,11 +46,18 @@ class Enumeration(Estimator):
         points, weights = configurations(neuron, a, neuron.law(a), 0, total)
         return Draw(neuron, a, key, points, weights)
 
+    def value_in(self, a: Tensor, draw: Draw, loss: Tensor) -> Tensor:
+        """Return E[L], by which expect can be differentiated any number of times."""
+        _, weights = configurations(draw.neuron, a, draw.neuron.law(a), 0, len(loss))
+        centre = leading_sum(draw.weights * loss).detach()  # changes nothing but the rounding error, as in backward
+        return centre + leading_sum(weights * (loss - centre))
+
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return Σ_k P_k (L_k - E[L]) score_k.
 
         Subtracting E[L] changes nothing but the rounding error, because Σ_k P_k score_k = 0.
         """
         loss = feedback.get_loss()
+        loss = loss - loss[:1]  # the weights sum to 1 only up to rounding
         weighted = draw.weights * (loss - leading_sum(draw.weights * loss))
         return leading_sum(per_event(weighted, draw.neuron) * scores(draw)), state

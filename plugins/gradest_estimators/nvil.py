@@ -72,7 +72,7 @@ class Nvil(ReinforceAverage):
         rest = loss.detach() - self.average(state).to(loss)
         with torch.enable_grad():
             error = (rest - baseline).double().square().mean()
-            slopes = torch.autograd.grad(error, tuple(parameters.values()))
+            slopes = torch.autograd.grad(error, tuple(parameters.values()), materialize_grads=True)
         return weights, adam(after, dict(zip(PARAMETERS, slopes, strict=True)), self.learning_rate)
 
     def check_features(self, loss: Tensor, features: Tensor | None) -> None:

@@ -45,7 +45,7 @@ class Rebar(ControlVariate):
 
     examples = ({}, {"temperature": 0.1, "learn": False})
 
-    temperature: float = Field(0.5, gt=0, allow_inf_nan=False, description="temperature of the relaxation")
+    temperature: float = Field(0.5, ge=1e-30, le=1e30, description="temperature of the relaxation")
     eta: float = Field(1.0, allow_inf_nan=False, description="weight η of the control variate before the first step")
 
     def bias(self, neuron: Neuron) -> Bias:

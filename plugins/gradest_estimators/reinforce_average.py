@@ -58,4 +58,5 @@ class ReinforceAverage(ScoreFunction):
 
 
 def _empty_average(like: Tensor) -> State:
-    return {"total": like.new_zeros(()), "weight": like.new_zeros(())}
+    zero = like.new_zeros((), dtype=torch.float64)  # losses may have more digits than the pre-activations
+    return {"total": zero, "weight": zero.clone()}

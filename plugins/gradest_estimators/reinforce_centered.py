@@ -48,7 +48,7 @@ class ReinforceCentered(MonteCarlo):
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """Return the averages of s² L and of s², `[*event]` each, all 0."""
-        zeros = a.new_zeros(event_shape(neuron, a))
+        zeros = a.new_zeros(event_shape(neuron, a), dtype=torch.float64)  # losses may have more digits than a
         return {"numerator": zeros, "denominator": zeros.clone()}
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
@@ -60,7 +60,7 @@ class ReinforceCentered(MonteCarlo):
         gradient = leading_mean((loss - baseline.to(loss)) * score)
         if not loss.numel():
             return gradient, state
-        square = score * score
+        loss, square = loss.double(), score.double() ** 2
         return gradient, {
             "numerator": self._update_average(numerator, square * loss),
             "denominator": self._update_average(denominator, square),

@@ -38,7 +38,7 @@ class ReinMax(LogitEstimator, MonteCarlo):
 
     examples = ({}, {"samples": 3}, {"temperature": 1.5})
 
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="temperature τ of the softmax in π")
+    temperature: float = Field(1.0, ge=1e-30, le=1e30, description="temperature τ of the softmax in π")
 
     def bias(self, neuron: Neuron) -> Bias:
         """Return exactness to second order at temperature 1, and `Bias.BIASED` otherwise."""

@@ -40,7 +40,7 @@ class Relax(ControlVariate, MonteCarlo):
 
     examples = ({}, {"samples": 3, "temperature": 0.5, "hidden": 2, "learning_rate": 0.1})
 
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="temperature of the relaxation")
+    temperature: float = Field(1.0, ge=1e-30, le=1e30, description="temperature of the relaxation")
     hidden: int = Field(8, ge=0, le=256, description="hidden units of the network")
 
     def init(self, neuron: Neuron, a: Tensor) -> State:

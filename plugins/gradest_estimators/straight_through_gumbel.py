@@ -33,7 +33,7 @@ class StraightThroughGumbel(MonteCarlo):
 
     examples = ({}, {"temperature": 0.5, "samples": 3})
 
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="temperature τ of the relaxation")
+    temperature: float = Field(1.0, ge=1e-30, le=1e30, description="temperature τ of the relaxation")
 
     def bias(self, neuron: Neuron) -> Bias:
         """Return `Bias.BIASED`: the derivative of the relaxation does not have the mean dE[h]/da, even for linear losses."""

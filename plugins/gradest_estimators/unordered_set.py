@@ -12,6 +12,8 @@ from gradest.contract.estimator import Draw, Feedback, State
 from gradest.contract.neuron import SoftmaxOneHot
 from gradest_estimators._one_hot import OneUnitAtATime, losses_by_class
 
+_LEAST_LOG = -1e30  # of a class that is masked with -inf, so that differences are not NaN
+
 
 class UnorderedSet(OneUnitAtATime):
     """A set S of k classes of a unit, drawn without replacement, each with an importance weight and a built-in baseline.
@@ -80,7 +82,7 @@ def _log_completions(a: Tensor, chosen: Tensor) -> tuple[Tensor, dict[int, Tenso
     P(S) = 1 and P(B) = Σ_{s in S without B} p_s / (1 - p(B)) P(B + s). In logarithms, and with 1 - p(B) as the sum of
     the other classes, a saturated p is neither rounded to 0 nor to 1.
     """
-    log_all, k = torch.log_softmax(a, -1), chosen.shape[-1]
+    log_all, k = torch.log_softmax(a, -1).clamp(min=_LEAST_LOG), chosen.shape[-1]
     log_p = log_all.gather(-1, chosen)
     outside = torch.logsumexp(log_all.scatter(-1, chosen, float("-inf")).contiguous(), -1)
     tail = {(1 << k) - 1: torch.zeros_like(outside)}

@@ -70,18 +70,19 @@ class Binomial(Discrete):
 
     def support(self) -> Tensor:
         """Return the possible counts 0 to n, `[n + 1]`."""
-        return torch.arange(self.trials + 1.0)
+        return torch.arange(self.trials + 1.0, device="cpu")
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
-        """Return log P(h | a) = log C(n, h) + h log p + (n - h) log(1 - p)."""
-        return self._log_prob(widen(h), widen(a)).to(a.dtype)
+        """Return log P(h | a) = log C(n, h) + h log p + (n - h) log(1 - p), in float64, because the terms cancel."""
+        n, h, wide = self.trials, h.double(), a.double()
+        choices = math.lgamma(n + 1) - torch.lgamma(h + 1) - torch.lgamma(n - h + 1)
+        return (choices - h * softplus(-wide) - (n - h) * softplus(wide)).to(a.dtype)
+
+    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the counts and their probabilities, which are computed in float64."""
+        values, weights = super().law(a.double())
+        return values.to(a.dtype), weights.to(a.dtype)
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """Return h - n p, computed as h (1 - p) - (n - h) p, which does not cancel at saturation."""
         return (widen(h) * sigmoid(-a) - (self.trials - widen(h)) * sigmoid(a)).to(a.dtype)
-
-    def _log_prob(self, h: Tensor | float, a: Tensor) -> Tensor:
-        n = self.trials
-        h = torch.as_tensor(h, dtype=a.dtype, device=a.device)
-        choices = math.lgamma(n + 1) - torch.lgamma(h + 1) - torch.lgamma(n - h + 1)
-        return choices - h * softplus(-a) - (n - h) * softplus(a)

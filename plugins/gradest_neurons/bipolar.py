@@ -7,7 +7,7 @@ class Bipolar(LogisticBinary):
     """A binary unit that is 1 with probability σ(a) and -1 otherwise.
 
     h = 1 if z < σ(a) else -1, with z uniform on (0, 1), so P(h = 1) = σ(a) and E[h] = 2σ(a) - 1. At fixed noise h is
-    constant in a almost everywhere: dh/da = 0.
+    constant in a almost everywhere: dh/da = 0. What the Bernoulli unit says of the precision of rare outputs holds here too.
 
     Used by Raiko, Berglund, Alain and Dinh (2014), Techniques for Learning Binary Stochastic Feedforward Neural
     Networks, arXiv 1406.2989.

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.neuron import Reparameterised
-from gradest.contract.numerics import gauss_legendre, normal_cdf, portable, spread
+from gradest.contract.neuron import Continuous, Reparameterised
+from gradest.contract.numerics import normal_cdf, panels, portable
 from gradest.random import Key
-
-_NODES = 96
-_HALF_WIDTH = 8.5  # of the interval of z that is integrated over; the probability outside it is below 2e-17
+from gradest_neurons._continuous import REACH, nodes_at, normalised
 
 
-class Gaussian(Reparameterised):
+class Gaussian(Continuous, Reparameterised):
     """A linear unit with additive Gaussian noise of standard deviation s.
 
     h = a + s z with z standard normal, so E[h] = a, P(h > 0) = Φ(a/s), and dh/da = 1.
@@ -62,21 +58,13 @@ class Gaussian(Reparameterised):
         """Return P(h > 0) = Φ(a/s)."""
         return normal_cdf(a / self.std).to(a.dtype)
 
-    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return Gauss-Legendre nodes of h, weighted with its density.
+    def quadrature(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Return nodes of h, weighted with its density.
 
         The nodes below and above h = 0 are separate, so that functions which jump at 0, such as sign(h), are integrated
         accurately too. The nodes are fixed at the present value of a; only the density at them is differentiated in a.
         """
-        x, w = gauss_legendre(_NODES // 2)
-        ends = [a.detach() - _HALF_WIDTH * self.std, a.detach() + _HALF_WIDTH * self.std]
-        middle = torch.zeros_like(a).clamp(min=ends[0], max=ends[1])
-        values, weights = [], []
-        for lower, upper in ((ends[0], middle), (middle, ends[1])):
-            h = lower + (upper - lower) * spread(x, a)
-            z = (h - a) / self.std
-            values.append(h)
-            weights.append(
-                spread(w, a) * (upper - lower) * torch.exp(-0.5 * z * z) / (self.std * math.sqrt(2 * math.pi))
-            )
-        return torch.cat(values), torch.cat(weights)
+        reach = REACH["gaussian"] * self.std
+        lower, upper = a.detach() - reach, a.detach() + reach
+        h, z, dh = panels(a, lower, upper, (0.0, self.std), self.std, nodes_at(level))
+        return h, normalised(dh * torch.exp(-0.5 * (z / self.std) ** 2))

@@ -9,23 +9,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gradest.contract.neuron import Reparameterised
 from gradest.contract.numerics import (
     concrete_backward,
-    gauss_legendre,
-    leading_sum,
-    logit,
+    panels,
     portable,
     sigmoid,
-    spread,
     widen,
 )
 from gradest.random import Key
+from gradest_neurons._continuous import REACH, Smooth, nodes_at, normalised
 
-_NODES = 64
 
-
-class HardConcrete(Reparameterised):
+class HardConcrete(Smooth):
     """A binary concrete unit s, stretched to (γ, ζ) and clipped to [0, 1].
 
     h = min(1, max(0, γ + (ζ - γ) s)) with s = σ((a + z)/τ) and z standard logistic. h is exactly 0 or exactly 1 with
@@ -43,7 +38,7 @@ class HardConcrete(Reparameterised):
     reference = "Louizos, Welling, Kingma 2018, arXiv 1712.01312"
     formula = r"h = \min(1, \max(0, \gamma + (\zeta - \gamma) s)), \quad s = \sigma\!\left(\frac{a + z}{\tau}\right)"
 
-    temperature: float = Field(2 / 3, gt=0, allow_inf_nan=False, description="temperature τ")
+    temperature: float = Field(2 / 3, ge=1e-30, le=1e30, description="temperature τ")
     lower: float = Field(-0.1, lt=0, allow_inf_nan=False, description="lower end γ of the stretched interval, below 0")
     upper: float = Field(1.1, gt=1, allow_inf_nan=False, description="upper end ζ of the stretched interval, above 1")
 
@@ -77,11 +72,6 @@ class HardConcrete(Reparameterised):
         found = key.fused("concrete_pullback", a, len(h), self.event_ndim, grad, steep, *self._kernel_arguments())
         return super().pullback(key, a, h, grad_h) if found is None else found
 
-    def mean(self, a: Tensor) -> Tensor:
-        """Return E[h], the weighted sum over the atoms and nodes of `law`."""
-        values, weights = self.law(widen(a))
-        return leading_sum(values * weights).to(a.dtype)
-
     def active_probability(self, a: Tensor) -> Tensor:
         """Return P(h > 0) = σ(a - τ log(-γ/ζ))."""
         return sigmoid(widen(a) - self._input_at(0.0)).to(a.dtype)
@@ -95,19 +85,18 @@ class HardConcrete(Reparameterised):
         h = self._stretch(sigmoid(a)).clamp(0, 1).to(a.dtype)
         return torch.where(self.active_probability(a) > level, h, torch.zeros_like(h))
 
-    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the atoms at 0 and 1, and Gauss-Legendre nodes of h between them, weighted with its density.
+    def quadrature(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Return the atoms at 0 and 1, and nodes of h between them, weighted with its density.
 
-        Expectations of smooth functions are accurate to about 1e-12 at the default options.
+        The nodes are fixed at the present value of a; only the density at them is differentiated in a.
         """
-        x, w = gauss_legendre(_NODES)
-        s = (x - self.lower) / (self.upper - self.lower)
-        z = spread(self.temperature * logit(s), a) - a
-        jacobian = spread(w * self.temperature / (s * (1 - s) * (self.upper - self.lower)), a)  # dz/dh
-        density = sigmoid(z) * sigmoid(-z) * jacobian
-        values = spread(torch.cat([torch.tensor([0.0], dtype=x.dtype), x, torch.tensor([1.0], dtype=x.dtype)]), a)
-        closed, opened = sigmoid(self._input_at(0.0) - a), sigmoid(a - self._input_at(1.0))
-        return values.expand(-1, *a.shape), torch.cat([closed[None], density, opened[None]])
+        start, end, reach = self._input_at(0.0), self._input_at(1.0), REACH["logistic"]
+        lower, upper = ((a.detach() + side * reach).clamp(start, end) for side in (-1, 1))
+        x, z, dx = panels(a, lower, upper, (0.0, self.temperature), 1.0, nodes_at(level))
+        h = self._stretch(sigmoid(x / self.temperature)).clamp(0, 1)
+        closed, opened = sigmoid(start - a)[None], sigmoid(a - end)[None]
+        values = torch.cat([torch.zeros_like(closed), h, torch.ones_like(opened)])
+        return values, normalised(torch.cat([closed, dx * sigmoid(z) * sigmoid(-z), opened]))
 
     def _stretch(self, s: Tensor) -> Tensor:
         return self.lower + (self.upper - self.lower) * s

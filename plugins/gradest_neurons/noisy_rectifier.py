@@ -9,14 +9,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gradest.contract.neuron import Reparameterised
-from gradest.contract.numerics import gauss_legendre, normal_cdf, portable, select, sigmoid, softplus, spread, widen
+from gradest.contract.neuron import Continuous, Reparameterised
+from gradest.contract.numerics import normal_cdf, panels, portable, select, sigmoid, softplus, widen
 from gradest.random import Key
+from gradest_neurons._continuous import REACH, nodes_at, normalised
 
-_NODES = 96
 
-
-class NoisyRectifier(Reparameterised):
+class NoisyRectifier(Continuous, Reparameterised):
     """A rectifier with logistic noise, or Gaussian noise of standard deviation s, added to its input.
 
     h = max(0, a + z). With logistic noise E[h] = softplus(a) and P(h > 0) = σ(a). With Gaussian noise
@@ -102,20 +101,16 @@ class NoisyRectifier(Reparameterised):
         """
         return torch.where(self.active_probability(a) > level, torch.relu(a), torch.zeros_like(a))
 
-    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the atom at 0, and Gauss-Legendre nodes of h > 0, weighted with its density.
+    def quadrature(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Return the atom at 0, and nodes of h > 0, weighted with its density.
 
-        Expectations of smooth functions have a relative error of about 1e-9 in float64.
+        The nodes are fixed at the present value of a; only the density at them is differentiated in a.
         """
-        x, w = gauss_legendre(_NODES)
-        reach = 36.0 if self.distribution == "logistic" else 8.5 * self.scale
-        # the nodes are fixed at the present value of a; only the density at them is differentiated in a
-        upper = a.detach().clamp(min=0) + reach
-        lower = (a.detach() - reach).clamp(min=0)
-        h = lower + (upper - lower) * spread(x, a)
-        density = spread(w, a) * (upper - lower) * self._pdf(h - a)
+        reach = REACH[self.distribution] * self.scale
+        lower, upper = (a.detach() - reach).clamp(min=0), a.detach().clamp(min=0) + reach
+        h, z, dh = panels(a, lower, upper, (0.0, self.scale), self.scale, nodes_at(level))
         values = torch.cat([torch.zeros_like(a)[None], h])
-        return values, torch.cat([self._cdf(-a)[None], density])
+        return values, normalised(torch.cat([self._cdf(-a)[None], dh * self._pdf(z)]))
 
     def _cdf(self, x: Tensor) -> Tensor:
         return sigmoid(x) if self.distribution == "logistic" else normal_cdf(x / self.scale)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.numerics import gauss_legendre, logistic_backward, portable, sigmoid, spread, widen
+from gradest.contract.numerics import logistic_backward, normal_cdf, panels, portable, sigmoid, widen
 from gradest.random import Key
-from gradest_neurons._squashed import Squashed
-
-_NODES = 96
-_HALF_WIDTH = 8.5  # of the interval of z that is integrated over; the probability outside it is below 2e-17
+from gradest_neurons._continuous import REACH, Squashed, nodes_at, normalised
 
 
 class NoisySigmoid(Squashed):
@@ -21,8 +16,9 @@ class NoisySigmoid(Squashed):
 
     h = σ(a + s z) with z standard normal, so dh/da = h (1 - h) and P(h > 0) = 1.
 
-    E[h] has no closed form. It is integrated numerically with 96 Gauss-Legendre nodes of z, with an error of about
-    1e-12 at s <= 1.
+    E[h] has no closed form. It is integrated numerically, with nodes that are dense where h rises and where the noise is
+    likely, on the scale of each. The absolute error is about 1e-12 at s <= 1, 1e-9 at s <= 5 and 1e-6 at s <= 50, in
+    float64.
 
     A baseline in Bengio, Léonard and Courville (2013), Estimating or Propagating Gradients Through Stochastic Neurons
     for Conditional Computation, arXiv 1308.3432.
@@ -62,10 +58,13 @@ class NoisySigmoid(Squashed):
         found = key.fused("normal_pullback", a, len(h), self.event_ndim, grad, self.std)
         return super().pullback(key, a, h, grad_h) if found is None else found
 
-    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return h at Gauss-Legendre nodes of z, weighted with the normal density."""
-        x, w = gauss_legendre(_NODES)
-        z = _HALF_WIDTH * (2 * x - 1)
-        density = 2 * _HALF_WIDTH * w * torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-        values = sigmoid(a + self.std * spread(z, a))
-        return values, spread(density, a).expand_as(values)
+    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
+        """Return σ(a), the output without noise, where P(h > ½) = Φ(a/s) > level, and 0 elsewhere."""
+        return torch.where(normal_cdf(a / self.std) > level, sigmoid(a), 0).to(a.dtype)
+
+    def quadrature(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Return h at nodes of a + s z, weighted with the normal density."""
+        reach = REACH["gaussian"] * self.std
+        lower, upper = a.detach() - reach, a.detach() + reach
+        x, z, dx = panels(a, lower, upper, (0.0, 1.0), self.std, nodes_at(level))
+        return sigmoid(x), normalised(dx * torch.exp(-0.5 * (z / self.std) ** 2))

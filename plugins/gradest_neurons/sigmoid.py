@@ -35,6 +35,11 @@ class Sigmoid(Deterministic, Reparameterised):
         wide = widen(a)
         return logistic_backward(wide, grad_h.to(wide.dtype), 1.0, 1.0).to(a.dtype)
 
+    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
+        """Return σ(a) where P(h > ½), which is 1[a > 0], is above the level, and 0 elsewhere."""
+        wide = widen(a)
+        return torch.where((wide > 0).to(wide.dtype) > level, portable.sigmoid(wide), 0).to(a.dtype)
+
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """Return what `backward` returns, in one pass if the device has a kernel for it."""
         wide, kernel = widen(a), select("logistic_backward", a.device)

@@ -24,7 +24,7 @@ from tests.selection import deep
 
 A = torch.tensor([[0.5, -1.0]])
 DRAW = RemoteDraw(torch.zeros(2, 1, 2), torch.ones(2), frozenset(["loss"]), seed=1)
-LOSS_ALONE = {"event_dims", "flatten"}  # the shape that a loss sees, which the service cannot change
+LOSS_ALONE = {"event_dims", "flatten", "allow_inf", "rows"}  # f and its batch are here, and requests are finite
 FIGURES = ("gradient", "variance", "standard_error", "loss")
 
 

@@ -36,3 +36,14 @@ def test_exact_gradient_of_a_linear_loss():
     _, gradient = gradest.exact(lambda h: h.sum(-1), a, neuron="binomial")
     p = torch.sigmoid(a)
     assert torch.allclose(gradient, 4 * p * (1 - p))
+
+
+def test_a_thousand_trials_in_float32_are_right_to_float32():
+    """log P cancels to a few of its thousand; its error would be 2e-4 in float32."""
+    neuron, a = gradest.neuron("binomial", trials=1000), torch.tensor([2.0, 0.3, -3.0])
+    values, weights = neuron.law(a)
+    _, wanted = neuron.law(a.double())
+    assert weights.dtype == torch.float32
+    assert torch.allclose(weights.double(), wanted, rtol=1e-6, atol=1e-38)
+    assert torch.allclose(weights.sum(0), torch.ones(3), rtol=1e-6)
+    assert torch.allclose(neuron.log_prob(values, a).double(), neuron.log_prob(values.double(), a.double()), rtol=2e-7)

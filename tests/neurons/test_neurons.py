@@ -161,3 +161,41 @@ def test_deterministic_units(name):
     p = special.expit(TAILS.numpy())
     slope = (TAILS.numpy() > 0) * 1.0 if name == "rectifier" else p * (1 - p)
     np.testing.assert_allclose(neuron.backward(TAILS, torch.zeros(()), torch.ones(())), slope, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "bipolar"])
+def test_the_share_of_rare_outputs_is_right_to_the_stated_bound(name):
+    """Every number that float32 noise can take in the tail is tried: the odd multiples of 2^-24."""
+    neuron = gradest.neuron(name)
+    tail = torch.arange(1, 1 << 17, 2) * 2.0**-24
+    worst = {1: 0.0, -1: 0.0}
+    for a in torch.linspace(-20, -6, 57).tolist():
+        for side, noise in ((1, tail), (-1, 1 - tail)):
+            h = neuron.forward(torch.tensor([side * a]), noise[:, None])
+            rare = neuron.high if side == 1 else neuron.low
+            share = float((h == rare).double().mean()) * len(tail) / 2**23
+            worst[side] = max(worst[side], abs(share - float(special.expit(a))))
+    assert 2.0**-26 < worst[1] <= 2.0**-24 * (1 + 1e-6)
+    assert worst[-1] <= 2.0**-23  # the rounding of σ(a) near 1 comes on top
+    never = neuron.forward(torch.full((1,), -16.7), tail[:, None])
+    assert bool((never == neuron.low).all())
+    wide = gradest.neuron(name).forward(
+        torch.full((1,), -17.0, dtype=torch.float64), torch.tensor([[2.0**-53], [4e-8]])
+    )
+    assert wide.flatten().tolist() == [neuron.high, neuron.high]  # float64 noise reaches what float32 noise cannot
+
+
+def test_threshold_of_units_that_are_always_positive():
+    a = torch.tensor([-1.0, -0.1, 0.1, 1.0])
+    assert gradest.neuron("binary_concrete").threshold(a, 0.5).tolist() == [0, 0, 1, 1]
+    assert gradest.neuron("binary_concrete").threshold(a, 0.6).tolist() == [0, 0, 0, 1]
+    for name in ("noisy_sigmoid", "sigmoid"):
+        found = gradest.neuron(name).threshold(a, 0.5)
+        assert found.tolist() == pytest.approx([0, 0, *special.expit([0.1, 1.0])])
+    assert gradest.neuron("noisy_sigmoid", std=10.0).threshold(a, 0.52).tolist()[:3] == [0, 0, 0]
+    for cls in gradest.registry.neurons.values():  # no unit is always on at every level, and none for every a
+        neuron = cls.build()
+        if neuron.event_ndim == 1:
+            h = neuron.threshold(torch.tensor([-30.0, 30.0]), 0.5)
+            assert h[0] != h[1], neuron.label()
+            assert h[0] <= 0, neuron.label()

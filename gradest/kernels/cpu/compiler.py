@@ -83,7 +83,7 @@ def _digest_of_sources() -> str:
 _DIGEST = _digest_of_sources()
 
 
-def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compile the function at its first use, and keep the result on disk if that is possible.
 
     numba takes a kept result for stale if the function's own file has changed, but not if a file has changed whose functions are
@@ -91,7 +91,7 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any
     """
     function.__qualname__ += f"-{_DIGEST}"
     decorator: Decorator = njit(nogil=True, error_model="numpy", **options)
-    kernel = decorator(function)
+    kernel: Any = decorator(function)
     try:
         kernel.enable_caching()
     except RuntimeError:  # neither the package's folder nor the user's can be written to
@@ -165,12 +165,14 @@ def _compile_in_one_process(kernel: Any) -> None:
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a kernel whose arithmetic is IEEE 754's, operation by operation. It is kept on disk."""
-    return _compiled(function)
+    kernel: Callable[..., Any] = _compiled(function)
+    return kernel
 
 
 def compiled_with_fma(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a kernel in which a product and a sum may be contracted to one rounding. It is kept on disk."""
-    return _compiled(function, fastmath={"contract"})
+    kernel: Callable[..., Any] = _compiled(function, fastmath={"contract"})
+    return kernel
 
 
 def _typed_pointer(context: Any, address: Any, like: Any) -> Any:

@@ -74,7 +74,7 @@ def moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     if parts[0].dtype not in NUMPY:
         parts = [part.double() for part in parts]
     values, count = [flat(part, 1) for part in parts], sum(map(len, parts))
-    mean, squares = (torch.zeros(parts[0].shape[1:], dtype=torch.float64) for _ in range(2))
+    mean, squares = (torch.zeros(parts[0].shape[1:], dtype=torch.float64, device="cpu") for _ in range(2))
     total, around = flat(mean), flat(squares)
 
     def work(first: int, last: int) -> None:

@@ -51,7 +51,7 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     """Make an uninitialised tensor, as torch.empty does, in memory that is used again."""
     size = math.prod(shape) * dtype.itemsize
     if size < _LEAST_REUSED_BYTES:
-        return torch.empty(*shape, dtype=dtype)
+        return torch.empty(*shape, dtype=dtype, device="cpu")
     memory = torch.from_numpy(_Memory.of(size + 64))
     aligned = -memory.data_ptr() % 64  # as torch aligns
     return memory[aligned : aligned + size].view(dtype).view(shape)

@@ -16,7 +16,7 @@ from gradest.analysis.comparison import comparable_estimators
 from gradest.client.wire import SAFETENSORS
 from gradest.contract.estimator import Estimator, State, Target
 from gradest.contract.law import MAX_POINTS, count_configurations
-from gradest.errors import PluginFault, TooManyPoints
+from gradest.errors import Inexact, PluginFault, TooManyPoints
 from gradest_service.admit.jobs import (
     ComparisonJob,
     CreditJob,
@@ -155,7 +155,10 @@ def exact_work(job: ObjectiveJob, target: Target) -> int:
     neuron, a, event = job.neuron, job.wide, job.event
     rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
     try:
-        if target.samples == 1 and job.objective.expectation(neuron, a) is not None:
+        try:
+            if target.samples == 1 and job.objective.expectation(neuron, a) is not None:
+                return 0
+        except Inexact:
             return 0
         values, _ = neuron.law(rows.amax(0))  # the number of outputs may grow with a
         points = count_configurations(neuron, event, values.shape[0])

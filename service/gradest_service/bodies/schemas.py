@@ -349,6 +349,7 @@ class CompareAnswer(BaseModel):
     rows: list[ComparisonRow]
     failures: list[Excluded] = Field(description="The estimators without a row, because the code of a plugin failed.")
     exact: NumbersOut | None = Field(description=_EXACT.format("gradient, [*batch, *event]"))
+    no_exact: str | None = Field(None, description="Why there is no exact gradient; null if there is one.")
 
 
 class EstimateSoFar(BaseModel):

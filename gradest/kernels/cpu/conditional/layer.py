@@ -51,7 +51,7 @@ def plan(gates: Tensor) -> Plan:
     gates, (batch, blocks) = gates.contiguous(), gates.shape
     chunks = -(-batch // kernels.CHUNK)
     size = blocks + chunks * (blocks + 1 + min(batch, kernels.CHUNK) * blocks + 1)
-    words = torch.empty(size, dtype=torch.int32)
+    words = torch.empty(size, dtype=torch.int32, device="cpu")
     given = _Arguments(batch, blocks, chunks, words.data_ptr(), gates.data_ptr())
     _function(kernels.list_gates, gates.dtype, gates.dtype)(given)
     return Plan(gates, given[-1] >> 32, given[-1] & 0xFFFFFFFF, chunks, words)
@@ -99,7 +99,7 @@ def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Ten
     bias, index = x.new_zeros(units), None
     if compact:
         index = (plan.words[:blocks] >= 0).nonzero()
-        index = (index * block + torch.arange(block)).flatten() if block > 1 else index[:, 0]
+        index = (index * block + torch.arange(block, device=index.device)).flatten() if block > 1 else index[:, 0]
         out = x.new_empty(len(index), inputs)
     else:
         out = x.new_empty(units, inputs) if fill else x.new_zeros(units, inputs)

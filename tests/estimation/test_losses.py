@@ -1,0 +1,381 @@
+"""What f may do and return: write into its points, large offsets, numbers that are not finite, flattened batches; and states."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import gradest
+from gradest.errors import InvalidInput
+from tests.losses import mixed
+
+A = torch.tensor([[0.3, -0.5, 1.1], [1.0, 0.2, -0.7]])
+LOGITS = torch.tensor([[[0.3, -0.5, 0.1], [1.0, 0.2, -0.3]]])
+WITHOUT_BASELINE = {"reinforce", "relax", "pathwise_score"}
+
+
+def _cases():
+    """Every estimator once, with a neuron that it fits and pre-activations."""
+    for name in sorted(gradest.registry.estimators):
+        for neuron, a in (("bernoulli", A), ("categorical", LOGITS), ("gaussian", A)):
+            if gradest.estimator(name).accepts(gradest.neuron(neuron)):
+                yield pytest.param(name, neuron, a, id=name)
+                break
+
+
+def _loss(neuron):
+    return mixed if gradest.neuron(neuron).event_ndim == 1 else lambda h: mixed(h.flatten(-2)[..., [0, 1, 4]])
+
+
+def _gradient(f, neuron, estimator, a, **options):
+    a = a.clone().requires_grad_()
+    value, _ = gradest.expect(f, a, neuron, estimator, 3, **options)
+    value.sum().backward()
+    return a.grad
+
+
+def _stateful():
+    for case in _cases():
+        name, neuron, a = case.values
+        if gradest.estimator(name).init(gradest.neuron(neuron), a):
+            yield case
+
+
+CASES = list(_cases())
+STATEFUL = list(_stateful())
+
+
+@pytest.mark.parametrize(("estimator", "neuron", "a"), CASES)
+def test_f_may_write_into_its_points(estimator, neuron, a):
+    f = _loss(neuron)
+
+    def writes(h):
+        loss = f(h)
+        h -= 0.5
+        return loss
+
+    if "grad" in gradest.estimator(estimator).needs:
+        with pytest.raises(RuntimeError, match="in-place") as caught:
+            _gradient(writes, neuron, estimator, a)
+        assert "h = h - 1" in caught.value.__notes__[1]
+        return
+    wanted = _gradient(f, neuron, estimator, a)
+    assert torch.equal(_gradient(writes, neuron, estimator, a), wanted)
+    found, true = (gradest.estimate(g, a, neuron, estimator, 4, 3, warm_up=1).gradient for g in (writes, f))
+    assert torch.equal(found, true)
+
+
+def test_writes_are_seen_in_every_way_to_ask():
+    def f(h):
+        loss = mixed(h)
+        h.zero_()
+        return loss
+
+    draw, state = gradest.ask("bernoulli", "rloo", A, 3)
+    gradient, _ = gradest.tell("rloo", draw, gradest.Feedback(f(draw.points)), state)
+    assert torch.equal(gradient, _gradient(mixed, "bernoulli", "rloo", A))
+    with torch.inference_mode():
+        found = gradest.estimate(f, A.clone(), "bernoulli", "rloo", 4, 3).gradient
+    assert torch.equal(found, gradest.estimate(mixed, A, "bernoulli", "rloo", 4, 3).gradient)
+    mapped = torch.func.vmap(torch.func.grad(lambda a: gradest.expect(f, a, "bernoulli", "rloo", 3)[0]))(A)
+    assert torch.equal(
+        mapped, torch.func.vmap(torch.func.grad(lambda a: gradest.expect(mixed, a, "bernoulli", "rloo", 3)[0]))(A)
+    )
+
+
+def test_pre_activations_that_were_written_are_refused():
+    a = A.clone()
+    draw, state = gradest.ask("bernoulli", "rloo", a, 3)
+    again = [pickle.loads(pickle.dumps(draw)), copy.deepcopy(draw)]
+    a += 1
+    feedback = gradest.Feedback(mixed(draw.points))
+    with pytest.raises(InvalidInput, match="pre-activations were written to in place"):
+        gradest.tell("rloo", draw, feedback, state)
+    for copied in again:
+        gradest.tell("rloo", copied, feedback, state)
+
+
+def test_only_the_estimator_that_asked_is_told():
+    draw, state = gradest.ask("bernoulli", "rloo", A, 3)
+    feedback = gradest.Feedback(mixed(draw.points))
+    with pytest.raises(InvalidInput, match="rloo asked for the loss at the points of this draw, so disarm cannot"):
+        gradest.tell("disarm", draw, feedback, state)
+    gradest.tell({"name": "rloo"}, draw, feedback, state)
+
+
+@pytest.mark.parametrize(("estimator", "neuron", "a"), CASES)
+def test_differences_are_taken_in_the_precision_of_the_loss(estimator, neuron, a):
+    """A float64 loss with an offset of 10^9, of which float32 holds no digit of the loss itself.
+
+    An estimator with a moving baseline has it from the step before; one without has the offset times the score as its variance.
+    """
+    if estimator in WITHOUT_BASELINE:
+        pytest.skip("has no baseline, so the offset is part of its variance")
+    found = []
+    for offset in (0.0, 1e9):
+
+        def f(h, offset=offset):
+            return _loss(neuron)(h).double() + offset
+
+        state = None
+        if estimator in {"nvil", "reinforce_average", "reinforce_centered"}:
+            _, state = gradest.expect(f, a, neuron, estimator, 4)
+        found.append(_gradient(f, neuron, {"name": estimator}, a, state=state))
+    size = found[0].abs().max()
+    assert size > 0
+    # nvil: a learned function of a, which after one step is 0.01 times its inputs whatever the loss
+    assert torch.allclose(found[1], found[0], atol=float(size) * 1e-4)
+
+
+def test_integer_losses_keep_their_digits():
+    found = _gradient(lambda h: h.sum(-1).long() + 10**9, "bernoulli", "rloo", A)
+    assert torch.equal(found, _gradient(lambda h: h.sum(-1), "bernoulli", "rloo", A))
+    with pytest.raises(InvalidInput, match=r"loss must be real numbers, not torch\.complex64"):
+        _gradient(lambda h: h.sum(-1) + 0j, "bernoulli", "disarm", A)
+
+
+def test_a_layer_is_told_differences_in_the_precision_of_the_loss():
+    found = []
+    for offset in (0.0, 1e9):
+        torch.manual_seed(0)
+        layer = gradest.nn.Stochastic("bernoulli", "reinforce_average")
+        for _ in range(2):
+            a = A.clone().requires_grad_()
+            gradest.nn.broadcast_loss(layer, mixed(layer(a)).double() + offset).backward()
+        found.append(a.grad)
+    assert found[0].abs().max() > 0
+    assert torch.allclose(*found, atol=1e-5)
+
+
+BAD = [float("nan"), float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+def test_losses_that_are_not_finite_are_refused(bad):
+    def f(h):
+        loss = mixed(h)
+        loss[-1, 1] = bad
+        return loss
+
+    calls = [
+        lambda: gradest.expect(f, A.clone().requires_grad_(), "bernoulli", "rloo", 3),
+        lambda: torch.no_grad()(gradest.expect)(f, A, "bernoulli", "rloo", 3),
+        lambda: gradest.expect(f, A.clone().requires_grad_(), "bernoulli", "disarm", 3),
+        lambda: gradest.nn.Expectation("bernoulli", "rloo")(f, A.clone().requires_grad_()),
+        lambda: gradest.exact(f, A),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidInput, match=rf"loss\[\d, 1\] of \[\d, 2\] is {bad}"):
+            call()
+    for call in (gradest.estimate, gradest.compare):
+        with pytest.raises(InvalidInput, match="must be finite"):
+            call(f, A, draws=2, seed=1)
+    with pytest.raises(InvalidInput, match=r"dloss/dh must be finite, but grad\[0, 0, 0\]"):
+        gradest.expect(lambda h: (h - h).sqrt().sum(-1), A.clone().requires_grad_(), "bernoulli", "straight_through")
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+@pytest.mark.parametrize(("estimator", "neuron", "a"), STATEFUL)
+def test_a_loss_that_is_not_finite_leaves_the_state(estimator, neuron, a, bad):
+    f = _loss(neuron)
+    _, state = gradest.expect(f, a, neuron, estimator, 3)
+    kept = {name: value.clone() for name, value in state.items()}
+    for allow_inf in (False, True):
+        with pytest.raises(InvalidInput):
+            gradest.expect(lambda h: f(h) + bad, a, neuron, estimator, 3, state, allow_inf=allow_inf)
+    assert all(torch.equal(state[name], value) for name, value in kept.items())
+    if estimator in {"nvil", "rebar", "relax", "relax_rebar", "rodeo"}:  # they learn by autograd, which transforms lack
+        return
+    _, after = torch.func.vmap(lambda a: gradest.expect(lambda h: f(h) + bad, a, neuron, estimator, 3, state))(a[None])
+    assert all(torch.equal(after[name][0], value) for name, value in kept.items())
+
+
+def test_infinite_losses_are_let_through_where_they_are_allowed():
+    """exp(-inf) = 0: to vimco such a sample has no weight."""
+    target = gradest.estimator("vimco").target()
+
+    def f(h):
+        return torch.where(h[..., 0] > h[..., 1], torch.inf, h.sum(-1))
+
+    value, _ = gradest.exact(f, A[:, :2].double(), "bernoulli", target, allow_inf=True)
+    assert not torch.isnan(value).any()
+    loss, _ = gradest.expect(f, A, "bernoulli", "vimco", 3, allow_inf=True)
+    assert not torch.isnan(loss).any()
+    with pytest.raises(InvalidInput, match="is nan"):
+        gradest.expect(lambda h: h.sum(-1) * torch.nan, A, "bernoulli", "vimco", 3, allow_inf=True)
+    _, state = gradest.ask("bernoulli", "nvil", A)
+    with pytest.raises(InvalidInput, match="nvil has a state"):
+        gradest.expect(f, A.clone().requires_grad_(), "bernoulli", "nvil", 3, state, allow_inf=True)
+
+
+@pytest.mark.parametrize("bad", BAD, ids=str)
+def test_a_layer_refuses_a_loss_that_is_not_finite(bad):
+    layer = gradest.nn.Stochastic("bernoulli", "reinforce_average")
+    gradest.nn.broadcast_loss(layer, mixed(layer(A.clone().requires_grad_()))).backward()
+    state = layer.state
+    h = layer(A.clone().requires_grad_())
+    with pytest.raises(InvalidInput, match=rf"loss\[1\] of \[2\] is {bad}"):
+        gradest.nn.broadcast_loss(layer, mixed(h) * torch.tensor([1.0, 0.0]) + torch.tensor([0.0, bad]))
+    assert all(torch.equal(layer.state[name], value) for name, value in state.items())
+    b = A.clone().requires_grad_()  # the step that failed is over, although its output is alive
+    gradest.nn.broadcast_loss(layer, mixed(layer(b))).backward()
+    assert torch.isfinite(b.grad).all()
+    assert h.requires_grad
+
+
+def test_a_derivative_that_is_not_finite_leaves_the_state_of_a_layer():
+    """Loss scaling makes infinite derivatives, and skips the step when it sees them in the parameters."""
+    layer = gradest.nn.Stochastic("bernoulli", "slope_annealed_straight_through")
+    a = A.clone().requires_grad_()
+    layer(a).sum().backward()
+    state = layer.state
+    a.grad = None
+    (layer(a) * torch.inf).sum().backward()
+    assert not torch.isfinite(a.grad).all()
+    assert all(torch.equal(layer.state[name], value) for name, value in state.items())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_second_derivatives_by_enumeration():
+    """Those of exp(E), by torch.func and by create_graph, beside the sum over outputs by hand."""
+    a = A[:, :2].double()
+
+    def f(h):
+        return torch.sin(h[..., 0] + 2 * h[..., 1]) + h[..., 0] * h[..., 1]
+
+    def by_hand(a):
+        p, total = torch.sigmoid(a), 0.0
+        for bits in ([0, 0], [0, 1], [1, 0], [1, 1]):
+            h = torch.tensor(bits, dtype=a.dtype)
+            total = total + torch.where(h == 1, p, 1 - p).prod(-1) * f(h)
+        return total.exp().sum()
+
+    def by_expect(a):
+        return gradest.expect(f, a, "bernoulli", "enumeration", 3)[0].exp().sum()
+
+    wanted = torch.func.hessian(by_hand)(a)
+    assert wanted.abs().max() > 0.01
+    assert torch.allclose(torch.func.hessian(by_expect)(a), wanted, atol=1e-12)
+    assert torch.allclose(torch.autograd.functional.hessian(by_expect, a), wanted, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize(
+    ("estimator", "neuron"), [("rloo", "bernoulli"), ("straight_through", "bernoulli"), ("pathwise", "gaussian")]
+)
+def test_second_derivatives_that_samples_do_not_give_raise(estimator, neuron):
+    parameter = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
+    scale = torch.tensor(2.0, requires_grad=True)
+
+    def value(a):
+        return gradest.expect(lambda h: (h * parameter).sum(-1) ** 2, a, neuron, estimator, 3)[0].sum()
+
+    a = A.clone().requires_grad_()
+    of_a, of_parameter = torch.autograd.grad(value(a) * scale, (a, parameter), create_graph=True)
+    for first, second in ((of_a, a), (of_a, parameter), (of_parameter, a)):
+        with pytest.raises(RuntimeError, match="cannot be differentiated a second time"):
+            torch.autograd.grad(first.sum(), second, retain_graph=True)
+    for transform in (
+        torch.func.hessian,
+        lambda f: torch.func.jacrev(torch.func.jacrev(f)),
+        lambda f: torch.func.jacfwd(torch.func.jacfwd(f)),
+    ):
+        with pytest.raises(RuntimeError, match="cannot be differentiated a second time"):
+            transform(value)(A)
+    # what the samples do give
+    (by_scale,) = torch.autograd.grad(of_a.sum(), scale, retain_graph=True)
+    assert torch.allclose(by_scale, of_a.sum() / 2)
+    (curvature,) = torch.autograd.grad(of_parameter.sum(), parameter)
+    assert curvature.abs().max() > 0
+    (forward,), (backward,) = (
+        [jacobian(value)(A)] for jacobian in (torch.func.jacfwd, torch.func.jacrev)
+    )  # first derivatives in both modes
+    assert torch.allclose(forward, backward)
+    assert torch.allclose(forward * 2, of_a)
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "straight_through", "rebar", "enumeration"])
+@pytest.mark.parametrize("neuron", ["bernoulli", "categorical"])
+def test_flatten_gives_f_one_batch_dim(estimator, neuron):
+    a = A if neuron == "bernoulli" else LOGITS.expand(2, 2, 3)
+    if not gradest.estimator(estimator).accepts(gradest.neuron(neuron)):
+        estimator = "gumbel_softmax"
+    labels, seen = torch.tensor([1.0, -2.0]), []
+
+    def f(h):
+        seen.append(h.shape)
+        return _loss(neuron)(h) * labels.repeat(len(h) // 2)
+
+    def whole(h):
+        return _loss(neuron)(h) * labels
+
+    assert torch.equal(_gradient(f, neuron, estimator, a, flatten=True), _gradient(whole, neuron, estimator, a))
+    assert all(shape[1:] == a.shape[1:] for shape in seen)
+
+
+def test_flatten_everywhere():
+    """A network that takes one batch dim only, in every function that takes a loss."""
+    network = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 2), torch.nn.Flatten(), torch.nn.BatchNorm1d(4)).double().eval()
+    a = A.double()
+
+    def flat(h):
+        return network(h[:, None]).sum(-1)
+
+    def whole(h):
+        return flat(h.flatten(0, 1)).unflatten(0, h.shape[:2])
+
+    with torch.no_grad():
+        for one, two in zip(gradest.exact(flat, a, flatten=True), gradest.exact(whole, a), strict=True):
+            assert torch.allclose(one, two, atol=1e-12)
+        one, two = (gradest.estimate(f, a, draws=4, seed=1, flatten=f is flat).gradient for f in (flat, whole))
+        assert torch.allclose(one, two, atol=1e-12)
+        assert gradest.compare(flat, a, estimators=["rloo"], draws=4, seed=1, flatten=True).rows[0].bias is not None
+    layer = gradest.nn.Expectation("bernoulli", "rloo")
+    assert layer(flat, a, flatten=True).shape == (2,)
+    assert layer.eval()(flat, a, flatten=True).shape == (2,)
+    images = a[:, None, :].expand(2, 2, 3)
+    value, _ = gradest.expect(lambda h: flat(h.sum(-2)), images, flatten=True, event_dims=2)
+    assert value.shape == (2,)
+
+
+def test_an_exception_of_f_says_which_points_it_was_given():
+    convolution = torch.nn.Conv2d(1, 2, 1)
+    for call in (gradest.expect, gradest.exact, gradest.estimate):
+        with pytest.raises(RuntimeError) as caught:
+            call(lambda h: convolution(h).sum((-1, -2, -3)), A)
+        (note,) = caught.value.__notes__
+        assert "h.flatten(0, 1)" in note
+        assert "[K, *batch, *event]" in note
+    with pytest.raises(RuntimeError) as caught:
+        gradest.expect(lambda h: convolution(h).sum(), A, flatten=True)
+    assert "[4, 3]" in caught.value.__notes__[0]
+    with pytest.raises(InvalidInput, match=r"with flatten=True f must map points \[4, 3\] to losses \[4\]"):
+        gradest.expect(lambda h: h.sum(), A, flatten=True)
+
+
+@pytest.mark.parametrize(("estimator", "neuron", "a"), STATEFUL)
+def test_a_state_that_does_not_fit_is_refused(estimator, neuron, a):
+    f = _loss(neuron)
+    _, state = gradest.expect(f, a, neuron, estimator, 3)
+    name = next(iter(state))
+    wrong = [{}, {**state, "more": torch.zeros(())}, {**state, name: torch.zeros(7, 5)}, {**state, name: 0.5}, 3]
+    for given in wrong:
+        with pytest.raises(InvalidInput, match=f"the state of {estimator} must have tensors of the shapes"):
+            gradest.expect(f, a, neuron, estimator, 3, given)
+        with pytest.raises(InvalidInput, match="the state of"):
+            gradest.estimate(f, a, neuron, estimator, 2, 3, given)
+    with pytest.raises(InvalidInput, match="the state of rloo must have no tensors"):
+        gradest.expect(mixed, A, "bernoulli", "rloo", 3, state)
+
+
+def test_counts_of_nothing_are_refused():
+    for samples in (0, -1, True, 1.5):
+        with pytest.raises(InvalidInput, match="a target is of at least 1 sample"):
+            gradest.Target(samples)
+    with pytest.raises(InvalidInput, match="warm_up"):
+        gradest.estimate(mixed, A, warm_up=-1)
+    with pytest.raises(InvalidInput, match="K at least 1"):
+        gradest.credit("rloo", torch.zeros(0, 2))
