@@ -21,8 +21,13 @@ KEPT = Path(__file__).with_name("cells.json")
 DOCUMENT = Path(__file__).parents[2] / "docs/results/usage.md"
 RUN = "python -m tests.usage.report"
 
-# errors of torch's own, or in its words, that say what to do
-_TORCH_SAYS = ("modified by an inplace operation", "written to in place", "cannot be differentiated a second time")
+# errors of torch's own, or with a note of gradest's, that say what to do
+_TORCH_SAYS = (
+    "modified by an inplace operation",
+    "written to in place",
+    "cannot be differentiated a second time",
+    "to a copy of its points",
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ def run(way: str, case: Case) -> Outcome:
     except GradestError as error:
         return Outcome(ERROR, f"{type(error).__name__}: {error}")
     except Exception as error:
-        told = any(words in str(error) for words in _TORCH_SAYS)
+        text = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        told = any(words in text for words in _TORCH_SAYS)
         return Outcome(ERROR if told else "raw error", f"{type(error).__name__}: {error}")
     return compare(found, wanted)
 
@@ -76,11 +82,16 @@ def one_of_each_kind(all_cases: Iterable[Case]) -> list[Case]:
 
 
 def cases_of(way: str, call: str) -> list[Case]:
-    """The cases of one call that the whole cross runs: all, or one of each estimator where a cell takes a second."""
+    """The cases of one call in the whole cross: every pair with its default options, and `plain` with all examples of options.
+
+    Where a cell takes a second it is one neuron for each estimator.
+    """
     found = [case for case in cases() if case.call == call]
+    if way != "plain":
+        found = [case for case in found if not case.estimator.model_fields_set and not case.neuron.model_fields_set]
     if way not in SLOW:
         return found
-    return list({case.estimator.label(): case for case in reversed(found)}.values())
+    return list({case.estimator.name: case for case in reversed(found)}.values())
 
 
 def summary(outcomes: Iterable[tuple[Case, Outcome]]) -> dict[str, Any]:

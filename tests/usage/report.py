@@ -16,7 +16,8 @@ from tests.usage.ways import MEANING, SLOW, WAYS
 _HEAD = """# Ways of use
 
 Every way in which a program can use an estimator gives the right gradient, or an error that says what to do. The table counts the
-cells of a cross: each way of use with every pair of an estimator and a neuron that it accepts, in each call that takes the pair.
+cells of a cross: each way of use with every pair of an estimator and a neuron that it accepts, in each call that takes the pair,
+with default options; the first row has other options too.
 The gradient in the pre-activations and in a parameter of the loss is compared with that of a plain step with the same noise, to
 within rounding, so there are no false alarms. The plain step is compared with `gradest.ask` and `gradest.tell` by hand, whose
 gradients the conformance kit and the certificates hold against enumeration.
@@ -53,18 +54,22 @@ def _title(way: str) -> str:
 
 
 def main(chosen: list[str]) -> None:
-    """Run the ways that are named, or all, and keep the rest as it was."""
-    found = cells.kept() if chosen and cells.KEPT.exists() else {}
-    jobs = [(way, call, case) for way in chosen or WAYS for call in CALLS for case in cells.cases_of(way, call)]
-    outcomes: dict[tuple[str, str], list[Any]] = {}
+    """Run the ways that are named, or all, and keep the rest as it was. What is sound is kept even if something is not."""
+    found = cells.kept() if cells.KEPT.exists() else {}
+    faults = []
+    jobs = [(way, call) for way in chosen or WAYS for call in CALLS]
     with Progress() as progress:
-        for way, call, case in progress.track(jobs, description="cells"):
-            outcomes.setdefault((way, call), []).append((case, cells.run(way, case)))
-    for (way, call), given in outcomes.items():
-        found.setdefault(way, {})[call] = cells.summary(given)
-    ordered = {way: found[way] for way in WAYS if way in found}
-    cells.KEPT.write_text(json.dumps(ordered, indent=1) + "\n")
-    cells.DOCUMENT.write_text(document(ordered))
+        for way, call in progress.track(jobs, description="ways of use"):
+            try:
+                found.setdefault(way, {})[call] = cells.summary(
+                    (case, cells.run(way, case)) for case in cells.cases_of(way, call)
+                )
+            except AssertionError as fault:
+                faults.append(f"{way}, {call}: {fault}")
+            cells.KEPT.write_text(json.dumps(found, indent=1) + "\n")
+    if faults:
+        sys.exit("\n\n".join(faults))
+    cells.DOCUMENT.write_text(document(found))
 
 
 if __name__ == "__main__":
