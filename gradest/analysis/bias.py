@@ -1,10 +1,11 @@
-"""Measure an estimator's bias: compare its mean gradient with the exact one, on losses of rising degree."""
+"""Measure an estimator's bias and noise: compare its mean gradient with the exact one, on losses of rising degree."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,17 +16,21 @@ from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.estimation.estimate import estimate
 from gradest.estimation.exact import exact
+from gradest.estimation.results import Estimate
 
 __all__ = [
     "CLASSES",
     "LOGIT_REGIMES",
     "LOSSES",
     "MAX_DRAWS",
+    "MORE_UNITS",
     "SIGNIFICANCE_SE",
     "UNITS",
     "BiasRecord",
+    "SignalRecord",
     "linear_loss",
     "measure_bias",
+    "measure_signal",
     "measurement_event_shape",
     "network_loss",
     "pre_activations",
@@ -36,6 +41,8 @@ SIGNIFICANCE_SE = 5.0
 """The number of standard errors from which a difference counts as significant."""
 UNITS, CLASSES = 2, 3
 """The event of the measurement: its units and, for a neuron whose events have two dims, the classes of each unit."""
+MORE_UNITS = 8
+"""The number of units of an event in `measure_signal`, which measures noise and direction for larger events."""
 LOGIT_REGIMES = {"moderate": [[0.4, -0.9], [1.3, 0.2]], "saturated": [[3.5, -3.8], [3.6, -3.4]]}
 """Pre-activations `[2, UNITS]` by regime. For a Bernoulli unit, P(h = 1) is between 0.3 and 0.8, or within 0.03 of 0 or 1.
 
@@ -46,18 +53,46 @@ _FIRST_DRAWS = {"moderate": 1 << 12, "saturated": 1 << 16}  # enough for about a
 _LEAST_GRADIENT_SE = (
     20.0  # how many standard errors the exact gradient should have: half of it, a wrong factor, is then ten
 )
+_MOST_CONFIGURATIONS = 1 << 16  # that are enumerated in `measure_signal`
+_SIGNAL_DRAWS = 1 << 12  # in `measure_signal`: its figures rank estimators, and test no claim
+_SIGNAL_EVALUATIONS = 1 << 20  # at most, but no fewer than 16 draws
 MAX_DRAWS = 1 << 20
 """The number of draws from which `measure_bias` makes no more."""
 
 
 @dataclass(frozen=True)
-class BiasRecord:
-    """The measured bias and variance of one estimator on one neuron and one loss."""
+class SignalRecord:
+    """The measured direction and noise of one draw of an estimator, on one neuron and one loss."""
 
     loss: str
     """The name of the loss, a key of LOSSES."""
     logits: str
     """The regime of the pre-activations, a key of LOGIT_REGIMES: "moderate" or "saturated"."""
+    units: int
+    """The number of units of an event."""
+    noise: float
+    """The square root of the variance of one draw summed over coordinates."""
+    signal: float
+    """The Euclidean norm of the mean gradient."""
+    cosine: float
+    """The cosine of the angle between the mean gradient and the exact one; 0 if one of them is 0."""
+    draws: int
+    """The number of draws in the mean gradient."""
+
+    @property
+    def snr(self) -> float:
+        """The signal-to-noise ratio of one draw, `signal / noise`; infinite if the draws do not vary."""
+        return self.signal / self.noise if self.noise else math.inf
+
+    def error(self, draws: float) -> float:
+        """Return the `relative_error` of the mean of so many draws, between 0 and 1."""
+        return relative_error(self.cosine, self.snr, draws)
+
+
+@dataclass(frozen=True)
+class BiasRecord(SignalRecord):
+    """The measured bias and variance of one estimator on one neuron and one loss."""
+
     promised: bool
     """Whether the estimator's claim promises no bias on this loss."""
     gradient: float
@@ -70,28 +105,11 @@ class BiasRecord:
     """The largest |mean gradient - exact gradient| over coordinates, in standard errors."""
     variance: float
     """The variance of one draw, averaged over coordinates."""
-    noise: float
-    """The square root of the variance of one draw summed over coordinates."""
-    signal: float
-    """The Euclidean norm of the mean gradient."""
-    cosine: float
-    """The cosine of the angle between the mean gradient and the exact one; 0 if one of them is 0."""
-    draws: int
-    """The number of draws in the mean gradient."""
 
     @property
     def contradicts_claim(self) -> bool:
         """Whether the measured bias is significant although the claim promises none."""
         return self.promised and not self.agrees_with_exact
-
-    @property
-    def snr(self) -> float:
-        """The signal-to-noise ratio of one draw, `signal / noise`; infinite if the draws do not vary."""
-        return self.signal / self.noise if self.noise else math.inf
-
-    def error(self, draws: float) -> float:
-        """Return the `relative_error` of the mean of so many draws, between 0 and 1."""
-        return relative_error(self.cosine, self.snr, draws)
 
     @property
     def agrees_with_exact(self) -> bool:
@@ -136,31 +154,67 @@ def measure_bias(
         yield BiasRecord(
             loss=name,
             logits=logits,
+            units=UNITS,
             promised=claim.order >= degree,
             gradient=size,
             bias=float(difference.max()),
             standard_error=float(found.standard_error.flatten()[difference.argmax()]),
             bias_in_se=float(bias_in_standard_errors(found, truth).abs().max()),
             variance=float(found.variance.mean()),
-            noise=float(found.variance.double().sum().sqrt()),
-            signal=float(found.gradient.double().norm()),
-            cosine=cosine if math.isfinite(cosine := cosine_similarity(found.gradient, truth)) else 0.0,
-            draws=draws,
+            **_signal(found, truth),
         )
 
 
-def measurement_event_shape(neuron: Neuron) -> tuple[int, ...]:
+def measure_signal(
+    estimator: Estimator, neuron: Neuron, logits: str = "moderate", units: int = MORE_UNITS, seed: int = 17
+) -> Iterator[SignalRecord]:
+    """Measure direction and noise of one draw for events of `units` units, on the four LOSSES: yields a record for each.
+
+    An estimator that claims no bias has a cosine of 1, so its draws are not compared with the exact gradient. Nothing is yielded
+    if one draw, or the exact gradient, takes more than 2^16 evaluations of the loss. An estimator that learns first takes the 100
+    steps of `estimate`, at these pre-activations.
+
+    Raises what `exact` and `estimate` raise.
+    """
+    a = pre_activations(neuron, logits, units)
+    unbiased = estimator.bias(neuron).unbiased
+    evaluations = estimator.evaluations(neuron, measurement_event_shape(neuron, units))
+    if evaluations > _MOST_CONFIGURATIONS or (
+        not unbiased and neuron.law(a)[0].shape[0] ** units > _MOST_CONFIGURATIONS
+    ):
+        return
+    draws = max(16, min(_SIGNAL_DRAWS, _SIGNAL_EVALUATIONS // evaluations))
+    for name, (_, make_loss) in LOSSES.items():
+        f = make_loss(neuron, units)
+        found = estimate(f, a, neuron, estimator, draws, seed)
+        truth = None if unbiased else exact(f, a, neuron, estimator.target())[1]
+        yield SignalRecord(loss=name, logits=logits, units=units, **_signal(found, truth))
+
+
+def _signal(found: Estimate, truth: Tensor | None) -> dict[str, Any]:
+    """The fields of a `SignalRecord` that follow from the draws; the cosine is 1 if no exact gradient is given."""
+    cosine = 1.0 if truth is None else cosine_similarity(found.gradient, truth)
+    return {
+        "noise": float(found.variance.double().sum().sqrt()),
+        "signal": float(found.gradient.double().norm()),
+        "cosine": cosine if math.isfinite(cosine) else 0.0,
+        "draws": found.draws,
+    }
+
+
+def measurement_event_shape(neuron: Neuron, units: int = UNITS) -> tuple[int, ...]:
     """Return the event shape at which bias is measured: (UNITS,), or (UNITS, CLASSES) for events of two dims."""
-    return (UNITS, CLASSES)[: neuron.event_ndim]
+    return (units, CLASSES)[: neuron.event_ndim]
 
 
-def pre_activations(neuron: Neuron, logits: str) -> Tensor:
+def pre_activations(neuron: Neuron, logits: str, units: int = UNITS) -> Tensor:
     """Return the pre-activations `[2, *event]`, float32, at which bias is measured.
 
     logits: a key of LOGIT_REGIMES. For units of several classes, its values belong to the first class, and those of the other
         classes are between -1.3 and 1.3.
+    units: the number of units, a multiple of UNITS; the values of the regime are repeated.
     """
-    a = torch.tensor(LOGIT_REGIMES[logits])
+    a = torch.tensor(LOGIT_REGIMES[logits]).repeat(1, units // UNITS)
     if neuron.event_ndim == 1:
         return a
     rest = a.clamp(-1.3, 1.3)
@@ -171,40 +225,45 @@ def _flatten_event(neuron: Neuron, h: Tensor) -> Tensor:
     return h.flatten(-2) if neuron.event_ndim == 2 else h
 
 
-def _projection(neuron: Neuron, rows: int) -> Tensor:
+def _projection(neuron: Neuron, rows: int, units: int) -> Tensor:
     """Fixed random weights `[rows, units · classes]` on the flattened event, float64."""
     return torch.randn(
         rows,
-        math.prod(measurement_event_shape(neuron)),
+        math.prod(measurement_event_shape(neuron, units)),
         generator=torch.Generator().manual_seed(7),
         dtype=torch.float64,
     )
 
 
-def linear_loss(neuron: Neuron) -> Callable[[Tensor], Tensor]:
-    """Return the loss Σ w h, from `[*leading, *event]` to `[*leading]`.
+def _shrink(units: int) -> float:
+    """The factor by which weights are smaller for more units, so that Σ w h keeps its spread."""
+    return math.sqrt(UNITS / units)
 
-    All weights are at least 0.5, so that no component of the gradient is near 0.
+
+def linear_loss(neuron: Neuron, units: int = UNITS) -> Callable[[Tensor], Tensor]:
+    """Return the loss Σ w h, from `[*leading, *event]` to `[*leading]`, for events of so many units.
+
+    All weights are at least 0.5 for two units, so that no component of the gradient is near 0.
     """
-    weight = _projection(neuron, 1)[0].abs() + 0.5
+    weight = (_projection(neuron, 1, units)[0].abs() + 0.5) * _shrink(units)
     return lambda h: (_flatten_event(neuron, h) * weight.to(h)).sum(-1)
 
 
-def quadratic_loss(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+def quadratic_loss(neuron: Neuron, units: int = UNITS) -> Callable[[Tensor], Tensor]:
     """Return the loss (Σ w h + 0.3)², which has products of different units."""
-    inner = linear_loss(neuron)
+    inner = linear_loss(neuron, units)
     return lambda h: (inner(h) + 0.3) ** 2
 
 
-def cubic_loss(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+def cubic_loss(neuron: Neuron, units: int = UNITS) -> Callable[[Tensor], Tensor]:
     """Return the loss (Σ w h - 0.6)³."""
-    inner = linear_loss(neuron)
+    inner = linear_loss(neuron, units)
     return lambda h: (inner(h) - 0.6) ** 3
 
 
-def network_loss(neuron: Neuron) -> Callable[[Tensor], Tensor]:
+def network_loss(neuron: Neuron, units: int = UNITS) -> Callable[[Tensor], Tensor]:
     """Return a loss that is no polynomial: a network with a hidden layer of five tanh units."""
-    first = _projection(neuron, 5)
+    first = _projection(neuron, 5, units) * _shrink(units)
 
     def f(h: Tensor) -> Tensor:
         hidden = torch.stack([torch.tanh((_flatten_event(neuron, h) * row.to(h)).sum(-1) + 0.4) for row in first], -1)

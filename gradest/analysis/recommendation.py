@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from gradest.analysis.bias import LOGIT_REGIMES, measurement_event_shape
+from gradest.analysis.bias import LOGIT_REGIMES, UNITS, measurement_event_shape
 from gradest.analysis.certificates import Certificate, load_certificates
 from gradest.analysis.comparison import compare
 from gradest.analysis.results import Excluded, LossAccess, Recommendation, Recommended
@@ -25,6 +25,7 @@ __all__ = ["recommend"]
 
 _DEFAULT_UNITS = 10
 _CLASSES = 3
+_CARRIES = 4  # the largest ratio of numbers of units for which a measurement still says something about the order
 _NEED_NAMES = {"loss": "the loss", "grad": "dL/dh"}
 
 
@@ -44,13 +45,20 @@ def recommend(
 ) -> Recommendation:
     """Rank the estimators that fit the neuron and what the caller can compute.
 
-    Returns the estimators that fit, by rising relative error, and the others with the reasons against them.
+    Returns the estimators that fit, by rising relative error, and the others with the reasons against them. An error is that of
+    the mean of as many whole draws as the evaluations pay for, at least one.
+
+    Errors from certificates were measured for the number of units that `source` states, the nearest to the case's for which all
+    estimators that fit were measured. If the case has more than four times as many units, or less than a quarter, `source` says
+    so, and estimators that learn come after the others: what a control variate gains after 100 steps at fixed pre-activations
+    of a few units does not carry that far.
 
     bring: what the caller can compute: "loss" (L), "grad" (dL/dh), and "relaxed" if L and dL/dh make sense between the neuron's
         outputs too.
     evaluations: the most evaluations of the loss that one training step may cost. An estimator with the option `samples` gets the
         largest number that stays within it. If omitted, any number is allowed, and the errors are those for 100 evaluations.
-    unbiased: whether to recommend only estimators that are unbiased for every loss.
+    unbiased: whether to recommend only estimators that are unbiased for every loss, or for every loss that is continuous and
+        differentiable almost everywhere; the reasons say which.
     saturated: whether the units are nearly certain, with probabilities within 0.03 of 0 or 1; this chooses the certificates.
     units: the number of units of an event, by default 10. `a`, if given, decides instead. Some estimators evaluate the loss at
         points for every unit.
@@ -74,33 +82,42 @@ def recommend(
                 rejected.append(Excluded(estimator.name, reasons))
             else:
                 chosen.append(_largest_affordable(estimator, neuron, event, evaluations) if evaluations else estimator)
+    logits = _logit_regime(saturated)
+    certificates = [_find_certificate(estimator, neuron) for estimator in chosen]
+    certified_units = _nearest_units([found for found in certificates if found], event[0])
     measured: dict[str, float | None] | None = None
-    source = f"certificates: four losses of two units, {_logit_regime(saturated)} logits"
+    learners_last = not event[0] / _CARRIES <= certified_units <= event[0] * _CARRIES
+    source = f"certificates: four losses of {certified_units} units, {logits} logits"
     if f is not None and a is not None:
-        source = "measured on the objective given"
+        source, learners_last = "measured on the objective given", False
         table = compare(f, a, neuron, chosen, draws, seed, progress=progress)
         measured = {row.estimator: row.error(budget) for row in table.rows}
         rejected += table.failures
-    rows: list[Recommended] = []
-    for estimator in chosen:
+    elif learners_last:
+        source += (
+            f"; they say little of the order for {event[0]} units, so estimators that learn come last: measure on your own case, "
+            "with f and a"
+        )
+    ranked: list[tuple[tuple[bool, float, int], Recommended]] = []
+    for estimator, certificate in zip(chosen, certificates, strict=True):
         if measured is not None and estimator.label() not in measured:
             continue
         with registry.containing(failures, estimator.name):
-            rows.append(
-                Recommended(
-                    estimator=estimator.spec(),
-                    label=estimator.label(),
-                    claim=str(_claim(estimator, neuron)),
-                    evaluations=_evaluations(estimator, neuron, event),
-                    error=_certified_error(estimator, neuron, event, _logit_regime(saturated), budget)
-                    if measured is None
-                    else measured[estimator.label()],
-                    reasons=tuple(_recommendation_reasons(estimator, neuron, event, evaluations, saturated)),
-                )
+            row = Recommended(
+                estimator=estimator.spec(),
+                label=estimator.label(),
+                claim=str(_claim(estimator, neuron)),
+                evaluations=_evaluations(estimator, neuron, event),
+                error=_certified_error(certificate, estimator, neuron, event, logits, budget, certified_units)
+                if measured is None
+                else measured[estimator.label()],
+                reasons=tuple(_recommendation_reasons(estimator, neuron, event, evaluations, budget, saturated)),
             )
+            late = learners_last and _learns(estimator, neuron)
+            ranked.append(((late, math.inf if row.error is None else row.error, row.evaluations), row))
     rejected += [Excluded(name, (str(fault),)) for name, fault in failures.items()]
-    rows.sort(key=lambda row: (math.inf if row.error is None else row.error, row.evaluations))
-    return Recommendation(neuron.label(), source, budget, tuple(rows), tuple(rejected))
+    ranked.sort(key=lambda pair: pair[0])
+    return Recommendation(neuron.label(), source, budget, tuple(row for _, row in ranked), tuple(rejected))
 
 
 def _check_arguments(bring: Sequence[LossAccess], evaluations: int | None, f: Loss | None, a: Tensor | None) -> None:
@@ -187,24 +204,44 @@ def _find_certificate(estimator: Estimator, neuron: Neuron) -> Certificate | Non
     return next((found for found in load_certificates(type(estimator)) if found.neuron == neuron.name), None)
 
 
+def _nearest_units(certificates: Sequence[Certificate], units: int) -> int:
+    """The number of units, nearest to `units` in ratio, for which all the certificates have measurements."""
+    common = set.intersection(*({*found.units} for found in certificates)) if certificates else {UNITS}
+    return min(sorted(common), key=lambda measured: abs(math.log(measured / units)))
+
+
 def _certified_error(
-    estimator: Estimator, neuron: Neuron, event: tuple[int, ...], logits: str, budget: int
+    found: Certificate | None,
+    estimator: Estimator,
+    neuron: Neuron,
+    event: tuple[int, ...],
+    logits: str,
+    budget: int,
+    units: int,
 ) -> float | None:
-    found = _find_certificate(estimator, neuron)
+    """The error of the whole draws that the budget pays for, from the certificate of the estimator with default options."""
     if found is None:
         return None
-    certified = type(estimator)()  # certificates are made with default options; the budget buys several such draws
-    return found.error(logits, budget / _evaluations(certified, neuron, event))
+    asked = _evaluations(estimator, neuron, event)
+    # The certified estimator may have fewer samples in a draw; a draw of more counts as several of its draws.
+    certified = asked / _evaluations(type(estimator)(), neuron, event)
+    return found.error(logits, max(1, budget // asked) * certified, units)
+
+
+def _learns(estimator: Estimator, neuron: Neuron) -> bool:
+    return bool(
+        registry.call(estimator, "init", neuron, torch.zeros((1, *measurement_event_shape(neuron))), kind=Mapping)
+    )
 
 
 def _recommendation_reasons(
-    estimator: Estimator, neuron: Neuron, event: tuple[int, ...], evaluations: int | None, saturated: bool
+    estimator: Estimator, neuron: Neuron, event: tuple[int, ...], evaluations: int | None, budget: int, saturated: bool
 ) -> Iterator[str]:
     """What speaks for the estimator, and what to know before using it."""
     asked = _evaluations(estimator, neuron, event)
     claim = _claim(estimator, neuron)
     if claim.unbiased:
-        yield "unbiased for every loss"
+        yield f"unbiased for {claim.condition}"
     elif claim.order:
         yield f"exact for losses of degree {claim.order:g} at most"
     elif found := _find_certificate(estimator, neuron):
@@ -213,5 +250,7 @@ def _recommendation_reasons(
     yield f"needs {_describe_needs(estimator.needs)}{' between outputs too' if _evaluates_off_support(estimator, neuron) else ''}"
     if evaluations is not None and asked * 2 <= evaluations:
         yield f"average {evaluations // asked} draws a step"
-    if registry.call(estimator, "init", neuron, torch.zeros((1, *measurement_event_shape(neuron))), kind=Mapping):
-        yield "learns from step to step: pass its state on"
+    if asked > budget:
+        yield f"the error is that of one draw of {asked} evaluations"
+    if _learns(estimator, neuron):
+        yield "learns from step to step (the error is that after 100 steps): pass its state on"

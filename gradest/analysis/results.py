@@ -69,12 +69,13 @@ class ComparisonRow:
     efficiency: float
     seconds: float
 
-    def error(self, evaluations: float) -> float | None:
-        """Return the `relative_error` of the mean of as many draws as this number of evaluations of the loss allows.
+    def error(self, evaluations: int) -> float | None:
+        """Return the `relative_error` of the mean of as many whole draws as this number of evaluations allows, at least one.
 
         It is between 0 and 1, and None if the exact gradient is not known.
         """
-        return None if self.cosine is None else relative_error(self.cosine, self.snr, evaluations / self.evaluations)
+        draws = max(1, evaluations // self.evaluations)
+        return None if self.cosine is None else relative_error(self.cosine, self.snr, draws)
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +162,8 @@ class Recommended:
     label: its name and options, for tables.
     claim: the bias that it claims.
     evaluations: K, the number of points at which one draw evaluates the loss.
-    error: the `relative_error` of the gradient that the allowed evaluations buy, between 0 and 1; None if it was not measured.
+    error: the `relative_error` of the mean of the whole draws that the allowed evaluations buy, between 0 and 1; None if it was
+        not measured.
     reasons: what speaks for the estimator, and what to know before using it.
     """
 
@@ -190,11 +192,11 @@ class Recommendation:
 
     neuron: str
     source: str
-    """Where the errors come from: the certificates, or a measurement on the caller's objective."""
+    """Where the errors come from and how far they carry: the certificates, or a measurement on the caller's objective."""
     evaluations: int
     """The number of evaluations of the loss for which the errors hold."""
     rows: tuple[Recommended, ...]
-    """The estimators that fit the case, by rising error."""
+    """The estimators that fit the case, by rising error. Those that learn come last where `source` says so."""
     rejected: tuple[Excluded, ...]
     """The estimators that fit the neuron but not the case."""
 

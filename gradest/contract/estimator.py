@@ -38,12 +38,17 @@ class Bias:
     """A claim about E[estimate] - gradient, which the conformance kit tests both ways.
 
     order: the largest degree of polynomials in h for which the estimate is exact in expectation. Infinity means unbiased for
-        every loss; 0 means that nothing is claimed.
+        every loss, or for those that `continuous` names; 0 means that nothing is claimed.
+    continuous: whether the claim is restricted to losses that are continuous and differentiable almost everywhere. An
+        estimator whose expectation is right only because dL/dh accounts for all changes of the loss needs this: the derivative
+        of sign(h) is 0 almost everywhere and says nothing of its jump.
     """
 
     order: float
+    continuous: bool = False
 
     NONE: ClassVar[Bias]
+    NONE_IF_CONTINUOUS: ClassVar[Bias]
     BIASED: ClassVar[Bias]
 
     @classmethod
@@ -53,16 +58,26 @@ class Bias:
 
     @property
     def unbiased(self) -> bool:
-        """Whether the claim is that the estimate is unbiased for every loss."""
+        """Whether the claim is that the estimate is unbiased for every loss, or every continuous one if `continuous` is set."""
         return math.isinf(self.order)
+
+    @property
+    def condition(self) -> str:
+        """The losses for which the claim promises no bias, in words; an empty string if it promises nothing."""
+        if self.unbiased:
+            return (
+                "losses that are continuous and differentiable almost everywhere" if self.continuous else "every loss"
+            )
+        return f"polynomials of degree {self.order:g} at most" if self.order else ""
 
     def __str__(self) -> str:
         if self.unbiased:
-            return "none"
+            return "none for continuous losses" if self.continuous else "none"
         return f"exact to order {self.order:g}" if self.order else "biased"
 
 
 Bias.NONE = Bias(math.inf)
+Bias.NONE_IF_CONTINUOUS = Bias(math.inf, continuous=True)
 Bias.BIASED = Bias(0)
 
 

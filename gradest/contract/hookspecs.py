@@ -94,9 +94,11 @@ needs: {"loss"}, {"grad"} or both: what the caller must return for each point.
 capabilities: the classes that a neuron must be an instance of, such as `Discrete` or `LogisticBinary`. Override `accepts` for
     conditions that classes cannot express.
 bias(neuron): a claim, which the kit tests in both directions against exact enumeration. An estimator that claims `Bias.NONE` must
-    match the exact gradient on every loss, one that claims `Bias.exact_to_order(n)` on polynomials of degree n, and one that
-    claims to be biased must differ measurably. `gradest certify --package my_plugin` measures the bias with more draws and writes
-    certificates.json into the package, where `gradest describe` and `gradest recommend` find it.
+    match the exact gradient on every loss, one that claims `Bias.NONE_IF_CONTINUOUS` on every loss that is continuous and
+    differentiable almost everywhere (pathwise terms need that, because dL/dh does not show jumps), one that claims
+    `Bias.exact_to_order(n)` on polynomials of degree n, and one that claims to be biased must differ measurably. `gradest
+    certify --package my_plugin` measures the bias with more draws and writes certificates.json into the package, where `gradest
+    describe` and `gradest recommend` find it.
 off_support: True if the estimator needs the loss at points that the neuron never emits, such as a relaxed output or the mean.
 target(): what is estimated, if it is not E[L]. `Target(n)` is the bound of n samples, and the kit then measures against that.
 evaluations(neuron, event_shape): K, the number of points of one draw.

@@ -103,13 +103,27 @@ class ConditionalLinear(nn.Linear):
             raise InvalidOptions(
                 f"block_size={block_size} does not divide {out_features} outputs; choose one that does"
             )
-        if method not in ("auto", "sparse", "dense") and not (isinstance(method, float | int) and 0 <= method <= 1):
-            raise InvalidOptions(f'method must be "auto", "sparse", "dense" or a share from 0 to 1, not {method!r}')
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.block_size, self.method = block_size, method
+        self._block_size, self.method = block_size, method
         self.closed_gate_gradient, self.sparse_gradient = closed_gate_gradient, sparse_gradient
         self.choices: dict[tuple[Any, ...], str] = {}
         self.computed = Computed()
+
+    @property
+    def block_size(self) -> int:
+        """The number of adjacent units of each gate."""
+        return self._block_size
+
+    @property
+    def method(self) -> Method | float:
+        """How the layer computes. Assigning what the constructor refuses raises InvalidOptions."""
+        return self._method
+
+    @method.setter
+    def method(self, method: Method | float) -> None:
+        if method not in ("auto", "sparse", "dense") and not (isinstance(method, float | int) and 0 <= method <= 1):
+            raise InvalidOptions(f'method must be "auto", "sparse", "dense" or a share from 0 to 1, not {method!r}')
+        self._method = method
 
     def extra_repr(self) -> str:
         """Return the settings of the layer, for its repr."""

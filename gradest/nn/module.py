@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
@@ -49,14 +50,14 @@ class StochasticModule(nn.Module):
         event_dims: EventDims | None = None,
     ) -> None:
         super().__init__()
-        if evaluation not in ("mean", "sample", "threshold"):
-            raise InvalidInput(f'evaluation must be "mean", "sample" or "threshold", not {evaluation!r}')
         self._pair = self._pair_type(registry.neuron(neuron), registry.estimator(estimator))
         if event_dims is not None:
             check_event_dims(self.neuron, event_dims)
         self.event_dims = event_dims
         self.evaluation, self._level = evaluation, float(threshold)
-        self.event = None if event is None else _checked_event(event, self.neuron)
+        if not math.isfinite(self._level):
+            raise InvalidInput(f"threshold must be a finite number, not {threshold!r}")
+        self._event = None if event is None else _checked_event(event, self.neuron)
         self.register_buffer("threshold", torch.tensor(self._level))
         self.changes = 0  # how many times the neuron, the estimator or their options have been changed
         self._names: tuple[str, ...] = ()  # of the tensors of the state
@@ -82,6 +83,22 @@ class StochasticModule(nn.Module):
         event = "" if self.event is None else f", event={self.event}"
         dims = "" if self.event_dims is None else f", event_dims={self.event_dims!r}"
         return f"{self.neuron.label()}, {self.estimator.label()}, evaluation={self.evaluation}{event}{dims}"
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What the layer emits in evaluation. Assigning another value than the three raises InvalidInput."""
+        return self._evaluation
+
+    @evaluation.setter
+    def evaluation(self, evaluation: Evaluation) -> None:
+        if evaluation not in ("mean", "sample", "threshold"):
+            raise InvalidInput(f'evaluation must be "mean", "sample" or "threshold", not {evaluation!r}')
+        self._evaluation = evaluation
+
+    @property
+    def event(self) -> tuple[int, ...] | None:
+        """The shape of one event that the layer was made for, or None for any."""
+        return self._event
 
     @property
     def neuron(self) -> Neuron:
@@ -263,7 +280,7 @@ class StochasticModule(nn.Module):
         given, own = {name: state_dict[key] for name, key in keys.items()}, set(keys.values())
         rest = {key: value for key, value in state_dict.items() if key not in own}
         if self._form == {}:
-            unexpected_keys.extend(own)
+            unexpected_keys.extend(keys.values())
         elif given and self._form is not None and not _fits(_form_of(given), self._form):
             found, wanted = _difference(_form_of(given), self._form)
             error_msgs.append(

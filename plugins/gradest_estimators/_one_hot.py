@@ -89,7 +89,7 @@ class OneUnitAtATime(Estimator):
         assert isinstance(draw.neuron, SoftmaxOneHot)
         weighted = weighted.to(draw.a)  # losses may be wider than a, and their differences have been taken
         total = weighted.contiguous().sum(-1, keepdim=True)
-        sparse = torch.zeros_like(draw.a).scatter(-1, draw.saved["chosen"], weighted)
+        sparse = weighted.new_zeros(draw.a.shape).scatter(-1, draw.saved["chosen"], weighted)
         return sparse - draw.neuron.probability(draw.a) * total
 
 

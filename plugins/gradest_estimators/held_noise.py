@@ -12,7 +12,8 @@ from gradest.contract.numerics import leading_mean
 class HeldNoise(MonteCarlo):
     """Backpropagation through the sampled graph: everything random in the neuron is held fixed, discrete choices included.
 
-    ĝ = dL/dh · dh/da. For reparameterised neurons it is `pathwise`, and unbiased.
+    ĝ = dL/dh · dh/da. For reparameterised neurons it is `pathwise`, and unbiased for losses that are continuous and
+    differentiable almost everywhere.
 
     Biased for `stochastic_times_smooth`, whose gate b depends on a as well: for a linear loss its mean is exactly half
     of the true gradient (E[b] d√p/da = p(1-p)/2, while the gradient of E[h] = p is p(1-p)), and for a quadratic loss a
@@ -33,11 +34,11 @@ class HeldNoise(MonteCarlo):
     examples = ({}, {"samples": 3})
 
     def bias(self, neuron: Neuron) -> Bias:
-        """Return `Bias.NONE` for a reparameterised neuron, whose h is continuous in a, and `Bias.BIASED` for any other.
+        """Return `Bias.NONE_IF_CONTINUOUS` for a reparameterised neuron, whose h is continuous in a, and else `Bias.BIASED`.
 
         Another neuron is biased even for linear losses, because the derivative of its discrete choice is missing.
         """
-        return Bias.NONE if isinstance(neuron, Reparameterised) else Bias.BIASED
+        return Bias.NONE_IF_CONTINUOUS if isinstance(neuron, Reparameterised) else Bias.BIASED
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over samples of `neuron.pullback`."""

@@ -13,7 +13,8 @@ class Pathwise(HeldNoise):
     ĝ = dL/dh · dh/da at fixed noise. It computes the same as `held_noise`, but does not accept a neuron that makes a
     discrete choice.
 
-    Unbiased for every differentiable loss: h is continuous in a, so derivative and expectation may be exchanged.
+    Unbiased for every loss that is continuous and differentiable almost everywhere: h is continuous in a, so derivative and
+    expectation may be exchanged. A loss that jumps, such as one of sign(h), is not seen: its derivative is 0.
 
     Introduced by Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv 1312.6114; for noisy rectifiers by
     Bengio, Léonard and Courville (2013), Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
@@ -27,5 +28,5 @@ class Pathwise(HeldNoise):
     capabilities = (Reparameterised,)
 
     def bias(self, neuron: Neuron) -> Bias:
-        """Return `Bias.NONE`: unbiased for every loss, because the outputs of the accepted neurons are continuous in a."""
-        return Bias.NONE
+        """Return `Bias.NONE_IF_CONTINUOUS`, because the outputs of the accepted neurons are continuous in a."""
+        return Bias.NONE_IF_CONTINUOUS

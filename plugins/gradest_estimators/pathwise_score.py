@@ -15,7 +15,8 @@ class PathwiseScore(MonteCarlo):
     ĝ = dL/dh · dh/da + L · d log P(b)/da, with b held in dh/da. For `stochastic_times_smooth`, with r = √p, the second
     term is L (b - r)/(r(1-r)) dr/da = L (b - r)(1 + r)/2.
 
-    Unbiased for every loss: the terms are those of the product rule on Σ_b P(b) L(h(b, a)).
+    Unbiased for every loss that is continuous and differentiable almost everywhere: the terms are those of the product rule
+    on Σ_b P(b) L(h(b, a)).
 
     An instance of Schulman, Heess, Weber and Abbeel (2015), Gradient Estimation Using Stochastic Computation Graphs,
     arXiv 1506.05254.
@@ -31,8 +32,8 @@ class PathwiseScore(MonteCarlo):
     examples = ({}, {"samples": 3})
 
     def bias(self, neuron: Neuron) -> Bias:
-        """Return `Bias.NONE`: unbiased for every loss, by the product rule on Σ_b P(b) L(h(b, a))."""
-        return Bias.NONE
+        """Return `Bias.NONE_IF_CONTINUOUS`, by the product rule on Σ_b P(b) L(h(b, a)), in which L(h(b, a)) moves with a."""
+        return Bias.NONE_IF_CONTINUOUS
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over samples of the sum of both terms."""

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, Feedback, State
+from gradest.contract.estimator import Bias, Draw, Feedback, State
 from gradest.contract.neuron import Neuron, Relaxable, event_shape, per_event
 from gradest.random import Key
 from gradest_estimators._learning import ControlVariate, with_moments
@@ -19,9 +19,10 @@ class Rebar(ControlVariate):
     ĝ = (L(h) - η L(s̃)) score + η dL(s)/da - η dL(s̃)/da, where s is the relaxed output at the noise that gave h, and
     s̃ a relaxed output conditional on h, from fresh noise. Both are differentiated in a with h and the noise held.
 
-    Unbiased for every loss and every η: the derivative of E[L(s)] is E[dL(s)/da] and, if h is summed out first,
-    E[L(s̃) score + dL(s̃)/da]. So what η multiplies has mean 0. L and dL/dh are also evaluated between the outputs of a
-    unit: between the two values of a binary unit, inside the simplex of a one-hot unit.
+    Unbiased for every η, and for every loss that is continuous and differentiable almost everywhere between the outputs of a
+    unit: the derivative of E[L(s)] is E[dL(s)/da] and, if h is summed out first, E[L(s̃) score + dL(s̃)/da]. So what η
+    multiplies has mean 0. L and dL/dh are also evaluated between the outputs of a unit: between the two values of a binary
+    unit, inside the simplex of a one-hot unit. A loss of round(h) jumps there, which dL/dh does not show, and so is biased.
 
     η has one value for each unit, or each unit and class. It is learned by Adam along d ĝ²/dη = 2 ĝ dĝ/dη, averaged
     over the batch, and moved only after its use. The mean of ĝ does not depend on η, so this lowers the variance.
@@ -46,6 +47,10 @@ class Rebar(ControlVariate):
 
     temperature: float = Field(0.5, ge=1e-30, le=1e30, description="temperature of the relaxation")
     eta: float = Field(1.0, allow_inf_nan=False, description="weight η of the control variate before the first step")
+
+    def bias(self, neuron: Neuron) -> Bias:
+        """Return `Bias.NONE_IF_CONTINUOUS`: the control variate has mean zero if dL/dh between outputs accounts for all of L."""
+        return Bias.NONE_IF_CONTINUOUS
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
         """Return K = 3: the loss is evaluated at h, s and s̃."""

@@ -61,7 +61,7 @@ class RelaxRebar(Rebar):
     ĝ is that of `rebar` with c = η L + r in place of η L: dr(s)/da - dr(s̃)/da - r(s̃) score is added, and the loss is
     evaluated where `rebar` evaluates it.
 
-    Unbiased for every loss, η and r, because what is added has mean 0.
+    Unbiased for every η and r, and for the losses for which `rebar` is, because what is added has mean 0.
 
     r starts as 0, where ĝ is `rebar`. η and r are learned together by Adam along the gradient of ĝ², summed over the
     event and averaged over the batch, and moved only after their use. η moves by about `learning_rate` per step, and r

@@ -78,7 +78,8 @@ class Rodeo(ControlVariate, MonteCarlo):
 
     def gradient(self, draw: Draw, feedback: Feedback, state: State, parameters: State) -> Tensor:
         """Return the mean over samples of the score times what the control variates leave of the loss."""
-        neuron, h, loss = draw.neuron, draw.points, feedback.get_loss()
+        # in float64, because the gradient of its square is taken
+        neuron, h, loss = draw.neuron, draw.points, feedback.get_loss().double()
         spread, centre, scale = self._standardisation(state)
         at = self._network_inputs(draw, feedback)
         step = self._mean_of_others(feedback.get_grad()) * (flip(neuron, h) - h)
@@ -86,12 +87,12 @@ class Rodeo(ControlVariate, MonteCarlo):
 
         def surrogate(x: Tensor) -> Tensor:  # H / D
             standardised = ((x.double() - centre) * scale).clamp(-_INPUT_LIMIT, _INPUT_LIMIT)
-            return spread.to(loss) * network(parameters, standardised.to(loss))
+            return spread * network(parameters, standardised)
 
         after_flip = surrogate(flipped)
         stein = event_sum(flip_probability(neuron, h, draw.a) * (after_flip - per_event(surrogate(at), neuron)), neuron)
-        left = loss - self._mean_of_others(loss + parameters["alpha"].to(loss) * stein) + stein
-        return leading_mean((per_event(left, neuron) - after_flip) * scores(draw))
+        left = loss - self._mean_of_others(loss + parameters["alpha"] * stein) + stein
+        return leading_mean((per_event(left, neuron) - after_flip) * scores(draw)).to(draw.a)
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Use the network and the running averages, then move both."""

@@ -38,7 +38,7 @@ def test_the_error_is_that_of_the_row():
     shown = re.findall(r">(one|exact) ([\d.]+) ([\d.]+)<", converter.vegalite_to_svg(whole))
     assert len(shown) == 2 * 17
     for name, paid, error in shown:
-        expected = ROW.error(float(paid)) if name == "one" else math.sqrt(1 - 0.8**2)
+        expected = ROW.error(int(paid)) if name == "one" else math.sqrt(1 - 0.8**2)
         assert float(error) == pytest.approx(expected, rel=1e-9)
 
 

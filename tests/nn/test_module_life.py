@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import gradest
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions, MissingLoss, UnknownPlugin
-from gradest.nn import Expectation, Stochastic, StochasticGraph, broadcast_loss
+from gradest.nn import ConditionalLinear, Expectation, Stochastic, StochasticGraph, broadcast_loss
 
 UNITS = 5
 STATEFUL = {  # every estimator with a state: a layer that takes it
@@ -416,6 +416,25 @@ def test_options_that_are_refused_change_nothing():
     with pytest.raises(InvalidInput, match="last 2 dim"):
         shaped.neuron = "categorical"
     assert shaped.neuron.name == "bernoulli"
+
+
+def test_settings_are_checked_when_they_are_assigned():
+    layer = Stochastic("bernoulli", "reinforce")
+    with pytest.raises(InvalidInput, match="evaluation must be"):
+        layer.evaluation = "median"
+    layer.evaluation = "sample"
+    with pytest.raises(AttributeError):
+        layer.event = (3,)
+    with pytest.raises(InvalidInput, match="threshold must be a finite number"):
+        Stochastic("bernoulli", "reinforce", threshold=float("nan"))
+    linear = ConditionalLinear(4, 6)
+    for method in ("dens", 2.0, None):
+        with pytest.raises(InvalidOptions, match="method must be"):
+            linear.method = method
+    with pytest.raises(AttributeError):
+        linear.block_size = 4
+    linear.method = "dense"
+    assert repr(linear).endswith("method=dense)")
 
 
 class Overlapping(gradest.estimator("straight_through_concrete").__class__):

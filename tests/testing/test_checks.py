@@ -1,13 +1,18 @@
 """The conformance kit must fail, with a diagnosis, on plugins that have the faults that plugins commonly have."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from gradest import Bias
-from gradest.contract.estimator import Feedback
+from gradest.contract.estimator import Feedback, MonteCarlo
+from gradest.contract.neuron import Discrete
 from gradest.kernels.stable import sigmoid
 from gradest.testing import checks
+from gradest_estimators.pathwise import Pathwise
 from gradest_estimators.pathwise_score import PathwiseScore
+from gradest_estimators.rebar import Rebar
 from gradest_estimators.reinforce import Reinforce
 from gradest_estimators.reinforce_average import ReinforceAverage
 from gradest_estimators.rloo import Rloo
@@ -16,6 +21,7 @@ from gradest_neurons.bernoulli import Bernoulli
 from gradest_neurons.categorical import Categorical
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
+from gradest_objectives.quadratic import Quadratic
 
 
 class SignFlipped(Reinforce):
@@ -258,6 +264,277 @@ class AllClassesActive(Categorical):
 def test_kit_finds_broken_units_of_several_classes(broken, check, diagnosis):
     with pytest.raises(AssertionError, match=diagnosis):
         check(broken())
+
+
+class SharedNoise(Bernoulli):
+    """All units of a row have the noise of the first: right marginals, wrong joint law."""
+
+    def noise(self, key, a, draws):
+        return super().noise(key, a, draws)[..., :1].expand(draws, *a.shape)
+
+
+class ParityOfThree(Bernoulli):
+    """The noise of the third unit is the sum of the others', modulo 1: any two units are independent, but not all three."""
+
+    def noise(self, key, a, draws):
+        noise = super().noise(key, a, draws).clone()
+        if a.shape[-1] > 2:
+            noise[..., 2] = (noise[..., 0] + noise[..., 1]) % 1
+        return noise
+
+
+class RepeatsDraws(Bernoulli):
+    """Every second draw is that before it."""
+
+    def noise(self, key, a, draws):
+        return super().noise(key, a, draws).repeat_interleave(2, 0)[:draws]
+
+
+class SharedRows(Bernoulli):
+    """All rows have the noise of row 0."""
+
+    def noise(self, key, a, draws):
+        return super().noise(replace(key, rows=torch.zeros(a.shape[:-1], dtype=torch.int64)), a, draws)
+
+
+class SeparateClasses(Categorical):
+    """Each class is drawn by itself: the right probability of each, but none or several at a time."""
+
+    def forward(self, a, noise):
+        return (noise < self.probability(a)).to(a.dtype)
+
+    def score(self, h, a):
+        return h - self.probability(a) * h.contiguous().sum(-1, keepdim=True)
+
+
+class DetachedLaw(Bernoulli):
+    """`exact` would have a gradient of 0."""
+
+    def law(self, a):
+        values, weights = super().law(a)
+        return values, weights.detach()
+
+
+class ClampsItsInput(Bernoulli):
+    """Writes to `a`, mostly without a change of its values."""
+
+    def mean(self, a):
+        return super().mean(a.clamp_(-1e5, 1e5))
+
+
+class WritesToOutputs(Bernoulli):
+    def log_prob(self, h, a):
+        return super().log_prob(h.clamp_(0, 1) if h.is_contiguous() else h, a)
+
+
+class PositionDependentScore(Bernoulli):
+    def score(self, h, a):
+        return h - torch.sigmoid(a)
+
+
+class BatchDependentLogProb(Bernoulli):
+    """In float32, in which alone rows are compared."""
+
+    def log_prob(self, h, a):
+        return super().log_prob(h, a) + (1e-3 * a.mean() if a.numel() and a.dtype == torch.float32 else 0)
+
+
+class WideScore(Bernoulli):
+    def weighted_score(self, h, a, weights):
+        return super().weighted_score(h, a, weights).double()
+
+
+NEW_IN_NEURONS = [
+    (SharedNoise, checks.neuron_units_are_independent, "two units are not independent"),
+    (SharedNoise, checks.neuron_exact_agrees, "are units independent"),
+    (ParityOfThree, checks.neuron_units_are_independent, "three units are not independent"),
+    (RepeatsDraws, checks.neuron_units_are_independent, "a draw and the next are not independent"),
+    (SharedRows, checks.neuron_units_are_independent, "two units are not independent"),
+    (SeparateClasses, checks.neuron_exact_agrees, "outputs of law is|outputs that law does not list"),
+    (DetachedLaw, checks.neuron_exact_agrees, "the gradient of exact and the difference of its values"),
+    (ClampsItsInput, checks.neuron_is_pure, "changed in place by mean"),
+    (WritesToOutputs, checks.neuron_is_pure, "changed in place by log_prob"),
+    (PositionDependentScore, checks.neuron_rows_are_independent, "^(weighted_|leave_one_out_)?score: a"),
+    (BatchDependentLogProb, checks.neuron_rows_are_independent, "^log_prob: a"),
+    (WideScore, checks.neuron_shapes_and_dtypes, "weighted_score is torch.float64 for an input of torch.float32"),
+]
+
+
+@pytest.mark.parametrize(("broken", "check", "diagnosis"), NEW_IN_NEURONS)
+def test_kit_finds_wrong_joint_laws_writes_and_rows_that_depend_on_others(broken, check, diagnosis):
+    with pytest.raises(AssertionError, match=diagnosis):
+        check(broken())
+
+
+class Plain(MonteCarlo):
+    """The score-function estimator, but no ScoreFunction."""
+
+    name, summary, needs, capabilities = "plain", "loss times score", frozenset({"loss"}), (Discrete,)
+
+    def bias(self, neuron):
+        return Bias.NONE
+
+    def backward(self, draw, feedback, state):
+        return draw.neuron.weighted_score(draw.points, draw.a, feedback.loss / self.samples), state
+
+
+class WritesToItsState(ReinforceAverage):
+    """Without a change of its values."""
+
+    def backward(self, draw, feedback, state):
+        for tensor in state.values():
+            tensor.mul_(1)
+        return super().backward(draw, feedback, state)
+
+
+class WritesToItsMapping(Plain):
+    """Returns its argument as the state."""
+
+    def backward(self, draw, feedback, state):
+        state["seen"] = torch.ones(())
+        return super().backward(draw, feedback, state)
+
+    def init(self, neuron, a):
+        return {}
+
+
+class ClampsPoints(Plain):
+    """Writes to the points without a change of their values."""
+
+    def backward(self, draw, feedback, state):
+        draw.points.clamp_(0, 1)
+        return super().backward(draw, feedback, state)
+
+
+class KeepsTheLoss(Plain):
+    """Its state is a view of the caller's loss, which the caller may write to."""
+
+    def init(self, neuron, a):
+        return {"last": a.new_zeros(())}
+
+    def backward(self, draw, feedback, state):
+        gradient, _ = super().backward(draw, feedback, state)
+        return gradient, {"last": feedback.loss.flatten()[0]} if feedback.loss.numel() else state
+
+
+class AsksAtItsInput(Plain):
+    """Its points are `a` itself: a loss that writes to its points would change the pre-activations."""
+
+    off_support = True
+
+    def forward(self, neuron, a, key, state):
+        return type(super().forward(neuron, a, key, state))(neuron, a, key, a[None], a.new_ones(1))
+
+
+class LearnsASpread(Plain):
+    """The spread of a batch of one row is NaN, and then that of all later ones."""
+
+    def init(self, neuron, a):
+        return {"spread": a.new_ones(())}
+
+    def backward(self, draw, feedback, state):
+        gradient, _ = super().backward(draw, feedback, state)
+        loss = feedback.loss
+        if not loss.numel():
+            return gradient, state
+        variance = (loss - loss.mean()).square().sum() / (loss.numel() - 1)
+        return gradient, {"spread": 0.9 * state["spread"] + 0.1 * variance}
+
+
+class SquaresLosses(LearnsASpread):
+    """The squares of losses overflow, though the losses do not."""
+
+    def backward(self, draw, feedback, state):
+        gradient, _ = Plain.backward(self, draw, feedback, state)
+        loss = feedback.loss
+        return gradient, {"spread": 0.9 * state["spread"] + 0.1 * (loss * loss).mean()} if loss.numel() else state
+
+
+class MixesRows(Plain):
+    """Adds 0 times the losses of other rows, which is NaN if one is infinite."""
+
+    def backward(self, draw, feedback, state):
+        loss = feedback.loss + 0 * feedback.loss.sum()
+        return super().backward(draw, Feedback(loss), state)
+
+
+class PromotesItsState(Plain):
+    """A float64 loss makes its float32 state float64."""
+
+    def init(self, neuron, a):
+        return {"level": a.new_zeros(())}
+
+    def backward(self, draw, feedback, state):
+        gradient, _ = super().backward(draw, feedback, state)
+        loss = feedback.loss.mean() if feedback.loss.numel() else torch.zeros_like(state["level"])
+        return gradient, {"level": 0.9 * state["level"] + 0.1 * loss}
+
+
+class RowsInItsValue(Plain):
+    def value(self, draw, loss):
+        value = super().value(draw, loss)
+        return value + 1e-3 * value.mean() if value.numel() else value
+
+
+NEW_IN_ESTIMATORS = [
+    (WritesToItsState, checks.estimator_is_pure, "changed in place by backward"),
+    (WritesToItsMapping, checks.estimator_is_pure, "the mapping of the state was changed in place by backward"),
+    (ClampsPoints, checks.estimator_is_pure, "changed in place by backward"),
+    (KeepsTheLoss, checks.estimator_is_pure, "the next state last shares memory with an argument"),
+    (AsksAtItsInput, checks.estimator_is_pure, "points shares memory with an argument"),
+    (LearnsASpread, checks.estimator_state_stays_finite, "spread is not finite after steps with a single row"),
+    (SquaresLosses, checks.estimator_state_stays_finite, "spread is not finite after steps with losses of 1e25"),
+    (MixesRows, checks.estimator_state_stays_finite, "the infinite loss of one row changed the gradient of another"),
+    (PromotesItsState, checks.estimator_keeps_dtypes, "state level of a torch.float32 state"),
+    (RowsInItsValue, checks.estimator_rows_are_independent, "^value: a"),
+]
+
+
+@pytest.mark.parametrize(("broken", "check", "diagnosis"), NEW_IN_ESTIMATORS)
+def test_kit_finds_writes_states_that_end_and_casts(broken, check, diagnosis):
+    with pytest.raises(AssertionError, match=diagnosis):
+        check(broken(), Bernoulli())
+
+
+class ClaimsEveryLoss(Pathwise):
+    def bias(self, neuron):
+        return Bias.NONE
+
+
+class RebarClaimsEveryLoss(Rebar):
+    def bias(self, neuron):
+        return Bias.NONE
+
+
+@pytest.mark.parametrize(
+    ("broken", "neuron"),
+    [
+        (ClaimsEveryLoss(), NoisyRectifier()),
+        pytest.param(RebarClaimsEveryLoss(), Bernoulli(), marks=pytest.mark.deep),
+        pytest.param(RebarClaimsEveryLoss(), Categorical(), marks=pytest.mark.deep),
+    ],
+)
+def test_kit_finds_a_claim_for_every_loss_that_holds_for_continuous_ones(broken, neuron):
+    checks.estimator_bias_is_as_claimed(type(broken).__base__(), neuron)
+    with pytest.raises(AssertionError, match="biased on a loss that jumps"):
+        checks.estimator_bias_is_as_claimed(broken, neuron)
+
+
+class OffByALittle(Quadratic):
+    def expectation(self, neuron, a):
+        return super().expectation(neuron, a) * 1.001
+
+
+class WritesToPoints(Quadratic):
+    def __call__(self, points):
+        return super().__call__(points.mul_(1))
+
+
+def test_kit_finds_broken_objectives():
+    with pytest.raises(AssertionError, match="expectation and the sum over the outputs of bernoulli differ"):
+        checks.objective_expectation_agrees(OffByALittle())
+    with pytest.raises(AssertionError, match="changed in place by __call__"):
+        checks.objective_shapes_and_values(WritesToPoints())
 
 
 @pytest.mark.parametrize("broken", [SignFlipped, FactorTwo, RowPeekingBaseline])

@@ -93,9 +93,9 @@ export const tags = (entry) => {
   const found = [
     ...(entry.needs ?? []).map((need) => `needs ${need}`),
     ...(entry.off_support ? ["needs relaxed points"] : []),
-    ...claims.map((claim) => (claim === "none" ? "unbiased" : claim)),
+    ...claims.map((claim) => claim.replace(/^none/, "unbiased")),
   ];
-  return el("ul", { class: "tags" }, found.map((one) => el("li", { class: one === "unbiased" ? "good" : "" }, one)));
+  return el("ul", { class: "tags" }, found.map((one) => el("li", { class: one.startsWith("unbiased") ? "good" : "" }, one)));
 };
 
 function card(kind, entry) {
