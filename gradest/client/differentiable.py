@@ -69,6 +69,7 @@ def expect(
     carrier = ((a - a.detach()) * gradient.gradient).flatten(value.ndim).sum(-1)
     if a.requires_grad:
         sources = (a, loss) if loss.requires_grad else (a,)  # what the gradient depends on
+        assert carrier.grad_fn is not None
         carrier.grad_fn.register_prehook(partial(forbid_second, sources))
         if value.grad_fn is not None:
             value.grad_fn.register_prehook(partial(forbid_second, (a,)))

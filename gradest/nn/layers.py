@@ -459,7 +459,7 @@ class Expectation(StochasticModule):
             self._set_state(following)
             if value.grad_fn is not None:
                 begun = PlainRun(pair, key.seed, state)
-                value.grad_fn.metadata[_RUN] = begun  # which keeps it alive for as long as the graph
+                value.grad_fn.metadata[_RUN] = begun  # type: ignore[index]  # which keeps it alive for as long as the graph
                 self._runs.record(begun)
         return value
 

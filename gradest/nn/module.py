@@ -280,7 +280,7 @@ class StochasticModule(nn.Module):
         given, own = {name: state_dict[key] for name, key in keys.items()}, set(keys.values())
         rest = {key: value for key, value in state_dict.items() if key not in own}
         if self._form == {}:
-            unexpected_keys.extend(own)
+            unexpected_keys.extend(keys.values())
         elif given and self._form is not None and not _fits(_form_of(given), self._form):
             found, wanted = _difference(_form_of(given), self._form)
             error_msgs.append(

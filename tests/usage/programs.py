@@ -76,6 +76,7 @@ class Program(nn.Module):
         self.scale = nn.Parameter(torch.empty(()))
         self.wrap: Callable[..., Tensor] = _call
         self.cast: torch.dtype | None = None
+        self.rows: Tensor | None = None  # which examples x holds, of a whole batch
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -155,7 +156,9 @@ class Function(_AsksAtAllPoints):
 
     def _expect(self, x: Tensor, state: gradest.State | None) -> Tensor:
         a = self.pre_activations(x)
-        value, self.following = gradest.expect(self.f, a, self.case.neuron, self.case.estimator, state=state)
+        value, self.following = gradest.expect(
+            self.f, a, self.case.neuron, self.case.estimator, state=state, rows=self.rows
+        )
         return value
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,7 +180,7 @@ class ExpectationLayer(_AsksAtAllPoints):
         return self.unit.state
 
     def body(self, x: Tensor) -> Tensor:
-        value: Tensor = self.unit(self.f, self.pre_activations(x))
+        value: Tensor = self.unit(self.f, self.pre_activations(x), rows=self.rows)
         return value
 
 
@@ -191,7 +194,7 @@ class Layer(Program):
         self.unit = Stochastic(case.neuron, case.estimator)
 
     def body(self, x: Tensor) -> Tensor:
-        return self.after(self.unit(self.pre_activations(x)))
+        return self.after(self.unit(self.pre_activations(x), rows=self.rows))
 
     def finish(self, out: Tensor) -> Tensor:
         return broadcast_loss(self, self.f(out), "sum")

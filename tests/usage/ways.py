@@ -355,6 +355,17 @@ def accumulation(case: Case) -> Both:
     return gradients(program), added(step(other, 0), step(other, 1))
 
 
+@way("a batch in two parts, with rows=, each from the state and the generator of the whole")
+def in_parts(case: Case) -> Both:
+    wanted = step(moved_on(case))
+    parts = []
+    for rows in (torch.tensor([0, 2]), torch.tensor([1])):
+        program = moved_on(case)
+        program.rows = rows
+        parts.append(step(program, given=x()[rows]))
+    return added(*parts), wanted
+
+
 @way("backward twice, with retain_graph=True")
 def retain_graph(case: Case) -> Both:
     program = case.build()
