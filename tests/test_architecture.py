@@ -219,16 +219,17 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def definitions(scope: ast.Module | ast.ClassDef) -> Iterator[tuple[str, Definition]]:
-    """The public classes and functions, and those of public classes."""
+    """The public classes and functions, and those of public classes. A property's getter documents its setter."""
     for node in scope.body:
-        if isinstance(node, Definition) and not node.name.startswith("_") and not is_overload(node):
+        if isinstance(node, Definition) and not node.name.startswith("_") and not is_overload_or_setter(node):
             yield node.name, node
             if isinstance(node, ast.ClassDef):
                 yield from ((f"{node.name}.{name}", inner) for name, inner in definitions(node))
 
 
-def is_overload(node: Definition) -> bool:
-    return any(ast.unparse(decorator) == "overload" for decorator in node.decorator_list)
+def is_overload_or_setter(node: Definition) -> bool:
+    decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+    return "overload" in decorators or f"{node.name}.setter" in decorators
 
 
 def test_contributing_fits_one_screen() -> None:
