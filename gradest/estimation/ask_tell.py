@@ -163,11 +163,25 @@ def ask(
     elif state or type(estimator).init is not Estimator.init or not isinstance(state, Mapping):
         check_state(estimator, state, _state_shapes(estimator, neuron, event_shape(neuron, wide)))
         state = _outside_inference(state)
-    with torch.set_grad_enabled(False), plain_saved_tensors():  # cheaper than no_grad
-        draw = estimator.forward(neuron, wide, key, state)
-        _check_draw(estimator, neuron, wide, key, draw)
+    try:
+        with torch.set_grad_enabled(False), plain_saved_tensors():  # cheaper than no_grad
+            draw = estimator.forward(neuron, wide, key, state)
+            _check_draw(estimator, neuron, wide, key, draw)
+    except RuntimeError as error:
+        _explain_mode(f"{estimator.label()} on {neuron.label()}", error)
+        raise
     draw.remember(estimator)
     return draw, state
+
+
+def _explain_mode(label: str, error: RuntimeError) -> None:
+    """Raise Incompatible for an error of a plugin that torch.func or inference mode does not let run."""
+    if transformed():
+        raise Incompatible(f"{label} does not run inside a transform of torch.func: {error}") from error
+    if torch.is_inference_mode_enabled():
+        raise Incompatible(
+            f"{label} uses autograd, which inference mode turns off; use torch.no_grad() instead: {error}"
+        ) from error
 
 
 def tell(
@@ -222,12 +236,7 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
                 draw = estimator.forward(draw.neuron, draw.a, draw.key, state)
             told = estimator.backward(draw, widened, state)
     except RuntimeError as error:
-        if transformed():
-            raise Incompatible(f"{estimator.label()} does not run inside a transform of torch.func: {error}") from error
-        if torch.is_inference_mode_enabled():
-            raise Incompatible(
-                f"{estimator.label()} uses autograd, which inference mode turns off; use torch.no_grad() instead: {error}"
-            ) from error
+        _explain_mode(f"{estimator.label()} on {draw.neuron.label()}", error)
         raise
     if not isinstance(told, tuple) or len(told) != 2:
         raise PluginFault(f"{estimator.name}.backward must return a gradient and a state")

@@ -181,7 +181,7 @@ class Stochastic(StochasticModule):
         uses.told, uses.called = 0, True
         self._check_event(a)
         if not self.training:
-            return self._evaluate(a, rows)
+            return self.emit(a, rows)
         scope, paths = uses.scope, NO_PATHS
         if scope is not None:
             paths = scope.paths_of(a, self.neuron)
@@ -272,7 +272,7 @@ class Stochastic(StochasticModule):
         self._check_event(a)
         if not self.training:
             if self.evaluation != "sample":
-                return self._evaluate(a)
+                return self.emit(a)
             sampled: Tensor = draw(self._handle, a.detach(), list(self.state.values()), torch.empty(0), 0, False)[0]
             return sampled
         scope, paths = uses.scope, NO_PATHS
@@ -465,7 +465,7 @@ class Expectation(StochasticModule):
 
     def _evaluate_loss(self, f: Loss, a: Tensor, rows: Tensor | None) -> Tensor:
         if self.evaluation != "sample":
-            return losses_at(f, self._evaluate(a)[None], self.neuron.event_ndim)[0]
+            return losses_at(f, self.emit(a)[None], self.neuron.event_ndim)[0]
         target = self.estimator.target()
         loss = losses_at(f, self._samples(a, target.samples, rows), self.neuron.event_ndim)
         return loss[0] if target.samples == 1 else target.combine(loss)

@@ -312,7 +312,8 @@ class StochasticModule(nn.Module):
         dtype = value.dtype if self._form is None else torch.promote_types(value.dtype, self._form[name][1])
         return value.to(dtype) if device is None else value.to(device, dtype, copy=True)
 
-    def _evaluate(self, a: Tensor, rows: Tensor | None = None) -> Tensor:
+    def emit(self, a: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return the output for `a` that `evaluation` selects: E[h], one sample, or the thresholded output."""
         if not torch.compiler.is_compiling():
             check_pre_activations(a, self.neuron)  # what is refused in training is refused in evaluation too
         if self.evaluation == "mean":

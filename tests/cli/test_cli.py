@@ -123,7 +123,7 @@ def test_a_wrong_command_line_is_exit_code_2(run: Run, arguments: list[str]) -> 
 
 def test_list_json_holds_all_that_is_registered(run: Run) -> None:
     found = run("list", "--json").json
-    assert list(found) == [*KINDS, "plugins", "failures"]
+    assert list(found) == [*KINDS, "plugins", "failures", "faults"]
     for kind in KINDS:
         assert [entry["name"] for entry in found[kind]] == list(getattr(gradest.registry, kind))
     assert [plugin["distribution"] for plugin in found["plugins"]] == [p.distribution for p in gradest.registry.plugins]
@@ -131,7 +131,7 @@ def test_list_json_holds_all_that_is_registered(run: Run) -> None:
 
 @pytest.mark.parametrize("kind", [*KINDS, "plugins"])
 def test_list_json_of_one_kind_is_that_kind_and_the_failures(run: Run, kind: str) -> None:
-    assert list(run("list", kind, "--json").json) == [kind, "failures"]
+    assert list(run("list", kind, "--json").json) == [kind, "failures", "faults"]
 
 
 def test_list_shows_every_name(run: Run) -> None:

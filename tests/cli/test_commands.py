@@ -159,8 +159,8 @@ def test_a_command_whose_source_shows_that_it_is_broken_is_named_in_the_help(ins
 @pytest.mark.parametrize(
     ("name", "source", "reason"),
     [
-        ("raises", "1 / 0", "ZeroDivisionError: division by zero"),
-        ("exits", "raise SystemExit(5)", "SystemExit: 5"),
+        ("raises", "1 / 0", "ZeroDivisionError: division by zero (acme_raises_command.py:1, in <module>)"),
+        ("exits", "raise SystemExit(5)", "SystemExit: 5 (acme_exits_command.py:1, in <module>)"),
         ("absent", "", "AttributeError: module 'acme_absent_command' has no attribute 'run'"),
         ("uncallable", "run = 3", "acme_uncallable_command:run is of type int, which cannot be called"),
     ],

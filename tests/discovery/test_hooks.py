@@ -50,7 +50,7 @@ def test_what_every_hook_returns_arrives(hook: str, load: Callable[..., Registry
 def test_the_guide_names_what_authors_use() -> None:
     guide = hookspecs.__doc__ or ""
     commands = {command.name or command.callback.__name__ for command in app.registered_commands}
-    named = set(re.findall(r"gradest (\w[\w-]*)", guide)) & commands
+    named = set(re.findall(r"gradest\s+(\w[\w-]*)", guide)) & commands
     assert named >= {"new-plugin", "check", "list", "describe", "certify"}
     for module in (discovery, sys.modules[Registry.__module__]):
         assert set(re.findall(r"GRADEST_[A-Z_]+", inspect.getsource(module))) <= set(

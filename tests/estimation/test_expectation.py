@@ -152,8 +152,8 @@ def test_shapes_down_to_nothing(shape, estimator):
 def test_bad_pre_activations_are_refused():
     for bad, reason in (
         ([0.0, 1.0], "torch tensor"),
-        (torch.zeros(3, dtype=torch.int64), "floating point"),
-        (torch.tensor(1.0), "1 event dim"),
+        (torch.zeros(3, dtype=torch.int64), r"float32 or float64, not torch\.int64"),
+        (torch.tensor(1.0), r"\[\*batch, units\]"),
         (torch.tensor([[0.0, 1.0], [math.nan, math.inf]]), r"a\[1, 0\] is nan"),
         (torch.tensor([0.0, -math.inf]), r"a\[1\] is -inf"),
     ):

@@ -73,7 +73,7 @@ def test_baselines_move_after_use_and_by_the_stated_decay():
             assert after["weight"].item() == pytest.approx(0.1)
             assert torch.allclose(second, (loss[0, :, None] - 3) * (draw.points[0] - 0.5))
         else:  # at p = ½ every s² is ¼: the baseline is the mean loss
-            assert torch.allclose(after["denominator"], torch.full((3,), 0.025))
+            assert torch.allclose(after["denominator"], torch.full((3,), 0.025, dtype=torch.float64))
             assert torch.allclose(second, (loss[0, :, None] - 3) * (draw.points[0] - 0.5), atol=1e-6)
 
 

@@ -133,7 +133,7 @@ class GatedNetwork(nn.Module):
         if self.training:
             raise RuntimeError("a gated network is trained on its objective(x, y); call eval() before forward")
         a = self.pre_activations(x)
-        gates = self._flat(self.unit(a) if isinstance(self.unit, Stochastic) else self.unit(lambda h: h, a))
+        gates = self._flat(self.unit.emit(a))
         return self.readout(self.experts(x, gates)), gates
 
     @torch.no_grad()
