@@ -12,13 +12,11 @@ import io
 import os
 import pickle
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, distributed
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
@@ -538,26 +536,6 @@ def threads(case: Case) -> Both:
         raise errors[0]
     wanted = step(other, 0)["weight"] * 3
     return {"first": found[0][0]}, {"first": wanted}
-
-
-@contextmanager
-def _group_of_one() -> Iterator[None]:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
-
-
-@way("DistributedDataParallel, in a group of one process; two are in the tests of layers")
-def ddp(case: Case) -> Both:
-    program = moved_on(case)
-    wanted = step(copy.deepcopy(program))
-    with _group_of_one():
-        wrapped = DistributedDataParallel(program)
-        with seeded(0):
-            wrapped(x()).backward()
-    return gradients(program), wanted
 
 
 @way("a step in a forked process, as in a worker of a DataLoader")
