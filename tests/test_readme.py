@@ -95,8 +95,10 @@ def test_python_blocks(block, capsys):
     else:
         modules = [value for value in namespace.values() if isinstance(value, torch.nn.Module)]
         parameters = [parameter for module in modules for parameter in module.parameters()]
-        assert parameters
-        assert all(parameter.grad is not None for parameter in parameters)
+        leaves = [value for value in namespace.values() if isinstance(value, torch.Tensor) and value.requires_grad]
+        learned = parameters or [leaf for leaf in leaves if leaf.is_leaf]
+        assert learned
+        assert all(tensor.grad is not None for tensor in learned)
 
 
 def test_client_block(url, capsys):

@@ -219,7 +219,7 @@ def neuron_exact_agrees(neuron: Neuron) -> None:
             )
         assert not neuron.finite or float(seen.min()) > 1 - 1e-9, "forward gives outputs that law does not list"
     direction = a.roll(1, 0).cos() + 1.5
-    for name, f in (("quadratic", quadratic_loss(neuron)), ("network", network_loss(neuron))):
+    for name, f in (("squared", quadratic_loss(neuron)), ("network", network_loss(neuron))):
         value, gradient = exact(f, a, neuron)
         sampled = f(h)
         error = sampled.std(0) / draws**0.5 + 1e-6

@@ -237,7 +237,6 @@ def nan(x):
         (Plain, "forward", on_weights(nan), "forward", "weights"),
         (Plain, "backward", on_gradient(nan), "backward", "gradient"),
         (Plain, "value", on_result(lambda v: v * torch.nan), "backward", "value"),
-        (Mean, "__call__", on_result(nan), "estimate", "loss"),
     ],
 )
 def test_not_a_number_is_told_as_it_is(service, registered, base, method, fault, path, field):
@@ -247,6 +246,13 @@ def test_not_a_number_is_told_as_it_is(service, registered, base, method, fault,
     assert ('"NaN"' in answer.text) == (field is not None)
     if field:
         assert "NaN" in str(answer.json()[field])
+
+
+def test_losses_that_are_not_numbers_are_refused_with_their_index(service, registered):
+    registered(faulty(Mean, "__call__", on_result(nan)))
+    answer = service.post("/v1/estimate", json=BODIES["estimate"] | {"objective": "odd"})
+    assert answer.status_code == 422
+    assert "is nan" in answer.json()["detail"]
 
 
 def test_a_fault_stays_with_its_own_request(service, registered):

@@ -79,7 +79,7 @@ def test_a_private_loss_with_a_state(http):
     ).json()
     for name, tensor in found.items():
         value = in_json["state"][name[6:]] if name.startswith("state.") else in_json[name]
-        assert torch.equal(torch.tensor(value), tensor)
+        assert torch.equal(torch.tensor(value, dtype=tensor.dtype), tensor)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)

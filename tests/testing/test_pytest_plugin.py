@@ -37,7 +37,7 @@ class Half(MonteCarlo):
 def gradest_estimators():
     return [Half]
 '''
-CHECKS = 8
+CHECKS = 10
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
