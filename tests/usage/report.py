@@ -15,7 +15,7 @@ from tests.usage.ways import MEANING, SLOW, WAYS
 
 _HEAD = """# Ways of use
 
-Every way in which a program can use an estimator gives the right gradient, or an error that says what to do. The table counts the
+Each way of use listed here gives the right gradient, or an error that says what to do. The table counts the
 cells of a cross: each way of use with every pair of an estimator and a neuron that it accepts, in each call that takes the pair,
 with default options; the first row has other options too.
 The gradient in the pre-activations and in a parameter of the loss is compared with that of a plain step with the same noise, to
