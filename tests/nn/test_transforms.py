@@ -34,7 +34,7 @@ def test_expect_maps_as_a_loop_does(neuron):
             value(row).backward()
             wanted.append(row.grad)
         if name in LEARNED:
-            with pytest.raises(Incompatible, match=f"{name} does not run inside a transform of torch.func"):
+            with pytest.raises(Incompatible, match=f"{name} on {neuron} does not run inside a transform of torch.func"):
                 vmap(grad(value))(A)
             continue
         assert torch.allclose(vmap(grad(value))(A), torch.stack(wanted), atol=1e-5), name
