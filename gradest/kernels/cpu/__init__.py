@@ -25,6 +25,7 @@ from gradest.kernels.cpu.deterministic import logistic_backward, rectified_backw
 from gradest.kernels.cpu.noise import uniform
 from gradest.kernels.cpu.scores import antithetic_score, leave_one_out_score, logistic_score
 from gradest.kernels.cpu.statistics import all_finite, moments
+from gradest.kernels.cpu.subsets import subset, subset_marginals
 
 __all__ = [
     "all_finite",
@@ -47,6 +48,8 @@ __all__ = [
     "repeated",
     "softmax",
     "softmax_backward",
+    "subset",
+    "subset_marginals",
     "surrogate_backward",
     "times_smooth",
     "times_smooth_backward",
