@@ -106,6 +106,14 @@ class KSubset(Subset):
         """Return the marginals μ, differentiable in `a`."""
         return self._marginals(a)[0].to(a.dtype)
 
+    def mean_backward(self, a: Tensor, grad: Tensor) -> Tensor:
+        """Return grad · dμ/da, the covariance matrix of h times grad, in one pass if the device has a kernel for it."""
+        kernel = fused("subset_mean_backward", a.device)
+        if kernel is None:
+            return super().mean_backward(a, grad)
+        b = self._shifted(a)
+        return torch.where(b == -math.inf, 0, kernel(_clamped(b), grad.double(), self.k)).to(a.dtype)
+
     def active_probability(self, a: Tensor) -> Tensor:
         """Return the marginals μ: an item is positive where it is chosen."""
         return self.mean(a).clamp(max=1)

@@ -19,13 +19,19 @@ function whose body raises NotImplementedError is a name for numba alone, which 
 
 from gradest.kernels.cpu.additive_noise import concrete, concrete_pullback, normal, normal_pullback, rectified
 from gradest.kernels.cpu.binaries import antithetic, binary, times_smooth, times_smooth_backward
-from gradest.kernels.cpu.classes import one_hot, softmax, softmax_backward
+from gradest.kernels.cpu.classes import (
+    one_hot,
+    softmax,
+    softmax_backward,
+    subset,
+    subset_marginals,
+    subset_mean_backward,
+)
 from gradest.kernels.cpu.counts import binomial, poisson
 from gradest.kernels.cpu.deterministic import logistic_backward, rectified_backward, repeated, surrogate_backward
 from gradest.kernels.cpu.noise import uniform
 from gradest.kernels.cpu.scores import antithetic_score, leave_one_out_score, logistic_score
 from gradest.kernels.cpu.statistics import all_finite, moments
-from gradest.kernels.cpu.subsets import subset, subset_marginals
 
 __all__ = [
     "all_finite",
@@ -50,6 +56,7 @@ __all__ = [
     "softmax_backward",
     "subset",
     "subset_marginals",
+    "subset_mean_backward",
     "surrogate_backward",
     "times_smooth",
     "times_smooth_backward",
