@@ -15,6 +15,7 @@ from gradest_neurons.noisy_sigmoid import NoisySigmoid
 from gradest_neurons.poisson import Poisson
 from gradest_neurons.rectifier import Rectifier
 from gradest_neurons.sigmoid import Sigmoid
+from gradest_neurons.stochastic_gate import StochasticGate
 from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
 
 
@@ -36,5 +37,6 @@ def gradest_neurons() -> list[type[Neuron]]:
         Poisson,
         Rectifier,
         Sigmoid,
+        StochasticGate,
         StochasticTimesSmooth,
     ]
