@@ -18,7 +18,8 @@ class GumbelTopK(MonteCarlo):
 
     ĝ = L'(h) · ds/da, where h is 1 at the k largest of a + G, with Gumbel noise G, and s = p¹ + ... + pᵏ with
     p^j = softmax(α^j/τ), α¹ = a + G and α^(j+1) = α^j + log(1 - p^j). The entries of s sum to k, and s tends to h as τ
-    goes to 0. For k = 1 it is `straight_through_gumbel`.
+    goes to 0; at τ = 1 and above an item that is certain may be counted more than once. For k = 1 it is
+    `straight_through_gumbel`.
 
     Biased, even for linear losses, and for two reasons: the relaxation is not the unit, and h is drawn by successive
     sampling (Plackett-Luce without the order), not by the law of the unit; see `k_subset`. So the value is biased, too.
@@ -38,9 +39,9 @@ class GumbelTopK(MonteCarlo):
     needs = frozenset({"grad"})
     capabilities = (Subset,)
 
-    examples = ({}, {"temperature": 0.5, "samples": 3})
+    examples = ({}, {"temperature": 0.2, "samples": 3})
 
-    temperature: float = Field(1.0, ge=1e-30, le=1e30, description="temperature τ of the relaxation")
+    temperature: float = Field(0.5, ge=1e-30, le=1e30, description="temperature τ of the relaxation")
 
     def bias(self, neuron: Neuron) -> Bias:
         """Return `Bias.BIASED`: neither the relaxation nor the sampler has the mean of the unit."""

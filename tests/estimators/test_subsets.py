@@ -54,7 +54,7 @@ def test_no_bias_over_252_sets(estimator):
 
 def test_enumeration_is_exact():
     found = gradest.estimate(quadratic, A, FIVE, "enumeration", draws=2, seed=5)
-    assert found.evaluations == 2 * 252
+    assert found.evaluations == 252
     torch.testing.assert_close(found.gradient, gradest.exact(quadratic, A, FIVE)[1], rtol=1e-4, atol=1e-6)
 
 
@@ -100,6 +100,8 @@ def test_one_item_has_the_estimates_of_one_hot_units():
         mine, theirs = gradest.estimator(name, samples=5), gradest.estimator(other, samples=5)
         if name == "simple":
             theirs = theirs.with_options(derivative="sigmoid")
+        else:
+            mine, theirs = mine.with_options(temperature=0.7), theirs.with_options(temperature=0.7)
         draws = mine.forward(one, a, key, {}), theirs.forward(categorical, a, key, {})
         if name == "gumbel_top_k":
             assert torch.equal(draws[0].points, draws[1].points)
@@ -118,15 +120,15 @@ def test_the_relaxed_top_k():
     cold = relaxed_top_k(x, 3, 1e-3)
     assert torch.equal(cold.topk(3, -1).indices.sort(-1).values, x.topk(3, -1).indices.sort(-1).values)
     torch.testing.assert_close(cold.sum(-1), torch.full((7,), 3.0, dtype=torch.float64))
-    apart = torch.tensor([1e4, -1e4, 0.0, 1e4, -torch.inf], requires_grad=True)
-    relaxed = relaxed_top_k(apart, 3, 1.0)
+    apart = torch.tensor([2e4, -1e4, 0.0, 1e4, -torch.inf], requires_grad=True)
+    relaxed = relaxed_top_k(apart, 3, 0.1)
     torch.testing.assert_close(relaxed, torch.tensor([1.0, 0, 1, 1, 0]))
     assert torch.isfinite(torch.autograd.grad(relaxed.square().sum(), apart)[0]).all()
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_the_noise_of_any_k_items_sums_to_nearly_a_gumbel_variable(k):
-    """The largest of s exponential variables, less log s. A false alarm of 1e-6; 5 % of its scale would be seen."""
+    """The largest of s exponential variables, less log s. A false alarm of 1e-6; 10 % of its scale would be seen."""
     estimator, neuron = gradest.estimator("imle", samples=20_000), gradest.neuron("k_subset", k=k)
     noise = estimator.noise(neuron, torch.zeros(1, k), gradest.Key(3)).sum(-1).flatten().numpy()
 
@@ -134,17 +136,17 @@ def test_the_noise_of_any_k_items_sums_to_nearly_a_gumbel_variable(k):
         return (1 - np.exp(-(x + math.log(10)))) ** 10
 
     assert stats.kstest(noise, law).pvalue > 1e-6
-    assert stats.kstest(1.05 * noise, law).pvalue < 1e-6
+    assert stats.kstest(1.1 * noise, law).pvalue < 1e-6
 
 
 def test_imle_is_a_difference_of_means_of_its_own_law():
     """For a linear loss E[ĝ] = (m(a) - m(a - λc))/λ, with m the mean of MAP(a + ε); five standard errors, power as above.
 
-    For k = 1 and many terms ε is a Gumbel variable, so m is the softmax, up to 0.1 % for 300 terms.
+    For k = 1 and many terms ε is a Gumbel variable, so m is the softmax, up to 0.3 % for 100 terms.
     """
     neuron, a, slope, step = gradest.neuron("k_subset", k=1), normal(1, 4).float(), SLOPE[:4], 0.5
-    estimator = gradest.estimator("imle", step=step, terms=300)
-    found = gradest.estimate(lambda h: h[..., 0, :] @ slope, a, neuron, estimator, draws=20_000, seed=5)
+    estimator = gradest.estimator("imle", step=step, terms=100)
+    found = gradest.estimate(lambda h: h[..., 0, :] @ slope, a, neuron, estimator, draws=10_000, seed=5)
     wanted = (torch.softmax(a, -1) - torch.softmax(a - step * slope, -1)) / step
     assert ((found.gradient - wanted).abs() < 5 * found.standard_error + 0.002).all()
     assert (wanted / 2 / (found.standard_error + 0.0004)).abs().max() > 10
@@ -154,7 +156,7 @@ def test_imle_is_a_difference_of_means_of_its_own_law():
 
 def test_imle_adapts_its_step():
     """α rises while fewer entries than wanted are nonzero, and falls else; λ is α ‖a‖/‖L'‖."""
-    estimator = gradest.estimator("imle", adaptive=True, step=0.25, rate=0.5, decay=0.0)
+    estimator = gradest.estimator("imle", adaptive=True, step=2.0, rate=0.5, decay=0.0)
     a, key = 3 * normal(2, 1, 6), gradest.Key(3)
     neuron = gradest.neuron("k_subset", k=2)
     state = estimator.init(neuron, a)
@@ -164,7 +166,7 @@ def test_imle_adapts_its_step():
     assert gradient.eq(0).all()
     assert state["log_share"] == pytest.approx(math.log(1.5))
     gradient, after = estimator.backward(draw, gradest.Feedback(None, grad), state)
-    size = 0.25 * 1.5 * a.norm(dim=(-2, -1), keepdim=True) / grad.norm(dim=(-2, -1), keepdim=True)
+    size = 2.0 * 1.5 * a.norm(dim=(-2, -1), keepdim=True) / grad.norm(dim=(-2, -1), keepdim=True)
     moved = draw.saved["noisy"] - size * grad
     wanted = (draw.points - torch.zeros_like(moved).scatter(-1, moved.topk(2, -1).indices, 1)) / size
     torch.testing.assert_close(gradient, wanted[0])
