@@ -37,6 +37,7 @@ __all__ = [
     "first_non_finite",
     "first_state",
     "flattened",
+    "loss_dtype",
     "losses_at",
     "losses_in_progress",
     "sample_checked",
@@ -274,9 +275,13 @@ def _check_feedback(
     if given.shape != shape:
         raise InvalidInput(f"{name} must have shape {list(shape)}, not {list(given.shape)}")
     if name == "loss" and given.dtype != dtype:
-        exact = torch.float64 if given.dtype in (torch.int32, torch.int64) else given.dtype
-        dtype = torch.promote_types(exact, dtype)
+        dtype = loss_dtype(given.dtype, dtype)
     return cast(given.detach(), dtype)
+
+
+def loss_dtype(given: torch.dtype, least: torch.dtype) -> torch.dtype:
+    """Return the dtype in which an estimator receives losses of the dtype `given`: one that holds them, and at least `least`."""
+    return torch.promote_types(torch.float64 if given in (torch.int32, torch.int64) else given, least)
 
 
 def check_feedback_finite(feedback: Feedback, allow_inf: bool = False) -> None:

@@ -63,10 +63,17 @@ def decode_tensor(
     return tensor
 
 
-def decode_floats(field: str, value: Any, dtype: str | None, shape: Sequence[int] | None, settings: Settings) -> Tensor:
-    """Convert a field to a tensor of the named `dtype`; by default a tensor keeps its dtype, and JSON becomes float32."""
+def decode_floats(
+    field: str,
+    value: Any,
+    dtype: str | None,
+    shape: Sequence[int] | None,
+    settings: Settings,
+    json_dtype: str = "float32",
+) -> Tensor:
+    """Convert a field to a tensor of the named `dtype`; by default a tensor keeps its dtype, and JSON becomes `json_dtype`."""
     if dtype is None:
-        dtype = dtype_name(value.dtype) if isinstance(value, Tensor) else "float32"
+        dtype = dtype_name(value.dtype) if isinstance(value, Tensor) else json_dtype
         if dtype not in DTYPES:
             raise Problem(422, f"{field} must be one of {', '.join(DTYPES)}, not {dtype}.")
     return decode_tensor(field, value, DTYPES[dtype], settings, shape)
