@@ -8,6 +8,7 @@ import torch
 
 import gradest
 from gradest.client.wire import SAFETENSORS, pack
+from gradest.errors import InvalidInput
 from gradest_service.admit.admission import admit_backward, admit_forward
 from gradest_service.bodies.schemas import BackwardRequest, ForwardRequest
 from gradest_service.run import joint_pass
@@ -164,7 +165,7 @@ def test_flatten_hands_f_one_batch_dim(either, event_dims):
 
 
 def test_the_losses_of_f_must_have_the_shape_of_the_batch(client):
-    with pytest.raises(gradest.InvalidInput, match=r"to losses \[2, 2\]"):
+    with pytest.raises(InvalidInput, match=r"to losses \[2, 2\]"):
         client.expect(lambda h: h.sum(-1), WIDE, event_dims=2)
 
 

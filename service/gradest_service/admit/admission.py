@@ -52,7 +52,7 @@ from gradest_service.bodies.schemas import (
     RecommendRequest,
     SampleRequest,
 )
-from gradest_service.bodies.tensors import decode_floats, decode_state, decode_tensor
+from gradest_service.bodies.tensors import check_finite, decode_floats, decode_state, decode_tensor
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
@@ -120,6 +120,7 @@ def admit_backward(request: BackwardRequest, settings: Settings, as_json: bool) 
     loss = grad = None
     if request.loss is not None:
         loss = decode_floats("loss", request.loss, request.loss_dtype, losses, settings, json_dtype="float64")
+        check_finite("loss", loss.to(least))  # estimators compute some of their parts in the precision of `a`
         loss = loss.to(loss_dtype(loss.dtype, least))
     if request.grad is not None:
         grad = decode_tensor("grad", request.grad, least, settings, (*losses, *job.given_event))
