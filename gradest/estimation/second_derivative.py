@@ -106,6 +106,6 @@ def differentiable_again(
     value = estimator.value_in(widen(moving), draw, loss, state) if a.numel() else None
     if value is None:
         return differentiable_once(first, *(x for x in (a, loss) if x.requires_grad)), None
-    of_event = upstream[0][(..., *[0] * neuron.event_ndim)]  # upstream is the same for the entries of an event
+    of_event = upstream[0].flatten(-neuron.event_ndim)[..., 0]  # upstream is the same for the entries of an event
     (slope,) = torch.autograd.grad(value, moving, of_event.to(value.dtype), create_graph=True)
     return first.detach() + (slope - slope.detach()), None  # the first derivative keeps its bits
