@@ -348,7 +348,7 @@ MUTATIONS = (
     ),
     # --- the kit, the client, the command line ---
     Mutation(
-        "gradest/testing/checks.py",
+        "gradest/testing/laws.py",
         "assert float(smooth.double().mean()) > 0.99,",
         "assert float(smooth.double().mean()) > -1,",
         "the kit accepts a neuron whose backward is no derivative",

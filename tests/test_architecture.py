@@ -73,7 +73,7 @@ MODULES = {
     for path, package in FILES.items()
 }
 NAMES_ARE_DATA = {
-    "gradest/testing/checks.py",  # a table of methods, one of which has the name of an estimator
+    "gradest/testing/inputs.py",  # a table of methods, one of which has the name of an estimator
     "plugins/gradest_experiments/gated/gaters.py",  # a table of a paper, by the names of its neurons and estimators
     "plugins/gradest_experiments/demo.py",  # shows the built-ins at work
     "plugins/gradest_experiments/toys/quadratic.py",  # like the three that follow, a table or a figure of a paper

@@ -15,11 +15,12 @@ from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Inexact, InvalidInput, PluginFault, TooManyPoints
-from gradest.estimation.ask_tell import check_count, check_pre_activations, flattened
+from gradest.estimation.arguments import check_count, check_pre_activations
 from gradest.estimation.estimate import estimate_checked
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.exact import exact_or_raise
-from gradest.estimation.loss_checks import checked_loss
+from gradest.estimation.losses.checks import checked_loss
+from gradest.estimation.losses.evaluation import flattened
 from gradest.estimation.results import Estimate
 from gradest.random import check_seed, fresh_seed
 

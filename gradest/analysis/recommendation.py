@@ -18,7 +18,7 @@ from gradest.contract.neuron import Discrete, Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import NeuronSpec, registry
 from gradest.errors import InvalidInput, InvalidOptions, TooManyPoints
-from gradest.estimation.ask_tell import check_pre_activations
+from gradest.estimation.arguments import check_pre_activations
 
 __all__ = ["recommend"]
 

@@ -48,8 +48,8 @@ def expect(
 
     from gradest.contract.objective import Objective
     from gradest.discovery.registry import registry
-    from gradest.estimation.ask_tell import flattened, losses_at
     from gradest.estimation.events import EventLayout
+    from gradest.estimation.losses.evaluation import flattened, losses_at
     from gradest.estimation.second_derivative import forbid_second
     from gradest.kernels import plain_saved_tensors
 

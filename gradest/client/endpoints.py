@@ -164,7 +164,7 @@ def _losses(loss: Tensor | None) -> dict[str, Any]:
         return {"loss": None}
     import torch
 
-    from gradest.estimation.ask_tell import loss_dtype
+    from gradest.estimation.arguments import loss_dtype
 
     if isinstance(loss, torch.Tensor) and not loss.is_floating_point():
         loss = loss.to(loss_dtype(loss.dtype, torch.float32))

@@ -3,120 +3,33 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.autograd.function import BackwardCFunction
 
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Binary, Neuron, event_shape
-from gradest.contract.objective import Loss, Objective
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
+from gradest.estimation.arguments import check_pre_activations, first_non_finite, loss_dtype
 from gradest.estimation.distributed import joined_state, world_size
-from gradest.kernels import plain_saved_tensors, select, transformed
-from gradest.kernels.reference import all_finite
+from gradest.kernels import plain_saved_tensors, transformed
 from gradest.kernels.stable import cast, widen
 from gradest.random import Key, to_key
 
 __all__ = [
-    "CHUNK",
-    "Flattened",
     "ask",
-    "at_least_float32",
-    "check_count",
     "check_feedback_finite",
-    "check_form",
-    "check_pre_activations",
     "check_state",
-    "evaluate",
-    "first_non_finite",
     "first_state",
-    "flattened",
-    "loss_dtype",
-    "losses_at",
-    "losses_in_progress",
     "sample_checked",
     "tell",
     "tell_finite",
     "value_of",
 ]
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MANY = 1 << 16  # elements that a kernel looks at faster than torch
-
-
-def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
-    """Return `a`, detached and widened to at least float32.
-
-    Raises InvalidInput with the reason, or with the index of the first entry that is not finite.
-    """
-    wide = check_form(a, neuron)
-    if transformed():  # a transform does not allow reading values
-        return wide
-    limit = neuron.limit(wide.dtype)
-    if limit < math.inf and wide.numel():
-        low, high = wide.aminmax()
-        if -limit <= low and high <= limit:
-            return wide
-    index = first_non_finite(wide)
-    if index is not None and not (neuron.maskable and _is_mask(wide)):
-        allowed = ", or -inf for some classes of a unit, but not all" if neuron.maskable else ""
-        raise InvalidInput(
-            f"pre-activations must be finite{allowed}, but a[{', '.join(map(str, index))}] is {a.detach()[tuple(index)]}"
-        )
-    if limit < math.inf and bool((wide.where(wide != -math.inf, 0).abs() > limit).any()):
-        raise InvalidInput(
-            f"{neuron.label()} takes pre-activations between -{limit:.2g} and {limit:.2g} in {wide.dtype}: beyond, a sample "
-            "overflows. Use smaller ones, a higher temperature or float64"
-        )
-    return wide
-
-
-def _is_mask(a: Tensor) -> bool:
-    """Tell whether every entry is finite or -inf, and every unit has a finite class."""
-    finite = torch.isfinite(a)
-    return bool((finite | (a == -math.inf)).all() and finite.any(-1).all())
-
-
-def check_form(a: Tensor, neuron: Neuron) -> Tensor:
-    """Do what `check_pre_activations` does, for pre-activations that are known to be finite."""
-    if not isinstance(a, Tensor):
-        raise InvalidInput(f"pre-activations must be a torch tensor, not {type(a).__name__}; use torch.tensor(a)")
-    if a.dtype not in _DTYPES:
-        remedy = "a.real" if a.is_complex() else "a.float()"
-        raise InvalidInput(
-            f"pre-activations must be float16, bfloat16, float32 or float64, not {a.dtype}; use {remedy}"
-        )
-    if a.layout is not torch.strided or a.is_nested:
-        remedy = "torch.nested.to_padded_tensor(a, 0.0)" if a.is_nested else "a.to_dense()"
-        raise InvalidInput(f"pre-activations must be a dense tensor, not a nested or sparse one; use {remedy}")
-    if a.is_meta:
-        raise InvalidInput(
-            "pre-activations are on the meta device, which holds no values; give the model memory by model.to_empty(device=...) "
-            "and initialise its parameters"
-        )
-    if a.ndim < neuron.event_ndim:
-        form = "[*batch, units, classes]; use a[None] for one unit" if neuron.event_ndim == 2 else "[*batch, units]"
-        raise InvalidInput(f"{neuron.name} takes {form}, but this tensor has the shape {list(a.shape)}")
-    if neuron.event_ndim == 2 and a.shape[-1] == 0:
-        raise InvalidInput(f"{neuron.name} takes [*batch, units, classes] with at least one class, not {list(a.shape)}")
-    return widen(a.detach())
-
-
-def first_non_finite(x: Tensor) -> list[int] | None:
-    """Return the index of the first entry that is infinite or NaN, or None if all are finite."""
-    look = (
-        all_finite if x.numel() < _MANY else select("all_finite", x.device)
-    )  # finding a kernel takes as long as a small sum
-    if look(x):
-        return None
-    bad = (~torch.isfinite(x)).nonzero()
-    return [int(place) for place in bad[0]] if len(bad) else None
 
 
 def sample_checked(neuron: Neuron, wide: Tensor, samples: int, key: Key, dtype: torch.dtype | None = None) -> Tensor:
@@ -279,11 +192,6 @@ def _check_feedback(
     return cast(given.detach(), dtype)
 
 
-def loss_dtype(given: torch.dtype, least: torch.dtype) -> torch.dtype:
-    """Return the dtype in which an estimator receives losses of the dtype `given`: one that holds them, and at least `least`."""
-    return torch.promote_types(torch.float64 if given in (torch.int32, torch.int64) else given, least)
-
-
 def check_feedback_finite(feedback: Feedback, allow_inf: bool = False) -> None:
     """Raise InvalidInput with the index of the first loss, or dloss/dh, that is not finite. Infinite ones may be allowed.
 
@@ -358,145 +266,6 @@ def value_of(estimator: Estimator, draw: Draw, loss: Tensor) -> Tensor:
     return value
 
 
-class Flattened:
-    """The loss f with K and the batch in one dim: f takes `[K·batch, ...]`, and its losses are folded back to `[K, batch, ...]`.
-
-    Networks with one batch dim, such as those with convolutions or BatchNorm, take points of that form. Row k·batch + i is
-    point k of example i, so `labels.repeat(len(h) // len(labels))` are the labels of the rows. Points without a batch dim stay
-    `[K, *event]`.
-    """
-
-    def __init__(self, f: Loss, event_ndim: int) -> None:
-        self.f, self.event_ndim = f, event_ndim
-
-    def __call__(self, points: Tensor) -> Tensor:
-        """Return the losses, `[K, *batch]`, at points `[K, *batch, *event]`."""
-        lead = points.shape[: points.ndim - self.event_ndim][:2]
-        rows = points.flatten(0, len(lead) - 1)
-        try:
-            loss = self.f(rows)
-        except Exception as error:
-            _add_note(error, f"{list(rows.shape)}, [K·batch, *event], as flatten=True asks")
-            raise
-        wanted = rows.shape[: rows.ndim - self.event_ndim]
-        if not isinstance(loss, Tensor) or loss.shape != wanted:
-            got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise InvalidInput(
-                f"with flatten=True f must map points {list(rows.shape)} to losses {list(wanted)} [K·batch], but it "
-                f"returned {got}"
-            )
-        return loss.reshape(*lead, *loss.shape[1:])
-
-
-def flattened(f: Loss, event_ndim: int, flatten: bool) -> Loss:
-    """Return f, or Flattened(f) if `flatten` says so. An Objective takes points of any form as they are."""
-    return Flattened(f, event_ndim) if flatten and not isinstance(f, Objective) else f
-
-
-def _add_note(error: Exception, shape: str) -> None:
-    """Say in a note to an exception of f which points f was given, unless a function that f contains has said so."""
-    opening = "gradest gave f points of the shape "
-    if any(note.startswith(opening) for note in getattr(error, "__notes__", ())):
-        return
-    error.add_note(opening + shape)
-    if "leaf Variable" in str(error) and "in-place" in str(error):
-        error.add_note(
-            "the estimator needs dL/dh, so f must write to a copy of its points: h = h - 1 instead of h -= 1"
-        )
-
-
-class _InProgress(threading.local):
-    """How many functions f, each inside the other, are being evaluated in this thread."""
-
-    losses = 0
-
-
-_in_progress = _InProgress()
-
-
-def losses_in_progress() -> int:
-    """Return how many functions f, each inside the other, this code runs in. It is 0 outside of `expect` and its like."""
-    return _in_progress.losses
-
-
-def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
-    """Return f(points), checked.
-
-    An exception of f gets a note that says which shape f was given.
-    """
-    _in_progress.losses += 1
-    try:
-        loss = f(points)
-    except Exception as error:
-        _add_note(
-            error,
-            f"{list(points.shape)}, [K, *batch, *event], with {points.shape[0]} point(s) for each example. A network that takes "
-            "a single batch dim gets it by h.flatten(0, 1), or by flatten=True, which folds the losses back",
-        )
-        raise
-    finally:
-        _in_progress.losses -= 1
-    wanted = points.shape[: points.ndim - event_ndim]
-    if not isinstance(loss, Tensor) or loss.shape != wanted:
-        got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        name = f"{f.name}.__call__" if isinstance(f, Objective) else "f"
-        hint = ""
-        if event_ndim == 2 and isinstance(loss, Tensor) and loss.shape == points.shape[:-1]:
-            # the shape in which torch.distributions and torch.nn.functional.gumbel_softmax take logits
-            hint = (
-                f". The points are [K, *batch, units, classes], so these {points.shape[-2]} rows are units of one event, with "
-                "one loss together. If each row is an example of its own, with one unit, pass a[..., None, :] (a[:, None] for "
-                "[batch, classes]), and sum the loss over the units too"
-            )
-        raise InvalidInput(
-            f"{name} must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it returned {got}{hint}"
-        )
-    return loss
-
-
-def evaluate(
-    f: Loss, points: Tensor, neuron: Neuron, estimator: Estimator, keep_graph: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the losses at the points and, if the estimator needs it, their gradient in the points."""
-    if transformed() or points.is_inference():
-        points = points.clone()  # where writes are not counted, f writes to a copy
-    if "grad" not in estimator.needs:
-        return losses_at(f, points.detach(), neuron.event_ndim), None
-    if transformed():
-        loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron.event_ndim), points.detach())
-        return loss, pull(torch.ones_like(loss))[0].detach()
-    points = points.detach().requires_grad_()
-    with torch.set_grad_enabled(True), plain_saved_tensors():
-        loss = losses_at(f, points, neuron.event_ndim)
-        if not loss.requires_grad:
-            raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")
-        (grad,) = torch.autograd.grad(loss, points, torch.ones_like(loss), retain_graph=keep_graph, allow_unused=True)
-    if not (keep_graph and _depends_on_more(loss, points)):
-        loss = loss.detach()  # otherwise backward would traverse f once more without use
-    return loss, torch.zeros_like(points) if grad is None else grad
-
-
-def _depends_on_more(loss: Tensor, points: Tensor) -> bool:
-    """Return whether `loss` is, or its graph contains, another leaf than `points`, such as a parameter of f.
-
-    A custom autograd function may depend on parameters that its node does not show, as a checkpoint does; it counts as one.
-    """
-    if loss.is_leaf:
-        return True
-    nodes, seen = [loss.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            before = node.next_functions
-            if not before and getattr(node, "variable", points) is not points:
-                return True
-            if isinstance(node, BackwardCFunction):
-                return True
-            nodes += [node for node, _ in before]
-    return False
-
-
 def _check_draw(estimator: Estimator, neuron: Neuron, a: Tensor, key: Key, draw: Draw) -> None:
     evaluations = estimator.evaluations(neuron, event_shape(neuron, a))
     if evaluations < 1:
@@ -524,17 +293,3 @@ def _check_result(plugin: Plugin, method: str, found: object, *shapes: tuple[int
 def _check_state(estimator: Estimator, method: str, state: object) -> None:
     if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
         raise PluginFault(f"{estimator.name}.{method} must return a state: a mapping from names to tensors")
-
-
-def at_least_float32(a: Tensor) -> torch.dtype:
-    """Return the dtype of results for `a`: its own, but at least float32."""
-    return torch.promote_types(a.dtype, torch.float32)
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Raise InvalidInput unless `value`, the argument `name`, is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidInput(f"{name} must be an integer of at least {least}, not {value!r}")
-
-
-CHUNK = 1 << 20  # elements of points that are held at once

@@ -21,7 +21,8 @@ from gradest.contract.estimator import State
 from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import EstimatorSpec, registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions, PluginFault
-from gradest.estimation.ask_tell import at_least_float32, check_state, first_non_finite
+from gradest.estimation.arguments import at_least_float32, first_non_finite
+from gradest.estimation.ask_tell import check_state
 from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed
 

@@ -21,21 +21,12 @@ from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput
-from gradest.estimation.ask_tell import (
-    CHUNK,
-    ask,
-    at_least_float32,
-    check_count,
-    check_pre_activations,
-    evaluate,
-    first_state,
-    flattened,
-    tell,
-    value_of,
-)
+from gradest.estimation.arguments import at_least_float32, check_count, check_pre_activations
+from gradest.estimation.ask_tell import ask, first_state, tell, value_of
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.executors import run_in_order
-from gradest.estimation.loss_checks import checked_loss
+from gradest.estimation.losses.checks import checked_loss
+from gradest.estimation.losses.evaluation import CHUNK, evaluate, flattened
 from gradest.estimation.results import Estimate
 from gradest.kernels import select
 from gradest.kernels.stable import widen

@@ -23,7 +23,7 @@ from torch import Tensor
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Loss, Objective
 from gradest.errors import InvalidInput
-from gradest.estimation.ask_tell import losses_at
+from gradest.estimation.losses.evaluation import losses_at
 
 __all__ = ["EventDims", "EventLayout", "check_event_dims"]
 

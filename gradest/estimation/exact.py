@@ -14,16 +14,11 @@ from gradest.contract.neuron import Continuous, Neuron, event_shape
 from gradest.contract.objective import Loss, Objective
 from gradest.discovery.registry import NeuronSpec, registry
 from gradest.errors import Inexact, InvalidInput, TooManyPoints
-from gradest.estimation.ask_tell import (
-    CHUNK,
-    at_least_float32,
-    check_feedback_finite,
-    check_pre_activations,
-    flattened,
-    losses_at,
-)
+from gradest.estimation.arguments import at_least_float32, check_pre_activations
+from gradest.estimation.ask_tell import check_feedback_finite
 from gradest.estimation.events import EventDims, EventLayout
-from gradest.estimation.loss_checks import checked_loss
+from gradest.estimation.losses.checks import checked_loss
+from gradest.estimation.losses.evaluation import CHUNK, flattened, losses_at
 
 __all__ = ["closed_form", "exact", "exact_checked", "exact_or_raise"]
 

@@ -20,22 +20,11 @@ from gradest.contract.objective import Loss
 from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput
-from gradest.estimation.ask_tell import (
-    ask,
-    check_count,
-    check_feedback_finite,
-    check_form,
-    check_pre_activations,
-    evaluate,
-    flattened,
-    loss_dtype,
-    losses_at,
-    sample_checked,
-    tell,
-    value_of,
-)
+from gradest.estimation.arguments import check_count, check_form, check_pre_activations, loss_dtype
+from gradest.estimation.ask_tell import ask, check_feedback_finite, sample_checked, tell, value_of
 from gradest.estimation.distributed import checked_examples
 from gradest.estimation.events import EventDims, EventLayout
+from gradest.estimation.losses.evaluation import evaluate, flattened, losses_at
 from gradest.estimation.second_derivative import differentiable_again, differentiable_once, forbid_second
 from gradest.kernels import transformed
 from gradest.kernels.stable import cast, widen

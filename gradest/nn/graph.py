@@ -14,7 +14,9 @@ from gradest.contract.estimator import Feedback
 from gradest.contract.neuron import Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, ToldAlready
-from gradest.estimation.ask_tell import check_count, check_feedback_finite, first_non_finite, losses_in_progress
+from gradest.estimation.arguments import check_count, first_non_finite
+from gradest.estimation.ask_tell import check_feedback_finite
+from gradest.estimation.losses.evaluation import losses_in_progress
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.layers import Expectation, Stochastic

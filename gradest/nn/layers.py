@@ -16,10 +16,10 @@ from gradest.contract.estimator import State
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec
 from gradest.errors import Incompatible, InvalidInput
-from gradest.estimation.ask_tell import flattened, losses_at, losses_in_progress
 from gradest.estimation.distributed import fresh_key
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.expectation import expect
+from gradest.estimation.losses.evaluation import flattened, losses_at, losses_in_progress
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.module import Evaluation, StochasticModule

@@ -13,7 +13,8 @@ from gradest.contract.estimator import Estimator, State
 from gradest.contract.neuron import Neuron
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput, InvalidOptions
-from gradest.estimation.ask_tell import check_count, check_form, check_pre_activations, first_state
+from gradest.estimation.arguments import check_count, check_form, check_pre_activations
+from gradest.estimation.ask_tell import first_state
 from gradest.estimation.distributed import fresh_key
 from gradest.estimation.events import EventDims, check_event_dims
 from gradest.nn.recomputation import FirstRuns

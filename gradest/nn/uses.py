@@ -18,7 +18,8 @@ from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.errors import Incompatible, InvalidInput, MissingLoss
-from gradest.estimation.ask_tell import first_non_finite, tell_finite
+from gradest.estimation.arguments import first_non_finite
+from gradest.estimation.ask_tell import tell_finite
 from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, with_path_dim, world_size
 from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed

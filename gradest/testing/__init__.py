@@ -1,6 +1,12 @@
 """The conformance kit: it tests whether a plugin keeps its contract and its own claims.
 
-    checks           the checks, as functions that raise AssertionError with a diagnosis
+    checks           the checks, as functions that raise AssertionError with a diagnosis, which are defined in
+      shapes         has every result the shape and the dtype that the contract states?
+      purity         does it follow from the arguments alone, which are not written to?
+      robustness     does it stay finite at extreme pre-activations and losses?
+      laws           do a neuron's samples, probabilities, means and derivatives belong to one distribution?
+      gradients      is an estimator's gradient as biased as claimed, and made of the parts that layers use?
+      objectives     are losses one number for a point and row, and is a closed form of their mean right?
     suite            all checks on everything that a plugin provides, as `gradest check` runs them
     pytest_plugin    the same checks as pytest tests, for `pytest --gradest-plugin my-plugin`
 

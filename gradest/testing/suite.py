@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gradest.contract.estimator import Estimator
@@ -248,7 +249,7 @@ def _diagnose(error: BaseException) -> str:
     if isinstance(error, _DiagnosisError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, AssertionError) and str(error) and frames[-1].filename == checks.__file__:
+    if isinstance(error, AssertionError) and str(error) and Path(frames[-1].filename).parent == _KIT:
         return " ".join(str(error).split())
     return f"raises {describe_error(error)}"
 
@@ -258,4 +259,5 @@ def _check_name(check: Callable[..., None]) -> str:
     return check.__name__.partition("_")[2]
 
 
+_KIT = Path(__file__).parent
 _BIAS_CHECK = _check_name(checks.estimator_bias_is_as_claimed)

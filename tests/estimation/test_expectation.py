@@ -9,7 +9,7 @@ import torch
 
 import gradest
 from gradest.errors import Incompatible, InvalidInput, TooManyPoints
-from gradest.estimation.ask_tell import first_non_finite
+from gradest.estimation.arguments import first_non_finite
 from gradest.estimation.estimate import blocks_of
 from gradest.estimation.exact import closed_form
 from tests.losses import mixed as loss

@@ -10,7 +10,7 @@ from torch import nn
 
 import gradest
 from gradest.errors import GradestWarning, InvalidInput
-from gradest.estimation.loss_checks import modules_of
+from gradest.estimation.losses.checks import modules_of
 
 A = torch.tensor([[0.3, -0.5, 0.2], [0.8, 0.1, -1.0], [0.0, 0.4, 1.1]])
 W = torch.tensor([1.0, 2.0, -1.0])

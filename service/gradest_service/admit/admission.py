@@ -14,13 +14,8 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Binary, Neuron
-from gradest.estimation.ask_tell import (
-    at_least_float32,
-    check_form,
-    check_pre_activations,
-    first_state,
-    loss_dtype,
-)
+from gradest.estimation.arguments import at_least_float32, check_form, check_pre_activations, loss_dtype
+from gradest.estimation.ask_tell import first_state
 from gradest.estimation.credit import credited_estimator
 from gradest.estimation.events import EventLayout
 from gradest.random import MAX_SEED

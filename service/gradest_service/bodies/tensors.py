@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradest.estimation.ask_tell import first_non_finite
+from gradest.estimation.arguments import first_non_finite
 from gradest_service.bodies.sizes import check_elements
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.objective import Loss, Objective
 from gradest.errors import GradestWarning, InvalidInput
-from gradest.estimation.ask_tell import CHUNK, losses_at
+from gradest.estimation.losses.evaluation import CHUNK, losses_at
 from gradest.kernels import transformed
 from gradest.random import Key
 

@@ -1,0 +1,161 @@
+"""A loss f at the points of a draw: f is called, its result is checked, and dL/dh is taken where an estimator needs it."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from gradest.contract.estimator import Estimator
+from gradest.contract.neuron import Neuron
+from gradest.contract.objective import Loss, Objective
+from gradest.errors import InvalidInput
+from gradest.kernels import plain_saved_tensors, transformed
+
+__all__ = ["CHUNK", "Flattened", "evaluate", "flattened", "losses_at", "losses_in_progress"]
+
+CHUNK = 1 << 20  # elements of points that are held at once
+
+
+class Flattened:
+    """The loss f with K and the batch in one dim: f takes `[K·batch, ...]`, and its losses are folded back to `[K, batch, ...]`.
+
+    Networks with one batch dim, such as those with convolutions or BatchNorm, take points of that form. Row k·batch + i is
+    point k of example i, so `labels.repeat(len(h) // len(labels))` are the labels of the rows. Points without a batch dim stay
+    `[K, *event]`.
+    """
+
+    def __init__(self, f: Loss, event_ndim: int) -> None:
+        self.f, self.event_ndim = f, event_ndim
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """Return the losses, `[K, *batch]`, at points `[K, *batch, *event]`."""
+        lead = points.shape[: points.ndim - self.event_ndim][:2]
+        rows = points.flatten(0, len(lead) - 1)
+        try:
+            loss = self.f(rows)
+        except Exception as error:
+            _add_note(error, f"{list(rows.shape)}, [K·batch, *event], as flatten=True asks")
+            raise
+        wanted = rows.shape[: rows.ndim - self.event_ndim]
+        if not isinstance(loss, Tensor) or loss.shape != wanted:
+            got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InvalidInput(
+                f"with flatten=True f must map points {list(rows.shape)} to losses {list(wanted)} [K·batch], but it "
+                f"returned {got}"
+            )
+        return loss.reshape(*lead, *loss.shape[1:])
+
+
+def flattened(f: Loss, event_ndim: int, flatten: bool) -> Loss:
+    """Return f, or Flattened(f) if `flatten` says so. An Objective takes points of any form as they are."""
+    return Flattened(f, event_ndim) if flatten and not isinstance(f, Objective) else f
+
+
+def _add_note(error: Exception, shape: str) -> None:
+    """Say in a note to an exception of f which points f was given, unless a function that f contains has said so."""
+    opening = "gradest gave f points of the shape "
+    if any(note.startswith(opening) for note in getattr(error, "__notes__", ())):
+        return
+    error.add_note(opening + shape)
+    if "leaf Variable" in str(error) and "in-place" in str(error):
+        error.add_note(
+            "the estimator needs dL/dh, so f must write to a copy of its points: h = h - 1 instead of h -= 1"
+        )
+
+
+class _InProgress(threading.local):
+    """How many functions f, each inside the other, are being evaluated in this thread.
+
+    It is not a ContextVar, because torch.compile does not trace a function that reads one.
+    """
+
+    losses = 0
+
+
+_in_progress = _InProgress()
+
+
+def losses_in_progress() -> int:
+    """Return how many functions f, each inside the other, this code runs in. It is 0 outside of `expect` and its like."""
+    return _in_progress.losses
+
+
+def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
+    """Return f(points), checked.
+
+    An exception of f gets a note that says which shape f was given.
+    """
+    _in_progress.losses += 1
+    try:
+        loss = f(points)
+    except Exception as error:
+        _add_note(
+            error,
+            f"{list(points.shape)}, [K, *batch, *event], with {points.shape[0]} point(s) for each example. A network that takes "
+            "a single batch dim gets it by h.flatten(0, 1), or by flatten=True, which folds the losses back",
+        )
+        raise
+    finally:
+        _in_progress.losses -= 1
+    wanted = points.shape[: points.ndim - event_ndim]
+    if not isinstance(loss, Tensor) or loss.shape != wanted:
+        got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        name = f"{f.name}.__call__" if isinstance(f, Objective) else "f"
+        hint = ""
+        if event_ndim == 2 and isinstance(loss, Tensor) and loss.shape == points.shape[:-1]:
+            # the shape in which torch.distributions and torch.nn.functional.gumbel_softmax take logits
+            hint = (
+                f". The points are [K, *batch, units, classes], so these {points.shape[-2]} rows are units of one event, with "
+                "one loss together. If each row is an example of its own, with one unit, pass a[..., None, :] (a[:, None] for "
+                "[batch, classes]), and sum the loss over the units too"
+            )
+        raise InvalidInput(
+            f"{name} must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it returned {got}{hint}"
+        )
+    return loss
+
+
+def evaluate(
+    f: Loss, points: Tensor, neuron: Neuron, estimator: Estimator, keep_graph: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the losses at the points and, if the estimator needs it, their gradient in the points."""
+    if transformed() or points.is_inference():
+        points = points.clone()  # where writes are not counted, f writes to a copy
+    if "grad" not in estimator.needs:
+        return losses_at(f, points.detach(), neuron.event_ndim), None
+    if transformed():
+        loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron.event_ndim), points.detach())
+        return loss, pull(torch.ones_like(loss))[0].detach()
+    points = points.detach().requires_grad_()
+    with torch.set_grad_enabled(True), plain_saved_tensors():
+        loss = losses_at(f, points, neuron.event_ndim)
+        if not loss.requires_grad:
+            raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")
+        (grad,) = torch.autograd.grad(loss, points, torch.ones_like(loss), retain_graph=keep_graph, allow_unused=True)
+    if not (keep_graph and _depends_on_more(loss, points)):
+        loss = loss.detach()  # otherwise backward would traverse f once more without use
+    return loss, torch.zeros_like(points) if grad is None else grad
+
+
+def _depends_on_more(loss: Tensor, points: Tensor) -> bool:
+    """Return whether `loss` is, or its graph contains, another leaf than `points`, such as a parameter of f.
+
+    A custom autograd function may depend on parameters that its node does not show, as a checkpoint does; it counts as one.
+    """
+    if loss.is_leaf:
+        return True
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            before = node.next_functions
+            if not before and getattr(node, "variable", points) is not points:
+                return True
+            if isinstance(node, BackwardCFunction):
+                return True
+            nodes += [node for node, _ in before]
+    return False

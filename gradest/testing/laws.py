@@ -1,0 +1,173 @@
+"""Checks of a neuron's law: do its samples, probabilities, means and derivatives belong to one distribution?
+
+The word PYTEST_DONT_REWRITE keeps pytest from adding its own explanation to a failing assertion.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradest.analysis.bias import CLASSES, SIGNIFICANCE_SE, network_loss, quadratic_loss
+from gradest.contract.neuron import Binary, Discrete, Neuron, Scored
+from gradest.estimation.exact import exact
+from gradest.random import Key
+from gradest.testing.assertions import expect_close
+from gradest.testing.inputs import broadcast_weights, random_normal, random_pre_activations
+
+__all__ = ["neuron_derivatives_agree", "neuron_exact_agrees", "neuron_law_agrees", "neuron_units_are_independent"]
+
+
+def neuron_law_agrees(neuron: Neuron) -> None:
+    """Check that `law`, `log_prob`, `mean`, `active_probability` and 40,000 samples agree with each other.
+
+    What follows from `law` must agree within a small tolerance, and averages over samples within five standard errors.
+    """
+    draws = 40_000
+    a = random_pre_activations(neuron, (4,), torch.float64) * 1.5
+    values, weights = neuron.law(a)
+    if isinstance(neuron, Discrete):
+        expect_close("exp(log_prob) and the weights of law", neuron.log_prob(values, a).exp(), weights, 1e-9)
+    weights = broadcast_weights(neuron, weights)
+    expect_close("the sum of the weights of law and 1", weights.sum(0), torch.ones_like(weights[0]), 1e-7)
+    expect_close("mean and the mean of law", neuron.mean(a), (weights * values).sum(0), 1e-6)
+    positive = (weights * (values > 0)).sum(0)
+    expect_close("active_probability and P(h > 0) of law", neuron.active_probability(a), positive.expand_as(a), 1e-6)
+    h = neuron.forward(a, neuron.noise(Key(11), a, draws))
+    active = neuron.active_probability(a)
+    for name, sampled, wanted, variance in (
+        ("the mean of samples", h, neuron.mean(a), h.var(0)),
+        ("the share of positive samples", (h > 0).double(), active, active * (1 - active)),
+    ):
+        error = (variance / draws).sqrt() + 1e-9
+        worst = float(((sampled.mean(0) - wanted) / error).abs().max())
+        assert worst < SIGNIFICANCE_SE, f"{name} is {worst:.1f} standard errors off the value that the neuron states"
+
+
+def neuron_exact_agrees(neuron: Neuron) -> None:
+    """Check that `gradest.exact` agrees with 40,000 of the neuron's own samples, and its gradient with its value.
+
+    Each output of a finite unit must have the probability that `law` states, as a whole vector if it is one, and there must be no
+    other outputs. E[L] of a quadratic loss and of a network, in which units meet, must be the mean over samples within five
+    standard errors. For the network, the gradient must be the finite difference of the value to 2 %.
+    """
+    draws = 40_000
+    a = random_pre_activations(neuron, (4,), torch.float64) * 1.5
+    h = neuron.sample(Key(23), a, draws)
+    if isinstance(neuron, Discrete):
+        values, weights = neuron.law(a)
+        seen = torch.zeros((), dtype=torch.float64)
+        for value, weight in zip(values, weights, strict=True):
+            same = h == value if neuron.event_ndim == 1 else (h == value).all(-1)
+            share = same.double().mean(0)
+            seen = seen + share
+            # the last term allows for the skewness of rare outputs
+            error = (weight * (1 - weight)).clamp(min=0).sqrt() / draws**0.5 + 3 / draws
+            worst = float(((share - weight) / error).abs().max())
+            assert worst < SIGNIFICANCE_SE, (
+                f"the share of samples with one of the outputs of law is {worst:.1f} standard errors off its weight"
+            )
+        assert not neuron.finite or float(seen.min()) > 1 - 1e-9, "forward gives outputs that law does not list"
+    direction = a.roll(1, 0).cos() + 1.5
+    for name, f in (("squared", quadratic_loss(neuron)), ("network", network_loss(neuron))):
+        value, gradient = exact(f, a, neuron)
+        sampled = f(h)
+        error = sampled.std(0) / draws**0.5 + 1e-6
+        worst = float(((sampled.mean(0) - value) / error).abs().max())
+        assert worst < SIGNIFICANCE_SE, (
+            f"exact is {worst:.1f} standard errors off the mean {name} loss over samples: are units independent, as it assumes?"
+        )
+    # the last loss is the network
+    size = 1e-3
+    upper, lower = (exact(f, a + step * direction, neuron)[0] for step in (size, -size))
+    slope, stated = (upper - lower) / (2 * size), (gradient * direction).flatten(1).sum(-1)
+    scale = float(slope.abs().max()) + 1e-2
+    expect_close("the gradient of exact and the difference of its values", stated, slope, 0.02 * scale)
+
+
+def neuron_units_are_independent(neuron: Neuron) -> None:
+    """Check on 40,000 samples that the outputs of units, rows and draws are independent, as `exact` and estimators assume.
+
+    For two units of one row or of two, and for one draw and the next, all products of their centred outputs and centred squares
+    must have mean 0; for three units of a row, the products of their centred outputs. Within five standard errors, with an
+    allowance for outputs so rare that two of them seldom or never meet.
+    """
+    draws, rows, units = 40_000, 2, 3
+    a = random_normal((rows, units, CLASSES)[: 1 + neuron.event_ndim], torch.float64)
+    h = neuron.sample(Key(29), a, draws).double().reshape(draws, rows * units, -1)
+    once = h - h.mean(0)
+    both = torch.cat([once, once.square() - once.square().mean(0)], -1)
+    near = [(i, j) for i in range(rows * units) for j in range(i)]
+    for name, one, two, pairs in (
+        ("two units", both, both, near),
+        (
+            "a draw and the next",
+            both[:-1],
+            both[1:],
+            [(i, j) for i in range(rows * units) for j in range(rows * units)],
+        ),
+    ):
+        product = torch.einsum("nic,njd->ijcd", one, two) / draws
+        square, largest = (torch.einsum("ic,jd->ijcd", of(one), of(two)) for of in (_mean_square, _largest))
+        first, second = zip(*pairs, strict=True)
+        _expect_no_moment(name, product[first, second], square[first, second], largest[first, second], draws)
+    for row in range(rows):
+        x, y, z = (once[:, row * units + unit] for unit in range(units))
+        product = torch.einsum("nc,nd,ne->cde", x, y, z) / draws
+        square, largest = (torch.einsum("c,d,e->cde", of(x), of(y), of(z)) for of in (_mean_square, _largest))
+        _expect_no_moment("three units", product, square, largest, draws)
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    return x.square().mean(0)
+
+
+def _largest(x: Tensor) -> Tensor:
+    return x.abs().amax(0)
+
+
+def _expect_no_moment(name: str, product: Tensor, square: Tensor, largest: Tensor, draws: int) -> None:
+    """Expect the means of products to be 0 within five standard errors of products of independent factors.
+
+    square: the products of the factors' mean squares. largest: those of their largest magnitudes, by which the error allows for
+    the skewness of products of rare outputs.
+    """
+    error = (square / draws).sqrt() + 3 * largest / draws + 1e-9
+    worst = float((product / error).abs().max())
+    assert worst < SIGNIFICANCE_SE, (
+        f"the outputs of {name} are not independent: a moment is {worst:.1f} standard errors off 0"
+    )
+
+
+def neuron_derivatives_agree(neuron: Neuron) -> None:
+    """Check that `backward` is the derivative of `forward` at fixed noise, and `score` that of `log_prob`, with mean 0.
+
+    `backward` is compared with a finite difference of `forward`. They must agree for 99 % of the units: in the others, `forward`
+    may jump between the two points of the difference. `mean` of a binary neuron is compared with its `probability`.
+    """
+    a, size = random_pre_activations(neuron, (200,), torch.float64) * 2, 1e-6
+    noise = neuron.noise(Key(13), a, 1)
+    step, grad = a.roll(1, 0).cos() + 1.5, a.roll(2, 0).cos() + 1.5
+    upper, lower = neuron.forward(a + size * step, noise), neuron.forward(a - size * step, noise)
+    slope = _sum_over_classes(neuron, grad * (upper - lower) / (2 * size))
+    given = _sum_over_classes(neuron, neuron.backward(a, noise, grad.expand_as(upper)) * step)
+    smooth = (slope - given).abs() < 1e-4 * (1 + slope.abs())
+    assert float(smooth.double().mean()) > 0.99, "backward is not the derivative of forward at fixed noise"
+    if isinstance(neuron, Scored):
+        h = neuron.forward(a, noise)
+        values, weights = neuron.law(a)
+        centre = (broadcast_weights(neuron, weights) * neuron.score(values, a)).sum(0)
+        expect_close("E[score] and 0", centre, torch.zeros_like(centre), 1e-9)
+        if isinstance(neuron, Discrete):
+            moved = a.clone().requires_grad_()
+            (wanted,) = torch.autograd.grad(neuron.log_prob(h, moved).sum(), moved)
+            expect_close("score and the derivative of log_prob", neuron.score(h, a)[0], wanted, 1e-9)
+    if isinstance(neuron, Binary):
+        p = neuron.probability(a)
+        stated = neuron.low + (neuron.high - neuron.low) * p
+        expect_close("mean and low + (high - low) · probability", neuron.mean(a), stated, 1e-9)
+
+
+def _sum_over_classes(neuron: Neuron, x: Tensor) -> Tensor:
+    """Sum over the classes of each unit, because an output of a unit may depend on all of its pre-activations."""
+    return x if neuron.event_ndim == 1 else x.sum(-1)

@@ -1,0 +1,55 @@
+"""Checks of objectives: are losses one number a point and row, and does a closed form agree with enumeration?"""
+
+from __future__ import annotations
+
+import torch
+
+from gradest.contract.neuron import Discrete
+from gradest.contract.objective import Objective
+from gradest.discovery.registry import registry
+from gradest.estimation.exact import exact
+from gradest.testing.assertions import ExpectUnchanged, expect_close, expect_like, expect_same_bits
+from gradest.testing.inputs import DTYPES, random_points, random_pre_activations
+
+__all__ = ["objective_expectation_agrees", "objective_shapes_and_values"]
+
+
+def objective_shapes_and_values(objective: Objective) -> None:
+    """Check that losses are `[K, *batch]` in the dtype of the points, and that a row's loss depends on that row alone.
+
+    The objective must not change the points.
+    """
+    for batch in ((), (3,), (2, 3), (0,)):
+        for dtype in DTYPES:
+            points = random_points(objective, (4, *batch), dtype)
+            with ExpectUnchanged("__call__", points):
+                loss = objective(points)
+            expect_like("loss", loss, (4, *batch), points)
+    points = random_points(objective, (4, 1000))
+    whole = objective(points)
+    for row in (0, 499, 999):
+        expect_same_bits(
+            "the loss of a row depends on the rest of the batch",
+            objective(points[:, row : row + 1].clone())[:, 0],
+            whole[:, row],
+        )
+
+
+def objective_expectation_agrees(objective: Objective) -> None:
+    """Check that `expectation` and its gradient, if there is a closed form, agree with a sum over all outputs of finite units."""
+    event_ndim = getattr(objective, "event_ndim", 1)
+    for neuron in (cls() for cls in registry.neurons.values()):
+        if not isinstance(neuron, Discrete) or not neuron.finite or neuron.event_ndim != event_ndim:
+            continue
+        a = random_pre_activations(neuron, (3,), torch.float64).requires_grad_()
+        with ExpectUnchanged("expectation", a):
+            stated = objective.expectation(neuron, a)
+        if stated is None:
+            return
+        wanted, gradient = exact(objective.__call__, a.detach(), neuron)
+        scale = 1 + float(wanted.abs().max())
+        expect_close(
+            f"expectation and the sum over the outputs of {neuron.label()}", stated.detach(), wanted, 1e-6 * scale
+        )
+        found = torch.autograd.grad(stated.sum(), a)[0] if stated.requires_grad else torch.zeros_like(a)
+        expect_close(f"the gradients of these two for {neuron.label()}", found, gradient, 1e-6 * scale)

@@ -1,0 +1,186 @@
+"""Checks of purity: does a result follow from the arguments alone, bit for bit, and is no argument written to?
+
+So it may depend on the key, but neither on torch's global generator, nor on the other rows of a batch, nor on an earlier call.
+
+The word PYTEST_DONT_REWRITE keeps pytest from adding its own explanation to a failing assertion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from gradest.analysis.bias import quadratic_loss
+from gradest.contract.estimator import Estimator
+from gradest.contract.neuron import Neuron
+from gradest.contract.score_function import ScoreFunction
+from gradest.random import Key
+from gradest.testing.assertions import ExpectUnchanged, expect_like, expect_own_memory, expect_same_bits
+from gradest.testing.inputs import (
+    OF_DRAWS,
+    all_pre_activations,
+    make_feedback,
+    number_per_row,
+    random_pre_activations,
+    saturated_pre_activations,
+    state_after_steps,
+    tensor_methods,
+)
+
+__all__ = [
+    "estimator_is_pure",
+    "estimator_regenerates",
+    "estimator_rows_are_independent",
+    "estimator_uses_the_key",
+    "neuron_is_pure",
+    "neuron_rows_are_independent",
+    "neuron_samples_are_forward",
+]
+
+
+def neuron_is_pure(neuron: Neuron) -> None:
+    """Check that no method writes to an argument or uses torch's global generator, and the same key gives the same bits.
+
+    A write counts even if it leaves the values as they were: torch counts the writes to a tensor.
+    """
+    a = random_pre_activations(neuron, (5,))
+    with ExpectUnchanged("noise, then forward", a):
+        first = neuron.forward(a, neuron.noise(Key(3), a, 2))
+    torch.manual_seed(99)
+    again = neuron.forward(a, neuron.noise(Key(3), a, 2))
+    expect_same_bits("the same key gave different outputs", first, again)
+    noise, grad, weights = neuron.noise(Key(3), a, 2), torch.ones_like(first), torch.ones(2, 5)
+    h = first.clone()
+    for name, method in (*tensor_methods(neuron, Key(3), a, noise, h, grad, weights), ("law", lambda: neuron.law(a))):
+        with ExpectUnchanged(name, a, noise, grad, h, weights):
+            method()
+
+
+def neuron_samples_are_forward(neuron: Neuron) -> None:
+    """Check that `sample(key, a, draws)` has the bits of `forward(a, noise(key, a, draws))`, whichever kernel computes it."""
+    for a in chain(
+        all_pre_activations(neuron), saturated_pre_activations(neuron), [random_pre_activations(neuron, (700,)) * 3]
+    ):
+        for draws in (0, 1, 3):
+            wanted = neuron.forward(a, neuron.noise(Key(17), a, draws))
+            drawn = neuron.sample(Key(17), a, draws)
+            expect_like("sample", drawn, wanted.shape, a)
+            expect_same_bits("sample differs from forward at the same noise", drawn, wanted)
+
+
+def neuron_rows_are_independent(neuron: Neuron) -> None:
+    """Check that a row gives the same bits alone, among 1,000 others, and after a permutation of the batch.
+
+    This holds for every method but `law`: also for `score`, `log_prob` and the others that capabilities add.
+    """
+
+    def run(a: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        key = Key(5, rows)
+        noise = neuron.noise(key, a, 3)
+        h = neuron.forward(a, noise)
+        grad, weights = h * 0.5 + 1, number_per_row(neuron, h)
+        found = {name: method() for name, method in tensor_methods(neuron, key, a, noise, h, grad, weights)}
+        return {name: x.movedim(1, 0) if name in OF_DRAWS else x for name, x in found.items()}
+
+    _expect_independent_rows(neuron, run)
+
+
+def estimator_is_pure(estimator: Estimator, neuron: Neuron) -> None:
+    """Check that no argument is written to, torch's global generator is not used, and equal arguments give equal bits.
+
+    A write counts even if it leaves the values as they were. The points must not share memory with `a`, nor the next state with
+    `a`, the points or the feedback: the caller may write to its own tensors afterwards.
+    """
+    a, f = random_pre_activations(neuron, (5,)), quadratic_loss(neuron)
+    state = state_after_steps(estimator, neuron)
+    results = []
+    for _ in range(2):
+        with ExpectUnchanged("forward", a, *state.values(), state=state):
+            draw = estimator.forward(neuron, a, Key(3), state)
+        expect_own_memory("points", draw.points, a)
+        feedback = make_feedback(estimator, draw, f)
+        told = [x for x in (feedback.loss, feedback.grad, draw.points, draw.weights) if x is not None]
+        with ExpectUnchanged("backward", a, *state.values(), *told, *draw.saved.values(), state=state):
+            gradient, after = estimator.backward(draw, feedback, state)
+        with ExpectUnchanged("value", a, *told, *draw.saved.values()):
+            value = estimator.value(draw, feedback.get_loss())
+        if isinstance(estimator, ScoreFunction):
+            with ExpectUnchanged("features, credit or combine", a, *told, *state.values(), state=state):
+                estimator.credit(feedback.get_loss(), state, estimator.features(neuron, draw.points, a))
+                estimator.combine(feedback.get_loss())
+        for name, tensor in after.items():
+            for argument in (a, *told, *draw.saved.values()):
+                expect_own_memory(f"the next state {name}", tensor, argument)
+        results.append((draw.points, gradient, value, *after.values()))
+        torch.manual_seed(99)
+    for one, two in zip(*results, strict=True):
+        expect_same_bits(
+            "the same arguments gave different results: noise must come from the key, and memory from the state",
+            one,
+            two,
+        )
+
+
+def estimator_regenerates(estimator: Estimator, neuron: Neuron) -> None:
+    """Check that `backward` returns the same bits for a draw that `forward` made again from (a, key, state).
+
+    A stateless server does that: it keeps no draw between the two requests.
+    """
+    a, f = random_pre_activations(neuron, (5,)), quadratic_loss(neuron)
+    state = estimator.init(neuron, a)
+    draw = estimator.forward(neuron, a, Key(3), state)
+    feedback = make_feedback(estimator, draw, f)
+    again = estimator.forward(neuron, a.clone(), Key(3), dict(state))
+    one, two = estimator.backward(draw, feedback, state)[0], estimator.backward(again, feedback, state)[0]
+    expect_same_bits("the gradient depends on more than (a, key, state) and the feedback", one, two)
+
+
+def estimator_uses_the_key(estimator: Estimator, neuron: Neuron) -> None:
+    """Check that another seed gives other gradients, unless 64 equal rows all get the same gradient.
+
+    If they all get the same one, the estimator is deterministic at these pre-activations, and the seed need not matter.
+    """
+    row = random_pre_activations(neuron, ())
+    a, f = row.expand(64, *row.shape), quadratic_loss(neuron)
+    state = estimator.init(neuron, a)
+
+    def gradient(seed: int) -> Tensor:
+        draw = estimator.forward(neuron, a, Key(seed), state)
+        return estimator.backward(draw, make_feedback(estimator, draw, f), state)[0]
+
+    first = gradient(3)
+    if not torch.equal(first, first[:1].expand_as(first)):
+        assert not torch.equal(first, gradient(4)), "another seed gave the same gradients: noise must come from the key"
+
+
+def estimator_rows_are_independent(estimator: Estimator, neuron: Neuron) -> None:
+    """Check that a row gets the same points, gradient and value, bit for bit, alone, among 1,000 others, and permuted."""
+    state = state_after_steps(estimator, neuron)
+
+    def run(a: Tensor, rows: Tensor) -> dict[str, Tensor]:
+        draw = estimator.forward(neuron, a, Key(5, rows), state)
+        feedback = make_feedback(estimator, draw, quadratic_loss(neuron))
+        gradient, _ = estimator.backward(draw, feedback, state)
+        value = estimator.value(draw, feedback.get_loss())
+        return {"points": draw.points.movedim(1, 0), "gradient": gradient, "value": value}
+
+    _expect_independent_rows(neuron, run)
+
+
+def _expect_independent_rows(neuron: Neuron, run: Callable[[Tensor, Tensor], dict[str, Tensor]]) -> None:
+    """Compare run(a, rows), results `[len(rows), ...]` by name, on 1,001 rows with run on slices and on a permutation of them."""
+    a, rows = random_pre_activations(neuron, (1001,)), torch.arange(1001)
+    whole = run(a, rows)
+    # torch computes the tail of a tensor with other instructions, so slices of several lengths are tried.
+    for start in range(0, 1001, 40):
+        part = slice(start, start + 1 + start // 40 % 7)
+        for name, alone in run(a[part].clone(), rows[part]).items():
+            expect_same_bits(f"{name}: a row alone differs from the same row in a batch", alone, whole[name][part])
+    order = torch.randperm(1001, generator=torch.Generator().manual_seed(4))
+    for name, permuted in run(a[order], rows[order]).items():
+        expect_same_bits(
+            f"{name}: a permutation of the batch changed the results of its rows", permuted, whole[name][order]
+        )
