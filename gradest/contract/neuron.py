@@ -429,7 +429,9 @@ class SoftmaxOneHot(OneHot, Relaxable):
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """Return log softmax(a) at the class of h, `[..., *batch, units]`."""
-        return (h * torch.log_softmax(widen(a), -1)).contiguous().sum(-1).to(a.dtype)
+        log_p = torch.log_softmax(widen(a), -1)
+        log_p = torch.where((h == 0) & (log_p == -math.inf), 0, log_p)  # a masked class, which 0 · -inf would make NaN
+        return (h * log_p).contiguous().sum(-1).to(a.dtype)
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """Return h - softmax(a). At the class of h it sums the other probabilities, which does not cancel at saturation."""
