@@ -25,11 +25,13 @@ __all__ = [
     "Discrete",
     "LogisticBinary",
     "Neuron",
+    "OneHot",
     "Relaxable",
     "Reparameterised",
     "Scored",
     "SoftmaxOneHot",
     "Step",
+    "UnbiasedRounding",
     "event_shape",
     "per_event",
 ]
@@ -203,6 +205,10 @@ class Discrete(Scored):
         return values, self.log_prob(values, a).exp()
 
 
+class UnbiasedRounding(Discrete):
+    """A discrete neuron that rounds `a` to other numbers at random, with E[h] = a, so that the identity may stand in for it."""
+
+
 class Relaxable(Discrete):
     """A discrete neuron with a continuous relaxation, which converges to the neuron as the temperature goes to 0."""
 
@@ -347,15 +353,40 @@ class LogisticBinary(Binary, Relaxable):
         return self.low + (self.high - self.low) * sigmoid(z / temperature)
 
 
-class SoftmaxOneHot(Relaxable):
+class OneHot(Neuron):
+    """A unit of C classes whose output is a one-hot vector over the last dim, at random or not.
+
+    `a`, h and the noise are `[*batch, units, classes]`. A smooth function of `a` may be substituted for the output in the
+    derivative, as for a `Step`.
+    """
+
+    event_ndim: ClassVar[int] = 2
+    maskable: ClassVar[bool] = True
+
+    def one_hot(self, index: Tensor, a: Tensor) -> Tensor:
+        """Return the one-hot outputs `[..., classes]` of the classes `index` `[...]`, in the dtype of `a`."""
+        return (index[..., None] == torch.arange(a.shape[-1], device=a.device)).to(a.dtype)
+
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """Return 0: a one-hot output does not move with `a`."""
+        return torch.zeros_like(grad_h, dtype=a.dtype)
+
+    def smooth_vjp(self, a: Tensor, grad: Tensor) -> Tensor:
+        """Return grad times the Jacobian of the smooth function that stands in for the output: E[h] if it is random.
+
+        By default that function is softmax(a).
+        """
+        p = torch.softmax(widen(a), -1)
+        grad = cast(grad, p.dtype)
+        return (p * (grad - (p * grad).contiguous().sum(-1, keepdim=True))).to(a.dtype)
+
+
+class SoftmaxOneHot(OneHot, Relaxable):
     """A unit of C classes: a one-hot vector over the last dim, of class c with probability softmax(a)_c.
 
     The class is the argmax of a + G for Gumbel noise G (the Gumbel-max trick). So noise and h have the shape
     `[*batch, units, classes]` of `a`, and only the log-probability of a unit has no dim of classes.
     """
-
-    event_ndim: ClassVar[int] = 2
-    maskable: ClassVar[bool] = True
 
     def probability(self, a: Tensor) -> Tensor:
         """Return softmax(a) over the last dim."""
@@ -382,14 +413,6 @@ class SoftmaxOneHot(Relaxable):
         h = key.fused("one_hot", a, draws, self.event_ndim, a.shape[-1])
         return super().sample(key, a, draws) if h is None else h
 
-    def one_hot(self, index: Tensor, a: Tensor) -> Tensor:
-        """Return the one-hot outputs `[..., classes]` of the classes `index` `[...]`, in the dtype of `a`."""
-        return (index[..., None] == torch.arange(a.shape[-1], device=a.device)).to(a.dtype)
-
-    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """Return 0: a one-hot output does not move with `a`."""
-        return torch.zeros_like(grad_h, dtype=a.dtype)
-
     def mean(self, a: Tensor) -> Tensor:
         """Return softmax(a)."""
         return self.probability(a)
@@ -406,7 +429,9 @@ class SoftmaxOneHot(Relaxable):
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """Return log softmax(a) at the class of h, `[..., *batch, units]`."""
-        return (h * torch.log_softmax(widen(a), -1)).contiguous().sum(-1).to(a.dtype)
+        log_p = torch.log_softmax(widen(a), -1)
+        log_p = torch.where((h == 0) & (log_p == -math.inf), 0, log_p)  # a masked class, which 0 · -inf would make NaN
+        return (h * log_p).contiguous().sum(-1).to(a.dtype)
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """Return h - softmax(a). At the class of h it sums the other probabilities, which does not cancel at saturation."""

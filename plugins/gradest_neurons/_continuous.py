@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Continuous, Reparameterised
-from gradest.contract.numerics import leading_sum, widen
+from gradest.contract.numerics import leading_sum, normal_cdf, widen
 
 NODES = 24  # at level 0, in each of the four parts of `numerics.panels`
 REACH = {"logistic": 40.0, "gaussian": 9.0}  # of the noise, in scales; the probability beyond it is below 1e-17
@@ -37,3 +39,14 @@ def nodes_at(level: int) -> int:
 def normalised(weights: Tensor) -> Tensor:
     """Return weights `[S, ...]`, divided by their sum over S."""
     return weights / leading_sum(weights)
+
+
+def rectified_normal_mean(x: Tensor) -> Tensor:
+    """Return E[max(0, x + z)] = x Φ(x) + φ(x) for z standard normal, in float32 or float64, with full relative accuracy.
+
+    The two terms cancel in the lower tail, which is therefore computed by Mills' ratio Φ(x)/φ(x).
+    """
+    below = x.clamp(max=0)
+    density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    mills = math.sqrt(math.pi / 2) * torch.special.erfcx(-below / math.sqrt(2))
+    return torch.where(x < 0, density * (1 + below * mills).clamp(min=0), x * normal_cdf(x) + density)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gradest.contract.neuron import Continuous, Reparameterised
 from gradest.contract.numerics import normal_cdf, panels, portable, select, sigmoid, softplus, widen
 from gradest.random import Key
-from gradest_neurons._continuous import REACH, nodes_at, normalised
+from gradest_neurons._continuous import REACH, nodes_at, normalised, rectified_normal_mean
 
 
 class NoisyRectifier(Continuous, Reparameterised):
@@ -76,19 +76,10 @@ class NoisyRectifier(Continuous, Reparameterised):
         return select("rectified_backward", a.device)(wide, grad_h.to(wide.dtype)).to(a.dtype)  # type: ignore[no-any-return]
 
     def mean(self, a: Tensor) -> Tensor:
-        """Return E[h].
-
-        For Gaussian noise the lower tail is computed by Mills' ratio, because the two terms of a Φ(a/s) + s φ(a/s)
-        cancel there.
-        """
+        """Return E[h]: softplus(a) for logistic noise, a Φ(a/s) + s φ(a/s) for Gaussian noise."""
         if self.distribution == "logistic":
             return softplus(a).to(a.dtype)
-        x = widen(a) / self.scale
-        below = x.clamp(max=0)
-        density = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-        mills = math.sqrt(math.pi / 2) * torch.special.erfcx(-below / math.sqrt(2))  # Φ(x) / φ(x) for x <= 0
-        tail = density * (1 + below * mills).clamp(min=0)
-        return (self.scale * torch.where(x < 0, tail, x * normal_cdf(x) + density)).to(a.dtype)
+        return (self.scale * rectified_normal_mean(widen(a) / self.scale)).to(a.dtype)
 
     def active_probability(self, a: Tensor) -> Tensor:
         """Return P(h > 0): σ(a) for logistic noise, Φ(a/s) for Gaussian noise."""
