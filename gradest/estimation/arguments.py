@@ -39,6 +39,7 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
     if limit < math.inf and wide.numel():
         low, high = wide.aminmax()
         if -limit <= low and high <= limit:
+            neuron.check(wide)
             return wide
     index = first_non_finite(wide)
     if index is not None and not (neuron.maskable and _is_mask(wide)):
@@ -51,6 +52,7 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
             f"{neuron.label()} takes pre-activations between -{limit:.2g} and {limit:.2g} in {wide.dtype}: beyond, a sample "
             "overflows. Use smaller ones, a higher temperature or float64"
         )
+    neuron.check(wide)
     return wide
 
 
