@@ -34,6 +34,7 @@ from gradest_estimators.rloo import Rloo
 from gradest_estimators.rodeo import Rodeo
 from gradest_estimators.slope_annealed_straight_through import SlopeAnnealedStraightThrough
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
+from gradest_estimators.sparse_enumeration import SparseEnumeration
 from gradest_estimators.spsa import Spsa
 from gradest_estimators.straight_through import StraightThrough
 from gradest_estimators.straight_through_gumbel import StraightThroughGumbel
@@ -83,6 +84,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         Rodeo,
         SlopeAnnealedStraightThrough,
         SmoothedPerturbation,
+        SparseEnumeration,
         Spsa,
         StraightThrough,
         StraightThroughGumbel,
