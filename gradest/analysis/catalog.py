@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from gradest.contract.estimator import Bias, Estimator, Target
 from gradest.contract.neuron import Differentiable, Neuron, Scored
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
-from gradest.discovery.faults import contained, place_of
+from gradest.discovery.faults import contained_in_class, name_of_class, place_of, read_attribute, read_bases
 from gradest.discovery.registry import registry
 from gradest.errors import PluginFault, TooManyPoints
 from gradest.kernels import explain_backend, record_kernels_used
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
+Read = TypeVar("Read")
 
 _UNIT_COUNTS = (1, 2, 4, 8, 16, 32)  # the numbers of units for which K is given
 _CLASSES = 3  # the number of classes of each unit there, for neurons whose events have two dims
@@ -61,13 +62,26 @@ class _Inquiry:
         """Return the JSON Schema of the options, or one with their names alone."""
         cls = self._described
         try:
-            with contained(PluginFault, f"the options of {cls.name} have no JSON Schema{place_of(cls)}:"):
+            with contained_in_class(cls, f"the options of {name_of_class(cls)} have no JSON Schema{place_of(cls)}:"):
                 schema = cls.model_json_schema()
                 json.dumps(schema)
             return schema
         except PluginFault as fault:
-            self._faults.append(PluginFault(str(fault), cls))
-            return {"type": "object", "properties": {name: {} for name in cls.model_fields}}
+            self._faults.append(fault)
+            return {
+                "type": "object",
+                "properties": {option: {} for option in self.read("model_fields", list[str](), list)},
+            }
+
+    def read(self, attribute: str, otherwise: Read, convert: Callable[[Any], Read] = lambda found: found) -> Read:
+        """Return an attribute of the class, converted, or `otherwise` if its metaclass or what it holds raises."""
+        cls = self._described
+        try:
+            with contained_in_class(cls, f"{name_of_class(cls)}.{attribute} raised"):
+                return convert(getattr(cls, attribute))
+        except PluginFault as fault:
+            self._faults.append(fault)
+            return otherwise
 
     def ask(self, plugin: Plugin, method: str, kind: type, *arguments: Any) -> Any:
         """Return what the method returns, None if it fails or returns something else."""
@@ -101,7 +115,7 @@ def describe_neuron(cls: type[Neuron]) -> dict[str, Any]:
     line.
     """
     inquiry = _Inquiry(cls)
-    described = {**_describe(cls, Neuron, inquiry), "event_ndim": cls.event_ndim, "estimators": []}
+    described = {**_describe(cls, Neuron, inquiry), "event_ndim": inquiry.read("event_ndim", 1), "estimators": []}
     if (neuron := inquiry.build(cls)) is not None:
         for name, estimator_cls in registry.estimators.items():
             estimator = inquiry.build(estimator_cls)
@@ -129,10 +143,14 @@ def describe_estimator(cls: type[Estimator]) -> dict[str, Any]:
     inquiry = _Inquiry(cls)
     described = {
         **_describe(cls, Estimator, inquiry),
-        "needs": sorted(cls.needs, reverse=True),
-        "off_support": cls.off_support,
+        "needs": inquiry.read("needs", [], lambda needs: sorted(needs, reverse=True)),
+        "off_support": inquiry.read("off_support", False),
         "target": "unknown",
-        "needs_capabilities": [capability.__name__ for capability in cls.capabilities if capability is not Neuron],
+        "needs_capabilities": inquiry.read(
+            "capabilities",
+            [],
+            lambda wanted: [capability.__name__ for capability in wanted if capability is not Neuron],
+        ),
         "neurons": [],
         "bias": {},
         "evaluations": {},
@@ -180,9 +198,10 @@ def describe_kernels() -> dict[str, list[dict[str, Any]]]:
 
 
 def _kernels_used(cls: type[Neuron], device: torch.device) -> dict[str, str | None]:
-    key, a = Key(0), torch.zeros(1, *(2,) * cls.event_ndim, device=device)
+    key = Key(0)
     try:
         neuron = registry.build_default(cls)
+        a = torch.zeros(1, *(2,) * neuron.event_ndim, device=device)
         with torch.no_grad():
             with record_kernels_used() as forward:
                 h = registry.call(neuron, "sample", key, a, 1)
@@ -244,22 +263,24 @@ def describe_with_certificates(cls: type[Plugin]) -> dict[str, Any]:
 def estimators_to_markdown() -> str:
     """Return a Markdown table with a row for each registered estimator: what it fits, needs, claims and costs."""
     rows = []
-    for cls in registry.estimators.values():
+    faults: list[str] = []
+    for name, cls in registry.estimators.items():
         found = describe_estimator(cls)
+        faults += found["faults"]
         needs = ", ".join(found["needs"]) + (", also between outputs" if found["off_support"] else "")
         target = "" if found["target"] == str(Target()) else f", of {found['target']}"
         row = [
-            cls.name,
+            name,
             ", ".join(found["neurons"]),
             needs,
             _by_value(found["bias"]) + target,
             _by_value({name: _cost(counts) for name, counts in found["evaluations"].items()}),
-            cls.summary,
-            cls.reference,
+            found["summary"],
+            found["reference"],
         ]
         rows.append(row)
     head = ["estimator", "neurons", "needs", "claimed bias", "K", "what it does", "reference"]
-    return table(head, rows, align="lllllll")
+    return table(head, rows, align="lllllll") + "".join(f"\n- fails: {fault}" for fault in faults)
 
 
 def _by_value(by_neuron: dict[str, str]) -> str:
@@ -282,13 +303,15 @@ def _cost(counts: dict[str, int | None]) -> str:
 
 
 def _describe(cls: type[Plugin], base: type[Plugin], inquiry: _Inquiry) -> dict[str, Any]:
-    parents = [parent for parent in cls.__mro__ if parent not in base.__mro__]
+    parents = [parent for parent in read_bases(cls) if parent not in base.__mro__]
     return {
-        "name": cls.name,
-        "summary": cls.summary,
-        "formula": cls.formula,
-        "reference": cls.reference,
+        "name": name_of_class(cls),
+        "summary": inquiry.read("summary", ""),
+        "formula": inquiry.read("formula", ""),
+        "reference": inquiry.read("reference", ""),
         "options": inquiry.schema(),
         # The capabilities are the classes of the contract between this class and the base class of its kind.
-        "capabilities": sorted(parent.__name__ for parent in parents if parent.__module__ == base.__module__),
+        "capabilities": sorted(
+            parent.__name__ for parent in parents if read_attribute(parent, "__module__") == base.__module__
+        ),
     }

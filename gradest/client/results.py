@@ -23,6 +23,7 @@ class RemoteDraw:
     weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k is the estimate of E[loss].
     needs: what `backward` needs at the points, a subset of {"loss", "grad"}.
     seed: the seed of the noise.
+    event_dims: the number of trailing dims of the points that are one event.
     digest: identifies the draw, so that the service can refuse a `backward` with other arguments than `forward` had; None if the
         service is older than digests.
     """
@@ -31,6 +32,7 @@ class RemoteDraw:
     weights: Tensor
     needs: frozenset[str]
     seed: int
+    event_dims: int
     digest: str | None = None
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "Scored",
     "SoftmaxOneHot",
     "Step",
+    "Subset",
     "UnbiasedRounding",
     "event_shape",
     "per_event",
@@ -64,6 +65,13 @@ class Neuron(Plugin):
     def limit(self, dtype: torch.dtype) -> float:
         """Return the largest magnitude of a pre-activation that the neuron takes in this dtype, float32 or float64."""
         return math.inf
+
+    def check(self, a: Tensor) -> None:
+        """Raise InvalidInput for pre-activations that the neuron cannot take, with the reason and what to do about it.
+
+        They are finite, or masked where `maskable` says so, and have the dims of an event; by default all of these are taken. It
+        may read values, and so is called only where that is possible: not inside torch.compile and torch.func.
+        """
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """Return the noise, `[draws, *a.shape]`, a pure function of the key; by default uniform on (0, 1)."""
@@ -219,6 +227,28 @@ class Relaxable(Discrete):
     @abstractmethod
     def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
         """A relaxed output given that the neuron said h, from fresh uniform noise; differentiable in a."""
+
+
+class Subset(Discrete):
+    """A unit that chooses `size` of n items: a vector over the last dim with so many entries 1 and all others 0.
+
+    a and h are `[*batch, groups, n]`. `mean` is the probability of each item to be chosen, differentiable in `a`.
+    """
+
+    event_ndim: ClassVar[int] = 2
+    maskable: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """The number of items that a group chooses."""
+
+    def mean_backward(self, a: Tensor, grad: Tensor) -> Tensor:
+        """Return grad · dE[h]/da, `[*batch, groups, n]`, by autograd; a neuron may override it with a kernel."""
+        with torch.enable_grad():
+            moving = a.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.mean(moving), moving, grad)
+        return slope
 
 
 class Step(Neuron):
@@ -429,7 +459,9 @@ class SoftmaxOneHot(OneHot, Relaxable):
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """Return log softmax(a) at the class of h, `[..., *batch, units]`."""
-        return (h * torch.log_softmax(widen(a), -1)).contiguous().sum(-1).to(a.dtype)
+        log_p = torch.log_softmax(widen(a), -1)
+        log_p = torch.where((h == 0) & (log_p == -math.inf), 0, log_p)  # a masked class, which 0 · -inf would make NaN
+        return (h * log_p).contiguous().sum(-1).to(a.dtype)
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """Return h - softmax(a). At the class of h it sums the other probabilities, which does not cancel at saturation."""

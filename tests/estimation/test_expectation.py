@@ -113,7 +113,7 @@ def test_seeds_come_from_torch():
 
 
 @pytest.mark.parametrize("neuron", sorted(gradest.registry.neurons))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *deep(torch.float64, torch.float16)])
 def test_dtypes_and_strides(neuron, dtype):
     a = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
     h = gradest.sample(neuron, a, samples=4, seed=2)

@@ -13,6 +13,7 @@ from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
 from gradest.contract.score_function import ScoreFunction
+from gradest.estimation.events import EventLayout
 from gradest_service.bodies.schemas import RecommendRequest
 
 __all__ = [
@@ -38,11 +39,22 @@ class NeuronJob:
     """The pre-activations, `[*batch, *event]`, in the dtype of the answer."""
     wide: Tensor
     """The same in at least float32: estimators compute with these."""
+    layout: EventLayout | None = None
+    """How the caller's tensors hold an event, where that is not how the neuron reads it."""
 
     @property
     def event(self) -> tuple[int, ...]:
         """The shape of one event of `a`."""
         return event_shape(self.neuron, self.a)
+
+    @property
+    def given_event(self) -> tuple[int, ...]:
+        """The shape of one event of the caller's tensors."""
+        return self.event if self.layout is None else self.layout.given
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Return the neuron's tensor `[..., *event]` in the caller's shape, `[..., *given_event]`."""
+        return x if self.layout is None else self.layout.restore(x)
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -103,13 +115,13 @@ class BackwardJob(EstimatorJob):
     loss: Tensor | None = None
     """`[K, *batch]`."""
     grad: Tensor | None = None
-    """dL/dh, `[K, *batch, *event]`."""
+    """dL/dh, `[K, *batch, *given_event]`."""
 
     @property
     def kind(self) -> Hashable:
-        """As for every estimator job; those with a loss and those without one are not computed together."""
+        """As for every estimator job; those with losses of another dtype, or without, are not computed together."""
         kind = super().kind
-        return None if kind is None else (kind, self.loss is None, self.grad is None)
+        return None if kind is None else (kind, None if self.loss is None else self.loss.dtype, self.grad is None)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
