@@ -61,8 +61,6 @@ class KSubset(Subset):
     reference = "Chen, Dempster, Liu 1994; Ahmed, Zeng, Niepert, Van den Broeck 2023, arXiv 2210.01941"
     formula = r"P(h) = \frac{\exp(a^\top h)}{e_k(\exp a)}, \quad \textstyle\sum_i h_i = k"
 
-    examples = ({}, {"k": 1})
-
     k: int = Field(2, ge=1, description="number k of items that each group chooses, at most n")
 
     @property
@@ -83,7 +81,8 @@ class KSubset(Subset):
         """Return h, drawn item by item, from the last to the first."""
         with torch.no_grad():
             if noise.shape[max(0, noise.ndim - a.ndim) :] != a.shape:
-                a, noise = torch.broadcast_tensors(a, noise)
+                shape = torch.broadcast_shapes(a.shape, noise.shape)  # type: ignore[no-untyped-call]
+                a, noise = a.expand(shape), noise.expand(shape)
             n = a.shape[-1]
             groups = self._shifted(a).reshape(-1, n)
             z = noise.reshape(*noise.shape[: noise.ndim - a.ndim], *groups.shape)
