@@ -41,7 +41,7 @@ def count_configurations(neuron: Neuron, event: tuple[int, ...], atoms: int | No
 def configurations(
     neuron: Neuron, a: Tensor, law: tuple[Tensor, Tensor], start: int, stop: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the configurations `start` to `stop` of the joint law: points `[n, *batch, *event']` and their weights `[n, *batch]`.
+    """Return the configurations `start` to `stop` of the joint law: points `[n, *batch, *event']` and weights `[n, *batch]`.
 
     law: the result of `neuron.law(a)`. Points and weights are differentiable in `a` where it is.
     """

@@ -2,9 +2,9 @@
 
 Shapes: `a` is `[*batch, *event]`, where the event is the last `event_ndim` dims. h is `[draws, *batch, *event']`, where event' is
 `neuron.output_event(event)`: the event itself for most neurons, and another where a unit has several pre-activations or outputs.
-What belongs to outputs has event': samples, the mean, the values of the law, dL/dh. What belongs to pre-activations has the event:
-scores and gradients. Noise is `[draws, *batch, *event]` unless a neuron states another shape. Every method keeps the dtype of `a`
-and is pure.
+What belongs to outputs has event': samples, the mean, the values of the law, dL/dh. What belongs to pre-activations has the
+event: scores and gradients. Noise is `[draws, *batch, *event]` unless a neuron states another shape. Every method keeps the
+dtype of `a` and is pure.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class Neuron(Plugin):
     """The number of trailing dims of `a` that make one event: 1 for units, 2 for units of several classes."""
 
     example_events: ClassVar[Sequence[tuple[int, ...]]] = ((2,),)
-    """Shapes of events on which the conformance kit tries the neuron, the first one in every check. By default one of 2 units, with
-    3 and 2 as its further dims. A neuron that does not take every shape lists some that it takes."""
+    """Shapes of events on which the conformance kit tries the neuron, the first one in every check. By default one of 2 units,
+    with 3 and 2 as its further dims. A neuron that does not take every shape lists some that it takes."""
 
     maskable: ClassVar[bool] = False
     """Whether -inf is a valid pre-activation, of a class that a unit never takes, as long as another class is finite."""
@@ -90,8 +90,8 @@ class Neuron(Plugin):
     def atoms(self, event: tuple[int, ...]) -> int:
         """Return how many atoms `law` has for an event of this shape, S, without computing them.
 
-        It is asked before `law` runs, so that a sum over too many outputs is refused before memory is taken. The default is 2, the
-        least for a random unit; `law` is then counted when it has run. A neuron whose atoms may be many overrides it.
+        It is asked before `law` runs, so that a sum over too many outputs is refused before memory is taken. The default is 2,
+        the least for a random unit; `law` is then counted when it has run. A neuron whose atoms may be many overrides it.
         """
         return 2
 
@@ -160,8 +160,9 @@ class Neuron(Plugin):
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return the law of each unit as S atoms: values `[S, *batch, *event']` and weights `[S, *batch, units]`.
 
-        They are differentiable in `a`, and `units` is event'[0]. E[g(h)] = Σ_s weight_s g(value_s), and the weights of a unit sum to 1. It is exact for a unit of finitely many outputs.
-        For a `Continuous` unit it is a quadrature. `gradest.exact` and separable objectives use it.
+        They are differentiable in `a`, and `units` is event'[0]. E[g(h)] = Σ_s weight_s g(value_s), and the weights of a unit
+        sum to 1. It is exact for a unit of finitely many outputs. For a `Continuous` unit it is a quadrature. `gradest.exact`
+        and separable objectives use it.
         """
 
     def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
@@ -255,8 +256,9 @@ class Discrete(Scored):
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return the support and its probabilities, for units that output numbers."""
-        support = self.support().to(a)[(..., *[None] * a.ndim)]
-        values = support.expand(-1, *a.shape)
+        shape = output_shape(self, a)
+        support = self.support().to(a)[(..., *[None] * len(shape))]
+        values = support.expand(-1, *shape)
         return values, self.log_prob(values, a).exp()
 
 

@@ -81,7 +81,9 @@ def check_form(a: Tensor, neuron: Neuron) -> Tensor:
         hint = "; use a[None] for one unit" if neuron.event_ndim > 1 else ""
         raise InvalidInput(f"{neuron.name} takes {_form(neuron)}{hint}, but this tensor has the shape {list(a.shape)}")
     if neuron.event_ndim > 1 and 0 in a.shape[a.ndim - neuron.event_ndim + 1 :]:
-        raise InvalidInput(f"{neuron.name} takes {_form(neuron)} with at least one {_within(neuron)}, not {list(a.shape)}")
+        raise InvalidInput(
+            f"{neuron.name} takes {_form(neuron)} with at least one {_within(neuron)}, not {list(a.shape)}"
+        )
     if not keeps_event(neuron):
         neuron.output_event(event_shape(neuron, a))  # raises for an event that the neuron cannot take
     return widen(a.detach())

@@ -62,8 +62,8 @@ def ask(
         gradient, state = gradest.tell("rloo", draw, gradest.Feedback(loss), state)
 
     a: pre-activations `[*batch, *event]`. seed: as for `gradest.sample`. state: the state of the previous step; None for the
-        first. Returns the draw, with `draw.points` `[K, *batch, *event']`, and the state to pass to `tell`. Raises Incompatible if
-        the estimator does not fit the neuron, InvalidInput (also for the state of another estimator or size), UnknownPlugin,
+        first. Returns the draw, with `draw.points` `[K, *batch, *event']`, and the state to pass to `tell`. Raises Incompatible
+        if the estimator does not fit the neuron, InvalidInput (also for the state of another estimator or size), UnknownPlugin,
         InvalidOptions.
 
     The loss may write into the points: `tell` draws them again if torch has written into them. It does not see what is written

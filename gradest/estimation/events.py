@@ -9,10 +9,10 @@ of independent examples, each with a loss of its own. `event_dims` says otherwis
     [B, T, classes]               1             [B, T]    [B, T, 1, classes]       each position is a unit by itself
     [out, in, k, k]               "all"         []        [out·in·k·k]             parameters
 
-Neurons, estimators and kernels see the neuron's shape alone; callers and their losses see the shape of `a`. Where the event of the
-outputs differs from that of `a`, as for a unit of two pre-activations, the dims that count units are the caller's there too, as
-long as there are as many units: [B, T, units, 2] with event_dims=3 gives outputs [B, T, units]. A neuron with another number of
-units has no such dims, and its outputs keep the event of `neuron.output_event`.
+Neurons, estimators and kernels see the neuron's shape alone; callers and their losses see the shape of `a`. Where the event of
+the outputs differs from that of `a`, as for a unit of two pre-activations, the dims that count units are the caller's there
+too, as long as there are as many units: [B, T, units, 2] with event_dims=3 gives outputs [B, T, units]. A neuron with another
+number of units has no such dims, and its outputs keep the event of `neuron.output_event`.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ class _PerThread(threading.local):
 class Stochastic(StochasticModule):
     """A layer of stochastic neurons, from `a` `[*batch, *event]` to one sample h of the same shape.
 
-    A neuron whose outputs have another event, event' = `neuron.output_event(event)`, gives h `[*batch, *event']`: the unit of mean
-    and log std takes `[batch, units, 2]` and gives `[batch, units]`.
+    A neuron whose outputs have another event, event' = `neuron.output_event(event)`, gives h `[*batch, *event']`: the unit of
+    mean and log std takes `[batch, units, 2]` and gives `[batch, units]`.
 
     If the estimator needs only dL/dh, autograd trains the layer like any other. If it needs the loss, call backward on
     `broadcast_loss(model, loss)`, or open a `StochasticGraph` for several costs or several whole-path samples; backward without
@@ -414,9 +414,9 @@ class Stochastic(StochasticModule):
 class Expectation(StochasticModule):
     """A layer for estimators of any K: `layer(f, a)` is `gradest.expect`, with the estimator's state in buffers.
 
-    f maps points `[K, *batch, *event']` to losses `[K, *batch]`, where event' is that of the neuron's outputs, by default the event of
-    `a`; it is the rest of the network and the loss. The result,
-    `[*batch]`, is differentiable in `a` and in the parameters of f.
+    f maps points `[K, *batch, *event']` to losses `[K, *batch]`, where event' is that of the neuron's outputs, by default the
+    event of `a`; it is the rest of the network and the loss. The result, `[*batch]`, is differentiable in `a` and in the
+    parameters of f.
 
     The arguments are those of `Stochastic`, but `evaluation` is "sample" unless it is given. After `layer.eval()` the result is
     then f at one fresh sample, whose mean is E[f(h)], as in training; for an estimator with a bound of n samples as its target,

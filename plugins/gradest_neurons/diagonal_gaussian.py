@@ -14,7 +14,8 @@ from gradest.errors import InvalidInput
 from gradest.random import Key
 from gradest_neurons._continuous import REACH, nodes_at, normalised
 
-_REACH_OF_LOG_STD = {torch.float32: 80.0, torch.float64: 600.0}  # beyond, exp overflows or underflows
+_MOST = {torch.float32: 30.0, torch.float64: 200.0}  # of the log std; beyond, powers of a sample overflow soon
+_LEAST = {torch.float32: -80.0, torch.float64: -600.0}  # below, exp would underflow
 
 
 class DiagonalGaussian(Continuous, Reparameterised):
@@ -24,8 +25,8 @@ class DiagonalGaussian(Continuous, Reparameterised):
     `a` `[*batch, units, 2]` and gives h `[*batch, units]`: the latent variables of a variational autoencoder, whose encoder has
     two outputs for each. `gaussian` has one pre-activation and a fixed s.
 
-    log s is at most 80 in float32 and 600 in float64, beyond which a sample overflows; from minus these values down, s is exp of
-    them.
+    log s may be at most 30 in float32 and 200 in float64, because powers of greater samples overflow. Below -80 in float32 and
+    -600 in float64, s is exp(-80) and exp(-600).
 
     Introduced by Kingma and Welling (2014), Auto-Encoding Variational Bayes, arXiv 1312.6114.
     """
@@ -42,18 +43,18 @@ class DiagonalGaussian(Continuous, Reparameterised):
         """Return (units,) for (units, 2). Raises InvalidInput for a last dim of another size."""
         if event[-1] != 2:
             raise InvalidInput(
-                f"{self.name} takes pre-activations [*batch, units, 2], the mean and the log std of each unit, but an event here is "
-                f"{list(event)}; torch.stack([mean, log_std], -1) makes them"
+                f"{self.name} takes pre-activations [*batch, units, 2], the mean and the log std of each unit, but here an event "
+                f"is {list(event)}; torch.stack([mean, log_std], -1) makes them"
             )
         return event[:-1]
 
     def check(self, a: Tensor) -> None:
-        """Raise InvalidInput for a log std at which a sample overflows."""
-        largest = _REACH_OF_LOG_STD[a.dtype]
+        """Raise InvalidInput for a log std above 30 in float32 or 200 in float64."""
+        largest = _MOST[a.dtype]
         if a.numel() and bool((a[..., 1] > largest).any()):
             raise InvalidInput(
-                f"{self.name} takes a log std of at most {largest:g} in {a.dtype}: beyond, a sample overflows. Bound it, as in "
-                "log_std.clamp(max=10)"
+                f"{self.name} takes a log std of at most {largest:g} in {a.dtype}, because losses of greater samples overflow. "
+                "Bound it, as in log_std.clamp(max=10)"
             )
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
@@ -96,4 +97,4 @@ class DiagonalGaussian(Continuous, Reparameterised):
 def _parts(a: Tensor) -> tuple[Tensor, Tensor]:
     """Return m and log s, `[*batch, units]`, in at least float32."""
     wide = widen(a)
-    return wide[..., 0], wide[..., 1].clamp(min=-_REACH_OF_LOG_STD[wide.dtype])
+    return wide[..., 0], wide[..., 1].clamp(min=_LEAST[wide.dtype])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Binary, Neuron
-from gradest.estimation.arguments import at_least_float32, check_form, check_pre_activations
+from gradest.estimation.arguments import at_least_float32, check_pre_activations
 from gradest.estimation.ask_tell import first_state
 from gradest.estimation.credit import credited_estimator
 from gradest.random import MAX_SEED
@@ -112,7 +112,10 @@ def admit_backward(request: BackwardRequest, settings: Settings, as_json: bool) 
     losses = (estimator.evaluations(neuron, job.event), *job.batch)
     loss, grad = (
         None if value is None else decode_tensor(field, value, wide.dtype, settings, shape)
-        for field, value, shape in (("loss", request.loss, losses), ("grad", request.grad, (*losses, *job.event)))
+        for field, value, shape in (
+            ("loss", request.loss, losses),
+            ("grad", request.grad, (*losses, *job.output_event)),
+        )
     )
     return replace(job, loss=loss, grad=grad)
 
@@ -202,7 +205,7 @@ def _decode_inputs(request: NeuronRequest, settings: Settings) -> tuple[Neuron, 
     """Return the neuron, its pre-activations, and the same in at least float32."""
     neuron = build_neuron(request.neuron, settings)
     a = decode_floats("a", request.a, request.dtype, request.shape, settings)
-    return neuron, a, check_form(a, neuron)
+    return neuron, a, check_pre_activations(a, neuron)
 
 
 def _admit_draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Estimator, State
-from gradest.contract.neuron import Neuron, event_shape
+from gradest.contract.neuron import Neuron, event_shape, output_shape
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
 from gradest.contract.score_function import ScoreFunction
@@ -45,6 +46,16 @@ class NeuronJob:
         return event_shape(self.neuron, self.a)
 
     @property
+    def output_event(self) -> tuple[int, ...]:
+        """The shape of one event of the outputs, which is that of `a` for most neurons."""
+        return self.neuron.output_event(self.event)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one output, `[*batch, *output_event]`."""
+        return output_shape(self.neuron, self.a)
+
+    @property
     def batch(self) -> tuple[int, ...]:
         """The shape of the batch of `a`."""
         return tuple(self.a.shape[: self.a.ndim - self.neuron.event_ndim])
@@ -62,7 +73,7 @@ class SampleJob(NeuronJob):
     @property
     def elements(self) -> int:
         """The number of outputs to sample."""
-        return self.samples * self.a.numel()
+        return self.samples * math.prod(self.output_shape)
 
     @property
     def kind(self) -> Hashable:
@@ -103,7 +114,7 @@ class BackwardJob(EstimatorJob):
     loss: Tensor | None = None
     """`[K, *batch]`."""
     grad: Tensor | None = None
-    """dL/dh, `[K, *batch, *event]`."""
+    """dL/dh, `[K, *batch, *output_event]`."""
 
     @property
     def kind(self) -> Hashable:

@@ -387,7 +387,11 @@ class Description(BaseModel):
 class NeuronDescription(Description):
     """A neuron."""
 
-    event_ndim: int
+    event_ndim: int = Field(description="The number of dims of an event of `a`.")
+    output_ndim: int = Field(
+        description="The number of dims of an event of `h`: `event_ndim`, unless its units have several inputs or outputs."
+    )
+    example_events: list[list[int]] = Field(description="Shapes of events of `a` that it takes.")
     estimators: list[str] = Field(description="The estimators that fit it.")
 
 
