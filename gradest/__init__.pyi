@@ -27,11 +27,13 @@ from .contract.neuron import Differentiable as Differentiable
 from .contract.neuron import Discrete as Discrete
 from .contract.neuron import LogisticBinary as LogisticBinary
 from .contract.neuron import Neuron as Neuron
+from .contract.neuron import OneHot as OneHot
 from .contract.neuron import Relaxable as Relaxable
 from .contract.neuron import Reparameterised as Reparameterised
 from .contract.neuron import Scored as Scored
 from .contract.neuron import SoftmaxOneHot as SoftmaxOneHot
 from .contract.neuron import Step as Step
+from .contract.neuron import UnbiasedRounding as UnbiasedRounding
 from .contract.objective import Objective as Objective
 from .contract.objective import Separable as Separable
 from .contract.plugin import Plugin as Plugin

@@ -30,11 +30,13 @@ __all__ = [
     "Discrete",
     "LogisticBinary",
     "Neuron",
+    "OneHot",
     "Relaxable",
     "Reparameterised",
     "Scored",
     "SoftmaxOneHot",
     "Step",
+    "UnbiasedRounding",
     "event_shape",
     "keeps_event",
     "output_shape",
@@ -90,10 +92,10 @@ class Neuron(Plugin):
     def atoms(self, event: tuple[int, ...]) -> int:
         """Return how many atoms `law` has for an event of this shape, S, without computing them.
 
-        It is asked before `law` runs, so that a sum over too many outputs is refused before memory is taken. The default is 2,
-        the least for a random unit; `law` is then counted when it has run. A neuron whose atoms may be many overrides it.
+        It is asked before `law` runs, so that a sum over too many outputs is refused before memory is taken. The default is 1,
+        which refuses nothing; `law` is then counted when it has run. A neuron whose atoms may be many overrides it.
         """
-        return 2
+        return 1
 
     def limit(self, dtype: torch.dtype) -> float:
         """Return the largest magnitude of a pre-activation that the neuron takes in this dtype, float32 or float64."""
@@ -247,8 +249,8 @@ class Discrete(Scored):
         )
 
     def atoms(self, event: tuple[int, ...]) -> int:
-        """Return the size of the support for units that output numbers, and 2 for others, which override it."""
-        return 2 if type(self).support is Discrete.support else len(self.support())
+        """Return the size of the support for units that output numbers, and 1 for others, which override it."""
+        return 1 if type(self).support is Discrete.support else len(self.support())
 
     @abstractmethod
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
@@ -260,6 +262,10 @@ class Discrete(Scored):
         support = self.support().to(a)[(..., *[None] * len(shape))]
         values = support.expand(-1, *shape)
         return values, self.log_prob(values, a).exp()
+
+
+class UnbiasedRounding(Discrete):
+    """A discrete neuron that rounds `a` to other numbers at random, with E[h] = a, so that the identity may stand in for it."""
 
 
 class Relaxable(Discrete):
@@ -406,15 +412,40 @@ class LogisticBinary(Binary, Relaxable):
         return self.low + (self.high - self.low) * sigmoid(z / temperature)
 
 
-class SoftmaxOneHot(Relaxable):
+class OneHot(Neuron):
+    """A unit of C classes whose output is a one-hot vector over the last dim, at random or not.
+
+    `a`, h and the noise are `[*batch, units, classes]`. A smooth function of `a` may be substituted for the output in the
+    derivative, as for a `Step`.
+    """
+
+    event_ndim: ClassVar[int] = 2
+    maskable: ClassVar[bool] = True
+
+    def one_hot(self, index: Tensor, a: Tensor) -> Tensor:
+        """Return the one-hot outputs `[..., classes]` of the classes `index` `[...]`, in the dtype of `a`."""
+        return (index[..., None] == torch.arange(a.shape[-1], device=a.device)).to(a.dtype)
+
+    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
+        """Return 0: a one-hot output does not move with `a`."""
+        return torch.zeros_like(grad_h, dtype=a.dtype)
+
+    def smooth_vjp(self, a: Tensor, grad: Tensor) -> Tensor:
+        """Return grad times the Jacobian of the smooth function that stands in for the output: E[h] if it is random.
+
+        By default that function is softmax(a).
+        """
+        p = torch.softmax(widen(a), -1)
+        grad = cast(grad, p.dtype)
+        return (p * (grad - (p * grad).contiguous().sum(-1, keepdim=True))).to(a.dtype)
+
+
+class SoftmaxOneHot(OneHot, Relaxable):
     """A unit of C classes: a one-hot vector over the last dim, of class c with probability softmax(a)_c.
 
     The class is the argmax of a + G for Gumbel noise G (the Gumbel-max trick). So noise and h have the shape
     `[*batch, units, classes]` of `a`, and only the log-probability of a unit has no dim of classes.
     """
-
-    event_ndim: ClassVar[int] = 2
-    maskable: ClassVar[bool] = True
 
     def atoms(self, event: tuple[int, ...]) -> int:
         """Return C, the number of classes."""
@@ -444,14 +475,6 @@ class SoftmaxOneHot(Relaxable):
         """Compute `sample` in one pass if the device has a kernel for it."""
         h = key.fused("one_hot", a, draws, self.event_ndim, a.shape[-1])
         return super().sample(key, a, draws) if h is None else h
-
-    def one_hot(self, index: Tensor, a: Tensor) -> Tensor:
-        """Return the one-hot outputs `[..., classes]` of the classes `index` `[...]`, in the dtype of `a`."""
-        return (index[..., None] == torch.arange(a.shape[-1], device=a.device)).to(a.dtype)
-
-    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """Return 0: a one-hot output does not move with `a`."""
-        return torch.zeros_like(grad_h, dtype=a.dtype)
 
     def mean(self, a: Tensor) -> Tensor:
         """Return softmax(a)."""

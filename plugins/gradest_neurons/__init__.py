@@ -1,6 +1,7 @@
 """The built-in neurons, one module for each."""
 
 from gradest import Neuron, hookimpl
+from gradest_neurons.argmax import Argmax
 from gradest_neurons.bernoulli import Bernoulli
 from gradest_neurons.binary_concrete import BinaryConcrete
 from gradest_neurons.binomial import Binomial
@@ -16,7 +17,9 @@ from gradest_neurons.noisy_sigmoid import NoisySigmoid
 from gradest_neurons.poisson import Poisson
 from gradest_neurons.rectifier import Rectifier
 from gradest_neurons.sigmoid import Sigmoid
+from gradest_neurons.sign import Sign
 from gradest_neurons.stochastic_gate import StochasticGate
+from gradest_neurons.stochastic_rounding import StochasticRounding
 from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
 
 
@@ -24,6 +27,7 @@ from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
 def gradest_neurons() -> list[type[Neuron]]:
     """Return the classes of the built-in neurons."""
     return [
+        Argmax,
         Bernoulli,
         BinaryConcrete,
         Binomial,
@@ -39,6 +43,8 @@ def gradest_neurons() -> list[type[Neuron]]:
         Poisson,
         Rectifier,
         Sigmoid,
+        Sign,
         StochasticGate,
+        StochasticRounding,
         StochasticTimesSmooth,
     ]

@@ -266,7 +266,7 @@ def test_the_kit_finds_a_wrong_number_of_atoms():
         def atoms(self, event):
             return event[-1]
 
-    with pytest.raises(AssertionError, match="atoms says 3 for .*law has 6"):
+    with pytest.raises(AssertionError, match=r"atoms says 3 for .*law has 6"):
         checks.neuron_shapes_and_dtypes(Wrong())
 
 
