@@ -194,10 +194,9 @@ def measure_signal(
 def _can_enumerate(neuron: Neuron, a: Tensor, event: tuple[int, ...]) -> bool:
     """Return whether a sum over the law of an event takes at most 2^16 points. The law runs only if it may."""
     units = neuron.output_event(event)[0]
-    return (
-        neuron.atoms(event) ** units <= _MOST_CONFIGURATIONS
-        and neuron.law(a)[0].shape[0] ** units <= _MOST_CONFIGURATIONS
-    )
+    if neuron.atoms(event) ** units > _MOST_CONFIGURATIONS:
+        return False
+    return bool(len(neuron.law(a)[0]) ** units <= _MOST_CONFIGURATIONS)
 
 
 def _signal(found: Estimate, truth: Tensor | None) -> dict[str, Any]:

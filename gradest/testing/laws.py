@@ -158,7 +158,7 @@ def neuron_derivatives_agree(neuron: Neuron) -> None:
     if units := _aligned_units(
         neuron, a
     ):  # an output of a unit may depend on all of its pre-activations, and on no others
-        slope, given = (x.unflatten(-1, (units, -1)) for x in (slope, given))
+        slope, given = (x.reshape(*x.shape[:-1], units, -1) for x in (slope, given))
     slope, given = slope.sum(-1), given.sum(-1)
     smooth = (slope - given).abs() < 1e-4 * (1 + slope.abs())
     assert float(smooth.double().mean()) > 0.99, "backward is not the derivative of forward at fixed noise"
@@ -167,7 +167,7 @@ def neuron_derivatives_agree(neuron: Neuron) -> None:
         values, weights = neuron.law(a)
         score = neuron.score(values, a)
         if units := _aligned_units(neuron, a):
-            centre = (weights[..., None] * score.flatten(-neuron.event_ndim).unflatten(-1, (units, -1))).sum(0)
+            centre = (weights[..., None] * score.reshape(*weights.shape[:-1], units, -1)).sum(0)
         else:
             centre = torch.zeros(())
         expect_close("E[score] and 0", centre, torch.zeros_like(centre), 1e-9)

@@ -41,7 +41,7 @@ def neuron_shapes_and_dtypes(neuron: Neuron) -> None:
         if keeps_event(neuron):
             expect_shape("noise", noise, (4, *a.shape))
         else:
-            expect_shape("the leading dims of noise", noise[(..., *[0] * (noise.ndim - 1 - len(batch)))], (4, *batch))
+            expect_shape("the leading dims of noise", noise.new_empty(noise.shape[: 1 + len(batch)]), (4, *batch))
         h = neuron.forward(a, noise)
         expect_like("forward", h, (4, *shape), a)
         for name, method in tensor_methods(

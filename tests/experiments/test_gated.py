@@ -6,13 +6,19 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from gradest.contract.neuron import keeps_event
 from gradest.discovery.registry import registry
 from gradest.errors import InvalidOptions, TooManyPoints
 from gradest.nn import Expectation, Stochastic
 from gradest_experiments.gated.network import GatedNetwork, needs_closed_gate_gradient, threshold_for_share
 from gradest_experiments.gated.sparsity import L1Penalty, Penalty, build_penalty
 
-PAIRS = [(name, estimator) for name in registry.neurons for estimator in registry.fitting(registry.neuron(name))]
+PAIRS = [
+    (name, estimator)
+    for name in registry.neurons
+    if keeps_event(registry.neuron(name))
+    for estimator in registry.fitting(registry.neuron(name))
+]
 
 
 def build(neuron="bernoulli", estimator="straight_through", *, event=(4,), penalty=None, seed=0, **options):
@@ -23,6 +29,11 @@ def build(neuron="bernoulli", estimator="straight_through", *, event=(4,), penal
 
 def minibatch(rows=7):
     return torch.rand(rows, 6), torch.arange(rows) % 3
+
+
+def test_gates_have_one_pre_activation_each():
+    with pytest.raises(InvalidOptions, match="cannot be gates"):
+        build("diagonal_gaussian", "pathwise", event=(4, 2))
 
 
 @pytest.mark.parametrize(("neuron", "estimator"), PAIRS)

@@ -9,7 +9,7 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from gradest.contract.estimator import Estimator
-from gradest.contract.neuron import Differentiable, Neuron, Scored, keeps_event
+from gradest.contract.neuron import Differentiable, Neuron, Scored
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import registry
 from gradest.errors import InvalidOptions
@@ -169,10 +169,6 @@ class ResolvedGatedSettings(GatedSettings):
         Raises InvalidOptions if the gates are not a multiple of the classes, or if an event has more than two dims.
         """
         neuron, _ = self.pair()
-        if not keeps_event(neuron):
-            raise InvalidOptions(
-                f"{neuron.name} has several pre-activations or outputs for a unit, so its outputs cannot be gates; choose another"
-            )
         if neuron.event_ndim == 1:
             return (self.gates,)
         classes = max(2, round(1 / self.sparsity))
