@@ -222,8 +222,8 @@ class Key:
 
         kernel: its name, such as those in `gradest.kernels.cpu`. options: further arguments of the kernel, in its order.
         dtype: of the outputs, for a kernel that can write another dtype than that of `a`.
-        Returns None if this device has no such kernel, if autograd has to record the computation, or for a subclass that
-        overrides `uniform`; the caller then computes from `uniform_like`.
+        Returns None if this device has no such kernel, or none yet because it is being compiled, if autograd has to record the
+        computation, or for a subclass that overrides `uniform`; the caller then computes from `uniform_like`.
         """
         draw = fused(kernel, a.device)
         if draw is None or type(self).uniform is not Key.uniform:
@@ -234,8 +234,10 @@ class Key:
         _check_counts(draws, a.shape[split:].numel())
         flat = a if split == a.ndim - 1 == 1 else a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
         written = {} if dtype is None else {"dtype": dtype}
-        h: Tensor = draw(*self._words(a.shape[:split], a.device), draws, widen(flat), *options, **written)
-        h = cast(h, dtype or a.dtype)
+        drawn: Tensor | None = draw(*self._words(a.shape[:split], a.device), draws, widen(flat), *options, **written)
+        if drawn is None:
+            return None
+        h = cast(drawn, dtype or a.dtype)
         return h if flat is a else h.reshape(len(h), *a.shape)
 
     def row_keys(self, batch_shape: tuple[int, ...], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from importlib.util import find_spec
@@ -9,6 +10,9 @@ from importlib.util import find_spec
 import hypothesis
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("GRADEST_KERNELS", "cpu")  # kernels are waited for, so that it is they that are tested
 
 hypothesis.settings.register_profile("gradest", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gradest")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+
+import gradest
+from gradest.contract.neuron import Neuron
+
+Choice = Callable[[Iterable[tuple[Any, Any]]], list[tuple[Any, Any]]]
 
 
 def deep(*cases: Any) -> list[Any]:
@@ -15,15 +20,39 @@ def deep(*cases: Any) -> list[Any]:
 
 def each_once(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     """One pair of each estimator, with its default options. They take turns with their neurons, so that those are all there."""
-    by_name: dict[str, list[tuple[Any, Any]]] = {}
-    for estimator, neuron in pairs:
-        if not estimator.model_fields_set:
-            by_name.setdefault(estimator.name, []).append((estimator, neuron))
+    return _in_turn(
+        (estimator.name, (estimator, neuron)) for estimator, neuron in pairs if not estimator.model_fields_set
+    )
+
+
+def each_example_once(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    """One pair of each estimator with each of its example options. They take turns with their neurons."""
+    return _in_turn((estimator.label(), (estimator, neuron)) for estimator, neuron in pairs)
+
+
+def _in_turn(named: Iterable[tuple[str, Any]]) -> list[Any]:
+    """The first value of the first name, the second of the second name, and so on, each name's from its start again."""
+    by_name: dict[str, list[Any]] = {}
+    for name, value in named:
+        by_name.setdefault(name, []).append(value)
     return [found[place % len(found)] for place, found in enumerate(by_name.values())]
 
 
-def others_deep(pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
-    """The pairs, all deep but `each_once`."""
+def others_deep(pairs: Iterable[tuple[Any, Any]], choose: Choice = each_once) -> list[Any]:
+    """The pairs, all deep but those that `choose` takes."""
     pairs = list(pairs)
-    chosen = each_once(pairs)
+    chosen = choose(pairs)
+    return [pair if pair in chosen else pytest.param(*pair, marks=pytest.mark.deep) for pair in pairs]
+
+
+def fitting_pairs(takes: Callable[[Neuron], bool] = lambda neuron: True) -> list[tuple[str, str]]:
+    """The names of each neuron, of those that a test takes, and of each estimator that fits it."""
+    neurons = [name for name in gradest.registry.neurons if takes(gradest.neuron(name))]
+    return [(neuron, estimator) for neuron in neurons for estimator in gradest.registry.fitting(gradest.neuron(neuron))]
+
+
+def fitting_pairs_others_deep(takes: Callable[[Neuron], bool] = lambda neuron: True) -> list[Any]:
+    """The pairs of `fitting_pairs`, all deep but one of each estimator. They take turns with their neurons."""
+    pairs = fitting_pairs(takes)
+    chosen = _in_turn((pair[1], pair) for pair in pairs)
     return [pair if pair in chosen else pytest.param(*pair, marks=pytest.mark.deep) for pair in pairs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from gradest.contract.estimator import Bias, Estimator, Target
 from gradest.contract.neuron import Differentiable, Neuron, Scored
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
-from gradest.discovery.faults import contained, place_of
+from gradest.discovery.faults import contained_in_class, name_of_class, place_of, read_attribute, read_bases
 from gradest.discovery.registry import registry
 from gradest.errors import InvalidInput, PluginFault, TooManyPoints
 from gradest.kernels import explain_backend, record_kernels_used
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
+Read = TypeVar("Read")
 
 _UNIT_COUNTS = (1, 2, 4, 8, 16, 32)  # the numbers of units for which K is given
 
@@ -60,13 +61,26 @@ class _Inquiry:
         """Return the JSON Schema of the options, or one with their names alone."""
         cls = self._described
         try:
-            with contained(PluginFault, f"the options of {cls.name} have no JSON Schema{place_of(cls)}:"):
+            with contained_in_class(cls, f"the options of {name_of_class(cls)} have no JSON Schema{place_of(cls)}:"):
                 schema = cls.model_json_schema()
                 json.dumps(schema)
             return schema
         except PluginFault as fault:
-            self._faults.append(PluginFault(str(fault), cls))
-            return {"type": "object", "properties": {name: {} for name in cls.model_fields}}
+            self._faults.append(fault)
+            return {
+                "type": "object",
+                "properties": {option: {} for option in self.read("model_fields", list[str](), list)},
+            }
+
+    def read(self, attribute: str, otherwise: Read, convert: Callable[[Any], Read] = lambda found: found) -> Read:
+        """Return an attribute of the class, converted, or `otherwise` if its metaclass or what it holds raises."""
+        cls = self._described
+        try:
+            with contained_in_class(cls, f"{name_of_class(cls)}.{attribute} raised"):
+                return convert(getattr(cls, attribute))
+        except PluginFault as fault:
+            self._faults.append(fault)
+            return otherwise
 
     def ask(self, plugin: Plugin, method: str, kind: type, *arguments: Any) -> Any:
         """Return what the method returns, None if it fails or returns something else."""
@@ -111,16 +125,17 @@ def describe_neuron(cls: type[Neuron]) -> dict[str, Any]:
     the neuron have their default options. `faults` lists what fails in the code of the neuron, with file and line.
     """
     inquiry = _Inquiry(cls)
+    event_ndim = inquiry.read("event_ndim", 1)
     described = {
         **_describe(cls, Neuron, inquiry),
-        "event_ndim": cls.event_ndim,
-        "output_ndim": cls.event_ndim,
-        "example_events": [list(event) for event in cls.example_events],
+        "event_ndim": event_ndim,
+        "output_ndim": event_ndim,
+        "example_events": inquiry.read("example_events", [], _to_lists),
         "estimators": [],
     }
     if (neuron := inquiry.build(cls)) is not None:
-        output = inquiry.ask(neuron, "output_event", tuple, tuple(cls.example_events[0]))
-        described["output_ndim"] = cls.event_ndim if output is None else len(output)
+        output = inquiry.ask(neuron, "output_event", tuple, tuple(neuron.example_events[0]))
+        described["output_ndim"] = event_ndim if output is None else len(output)
         for name, estimator_cls in registry.estimators.items():
             estimator = inquiry.build(estimator_cls)
             if estimator is not None and inquiry.ask(estimator, "accepts", int, neuron):
@@ -128,6 +143,10 @@ def describe_neuron(cls: type[Neuron]) -> dict[str, Any]:
                 inquiry.bias(estimator, neuron)
                 inquiry.evaluations(estimator, neuron)
     return {**described, "faults": inquiry.faults()}
+
+
+def _to_lists(events: Any) -> list[list[int]]:
+    return [list(event) for event in events]
 
 
 def describe_estimator(cls: type[Estimator]) -> dict[str, Any]:
@@ -147,10 +166,14 @@ def describe_estimator(cls: type[Estimator]) -> dict[str, Any]:
     inquiry = _Inquiry(cls)
     described = {
         **_describe(cls, Estimator, inquiry),
-        "needs": sorted(cls.needs, reverse=True),
-        "off_support": cls.off_support,
+        "needs": inquiry.read("needs", [], lambda needs: sorted(needs, reverse=True)),
+        "off_support": inquiry.read("off_support", False),
         "target": "unknown",
-        "needs_capabilities": [capability.__name__ for capability in cls.capabilities if capability is not Neuron],
+        "needs_capabilities": inquiry.read(
+            "capabilities",
+            [],
+            lambda wanted: [capability.__name__ for capability in wanted if capability is not Neuron],
+        ),
         "neurons": [],
         "bias": {},
         "evaluations": {},
@@ -198,9 +221,10 @@ def describe_kernels() -> dict[str, list[dict[str, Any]]]:
 
 
 def _kernels_used(cls: type[Neuron], device: torch.device) -> dict[str, str | None]:
-    key, a = Key(0), torch.zeros(1, *cls.example_events[0], device=device)
+    key = Key(0)
     try:
         neuron = registry.build_default(cls)
+        a = torch.zeros(1, *neuron.example_events[0], device=device)
         with torch.no_grad():
             with record_kernels_used() as forward:
                 h = registry.call(neuron, "sample", key, a, 1)
@@ -262,22 +286,24 @@ def describe_with_certificates(cls: type[Plugin]) -> dict[str, Any]:
 def estimators_to_markdown() -> str:
     """Return a Markdown table with a row for each registered estimator: what it fits, needs, claims and costs."""
     rows = []
-    for cls in registry.estimators.values():
+    faults: list[str] = []
+    for name, cls in registry.estimators.items():
         found = describe_estimator(cls)
+        faults += found["faults"]
         needs = ", ".join(found["needs"]) + (", also between outputs" if found["off_support"] else "")
         target = "" if found["target"] == str(Target()) else f", of {found['target']}"
         row = [
-            cls.name,
+            name,
             ", ".join(found["neurons"]),
             needs,
             _by_value(found["bias"]) + target,
             _by_value({name: _cost(counts) for name, counts in found["evaluations"].items()}),
-            cls.summary,
-            cls.reference,
+            found["summary"],
+            found["reference"],
         ]
         rows.append(row)
     head = ["estimator", "neurons", "needs", "claimed bias", "K", "what it does", "reference"]
-    return table(head, rows, align="lllllll")
+    return table(head, rows, align="lllllll") + "".join(f"\n- fails: {fault}" for fault in faults)
 
 
 def _by_value(by_neuron: dict[str, str]) -> str:
@@ -300,13 +326,15 @@ def _cost(counts: dict[str, int | None]) -> str:
 
 
 def _describe(cls: type[Plugin], base: type[Plugin], inquiry: _Inquiry) -> dict[str, Any]:
-    parents = [parent for parent in cls.__mro__ if parent not in base.__mro__]
+    parents = [parent for parent in read_bases(cls) if parent not in base.__mro__]
     return {
-        "name": cls.name,
-        "summary": cls.summary,
-        "formula": cls.formula,
-        "reference": cls.reference,
+        "name": name_of_class(cls),
+        "summary": inquiry.read("summary", ""),
+        "formula": inquiry.read("formula", ""),
+        "reference": inquiry.read("reference", ""),
         "options": inquiry.schema(),
         # The capabilities are the classes of the contract between this class and the base class of its kind.
-        "capabilities": sorted(parent.__name__ for parent in parents if parent.__module__ == base.__module__),
+        "capabilities": sorted(
+            parent.__name__ for parent in parents if read_attribute(parent, "__module__") == base.__module__
+        ),
     }

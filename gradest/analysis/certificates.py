@@ -34,6 +34,7 @@ from gradest.analysis.bias import (
 from gradest.analysis.markdown import table
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
+from gradest.discovery.faults import name_of_class, read_attribute
 from gradest.estimation.estimate import estimate
 
 __all__ = [
@@ -217,8 +218,8 @@ def load_certificates(estimator: type[Estimator]) -> tuple[Certificate, ...]:
 
     There are none if the package has no such file, or the file cannot be read.
     """
-    package = estimator.__module__.partition(".")[0]
-    return tuple(found for found in _load_package(package) if found.estimator == estimator.name)
+    package = str(read_attribute(estimator, "__module__")).partition(".")[0]
+    return tuple(found for found in _load_package(package) if found.estimator == name_of_class(estimator))
 
 
 @lru_cache

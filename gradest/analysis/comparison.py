@@ -81,9 +81,12 @@ def compare(
     else:
         if isinstance(estimators, (str, Mapping, Estimator)):
             raise InvalidInput(f"estimators must be a list of estimators, such as ['rloo'], not {estimators!r}")
-        chosen = [registry.estimator(spec) for spec in estimators]
-        for estimator in chosen:
-            registry.check_fit(neuron, estimator)
+        chosen = []
+        for spec in estimators:
+            with registry.containing(failures, str(spec.get("name") if isinstance(spec, Mapping) else spec)):
+                estimator = registry.estimator(spec)
+                registry.check_fit(neuron, estimator)
+                chosen.append(estimator)
     check_count("draws", draws, least=1)
     exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
     rows = []
@@ -93,7 +96,7 @@ def compare(
             reasons["the loss is random, or depends on the other points of a call"] = None
         exact = _exact_gradient(f, a, neuron, Target(), allow_inf, exact_progress, reasons) if is_function else None
         for estimator in chosen:
-            label = estimator.label()
+            label = registry.label(estimator)
             report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
             with registry.containing(failures, label):
                 found = estimate_checked(
@@ -110,7 +113,7 @@ def compare(
         exact = layout.restore(exact)
     excluded = [Excluded(label, (str(fault),)) for label, fault in failures.items()]
     return Comparison(
-        neuron.label(), draws, seed, tuple(rows), exact, tuple(excluded), no_exact="; ".join(reasons) or None
+        registry.label(neuron), draws, seed, tuple(rows), exact, tuple(excluded), no_exact="; ".join(reasons) or None
     )
 
 
@@ -196,7 +199,7 @@ def _comparison_row(estimator: Estimator, neuron: Neuron, found: Estimate, exact
         bias_in_se = _root_mean_square(bias_in_standard_errors(found, exact))
         cosine = cosine_similarity(found.gradient, exact)
     return ComparisonRow(
-        estimator=estimator.label(),
+        estimator=registry.call(estimator, "label", kind=str),
         claim=_claim(estimator, neuron),
         evaluations=found.evaluations,
         bias=bias,

@@ -99,12 +99,12 @@ def recommend(
         )
     ranked: list[tuple[tuple[bool, float, int], Recommended]] = []
     for estimator, certificate in zip(chosen, certificates, strict=True):
-        if measured is not None and estimator.label() not in measured:
+        if measured is not None and registry.label(estimator) not in measured:
             continue
         with registry.containing(failures, estimator.name):
             row = Recommended(
-                estimator=estimator.spec(),
-                label=estimator.label(),
+                estimator=registry.call(estimator, "spec", kind=dict),
+                label=registry.call(estimator, "label", kind=str),
                 claim=str(_claim(estimator, neuron)),
                 evaluations=_evaluations(estimator, neuron, event),
                 error=_certified_error(certificate, estimator, neuron, event, logits, budget, certified_units)
@@ -116,7 +116,7 @@ def recommend(
             ranked.append(((late, math.inf if row.error is None else row.error, row.evaluations), row))
     rejected += [Excluded(name, (str(fault),)) for name, fault in failures.items()]
     ranked.sort(key=lambda pair: pair[0])
-    return Recommendation(neuron.label(), source, budget, tuple(row for _, row in ranked), tuple(rejected))
+    return Recommendation(registry.label(neuron), source, budget, tuple(row for _, row in ranked), tuple(rejected))
 
 
 def _check_arguments(bring: Sequence[LossAccess], evaluations: int | None, f: Loss | None, a: Tensor | None) -> None:

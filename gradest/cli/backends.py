@@ -86,9 +86,14 @@ class LocalBackend(Backend):
         import inspect
 
         from gradest.analysis.catalog import describe_with_certificates
+        from gradest.discovery.faults import read_attribute, read_bases
 
         cls = getattr(gradest.registry, f"{kind}s")[name]
-        return describe_with_certificates(cls), inspect.getdoc(cls) or ""
+        documents = (
+            read_attribute(base, "__doc__") for base in read_bases(cls)
+        )  # a metaclass may raise at cls.__doc__
+        text = next((text for text in documents if isinstance(text, str)), "")
+        return describe_with_certificates(cls), inspect.cleandoc(text)
 
     def sample(self, neuron: Spec, a: Tensor, samples: int, seed: int) -> Samples:
         """Draw the outputs, and compute their expectations."""

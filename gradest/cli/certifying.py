@@ -19,6 +19,7 @@ from gradest.analysis.certificates import (
 from gradest.cli.display import Bars, print_json
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
+from gradest.discovery.faults import name_of_class, read_attribute
 from gradest.discovery.registry import registry
 from gradest.errors import GradestError, InvalidInput, PluginFault
 
@@ -75,15 +76,19 @@ def _pairs(package: str, failed: dict[str, PluginFault]) -> list[tuple[Estimator
 
     A pair whose code fails is left out, and its fault added to `failed`.
     """
-    classes = [cls for cls in registry.estimators.values() if cls.__module__.partition(".")[0] == package]
+    classes = [
+        cls
+        for cls in registry.estimators.values()
+        if str(read_attribute(cls, "__module__")).partition(".")[0] == package
+    ]
     if not classes:
         raise InvalidInput(
             f"the package {package!r} has no registered estimator; `gradest list plugins` shows what is registered"
         )
     pairs = []
     for cls in classes:
-        for neuron_cls in registry.neurons.values():
-            with registry.containing(failed, f"{cls.name} on {neuron_cls.name}"):
+        for neuron_name, neuron_cls in registry.neurons.items():
+            with registry.containing(failed, f"{name_of_class(cls)} on {neuron_name}"):
                 estimator, neuron = registry.build_default(cls), registry.build_default(neuron_cls)
                 if registry.call(estimator, "accepts", neuron):
                     pairs.append((estimator, neuron))

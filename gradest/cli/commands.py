@@ -1,10 +1,11 @@
-"""The eight commands of gradest itself."""
+"""The nine commands of gradest itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -296,6 +297,30 @@ def _tensor(text: str, dtype: Dtype) -> Tensor:
         raise InvalidInput("--a: give numbers, or a rectangular nested array of numbers") from error
 
 
+def warm(as_json: Json = False) -> None:
+    """Compile all kernels for the CPU and keep them on disk, so that no first use has to wait for them."""
+    import os
+
+    from gradest.cli.display import Bars, print_json
+
+    os.environ["GRADEST_KERNELS"] = "cpu"
+    try:
+        from gradest.kernels.cpu.compiler import folder
+        from gradest.kernels.cpu.warm import calls
+    except ImportError as error:
+        raise InvalidInput(f"the kernels for the CPU need numba, which cannot be imported: {error}") from error
+    started, kernels = perf_counter(), calls()
+    with Bars() as bars:
+        for done, (_, call) in enumerate(kernels):
+            bars.show("kernels", done, len(kernels))
+            call()
+    found = {"kernels": len(kernels), "folder": folder(), "seconds": round(perf_counter() - started, 1)}
+    if as_json:
+        print_json(found)
+    else:
+        typer.echo(f"{found['kernels']} kernels are ready after {found['seconds']} s, kept in {found['folder']}")
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "list": list_plugins,
     "describe": describe,
@@ -305,5 +330,6 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "certify": certify,
     "new-plugin": new_plugin,
     "check": check,
+    "warm": warm,
 }
 """The commands by name, in the order of `gradest --help`."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from gradest.contract.estimator import State
     from gradest.contract.objective import Loss
     from gradest.discovery.registry import EstimatorSpec, NeuronSpec
+    from gradest.estimation.events import EventDims
 
 __all__ = ["expect"]
 
@@ -27,11 +28,15 @@ def expect(
     estimator: EstimatorSpec = "rloo",
     seed: int | None = None,
     state: State | None = None,
+    *,
+    flatten: bool = False,
+    event_dims: EventDims | None = None,
 ) -> Call[tuple[Tensor, State]]:
     """Estimate E[f(h)], `[*batch]`, differentiably, as `gradest.expect` does. f is evaluated in this process.
 
-    The service sends the points and receives the losses. Calling backward() on the value gives `a` the estimator's gradient, and
-    f's own parameters their ordinary gradient. Returns the value and the state for the next step. Under torch.no_grad() the state
+    The service sends the points and receives the losses, in the precision in which f returns them. Calling backward() on the
+    value gives `a` the estimator's gradient, and f's own parameters their ordinary gradient. flatten, event_dims: as for
+    `gradest.expect`. Returns the value and the state for the next step. Under torch.no_grad() the state
     is returned unchanged, as an empty one in the first step.
 
     A second derivative in `a`, which the samples do not give, raises RuntimeError.
@@ -41,21 +46,27 @@ def expect(
     """
     import torch
 
+    from gradest.contract.objective import Objective
+    from gradest.discovery.registry import registry
+    from gradest.estimation.events import EventLayout
+    from gradest.estimation.losses.evaluation import flattened, losses_at
     from gradest.estimation.second_derivative import forbid_second
     from gradest.kernels import plain_saved_tensors
 
-    draw = yield from forward(neuron, estimator, a, seed, state)
+    draw = yield from forward(neuron, estimator, a, seed, state, event_dims=event_dims)
     differentiating = torch.is_grad_enabled()
     points, grad = draw.points, None
     if "grad" in draw.needs:
         # the value does not depend on dL/dh, so f need not be differentiable if gradients are disabled
         grad = torch.zeros_like(points)
         points = points.requires_grad_(differentiating)
+    event_ndim = points.ndim - 1 - (a.ndim - draw.event_dims)  # an event of h may have other dims than one of a
+    f, read = flattened(f, event_ndim, flatten), points
+    if isinstance(f, Objective) and event_dims is not None:  # it is written for neurons, and reads their events
+        known = registry.neuron(neuron)
+        read, event_ndim = EventLayout.of(known, a, event_dims).flatten_output(points), known.output_ndim
     with plain_saved_tensors():
-        loss = f(points)
-    if not isinstance(loss, torch.Tensor) or not loss.ndim or loss.shape != points.shape[: loss.ndim]:
-        got = list(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
-        raise InvalidInput(f"f must map points {list(points.shape)} to losses [K, *batch], but it returned {got}")
+        loss = losses_at(f, read, event_ndim)
     if grad is not None and differentiating:
         if not loss.requires_grad:
             raise InvalidInput("the estimator needs dL/dh, but f is not differentiable in its points")
@@ -85,6 +96,7 @@ def _value(draw: RemoteDraw, gradient: RemoteGradient, loss: Tensor) -> Tensor:
     assert gradient.value is not None
     assert gradient.weights is not None
     weights = gradient.weights[(..., *[None] * (loss.ndim - gradient.weights.ndim))].to(loss.dtype)
-    if gradient.weights.shape == draw.weights.shape and torch.equal(gradient.weights, draw.weights):
+    same = gradient.weights.dtype == draw.weights.dtype and gradient.weights.shape == draw.weights.shape
+    if same and torch.equal(gradient.weights, draw.weights):
         return leading_sum(weights * loss)
     return gradient.value.to(loss.dtype) + leading_sum(weights * (loss - loss.detach()))

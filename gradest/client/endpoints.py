@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradest.contract.estimator import State
     from gradest.contract.objective import Objective
     from gradest.discovery.registry import EstimatorSpec, NeuronSpec
+    from gradest.estimation.events import EventDims
 
 __all__ = [
     "backward",
@@ -103,13 +104,21 @@ def mean(neuron: NeuronSpec, a: Tensor) -> Call[RemoteMean]:
 
 
 def forward(
-    neuron: NeuronSpec, estimator: EstimatorSpec, a: Tensor, seed: int | None = None, state: State | None = None
+    neuron: NeuronSpec,
+    estimator: EstimatorSpec,
+    a: Tensor,
+    seed: int | None = None,
+    state: State | None = None,
+    *,
+    event_dims: EventDims | None = None,
 ) -> Call[RemoteDraw]:
     """Return the points at which the estimator needs the loss.
 
     state: None in the first step, then the state that `backward` returned.
+    event_dims: the number of trailing dims of `a` that are one event, as for `gradest.expect`.
     """
     fields = {"estimator": to_spec(estimator), "seed": choose_seed(seed), "state": state or None}
+    fields |= _events(event_dims)
     response = yield post("/v1/forward", neuron, a, fields)
     return _build(RemoteDraw, response | {"needs": frozenset(response["needs"]), "digest": response.get("digest")})
 
@@ -125,8 +134,8 @@ def backward(
 ) -> Call[RemoteGradient]:
     """Return the gradient that follows from the losses.
 
-    draw: what `forward` returned.
-    loss: the losses at the points, `[K, *batch]`.
+    draw: what `forward` returned, with its `event_dims`.
+    loss: the losses at the points, `[K, *batch]`. Differences of losses are taken in their own precision.
     grad: the derivatives of the losses in the points, `[K, *batch, *event]`, if the estimator needs them.
 
     The other arguments must be those of `forward`, because the service keeps nothing and makes the draw again. If one of them
@@ -137,11 +146,30 @@ def backward(
             f"backward takes the draw that forward returned, not {type(draw).__name__}: only with its digest can the service "
             "refuse other arguments than forward had"
         )
-    fields = {"estimator": to_spec(estimator), "seed": draw.seed, "state": state or None, "loss": loss, "grad": grad}
+    fields = {"estimator": to_spec(estimator), "seed": draw.seed, "state": state or None, "grad": grad}
+    fields |= _events(draw.event_dims) | _losses(loss)
     if draw.digest is not None:
         fields["digest"] = draw.digest
     response = yield post("/v1/backward", neuron, a, fields)
     return _build(RemoteGradient, response)
+
+
+def _events(event_dims: EventDims | None) -> dict[str, Any]:
+    return {} if event_dims is None else {"event_dims": event_dims}
+
+
+def _losses(loss: Tensor | None) -> dict[str, Any]:
+    """Return the fields of losses, which are sent in the precision that they have here."""
+    if loss is None:
+        return {"loss": None}
+    import torch
+
+    from gradest.estimation.arguments import loss_dtype
+
+    if isinstance(loss, torch.Tensor) and not loss.is_floating_point():
+        loss = loss.to(loss_dtype(loss.dtype, torch.float32))
+    check_dtype(loss, DTYPES, "the loss")
+    return {"loss": loss, "loss_dtype": str(loss.dtype).removeprefix("torch.")}
 
 
 def credit(
@@ -178,6 +206,7 @@ def estimate(
     seed: int | None = None,
     *,
     target_standard_error: float | None = None,
+    event_dims: EventDims | None = None,
     progress: Callable[[int, int], None] | None = None,
     watch: Callable[[Estimate], None] | None = None,
 ) -> Call[RemoteEstimate]:
@@ -186,6 +215,7 @@ def estimate(
     The result has the exact values too, if the service can compute them.
 
     target_standard_error: stop once the standard error of every coordinate is at most this; `draws` is then the maximum.
+    event_dims: the number of trailing dims of `a` that are one event, as for `gradest.estimate`.
     progress, watch: progress(done, draws) and watch(estimate) are called whenever the service reports, at most ten times a
         second, and with the result. The response is then JSON, which the service allows for smaller tensors only. If the
         connection breaks, the work starts again.
@@ -203,6 +233,7 @@ def estimate(
         "draws": draws,
         "seed": choose_seed(seed),
         "target_standard_error": target_standard_error,
+        **_events(event_dims),
     }
     response = yield post("/v1/estimate", neuron, a, fields, report if progress or watch else None)
     report(response)
@@ -218,10 +249,12 @@ def compare(
     draws: int = 1000,
     seed: int | None = None,
     *,
+    event_dims: EventDims | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Call[Comparison]:
     """Compare estimators with the exact gradient, as `gradest.compare` does for an objective.
 
+    event_dims: the number of trailing dims of `a` that are one event, as for `gradest.compare`.
     progress: progress(estimator, done, draws) is called whenever the service reports. If the connection breaks, the work starts
         again.
     """
@@ -234,6 +267,7 @@ def compare(
         raise InvalidInput(f"estimators must be a list of estimators, such as ['rloo'], not {estimators!r}")
     chosen = None if estimators is None else [to_spec(estimator) for estimator in estimators]
     fields = {"objective": to_spec(objective), "estimators": chosen, "draws": draws, "seed": choose_seed(seed)}
+    fields |= _events(event_dims)
     response = yield post("/v1/compare", neuron, a, fields, report)
     texts = ("estimator", "claim")
     rows = [{key: v if key in texts else with_non_finite(v) for key, v in row.items()} for row in response["rows"]]

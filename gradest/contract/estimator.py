@@ -222,10 +222,11 @@ class Estimator(Plugin):
             weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]
         return leading_sum((cast(weights, loss.dtype) if loss.is_floating_point() else weights) * loss)
 
-    def value_in(self, a: Tensor, draw: Draw, loss: Tensor) -> Tensor | None:
+    def value_in(self, a: Tensor, draw: Draw, loss: Tensor, state: State) -> Tensor | None:
         """Return `value` as a function of `a` and the loss, whose derivatives of every order estimate those of the target.
 
-        None, the default, says that the points do not give one; second derivatives then raise. a: `draw.a`, in a graph.
+        Its first derivative in `a` is the gradient that `backward` returns. It is called for second derivatives alone, and None,
+        the default, has them raise, because the points do not give them. a: `draw.a`, in a graph. state: that of `backward`.
         """
         return None
 

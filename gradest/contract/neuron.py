@@ -36,6 +36,7 @@ __all__ = [
     "Scored",
     "SoftmaxOneHot",
     "Step",
+    "Subset",
     "UnbiasedRounding",
     "event_shape",
     "keeps_event",
@@ -102,11 +103,11 @@ class Neuron(Plugin):
         return math.inf
 
     def check(self, a: Tensor) -> None:
-        """Raise InvalidInput for pre-activations that the neuron cannot take; by default it takes all that are within `limit`.
+        """Raise InvalidInput for pre-activations that the neuron cannot take, with the reason and what to do about it.
 
-        a: finite, at least float32. It is called wherever pre-activations are checked, and may read values. Inside transforms of
-        torch.func, where values cannot be read, it is not called; what must hold there too is a matter of shapes, for
-        `output_event`.
+        They are finite, or masked where `maskable` says so, at least float32, and of an event that `output_event` takes; by
+        default all of these are taken. It may read values, and so is called only where that is possible: not inside
+        torch.compile and torch.func. What must hold there too is a matter of shapes, for `output_event`.
         """
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
@@ -278,6 +279,28 @@ class Relaxable(Discrete):
     @abstractmethod
     def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
         """A relaxed output given that the neuron said h, from fresh uniform noise; differentiable in a."""
+
+
+class Subset(Discrete):
+    """A unit that chooses `size` of n items: a vector over the last dim with so many entries 1 and all others 0.
+
+    a and h are `[*batch, groups, n]`. `mean` is the probability of each item to be chosen, differentiable in `a`.
+    """
+
+    event_ndim: ClassVar[int] = 2
+    maskable: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """The number of items that a group chooses."""
+
+    def mean_backward(self, a: Tensor, grad: Tensor) -> Tensor:
+        """Return grad · dE[h]/da, `[*batch, groups, n]`, by autograd; a neuron may override it with a kernel."""
+        with torch.enable_grad():
+            moving = a.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.mean(moving), moving, grad)
+        return slope
 
 
 class Step(Neuron):
@@ -492,7 +515,9 @@ class SoftmaxOneHot(OneHot, Relaxable):
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """Return log softmax(a) at the class of h, `[..., *batch, units]`."""
-        return (h * torch.log_softmax(widen(a), -1)).contiguous().sum(-1).to(a.dtype)
+        log_p = torch.log_softmax(widen(a), -1)
+        log_p = torch.where((h == 0) & (log_p == -math.inf), 0, log_p)  # a masked class, which 0 · -inf would make NaN
+        return (h * log_p).contiguous().sum(-1).to(a.dtype)
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """Return h - softmax(a). At the class of h it sums the other probabilities, which does not cancel at saturation."""

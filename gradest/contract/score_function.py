@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
-from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
+from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State, Target
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.errors import InvalidInput
-from gradest.kernels.stable import leading_mean
+from gradest.kernels.stable import leading_mean, leading_sum
 
 __all__ = ["ScoreFunction"]
 
@@ -20,7 +21,7 @@ class ScoreFunction(MonteCarlo):
 
     The weights are the credit of the samples: `credit` computes them from the K losses, and needs nothing else. So the same
     estimator serves a single layer (`backward`), K whole-path samples of a model (`gradest.nn.StochasticGraph`), and a sampler of
-    the caller's own (`gradest.score_surrogate`).
+    the caller's own (`gradest.score_surrogate`). One that is unbiased for E[L] also has second derivatives in `gradest.expect`.
 
     A subclass implements `credit` and, if its weights make the estimate biased, `bias`. One whose credit depends on more than the
     losses implements `features`, for layers, and `check_features`, for callers who pass their own.
@@ -82,6 +83,28 @@ class ScoreFunction(MonteCarlo):
         By default it is the mean loss. It must agree with `value`.
         """
         return leading_mean(loss)
+
+    def value_in(self, a: Tensor, draw: Draw, loss: Tensor, state: State) -> Tensor | None:
+        """Return `value` + Σ_k w_k (P(h_k|a) / P(h_k) - 1), where P(h_k) and the points are constants and w_k is the credit.
+
+        The ratios are 1, and their derivatives are the scores (MagicBox of Foerster et al. 2018, DiCE, arXiv 1802.05098). Each
+        has the expectation 1 for every `a`. So with w_k = (L_k - b_k) / K and baselines b_k that do not depend on h_k, these
+        cancel at every order (Mao et al. 2019, ICML), and the expectation is E[L] as a function of `a`. That holds for all credit
+        that is unbiased for every loss: on a categorical unit, whose scores span all functions of mean zero, it means that
+        Σ_k E[w_k | h_k = h] = L(h) + constant.
+
+        None for a biased estimator and for another target than E[L], which depends on several samples at once; and for a neuron
+        whose `log_prob` autograd does not differentiate.
+        """
+        neuron = draw.neuron
+        assert isinstance(neuron, Discrete)
+        if not self.bias(neuron).unbiased or self.target() != Target():
+            return None
+        log_prob = neuron.log_prob(draw.points, a).sum(-1)
+        if not log_prob.requires_grad:
+            return None
+        weights, _ = self.credit(loss, state, self.features(neuron, draw.points, draw.a))
+        return self.value(draw, loss) + leading_sum(weights * (torch.exp(log_prob - log_prob.detach()) - 1))
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return Σ_k weights_k d log P(h_k)/da, with the weights that `credit` computes, and the next state."""

@@ -2,29 +2,50 @@
 
 Code that asks many plugins must go on when one of them fails. It takes everything that a plugin raises, exceptions that do not
 derive from Exception among them, for that plugin's failure. What the user causes, by Ctrl-C or a signal, is not the plugin's.
+
+A metaclass may raise at any access to an attribute of its class, so what names a class is read past it, by `read_attribute`.
 """
 
 from __future__ import annotations
 
+import dis
 import inspect
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-__all__ = ["contained", "describe_error", "is_of_user", "place_of"]
+from gradest.errors import PluginFault
+
+__all__ = [
+    "contained",
+    "contained_in_class",
+    "describe_error",
+    "is_of_user",
+    "name_of_class",
+    "place_of",
+    "read_attribute",
+    "read_bases",
+    "read_members",
+]
 
 _LIBRARIES = {"gradest", "numpy", "pluggy", "pydantic", "torch", *sys.stdlib_module_names}
 """Packages in which an error may be raised though the fault is that of the code that called them."""
+_LONGEST_TEXT = 1000  # characters of an error that are shown
+_RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 def is_of_user(error: BaseException) -> bool:
-    """Return whether the user caused the error: by Ctrl-C, or by a signal whose handler, in Python, raised it."""
+    """Return whether the user caused the error: by Ctrl-C, or by a signal whose handler, in Python, raised it.
+
+    A KeyboardInterrupt that a raise statement of a plugin made out of nothing is the plugin's.
+    """
     if isinstance(error, KeyboardInterrupt):
-        return True
+        return not _is_made_by_plugin(error)
     handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}
     return any(frame.f_code in handlers for frame, _ in traceback.walk_tb(error.__traceback__))
 
@@ -42,6 +63,39 @@ def contained(raised: type[Exception], *arguments: object) -> Iterator[None]:
         raise raised(*arguments, describe_error(error)) from error
 
 
+@contextmanager
+def contained_in_class(cls: type, what: str) -> Iterator[None]:
+    """Raise PluginFault of the class, "what description", in place of what the block raises, unless the user caused that."""
+    try:
+        yield
+    except BaseException as error:
+        if is_of_user(error):
+            raise
+        raise PluginFault(f"{what} {describe_error(error)}", cls) from error
+
+
+def read_bases(cls: type) -> tuple[type, ...]:
+    """Return the class and its bases, in the order of lookup, without running code of its metaclass."""
+    bases: tuple[type, ...] = type.__dict__["__mro__"].__get__(cls)
+    return bases
+
+
+def read_members(cls: type) -> Mapping[str, Any]:
+    """Return what the class itself defines, by name, without running code of its metaclass."""
+    members: Mapping[str, Any] = type.__dict__["__dict__"].__get__(cls)
+    return members
+
+
+def read_attribute(cls: type, attribute: str) -> Any:
+    """Return what the class or the first of its bases defines, without running code of its metaclass; None if none does."""
+    return next((members[attribute] for members in map(read_members, read_bases(cls)) if attribute in members), None)
+
+
+def name_of_class(cls: type) -> str:
+    """Return `cls.name` of a plugin's class."""
+    return str(read_attribute(cls, "name"))
+
+
 def describe_error(error: BaseException, package: str = "") -> str:
     """Return the error's type and text and, in parentheses, the file, line and function that raised it.
 
@@ -53,6 +107,7 @@ def describe_error(error: BaseException, package: str = "") -> str:
         if is_of_user(failed):
             raise
         text = f"its text cannot be shown, because str() of it raises {type(failed).__name__}"
+    text = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ..."
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
     frames = list(reversed(list(traceback.walk_tb(error.__traceback__))))
     own = [found for found in frames if package and _package(found[0]) == package]
@@ -63,13 +118,29 @@ def describe_error(error: BaseException, package: str = "") -> str:
 
 
 def place_of(definition: object) -> str:
-    """Return the file and line of a class or function, in parentheses after a space; "" if they cannot be found."""
+    """Return the file and line of a class or function, in parentheses after a space; what of them can be found, perhaps ""."""
+    file = None
     try:
         file = inspect.getsourcefile(definition)  # type: ignore[arg-type]
         _, line = inspect.getsourcelines(definition)  # type: ignore[arg-type]
-    except Exception:  # a class without a file, or whose attributes raise
-        return ""
+    except BaseException as error:  # a class without a file, or whose attributes raise
+        if is_of_user(error):
+            raise
+        return f" ({_shortened(file)})" if file else ""
     return f" ({_shortened(file)}:{line})" if file else ""
+
+
+def _is_made_by_plugin(error: KeyboardInterrupt) -> bool:
+    """Return whether a raise statement outside libraries raised it, and not while another one was handled.
+
+    Python itself raises that of Ctrl-C, between any two instructions.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or isinstance(error.__context__, KeyboardInterrupt) or _package(last.tb_frame) in _LIBRARIES:
+        return False
+    return last.tb_frame.f_code.co_code[last.tb_lasti] == _RAISE
 
 
 def _package(frame: FrameType) -> str:

@@ -21,7 +21,15 @@ from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
 from gradest.discovery.entry_points import OWN, PluginSource, discover
-from gradest.discovery.faults import contained, describe_error, is_of_user, place_of
+from gradest.discovery.faults import (
+    contained_in_class,
+    describe_error,
+    is_of_user,
+    name_of_class,
+    place_of,
+    read_attribute,
+    read_bases,
+)
 from gradest.discovery.loading import KINDS, PluginFailure, PluginInfo, Stage, load_entry_point
 from gradest.discovery.validation import InvalidPlugin
 from gradest.errors import (
@@ -124,8 +132,16 @@ class Registry:
 
     def build_default(self, cls: type[AnyPlugin]) -> AnyPlugin:
         """Return an instance with default options. Raises PluginFault if that fails, though it did not when it was checked."""
-        with contained(PluginFault, f"{cls.name} cannot be built with its default options:", cls):
+        with contained_in_class(cls, f"{name_of_class(cls)} cannot be built with its default options:"):
             return cls()
+
+    def label(self, plugin: Plugin) -> str:
+        """Return `plugin.label()`, or the name alone if that fails."""
+        try:
+            label: str = self.call(plugin, "label", kind=str)
+        except PluginFault:
+            return name_of_class(type(plugin))
+        return label
 
     def call(self, plugin: Plugin, method: str, *arguments: Any, kind: type = object) -> Any:
         """Return what a method of a plugin returns. Whoever asks all plugins asks by this, so that a fault of one stays its own.
@@ -146,7 +162,7 @@ class Registry:
         if isinstance(found, kind):
             return found
         wrong = f"{plugin.name}.{method} must return an object of type {kind.__name__}, not {type(found).__name__}"
-        raise PluginFault(wrong + place_of(getattr(type(plugin), method)), type(plugin))
+        raise PluginFault(wrong + place_of(getattr(plugin, method, None)), type(plugin))
 
     @contextmanager
     def containing(self, failures: dict[str, PluginFault], name: str) -> Iterator[None]:
@@ -165,7 +181,7 @@ class Registry:
         """
         if isinstance(error, GradestError) or is_of_user(error):
             return isinstance(error, PluginFault)
-        return any(isinstance(plugin, kinds) for plugin, _ in _calls(error))
+        return any(base in kinds for cls, _ in _calls(error) for base in read_bases(cls))
 
     def as_fault(self, error: BaseException, plugin: Plugin | None = None, method: str = "") -> PluginFault:
         """Return an error that a method of a plugin raised, perhaps while it called another plugin's, as a fault.
@@ -175,11 +191,11 @@ class Registry:
         """
         if isinstance(error, PluginFault):
             return error if plugin is None or error.plugin is not None else PluginFault(str(error), type(plugin))
-        calls = _calls(error) if plugin is None else [(plugin, method), *_calls(error)]
-        found, name = next((call for call in reversed(calls) if not self._is_built_in(type(call[0]))), calls[-1])
-        name = method if found is plugin else name
-        what = describe_error(error, type(found).__module__.partition(".")[0])
-        fault = PluginFault(f"{found.name}.{name} raised {what}", type(found))
+        calls = _calls(error) if plugin is None else [(type(plugin), method), *_calls(error)]
+        found, name = next((call for call in reversed(calls) if not self._is_built_in(call[0])), calls[-1])
+        name = method if plugin is not None and found is type(plugin) else name
+        what = describe_error(error, read_attribute(found, "__module__").partition(".")[0])
+        fault = PluginFault(f"{name_of_class(found)}.{name} raised {what}", found)
         fault.__cause__ = error
         return fault
 
@@ -195,7 +211,7 @@ class Registry:
         reason = f"it needs a neuron that is {' and '.join(missing)}" if missing else "it refuses this neuron's options"
         names = ", ".join(self.fitting(neuron)) or "none is registered"
         raise Incompatible(
-            f"{estimator.label()} does not fit {neuron.label()}: {reason}. Estimators that fit {neuron.name}: {names}."
+            f"{self.label(estimator)} does not fit {self.label(neuron)}: {reason}. Estimators that fit {neuron.name}: {names}."
         )
 
     def register(self, plugin: Registrable) -> Registrable:
@@ -294,17 +310,18 @@ class Registry:
 
 def _definition(plugin: object) -> tuple[Any, ...]:
     """Return what two definitions of one class, of objects of one class, or of one module have in common."""
-    if isinstance(plugin, ModuleType):
-        return (plugin.__name__,)
     cls = plugin if isinstance(plugin, type) else type(plugin)
-    return isinstance(plugin, type), cls.__module__, cls.__qualname__
+    if cls is not plugin and isinstance(plugin, ModuleType):
+        return (plugin.__name__,)
+    return isinstance(plugin, type), read_attribute(cls, "__module__"), type.__dict__["__qualname__"].__get__(cls)
 
 
-def _calls(error: BaseException) -> list[tuple[Plugin, str]]:
-    """Return the plugins and methods in the traceback, outermost first."""
+def _calls(error: BaseException) -> list[tuple[type[Plugin], str]]:
+    """Return the classes of plugins and their methods in the traceback, outermost first: methods of instances and of classes."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
-    named = ((frame.f_locals.get("self"), frame.f_code.co_name) for frame in frames)
-    return [(found, name) for found, name in named if isinstance(found, Plugin)]
+    named = ((frame.f_locals.get("self"), frame.f_locals.get("cls"), frame.f_code.co_name) for frame in frames)
+    classes = ((type(found) if isinstance(found, Plugin) else cls, name) for found, cls, name in named)
+    return [(cls, name) for cls, name in classes if isinstance(cls, type) and Plugin in read_bases(cls)]
 
 
 def _merged(tables: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -323,7 +340,7 @@ def _build(
             raise InvalidOptions(f"{spec.name} is already an instance; options can only be given with its name")
         return spec
     if isinstance(spec, type) and issubclass(spec, base):
-        return spec.build(**options)
+        return _build_class(spec, options)
     name = spec.get("name") if isinstance(spec, Mapping) else spec
     if not isinstance(name, str):
         given = "no name" if isinstance(spec, Mapping) and name is None else type(name).__name__
@@ -333,7 +350,19 @@ def _build(
     table = known()
     if name not in table:
         raise unknown_plugin(kind, name, table)
-    return table[name].build(**options)
+    return _build_class(table[name], options)
+
+
+def _build_class(cls: type[AnyPlugin], options: dict[str, Any]) -> AnyPlugin:
+    """Build an instance. Raises PluginFault if the code of the class fails; what gradest raises on purpose is an answer."""
+    try:
+        return cls.build(**options)
+    except GradestError:
+        raise
+    except BaseException as error:
+        if is_of_user(error):
+            raise
+        raise PluginFault(f"{name_of_class(cls)} cannot be built: {describe_error(error)}", cls) from error
 
 
 def unknown_plugin(kind: str, name: str, known: Collection[str]) -> UnknownPlugin:

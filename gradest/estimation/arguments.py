@@ -13,7 +13,14 @@ from gradest.kernels import select, transformed
 from gradest.kernels.reference import all_finite
 from gradest.kernels.stable import widen
 
-__all__ = ["at_least_float32", "check_count", "check_form", "check_pre_activations", "first_non_finite"]
+__all__ = [
+    "at_least_float32",
+    "check_count",
+    "check_form",
+    "check_pre_activations",
+    "first_non_finite",
+    "loss_dtype",
+]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -29,8 +36,7 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
     wide = check_form(a, neuron)
     if not transformed():  # a transform does not allow reading values
         _check_values(a, wide, neuron)
-        if type(neuron).check is not Neuron.check:
-            neuron.check(wide)
+        neuron.check(wide)
     return wide
 
 
@@ -114,6 +120,11 @@ def first_non_finite(x: Tensor) -> list[int] | None:
 def at_least_float32(a: Tensor) -> torch.dtype:
     """Return the dtype of results for `a`: its own, but at least float32."""
     return torch.promote_types(a.dtype, torch.float32)
+
+
+def loss_dtype(given: torch.dtype, least: torch.dtype) -> torch.dtype:
+    """Return the dtype in which an estimator receives losses of the dtype `given`: one that holds them, and at least `least`."""
+    return torch.promote_types(torch.float64 if given in (torch.int32, torch.int64) else given, least)
 
 
 def check_count(name: str, value: int, least: int) -> None:

@@ -14,7 +14,7 @@ from gradest.contract.neuron import Binary, Neuron, event_shape, output_shape
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
-from gradest.estimation.arguments import check_pre_activations, first_non_finite
+from gradest.estimation.arguments import check_pre_activations, first_non_finite, loss_dtype
 from gradest.estimation.distributed import joined_state, world_size
 from gradest.kernels import plain_saved_tensors, transformed
 from gradest.kernels.stable import cast, widen
@@ -188,8 +188,7 @@ def _check_feedback(
     if given.shape != shape:
         raise InvalidInput(f"{name} must have shape {list(shape)}, not {list(given.shape)}")
     if name == "loss" and given.dtype != dtype:
-        exact = torch.float64 if given.dtype in (torch.int32, torch.int64) else given.dtype
-        dtype = torch.promote_types(exact, dtype)
+        dtype = loss_dtype(given.dtype, dtype)
     return cast(given.detach(), dtype)
 
 

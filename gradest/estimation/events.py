@@ -86,6 +86,10 @@ class EventLayout:
         """Return the neuron's tensor `[..., *event]` as `[..., *given]`."""
         return x.reshape(*x.shape[: x.ndim - len(self.event)], *self.given)
 
+    def flatten_output(self, h: Tensor) -> Tensor:
+        """Return outputs `[..., *output_given]` in the neuron's shape, `[..., *output_event]`."""
+        return h.reshape(*h.shape[: h.ndim - len(self.output_given)], *self.output_event)
+
     def restore_output(self, h: Tensor) -> Tensor:
         """Return outputs in the neuron's shape, `[..., *output_event]`, as `[..., *output_given]`."""
         return h.reshape(*h.shape[: h.ndim - len(self.output_event)], *self.output_given)

@@ -18,14 +18,15 @@ from torch import Tensor
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Loss
+from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput
-from gradest.estimation.arguments import check_count, check_form, check_pre_activations
+from gradest.estimation.arguments import check_count, check_form, check_pre_activations, loss_dtype
 from gradest.estimation.ask_tell import ask, check_feedback_finite, sample_checked, tell, value_of
 from gradest.estimation.distributed import checked_examples
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.losses.evaluation import evaluate, flattened, losses_at
-from gradest.estimation.second_derivative import differentiable_once, forbid_second
+from gradest.estimation.second_derivative import differentiable_again, differentiable_once, forbid_second
 from gradest.kernels import transformed
 from gradest.kernels.stable import cast, widen
 from gradest.random import Key, to_key
@@ -87,9 +88,11 @@ def expect(
     Returns the value, and the state for the next call. Under torch.no_grad() only the value is computed, and the state is
     returned unchanged.
 
-    Second derivatives, by create_graph=True or torch.func: those in `a` are right for the estimator enumeration. For the others
-    the gradient of `a` can be differentiated in what multiplies the value, and the gradient of f's parameters in those; another
-    second derivative, which the samples do not give, raises RuntimeError.
+    Second derivatives in `a`, by create_graph=True, are exact for the estimator enumeration, and unbiased for score-function
+    estimators that are unbiased for E[f(h)], such as reinforce, rloo and nvil: see `ScoreFunction.value_in`. By torch.func they
+    are those of enumeration alone. Of the others, the gradient of `a` can be differentiated in what multiplies the value. The
+    gradient of f's parameters can be differentiated in those. Another second derivative, such as that of f's parameters in `a`,
+    or in an `a` that f itself depends on, raises RuntimeError.
 
     Inside torch.func.vmap, all examples share a seed or Key that is not mapped over, as in a loop; map over the seeds of a
     `Key(seeds)` to give each its own. With seed=None vmap's `randomness` decides. Pre-activations and losses are not checked
@@ -128,21 +131,21 @@ def expect(
         check_feedback_finite(Feedback(loss), allow_inf)
         return value_of(estimator, draw, loss), state
     loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)
-    gradient, state = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
+    gradient, after = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
     value = value_of(estimator, draw, loss)
-    return _with_gradient(value, a, gradient, loss, estimator, draw), state
+    return _with_gradient(value, a, gradient, loss, estimator, draw, state), after
 
 
 def _with_gradient(
-    value: Tensor, a: Tensor, gradient: Tensor, loss: Tensor, estimator: Estimator, draw: Draw
+    value: Tensor, a: Tensor, gradient: Tensor, loss: Tensor, estimator: Estimator, draw: Draw, state: State
 ) -> Tensor:
-    """Return the value with a graph whose backward adds the estimator's gradient to `a.grad`."""
-    event_ndim, twice = draw.neuron.event_ndim, type(estimator).value_in is not Estimator.value_in
+    """Return the value with a graph whose backward adds the estimator's gradient to `a.grad`. state: that before the step."""
     if transformed():
-        whole = estimator.value_in(widen(a), draw, loss) if twice else None
+        # a transform does not tell whether it will differentiate twice, for which a score function would compute more
+        whole = None if isinstance(estimator, ScoreFunction) else estimator.value_in(widen(a), draw, loss, state)
         if whole is not None:
             return cast(whole, value.dtype)
-        carrier: Tensor = _Carrier.apply(a, gradient, loss, event_ndim)  # type: ignore[no-untyped-call]
+        carrier: Tensor = _Carrier.apply(a, gradient, loss, draw.neuron.event_ndim)  # type: ignore[no-untyped-call]
         return value + cast(carrier, value.dtype)
     if not a.requires_grad:
         return value
@@ -150,11 +153,7 @@ def _with_gradient(
         value.grad_fn.register_prehook(
             partial(forbid_second, (a,))
         )  # the points at which f's parameters move depend on a
-    if twice:
-        carrier = _DifferentiableTwice.apply(a, gradient, loss, estimator, draw)  # type: ignore[no-untyped-call]
-        return value + cast(carrier, value.dtype)
-    sources = (a, loss) if loss.requires_grad else (a,)  # what the gradient depends on
-    return _carry(value, a, gradient, event_ndim, sources)
+    return _carry(value, a, gradient, loss, estimator, draw, state)
 
 
 def _key_of_part(seed: int | Key | None, rows: Tensor, a: Tensor, neuron: Neuron) -> Key:
@@ -169,40 +168,25 @@ def _key_of_part(seed: int | Key | None, rows: Tensor, a: Tensor, neuron: Neuron
     return replace(key, rows=numbers.reshape(batch))
 
 
-def _carry(value: Tensor, a: Tensor, gradient: Tensor, event_ndim: int, sources: tuple[Tensor, ...]) -> Tensor:
+def _carry(
+    value: Tensor, a: Tensor, gradient: Tensor, loss: Tensor, estimator: Estimator, draw: Draw, state: State
+) -> Tensor:
     """Return the value, unchanged to the bit, with a graph whose backward adds the estimator's gradient to `a.grad`.
 
     The graph is that of Σ a · gradient, whose derivative is the gradient; its numbers are overwritten by the value. torch's own
     operations take less time than a torch.autograd.Function.
     """
-    carrier = cast((a * gradient).sum(tuple(range(-event_ndim, 0))), value.dtype)
-    assert carrier.grad_fn is not None
-    carrier.grad_fn.register_prehook(partial(forbid_second, sources))
+    product = a * gradient
+    assert product.grad_fn is not None
+    told = loss if loss.dtype == draw.a.dtype else loss.to(loss_dtype(loss.dtype, draw.a.dtype))
+    again = partial(differentiable_again, estimator, draw.neuron, draw.key, state, told, a, a._version)
+    product.grad_fn.register_hook(again)
+    carrier = cast(product.sum(tuple(range(-draw.neuron.event_ndim, 0))), value.dtype)
     if value.requires_grad:
         carrier.detach().fill_(-0.0)  # the neutral element of addition, also for -0.0
         return value + carrier
     carrier.detach().copy_(value)
     return carrier
-
-
-class _DifferentiableTwice(torch.autograd.Function):
-    """Zeros `[*batch]` whose derivative is the estimate, and whose further derivatives are those of `Estimator.value_in`."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, gradient: Tensor, loss: Tensor, estimator: Estimator, draw: Draw) -> Tensor:
-        ctx.save_for_backward(a, gradient, loss)
-        ctx.estimator, ctx.draw = estimator, draw
-        return torch.full_like(loss[0], -0.0, requires_grad=False)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
-        a, gradient, loss = ctx.saved_tensors
-        if not torch.is_grad_enabled():
-            spread = upstream[(..., *[None] * (a.ndim - upstream.ndim))]
-            return (spread * gradient).to(a.dtype), None, None, None, None
-        value = ctx.estimator.value_in(widen(a), ctx.draw, loss)
-        (slope,) = torch.autograd.grad(value, a, upstream.to(value.dtype), create_graph=True)
-        return slope, None, None, None, None
 
 
 class _Carrier(torch.autograd.Function):

@@ -7,12 +7,19 @@ from typing import Any, Never
 import torch
 from torch import Tensor
 
-__all__ = ["DifferentiateOnce", "differentiable_once", "forbid_second"]
+from gradest.contract.estimator import Estimator, State
+from gradest.contract.neuron import Neuron
+from gradest.errors import InvalidInput
+from gradest.kernels import plain_saved_tensors
+from gradest.kernels.stable import widen
+from gradest.random import Key
+
+__all__ = ["DifferentiateOnce", "differentiable_again", "differentiable_once", "forbid_second"]
 
 _MESSAGE = (
-    "this gradient is an estimate from the samples that were drawn, which cannot be differentiated a second time; where second "
-    "derivatives are needed, use the estimator enumeration with gradest.expect, or take differences of gradest.exact at two "
-    "pre-activations"
+    "this gradient is an estimate from the samples that were drawn, which cannot be differentiated a second time here. Second "
+    "derivatives in the pre-activations come from gradest.expect with create_graph=True and the estimator enumeration or an "
+    "unbiased score-function estimator, such as rloo, and only if f itself does not depend on them; see docs/choosing.md"
 )
 
 
@@ -65,3 +72,40 @@ def forbid_second(sources: tuple[Tensor, ...], upstream: tuple[Tensor | None, ..
     if not torch.is_grad_enabled():
         return None
     return tuple(None if grad is None else differentiable_once(grad, *sources) for grad in upstream)
+
+
+def differentiable_again(
+    estimator: Estimator,
+    neuron: Neuron,
+    key: Key,
+    state: State,
+    loss: Tensor,
+    a: Tensor,
+    writes: int,
+    slopes: tuple[Tensor, None],
+    upstream: tuple[Tensor],
+) -> tuple[Tensor, None] | None:
+    """Have an estimate `upstream · gradient` be differentiated by `Estimator.value_in`, or raise if there is none.
+
+    It is a hook for the node of `a * gradient`, by a partial of all but the last two arguments, and does nothing unless a graph
+    of the gradient is created. The points, which would take memory until then, are drawn again.
+
+    loss: as the estimator was told it. writes: `a._version` when the points were drawn.
+    """
+    if not torch.is_grad_enabled():
+        return None
+    if a._version != writes:
+        raise InvalidInput(
+            "the pre-activations were written to in place after the points were drawn, so second derivatives at them cannot be "
+            "computed; write to a copy, as in a = a + step"
+        )
+    first, _ = slopes
+    with torch.set_grad_enabled(False), plain_saved_tensors():
+        draw = estimator.forward(neuron, widen(a.detach()), key, state)
+    moving = a.view_as(a)  # apart from the `a` that f may contain, whose derivative the value has already
+    value = estimator.value_in(widen(moving), draw, loss, state) if a.numel() else None
+    if value is None:
+        return differentiable_once(first, *(x for x in (a, loss) if x.requires_grad)), None
+    of_event = upstream[0].flatten(-neuron.event_ndim)[..., 0]  # upstream is the same for the entries of an event
+    (slope,) = torch.autograd.grad(value, moving, of_event.to(value.dtype), create_graph=True)
+    return first.detach() + (slope - slope.detach()), None  # the first derivative keeps its bits

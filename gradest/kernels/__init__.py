@@ -9,6 +9,9 @@
 
 Each backend has a module `conditional` for linear layers that skip closed gates. Those agree up to rounding only.
 
+A kernel for the CPU is compiled at its first use, in another process; until it is ready the reference is used. With
+GRADEST_KERNELS=cpu its first use waits for it.
+
 The environment variable GRADEST_KERNELS names the backend to use where it can be used; elsewhere the reference is used. With
 GRADEST_KERNELS=cuda and TRITON_INTERPRET=1 Triton's interpreter runs the CUDA kernels on CPU tensors, slowly.
 """
@@ -71,6 +74,8 @@ def explain_backend(device: torch.device) -> str:
 def fused(name: str, device: torch.device) -> Callable[..., Any] | None:
     """Return the kernel of this name in the device's backend, or None if the backend has none.
 
+    While a kernel is compiled in the background, it returns what the reference kernel of the same name does, or None if the
+    reference has none.
     Raises InvalidInput if GRADEST_KERNELS is not the name of a backend, or names one that cannot take tensors on this device.
     """
     backend = _backend(device)
@@ -169,7 +174,25 @@ def _has_triton() -> bool:
 def _kernel(backend: str, name: str) -> Callable[..., Any] | None:
     module = _import(f"gradest.kernels.{backend}")
     kernel: Callable[..., Any] | None = getattr(module, name) if name in module.__all__ else None
-    return kernel
+    return (
+        _until_compiled(kernel, getattr(_import("gradest.kernels.reference"), name, None))
+        if backend == "cpu" and kernel
+        else kernel
+    )
+
+
+def _until_compiled(kernel: Callable[..., Any], reference: Callable[..., Any] | None) -> Callable[..., Any]:
+    """Return the kernel, which calls the reference instead, or returns None, as long as it is being compiled."""
+    not_compiled: type[Exception] = _import("gradest.kernels.cpu.background").NotCompiled
+
+    @functools.wraps(kernel)
+    def call(*arguments: Any, **options: Any) -> Any:
+        try:
+            return kernel(*arguments, **options)
+        except not_compiled:
+            return None if reference is None else reference(*arguments, **options)
+
+    return call
 
 
 @functools.cache

@@ -78,8 +78,9 @@ def neuron_exact_agrees(neuron: Neuron) -> None:
         )
     # the last loss is the network
     size = 1e-3
-    upper, lower = (exact(f, a + step * direction, neuron)[0] for step in (size, -size))
-    slope, stated = (upper - lower) / (2 * size), (gradient * direction).flatten(1).sum(-1)
+    # one row is enough for the difference: a quadrature of several classes takes a second a row
+    upper, lower = (exact(f, (a + step * direction)[:1], neuron)[0] for step in (size, -size))
+    slope, stated = (upper - lower) / (2 * size), (gradient * direction).flatten(1).sum(-1)[:1]
     scale = float(slope.abs().max()) + 1e-2
     expect_close("the gradient of exact and the difference of its values", stated, slope, 0.02 * scale)
 

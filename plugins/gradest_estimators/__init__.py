@@ -14,7 +14,9 @@ from gradest_estimators.evolution import Evolution
 from gradest_estimators.grpo import Grpo
 from gradest_estimators.gumbel_rao import GumbelRao
 from gradest_estimators.gumbel_softmax import GumbelSoftmax
+from gradest_estimators.gumbel_top_k import GumbelTopK
 from gradest_estimators.held_noise import HeldNoise
+from gradest_estimators.imle import Imle
 from gradest_estimators.local_expectation import LocalExpectation
 from gradest_estimators.measure_valued import MeasureValued
 from gradest_estimators.muprop import Muprop
@@ -32,6 +34,7 @@ from gradest_estimators.reinmax import ReinMax
 from gradest_estimators.relax import Relax, RelaxRebar
 from gradest_estimators.rloo import Rloo
 from gradest_estimators.rodeo import Rodeo
+from gradest_estimators.simple import Simple
 from gradest_estimators.slope_annealed_straight_through import SlopeAnnealedStraightThrough
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
 from gradest_estimators.spsa import Spsa
@@ -62,7 +65,9 @@ def gradest_estimators() -> list[type[Estimator]]:
         Grpo,
         GumbelRao,
         GumbelSoftmax,
+        GumbelTopK,
         HeldNoise,
+        Imle,
         LocalExpectation,
         MeasureValued,
         Muprop,
@@ -81,6 +86,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         RelaxRebar,
         Rloo,
         Rodeo,
+        Simple,
         SlopeAnnealedStraightThrough,
         SmoothedPerturbation,
         Spsa,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator
-from gradest.contract.neuron import Discrete, LogisticBinary, Neuron, Relaxable, SoftmaxOneHot
+from gradest.contract.neuron import Discrete, LogisticBinary, Neuron, Relaxable, SoftmaxOneHot, Subset
 from gradest.contract.numerics import leading_mean
 from gradest_estimators._binary import sigmoid_derivative
 from gradest_estimators._one_hot import softmax_vjp
@@ -35,15 +37,27 @@ def centered(loss: Tensor) -> Tensor:
 class LogitEstimator(Estimator):
     """An estimator for units whose pre-activations are logits: binary with P(high) = σ(a), or one-hot with P = softmax(a)."""
 
-    capabilities = (Relaxable,)
+    capabilities: ClassVar[tuple[type[Neuron], ...]] = (Relaxable,)
 
     def accepts(self, neuron: Neuron) -> bool:
         """Return whether the neuron is of one of these two kinds."""
         return isinstance(neuron, LogisticBinary | SoftmaxOneHot)
 
 
+class MeanEstimator(LogitEstimator):
+    """An estimator for the units of which `mean_vjp` knows dE[h]/da: those of a `LogitEstimator`, and subsets."""
+
+    capabilities = (Discrete,)
+
+    def accepts(self, neuron: Neuron) -> bool:
+        """Return whether the neuron is of one of these kinds."""
+        return super().accepts(neuron) or isinstance(neuron, Subset)
+
+
 def mean_vjp(neuron: Neuron, a: Tensor, grad: Tensor) -> Tensor:
     """Return grad · dE[h]/da, for a unit whose pre-activations are logits."""
+    if isinstance(neuron, Subset):
+        return neuron.mean_backward(a, grad)
     if isinstance(neuron, SoftmaxOneHot):
         return softmax_vjp(neuron.probability(a), grad)
     assert isinstance(neuron, LogisticBinary)

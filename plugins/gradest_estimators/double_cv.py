@@ -9,10 +9,10 @@ from torch import Tensor
 from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
 from gradest.contract.neuron import Neuron, per_event
 from gradest.contract.numerics import leading_mean, leading_sum
-from gradest_estimators._score import LogitEstimator, event_sum, mean_vjp, scores
+from gradest_estimators._score import MeanEstimator, event_sum, mean_vjp, scores
 
 
-class DoubleCv(LogitEstimator, MonteCarlo):
+class DoubleCv(MeanEstimator, MonteCarlo):
     """Leave-one-out REINFORCE with a second control variate, made from the derivatives at the other samples.
 
     ĝ = A + α B, where A is the `rloo` estimate and B = 1/K Σ_k [c_k - mean_{j≠k} c_j] score_k - (dE[h]/da) mean_k

@@ -47,7 +47,7 @@ class Enumeration(Estimator):
         points, weights = configurations(neuron, a, neuron.law(a), 0, total)
         return Draw(neuron, a, key, points, weights)
 
-    def value_in(self, a: Tensor, draw: Draw, loss: Tensor) -> Tensor:
+    def value_in(self, a: Tensor, draw: Draw, loss: Tensor, state: State) -> Tensor:
         """Return E[L], by which expect can be differentiated any number of times."""
         _, weights = configurations(draw.neuron, a, draw.neuron.law(a), 0, len(loss))
         centre = leading_sum(draw.weights * loss).detach()  # changes nothing but the rounding error, as in backward

@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Bias, Draw, Feedback, State
-from gradest.contract.neuron import Neuron, Relaxable, per_event
+from gradest.contract.neuron import Discrete, Neuron, per_event
 from gradest.random import Key
-from gradest_estimators._score import LogitEstimator, event_sum, mean_vjp
+from gradest_estimators._score import MeanEstimator, event_sum, mean_vjp
 
 
-class Muprop(LogitEstimator):
+class Muprop(MeanEstimator):
     """The score function with the first-order expansion of the loss at the mean as its control variate.
 
     ĝ = (L(h) - L(m) - L'(m)ᵀ(h - m)) d log P(h)/da + L'(m) dm/da, with m = E[h].
 
     Unbiased for every loss: the expansion times the score has the mean L'(m) dm/da, which is added back. For a linear
     loss there is no variance. L and its derivative are evaluated at m, which lies between the outputs of the unit
-    (inside the simplex for a one-hot unit), so the loss must be defined there.
+    (inside the simplex for a one-hot unit, and at the marginals for a subset), so the loss must be defined there.
 
     Introduced by Gu, Levine, Sutskever and Mnih (2015), MuProp: Unbiased Backpropagation for Stochastic Neural
     Networks, arXiv 1511.05176.
@@ -50,6 +50,6 @@ class Muprop(LogitEstimator):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the remainder of the expansion times the score, plus the gradient of the expansion."""
         neuron, (h, mean), loss, grad = draw.neuron, draw.points, feedback.get_loss(), feedback.get_grad()[1]
-        assert isinstance(neuron, Relaxable)
+        assert isinstance(neuron, Discrete)
         remainder = loss[0] - loss[1] - event_sum(grad * (h - mean), neuron)
         return per_event(remainder, neuron) * neuron.score(h, draw.a) + mean_vjp(neuron, draw.a, grad), state

@@ -12,6 +12,7 @@ from gradest_neurons.gaussian import Gaussian
 from gradest_neurons.gumbel_softmax import GumbelSoftmax
 from gradest_neurons.hard_concrete import HardConcrete
 from gradest_neurons.heaviside import Heaviside
+from gradest_neurons.k_subset import KSubset
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.noisy_sigmoid import NoisySigmoid
 from gradest_neurons.poisson import Poisson
@@ -38,6 +39,7 @@ def gradest_neurons() -> list[type[Neuron]]:
         GumbelSoftmax,
         HardConcrete,
         Heaviside,
+        KSubset,
         NoisyRectifier,
         NoisySigmoid,
         Poisson,

@@ -13,11 +13,12 @@ from gradest.random import Key
 def repeat_activation(a: Tensor, draws: int, activation: int) -> Tensor | None:
     """Return an activation of a, repeated for every draw, `[draws, *a.shape]`, in one pass; None where that is not possible.
 
-    `activation` selects 1[a > 0] (0), max(0, a) (1) or σ(a) (2). The result is None if the device has no such kernel,
-    or if autograd records the operation, because it could not differentiate through the kernel.
+    `activation` selects 1[a > 0] (0), max(0, a) (1) or σ(a) (2). The result is None if the device has no such kernel
+    ready, or if autograd records the operation, because it could not differentiate through the kernel.
     """
     kernel = None if a.requires_grad and torch.is_grad_enabled() else fused("repeated", a.device)
-    return None if kernel is None else kernel(draws, widen(a), activation).to(a.dtype)
+    h: Tensor | None = None if kernel is None else kernel(draws, widen(a), activation)
+    return None if h is None else h.to(a.dtype)
 
 
 class Deterministic(Neuron):

@@ -9,6 +9,7 @@ from types import CodeType, FrameType
 
 import gradest
 from gradest.contract.plugin import Plugin
+from gradest.discovery.faults import read_bases, read_members
 
 __all__ = ["plugin_method", "running_plugin_methods"]
 
@@ -38,13 +39,13 @@ def _method_names() -> dict[CodeType, str]:
     """Return `name.method` by the code of each public method; for code that several plugins inherit, the class that has it."""
     registry = gradest.registry
     found: dict[CodeType, str] = {}
-    for cls in (*registry.neurons.values(), *registry.estimators.values(), *registry.objectives.values()):
-        for owner in (base for base in cls.__mro__ if issubclass(base, Plugin)):
-            for method, member in vars(owner).items():
+    for name, cls in (*registry.neurons.items(), *registry.estimators.items(), *registry.objectives.items()):
+        for owner in (base for base in read_bases(cls) if Plugin in read_bases(base)):
+            for method, member in read_members(owner).items():
                 code = getattr(inspect.unwrap(member), "__code__", None)
                 if isinstance(code, CodeType) and _is_public(method):
-                    shared = found.get(code, f"{cls.name}.{method}") != f"{cls.name}.{method}"
-                    found[code] = f"{owner.__name__}.{method}" if shared else f"{cls.name}.{method}"
+                    shared = found.get(code, f"{name}.{method}") != f"{name}.{method}"
+                    found[code] = f"{owner.__name__}.{method}" if shared else f"{name}.{method}"
     return found
 
 

@@ -761,3 +761,38 @@ def test_every_encoding_of_the_output_will_do(monkeypatch: pytest.MonkeyPatch, e
     ) in text
     if words == ["list", "neurons"]:
         assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+@pytest.mark.deep
+def test_warm_compiles_every_kernel(tmp_path):
+    """Afterwards no estimator on any neuron, in float32 or float64, has anything compiled."""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "GRADEST_KERNELS": "cpu"}
+    found = json.loads(
+        subprocess.run(
+            [sys.executable, "-m", "gradest", "warm", "--json"], env=env, check=True, capture_output=True
+        ).stdout
+    )
+    assert found["folder"].startswith(str(tmp_path))
+    program = """
+import torch, gradest
+from numba.core import event
+
+class Seen(event.Listener):
+    names = []
+    def on_start(self, e):
+        self.names.append(str(e.data["dispatcher"]))
+    def on_end(self, e):
+        pass
+
+event.register("numba:compile", Seen())
+for dtype in (torch.float32, torch.float64):
+    for name in gradest.registry.neurons:
+        neuron = gradest.neuron(name)
+        a = torch.zeros(3, *(2,) * neuron.event_ndim, dtype=dtype, requires_grad=True)
+        for estimator in gradest.registry.fitting(neuron).values():
+            loss, _ = gradest.expect(lambda h: h.flatten(2).sum(-1), a, neuron, estimator, seed=gradest.Key(torch.arange(3)))
+            loss.sum().backward()
+            gradest.estimate(lambda h: h.flatten(2).sum(-1), a.detach(), neuron, estimator, draws=3)
+assert not Seen.names, Seen.names
+"""
+    subprocess.run([sys.executable, "-c", program], env=env, check=True)

@@ -9,7 +9,7 @@ import gradest
 from gradest.analysis import bias
 from gradest.estimation.estimate import estimate_checked
 from gradest.testing import checks
-from tests.selection import each_once
+from tests.selection import each_example_once, each_once, others_deep
 
 
 def name_of(value: object) -> str:
@@ -19,17 +19,11 @@ def name_of(value: object) -> str:
 
 
 PAIRS = list(checks.example_pairs(gradest.registry))
-ONE_OF_EACH = each_once(PAIRS)
-
-
-def takes_long(check, pair):
-    """The measurement of bias takes seconds: all pairs but one of each estimator are left to the deep tests."""
-    return check is checks.estimator_bias_is_as_claimed and pair not in ONE_OF_EACH
-
-
-ESTIMATOR_CASES = [
-    pytest.param(check, pair, marks=[pytest.mark.deep] if takes_long(check, pair) else [])
+CHOSEN, MEASURED = each_example_once(PAIRS), each_once(PAIRS)  # the measurement of bias takes seconds
+CASES = [
+    pytest.param(check, pair, marks=[] if pair in chosen else [pytest.mark.deep])
     for check in checks.ESTIMATOR_CHECKS
+    for chosen in [MEASURED if check is checks.estimator_bias_is_as_claimed else CHOSEN]
     for pair in PAIRS
 ]
 
@@ -40,15 +34,14 @@ def test_neuron(check, neuron):
     check(neuron)
 
 
-@pytest.mark.parametrize(("check", "pair"), ESTIMATOR_CASES, ids=name_of)
+@pytest.mark.parametrize(("check", "pair"), CASES, ids=name_of)
 def test_estimator(check, pair):
     check(*pair)
 
 
-@pytest.mark.parametrize("pair", checks.example_pairs(gradest.registry), ids=name_of)
-def test_the_loss_is_evaluated_as_often_as_stated(pair):
+@pytest.mark.parametrize(("estimator", "neuron"), others_deep(PAIRS, each_example_once), ids=name_of)
+def test_the_loss_is_evaluated_as_often_as_stated(estimator, neuron):
     """`evaluations`, by which a comparison computes efficiency, is the number of points at which f is called."""
-    estimator, neuron = pair
     seen = []
 
     def f(points):

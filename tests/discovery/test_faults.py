@@ -189,7 +189,9 @@ def test_kernels_are_listed(everything: None) -> None:
 
 @pytest.mark.parametrize("method", ["accepts", "bias", "evaluations", "target"])
 def test_what_the_user_causes_is_not_the_plugin_s(method: str) -> None:
-    cls = gradest.registry.register(faulty("interrupted", Sound, {method: raising(KeyboardInterrupt())}))
+    cls = gradest.registry.register(
+        faulty("interrupted", Sound, {method: lambda *_: signal.raise_signal(signal.SIGINT)})
+    )
     try:
         with pytest.raises(KeyboardInterrupt):
             catalog.describe(cls)
@@ -269,7 +271,7 @@ def load(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> Registry
 
 
 def test_ctrl_c_while_a_plugin_loads_ends_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry = load(tmp_path, monkeypatch, "raise KeyboardInterrupt")
+    registry = load(tmp_path, monkeypatch, "import signal\nsignal.raise_signal(signal.SIGINT)")
     with pytest.raises(KeyboardInterrupt):
         _ = registry.failures
 

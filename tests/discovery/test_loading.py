@@ -216,10 +216,10 @@ def test_an_interrupt_while_loading_is_passed_on_and_the_next_look_loads_again(
     registry = install_one(
         "acme-interrupted",
         """
-        import os
+        import os, signal
 
         if os.environ.pop("ACME_INTERRUPT", None):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
         @gradest.hookimpl
         def gradest_neurons():

@@ -12,13 +12,9 @@ from gradest.errors import InvalidInput
 from gradest.estimation.executors import run_in_order
 from tests.events import event_of
 from tests.losses import sine_for
+from tests.selection import fitting_pairs_others_deep
 
 FIGURES = ("gradient", "variance", "standard_error", "loss")
-PAIRS = [
-    (neuron, estimator)
-    for neuron in gradest.registry.neurons
-    for estimator in gradest.registry.fitting(gradest.neuron(neuron))
-]
 
 
 def pre_activations(neuron):
@@ -49,7 +45,7 @@ class Backwards(Executor):
         return future
 
 
-@pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
+@pytest.mark.parametrize(("neuron", "estimator"), fitting_pairs_others_deep())
 def test_the_number_of_workers_leaves_no_trace(pools, monkeypatch, neuron, estimator):
     monkeypatch.setattr("gradest.estimation.estimate._STEP", 4)
     a, f = pre_activations(neuron), sine_for(neuron)

@@ -115,7 +115,7 @@ def test_seeds_come_from_torch():
 
 
 @pytest.mark.parametrize("neuron", sorted(gradest.registry.neurons))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *deep(torch.float64, torch.float16)])
 def test_dtypes_and_strides(neuron, dtype):
     shape = (2, 5, 3) if keeps_event(gradest.neuron(neuron)) else (2, *event_of(gradest.neuron(neuron), 5, 3))
     a = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)

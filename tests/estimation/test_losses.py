@@ -264,7 +264,7 @@ def test_second_derivatives_by_enumeration():
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.parametrize(
-    ("estimator", "neuron"), [("rloo", "bernoulli"), ("straight_through", "bernoulli"), ("pathwise", "gaussian")]
+    ("estimator", "neuron"), [("disarm", "bernoulli"), ("straight_through", "bernoulli"), ("pathwise", "gaussian")]
 )
 def test_second_derivatives_that_samples_do_not_give_raise(estimator, neuron):
     parameter = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)

@@ -12,13 +12,7 @@ from gradest.errors import InvalidOptions, TooManyPoints
 from gradest.nn import Expectation, Stochastic
 from gradest_experiments.gated.network import GatedNetwork, needs_closed_gate_gradient, threshold_for_share
 from gradest_experiments.gated.sparsity import L1Penalty, Penalty, build_penalty
-
-PAIRS = [
-    (name, estimator)
-    for name in registry.neurons
-    if keeps_event(registry.neuron(name))
-    for estimator in registry.fitting(registry.neuron(name))
-]
+from tests.selection import fitting_pairs, fitting_pairs_others_deep
 
 
 def build(neuron="bernoulli", estimator="straight_through", *, event=(4,), penalty=None, seed=0, **options):
@@ -36,7 +30,7 @@ def test_gates_have_one_pre_activation_each():
         build("diagonal_gaussian", "pathwise", event=(4, 2))
 
 
-@pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
+@pytest.mark.parametrize(("neuron", "estimator"), fitting_pairs_others_deep(keeps_event))
 def test_every_fitting_pair_trains(neuron, estimator):
     event = (4,) if registry.neuron(neuron).event_ndim == 1 else (2, 2)
     network = build(neuron, estimator, event=event)
@@ -177,7 +171,7 @@ def learn(network, x, y, steps=4):
         optimizer.step()
 
 
-@pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
+@pytest.mark.parametrize(("neuron", "estimator"), fitting_pairs_others_deep())
 def test_experts_that_skip_give_the_same_network(neuron, estimator):
     event = (4,) if registry.neuron(neuron).event_ndim == 1 else (2, 2)
     x, y = minibatch(20)
@@ -194,7 +188,7 @@ def test_experts_that_skip_give_the_same_network(neuron, estimator):
 
 def test_closed_gates_are_looked_at_by_what_passes_a_gradient_through_a_choice():
     found = {}
-    for neuron, estimator in PAIRS:
+    for neuron, estimator in fitting_pairs(keeps_event):
         found[neuron, estimator] = needs_closed_gate_gradient(registry.neuron(neuron), registry.estimator(estimator))
     assert found["bernoulli", "straight_through"]
     assert found["categorical", "straight_through"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,43 @@ def test_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
     with pytest.warns(GradestWarning, match="No space left on device") as warned:
+        assert [compiled()(3.0), compiled()(4.0)] == [6.0, 8.0]
+    assert len(warned) == 1
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Have the system refuse writes beyond so many bytes of a file, which fail as on a disk that becomes full."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # by which writes raise OSError
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("size", [0, 100, 2000], ids=["at once", "in the index", "in the kernel"])
+def test_the_system_stops_a_write(folder: Path, size: int) -> None:
+    with pytest.warns(GradestWarning, match="not kept on disk.*NUMBA_CACHE_DIR") as warned, files_of_at_most(size):
+        assert [compiled()(3.0), compiled()(4.0)] == [6.0, 8.0]
+    assert len(warned) == 1
+    compiler._warn.cache_clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [compiled()(3.0), compiled()(4.0)] == [6.0, 8.0], "what was left must not be taken for a whole kernel"
+
+
+@pytest.mark.parametrize("place", ["/proc/self/kernels", "{folder}/file/kernels", "{folder}/file"])
+def test_the_folder_cannot_be_made(folder: Path, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "file").write_text("no folder")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", place.format(folder=folder))
+    monkeypatch.setattr(
+        caching.CompileResultCacheImpl, "_locator_classes", caching.CompileResultCacheImpl._locator_classes[:1]
+    )
+    with pytest.warns(GradestWarning, match="no folder for them can be written to") as warned:
         assert [compiled()(3.0), compiled()(4.0)] == [6.0, 8.0]
     assert len(warned) == 1
 

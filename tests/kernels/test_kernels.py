@@ -336,10 +336,12 @@ FUSED = {
     "binomial": "binomial",
     "poisson": "poisson",
     "repeated": "sigmoid",
+    "subset": "k_subset",
 }
 MORE = [
     *(("concrete", "binary_concrete"), ("normal", "gaussian"), ("normal", {"name": "noisy_sigmoid", "std": 1.5})),
     *(("binomial", {"name": "binomial", "trials": trials}) for trials in (1, 30)),
+    ("subset", {"name": "k_subset", "k": 1}),
     *(("repeated", name) for name in ("heaviside", "rectifier")),
 ]
 PULLED = [

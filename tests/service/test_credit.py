@@ -37,7 +37,7 @@ def test_as_json(http):
     )
     torch.testing.assert_close(torch.tensor(found["weights"]), gradest.credit("rloo", LOSS)[0])
     assert found["state"] == {}
-    assert found["tensors"] == {"weights": {"shape": [4, 2], "dtype": "float32"}}
+    assert found["tensors"] == {"weights": {"shape": [4, 2], "dtype": "float64"}}  # of numbers in JSON
     body = {"estimator": "opo", "loss": [0.25, 1.0], "features": [3, 1], "dtype": "float64"}
     found = http.post("/v1/credit", json=body).raise_for_status().json()
     assert found["tensors"]["weights"]["dtype"] == "float64"

@@ -6,6 +6,7 @@ import torch
 from tests.usage import cells, report
 from tests.usage.programs import CALLS, Case, cases
 from tests.usage.ways import WAYS
+from tests.usage.ways.forks import in_fork, in_parallel
 
 CASES = cells.one_of_each_kind(cases())
 
@@ -42,6 +43,14 @@ def test_a_cell_that_is_wrong_is_seen(broken, monkeypatch):
     monkeypatch.setitem(WAYS, "broken", way)
     with pytest.raises(AssertionError, match="neither right nor an error"):
         cells.summary([(case, cells.run("broken", case))])
+
+
+def test_errors_in_other_processes_are_raised():
+    with pytest.raises(ZeroDivisionError):
+        in_fork(lambda: {"weight": torch.tensor(1 / 0)})
+    with pytest.raises(AttributeError, match="build"):
+        in_parallel(None, 1)
+    assert in_parallel(CASES[0], 1)  # the processes go on
 
 
 def test_the_document_is_that_of_the_kept_cells():

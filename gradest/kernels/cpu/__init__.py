@@ -19,7 +19,14 @@ function whose body raises NotImplementedError is a name for numba alone, which 
 
 from gradest.kernels.cpu.additive_noise import concrete, concrete_pullback, normal, normal_pullback, rectified
 from gradest.kernels.cpu.binaries import antithetic, binary, times_smooth, times_smooth_backward
-from gradest.kernels.cpu.classes import one_hot, softmax, softmax_backward
+from gradest.kernels.cpu.classes import (
+    one_hot,
+    softmax,
+    softmax_backward,
+    subset,
+    subset_marginals,
+    subset_mean_backward,
+)
 from gradest.kernels.cpu.counts import binomial, poisson
 from gradest.kernels.cpu.deterministic import logistic_backward, rectified_backward, repeated, surrogate_backward
 from gradest.kernels.cpu.noise import uniform
@@ -47,6 +54,9 @@ __all__ = [
     "repeated",
     "softmax",
     "softmax_backward",
+    "subset",
+    "subset_marginals",
+    "subset_mean_backward",
     "surrogate_backward",
     "times_smooth",
     "times_smooth_backward",

@@ -7,6 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from contextvars import ContextVar
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -19,6 +20,7 @@ from numba.extending import intrinsic, register_jitable
 from numba.np.numpy_support import carray
 
 from gradest.errors import GradestWarning
+from gradest.kernels.cpu.background import NotCompiled, is_ready, shown_on_a_terminal
 
 __all__ = [
     "BLOCK",
@@ -27,6 +29,7 @@ __all__ = [
     "array",
     "compiled",
     "compiled_with_fma",
+    "folder",
     "inlined",
     "inlined_by_llvm",
     "inlined_by_name",
@@ -83,8 +86,10 @@ def _digest_of_sources() -> str:
 _DIGEST = _digest_of_sources()
 
 
-def _compiled(function: Callable[..., Any], **options: Any) -> Any:
+def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any) -> Any:
     """Compile the function at its first use, and keep the result on disk if that is possible.
+
+    waits: whether its first call waits for that. Otherwise it raises NotCompiled while another process does it.
 
     numba takes a kept result for stale if the function's own file has changed, but not if a file has changed whose functions are
     compiled into it. It finds a result by the function's qualified name, so that name includes a digest of all these files.
@@ -98,8 +103,18 @@ def _compiled(function: Callable[..., Any], **options: Any) -> Any:
         _warn(_NOT_KEPT.format("no folder for them can be written to"))
         return kernel
     _survive_a_broken_cache(kernel)
-    _compile_in_one_process(kernel)
+    _compile_in_one_process(kernel, waits)
     return kernel
+
+
+def folder() -> str:
+    """Return the folder in which compiled kernels are kept, or "" if no folder can be written to."""
+
+    def example() -> None:
+        pass
+
+    path: str | None = _compiled(example).stats.cache_path
+    return path or ""
 
 
 _NOT_KEPT = (
@@ -140,8 +155,14 @@ def _survive_a_broken_cache(kernel: Any) -> None:
     cache.load_overload, cache.save_overload = load_overload, save_overload
 
 
-def _compile_in_one_process(kernel: Any) -> None:
-    """Have the kernel hold a file lock while it is compiled, so that other processes wait and then load what it has kept.
+_inside_a_kernel: ContextVar[bool] = ContextVar("compiling what a kernel calls", default=False)
+
+
+def _compile_in_one_process(kernel: Any, waits: bool) -> None:
+    """Have the kernel raise NotCompiled while another process compiles it, unless it `waits`.
+
+    Where it is compiled in this process, have it hold a file lock meanwhile, so that other processes wait and then load what it
+    has kept.
 
     Otherwise all processes that start together, such as the workers of a service, compile the same kernels; and if two of them
     keep results for different types at once, numba may lose one. The system releases the lock of a process that is killed.
@@ -155,7 +176,12 @@ def _compile_in_one_process(kernel: Any) -> None:
 
     @functools.wraps(compile_kernel)
     def compile_alone(signature: Any) -> Any:
+        if not (waits or _inside_a_kernel.get() or is_ready(kernel, signature)):
+            raise NotCompiled(function.__name__)
         with global_compiler_lock, ExitStack() as stack:
+            if not _inside_a_kernel.get():
+                stack.enter_context(shown_on_a_terminal(kernel, signature))
+            stack.callback(_inside_a_kernel.reset, _inside_a_kernel.set(True))
             with suppress(OSError, NotImplementedError):  # a timeout is an OSError
                 stack.enter_context(FileLock(path, timeout=_PATIENCE))  # a lock made earlier would not survive a fork
             return compile_kernel(signature)
@@ -170,8 +196,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compiled_with_fma(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a kernel in which a product and a sum may be contracted to one rounding. It is kept on disk."""
-    kernel: Callable[..., Any] = _compiled(function, fastmath={"contract"})
+    """Compile a kernel in which a product and a sum may be contracted to one rounding. It is kept on disk.
+
+    Its first call waits for it, because the reference does not have its bits.
+    """
+    kernel: Callable[..., Any] = _compiled(function, waits=True, fastmath={"contract"})
     return kernel
 
 

@@ -10,71 +10,59 @@ from numba import types, uint32
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compiler import BLOCK, compiled, inlined, inlined_by_llvm
+from gradest.kernels.cpu.compiler import BLOCK, INLINED_BY_LLVM, compiled, inlined, inlined_by_llvm
 from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
 from gradest.kernels.reference.noise import Word
 
 __all__ = ["locate", "row_count", "uniform", "uniforms"]
 
 _PARITY = np.uint32(0x1BD11BDA)
+_BITS = np.uint32(32)
 _LONG_ROW = 128  # a row with this many units is worth loops of its own, in which the words of its key are constant
 
 
 @inlined_by_llvm
-def _rotate_left(x: Any, by: Any) -> Any:
-    return uint32(uint32(x << uint32(by)) | uint32(x >> uint32(32 - by)))
-
-
-@inlined_by_llvm
-def _four_rounds(x0: Any, x1: Any, k0: Any, k1: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Add two words of the key schedule, then do four rounds with these rotations."""
-    x0, x1 = uint32(x0 + k0), uint32(x1 + k1)
+def _four_rounds(x0: Any, x1: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Do four rounds of Threefry-2x32 with these rotations."""
     x0 = uint32(x0 + x1)
-    x1 = uint32(_rotate_left(x1, a) ^ x0)
+    x1 = uint32(uint32(uint32(x1 << a) | uint32(x1 >> uint32(_BITS - a))) ^ x0)
     x0 = uint32(x0 + x1)
-    x1 = uint32(_rotate_left(x1, b) ^ x0)
+    x1 = uint32(uint32(uint32(x1 << b) | uint32(x1 >> uint32(_BITS - b))) ^ x0)
     x0 = uint32(x0 + x1)
-    x1 = uint32(_rotate_left(x1, c) ^ x0)
+    x1 = uint32(uint32(uint32(x1 << c) | uint32(x1 >> uint32(_BITS - c))) ^ x0)
     x0 = uint32(x0 + x1)
-    x1 = uint32(_rotate_left(x1, d) ^ x0)
+    x1 = uint32(uint32(uint32(x1 << d) | uint32(x1 >> uint32(_BITS - d))) ^ x0)
     return x0, x1
 
 
 @inlined_by_llvm
-def _rounds_1_to_4(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
-    return _four_rounds(x0, x1, k0, k1, 13, 15, 26, 6)
+def _odd_rounds(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
+    """Add two words of the key schedule, then do rounds 1 to 4, 9 to 12, or 17 to 20."""
+    return _four_rounds(uint32(x0 + k0), uint32(x1 + k1), uint32(13), uint32(15), uint32(26), uint32(6))
 
 
 @inlined_by_llvm
-def _rounds_5_to_8(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
-    return _four_rounds(x0, x1, k1, uint32(uint32(k0 ^ k1 ^ _PARITY) + uint32(1)), 17, 29, 16, 24)
+def _even_rounds(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
+    """Add two words of the key schedule, then do rounds 5 to 8, or 13 to 16."""
+    return _four_rounds(uint32(x0 + k0), uint32(x1 + k1), uint32(17), uint32(29), uint32(16), uint32(24))
 
 
 @inlined_by_llvm
-def _rounds_9_to_12(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
-    return _four_rounds(x0, x1, uint32(k0 ^ k1 ^ _PARITY), uint32(k0 + uint32(2)), 13, 15, 26, 6)
-
-
-@inlined_by_llvm
-def _rounds_13_to_16(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
-    return _four_rounds(x0, x1, k0, uint32(k1 + uint32(3)), 17, 29, 16, 24)
-
-
-@inlined_by_llvm
-def _rounds_17_to_20(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
-    k2 = uint32(k0 ^ k1 ^ _PARITY)
-    x0, x1 = _four_rounds(x0, x1, k1, uint32(k2 + uint32(4)), 13, 15, 26, 6)
-    return uint32(x0 + k2), uint32(x1 + k0 + uint32(5))
+def _third(k0: Any, k1: Any) -> Any:
+    """Return the third word of the key schedule."""
+    return uint32(k0 ^ k1 ^ _PARITY)
 
 
 @inlined_by_llvm
 def _threefry(k0: Any, k1: Any, c0: Any, c1: Any) -> Any:
     """Encrypt a counter by Threefry-2x32 with 20 rounds."""
-    x0, x1 = _rounds_1_to_4(c0, c1, k0, k1)
-    x0, x1 = _rounds_5_to_8(x0, x1, k0, k1)
-    x0, x1 = _rounds_9_to_12(x0, x1, k0, k1)
-    x0, x1 = _rounds_13_to_16(x0, x1, k0, k1)
-    return _rounds_17_to_20(x0, x1, k0, k1)
+    k2 = _third(k0, k1)
+    x0, x1 = _odd_rounds(c0, c1, k0, k1)
+    x0, x1 = _even_rounds(x0, x1, k1, uint32(k2 + uint32(1)))
+    x0, x1 = _odd_rounds(x0, x1, k2, uint32(k0 + uint32(2)))
+    x0, x1 = _even_rounds(x0, x1, k0, uint32(k1 + uint32(3)))
+    x0, x1 = _odd_rounds(x0, x1, k1, uint32(k2 + uint32(4)))
+    return uint32(x0 + k2), uint32(x1 + uint32(k0 + uint32(5)))
 
 
 def _at(x: Any, i: Any) -> Any:
@@ -157,67 +145,77 @@ def locate(
     return 0
 
 
-def _unit(x: Any, i: Any) -> Any:
-    """Return the number of unit i: x[i] of an array, or x + i if x is the number of the first unit."""
+# The cipher is in loops of four rounds, because a longer chain of operations that wait for one another would fill the processor's
+# queue. Loops over a row, whose key is constant, and over elements with keys of their own are written out: numba compiles a plain
+# loop in a fraction of the time that it takes for one that is put together from functions of arrays.
+
+
+@compiled
+def _words_of_row(words: Any, row: Any, draw: Any, begin: Any, end: Any) -> None:
+    """Write the words before the last four rounds into rows 3 and 4 of `words`, for units of one row."""
+    k0, k1, first = words[0, row], words[1, row], words[2, row]
+    k2 = _third(k0, k1)
+    x, y = words[3, begin:end], words[4, begin:end]
+    for i in range(x.size):
+        x[i], y[i] = _odd_rounds(uint32(first + uint32(i)), uint32(draw), k0, k1)
+    for i in range(x.size):
+        x[i], y[i] = _even_rounds(x[i], y[i], k1, uint32(k2 + uint32(1)))
+    for i in range(x.size):
+        x[i], y[i] = _odd_rounds(x[i], y[i], k2, uint32(k0 + uint32(2)))
+    for i in range(x.size):
+        x[i], y[i] = _even_rounds(x[i], y[i], k0, uint32(k1 + uint32(3)))
+
+
+@compiled
+def _words_of_elements(words: Any, draw: Any, size: Any) -> None:
+    """Write the words before the last four rounds into rows 3 and 4 of `words`, for elements with keys of their own."""
+    k0, k1, unit, x, y = words[0, :size], words[1, :size], words[2, :size], words[3, :size], words[4, :size]
+    for i in range(x.size):
+        x[i], y[i] = _odd_rounds(unit[i], uint32(draw), k0[i], k1[i])
+    for i in range(x.size):
+        x[i], y[i] = _even_rounds(x[i], y[i], k1[i], uint32(_third(k0[i], k1[i]) + uint32(1)))
+    for i in range(x.size):
+        x[i], y[i] = _odd_rounds(x[i], y[i], _third(k0[i], k1[i]), uint32(k0[i] + uint32(2)))
+    for i in range(x.size):
+        x[i], y[i] = _even_rounds(x[i], y[i], k0[i], uint32(k1[i] + uint32(3)))
+
+
+def _number(word: Any, rest: Any, like: Any) -> Any:
+    """Return the uniform number that `uniform_from_words` makes of two words, in the dtype of `like`."""
     raise NotImplementedError
 
 
-@overload(_unit, inline="always")
-def _(x: Any, i: Any) -> Any:
-    def each(x: Any, i: Any) -> Any:
-        return x[i]
+@overload(_number, jit_options=INLINED_BY_LLVM)
+def _(word: Any, rest: Any, like: Any) -> Any:
+    def narrow(word: Any, rest: Any, like: Any) -> Any:
+        return np.float32(np.int32((word >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
 
-    def counted(x: Any, i: Any) -> Any:
-        return uint32(x + uint32(i))
+    def wide(word: Any, rest: Any, like: Any) -> Any:
+        # signed words, because vector units convert only these to floating point; no step rounds
+        upper = np.float64(np.int32(word ^ uint32(0x80000000))) + 2.0**31
+        return upper * 2.0**-32 + np.float64(np.int32((rest >> uint32(11)) | uint32(1))) * 2.0**-53
 
-    return each if isinstance(x, types.Array) else counted
-
-
-def _numbers(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -> None:
-    """Write the uniform numbers of units in one draw, as `uniform_from_words` defines them; x and y are scratch."""
-    raise NotImplementedError
-
-
-@overload(_numbers, inline="always")  # in a call that is not inlined numba counts references to each array, atomically
-def _(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -> Any:
-    @inlined
-    def rounds_1_to_16(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any) -> None:
-        for i in range(x.size):
-            x[i], y[i] = _rounds_1_to_4(_unit(unit, i), uint32(draw), _at(k0, i), _at(k1, i))
-        for i in range(x.size):
-            x[i], y[i] = _rounds_5_to_8(x[i], y[i], _at(k0, i), _at(k1, i))
-        for i in range(x.size):
-            x[i], y[i] = _rounds_9_to_12(x[i], y[i], _at(k0, i), _at(k1, i))
-        for i in range(x.size):
-            x[i], y[i] = _rounds_13_to_16(x[i], y[i], _at(k0, i), _at(k1, i))
-
-    def narrow(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -> None:
-        rounds_1_to_16(k0, k1, unit, draw, x, y)
-        for i in range(out.size):
-            word, _rest = _rounds_17_to_20(x[i], y[i], _at(k0, i), _at(k1, i))
-            out[i] = np.float32(np.int32((word >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
-
-    def wide(k0: Any, k1: Any, unit: Any, draw: Any, x: Any, y: Any, out: Any) -> None:
-        rounds_1_to_16(k0, k1, unit, draw, x, y)
-        for i in range(out.size):
-            x[i], y[i] = _rounds_17_to_20(x[i], y[i], _at(k0, i), _at(k1, i))
-        for i in range(out.size):
-            # signed words, because vector units convert only these to floating point; no step rounds
-            upper = np.float64(np.int32(x[i] ^ uint32(0x80000000))) + 2.0**31
-            out[i] = upper * 2.0**-32 + np.float64(np.int32((y[i] >> uint32(11)) | uint32(1))) * 2.0**-53
-
-    return narrow if out.dtype == types.float32 else wide
+    return narrow if like == types.float32 else wide
 
 
 @compiled
 def _uniforms_of_row(words: Any, row: Any, draw: Any, out: Any, begin: Any, end: Any) -> None:
-    x, y = words[3, begin:end], words[4, begin:end]
-    _numbers(words[0, row], words[1, row], words[2, row], draw, x, y, out[begin:end])
+    _words_of_row(words, row, draw, begin, end)
+    k0, k1, x, y, u = words[0, row], words[1, row], words[3, begin:end], words[4, begin:end], out[begin:end]
+    k2 = _third(k0, k1)
+    for i in range(u.size):
+        word, rest = _odd_rounds(x[i], y[i], k1, uint32(k2 + uint32(4)))
+        u[i] = _number(uint32(word + k2), uint32(rest + uint32(k0 + uint32(5))), u[i])
 
 
 @compiled
 def _uniforms_of_elements(words: Any, draw: Any, out: Any) -> None:
-    _numbers(words[0], words[1], words[2], draw, words[3, : out.size], words[4, : out.size], out)
+    _words_of_elements(words, draw, out.size)
+    k0, k1, x, y = words[0], words[1], words[3], words[4]
+    for i in range(out.size):
+        k2 = _third(k0[i], k1[i])
+        word, rest = _odd_rounds(x[i], y[i], k1[i], uint32(k2 + uint32(4)))
+        out[i] = _number(uint32(word + k2), uint32(rest + uint32(k0[i] + uint32(5))), out[i])
 
 
 @inlined

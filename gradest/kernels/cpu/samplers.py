@@ -95,7 +95,7 @@ def sampler(
                     point = half * draws + draw
                     transform(x, u, _part(grad, point, at, end), out[point, at:end], shared, options)
 
-    kernel.__name__ = kernel.__qualname__ = transform.__name__
+    kernel.__name__ = kernel.__qualname__ = transform.__name__ + ("_mirrored" if mirrored else "")
     return compiled(kernel)
 
 

@@ -83,7 +83,10 @@ def as_words(seed: tuple[Word, Word], rows: Word, stream: int) -> tuple[Any, ...
 
 
 def in_threads(work: Callable[[int, int], None], elements: int, numbers: int) -> None:
-    """Call work(first, last) on parts of the elements, in threads if there is enough to do; an element has `numbers` numbers."""
+    """Call work(first, last) on parts of the elements, in threads if there is enough to do; an element has `numbers` numbers.
+
+    An error of any part is raised once all have ended.
+    """
     parts = elements * numbers // _NUMBERS_PER_THREAD
     if parts > 1:
         parts = min(parts, torch.get_num_threads(), elements)
@@ -91,9 +94,19 @@ def in_threads(work: Callable[[int, int], None], elements: int, numbers: int) ->
         work(0, elements)
         return
     edges = [elements * part // parts for part in range(parts + 1)]
-    threads = [threading.Thread(target=work, args=edges[part : part + 2]) for part in range(1, parts)]
+    errors: list[BaseException] = []
+
+    def guarded(first: int, last: int) -> None:
+        try:
+            work(first, last)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=edges[part : part + 2]) for part in range(1, parts)]
     for thread in threads:
         thread.start()
-    work(edges[0], edges[1])
+    guarded(edges[0], edges[1])
     for thread in threads:
         thread.join()
+    if errors:
+        raise errors[0]

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Binary, Neuron
-from gradest.estimation.arguments import at_least_float32, check_pre_activations
+from gradest.estimation.arguments import at_least_float32, check_pre_activations, loss_dtype
 from gradest.estimation.ask_tell import first_state
 from gradest.estimation.credit import credited_estimator
+from gradest.estimation.events import EventLayout
 from gradest.random import MAX_SEED
 from gradest_service.admit import limits
 from gradest_service.admit.digest import check_digest
@@ -39,13 +40,14 @@ from gradest_service.bodies.schemas import (
     CompareRequest,
     CreditRequest,
     EstimateRequest,
+    EventRequest,
     ForwardRequest,
     MeanRequest,
     NeuronRequest,
     RecommendRequest,
     SampleRequest,
 )
-from gradest_service.bodies.tensors import decode_floats, decode_state, decode_tensor
+from gradest_service.bodies.tensors import check_finite, decode_floats, decode_state, decode_tensor
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
@@ -95,40 +97,38 @@ def admit_mean(request: MeanRequest, settings: Settings, as_json: bool) -> Neuro
 
 def admit_forward(request: ForwardRequest, settings: Settings, as_json: bool) -> ForwardJob:
     """Admit a request of POST /v1/forward."""
-    neuron, a, wide = _decode_inputs(request, settings)
-    estimator = build_estimator("estimator", request.estimator, neuron, settings)
-    job = ForwardJob(neuron=neuron, a=a, wide=wide, estimator=estimator, seed=_seed(request.seed))
+    events = _decode_events(request, settings)
+    estimator = build_estimator("estimator", request.estimator, events.neuron, settings)
+    job = ForwardJob(**vars(events), estimator=estimator, seed=_seed(request.seed))
     return _admit_draw(job, request.state, settings, as_json)
 
 
 def admit_backward(request: BackwardRequest, settings: Settings, as_json: bool) -> BackwardJob:
     """Admit a request of POST /v1/backward."""
-    neuron, a, wide = _decode_inputs(request, settings)
-    estimator = build_estimator("estimator", request.estimator, neuron, settings)
-    job = BackwardJob(neuron=neuron, a=a, wide=wide, estimator=estimator, seed=request.seed)
+    events = _decode_events(request, settings)
+    estimator = build_estimator("estimator", request.estimator, events.neuron, settings)
+    job = BackwardJob(**vars(events), estimator=estimator, seed=request.seed)
     job = _admit_draw(job, request.state, settings, as_json)
     if request.digest is not None:
         check_digest(job, request.digest)
-    losses = (estimator.evaluations(neuron, job.event), *job.batch)
-    loss, grad = (
-        None if value is None else decode_tensor(field, value, wide.dtype, settings, shape)
-        for field, value, shape in (
-            ("loss", request.loss, losses),
-            ("grad", request.grad, (*losses, *job.output_event)),
-        )
-    )
+    losses, least = (estimator.evaluations(job.neuron, job.event), *job.batch), job.wide.dtype
+    loss = grad = None
+    if request.loss is not None:
+        loss = decode_floats("loss", request.loss, request.loss_dtype, losses, settings, json_dtype="float64")
+        check_finite("loss", loss.to(least))  # estimators compute some of their parts in the precision of `a`
+        loss = loss.to(loss_dtype(loss.dtype, least))
+    if request.grad is not None:
+        grad = decode_tensor("grad", request.grad, least, settings, (*losses, *job.given_output))
     return replace(job, loss=loss, grad=grad)
 
 
 def admit_estimate(request: EstimateRequest, settings: Settings, as_json: bool) -> EstimateJob:
     """Admit a request of POST /v1/estimate."""
-    neuron, a, wide = _decode_inputs(request, settings)
+    events = _decode_events(request, settings)
     job = EstimateJob(
-        neuron=neuron,
-        a=a,
-        wide=wide,
-        estimator=build_estimator("estimator", request.estimator, neuron, settings),
-        objective=build_objective(request.objective, neuron, wide, settings),
+        **vars(events),
+        estimator=build_estimator("estimator", request.estimator, events.neuron, settings),
+        objective=build_objective(request.objective, events.neuron, events.wide, settings),
         draws=request.draws,
         target_standard_error=request.target_standard_error,
         seed=_seed(request.seed),
@@ -139,18 +139,17 @@ def admit_estimate(request: EstimateRequest, settings: Settings, as_json: bool) 
 
 def admit_comparison(request: CompareRequest, settings: Settings) -> ComparisonJob:
     """Admit a request of POST /v1/compare, with all affordable estimators if it names none."""
-    neuron, a, wide = _decode_inputs(request, settings)
-    objective = build_objective(request.objective, neuron, wide, settings)
-    seed = _seed(request.seed)
+    events = _decode_events(request, settings)
+    objective = build_objective(request.objective, events.neuron, events.wide, settings)
     job = ComparisonJob(
-        neuron=neuron, a=a, wide=wide, objective=objective, draws=request.draws, seed=seed, estimators=[]
+        **vars(events), objective=objective, draws=request.draws, seed=_seed(request.seed), estimators=[]
     )
     if request.estimators is None:
         estimators = limits.affordable_estimators(settings, job)
     else:
         limits.check_estimator_count(settings, len(request.estimators))
         estimators = [
-            build_estimator(f"estimators.{position}", spec, neuron, settings)
+            build_estimator(f"estimators.{position}", spec, events.neuron, settings)
             for position, spec in enumerate(request.estimators)
         ]
     job = replace(job, estimators=estimators)
@@ -161,7 +160,7 @@ def admit_comparison(request: CompareRequest, settings: Settings) -> ComparisonJ
 def admit_credit(request: CreditRequest, settings: Settings, as_json: bool) -> CreditJob:
     """Admit a request of POST /v1/credit."""
     named = build_any_estimator("estimator", request.estimator, settings)
-    loss = decode_floats("loss", request.loss, request.dtype, request.shape, settings)
+    loss = decode_floats("loss", request.loss, request.dtype, request.shape, settings, json_dtype="float64")
     loss = loss.to(at_least_float32(loss))
     if loss.ndim == 0:
         raise Problem(422, "loss must be [K, *batch], the losses of K samples, and not a single number.")
@@ -206,6 +205,16 @@ def _decode_inputs(request: NeuronRequest, settings: Settings) -> tuple[Neuron, 
     neuron = build_neuron(request.neuron, settings)
     a = decode_floats("a", request.a, request.dtype, request.shape, settings)
     return neuron, a, check_pre_activations(a, neuron)
+
+
+def _decode_events(request: EventRequest, settings: Settings) -> NeuronJob:
+    """Return the neuron and its pre-activations, with each event in the neuron's own shape."""
+    neuron = build_neuron(request.neuron, settings)
+    a, layout = decode_floats("a", request.a, request.dtype, request.shape, settings), None
+    if request.event_dims is not None:
+        layout = EventLayout.of(neuron, a, request.event_dims)
+        a = layout.flatten(a)
+    return NeuronJob(neuron=neuron, a=a, wide=check_pre_activations(a, neuron), layout=layout)
 
 
 def _admit_draw(

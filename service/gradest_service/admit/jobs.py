@@ -14,6 +14,7 @@ from gradest.contract.neuron import Neuron, event_shape, output_shape
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
 from gradest.contract.score_function import ScoreFunction
+from gradest.estimation.events import EventLayout
 from gradest_service.bodies.schemas import RecommendRequest
 
 __all__ = [
@@ -39,6 +40,8 @@ class NeuronJob:
     """The pre-activations, `[*batch, *event]`, in the dtype of the answer."""
     wide: Tensor
     """The same in at least float32: estimators compute with these."""
+    layout: EventLayout | None = None
+    """How the caller's tensors hold an event, where that is not how the neuron reads it."""
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -54,6 +57,24 @@ class NeuronJob:
     def output_shape(self) -> tuple[int, ...]:
         """The shape of one output, `[*batch, *output_event]`."""
         return output_shape(self.neuron, self.a)
+
+    @property
+    def given_event(self) -> tuple[int, ...]:
+        """The shape of one event of the caller's pre-activations."""
+        return self.event if self.layout is None else self.layout.given
+
+    @property
+    def given_output(self) -> tuple[int, ...]:
+        """The shape of the output of one event in the caller's tensors."""
+        return self.output_event if self.layout is None else self.layout.output_given
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Return the neuron's tensor `[..., *event]` in the caller's shape, `[..., *given_event]`."""
+        return x if self.layout is None else self.layout.restore(x)
+
+    def restore_output(self, h: Tensor) -> Tensor:
+        """Return outputs `[..., *output_event]` in the caller's shape, `[..., *given_output]`."""
+        return h if self.layout is None else self.layout.restore_output(h)
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -114,13 +135,13 @@ class BackwardJob(EstimatorJob):
     loss: Tensor | None = None
     """`[K, *batch]`."""
     grad: Tensor | None = None
-    """dL/dh, `[K, *batch, *output_event]`."""
+    """dL/dh, `[K, *batch, *given_output]`."""
 
     @property
     def kind(self) -> Hashable:
-        """As for every estimator job; those with a loss and those without one are not computed together."""
+        """As for every estimator job; those with losses of another dtype, or without, are not computed together."""
         kind = super().kind
-        return None if kind is None else (kind, self.loss is None, self.grad is None)
+        return None if kind is None else (kind, None if self.loss is None else self.loss.dtype, self.grad is None)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -114,6 +114,17 @@ class NeuronRequest(BaseModel):
     )
 
 
+class EventRequest(NeuronRequest):
+    """The fields of every request in which a loss is taken of events."""
+
+    event_dims: Size | Literal["all"] | None = Field(
+        None,
+        description="How many trailing dims of a are one event, with one loss; null takes the neuron's own number. It is 2 for "
+        'a of [B, T, units] whose T positions share a loss [B], and "all" for parameters, which have no batch. An objective '
+        "receives the event in the neuron's own shape, here [T * units].",
+    )
+
+
 class SampleRequest(NeuronRequest):
     """Independent outputs of a neuron."""
 
@@ -125,7 +136,7 @@ class MeanRequest(NeuronRequest):
     """Moments of a neuron's output that need no sampling."""
 
 
-class ForwardRequest(NeuronRequest):
+class ForwardRequest(EventRequest):
     """The points at which an estimator needs the loss."""
 
     estimator: PluginSpec = Field(examples=["rloo"])
@@ -135,7 +146,7 @@ class ForwardRequest(NeuronRequest):
     )
 
 
-class BackwardRequest(NeuronRequest):
+class BackwardRequest(EventRequest):
     """The losses at those points. All else is as in the forward request, of which the service has kept nothing."""
 
     estimator: PluginSpec = Field(examples=["rloo"])
@@ -152,12 +163,17 @@ class BackwardRequest(NeuronRequest):
         examples=[[[0.2], [0.3]]],
         description="The loss at the points, [K, *batch]; null only if the estimator does not need it.",
     )
+    loss_dtype: Dtype | None = Field(
+        None,
+        description="The dtype to which the loss is converted, in which differences of losses are taken unless that of a is "
+        "wider; null keeps the dtype of a tensor, and takes float64 for JSON.",
+    )
     grad: Numbers | None = Field(
         None, description="dL/dh at the points, [K, *batch, *event]; null only if the estimator does not need it."
     )
 
 
-class EstimateRequest(NeuronRequest):
+class EstimateRequest(EventRequest):
     """The gradient of an objective's expectation, by averaging independent draws of an estimator."""
 
     estimator: PluginSpec = Field(examples=["rloo"])
@@ -172,7 +188,7 @@ class EstimateRequest(NeuronRequest):
     seed: Seed | None = Field(None, description=_SEED)
 
 
-class CompareRequest(NeuronRequest):
+class CompareRequest(EventRequest):
     """Several estimators compared on one objective."""
 
     objective: PluginSpec = Field(examples=[{"name": "quadratic", "target": 0.499}])
@@ -200,7 +216,7 @@ class CreditRequest(BaseModel):
     )
     dtype: Dtype | None = Field(
         None,
-        description="The dtype to which the loss is converted; null keeps that of a tensor, and takes float32 for JSON.",
+        description="The dtype to which the loss is converted; null keeps that of a tensor, and takes float64 for JSON.",
     )
     features: Numbers | None = Field(
         None,
@@ -274,6 +290,7 @@ class ForwardAnswer(Answer):
     )
     needs: list[Literal["loss", "grad"]] = Field(description="What the backward request must have.")
     seed: int
+    event_dims: int = Field(description="How many trailing dims of a are one event, with one loss.")
     digest: str = Field(description="Identifies the draw. Send it with the backward request, as it is.")
 
 
@@ -282,7 +299,7 @@ class BackwardAnswer(Answer):
 
     gradient: NumbersOut = Field(description="[*batch, *event].")
     value: NumbersOut | None = Field(
-        description="The estimate of E[loss], [*batch], in at least float32; null without a loss."
+        description="The estimate of E[loss], [*batch], in the precision of the loss, at least float32; null without a loss."
     )
     weights: NumbersOut | None = Field(
         description="d value / d loss, [K] or [K, *batch], with which the parameters of the loss are trained. These are "

@@ -17,7 +17,7 @@ from gradest_service.bodies.sizes import check_elements
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
-__all__ = ["DTYPES", "check_options", "decode_floats", "decode_state", "decode_tensor", "dtype_name"]
+__all__ = ["DTYPES", "check_finite", "check_options", "decode_floats", "decode_state", "decode_tensor", "dtype_name"]
 
 _MAX_DIMS = 32  # of a tensor in a request; torch itself stops at 64, and estimators add leading dims
 
@@ -59,14 +59,21 @@ def decode_tensor(
             raise Problem(422, f"{field} must have shape {list(shape)}, not {list(found)}.")
         numbers = numbers.reshape(tuple(shape))
     tensor = numbers.to(dtype)
-    _check_finite(field, tensor, f" of {dtype_name(dtype)}")
+    check_finite(field, tensor)
     return tensor
 
 
-def decode_floats(field: str, value: Any, dtype: str | None, shape: Sequence[int] | None, settings: Settings) -> Tensor:
-    """Convert a field to a tensor of the named `dtype`; by default a tensor keeps its dtype, and JSON becomes float32."""
+def decode_floats(
+    field: str,
+    value: Any,
+    dtype: str | None,
+    shape: Sequence[int] | None,
+    settings: Settings,
+    json_dtype: str = "float32",
+) -> Tensor:
+    """Convert a field to a tensor of the named `dtype`; by default a tensor keeps its dtype, and JSON becomes `json_dtype`."""
     if dtype is None:
-        dtype = dtype_name(value.dtype) if isinstance(value, Tensor) else "float32"
+        dtype = dtype_name(value.dtype) if isinstance(value, Tensor) else json_dtype
         if dtype not in DTYPES:
             raise Problem(422, f"{field} must be one of {', '.join(DTYPES)}, not {dtype}.")
     return decode_tensor(field, value, DTYPES[dtype], settings, shape)
@@ -105,7 +112,7 @@ def check_options(field: str, spec: Any, settings: Settings) -> None:
         check_elements(settings, f"{field}'s options", (count,), as_json=True)
         if isinstance(leaf, Tensor):
             _check_size(f"{field}'s options", leaf.shape, settings, as_json=False)
-            _check_finite(field, leaf)
+            check_finite(field, leaf)
         elif isinstance(leaf, float) and not math.isfinite(leaf):
             raise Problem(422, f"{place} is not a finite number; only finite numbers are accepted.")
 
@@ -144,10 +151,14 @@ def _check_size(field: str, shape: Sequence[int], settings: Settings, as_json: b
     check_elements(settings, field, shape, as_json)
 
 
-def _check_finite(field: str, tensor: Tensor, kind: str = "") -> None:
+def check_finite(field: str, tensor: Tensor) -> None:
+    """Raise a 422 that names the place of the first number that is not finite in the dtype of the tensor."""
     index = first_non_finite(tensor)
     if index is not None:
-        raise Problem(422, f"{_place(field, index)} is not a finite number{kind}; only finite numbers are accepted.")
+        kind = dtype_name(tensor.dtype)
+        raise Problem(
+            422, f"{_place(field, index)} is not a finite number of {kind}; only finite numbers are accepted."
+        )
 
 
 def _to_numbers(field: str, flat: list[Any], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -39,7 +39,14 @@ def forward(jobs: Sequence[ForwardJob]) -> list[ForwardAnswer]:
     points = joined.split_points(draw.points.to(joined.a.dtype))
     needs = sorted(first.estimator.needs, reverse=True)
     return [
-        ForwardAnswer(points=part, weights=weights, needs=needs, seed=job.seed, digest=digest_of(job))
+        ForwardAnswer(
+            points=part,
+            weights=weights,
+            needs=needs,
+            seed=job.seed,
+            event_dims=len(job.given_event),
+            digest=digest_of(job),
+        )
         for job, part, weights in zip(jobs, points, joined.split_weights(draw.weights), strict=True)
     ]
 
@@ -72,7 +79,7 @@ def _value_and_weights(estimator: Estimator, draw: Draw, loss: Tensor) -> tuple[
     The derivative is the draw's weights if the value is linear in the losses.
     """
     with torch.enable_grad():
-        loss = loss.to(draw.a.dtype).detach().requires_grad_()
+        loss = loss.detach().requires_grad_()
         value = value_of(estimator, draw, loss)
     if type(estimator).value is Estimator.value:
         return value.detach(), draw.weights
@@ -85,7 +92,7 @@ class _JoinedRows:
 
     def __init__(self, jobs: Sequence[AnyJob]) -> None:
         self.event, self.output_event = jobs[0].event, jobs[0].output_event
-        self._batches = [job.batch for job in jobs]
+        self._jobs, self._batches = jobs, [job.batch for job in jobs]
         self._sizes = [torch.Size(batch).numel() for batch in self._batches]
         flat = [job.a.reshape(size, *self.event) for job, size in zip(jobs, self._sizes, strict=True)]
         if len(jobs) == 1:  # nothing to join, and nothing to copy
@@ -96,7 +103,7 @@ class _JoinedRows:
         self.key = Key(seeds, torch.cat([torch.arange(size) for size in self._sizes]))
 
     def join(self, tensors: Sequence[Tensor | None], event: tuple[int, ...]) -> Tensor | None:
-        """Join one tensor `[K, *batch, *event]` for each job to `[K, rows, *event]`; None if no job has one."""
+        """Join one tensor `[K, *batch, *given_event]` for each job to `[K, rows, *event]`; None if no job has one."""
         parts = [
             tensor.reshape(tensor.shape[0], size, *event)
             for tensor, size in zip(tensors, self._sizes, strict=True)
@@ -105,12 +112,14 @@ class _JoinedRows:
         return torch.cat(parts, 1) if parts else None
 
     def split_points(self, points: Tensor) -> list[Tensor]:
-        """Split outputs `[K, rows, *output_event]` into one `[K, *batch, *output_event]` for each job."""
-        return self._split(points, 1, self.output_event)
+        """Split outputs `[K, rows, *output_event]` into one `[K, *batch, *given_output]` for each job."""
+        parts = self._split(points, 1, self.output_event)
+        return [job.restore_output(part) for job, part in zip(self._jobs, parts, strict=True)]
 
     def split_gradient(self, gradient: Tensor) -> list[Tensor]:
-        """Split `[rows, *event]` into one `[*batch, *event]` for each job."""
-        return self._split(gradient, 0, self.event)
+        """Split `[rows, *event]` into one `[*batch, *given_event]` for each job."""
+        parts = self._split(gradient, 0, self.event)
+        return [job.restore(part) for job, part in zip(self._jobs, parts, strict=True)]
 
     def split_values(self, values: Tensor) -> list[Tensor]:
         """Split `[rows]` into one `[*batch]` for each job."""

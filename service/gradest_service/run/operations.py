@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -47,28 +48,29 @@ def estimate(job: EstimateJob, settings: Settings, watch: Callable[[Estimate], N
     exact = None
     if limits.can_afford_exact(settings, job):
         exact = closed_form(job.objective, job.a, job.neuron, job.estimator.target(), progress=raise_if_cancelled)
-    return to_answer(found, exact)
+    return to_answer(job, found, exact)
 
 
-def to_answer(found: Estimate, exact: tuple[Tensor, Tensor] | None = None) -> EstimateAnswer:
-    """Convert an estimate to the form in which it is sent."""
+def to_answer(job: EstimateJob, found: Estimate, exact: tuple[Tensor, Tensor] | None = None) -> EstimateAnswer:
+    """Convert an estimate to the form in which it is sent, with events in the caller's shape."""
     return EstimateAnswer(
         loss=found.loss,
-        gradient=found.gradient,
-        variance=found.variance,
-        standard_error=found.standard_error,
+        gradient=job.restore(found.gradient),
+        variance=job.restore(found.variance),
+        standard_error=job.restore(found.standard_error),
         draws=found.draws,
         evaluations=found.evaluations,
         seconds=found.seconds,
         seed=found.seed,
         state=dict(found.state),
-        exact=None if exact is None else Exact(loss=exact[0], gradient=exact[1]),
+        exact=None if exact is None else Exact(loss=exact[0], gradient=job.restore(exact[1])),
     )
 
 
 def compare(job: ComparisonJob, progress: Callable[[str, int, int], None]) -> Comparison:
     """Compute `gradest.compare`. `progress` is called with an estimator's name, the draws done and all its draws."""
-    return gradest.compare(job.objective, job.a, job.neuron, job.estimators, job.draws, job.seed, progress=progress)
+    found = gradest.compare(job.objective, job.a, job.neuron, job.estimators, job.draws, job.seed, progress=progress)
+    return found if found.exact is None else replace(found, exact=job.restore(found.exact))
 
 
 def recommend(job: RecommendationJob) -> dict[str, Any]:

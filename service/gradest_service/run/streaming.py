@@ -37,6 +37,6 @@ def stream_estimate(job: EstimateJob, settings: Settings, report: Report) -> Est
         nonlocal reported_at
         if time.monotonic() - reported_at >= _REPORT_SECONDS:
             reported_at = time.monotonic()
-            report(operations.to_answer(found))
+            report(operations.to_answer(job, found))
 
     return operations.estimate(job, settings, report_estimate)
