@@ -130,7 +130,7 @@ def describe_neuron(cls: type[Neuron]) -> dict[str, Any]:
         **_describe(cls, Neuron, inquiry),
         "event_ndim": event_ndim,
         "output_ndim": event_ndim,
-        "example_events": inquiry.read("example_events", [], _to_lists),
+        "example_events": inquiry.read("example_events", list[list[int]](), _to_lists),
         "estimators": [],
     }
     if (neuron := inquiry.build(cls)) is not None:
