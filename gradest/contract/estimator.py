@@ -191,6 +191,11 @@ class Estimator(Plugin):
     off_support: ClassVar[bool] = False
     """Whether points may lie outside the outputs of the neuron, such as at a relaxed output or at the mean."""
 
+    linear: ClassVar[bool] = True
+    """Whether `backward` is linear in dL/dh: a `gradest.nn.Stochastic` needs it, because what autograd hands to a layer is scaled,
+    by the mean over a batch or a gradient scaler, and summed over all costs. An estimator that is not linear gets dL/dh of
+    each loss alone in `gradest.expect` and `gradest.nn.Expectation`."""
+
     def accepts(self, neuron: Neuron) -> bool:
         """Return whether the estimator can be used with the neuron."""
         return all(isinstance(neuron, capability) for capability in self.capabilities)

@@ -58,6 +58,12 @@ class Sampler(Pair):
                 f"{estimator.label()} asks for the loss at {asked} points, but a Stochastic layer emits one sample; "
                 "use gradest.nn.Expectation(neuron, estimator), whose layer(f, a) evaluates f at all of them"
             )
+        if not estimator.linear:
+            raise Incompatible(
+                f"the gradient of {estimator.label()} is not linear in dL/dh, which a Stochastic layer gets scaled, as by a mean "
+                "over the batch, and summed over all costs; use gradest.nn.Expectation(neuron, estimator), whose layer(f, a) has "
+                "that of each loss"
+            )
         self._single = estimator.model_copy(update={"samples": 1}) if self.credits_paths else estimator
         self._of_samples: dict[int, Estimator] = {}
         target = estimator.target()

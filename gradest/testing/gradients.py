@@ -88,6 +88,7 @@ def _likely_fault(wrong: Sequence[BiasRecord]) -> str:
 def estimator_fits_layers(estimator: Estimator, neuron: Neuron) -> None:
     """Check what the layers of gradest.nn rely on, for an estimator that they use.
 
+    dL/dh may come to a layer scaled and summed, so `backward` must be linear in it, or the estimator say that it is not `linear`.
     One that needs loss and dL/dh at a single point is told them one after the other, so its gradient must be the sum of a term in
     the loss and a term linear in dL/dh. For a ScoreFunction, `credit` must give the gradient of `backward` and its state, and
     `combine` the number of `value`.
@@ -111,3 +112,9 @@ def estimator_fits_layers(estimator: Estimator, neuron: Neuron) -> None:
         of_loss, _ = estimator.backward(draw, Feedback(loss, torch.zeros_like(grad)), state)
         of_grad, _ = estimator.backward(draw, Feedback(torch.zeros_like(loss), 3 * grad), state)
         expect_close("the gradient and the sum of its parts in loss and dL/dh", of_loss + of_grad / 3, gradient, 1e-4)
+    elif estimator.needs == {"grad"} and estimator.linear and len(draw.points) == 1:
+        assert grad is not None
+        of_more, _ = estimator.backward(draw, Feedback(loss, 3 * grad), state)
+        expect_close(
+            "a third of the gradient for three times dL/dh, unless linear = False,", of_more / 3, gradient, 1e-4
+        )

@@ -35,6 +35,9 @@ class Imle(MonteCarlo):
     Biased: L' is a first-order expansion, λ is not 0, and the law of h is near to that of the unit, but not equal to it, so
     that the value is biased, too.
 
+    It is not linear in L', so a `gradest.nn.Stochastic`, to which autograd hands L' divided by the size of a batch, does not take
+    it; `gradest.nn.Expectation` does.
+
     With `adaptive`, λ = α ‖a‖/‖L'‖ for each row, with both norms over the event and ‖a‖ at least 1, and α is learned: it
     starts at `step`, and after each step it rises by the share `rate` if the average number of nonzero entries of a row's
     gradient is below `sparsity`, and falls by that share otherwise.
@@ -55,6 +58,7 @@ class Imle(MonteCarlo):
     )
     needs = frozenset({"grad"})
     capabilities = (Discrete,)
+    linear = False  # a larger L' changes which output is the most probable
 
     examples = ({}, {"samples": 3, "temperature": 0.5, "step": 2.0}, {"adaptive": True})
 

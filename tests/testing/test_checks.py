@@ -8,7 +8,9 @@ import torch
 from gradest import Bias
 from gradest.contract.estimator import Feedback, MonteCarlo
 from gradest.contract.neuron import Discrete
+from gradest.errors import Incompatible
 from gradest.kernels.stable import sigmoid
+from gradest.nn import Stochastic
 from gradest.testing import checks
 from gradest_estimators.pathwise import Pathwise
 from gradest_estimators.pathwise_score import PathwiseScore
@@ -162,6 +164,23 @@ def test_kit_finds_what_a_layer_cannot_use():
     checks.estimator_fits_layers(PathwiseScore(), StochasticTimesSmooth())
     with pytest.raises(AssertionError, match="parts in loss and dL/dh differ"):
         checks.estimator_fits_layers(Multiplies(), StochasticTimesSmooth())
+
+
+class Clips(StraightThrough):
+    """Its gradient does not grow with dL/dh."""
+
+    def backward(self, draw, feedback, state):
+        gradient, state = super().backward(draw, feedback, state)
+        return gradient.clamp(-0.01, 0.01), state
+
+
+def test_kit_finds_what_a_layer_would_scale():
+    with pytest.raises(AssertionError, match=r"three times dL/dh, unless linear = False"):
+        checks.estimator_fits_layers(Clips(), Bernoulli())
+    Clips.linear = False
+    checks.estimator_fits_layers(Clips(), Bernoulli())
+    with pytest.raises(Incompatible, match=r"not linear in dL/dh.*use gradest\.nn\.Expectation"):
+        Stochastic(Bernoulli(), Clips())
 
 
 class WrongProbability(Bernoulli):

@@ -128,7 +128,11 @@ def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Kept:
-    """What the last run found. sums: by way and call. pairs: the labels of the pairs, options included, that they count."""
+    """What runs have found.
+
+    sums: by way and call, each with `counted`, how many of the pairs it counts, the first ones. pairs: the labels of the pairs,
+    options included, in the order in which they came.
+    """
 
     sums: dict[str, dict[str, Any]]
     pairs: list[str]

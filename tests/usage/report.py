@@ -53,31 +53,28 @@ def _title(way: str) -> str:
 
 
 def main(chosen: list[str]) -> None:
-    """Run the ways that are named, or the pairs that have come since the last run in all ways, and write the table.
+    """Run the ways that are named, or in all ways the pairs that have come since they were run, and write the table.
 
-    The results of ways that are sound are kept even if others are not.
+    What is sound is kept at once, so a run that was interrupted, or found a fault, goes on where it was.
     """
     kept, faults = cells.Kept.load(), []
+    known = set(kept.pairs)
+    kept.pairs += dict.fromkeys(case.pair for case in cases() if case.pair not in known)
     jobs = [(way, call) for way in chosen or WAYS for call in CALLS]
     with Progress() as progress:
         for way, call in progress.track(jobs, description="ways of use"):
-            counted = set() if chosen else set(kept.pairs)
+            before = kept.sums.setdefault(way, {}).get(call) if not chosen else None
+            counted = set(kept.pairs[: before["counted"]]) if before else set()
+            new = [case for case in cells.cases_of(way, call) if case.pair not in counted]
             try:
-                found = cells.summary(
-                    (case, cells.run(way, case)) for case in cells.cases_of(way, call) if case.pair not in counted
-                )
+                found = cells.summary((case, cells.run(way, case)) for case in new)
             except AssertionError as fault:
                 faults.append(f"{way}, {call}: {fault}")
                 continue
-            sums = kept.sums.setdefault(way, {})
-            sums[call] = cells.added(sums[call], found) if counted else found
-    if faults:
-        if chosen:
+            kept.sums[way][call] = {**(cells.added(before, found) if before else found), "counted": len(kept.pairs)}
             kept.save()
+    if faults:
         sys.exit("\n\n".join(faults))
-    if not chosen:
-        kept.pairs = sorted({case.pair for case in cases()})
-    kept.save()
     cells.DOCUMENT.write_text(document(kept.sums))
 
 
