@@ -208,7 +208,11 @@ class Registry:
         if self.call(estimator, "accepts", neuron):
             return
         missing = [wanted.__name__ for wanted in estimator.capabilities if not isinstance(neuron, wanted)]
-        reason = f"it needs a neuron that is {' and '.join(missing)}" if missing else "it refuses this neuron's options"
+        reason = (
+            f"it needs a neuron that is {' and '.join(missing)}"
+            if missing
+            else "it does not take this neuron with these options"
+        )
         names = ", ".join(self.fitting(neuron)) or "none is registered"
         raise Incompatible(
             f"{self.label(estimator)} does not fit {self.label(neuron)}: {reason}. Estimators that fit {neuron.name}: {names}."

@@ -126,5 +126,7 @@ def test_a_fit_passes() -> None:
 def test_a_neuron_whose_options_are_refused_is_a_misfit_with_another_reason() -> None:
     base = gradest.registry.estimators["straight_through"]
     choosy = type("Choosy", (base,), {"name": "choosy", "accepts": lambda self, neuron: False})
-    with pytest.raises(Incompatible, match="choosy does not fit bernoulli: it refuses this neuron's options"):
+    with pytest.raises(
+        Incompatible, match="choosy does not fit bernoulli: it does not take this neuron with these options"
+    ):
         gradest.registry.check_fit(gradest.neuron("bernoulli"), choosy())

@@ -185,7 +185,7 @@ def test_bad_arguments_are_refused():
         gradest.expect(lambda h: h.sum(), A, estimator="rloo")
     with pytest.raises(InvalidInput, match="not differentiable"):
         gradest.expect(lambda h: (h.detach() > 0).double().sum(-1), A, estimator="straight_through")
-    with pytest.raises(Incompatible, match=r"Discrete.*fit noisy_rectifier: .*held_noise, pathwise"):
+    with pytest.raises(Incompatible, match=r"take this neuron.*fit noisy_rectifier: .*held_noise, pathwise"):
         gradest.expect(loss, A, neuron="noisy_rectifier", estimator="straight_through")
     with pytest.raises(Incompatible, match="Discrete"):
         gradest.estimate(loss, A, neuron="noisy_rectifier", estimator="nvil")

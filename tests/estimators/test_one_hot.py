@@ -314,7 +314,7 @@ def test_straight_through_by_hand():
         assert_close(estimator.backward(draw, gradest.Feedback(None, grad), {})[0], wanted)
     identity = gradest.estimator("straight_through", slope=3.0)
     assert_close(identity.backward(draw, gradest.Feedback(None, grad), {})[0], 3 * WEIGHT)
-    with pytest.raises(Incompatible, match="refuses this neuron's options"):
+    with pytest.raises(Incompatible, match="does not take this neuron with these options"):
         gradest.expect(linear, A, NEURON, {"name": "straight_through", "derivative": "clipped"})
 
 
