@@ -193,8 +193,8 @@ class Estimator(Plugin):
 
     linear: ClassVar[bool] = True
     """Whether `backward` is linear in dL/dh. `gradest.nn.Stochastic` needs that, because what autograd hands to a layer is
-    scaled, by the mean over a batch or a gradient scaler, and summed over all costs. `gradest.expect` and `gradest.nn.Expectation` give
-    an estimator that is not linear dL/dh of each loss alone."""
+    scaled, by the mean over a batch or a gradient scaler, and summed over all costs. `gradest.expect` and
+    `gradest.nn.Expectation` give an estimator that is not linear dL/dh of each loss alone."""
 
     def accepts(self, neuron: Neuron) -> bool:
         """Return whether the estimator can be used with the neuron."""

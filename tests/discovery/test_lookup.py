@@ -56,7 +56,7 @@ def test_tensor_options_come_from_nested_lists() -> None:
         ("neuron", "bernulli", "Did you mean bernoulli?"),
         ("estimator", "straight_trough", "Did you mean straight_through or"),
         ("objective", "cross_entrophy", "Did you mean cross_entropy?"),
-        ("neuron", "zzz", "Known: bernoulli, "),
+        ("neuron", "zzz", "Known: argmax, "),
     ],
 )
 def test_unknown_names_get_near_matches_or_the_list(kind: str, name: str, hint: str) -> None:
