@@ -216,7 +216,8 @@ def test_a_layer_refuses_a_loss_that_is_not_finite(bad):
     layer = gradest.nn.Stochastic("bernoulli", "reinforce_average")
     gradest.nn.broadcast_loss(layer, mixed(layer(A.clone().requires_grad_()))).backward()
     state = layer.state
-    h = layer(A.clone().requires_grad_())
+    a = A.clone().requires_grad_()
+    h = layer(a)
     with pytest.raises(InvalidInput, match=rf"loss\[1\] of \[2\] is {bad}"):
         gradest.nn.broadcast_loss(layer, mixed(h) * torch.tensor([1.0, 0.0]) + torch.tensor([0.0, bad]))
     assert all(torch.equal(layer.state[name], value) for name, value in state.items())
@@ -224,6 +225,7 @@ def test_a_layer_refuses_a_loss_that_is_not_finite(bad):
     gradest.nn.broadcast_loss(layer, mixed(layer(b))).backward()
     assert torch.isfinite(b.grad).all()
     assert h.requires_grad
+    assert a.grad is None, "the loss of the next step is not told to the sample of this one"
 
 
 def test_a_derivative_that_is_not_finite_leaves_the_state_of_a_layer():
