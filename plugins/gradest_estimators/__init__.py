@@ -37,6 +37,7 @@ from gradest_estimators.rodeo import Rodeo
 from gradest_estimators.simple import Simple
 from gradest_estimators.slope_annealed_straight_through import SlopeAnnealedStraightThrough
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
+from gradest_estimators.sparse_enumeration import SparseEnumeration
 from gradest_estimators.spsa import Spsa
 from gradest_estimators.straight_through import StraightThrough
 from gradest_estimators.straight_through_gumbel import StraightThroughGumbel
@@ -89,6 +90,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         Simple,
         SlopeAnnealedStraightThrough,
         SmoothedPerturbation,
+        SparseEnumeration,
         Spsa,
         StraightThrough,
         StraightThroughGumbel,

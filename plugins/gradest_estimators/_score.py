@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator
@@ -35,7 +37,7 @@ def centered(loss: Tensor) -> Tensor:
 class LogitEstimator(Estimator):
     """An estimator for units whose pre-activations are logits: binary with P(high) = σ(a), or one-hot with P = softmax(a)."""
 
-    capabilities = (Relaxable,)
+    capabilities: ClassVar[tuple[type[Neuron], ...]] = (Relaxable,)
 
     def accepts(self, neuron: Neuron) -> bool:
         """Return whether the neuron is of one of these two kinds."""

@@ -18,6 +18,7 @@ from gradest_neurons.poisson import Poisson
 from gradest_neurons.rectifier import Rectifier
 from gradest_neurons.sigmoid import Sigmoid
 from gradest_neurons.sign import Sign
+from gradest_neurons.sparse_categorical import SparseCategorical
 from gradest_neurons.stochastic_gate import StochasticGate
 from gradest_neurons.stochastic_rounding import StochasticRounding
 from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
@@ -44,6 +45,7 @@ def gradest_neurons() -> list[type[Neuron]]:
         Rectifier,
         Sigmoid,
         Sign,
+        SparseCategorical,
         StochasticGate,
         StochasticRounding,
         StochasticTimesSmooth,

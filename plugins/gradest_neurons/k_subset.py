@@ -61,8 +61,6 @@ class KSubset(Subset):
     reference = "Chen, Dempster, Liu 1994; Ahmed, Zeng, Niepert, Van den Broeck 2023, arXiv 2210.01941"
     formula = r"P(h) = \frac{\exp(a^\top h)}{e_k(\exp a)}, \quad \textstyle\sum_i h_i = k"
 
-    examples = ({}, {"k": 1})
-
     k: int = Field(2, ge=1, description="number k of items that each group chooses, at most n")
 
     @property
@@ -83,7 +81,8 @@ class KSubset(Subset):
         """Return h, drawn item by item, from the last to the first."""
         with torch.no_grad():
             if noise.shape[max(0, noise.ndim - a.ndim) :] != a.shape:
-                a, noise = torch.broadcast_tensors(a, noise)
+                shape = torch.broadcast_shapes(a.shape, noise.shape)  # type: ignore[no-untyped-call]
+                a, noise = a.expand(shape), noise.expand(shape)
             n = a.shape[-1]
             groups = self._shifted(a).reshape(-1, n)
             z = noise.reshape(*noise.shape[: noise.ndim - a.ndim], *groups.shape)
@@ -108,11 +107,11 @@ class KSubset(Subset):
 
     def mean_backward(self, a: Tensor, grad: Tensor) -> Tensor:
         """Return grad · dμ/da, the covariance matrix of h times grad, in one pass if the device has a kernel for it."""
-        kernel = fused("subset_mean_backward", a.device)
-        if kernel is None:
-            return super().mean_backward(a, grad)
-        b = self._shifted(a)
-        return torch.where(b == -math.inf, 0, kernel(_clamped(b), grad.double(), self.k)).to(a.dtype)
+        kernel, b = fused("subset_mean_backward", a.device), self._shifted(a)
+        found = (
+            None if kernel is None else kernel(_clamped(b), grad.double(), self.k)
+        )  # None while it is being compiled
+        return super().mean_backward(a, grad) if found is None else torch.where(b == -math.inf, 0, found).to(a.dtype)
 
     def active_probability(self, a: Tensor) -> Tensor:
         """Return the marginals μ: an item is positive where it is chosen."""
@@ -219,10 +218,8 @@ class KSubset(Subset):
         b = self._shifted(a)
         masked, b = b == -math.inf, _clamped(b)
         kernel = None if torch.is_grad_enabled() and a.requires_grad else fused("subset_marginals", a.device)
-        if kernel is not None:
-            chosen, left_out = kernel(b.detach(), self.k)
-        else:
-            chosen, left_out = self._sums_over_states(torch.exp(b))
+        found = None if kernel is None else kernel(b.detach(), self.k)  # None while the kernel is being compiled
+        chosen, left_out = self._sums_over_states(torch.exp(b)) if found is None else found
         return torch.where(masked, 0, chosen), torch.where(masked, 1, left_out)
 
     def _sums_over_states(self, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -243,3 +243,13 @@ def test_laws_of_too_many_sets_are_refused_before_memory_is_taken():
         assert most in str(refused.value)
     with pytest.raises(TooManyPoints, match="252"):
         gradest.exact(gradest.objective("linear", event_ndim=2), torch.zeros(3, 10), subset(5))
+
+
+def test_while_the_kernels_are_compiled_torch_computes_the_same(monkeypatch):
+    """A kernel returns None until it is compiled, which a fresh installation does in the background."""
+    neuron = gradest.neuron("k_subset", k=2)
+    a, grad = torch.tensor([[[0.3, -1.2, 0.8, 2.0]]]), torch.tensor([[[1.0, -2.0, 0.5, 3.0]]])
+    h = torch.tensor([[[1.0, 0.0, 1.0, 0.0]]])
+    wanted = [neuron.mean(a), neuron.score(h, a), neuron.mean_backward(a, grad)]
+    monkeypatch.setattr("gradest_neurons.k_subset.fused", lambda name, device: lambda *arguments: None)
+    torch.testing.assert_close([neuron.mean(a), neuron.score(h, a), neuron.mean_backward(a, grad)], wanted)

@@ -129,8 +129,9 @@ def _start() -> subprocess.Popen[bytes]:
     if not sys.executable:
         raise FileNotFoundError("this Python does not know its own program")
     environment = {**os.environ, "GRADEST_KERNELS": "cpu"}
-    if numba.config.CACHE_DIR:
-        environment["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR
+    folder: str = getattr(numba.config, "CACHE_DIR", "")  # set by a variable of the environment, or by the program
+    if folder:
+        environment["NUMBA_CACHE_DIR"] = folder
     beside = subprocess.Popen(
         [sys.executable, "-c", _RUN, *sys.path],
         env=environment,

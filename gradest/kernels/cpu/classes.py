@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compiler import BLOCK, compiled, inlined
+from gradest.kernels.cpu.compiler import BLOCK, compiled, compiled_and_awaited, inlined
 from gradest.kernels.cpu.functions import exp, log
 from gradest.kernels.cpu.noise import locate, row_count, uniforms
 from gradest.kernels.cpu.samplers import run_kernel
@@ -206,7 +206,7 @@ def _subset(
                 left -= 1 if chosen else 0
 
 
-@compiled
+@compiled_and_awaited
 def _marginals(logits: Any, chosen: Any, left_out: Any, first: Any, last: Any, items: Any, k: Any) -> None:
     """Compute the probabilities of the items of the groups `first` to `last` to be chosen, and to be left out."""
     table, states, w = np.empty((items, k + 1), np.float64), np.empty(k + 1, np.float64), np.empty(items, np.float64)
@@ -228,7 +228,7 @@ def _marginals(logits: Any, chosen: Any, left_out: Any, first: Any, last: Any, i
             chosen[at + i], left_out[at + i] = taken, stayed
 
 
-@compiled
+@compiled_and_awaited
 def _mean_backward(logits: Any, grad: Any, out: Any, first: Any, last: Any, items: Any, k: Any) -> None:
     """Multiply the gradients of the groups `first` to `last` by the covariance matrices of their items.
 

@@ -28,6 +28,7 @@ __all__ = [
     "Decorator",
     "array",
     "compiled",
+    "compiled_and_awaited",
     "compiled_with_fma",
     "folder",
     "inlined",
@@ -192,6 +193,12 @@ def _compile_in_one_process(kernel: Any, waits: bool) -> None:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a kernel whose arithmetic is IEEE 754's, operation by operation. It is kept on disk."""
     kernel: Callable[..., Any] = _compiled(function)
+    return kernel
+
+
+def compiled_and_awaited(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a kernel as `compiled` does. Its first call waits for it, because the reference does not have its bits."""
+    kernel: Callable[..., Any] = _compiled(function, waits=True)
     return kernel
 
 

@@ -47,6 +47,8 @@ def _of_whole_tensors(x: Tensor) -> Iterator[Call]:
     yield "times_smooth_backward", lambda: cpu.times_smooth_backward(x, points, points)
     yield "softmax_backward", lambda: cpu.softmax_backward(points, points, 1.0)
     yield "repeated", lambda: cpu.repeated(1, x, 0)
+    yield "subset_marginals", lambda: cpu.subset_marginals(x.double(), 2)
+    yield "subset_mean_backward", lambda: cpu.subset_mean_backward(x.double(), x.double(), 2)
 
 
 def _that_draw(seed: tuple[Word, Word], rows: Word, dtype: torch.dtype) -> Iterator[Call]:
@@ -64,6 +66,7 @@ def _that_draw(seed: tuple[Word, Word], rows: Word, dtype: torch.dtype) -> Itera
     yield "concrete_pullback", lambda: cpu.concrete_pullback(*key, a, grad, 1.0, 1.0)
     yield "one_hot", lambda: cpu.one_hot(*key, a, 3)
     yield "softmax", lambda: cpu.softmax(*key, a, 3, 1.0)
+    yield "subset", lambda: cpu.subset(*key, a, 3, 2, a.double())
     yield "binomial", lambda: cpu.binomial(*key, a, 10)
     yield "poisson", lambda: cpu.poisson(*key, a)
 
