@@ -1,4 +1,4 @@
-"""Sixty faults and more, which the tests must find: a sign, a factor, a swapped argument, a dropped check, a missing limit.
+"""A hundred and fifty faults, which the tests must find: a sign, a factor, a swapped argument, a dropped check, a missing limit.
 
     python tests/mutations.py                         all of them
     python tests/mutations.py 3 17-20                 some of them, by number
@@ -1106,6 +1106,55 @@ MUTATIONS = (
         "n, h, wide = self.trials, widen(h), widen(a)",
         "the log-probability of a thousand trials loses four digits in float32",
         "tests/neurons/test_binomial.py -k thousand",
+    ),
+    Mutation(
+        "gradest/nn/uses.py",
+        "            points = points.clone()  # a neuron may emit `a` itself",
+        "            pass",
+        "what is written into the output of a neuron that emits its input changes that",
+        "tests/nn/test_silent_errors.py -k emits_its_input",
+    ),
+    Mutation(
+        "gradest/estimation/ask_tell.py",
+        "asked is not estimator and asked.spec() != estimator.spec():",
+        "asked is not estimator and asked.name != estimator.name:",
+        "an estimator is told the losses that it asked for with other options",
+        "tests/estimation/test_losses.py -k only_the_estimator",
+    ),
+    Mutation(
+        "gradest/estimation/arguments.py",
+        "torch.float64 if given in (torch.int32, torch.int64) else given, least",
+        "given, least",
+        "integer losses are rounded to float32",
+        "tests/estimation/test_losses.py -k integer_losses",
+    ),
+    Mutation(
+        "gradest/estimation/losses/evaluation.py",
+        "            if isinstance(node, BackwardCFunction):",
+        "            if node is points:",
+        "parameters inside a checkpoint in f get no gradient",
+        "tests/estimation/test_expectation.py -k function_of_its_own",
+    ),
+    Mutation(
+        "gradest/nn/uses.py",
+        "            gradient = DifferentiateOnce.apply(gradient.to(a.dtype), a)  # type: ignore[no-untyped-call]",
+        "            gradient = gradient.to(a.dtype)",
+        "inside a transform of torch.func the second derivative of a layer is 0",
+        "tests/nn/test_scopes.py -k second_derivative",
+    ),
+    Mutation(
+        "gradest/estimation/expectation.py",
+        "        guarded = differentiable_once(upstream, a, loss)[(...",
+        "        guarded = upstream[(...",
+        "the hessian of an estimate is 0",
+        "tests/estimation/test_losses.py -k samples_do_not_give",
+    ),
+    Mutation(
+        "gradest/client/differentiable.py",
+        "        carrier.grad_fn.register_prehook(partial(forbid_second, sources))\n",
+        "",
+        "the second derivative of a client's estimate is 0",
+        "tests/client/test_client.py -k second",
     ),
 )
 

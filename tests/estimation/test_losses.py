@@ -103,6 +103,8 @@ def test_only_the_estimator_that_asked_is_told():
     feedback = gradest.Feedback(mixed(draw.points))
     with pytest.raises(InvalidInput, match="rloo asked for the loss at the points of this draw, so disarm cannot"):
         gradest.tell("disarm", draw, feedback, state)
+    with pytest.raises(InvalidInput, match=r"pass the estimator that was asked, with the same options"):
+        gradest.tell({"name": "rloo", "samples": 3}, draw, feedback, state)
     gradest.tell({"name": "rloo"}, draw, feedback, state)
 
 
