@@ -18,6 +18,7 @@ from .contract.estimator import Feedback as Feedback
 from .contract.estimator import MonteCarlo as MonteCarlo
 from .contract.estimator import State as State
 from .contract.estimator import Target as Target
+from .contract.hookspecs import OLDEST_PLUGIN_API as OLDEST_PLUGIN_API
 from .contract.hookspecs import PLUGIN_API as PLUGIN_API
 from .contract.hookspecs import hookimpl as hookimpl
 from .contract.neuron import Binary as Binary

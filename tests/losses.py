@@ -41,5 +41,5 @@ def with_gradient(f: Callable[[Tensor, int], Tensor], points: Tensor, event_ndim
 
 def sine_for(neuron: str) -> Callable[[Tensor], Tensor]:
     """The sine of a squared distance, as a closure for events of this neuron."""
-    event = tuple(range(-gradest.neuron(neuron).event_ndim, 0))
+    event = tuple(range(-gradest.neuron(neuron).output_ndim, 0))
     return lambda h: ((h - 0.3) ** 2).sum(event).sin()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import gradest
+from gradest.contract.neuron import Neuron
 
 Choice = Callable[[Iterable[tuple[Any, Any]]], list[tuple[Any, Any]]]
 
@@ -44,13 +45,14 @@ def others_deep(pairs: Iterable[tuple[Any, Any]], choose: Choice = each_once) ->
     return [pair if pair in chosen else pytest.param(*pair, marks=pytest.mark.deep) for pair in pairs]
 
 
-def fitting_pairs() -> list[tuple[str, str]]:
-    """The names of each neuron and of each estimator that fits it."""
-    neurons = gradest.registry.neurons
+def fitting_pairs(takes: Callable[[Neuron], bool] = lambda neuron: True) -> list[tuple[str, str]]:
+    """The names of each neuron, of those that a test takes, and of each estimator that fits it."""
+    neurons = [name for name in gradest.registry.neurons if takes(gradest.neuron(name))]
     return [(neuron, estimator) for neuron in neurons for estimator in gradest.registry.fitting(gradest.neuron(neuron))]
 
 
-def fitting_pairs_others_deep() -> list[Any]:
+def fitting_pairs_others_deep(takes: Callable[[Neuron], bool] = lambda neuron: True) -> list[Any]:
     """The pairs of `fitting_pairs`, all deep but one of each estimator. They take turns with their neurons."""
-    chosen = _in_turn((pair[1], pair) for pair in fitting_pairs())
-    return [pair if pair in chosen else pytest.param(*pair, marks=pytest.mark.deep) for pair in fitting_pairs()]
+    pairs = fitting_pairs(takes)
+    chosen = _in_turn((pair[1], pair) for pair in pairs)
+    return [pair if pair in chosen else pytest.param(*pair, marks=pytest.mark.deep) for pair in pairs]

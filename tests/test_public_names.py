@@ -30,6 +30,7 @@ PACKAGES = (
 )
 SUBMODULES = {"contract", "errors", "nn", "random", "testing"}
 UNDOCUMENTED = {
+    "OLDEST_PLUGIN_API",
     "PLUGIN_API",
     "State",
     "TensorOption",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -178,10 +179,9 @@ def measure_signal(
     """
     a = pre_activations(neuron, logits, units)
     unbiased = estimator.bias(neuron).unbiased
-    evaluations = estimator.evaluations(neuron, measurement_event_shape(neuron, units))
-    if evaluations > _MOST_CONFIGURATIONS or (
-        not unbiased and neuron.law(a)[0].shape[0] ** units > _MOST_CONFIGURATIONS
-    ):
+    event = measurement_event_shape(neuron, units)
+    evaluations = estimator.evaluations(neuron, event)
+    if evaluations > _MOST_CONFIGURATIONS or not (unbiased or _can_enumerate(neuron, a, event)):
         return
     draws = max(16, min(_SIGNAL_DRAWS, _SIGNAL_EVALUATIONS // evaluations))
     for name, (_, make_loss) in LOSSES.items():
@@ -189,6 +189,14 @@ def measure_signal(
         found = estimate(f, a, neuron, estimator, draws, seed)
         truth = None if unbiased else exact(f, a, neuron, estimator.target())[1]
         yield SignalRecord(loss=name, logits=logits, units=units, **_signal(found, truth))
+
+
+def _can_enumerate(neuron: Neuron, a: Tensor, event: tuple[int, ...]) -> bool:
+    """Return whether a sum over the law of an event takes at most 2^16 points. The law runs only if it may."""
+    units = neuron.output_event(event)[0]
+    if neuron.atoms(event) ** units > _MOST_CONFIGURATIONS:
+        return False
+    return bool(len(neuron.law(a)[0]) ** units <= _MOST_CONFIGURATIONS)
 
 
 def _signal(found: Estimate, truth: Tensor | None) -> dict[str, Any]:
@@ -203,36 +211,40 @@ def _signal(found: Estimate, truth: Tensor | None) -> dict[str, Any]:
 
 
 def measurement_event_shape(neuron: Neuron, units: int = UNITS) -> tuple[int, ...]:
-    """Return the event shape at which bias is measured: (UNITS,), or (UNITS, CLASSES) for events of two dims."""
-    return (units, CLASSES)[: neuron.event_ndim]
+    """Return the event shape at which bias is measured: the neuron's first example, with more units if there are more than UNITS.
+
+    For most neurons it is (UNITS,), or (UNITS, CLASSES) for events of two dims.
+    """
+    first, *rest = neuron.example_events[0]
+    return first * units // UNITS, *rest
 
 
 def pre_activations(neuron: Neuron, logits: str, units: int = UNITS) -> Tensor:
     """Return the pre-activations `[2, *event]`, float32, at which bias is measured.
 
-    logits: a key of LOGIT_REGIMES. For units of several classes, its values belong to the first class, and those of the other
-        classes are between -1.3 and 1.3.
+    logits: a key of LOGIT_REGIMES. For units of several pre-activations, its values belong to the first of each unit, and
+        those of the others are between -1.3 and 1.3.
     units: the number of units, a multiple of UNITS; the values of the regime are repeated.
     """
-    a = torch.tensor(LOGIT_REGIMES[logits]).repeat(1, units // UNITS)
-    if neuron.event_ndim == 1:
-        return a
-    rest = a.clamp(-1.3, 1.3)
-    return torch.stack([a, -rest.roll(1, 0), 0.3 * rest], -1)
+    first, *rest = measurement_event_shape(neuron, units)
+    regime = torch.tensor(LOGIT_REGIMES[logits])
+    a = regime.repeat(1, -(-first // UNITS))[:, :first]
+    within = math.prod(rest)
+    if within == 1:
+        return a.reshape(len(a), first, *rest)
+    mild = a.clamp(-1.3, 1.3)
+    others = [(-1, 0.3)[place % 2] * mild.roll(place + 1, 0) / (1 + place // 2) for place in range(within - 1)]
+    return torch.stack([a, *others], -1).reshape(len(a), first, *rest)
 
 
 def _flatten_event(neuron: Neuron, h: Tensor) -> Tensor:
-    return h.flatten(-2) if neuron.event_ndim == 2 else h
+    return h.flatten(-neuron.output_ndim)
 
 
-def _projection(neuron: Neuron, rows: int, units: int) -> Tensor:
-    """Fixed random weights `[rows, units · classes]` on the flattened event, float64."""
-    return torch.randn(
-        rows,
-        math.prod(measurement_event_shape(neuron, units)),
-        generator=torch.Generator().manual_seed(7),
-        dtype=torch.float64,
-    )
+@lru_cache(maxsize=64)
+def _projection(rows: int, size: int) -> Tensor:
+    """Fixed random weights `[rows, size]` on a flattened event of so many entries, float64."""
+    return torch.randn(rows, size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
 
 def _shrink(units: int) -> float:
@@ -245,8 +257,13 @@ def linear_loss(neuron: Neuron, units: int = UNITS) -> Callable[[Tensor], Tensor
 
     All weights are at least 0.5 for two units, so that no component of the gradient is near 0.
     """
-    weight = (_projection(neuron, 1, units)[0].abs() + 0.5) * _shrink(units)
-    return lambda h: (_flatten_event(neuron, h) * weight.to(h)).sum(-1)
+
+    def f(h: Tensor) -> Tensor:
+        flat = _flatten_event(neuron, h)
+        weight = (_projection(1, flat.shape[-1])[0].abs() + 0.5) * _shrink(units)
+        return (flat * weight.to(h)).sum(-1)
+
+    return f
 
 
 def quadratic_loss(neuron: Neuron, units: int = UNITS) -> Callable[[Tensor], Tensor]:
@@ -263,10 +280,11 @@ def cubic_loss(neuron: Neuron, units: int = UNITS) -> Callable[[Tensor], Tensor]
 
 def network_loss(neuron: Neuron, units: int = UNITS) -> Callable[[Tensor], Tensor]:
     """Return a loss that is no polynomial: a network with a hidden layer of five tanh units."""
-    first = _projection(neuron, 5, units) * _shrink(units)
 
     def f(h: Tensor) -> Tensor:
-        hidden = torch.stack([torch.tanh((_flatten_event(neuron, h) * row.to(h)).sum(-1) + 0.4) for row in first], -1)
+        flat = _flatten_event(neuron, h)
+        first = _projection(5, flat.shape[-1]) * _shrink(units)
+        hidden = torch.stack([torch.tanh((flat * row.to(h)).sum(-1) + 0.4) for row in first], -1)
         return torch.tanh(hidden.sum(-1)) + 2 * hidden[..., 0] * hidden[..., 1]
 
     return f

@@ -17,7 +17,7 @@ from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
 from gradest.discovery.faults import contained_in_class, name_of_class, place_of, read_attribute, read_bases
 from gradest.discovery.registry import registry
-from gradest.errors import PluginFault, TooManyPoints
+from gradest.errors import InvalidInput, PluginFault, TooManyPoints
 from gradest.kernels import explain_backend, record_kernels_used
 from gradest.random import Key
 
@@ -36,7 +36,6 @@ AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 Read = TypeVar("Read")
 
 _UNIT_COUNTS = (1, 2, 4, 8, 16, 32)  # the numbers of units for which K is given
-_CLASSES = 3  # the number of classes of each unit there, for neurons whose events have two dims
 
 
 class _Inquiry:
@@ -100,23 +99,43 @@ class _Inquiry:
         """Return K for numbers of units, None if it is not known or enumeration would take too many points."""
         found: dict[str, int | None] = {}
         for units in _UNIT_COUNTS:
-            event = (units, *[_CLASSES] * (neuron.event_ndim - 1))
+            event = (units, *neuron.example_events[0][1:])
             try:
-                found[str(units)] = self.ask(estimator, "evaluations", int, neuron, event)
+                takes = self.takes(neuron, event)
+                found[str(units)] = self.ask(estimator, "evaluations", int, neuron, event) if takes else None
             except TooManyPoints:
                 found[str(units)] = None
         return found
+
+    def takes(self, neuron: Neuron, event: tuple[int, ...]) -> bool:
+        """Return whether the neuron takes events of this shape."""
+        try:
+            registry.call(neuron, "output_event", event, kind=tuple)
+        except PluginFault as fault:
+            if not isinstance(fault.__cause__, InvalidInput):
+                self._faults.append(fault)
+            return False
+        return True
 
 
 def describe_neuron(cls: type[Neuron]) -> dict[str, Any]:
     """Describe a neuron: its class attributes, the schema of its options, and the names of the estimators that fit it.
 
-    The estimators and the neuron have their default options. `faults` lists what fails in the code of the neuron, with file and
-    line.
+    `event_ndim` is the number of dims of an event of its pre-activations, `output_ndim` that of its outputs. The estimators and
+    the neuron have their default options. `faults` lists what fails in the code of the neuron, with file and line.
     """
     inquiry = _Inquiry(cls)
-    described = {**_describe(cls, Neuron, inquiry), "event_ndim": inquiry.read("event_ndim", 1), "estimators": []}
+    event_ndim = inquiry.read("event_ndim", 1)
+    described = {
+        **_describe(cls, Neuron, inquiry),
+        "event_ndim": event_ndim,
+        "output_ndim": event_ndim,
+        "example_events": inquiry.read("example_events", list[list[int]](), _to_lists),
+        "estimators": [],
+    }
     if (neuron := inquiry.build(cls)) is not None:
+        output = inquiry.ask(neuron, "output_event", tuple, tuple(neuron.example_events[0]))
+        described["output_ndim"] = event_ndim if output is None else len(output)
         for name, estimator_cls in registry.estimators.items():
             estimator = inquiry.build(estimator_cls)
             if estimator is not None and inquiry.ask(estimator, "accepts", int, neuron):
@@ -124,6 +143,10 @@ def describe_neuron(cls: type[Neuron]) -> dict[str, Any]:
                 inquiry.bias(estimator, neuron)
                 inquiry.evaluations(estimator, neuron)
     return {**described, "faults": inquiry.faults()}
+
+
+def _to_lists(events: Any) -> list[list[int]]:
+    return [list(event) for event in events]
 
 
 def describe_estimator(cls: type[Estimator]) -> dict[str, Any]:
@@ -201,7 +224,7 @@ def _kernels_used(cls: type[Neuron], device: torch.device) -> dict[str, str | No
     key = Key(0)
     try:
         neuron = registry.build_default(cls)
-        a = torch.zeros(1, *(2,) * neuron.event_ndim, device=device)
+        a = torch.zeros(1, *neuron.example_events[0], device=device)
         with torch.no_grad():
             with record_kernels_used() as forward:
                 h = registry.call(neuron, "sample", key, a, 1)

@@ -70,9 +70,9 @@ def compare(
     neuron = registry.neuron(neuron)
     layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
     if layout is not None:
-        f, a = layout.loss(flattened(f, len(layout.given), flatten)), layout.flatten(a)
+        f, a = layout.loss(flattened(f, len(layout.output_given), flatten)), layout.flatten(a)
     else:
-        f = flattened(f, neuron.event_ndim, flatten)
+        f = flattened(f, neuron.output_ndim, flatten)
     wide = check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     failures: dict[str, PluginFault] = {}

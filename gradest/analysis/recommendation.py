@@ -14,7 +14,7 @@ from gradest.analysis.certificates import Certificate, load_certificates
 from gradest.analysis.comparison import compare
 from gradest.analysis.results import Excluded, LossAccess, Recommendation, Recommended
 from gradest.contract.estimator import Bias, Estimator, Target
-from gradest.contract.neuron import Discrete, Neuron, event_shape
+from gradest.contract.neuron import Discrete, Neuron, event_shape, keeps_event
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import NeuronSpec, registry
 from gradest.errors import InvalidInput, InvalidOptions, TooManyPoints
@@ -24,7 +24,6 @@ __all__ = ["recommend"]
 
 
 _DEFAULT_UNITS = 10
-_CLASSES = 3
 _CARRIES = 4  # the largest ratio of numbers of units for which a measurement still says something about the order
 _NEED_NAMES = {"loss": "the loss", "grad": "dL/dh"}
 
@@ -134,7 +133,16 @@ def _case_event_shape(neuron: Neuron, units: int | None, a: Tensor | None) -> tu
         return event_shape(neuron, check_pre_activations(a, neuron))
     if units is not None and units < 1:
         raise InvalidInput(f"units must be at least 1, not {units}")
-    return (units or _DEFAULT_UNITS, _CLASSES)[: neuron.event_ndim]
+    first, *within = neuron.example_events[0]
+    event = (units or _DEFAULT_UNITS, *within)
+    if not keeps_event(neuron):
+        try:
+            neuron.output_event(event)
+        except InvalidInput:
+            if units is not None:
+                raise
+            return first, *within  # the neuron takes no events of so many units
+    return event
 
 
 def _exclusion_reasons(

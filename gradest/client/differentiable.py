@@ -60,10 +60,11 @@ def expect(
         # the value does not depend on dL/dh, so f need not be differentiable if gradients are disabled
         grad = torch.zeros_like(points)
         points = points.requires_grad_(differentiating)
-    f, read, event_ndim = flattened(f, draw.event_dims, flatten), points, draw.event_dims
+    event_ndim = points.ndim - 1 - (a.ndim - draw.event_dims)  # an event of h may have other dims than one of a
+    f, read = flattened(f, event_ndim, flatten), points
     if isinstance(f, Objective) and event_dims is not None:  # it is written for neurons, and reads their events
         known = registry.neuron(neuron)
-        read, event_ndim = EventLayout.of(known, a, event_dims).flatten(points), known.event_ndim
+        read, event_ndim = EventLayout.of(known, a, event_dims).flatten_output(points), known.output_ndim
     with plain_saved_tensors():
         loss = losses_at(f, read, event_ndim)
     if grad is not None and differentiating:

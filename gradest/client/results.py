@@ -19,11 +19,11 @@ __all__ = ["RemoteDraw", "RemoteEstimate", "RemoteGradient", "RemoteMean"]
 class RemoteDraw:
     """The points at which the estimator needs the loss.
 
-    points: `[K, *batch, *event]`, in the dtype of `a`.
+    points: `[K, *batch, *event']`, in the dtype of `a`.
     weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k is the estimate of E[loss].
     needs: what `backward` needs at the points, a subset of {"loss", "grad"}.
     seed: the seed of the noise.
-    event_dims: the number of trailing dims of the points that are one event.
+    event_dims: the number of trailing dims of `a` that are one event.
     digest: identifies the draw, so that the service can refuse a `backward` with other arguments than `forward` had; None if the
         service is older than digests.
     """

@@ -4,7 +4,8 @@
     feedback = Feedback(loss(draw.points), ...)               # the caller's part, perhaps on another machine
     gradient, state = estimator.backward(draw, feedback, state)
 
-Shapes: a `[*batch, *event]`; points and grad `[K, *batch, *event]`; loss `[K, *batch]`. Both methods are pure: the state is an
+Shapes: a and the gradient `[*batch, *event]`; points and grad `[K, *batch, *event']`, where event' is
+`neuron.output_event(event)`, by default the event; loss `[K, *batch]`. Both methods are pure: the state is an
 argument and a result, arguments are never modified, and forward with the same key draws the same points again. The gradient of a
 row depends on that row alone; only the next state may depend on the whole batch.
 """
@@ -110,7 +111,7 @@ class Target:
 class Draw:
     """The points at which the loss is to be evaluated, and what `backward` needs later.
 
-    points: `[K, *batch, *event]`, where the loss is to be evaluated.
+    points: `[K, *batch, *event']`, where the loss is to be evaluated.
     weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k estimates E[loss].
     saved: tensors that backward would otherwise compute again; all of them can be computed from the key.
     """
@@ -155,7 +156,7 @@ class Draw:
 
 @dataclass(frozen=True, eq=False)
 class Feedback:
-    """What the caller evaluated at the points: loss `[K, *batch]` and grad = dloss/dh `[K, *batch, *event]`.
+    """What the caller evaluated at the points: loss `[K, *batch]` and grad = dloss/dh `[K, *batch, *event']`.
 
     An estimator receives the loss in its own precision, at least that of `a`, so that differences of float64 losses are exact
     beside float32 pre-activations. The grad has the dtype of `a`. Both are finite, unless the caller allowed infinite ones.

@@ -71,8 +71,8 @@ gives. They are frozen pydantic models whose fields are the options, and every o
 
 If one class of a distribution is rejected, none of the distribution is loaded. `gradest.registry.failures`, `gradest list` and
 the route /v1/plugins of the service show what was not loaded, and why. The module may state the version of the contract that it
-was written for, as `GRADEST_PLUGIN_API = 1`; if the number differs from `gradest.PLUGIN_API`, it is not loaded, and the failure
-gives this reason.
+was written for, as `GRADEST_PLUGIN_API = 2`. gradest supports a range of versions, from `gradest.OLDEST_PLUGIN_API` to
+`gradest.PLUGIN_API`, the present one. A module written for another is not loaded, and the failure names the range.
 
 Commands
 --------
@@ -87,6 +87,21 @@ Names
 name, the one that loads first keeps it, and the other distribution is not loaded. Built-in plugins load first, then
 distributions in alphabetical order. A prefix of your own avoids such conflicts. `summary` is one line for tables; `reference`
 gives authors, year and arXiv id.
+
+What a neuron states
+--------------------
+event_ndim: how many trailing dims of the pre-activations are one event, 1 for units, 2 for units of several numbers each.
+output_event(event): the event of the outputs, if it is not that of the pre-activations. A unit of a mean and a log std maps
+    (units, 2) to (units,); one that draws a permutation matrix from n scores maps (units, n) to (units, n, n). Outputs, the mean,
+    the values of the law and dL/dh have that shape, scores and gradients that of the pre-activations. Its first dim counts units,
+    which are independent: `exact` multiplies their probabilities. It raises InvalidInput for a shape that the neuron cannot take.
+example_events: shapes of events on which the kit tries the neuron, if it does not take those of 2 units, with 3 and 2 as their
+    further dims.
+check(a): raises InvalidInput for values that the neuron cannot take, such as a scale that overflows.
+atoms(event): how many outputs `law` lists for a unit. It is asked first, so that a sum over 2^30 outputs is refused before memory
+    is taken. A `Discrete` neuron with a `support` has it from there; one whose outputs are many overrides it.
+capabilities: the classes that it derives from, such as `Discrete`. `Binary` and `SoftmaxOneHot` are for outputs of the shape of
+    `a`.
 
 What an estimator states
 ------------------------
@@ -143,10 +158,21 @@ if TYPE_CHECKING:
     from gradest.contract.neuron import Neuron
     from gradest.contract.objective import Objective
 
-__all__ = ["PLUGIN_API", "gradest_estimators", "gradest_neurons", "gradest_objectives", "hookimpl", "hookspec"]
+__all__ = [
+    "OLDEST_PLUGIN_API",
+    "PLUGIN_API",
+    "gradest_estimators",
+    "gradest_neurons",
+    "gradest_objectives",
+    "hookimpl",
+    "hookspec",
+]
 
-PLUGIN_API = 1
+PLUGIN_API = 2
 """The version of the plugin contract."""
+
+OLDEST_PLUGIN_API = 2
+"""The oldest version of the contract for which a plugin may be written and still be loaded."""
 
 hookspec = pluggy.HookspecMarker("gradest")
 hookimpl = pluggy.HookimplMarker("gradest")

@@ -16,13 +16,20 @@ MAX_POINTS = 1 << 20
 """The largest number of configurations that is enumerated, which is that of 20 binary units."""
 
 
-def count_configurations(neuron: Neuron, event: tuple[int, ...], atoms: int) -> int:
+def count_configurations(neuron: Neuron, event: tuple[int, ...], atoms: int | None = None) -> int:
     """Return how many configurations the units of an event have, if each has `atoms` outputs.
 
-    Raises TooManyPoints for more than MAX_POINTS.
+    atoms: by default what the neuron states before its law has run. Raises TooManyPoints for more than MAX_POINTS.
     """
-    units = math.prod(event[:1])
+    units = math.prod(neuron.output_event(event)[:1])
+    if atoms is None:
+        atoms = neuron.atoms(event)
     if units * math.log2(max(atoms, 1)) > math.log2(MAX_POINTS):
+        if atoms > MAX_POINTS:
+            raise TooManyPoints(
+                f"a unit of {neuron.label()} has {atoms} outputs for events {list(event)}, and at most 2^20 are enumerated. Use "
+                "smaller events, an objective with a closed form (objective.expectation), or estimate"
+            )
         most = int(math.log2(MAX_POINTS) / math.log2(atoms))
         raise TooManyPoints(
             f"enumerating {units} units of {neuron.label()} takes {atoms}^{units} points; the limit is 2^20, which is "
@@ -34,14 +41,14 @@ def count_configurations(neuron: Neuron, event: tuple[int, ...], atoms: int) -> 
 def configurations(
     neuron: Neuron, a: Tensor, law: tuple[Tensor, Tensor], start: int, stop: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the configurations `start` to `stop` of the joint law: points `[n, *batch, *event]` and their weights `[n, *batch]`.
+    """Return the configurations `start` to `stop` of the joint law: points `[n, *batch, *event']` and weights `[n, *batch]`.
 
     law: the result of `neuron.law(a)`. Points and weights are differentiable in `a` where it is.
     """
     values, weights = law
     atoms = values.shape[0]
-    unit_dim = a.ndim - neuron.event_ndim  # the dim of `a` that counts units
-    units = event_shape(neuron, a)[0]
+    unit_dim = a.ndim - neuron.event_ndim  # the dim of an output that counts units
+    units = neuron.output_event(event_shape(neuron, a))[0]
     index = torch.arange(start, stop, device=a.device)[:, None]
     # the digits of a configuration's number, in base `atoms`, say which atom each unit takes
     place = torch.tensor([atoms**unit for unit in range(units)], dtype=torch.int64, device=a.device)

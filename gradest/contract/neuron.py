@@ -1,13 +1,18 @@
 """Neuron: a unit with random output h = f(a, z), and the capabilities that estimators ask for.
 
-Shapes: `a` is `[*batch, *event]`, where the event is the last `event_ndim` dims; noise is `[draws, *batch, *event]` unless a
-neuron states another shape; h has the broadcast shape of `a` and noise. Every method keeps the dtype of `a` and is pure.
+Shapes: `a` is `[*batch, *event]`, where the event is the last `event_ndim` dims. h is `[draws, *batch, *event']`, where event' is
+`neuron.output_event(event)`: the event itself for most neurons, and another where a unit has several pre-activations or outputs.
+What belongs to outputs has event': samples, the mean, the values of the law, dL/dh. What belongs to pre-activations has the
+event: scores and gradients. Noise is `[draws, *batch, *event]` unless a neuron states another shape. Every method keeps the
+dtype of `a` and is pure.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +39,8 @@ __all__ = [
     "Subset",
     "UnbiasedRounding",
     "event_shape",
+    "keeps_event",
+    "output_shape",
     "per_event",
 ]
 
@@ -49,6 +56,9 @@ _SHORTCUTS = {
 """Methods that a kernel may implement, each with the methods whose composition it computes."""
 
 
+_EXAMPLE_EVENT = (2, 3)  # units, and classes of each
+
+
 def _place(cls: type, name: str) -> int:
     return next(place for place, base in enumerate(cls.__mro__) if name in vars(base))
 
@@ -59,8 +69,34 @@ class Neuron(Plugin):
     event_ndim: ClassVar[int] = 1
     """The number of trailing dims of `a` that make one event: 1 for units, 2 for units of several classes."""
 
+    example_events: ClassVar[Sequence[tuple[int, ...]]] = ((2,),)
+    """Shapes of events on which the conformance kit tries the neuron, the first one in every check. By default one of 2 units,
+    with 3 and 2 as its further dims. A neuron that does not take every shape lists some that it takes."""
+
     maskable: ClassVar[bool] = False
     """Whether -inf is a valid pre-activation, of a class that a unit never takes, as long as another class is finite."""
+
+    def output_event(self, event: tuple[int, ...]) -> tuple[int, ...]:
+        """Return event', the shape of the output h of one event, given that of its pre-activations; by default the same.
+
+        event'[0] counts the units, which are independent of each other. A unit with two pre-activations, a mean and a log std,
+        maps (units, 2) to (units,). Every event of a neuron has as many dims as every other, and so has every event'. It depends
+        on the shape and the options alone. Raises InvalidInput for a shape that the neuron cannot take.
+        """
+        return event
+
+    @cached_property
+    def output_ndim(self) -> int:
+        """The number of trailing dims of h that make one event, as `output_event` has it."""
+        return self.event_ndim if keeps_event(self) else len(self.output_event(self.example_events[0]))
+
+    def atoms(self, event: tuple[int, ...]) -> int:
+        """Return how many atoms `law` has for an event of this shape, S, without computing them.
+
+        It is asked before `law` runs, so that a sum over too many outputs is refused before memory is taken. The default is 1,
+        which refuses nothing; `law` is then counted when it has run. A neuron whose atoms may be many overrides it.
+        """
+        return 1
 
     def limit(self, dtype: torch.dtype) -> float:
         """Return the largest magnitude of a pre-activation that the neuron takes in this dtype, float32 or float64."""
@@ -69,8 +105,9 @@ class Neuron(Plugin):
     def check(self, a: Tensor) -> None:
         """Raise InvalidInput for pre-activations that the neuron cannot take, with the reason and what to do about it.
 
-        They are finite, or masked where `maskable` says so, and have the dims of an event; by default all of these are taken. It
-        may read values, and so is called only where that is possible: not inside torch.compile and torch.func.
+        They are finite, or masked where `maskable` says so, at least float32, and of an event that `output_event` takes; by
+        default all of these are taken. It may read values, and so is called only where that is possible: not inside
+        torch.compile and torch.func. What must hold there too is a matter of shapes, for `output_event`.
         """
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
@@ -79,10 +116,10 @@ class Neuron(Plugin):
 
     @abstractmethod
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
-        """Return the output h = f(a, z)."""
+        """Return the output h = f(a, z), `[draws, *batch, *event']`."""
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """Return `draws` outputs, `[draws, *a.shape]`, with the same bits as forward(a, noise(key, a, draws)).
+        """Return `draws` outputs, `[draws, *batch, *event']`, with the same bits as forward(a, noise(key, a, draws)).
 
         A neuron may override it with a kernel that draws and computes in one pass, without storing the noise. Subclasses that
         override forward or noise do not inherit such an override.
@@ -90,7 +127,7 @@ class Neuron(Plugin):
         return self.forward(a, self.noise(key, a, draws))
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
-        """Return `backward` at the noise of h = sample(key, a, draws), `[draws, *a.shape]`.
+        """Return `backward` at the noise of h = sample(key, a, draws), `[draws, *batch, *event']`.
 
         Where h determines what backward reads from the noise, a neuron may override it to avoid drawing the noise again.
         Subclasses that override forward, noise or backward do not inherit such an override.
@@ -104,25 +141,31 @@ class Neuron(Plugin):
             if owner is not None and any(_place(cls, part) < cls.__mro__.index(owner) for part in parts):
                 first = next(base for base in reversed(cls.__mro__) if shortcut in vars(base))
                 setattr(cls, shortcut, vars(first)[shortcut])
+        if "event_ndim" in vars(cls) and "example_events" not in vars(cls):
+            cls.example_events = ((*_EXAMPLE_EVENT, *[2] * cls.event_ndim)[: cls.event_ndim],)
 
     @abstractmethod
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """Return grad_h · dh/da at fixed noise, with any discrete choice inside the neuron held fixed: 0 for a binary unit."""
+        """Return grad_h · dh/da at fixed noise, with any discrete choice inside the neuron held fixed: 0 for a binary unit.
+
+        grad_h: `[draws, *batch, *event']`. The result is `[draws, *batch, *event]`, one gradient for each draw.
+        """
 
     @abstractmethod
     def mean(self, a: Tensor) -> Tensor:
-        """Return E[h]."""
+        """Return E[h], `[*batch, *event']`."""
 
     @abstractmethod
     def active_probability(self, a: Tensor) -> Tensor:
-        """Return P(h > 0)."""
+        """Return P(h > 0) of each entry of h, `[*batch, *event']`."""
 
     @abstractmethod
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the law of each unit as S atoms: values `[S, *a.shape]` and weights `[S, *batch, units]`, differentiable in `a`.
+        """Return the law of each unit as S atoms: values `[S, *batch, *event']` and weights `[S, *batch, units]`.
 
-        E[g(h)] = Σ_s weight_s g(value_s), and the weights of a unit sum to 1. It is exact for a unit of finitely many outputs.
-        For a `Continuous` unit it is a quadrature. `gradest.exact` and separable objectives use it.
+        They are differentiable in `a`, and `units` is event'[0]. E[g(h)] = Σ_s weight_s g(value_s), and the weights of a unit
+        sum to 1. It is exact for a unit of finitely many outputs. For a `Continuous` unit it is a quadrature. `gradest.exact`
+        and separable objectives use it.
         """
 
     def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
@@ -130,7 +173,8 @@ class Neuron(Plugin):
 
         A neuron whose output is always positive, or for which 0 is no boundary, overrides it.
         """
-        return torch.where(self.active_probability(a) > level, self.mean(a), torch.zeros_like(a))
+        mean = self.mean(a)
+        return torch.where(self.active_probability(a) > level, mean, torch.zeros_like(mean))
 
 
 class Differentiable(Neuron):
@@ -168,10 +212,13 @@ class Scored(Neuron):
 
     @abstractmethod
     def score(self, h: Tensor, a: Tensor) -> Tensor:
-        """Return d log P(choice | a) / da for the choice that gave h, with the value that belongs to the choice held fixed."""
+        """Return d log P(choice | a) / da for the choice that gave h, with the value that belongs to the choice held fixed.
+
+        h: `[draws, *batch, *event']`. The result is `[draws, *batch, *event]`.
+        """
 
     def weighted_score(self, h: Tensor, a: Tensor, weights: Tensor) -> Tensor:
-        """Return Σ_k weights_k score(h_k, a), for h `[K, *a.shape]` and weights `[K, *batch]`.
+        """Return Σ_k weights_k score(h_k, a), `[*batch, *event]`, for h `[K, *batch, *event']` and weights `[K, *batch]`.
 
         A neuron may override it with a kernel, which subclasses that override score do not inherit.
         """
@@ -202,14 +249,19 @@ class Discrete(Scored):
             f"{self.name} has no support of numbers; law(a) lists the outputs of a unit and their probabilities"
         )
 
+    def atoms(self, event: tuple[int, ...]) -> int:
+        """Return the size of the support for units that output numbers, and 1 for others, which override it."""
+        return 1 if type(self).support is Discrete.support else len(self.support())
+
     @abstractmethod
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
-        """Return log P(h | a) of each unit, `[..., *batch, units]`."""
+        """Return log P(h | a) of each unit, `[..., *batch, units]`, where `units` is event'[0]."""
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return the support and its probabilities, for units that output numbers."""
-        support = self.support().to(a)[(..., *[None] * a.ndim)]
-        values = support.expand(-1, *a.shape)
+        shape = output_shape(self, a)
+        support = self.support().to(a)[(..., *[None] * len(shape))]
+        values = support.expand(-1, *shape)
         return values, self.log_prob(values, a).exp()
 
 
@@ -418,6 +470,10 @@ class SoftmaxOneHot(OneHot, Relaxable):
     `[*batch, units, classes]` of `a`, and only the log-probability of a unit has no dim of classes.
     """
 
+    def atoms(self, event: tuple[int, ...]) -> int:
+        """Return C, the number of classes."""
+        return event[-1]
+
     def probability(self, a: Tensor) -> Tensor:
         """Return softmax(a) over the last dim."""
         return torch.softmax(widen(a), -1).to(a.dtype)
@@ -495,6 +551,19 @@ def event_shape(neuron: Neuron, a: Tensor) -> tuple[int, ...]:
     return tuple(a.shape[a.ndim - neuron.event_ndim :])
 
 
+def keeps_event(neuron: Neuron) -> bool:
+    """Return whether every output has the shape of its pre-activations, because `output_event` is the default."""
+    return type(neuron).output_event is Neuron.output_event
+
+
+def output_shape(neuron: Neuron, a: Tensor) -> tuple[int, ...]:
+    """Return the shape of one output at `a` `[*batch, *event]`: `[*batch, *event']`."""
+    if keeps_event(neuron):
+        return a.shape
+    split = a.ndim - neuron.event_ndim
+    return *a.shape[:split], *neuron.output_event(tuple(a.shape[split:]))
+
+
 def per_event(x: Tensor, neuron: Neuron) -> Tensor:
-    """Return `x`, `[..., *batch]`, with singleton dims appended, so that it broadcasts over events."""
+    """Return `x`, `[..., *batch]`, with singleton dims appended, so that it broadcasts over the events of pre-activations."""
     return x[(..., *[None] * neuron.event_ndim)]

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.neuron import Continuous, Neuron
+from gradest.contract.law import MAX_POINTS
+from gradest.contract.neuron import Continuous, Neuron, event_shape
 from gradest.contract.plugin import Plugin
 from gradest.errors import Inexact, InvalidInput
 from gradest.kernels.stable import leading_sum
@@ -22,11 +23,11 @@ _TOLERANCE = 1e-3  # one that is not closer than this at the finest level is ref
 _FINEST_LEVEL = 4
 
 Loss = Callable[[Tensor], Tensor]
-"""A function from points `[K, *batch, *event]` to losses `[K, *batch]`."""
+"""A function from points `[K, *batch, *event']` to losses `[K, *batch]`, where event' is the event of a neuron's outputs."""
 
 
 class Objective(Plugin):
-    """A loss: a function from points `[K, *batch, *event]` to losses `[K, *batch]`. Each loss depends on its own point alone."""
+    """A loss: a function from points `[K, *batch, *event']` to losses `[K, *batch]`. Each loss depends on its own point alone."""
 
     @abstractmethod
     def __call__(self, points: Tensor) -> Tensor:
@@ -43,30 +44,33 @@ class Objective(Plugin):
 class Separable(Objective):
     """A loss that is the mean, or the sum, over units of a function of one unit. Its expectation is exact for any event size.
 
-    For units of several classes, event_ndim=2, the parts of a unit's classes are summed.
+    For units of several classes, event_ndim=2, the parts of a unit's classes are summed; with event_ndim=3 those of a matrix are.
     """
 
-    event_ndim: Literal[1, 2] = Field(
-        1, description="number of dims of an event: 1 for units, 2 for units of several classes"
+    event_ndim: Literal[1, 2, 3] = Field(
+        1,
+        description="number of dims of an output: 1 for units, 2 for units of several classes, 3 for units that are matrices",
     )
     reduction: Literal["mean", "sum"] = Field("mean", description="how the units' parts are combined")
 
     @abstractmethod
     def per_unit(self, h: Tensor) -> Tensor:
-        """Return each unit's part of the loss, elementwise, `[..., *event]`."""
+        """Return each unit's part of the loss, elementwise, `[..., *event']`."""
 
     def __call__(self, points: Tensor) -> Tensor:
         """Return the mean, or the sum, of `per_unit` over the units."""
         return self._reduce(self._parts(points))
 
     def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
-        """Return the expectation as a sum over the atoms of each unit's law.
+        """Return the expectation as a sum over the atoms of each unit's law; None if a unit has more than 2^20 of them.
 
         For a `Continuous` neuron two levels of its quadrature are compared. It is refined until the parts of each unit differ by
         at most 1e-6 of their standard deviation; Inexact is raised if they still differ by more than 1e-3 at the finest level.
         Raises InvalidInput as `check_events` does.
         """
         self.check_events(neuron)
+        if neuron.atoms(event_shape(neuron, a)) > MAX_POINTS:
+            return None
         mean, spread = self._mean_parts(*neuron.law(a))
         if isinstance(neuron, Continuous):
             with torch.no_grad():
@@ -90,10 +94,10 @@ class Separable(Objective):
             return mean, leading_sum(weights * (parts - mean).square()).sqrt()
 
     def check_events(self, neuron: Neuron) -> None:
-        """Raise InvalidInput unless the neuron's events have `event_ndim` dims."""
-        if neuron.event_ndim != self.event_ndim:
+        """Raise InvalidInput unless the neuron's outputs have events of `event_ndim` dims."""
+        if neuron.output_ndim != self.event_ndim:
             raise InvalidInput(
-                f"{neuron.name} has events of {neuron.event_ndim} dim(s): set event_ndim={neuron.event_ndim} on {self.name}"
+                f"{neuron.name} has events of {neuron.output_ndim} dim(s): set event_ndim={neuron.output_ndim} on {self.name}"
             )
 
     def _parts(self, h: Tensor) -> Tensor:
@@ -103,7 +107,7 @@ class Separable(Objective):
             raise InvalidInput(
                 f"the options of {self.name} must broadcast against [*batch, *event], but the points are {list(h.shape)}: {error}"
             ) from error
-        return parts.contiguous().sum(-1) if self.event_ndim == 2 else parts
+        return parts if self.event_ndim == 1 else parts.contiguous().flatten(1 - self.event_ndim).sum(-1)
 
     def _reduce(self, parts: Tensor) -> Tensor:
         total = parts.contiguous().sum(-1)

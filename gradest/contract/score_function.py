@@ -61,7 +61,7 @@ class ScoreFunction(MonteCarlo):
     def features(self, neuron: Neuron, h: Tensor, a: Tensor) -> Tensor | None:
         """Return what `credit` needs to know of the samples beside their losses, or None if it needs nothing.
 
-        h: `[K, *batch, *event]`, samples of the neuron at `a`, which is `[*batch, *event]` or `[K, *batch, *event]`.
+        h: `[K, *batch, *event']`, samples of the neuron at `a`, which is `[*batch, *event]` or `[K, *batch, *event]`.
         """
         return None
 

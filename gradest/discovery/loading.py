@@ -120,9 +120,15 @@ def load_entry_point(point: EntryPoint) -> object:
 
 def _hook_callers(name: str, hooks: object) -> list[pluggy.HookCaller]:
     """Return what calls the hooks of a module or object. Raises InvalidPlugin if one is malformed, or there is none."""
-    stated = getattr(hooks, "GRADEST_PLUGIN_API", hookspecs.PLUGIN_API)
-    if stated != hookspecs.PLUGIN_API:
-        raise InvalidPlugin("api", f"written for plugin API {stated}; this gradest has {hookspecs.PLUGIN_API}")
+    oldest, newest = hookspecs.OLDEST_PLUGIN_API, hookspecs.PLUGIN_API
+    stated = getattr(hooks, "GRADEST_PLUGIN_API", newest)
+    if type(stated) is not int or not oldest <= stated <= newest:
+        newer = type(stated) is int and stated > newest
+        raise InvalidPlugin(
+            "api",
+            f"written for plugin API {stated!r}; this gradest supports {oldest} to {newest}. "
+            + ("Install a newer gradest" if newer else "Install a newer version of the plugin"),
+        )
     manager = pluggy.PluginManager("gradest")
     manager.add_hookspecs(hookspecs)
     try:

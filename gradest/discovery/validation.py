@@ -17,8 +17,8 @@ __all__ = ["InvalidPlugin", "Phase", "check_class"]
 
 Phase = Literal["missing", "import", "api", "hooks", "call", "class", "duplicate"]
 """The phase in which a plugin failed, in the order of the literals: GRADEST_LOAD_PLUGINS names a distribution that is not
-installed; its import raised; it is written for another PLUGIN_API; a hook is misspelt or malformed; a hook raised; a class is
-invalid; a name is taken."""
+installed; its import raised; it is written for a PLUGIN_API that is not supported; a hook is misspelt or malformed; a hook
+raised; a class is invalid; a name is taken."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -42,6 +42,16 @@ def check_class(cls: type[Plugin]) -> None:
         cls()
 
 
+def _are_events(examples: object, dims: int) -> bool:
+    """Return whether these are shapes, at least one, of this number of dims and without a dim of size 0."""
+    return (
+        isinstance(examples, (tuple, list))
+        and len(examples) > 0
+        and all(isinstance(event, tuple) and len(event) == dims for event in examples)
+        and all(type(size) is int and size > 0 for event in examples for size in event)
+    )
+
+
 def _faults(cls: type[Plugin]) -> Iterator[str]:
     if inspect.isabstract(cls):
         yield f"it leaves abstract: {', '.join(sorted(cls.__abstractmethods__))}"
@@ -55,6 +65,11 @@ def _faults(cls: type[Plugin]) -> Iterator[str]:
             yield f'`{attribute}` must be text ("" for none), not {text!r}'
     if issubclass(cls, Neuron) and (type(cls.event_ndim) is not int or cls.event_ndim < 1):
         yield f"`event_ndim` must be an integer of at least 1, not {cls.event_ndim!r}"
+    elif issubclass(cls, Neuron) and not _are_events(cls.example_events, cls.event_ndim):
+        yield (
+            f"`example_events` must be a sequence of shapes of {cls.event_ndim} dim(s) each, event_ndim, such as "
+            f"{Neuron.example_events!r}, not {cls.example_events!r}"
+        )
     if issubclass(cls, Estimator):
         needs = getattr(cls, "needs", None)
         if not isinstance(needs, frozenset) or not needs or not needs <= {"loss", "grad"}:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gradest.contract.neuron import Neuron
+from gradest.contract.neuron import Neuron, event_shape, keeps_event
 from gradest.errors import InvalidInput
 from gradest.kernels import select, transformed
 from gradest.kernels.reference import all_finite
@@ -30,17 +30,23 @@ _MANY = 1 << 16  # elements that a kernel looks at faster than torch
 def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
     """Return `a`, detached and widened to at least float32.
 
-    Raises InvalidInput with the reason, or with the index of the first entry that is not finite.
+    Raises InvalidInput with the reason, or with the index of the first entry that is not finite, and what the neuron's own
+    `output_event` and `check` raise.
     """
     wide = check_form(a, neuron)
-    if transformed():  # a transform does not allow reading values
-        return wide
+    if not transformed():  # a transform does not allow reading values
+        _check_values(a, wide, neuron)
+        neuron.check(wide)
+    return wide
+
+
+def _check_values(a: Tensor, wide: Tensor, neuron: Neuron) -> None:
+    """Raise InvalidInput unless the pre-activations are finite, or -inf where that is allowed, and within the limit."""
     limit = neuron.limit(wide.dtype)
     if limit < math.inf and wide.numel():
         low, high = wide.aminmax()
         if -limit <= low and high <= limit:
-            neuron.check(wide)
-            return wide
+            return
     index = first_non_finite(wide)
     if index is not None and not (neuron.maskable and _is_mask(wide)):
         allowed = ", or -inf for some classes of a unit, but not all" if neuron.maskable else ""
@@ -52,8 +58,6 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
             f"{neuron.label()} takes pre-activations between -{limit:.2g} and {limit:.2g} in {wide.dtype}: beyond, a sample "
             "overflows. Use smaller ones, a higher temperature or float64"
         )
-    neuron.check(wide)
-    return wide
 
 
 def _is_mask(a: Tensor) -> bool:
@@ -80,11 +84,26 @@ def check_form(a: Tensor, neuron: Neuron) -> Tensor:
             "and initialise its parameters"
         )
     if a.ndim < neuron.event_ndim:
-        form = "[*batch, units, classes]; use a[None] for one unit" if neuron.event_ndim == 2 else "[*batch, units]"
-        raise InvalidInput(f"{neuron.name} takes {form}, but this tensor has the shape {list(a.shape)}")
-    if neuron.event_ndim == 2 and a.shape[-1] == 0:
-        raise InvalidInput(f"{neuron.name} takes [*batch, units, classes] with at least one class, not {list(a.shape)}")
+        hint = "; use a[None] for one unit" if neuron.event_ndim > 1 else ""
+        raise InvalidInput(f"{neuron.name} takes {_form(neuron)}{hint}, but this tensor has the shape {list(a.shape)}")
+    if neuron.event_ndim > 1 and 0 in a.shape[a.ndim - neuron.event_ndim + 1 :]:
+        raise InvalidInput(
+            f"{neuron.name} takes {_form(neuron)} with at least one {_within(neuron)}, not {list(a.shape)}"
+        )
+    if not keeps_event(neuron):
+        neuron.output_event(event_shape(neuron, a))  # raises for an event that the neuron cannot take
     return widen(a.detach())
+
+
+def _form(neuron: Neuron) -> str:
+    """Return the shape of pre-activations in words."""
+    if not keeps_event(neuron):
+        return f"[*batch, *event], with events such as {list(neuron.example_events[0])}"
+    return {1: "[*batch, units]", 2: "[*batch, units, classes]"}.get(neuron.event_ndim, "[*batch, units, ...]")
+
+
+def _within(neuron: Neuron) -> str:
+    return "class" if neuron.event_ndim == 2 and keeps_event(neuron) else "entry in each dim of a unit"
 
 
 def first_non_finite(x: Tensor) -> list[int] | None:

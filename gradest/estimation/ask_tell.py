@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
-from gradest.contract.neuron import Binary, Neuron, event_shape
+from gradest.contract.neuron import Binary, Neuron, event_shape, output_shape
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
@@ -44,7 +44,7 @@ def sample_checked(neuron: Neuron, wide: Tensor, samples: int, key: Key, dtype: 
         h = neuron.sample_as(key, wide, samples, dtype)
     if h is None:
         h = neuron.sample(key, wide, samples)
-        _check_result(neuron, "sample", h, (samples, *wide.shape))
+        _check_result(neuron, "sample", h, (samples, *output_shape(neuron, wide)))
     return h
 
 
@@ -62,8 +62,8 @@ def ask(
         gradient, state = gradest.tell("rloo", draw, gradest.Feedback(loss), state)
 
     a: pre-activations `[*batch, *event]`. seed: as for `gradest.sample`. state: the state of the previous step; None for the
-        first. Returns the draw, with `draw.points` `[K, *batch, *event]`, and the state to pass to `tell`. Raises Incompatible if
-        the estimator does not fit the neuron, InvalidInput (also for the state of another estimator or size), UnknownPlugin,
+        first. Returns the draw, with `draw.points` `[K, *batch, *event']`, and the state to pass to `tell`. Raises Incompatible
+        if the estimator does not fit the neuron, InvalidInput (also for the state of another estimator or size), UnknownPlugin,
         InvalidOptions.
 
     The loss may write into the points: `tell` draws them again if torch has written into them. It does not see what is written
@@ -104,7 +104,7 @@ def tell(
     """Tell the estimator the losses at its points: the second half of a gradient.
 
     estimator: the one that was asked. draw, state: what `ask` returned. feedback: `gradest.Feedback(loss, grad)`, with loss
-    `[K, *batch]` and, if `estimator.needs` contains "grad", grad = dloss/dh `[K, *batch, *event]`. Differences of losses are
+    `[K, *batch]` and, if `estimator.needs` contains "grad", grad = dloss/dh `[K, *batch, *event']`. Differences of losses are
     taken in the precision of the loss, so give losses with a large offset in float64.
     allow_inf: whether infinite losses are passed to the estimator, which must have no state. NaN never is.
 
@@ -136,7 +136,7 @@ def tell(
 def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
     """Do what `tell` does, for a feedback that is known to be finite, or need not be."""
     shape, dtype = draw.points.shape, draw.a.dtype
-    loss = _check_feedback(estimator, "loss", feedback.loss, shape[: len(shape) - draw.neuron.event_ndim], dtype)
+    loss = _check_feedback(estimator, "loss", feedback.loss, shape[: len(shape) - draw.neuron.output_ndim], dtype)
     widened = Feedback(loss, _check_feedback(estimator, "grad", feedback.grad, shape, dtype))
     state = _outside_inference(state)
     if draw.pre_activations_written:
@@ -272,11 +272,11 @@ def _check_draw(estimator: Estimator, neuron: Neuron, a: Tensor, key: Key, draw:
         raise PluginFault(
             f"{estimator.name}.evaluations must be at least 1, not {evaluations}: it has no loss to learn from"
         )
-    points = draw.points if isinstance(draw, Draw) else draw
+    points, shape = draw.points if isinstance(draw, Draw) else draw, output_shape(neuron, a)
     try:
-        _check_result(estimator, "forward", points, (evaluations, *a.shape))
+        _check_result(estimator, "forward", points, (evaluations, *shape))
     except PluginFault:
-        _check_result(neuron, "sample", neuron.sample(key, a, 1), (1, *a.shape))  # raises if the fault is the neuron's
+        _check_result(neuron, "sample", neuron.sample(key, a, 1), (1, *shape))  # raises if the fault is the neuron's
         raise
     batch = a.shape[: a.ndim - neuron.event_ndim]
     _check_result(estimator, "forward", draw.weights, (evaluations,), (evaluations, *batch))

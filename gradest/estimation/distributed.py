@@ -81,7 +81,7 @@ def joined_state(estimator: Estimator, draw: Draw, feedback: Feedback, state: St
     A state need not be a mean over examples. So each process gathers the rows of all processes, draws the joined batch again, and
     runs the estimator on it as a single process would. f is not evaluated again. Without a batch dim nothing is joined.
     """
-    batch = draw.points.shape[1 : draw.points.ndim - draw.neuron.event_ndim]
+    batch = draw.points.shape[1 : draw.points.ndim - draw.neuron.output_ndim]
     if not batch:
         return estimator.backward(draw, feedback, state)[1]
     key = draw.key

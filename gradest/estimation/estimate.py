@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Estimator, Feedback, State
-from gradest.contract.neuron import Neuron, event_shape
+from gradest.contract.neuron import Neuron, event_shape, output_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput
@@ -110,7 +110,7 @@ def _draws(
     split = a.ndim - neuron.event_ndim
     # each repetition uses the rows of `a` and a seed of its own, so no draw depends on how draws are divided into chunks
     key = replace(key, rows=torch.arange(a.shape[:split].numel(), device="cpu").reshape(a.shape[:split]))
-    points_per_draw = estimator.evaluations(neuron, event_shape(neuron, a)) * max(1, a.numel())
+    points_per_draw = estimator.evaluations(neuron, event_shape(neuron, a)) * _size(neuron, a)
     chunk = max(1, min(draws, CHUNK // points_per_draw))
     for begin in range(first, first + draws, chunk):
         n = min(chunk, first + draws - begin)
@@ -139,6 +139,11 @@ def _one_chunk(
     grad = None if grad is None else grad.reshape(draw.points.shape)
     gradient, after = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
     return gradient, value_of(estimator, draw, widen(loss)), after
+
+
+def _size(neuron: Neuron, a: Tensor) -> int:
+    """Return the elements of one output, or of the gradient if those are more; at least 1."""
+    return max(1, a.numel(), math.prod(output_shape(neuron, a)))
 
 
 def _put(whole: Tensor | None, part: Tensor, first: int, total: int) -> Tensor:
@@ -244,9 +249,9 @@ def estimate(
     registry.check_fit(neuron, estimator)
     layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
     if layout is not None:
-        f, a = layout.loss(flattened(f, len(layout.given), flatten)), layout.flatten(a)
+        f, a = layout.loss(flattened(f, len(layout.output_given), flatten)), layout.flatten(a)
     else:
-        f = flattened(f, neuron.event_ndim, flatten)
+        f = flattened(f, neuron.output_ndim, flatten)
     with checked_loss(f, check_pre_activations(a, neuron), neuron, a.dtype):
         return estimate_checked(
             f,
@@ -309,7 +314,7 @@ def estimate_checked(
             state=state,
         )
 
-    size = max(1, a.numel())
+    size = _size(neuron, a)
     blocks = blocks_of(draws, most=max(1, _BLOCK // (evaluations * size)))
     run = DrawBlock(f, a.detach(), neuron, estimator, key, state, allow_inf)
     with closing(run_in_order(run, blocks, executor, window=max(8, min(256, _AHEAD // size)))) as results:

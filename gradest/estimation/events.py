@@ -9,7 +9,10 @@ of independent examples, each with a loss of its own. `event_dims` says otherwis
     [B, T, classes]               1             [B, T]    [B, T, 1, classes]       each position is a unit by itself
     [out, in, k, k]               "all"         []        [out·in·k·k]             parameters
 
-Neurons, estimators and kernels see the neuron's shape alone; callers and their losses see the shape of `a`.
+Neurons, estimators and kernels see the neuron's shape alone; callers and their losses see the shape of `a`. Where the event of
+the outputs differs from that of `a`, as for a unit of two pre-activations, the dims that count units are the caller's there
+too, as long as there are as many units: [B, T, units, 2] with event_dims=3 gives outputs [B, T, units]. A neuron with another
+number of units has no such dims, and its outputs keep the event of `neuron.output_event`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Literal, Self
 
 from torch import Tensor
 
-from gradest.contract.neuron import Neuron
+from gradest.contract.neuron import Neuron, keeps_event
 from gradest.contract.objective import Loss, Objective
 from gradest.errors import InvalidInput
 from gradest.estimation.losses.evaluation import losses_at
@@ -42,10 +45,12 @@ def check_event_dims(neuron: Neuron, event_dims: EventDims) -> None:
 
 @dataclass(frozen=True)
 class EventLayout:
-    """The dims of one event: `given`, in the caller's tensors, and `event`, in those of the neuron."""
+    """The dims of one event: `given`, in the caller's tensors, and `event`, in those of the neuron; and those of its outputs."""
 
     given: tuple[int, ...]
     event: tuple[int, ...]
+    output_given: tuple[int, ...]
+    output_event: tuple[int, ...]
 
     @classmethod
     def of(cls, neuron: Neuron, a: Tensor, event_dims: EventDims, batch_dims: int = 0) -> Self:
@@ -66,7 +71,12 @@ class EventLayout:
             )
         given = tuple(a.shape[a.ndim - dims :])
         units = dims - least  # a unit's own dims, such as its classes, stay as they are
-        return cls(given, (math.prod(given[:units]), *given[units:]))
+        event = math.prod(given[:units]), *given[units:]
+        if keeps_event(neuron):
+            return cls(given, event, given, event)
+        output = neuron.output_event(event)
+        same = output[0] == event[0]
+        return cls(given, event, (*given[:units], *output[1:]) if same else output, output)
 
     def flatten(self, a: Tensor) -> Tensor:
         """Return the caller's tensor `[..., *given]` as `[..., *event]`."""
@@ -75,6 +85,14 @@ class EventLayout:
     def restore(self, x: Tensor) -> Tensor:
         """Return the neuron's tensor `[..., *event]` as `[..., *given]`."""
         return x.reshape(*x.shape[: x.ndim - len(self.event)], *self.given)
+
+    def flatten_output(self, h: Tensor) -> Tensor:
+        """Return outputs `[..., *output_given]` in the neuron's shape, `[..., *output_event]`."""
+        return h.reshape(*h.shape[: h.ndim - len(self.output_given)], *self.output_event)
+
+    def restore_output(self, h: Tensor) -> Tensor:
+        """Return outputs in the neuron's shape, `[..., *output_event]`, as `[..., *output_given]`."""
+        return h.reshape(*h.shape[: h.ndim - len(self.output_event)], *self.output_given)
 
     def loss(self, f: Loss) -> Loss:
         """Return f for points in the neuron's shape. An Objective, which is written for neurons, takes those itself."""
@@ -89,4 +107,4 @@ class _Restored:
     layout: EventLayout
 
     def __call__(self, points: Tensor) -> Tensor:
-        return losses_at(self.f, self.layout.restore(points), len(self.layout.given))
+        return losses_at(self.f, self.layout.restore_output(points), len(self.layout.output_given))

@@ -65,12 +65,12 @@ def exact(
     neuron = registry.neuron(neuron)
     if event_dims is not None:
         layout = EventLayout.of(neuron, a, event_dims)
-        f = layout.loss(flattened(f, len(layout.given), flatten))
+        f = layout.loss(flattened(f, len(layout.output_given), flatten))
         value, slope = exact(
             f, layout.flatten(a), neuron, target, allow_inf=allow_inf, tolerance=tolerance, progress=progress
         )
         return value, layout.restore(slope)
-    f = flattened(f, neuron.event_ndim, flatten)
+    f = flattened(f, neuron.output_ndim, flatten)
     wide = check_pre_activations(a, neuron)
     with checked_loss(f, wide, neuron, a.dtype, refuse=True):
         return exact_checked(f, a, neuron, target, allow_inf, progress, tolerance)
@@ -164,15 +164,17 @@ def _sums(
 ) -> _Sums:
     """Sum over the joint law of the units, in chunks."""
     event, split = event_shape(neuron, wide), wide.ndim - neuron.event_ndim
+    count_configurations(neuron, event)  # refuses too many before the law takes memory
     with torch.enable_grad():
         values, _ = law()
         moves = values.requires_grad  # the outputs move with a, so the gradient contains dL/dh too
         total = count_configurations(neuron, event, values.shape[0])
-        next_points = (2 * values.shape[0]) ** (event[0] * (target.samples if target else 1))
+        units, of_one = neuron.output_event(event)[0], values[0].numel()
+        next_points = (2 * values.shape[0]) ** (units * (target.samples if target else 1))
         del values
         if target is not None and target.samples > 1:
             return _sums_of_samples(f, a, wide, neuron, law, total, target, allow_inf, progress, next_points)
-        chunk = max(1, CHUNK // max(1, wide.numel()))
+        chunk = max(1, CHUNK // max(1, of_one))
         loss, size, square = torch.zeros(3, *wide.shape[:split], dtype=torch.float64, device=a.device)
         gradient = torch.zeros_like(wide)
         for first in range(0, total, chunk):
@@ -193,7 +195,7 @@ def _sums(
 
 
 def _losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
-    loss = losses_at(f, points, neuron.event_ndim)
+    loss = losses_at(f, points, neuron.output_ndim)
     check_feedback_finite(Feedback(loss), allow_inf)
     return loss.double()
 

@@ -1,7 +1,8 @@
 """sample and expect: outputs of a neuron, and one estimate of E[f(h)] that autograd can differentiate.
 
 Here, in `estimate` and in `exact`, `a` `[*batch, *event]` are pre-activations of any float dtype, device and strides, and `f`
-maps points `[K, *batch, *event]`, for any K, to losses `[K, *batch]`. For float16 and bfloat16 the computation is in float32; f
+maps points `[K, *batch, *event']`, for any K, to losses `[K, *batch]`; event' is `neuron.output_event(event)`, by default the
+event. For float16 and bfloat16 the computation is in float32; f
 still receives points in the dtype of `a`, and gradients have that dtype.
 """
 
@@ -41,7 +42,9 @@ def sample(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Draw independent outputs of the neuron, `[samples, *a.shape]` in the dtype of `a`.
+    """Draw independent outputs of the neuron, `[samples, *batch, *event']` in the dtype of `a`.
+
+    event' is `neuron.output_event(event)`, which for most neurons is the event, so that an output has the shape of `a`.
 
     seed: 0 <= seed < 2**53. None draws one from torch's global generator. A Key is for callers that number rows themselves.
     dtype: torch.uint8 or torch.bool, for a binary neuron whose two values it can represent; this takes a quarter of the memory of
@@ -118,13 +121,13 @@ def expect(
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     if event_dims is not None:
         layout = EventLayout.of(neuron, a, event_dims)
-        f = layout.loss(flattened(f, len(layout.given), flatten))
+        f = layout.loss(flattened(f, len(layout.output_given), flatten))
         return expect(f, layout.flatten(a), neuron, estimator, seed, state, allow_inf=allow_inf, rows=rows)
     key = to_key(seed) if rows is None else _key_of_part(seed, rows, a, neuron)
     draw, state = ask(neuron, estimator, a, key, state)
-    points, f = cast(draw.points, a.dtype), flattened(f, neuron.event_ndim, flatten)
+    points, f = cast(draw.points, a.dtype), flattened(f, neuron.output_ndim, flatten)
     if not torch.is_grad_enabled():
-        loss = losses_at(f, points, neuron.event_ndim)
+        loss = losses_at(f, points, neuron.output_ndim)
         check_feedback_finite(Feedback(loss), allow_inf)
         return value_of(estimator, draw, loss), state
     loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from gradest.contract.estimator import State
+from gradest.contract.neuron import output_shape
 from gradest.contract.objective import Loss
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec
 from gradest.errors import Incompatible, InvalidInput
@@ -77,6 +78,9 @@ class _PerThread(threading.local):
 
 class Stochastic(StochasticModule):
     """A layer of stochastic neurons, from `a` `[*batch, *event]` to one sample h of the same shape.
+
+    A neuron whose outputs have another event, event' = `neuron.output_event(event)`, gives h `[*batch, *event']`: the unit of
+    mean and log std takes `[batch, units, 2]` and gives `[batch, units]`.
 
     If the estimator needs only dL/dh, autograd trains the layer like any other. If it needs the loss, call backward on
     `broadcast_loss(model, loss)`, or open a `StochasticGraph` for several costs or several whole-path samples; backward without
@@ -173,7 +177,7 @@ class Stochastic(StochasticModule):
         scope = self._thread.uses.scope
         paths = 0 if scope is None or scope.samples is None else 1
         layout = EventLayout.of(self.neuron, a, self.event_dims, batch_dims=paths)
-        return layout.restore(run(layout.flatten(a), *rest))
+        return layout.restore_output(run(layout.flatten(a), *rest))
 
     def _interpreted(self, a: Tensor, baseline: Tensor | None, rows: Tensor | None) -> Tensor:
         """Run `forward` in code that is not compiled."""
@@ -273,7 +277,9 @@ class Stochastic(StochasticModule):
         if not self.training:
             if self.evaluation != "sample":
                 return self.emit(a)
-            sampled: Tensor = draw(self._handle, a.detach(), list(self.state.values()), torch.empty(0), 0, False)[0]
+            state = list(self.state.values())
+            shape = output_shape(self.neuron, a)
+            sampled: Tensor = draw(self._handle, a.detach(), state, torch.empty(0), shape, 0, False)[0]
             return sampled
         scope, paths = uses.scope, NO_PATHS
         if scope is not None:
@@ -286,7 +292,9 @@ class Stochastic(StochasticModule):
             raise self._paths_missing()
         given = a if learns else a.detach()
         h: Tensor
-        h, flag, drawn = draw(self._handle, given, state, torch.empty(0), paths.samples, paths.flat)
+        h, flag, drawn = draw(
+            self._handle, given, state, torch.empty(0), output_shape(self.neuron, a), paths.samples, paths.flat
+        )
         if self._pair.needs_loss and learns:
             still = a.detach()
             port = widen(a - still)
@@ -406,8 +414,9 @@ class Stochastic(StochasticModule):
 class Expectation(StochasticModule):
     """A layer for estimators of any K: `layer(f, a)` is `gradest.expect`, with the estimator's state in buffers.
 
-    f maps points `[K, *batch, *event]` to losses `[K, *batch]`; it is the rest of the network and the loss. The result,
-    `[*batch]`, is differentiable in `a` and in the parameters of f.
+    f maps points `[K, *batch, *event']` to losses `[K, *batch]`, where event' is that of the neuron's outputs, by default the
+    event of `a`; it is the rest of the network and the loss. The result, `[*batch]`, is differentiable in `a` and in the
+    parameters of f.
 
     The arguments are those of `Stochastic`, but `evaluation` is "sample" unless it is given. After `layer.eval()` the result is
     then f at one fresh sample, whose mean is E[f(h)], as in training; for an estimator with a bound of n samples as its target,
@@ -438,9 +447,9 @@ class Expectation(StochasticModule):
             return outside
         if self.event_dims is not None:
             layout = EventLayout.of(self.neuron, a, self.event_dims)
-            f, a = layout.loss(flattened(f, len(layout.given), flatten)), layout.flatten(a)
+            f, a = layout.loss(flattened(f, len(layout.output_given), flatten)), layout.flatten(a)
         else:
-            f = flattened(f, self.neuron.event_ndim, flatten)
+            f = flattened(f, self.neuron.output_ndim, flatten)
         self._check_event(a)
         if not self.training:
             return self._evaluate_loss(f, a, rows)
@@ -465,9 +474,9 @@ class Expectation(StochasticModule):
 
     def _evaluate_loss(self, f: Loss, a: Tensor, rows: Tensor | None) -> Tensor:
         if self.evaluation != "sample":
-            return losses_at(f, self.emit(a)[None], self.neuron.event_ndim)[0]
+            return losses_at(f, self.emit(a)[None], self.neuron.output_ndim)[0]
         target = self.estimator.target()
-        loss = losses_at(f, self._samples(a, target.samples, rows), self.neuron.event_ndim)
+        loss = losses_at(f, self._samples(a, target.samples, rows), self.neuron.output_ndim)
         return loss[0] if target.samples == 1 else target.combine(loss)
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]

@@ -337,6 +337,7 @@ def _checked_event(event: Sequence[int], neuron: Neuron) -> tuple[int, ...]:
         )
     for size in event:
         check_count("a size in event", size, least=0)
+    neuron.output_event(tuple(event))  # raises for an event that the neuron cannot take
     return tuple(event)
 
 

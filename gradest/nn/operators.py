@@ -12,6 +12,7 @@ salt. The flag is a zero, to which the scalar of a told loss sends a 1 in backwa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -121,9 +122,9 @@ def _own(gradient: Tensor, *given: Tensor) -> Tensor:
 
 @torch.library.custom_op("gradest::draw", mutates_args=())
 def draw(
-    handle: Handle, a: Tensor, state: list[Tensor], salt: Tensor, paths: int, flat: bool
+    handle: Handle, a: Tensor, state: list[Tensor], salt: Tensor, shape: Sequence[int], paths: int, flat: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return one sample, the flag, and the triple (seed, step, changes of options).
+    """Return one sample, of this shape, the flag, and the triple (seed, step, changes of options).
 
     An empty `salt` distinguishes two uses with equal arguments.
     """
@@ -135,9 +136,9 @@ def draw(
 
 @draw.register_fake
 def _(
-    handle: Any, a: Tensor, state: list[Tensor], salt: Tensor, paths: int, flat: bool
+    handle: Any, a: Tensor, state: list[Tensor], salt: Tensor, shape: Sequence[int], paths: int, flat: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return a.new_empty(a.shape), a.new_zeros(()), torch.empty(3, dtype=torch.int64)
+    return a.new_empty(shape), a.new_zeros(()), torch.empty(3, dtype=torch.int64)
 
 
 @torch.library.custom_op("gradest::tell", mutates_args=())
@@ -175,7 +176,7 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.handle, a, state, _, ctx.paths, ctx.flat = inputs
+    ctx.handle, a, state, _, _, ctx.paths, ctx.flat = inputs
     ctx.save_for_backward(output[2], a, *state)
     ctx.set_materialize_grads(False)  # an output that received no gradient gets None
 
@@ -186,7 +187,7 @@ def _backward(ctx: Any, grad_h: Tensor | None, flag: Tensor | None, _: Any) -> t
     if grad_h is not None:
         flag = a.new_zeros(()) if flag is None else flag
         gradient = _pull(ctx.handle, a, state, drawn, grad_h, flag, ctx.paths, ctx.flat)
-    return None, gradient, [None] * len(state), None, None, None
+    return None, gradient, [None] * len(state), None, None, None, None
 
 
 draw.register_autograd(_backward, setup_context=_keep)

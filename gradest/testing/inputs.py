@@ -11,12 +11,15 @@ from gradest.analysis.bias import CLASSES, UNITS, linear_loss, quadratic_loss
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Binary, Discrete, Neuron, Relaxable, Scored
 from gradest.contract.objective import Objective
+from gradest.errors import InvalidInput
 from gradest.random import Key
 
 __all__ = [
     "BATCH_SHAPES",
     "DTYPES",
     "OF_DRAWS",
+    "OF_PRE_ACTIVATIONS",
+    "all_of_unit",
     "all_pre_activations",
     "broadcast_weights",
     "make_feedback",
@@ -35,14 +38,16 @@ BATCH_SHAPES: tuple[tuple[int, ...], ...] = ((), (3,), (2, 3), (0,))
 """The batch shapes with which shapes are checked; the last has no rows."""
 
 
-def random_pre_activations(neuron: Neuron, batch: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return random pre-activations `[*batch, *event]`, the same ones at every call."""
-    return random_normal((*batch, *_event_shape(neuron.event_ndim)), dtype)
+def random_pre_activations(
+    neuron: Neuron, batch: Sequence[int], dtype: torch.dtype = torch.float32, event: Sequence[int] | None = None
+) -> Tensor:
+    """Return random pre-activations `[*batch, *event]`, the same ones at every call; by default for the first example event."""
+    return random_normal((*batch, *(neuron.example_events[0] if event is None else event)), dtype)
 
 
 def random_points(objective: Objective, leading: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """Return random points `[*leading, *event]`; an objective without an attribute `event_ndim` takes events of one dim."""
-    return random_normal((*leading, *_event_shape(getattr(objective, "event_ndim", 1))), dtype)
+    return random_normal((*leading, *(UNITS, CLASSES, CLASSES)[: getattr(objective, "event_ndim", 1)]), dtype)
 
 
 def random_normal(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -50,24 +55,26 @@ def random_normal(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
 
 
-def _event_shape(event_ndim: int) -> tuple[int, ...]:
-    return (UNITS, CLASSES)[:event_ndim]
-
-
 def all_pre_activations(neuron: Neuron) -> Iterator[Tensor]:
-    """Yield pre-activations of every dtype and batch shape that the contract names, and non-contiguous ones."""
-    for dtype in DTYPES:
-        for batch in BATCH_SHAPES:
-            yield random_pre_activations(neuron, batch, dtype)
-        yield random_pre_activations(neuron, (3, 2), dtype).transpose(0, 1)
+    """Yield pre-activations of every dtype, batch shape and example event, and non-contiguous ones."""
+    for event in neuron.example_events:
+        for dtype in DTYPES:
+            for batch in BATCH_SHAPES:
+                yield random_pre_activations(neuron, batch, dtype, event)
+            yield random_pre_activations(neuron, (3, 2), dtype, event).transpose(0, 1)
 
 
 def saturated_pre_activations(neuron: Neuron) -> Iterator[Tensor]:
-    """Yield pre-activations of ±40 and ±10,000, in float32 and bfloat16."""
+    """Yield pre-activations of ±40 and ±10,000, in float32 and bfloat16; ±10 for a neuron whose `check` refuses those."""
     for dtype in (torch.float32, torch.bfloat16):
         for size in (40.0, 1e4):
             sign = torch.sign(random_pre_activations(neuron, (6,)))
-            yield (size * sign).to(dtype)
+            a = (size * sign).to(dtype)
+            try:
+                neuron.check(a.float())
+            except InvalidInput:
+                a = (10 * sign).to(dtype)
+            yield a
 
 
 def make_feedback(estimator: Estimator, draw: Draw, f: Callable[[Tensor], Tensor]) -> Feedback:
@@ -93,6 +100,8 @@ OF_DRAWS = {
     "antithetic",
 }
 """The methods whose results begin with a dim of draws."""
+OF_PRE_ACTIVATIONS = {"backward", "pullback", "score", "weighted_score", "leave_one_out_score"}
+"""The methods whose results have the event of the pre-activations; those of the others have that of the outputs."""
 
 
 def tensor_methods(
@@ -100,7 +109,7 @@ def tensor_methods(
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Yield the methods that the neuron's capabilities state that return a tensor, by name, as calls with these arguments.
 
-    noise, h, grad: `[draws, *a.shape]`. weights: `[draws, *batch]`. Not `law`, whose number of outputs may depend on the batch.
+    h, grad: `[draws, *batch, *event']`. weights: `[draws, *batch]`. Not `law`, whose number of outputs may depend on the batch.
     """
     draws = len(h)
     yield "sample", lambda: neuron.sample(key, a, draws)
@@ -131,4 +140,9 @@ def number_per_row(neuron: Neuron, h: Tensor) -> Tensor:
 
 def broadcast_weights(neuron: Neuron, weights: Tensor) -> Tensor:
     """Return the weights `[S, *batch, units]` of a law, with singleton dims so that they broadcast against its values."""
-    return weights if neuron.event_ndim == 1 else weights[..., None]
+    return weights[(..., *[None] * (neuron.output_ndim - 1))]
+
+
+def all_of_unit(neuron: Neuron, same: Tensor) -> Tensor:
+    """Return `[..., *batch, units]`, whether all entries of a unit are true, for `[..., *batch, *event']`."""
+    return same if neuron.output_ndim == 1 else same.flatten(1 - neuron.output_ndim).all(-1)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradest.analysis.bias import CLASSES, SIGNIFICANCE_SE, network_loss, quadratic_loss
-from gradest.contract.neuron import Binary, Discrete, Neuron, Scored
+from gradest.analysis.bias import SIGNIFICANCE_SE, network_loss, quadratic_loss
+from gradest.contract.neuron import Binary, Discrete, Neuron, Scored, event_shape, keeps_event
 from gradest.estimation.exact import exact
 from gradest.random import Key
 from gradest.testing.assertions import expect_close
-from gradest.testing.inputs import broadcast_weights, random_normal, random_pre_activations
+from gradest.testing.inputs import all_of_unit, broadcast_weights, random_normal, random_pre_activations
 
 __all__ = ["neuron_derivatives_agree", "neuron_exact_agrees", "neuron_law_agrees", "neuron_units_are_independent"]
 
@@ -32,9 +32,9 @@ def neuron_law_agrees(neuron: Neuron) -> None:
     expect_close("the sum of the weights of law and 1", weights.sum(0), torch.ones_like(weights[0]), 1e-7)
     expect_close("mean and the mean of law", neuron.mean(a), (weights * values).sum(0), 1e-6)
     positive = (weights * (values > 0)).sum(0)
-    expect_close("active_probability and P(h > 0) of law", neuron.active_probability(a), positive.expand_as(a), 1e-6)
-    h = neuron.forward(a, neuron.noise(Key(11), a, draws))
     active = neuron.active_probability(a)
+    expect_close("active_probability and P(h > 0) of law", active, positive.expand_as(active), 1e-6)
+    h = neuron.forward(a, neuron.noise(Key(11), a, draws))
     for name, sampled, wanted, variance in (
         ("the mean of samples", h, neuron.mean(a), h.var(0)),
         ("the share of positive samples", (h > 0).double(), active, active * (1 - active)),
@@ -58,8 +58,7 @@ def neuron_exact_agrees(neuron: Neuron) -> None:
         values, weights = neuron.law(a)
         seen = torch.zeros((), dtype=torch.float64)
         for value, weight in zip(values, weights, strict=True):
-            same = h == value if neuron.event_ndim == 1 else (h == value).all(-1)
-            share = same.double().mean(0)
+            share = all_of_unit(neuron, h == value).double().mean(0)
             seen = seen + share
             # the last term allows for the skewness of rare outputs
             error = (weight * (1 - weight)).clamp(min=0).sqrt() / draws**0.5 + 3 / draws
@@ -91,10 +90,15 @@ def neuron_units_are_independent(neuron: Neuron) -> None:
 
     For two units of one row or of two, and for one draw and the next, all products of their centred outputs and centred squares
     must have mean 0; for three units of a row, the products of their centred outputs. Within five standard errors, with an
-    allowance for outputs so rare that two of them seldom or never meet.
+    allowance for outputs so rare that two of them seldom or never meet. The event is the example with most units; one of 3 units
+    if the neuron lists no examples.
     """
-    draws, rows, units = 40_000, 2, 3
-    a = random_normal((rows, units, CLASSES)[: 1 + neuron.event_ndim], torch.float64)
+    draws, rows = 40_000, 2
+    event = max(neuron.example_events, key=lambda event: event[0])
+    if keeps_event(neuron) and len(neuron.example_events) == 1:
+        event = (3, *event[1:])
+    a = random_normal((rows, *event), torch.float64)
+    units = neuron.output_event(event)[0]
     h = neuron.sample(Key(29), a, draws).double().reshape(draws, rows * units, -1)
     once = h - h.mean(0)
     both = torch.cat([once, once.square() - once.square().mean(0)], -1)
@@ -112,8 +116,8 @@ def neuron_units_are_independent(neuron: Neuron) -> None:
         square, largest = (torch.einsum("ic,jd->ijcd", of(one), of(two)) for of in (_mean_square, _largest))
         first, second = zip(*pairs, strict=True)
         _expect_no_moment(name, product[first, second], square[first, second], largest[first, second], draws)
-    for row in range(rows):
-        x, y, z = (once[:, row * units + unit] for unit in range(units))
+    for row in range(rows if units >= 3 else 0):
+        x, y, z = (once[:, row * units + unit] for unit in range(3))
         product = torch.einsum("nc,nd,ne->cde", x, y, z) / draws
         square, largest = (torch.einsum("c,d,e->cde", of(x), of(y), of(z)) for of in (_mean_square, _largest))
         _expect_no_moment("three units", product, square, largest, draws)
@@ -148,16 +152,25 @@ def neuron_derivatives_agree(neuron: Neuron) -> None:
     """
     a, size = random_pre_activations(neuron, (200,), torch.float64) * 2, 1e-6
     noise = neuron.noise(Key(13), a, 1)
-    step, grad = a.roll(1, 0).cos() + 1.5, a.roll(2, 0).cos() + 1.5
+    step, grad = a.roll(1, 0).cos() + 1.5, neuron.mean(a).roll(2, 0).cos() + 1.5
     upper, lower = neuron.forward(a + size * step, noise), neuron.forward(a - size * step, noise)
-    slope = _sum_over_classes(neuron, grad * (upper - lower) / (2 * size))
-    given = _sum_over_classes(neuron, neuron.backward(a, noise, grad.expand_as(upper)) * step)
+    slope = (grad * (upper - lower) / (2 * size)).flatten(-neuron.output_ndim)
+    given = (neuron.backward(a, noise, grad.expand_as(upper)) * step).flatten(-neuron.event_ndim)
+    if units := _aligned_units(
+        neuron, a
+    ):  # an output of a unit may depend on all of its pre-activations, and on no others
+        slope, given = (x.reshape(*x.shape[:-1], units, -1) for x in (slope, given))
+    slope, given = slope.sum(-1), given.sum(-1)
     smooth = (slope - given).abs() < 1e-4 * (1 + slope.abs())
     assert float(smooth.double().mean()) > 0.99, "backward is not the derivative of forward at fixed noise"
     if isinstance(neuron, Scored):
         h = neuron.forward(a, noise)
         values, weights = neuron.law(a)
-        centre = (broadcast_weights(neuron, weights) * neuron.score(values, a)).sum(0)
+        score = neuron.score(values, a)
+        if units := _aligned_units(neuron, a):
+            centre = (weights[..., None] * score.reshape(*weights.shape[:-1], units, -1)).sum(0)
+        else:
+            centre = torch.zeros(())
         expect_close("E[score] and 0", centre, torch.zeros_like(centre), 1e-9)
         if isinstance(neuron, Discrete):
             moved = a.clone().requires_grad_()
@@ -169,6 +182,8 @@ def neuron_derivatives_agree(neuron: Neuron) -> None:
         expect_close("mean and low + (high - low) · probability", neuron.mean(a), stated, 1e-9)
 
 
-def _sum_over_classes(neuron: Neuron, x: Tensor) -> Tensor:
-    """Sum over the classes of each unit, because an output of a unit may depend on all of its pre-activations."""
-    return x if neuron.event_ndim == 1 else x.sum(-1)
+def _aligned_units(neuron: Neuron, a: Tensor) -> int:
+    """Return the number of units if there is one, or if the first dim of `a`'s event counts them, else 0."""
+    event = event_shape(neuron, a)
+    units = neuron.output_event(event)[0]
+    return units if units in (1, event[0]) else 0

@@ -39,7 +39,7 @@ def objective_expectation_agrees(objective: Objective) -> None:
     """Check that `expectation` and its gradient, if there is a closed form, agree with a sum over all outputs of finite units."""
     event_ndim = getattr(objective, "event_ndim", 1)
     for neuron in (cls() for cls in registry.neurons.values()):
-        if not isinstance(neuron, Discrete) or not neuron.finite or neuron.event_ndim != event_ndim:
+        if not isinstance(neuron, Discrete) or not neuron.finite or neuron.output_ndim != event_ndim:
             continue
         a = random_pre_activations(neuron, (3,), torch.float64).requires_grad_()
         with ExpectUnchanged("expectation", a):

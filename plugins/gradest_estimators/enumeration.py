@@ -37,6 +37,7 @@ class Enumeration(Estimator):
 
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
         """Return K = S^D; raise TooManyPoints if it exceeds 2^20."""
+        count_configurations(neuron, event_shape)  # refuses too many before the law takes memory
         values, _ = neuron.law(torch.zeros(event_shape, device="cpu"))
         return count_configurations(neuron, event_shape, values.shape[0])
 

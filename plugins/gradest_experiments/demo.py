@@ -96,7 +96,7 @@ def _registered() -> Iterator[Table]:
 
 def _look(split: Split, neuron: Neuron, units: int, seed: int) -> Tensor:
     """Return pre-activations `[images, *event]`: random projections of the images, with mean 0 and variance 1."""
-    event = (units, *[_CLASSES] * (neuron.event_ndim - 1))
+    event = (units, *neuron.example_events[0][1:])
     views = torch.randn(split.x.shape[1], math.prod(event), generator=torch.Generator().manual_seed(seed))
     a = split.x @ views
     return ((a - a.mean(0)) / a.std(0)).reshape(-1, *event)
@@ -125,7 +125,7 @@ def _comparisons(client: Client, split: Split, seed: int) -> Iterator[Comparison
 
 def _readout(neuron: Neuron, split: Split, seed: int) -> tuple[Tensor, Objective]:
     """Return pre-activations of a few digits, and the cross entropy of a softmax readout fitted to E[h] of all digits."""
-    atoms = neuron.law(torch.zeros(1, *[_CLASSES] * (neuron.event_ndim - 1)))[0].shape[0]
+    atoms = neuron.law(torch.zeros(1, *neuron.example_events[0][1:]))[0].shape[0]
     a = _look(split, neuron, _FINITE_UNITS if atoms <= _CLASSES else _OTHER_UNITS, seed)
     features = neuron.mean(a).flatten(1)
     classes = int(split.y.max()) + 1
@@ -143,7 +143,7 @@ def _readout(neuron: Neuron, split: Split, seed: int) -> tuple[Tensor, Objective
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
     readout = {
-        "weight": weight.detach().reshape(classes, *a.shape[1:]),
+        "weight": weight.detach().reshape(classes, *neuron.output_event(tuple(a.shape[1:]))),
         "bias": bias.detach(),
         "labels": split.y[:_IMAGES],
     }

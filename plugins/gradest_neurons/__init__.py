@@ -7,6 +7,7 @@ from gradest_neurons.binary_concrete import BinaryConcrete
 from gradest_neurons.binomial import Binomial
 from gradest_neurons.bipolar import Bipolar
 from gradest_neurons.categorical import Categorical
+from gradest_neurons.diagonal_gaussian import DiagonalGaussian
 from gradest_neurons.gaussian import Gaussian
 from gradest_neurons.gumbel_softmax import GumbelSoftmax
 from gradest_neurons.hard_concrete import HardConcrete
@@ -34,6 +35,7 @@ def gradest_neurons() -> list[type[Neuron]]:
         Binomial,
         Bipolar,
         Categorical,
+        DiagonalGaussian,
         Gaussian,
         GumbelSoftmax,
         HardConcrete,

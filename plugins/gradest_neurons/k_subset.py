@@ -134,6 +134,10 @@ class KSubset(Subset):
         chosen, left_out = self._marginals(a)
         return torch.where(h > 0, left_out, -chosen).to(a.dtype)
 
+    def atoms(self, event: tuple[int, ...]) -> int:
+        """Return C(n, k), the number of sets."""
+        return math.comb(event[-1], self.k)
+
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return all sets, C(n, k) of them, and their probabilities.
 

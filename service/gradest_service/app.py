@@ -155,7 +155,7 @@ def _warm_up(neurons: Sequence[type[Neuron]]) -> bool:
         raise_if_cancelled()
         try:
             for key in (Key(0), Key(torch.tensor([0, 0]), torch.tensor([0, 1]))):
-                gradest.sample(cls.name, torch.zeros([2, *[2] * cls.event_ndim]), samples=1, seed=key)
+                gradest.sample(cls.name, torch.zeros([2, *cls.example_events[0]]), samples=1, seed=key)
         except Exception:
             _LOG.exception("the first sample of %s failed", cls.name)
             sound = False

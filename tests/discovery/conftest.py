@@ -103,7 +103,7 @@ GOOD = """
 """
 
 
-def offering(name: str, api: int = 1) -> str:
+def offering(name: str, api: int = 2) -> str:
     """A module whose one neuron has this name, written for this plugin API."""
     return f"""
         GRADEST_PLUGIN_API = {api}
@@ -142,7 +142,8 @@ DISTRIBUTIONS = [
     Distribution.of_one_module("acme-broken", "import a_module_that_is_not_there"),
     Distribution.of_one_module("acme-exits", "raise SystemExit('no licence')"),
     Distribution("acme-absent", {}, {"plugin": "acme_no_such_module"}),
-    Distribution.of_one_module("acme-future", offering("acme_future", api=2)),
+    Distribution.of_one_module("acme-future", offering("acme_future", api=3)),
+    Distribution.of_one_module("acme-past", offering("acme_past", api=1)),
     Distribution.of_one_module("acme-misspelt", "@gradest.hookimpl\ndef gradest_neuron():\n    return [neuron('acme_x')]"),
     Distribution.of_one_module("acme-argument", "@gradest.hookimpl\ndef gradest_neurons(verbose):\n    return []"),
     Distribution.of_one_module("acme-unmarked", offering("acme_x") + "    def gradest_estimators():\n            return []"),

@@ -58,7 +58,7 @@ def test_the_guide_names_what_authors_use() -> None:
         )
     for word in (
         "--gradest-plugin",
-        "GRADEST_PLUGIN_API = 1",
+        "GRADEST_PLUGIN_API = 2",
         "GRADEST_STRICT_PLUGINS",
         "off_support",
         "target()",

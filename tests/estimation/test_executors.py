@@ -10,6 +10,7 @@ import torch
 import gradest
 from gradest.errors import InvalidInput
 from gradest.estimation.executors import run_in_order
+from tests.events import event_of
 from tests.losses import sine_for
 from tests.selection import fitting_pairs_others_deep
 
@@ -17,8 +18,7 @@ FIGURES = ("gradient", "variance", "standard_error", "loss")
 
 
 def pre_activations(neuron):
-    shape = (2, *[3] * gradest.neuron(neuron).event_ndim)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    return torch.randn((2, *event_of(gradest.neuron(neuron), 3, 3)), generator=torch.Generator().manual_seed(5))
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import gradest
+from gradest.contract.neuron import keeps_event, output_shape
 from gradest.errors import Incompatible, InvalidInput, TooManyPoints
 from gradest.estimation.arguments import first_non_finite
 from gradest.estimation.estimate import blocks_of
 from gradest.estimation.exact import closed_form
+from tests.events import event_of
 from tests.losses import mixed as loss
 from tests.selection import deep
 
@@ -115,14 +117,15 @@ def test_seeds_come_from_torch():
 @pytest.mark.parametrize("neuron", sorted(gradest.registry.neurons))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *deep(torch.float64, torch.float16)])
 def test_dtypes_and_strides(neuron, dtype):
-    a = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    shape = (2, 5, 3) if keeps_event(gradest.neuron(neuron)) else (2, *event_of(gradest.neuron(neuron), 5, 3))
+    a = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
     h = gradest.sample(neuron, a, samples=4, seed=2)
-    assert h.shape == (4, 2, 5, 3)
+    assert h.shape == (4, *output_shape(gradest.neuron(neuron), a))
     assert h.dtype == dtype
     strided = a.transpose(0, 1).contiguous().transpose(0, 1)
     assert not strided.is_contiguous()
     assert torch.equal(gradest.sample(neuron, strided, samples=4, seed=2), h)
-    event = tuple(range(-gradest.neuron(neuron).event_ndim, 0))
+    event = tuple(range(-gradest.neuron(neuron).output_ndim, 0))
     for estimator in gradest.registry.fitting(gradest.neuron(neuron)):
         leaf = a.clone().requires_grad_()
         value, _ = gradest.expect(lambda h: (h * h).sum(event), leaf, neuron=neuron, estimator=estimator, seed=1)

@@ -1,10 +1,13 @@
 """What may be a pre-activation: dtypes, layouts, devices, masks and shapes; the rest is refused with the remedy."""
 
+import math
+
 import pytest
 import torch
 
 import gradest
 from gradest.errors import Incompatible, InvalidInput
+from tests.events import event_of
 
 A = torch.tensor([[[0.3, -torch.inf, 1.0], [0.2, 0.5, -1.0]], [[-torch.inf, 2.0, -torch.inf], [0.0, 0.1, 0.2]]])
 WEIGHTS = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.3, -0.7]])
@@ -120,7 +123,8 @@ def test_logits_without_a_dim_of_units():
 def test_a_default_device_or_dtype_other_than_the_tensors(name):
     """The meta device, because every machine has it: a factory function without a device would give a tensor without values."""
     neuron = gradest.neuron(name)
-    a = torch.linspace(-1, 1, 6).reshape((1, 2, 3) if neuron.event_ndim == 2 else (3, 2))
+    shape = (3, 2) if neuron.event_ndim == 1 else (1, *event_of(neuron, 2, 3))
+    a = torch.linspace(-1, 1, math.prod(shape)).reshape(shape)
 
     def run():
         found = [neuron.mean(a), neuron.law(a)[1], neuron.threshold(a, 0.5), gradest.sample(neuron, a, 2, seed=1)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from gradest.contract.neuron import keeps_event
 from gradest.discovery.registry import registry
 from gradest.errors import InvalidOptions, TooManyPoints
 from gradest.nn import Expectation, Stochastic
@@ -24,7 +25,12 @@ def minibatch(rows=7):
     return torch.rand(rows, 6), torch.arange(rows) % 3
 
 
-@pytest.mark.parametrize(("neuron", "estimator"), fitting_pairs_others_deep())
+def test_gates_have_one_pre_activation_each():
+    with pytest.raises(InvalidOptions, match="cannot be gates"):
+        build("diagonal_gaussian", "pathwise", event=(4, 2))
+
+
+@pytest.mark.parametrize(("neuron", "estimator"), fitting_pairs_others_deep(keeps_event))
 def test_every_fitting_pair_trains(neuron, estimator):
     event = (4,) if registry.neuron(neuron).event_ndim == 1 else (2, 2)
     network = build(neuron, estimator, event=event)
@@ -182,7 +188,7 @@ def test_experts_that_skip_give_the_same_network(neuron, estimator):
 
 def test_closed_gates_are_looked_at_by_what_passes_a_gradient_through_a_choice():
     found = {}
-    for neuron, estimator in fitting_pairs():
+    for neuron, estimator in fitting_pairs(keeps_event):
         found[neuron, estimator] = needs_closed_gate_gradient(registry.neuron(neuron), registry.estimator(estimator))
     assert found["bernoulli", "straight_through"]
     assert found["categorical", "straight_through"]

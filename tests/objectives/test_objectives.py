@@ -36,7 +36,7 @@ def test_values(spec, values):
 )
 def test_closed_forms_are_what_enumeration_gives(neuron, spec):
     a = torch.tensor([[0.3, -1.2], [2.0, 0.0]], dtype=torch.float64, requires_grad=True)
-    objective = gradest.objective(spec | {"event_ndim": gradest.neuron(neuron).event_ndim})
+    objective = gradest.objective(spec | {"event_ndim": gradest.neuron(neuron).output_ndim})
     loss = objective.expectation(gradest.neuron(neuron), a)
     (gradient,) = torch.autograd.grad((loss + 0 * a.sum()).sum(), a)  # a step does not move with a at all
     wanted_loss, wanted_gradient = gradest.exact(objective, a, neuron=neuron)

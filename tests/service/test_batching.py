@@ -19,20 +19,21 @@ from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
 from gradest_service.admit.pool import Pool
 from gradest_service.run import joint_pass
 from gradest_service.run.batching import Batcher
+from tests.events import event_of
 from tests.losses import cubes, with_gradient
 from tests.selection import others_deep
 
 STATELESS = [
     (estimator, neuron)
     for estimator, neuron in testing.example_pairs(gradest.registry)
-    if not estimator.init(neuron, torch.zeros((1, *(2, 3)[: neuron.event_ndim])))
+    if not estimator.init(neuron, torch.zeros((1, *event_of(neuron, 2, 3))))
 ]
 BATCHES = st.lists(st.sampled_from([(), (1,), (3,), (2, 2), (0,), (17,)]), min_size=1, max_size=6)
 
 
 def jobs_of(kind, neuron, batches, seed, dtype=torch.float32, **more):
     generator = torch.Generator().manual_seed(seed)
-    event = (3, 4)[: neuron.event_ndim]
+    event = event_of(neuron, 3, 4)
     jobs = []
     for place, batch in enumerate(batches):
         a = 2 * torch.randn((*batch, *event), generator=generator, dtype=torch.float64).to(dtype)
@@ -63,7 +64,7 @@ def test_gradients_are_those_of_each_request_alone(estimator, neuron, batches, s
         draw, state = ask(neuron, estimator, job.a, Key(job.seed))
         assert torch.equal(found.points, draw.points.to(dtype))
         assert torch.equal(found.weights, draw.weights)
-        loss, grad = with_gradient(cubes, draw.points, neuron.event_ndim)
+        loss, grad = with_gradient(cubes, draw.points, neuron.output_ndim)
         grad = grad if "grad" in estimator.needs else None
         back.append(BackwardJob(**vars(job), loss=loss, grad=grad))
         gradient, _ = tell(estimator, draw, Feedback(loss, grad), state)
@@ -220,12 +221,12 @@ async def ask_over_http(client, seed):
     neuron, estimator = gradest.neuron(neuron), gradest.estimator(estimator)
     batch = [(), (1,), (3,), (2, 2), (0,)][int(torch.randint(5, (), generator=random))]
     dtype = [torch.float32, torch.float64, torch.bfloat16][int(torch.randint(3, (), generator=random))]
-    a = torch.randn((*batch, *(3, 4)[: neuron.event_ndim]), generator=random, dtype=torch.float64).to(dtype)
+    a = torch.randn((*batch, *event_of(neuron, 3, 4)), generator=random, dtype=torch.float64).to(dtype)
     same = [torch.equal(await client.sample(neuron, a, 2, seed), gradest.sample(neuron, a, 2, seed))]
     asked = await client.forward(neuron, estimator, a, seed)
     draw, state = ask(neuron, estimator, a, Key(seed))
     same.append(torch.equal(asked.points, draw.points.to(dtype)))
-    loss, grad = with_gradient(cubes, draw.points, neuron.event_ndim)
+    loss, grad = with_gradient(cubes, draw.points, neuron.output_ndim)
     grad = grad if "grad" in estimator.needs else None
     told = await client.backward(neuron, estimator, a, asked, loss, grad, state=state or None)
     same.append(torch.equal(told.gradient, tell(estimator, draw, Feedback(loss, grad), state)[0].to(dtype)))

@@ -11,6 +11,7 @@ from gradest.estimation.ask_tell import ask, tell
 from gradest.estimation.exact import closed_form
 from gradest.random import Key
 from gradest.testing import checks as testing
+from tests.events import event_of
 from tests.losses import squares, with_gradient
 from tests.selection import others_deep
 
@@ -37,7 +38,7 @@ SHAPES = [(2, 3), (3,), (1,), (2, 2, 2), (0, 3), (2, 0), (0, 2, 3)]
 
 
 def pre_activations(neuron, dtype=torch.float32, batch=(2,), units=3):
-    shape = (*batch, *[units] * gradest.neuron(neuron).event_ndim)
+    shape = (*batch, *event_of(gradest.neuron(neuron), units, units))
     return torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(dtype)
 
 
@@ -99,7 +100,7 @@ def test_forward_and_backward_in_json(json_client, neuron, estimator):
 def check_forward_and_backward(client, neuron, estimator, dtype):
     a = pre_activations(neuron, dtype)
     draw, state = ask(neuron, estimator, a, Key(2**53 - 1))
-    loss, grad = with_gradient(squares, draw.points.to(dtype), neuron.event_ndim)
+    loss, grad = with_gradient(squares, draw.points.to(dtype), neuron.output_ndim)
     grad = grad if "grad" in estimator.needs else None
     gradient, after = tell(estimator, draw, Feedback(loss, grad), state)
 
@@ -131,7 +132,7 @@ def expect_both(client, neuron, estimator, dtype, seed=3, state=None):
     """(value, gradient in a, gradient of the loss's parameter, state) of the library and of the client."""
     for expect in (gradest.expect, client.expect):
         a, loss = pre_activations(neuron, dtype).requires_grad_(), Scaled(dtype)
-        loss.event_ndim = gradest.neuron(neuron).event_ndim
+        loss.event_ndim = gradest.neuron(neuron).output_ndim
         value, after = expect(loss, a, neuron, estimator, seed=seed, state=state)
         (value * torch.arange(1, value.numel() + 1).reshape(value.shape)).sum().backward()
         yield value.detach(), a.grad, loss.scale.grad, after

@@ -1,6 +1,6 @@
 """What `estimate`, `exact` and `compare` check of a loss before they use it: that each loss depends on its own point alone.
 
-A function f from points `[K, *batch, *event]` to losses `[K, *batch]` breaks that in three ways, none of which shows in its
+A function f from points `[K, *batch, *event']` to losses `[K, *batch]` breaks that in three ways, none of which shows in its
 shapes: it is random, as with dropout; it normalises over the points of one call, as with BatchNorm in training mode; or the rows
 of the batch share one loss. f is evaluated a few times at a few points to find out.
 """
@@ -8,6 +8,7 @@ of the batch share one loss. f is evaluated a few times at a few points to find 
 from __future__ import annotations
 
 import functools
+import math
 import types
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradest.contract.neuron import Discrete, Neuron
+from gradest.contract.neuron import Discrete, Neuron, output_shape
 from gradest.contract.objective import Loss, Objective
 from gradest.errors import GradestWarning, InvalidInput
 from gradest.estimation.losses.evaluation import CHUNK, losses_at
@@ -59,7 +60,7 @@ def checked_loss(f: Loss, wide: Tensor, neuron: Neuron, dtype: torch.dtype, refu
 
 def _examine(f: Loss, wide: Tensor, neuron: Neuron, dtype: torch.dtype) -> str | None:
     """Return in words why f is no function of each point, or None if nothing was found."""
-    n = max(2, min(_POINTS, CHUNK // wide.numel()))
+    n = max(2, min(_POINTS, CHUNK // max(1, math.prod(output_shape(neuron, wide)))))
     if isinstance(neuron, Discrete):  # outputs of equal chances tell more; classes that are ruled out stay so
         wide = torch.where(wide.isinf(), wide, torch.zeros_like(wide))
     with torch.no_grad():
@@ -69,7 +70,7 @@ def _examine(f: Loss, wide: Tensor, neuron: Neuron, dtype: torch.dtype) -> str |
         for generator in generators:
             generator.manual_seed(seed)
         with torch.enable_grad():
-            return losses_at(f, points.clone(), neuron.event_ndim).detach()
+            return losses_at(f, points.clone(), neuron.output_ndim).detach()
 
     with _kept_generators(wide.device) as generators:
         given = losses(one)
@@ -82,7 +83,7 @@ def _examine(f: Loss, wide: Tensor, neuron: Neuron, dtype: torch.dtype) -> str |
         batch = wide.shape[: wide.ndim - neuron.event_ndim]
         if batch.numel() > 1:
             moved = _some_rows(n, batch, wide.device)
-            mixed = torch.where(moved[(..., *[None] * neuron.event_ndim)], other, one)
+            mixed = torch.where(moved[(..., *[None] * neuron.output_ndim)], other, one)
             if _differ(given[~moved], losses(mixed)[~moved]):
                 raise InvalidInput(_SHARES_ROWS)
     return _RANDOM if random else None

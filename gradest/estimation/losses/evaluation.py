@@ -31,7 +31,7 @@ class Flattened:
         self.f, self.event_ndim = f, event_ndim
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Return the losses, `[K, *batch]`, at points `[K, *batch, *event]`."""
+        """Return the losses, `[K, *batch]`, at points `[K, *batch, *event']`."""
         lead = points.shape[: points.ndim - self.event_ndim][:2]
         rows = points.flatten(0, len(lead) - 1)
         try:
@@ -125,13 +125,13 @@ def evaluate(
     if transformed() or points.is_inference():
         points = points.clone()  # where writes are not counted, f writes to a copy
     if "grad" not in estimator.needs:
-        return losses_at(f, points.detach(), neuron.event_ndim), None
+        return losses_at(f, points.detach(), neuron.output_ndim), None
     if transformed():
-        loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron.event_ndim), points.detach())
+        loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron.output_ndim), points.detach())
         return loss, pull(torch.ones_like(loss))[0].detach()
     points = points.detach().requires_grad_()
     with torch.set_grad_enabled(True), plain_saved_tensors():
-        loss = losses_at(f, points, neuron.event_ndim)
+        loss = losses_at(f, points, neuron.output_ndim)
         if not loss.requires_grad:
             raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")
         (grad,) = torch.autograd.grad(loss, points, torch.ones_like(loss), retain_graph=keep_graph, allow_unused=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from gradest.contract.estimator import Estimator, Feedback
-from gradest.contract.neuron import Neuron
+from gradest.contract.neuron import Neuron, keeps_event
 from gradest.errors import InvalidOptions
 from gradest.estimation.ask_tell import ask, tell
 from gradest.nn import ConditionalLinear, Evaluation, Expectation, Stochastic, broadcast_loss
@@ -72,6 +72,10 @@ class GatedNetwork(nn.Module):
         sparse_experts: bool = False,
     ) -> None:
         super().__init__()
+        if not keeps_event(neuron):
+            raise InvalidOptions(
+                f"{neuron.name} has several pre-activations or outputs for a unit, so its outputs cannot be gates; choose another"
+            )
         if len(event) != neuron.event_ndim:
             raise InvalidOptions(
                 f"{neuron.name} has events of {neuron.event_ndim} dim(s), so the gates cannot be {event}"

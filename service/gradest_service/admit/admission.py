@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Binary, Neuron
-from gradest.estimation.arguments import at_least_float32, check_form, check_pre_activations, loss_dtype
+from gradest.estimation.arguments import at_least_float32, check_pre_activations, loss_dtype
 from gradest.estimation.ask_tell import first_state
 from gradest.estimation.credit import credited_estimator
 from gradest.estimation.events import EventLayout
@@ -118,7 +118,7 @@ def admit_backward(request: BackwardRequest, settings: Settings, as_json: bool) 
         check_finite("loss", loss.to(least))  # estimators compute some of their parts in the precision of `a`
         loss = loss.to(loss_dtype(loss.dtype, least))
     if request.grad is not None:
-        grad = decode_tensor("grad", request.grad, least, settings, (*losses, *job.given_event))
+        grad = decode_tensor("grad", request.grad, least, settings, (*losses, *job.given_output))
     return replace(job, loss=loss, grad=grad)
 
 
@@ -204,7 +204,7 @@ def _decode_inputs(request: NeuronRequest, settings: Settings) -> tuple[Neuron, 
     """Return the neuron, its pre-activations, and the same in at least float32."""
     neuron = build_neuron(request.neuron, settings)
     a = decode_floats("a", request.a, request.dtype, request.shape, settings)
-    return neuron, a, check_form(a, neuron)
+    return neuron, a, check_pre_activations(a, neuron)
 
 
 def _decode_events(request: EventRequest, settings: Settings) -> NeuronJob:
@@ -214,7 +214,7 @@ def _decode_events(request: EventRequest, settings: Settings) -> NeuronJob:
     if request.event_dims is not None:
         layout = EventLayout.of(neuron, a, request.event_dims)
         a = layout.flatten(a)
-    return NeuronJob(neuron=neuron, a=a, wide=check_form(a, neuron), layout=layout)
+    return NeuronJob(neuron=neuron, a=a, wide=check_pre_activations(a, neuron), layout=layout)
 
 
 def _admit_draw(

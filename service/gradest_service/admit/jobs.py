@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Estimator, State
-from gradest.contract.neuron import Neuron, event_shape
+from gradest.contract.neuron import Neuron, event_shape, output_shape
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
 from gradest.contract.score_function import ScoreFunction
@@ -48,13 +49,32 @@ class NeuronJob:
         return event_shape(self.neuron, self.a)
 
     @property
+    def output_event(self) -> tuple[int, ...]:
+        """The shape of one event of the outputs, which is that of `a` for most neurons."""
+        return self.neuron.output_event(self.event)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one output, `[*batch, *output_event]`."""
+        return output_shape(self.neuron, self.a)
+
+    @property
     def given_event(self) -> tuple[int, ...]:
-        """The shape of one event of the caller's tensors."""
+        """The shape of one event of the caller's pre-activations."""
         return self.event if self.layout is None else self.layout.given
+
+    @property
+    def given_output(self) -> tuple[int, ...]:
+        """The shape of the output of one event in the caller's tensors."""
+        return self.output_event if self.layout is None else self.layout.output_given
 
     def restore(self, x: Tensor) -> Tensor:
         """Return the neuron's tensor `[..., *event]` in the caller's shape, `[..., *given_event]`."""
         return x if self.layout is None else self.layout.restore(x)
+
+    def restore_output(self, h: Tensor) -> Tensor:
+        """Return outputs `[..., *output_event]` in the caller's shape, `[..., *given_output]`."""
+        return h if self.layout is None else self.layout.restore_output(h)
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -74,7 +94,7 @@ class SampleJob(NeuronJob):
     @property
     def elements(self) -> int:
         """The number of outputs to sample."""
-        return self.samples * self.a.numel()
+        return self.samples * math.prod(self.output_shape)
 
     @property
     def kind(self) -> Hashable:
@@ -115,7 +135,7 @@ class BackwardJob(EstimatorJob):
     loss: Tensor | None = None
     """`[K, *batch]`."""
     grad: Tensor | None = None
-    """dL/dh, `[K, *batch, *given_event]`."""
+    """dL/dh, `[K, *batch, *given_output]`."""
 
     @property
     def kind(self) -> Hashable:

@@ -55,12 +55,12 @@ def check_sample(settings: Settings, job: SampleJob, as_json: bool) -> None:
         raise Problem(
             413, f"samples may be {settings.max_samples} at most. Send more requests, each with its own seed."
         )
-    _check_answer(settings, job.samples * size(job.a.shape), "samples x a", as_json)
+    _check_answer(settings, job.samples * size(job.output_shape), "samples x a", as_json)
 
 
 def check_mean(settings: Settings, job: NeuronJob, as_json: bool) -> None:
     """Check the size of the answer."""
-    _check_answer(settings, size(job.a.shape), "the mean", as_json)
+    _check_answer(settings, size(job.output_shape), "the mean", as_json)
 
 
 def check_estimator(settings: Settings, job: EstimatorJob, as_json: bool) -> int:
@@ -155,6 +155,7 @@ def exact_work(job: ObjectiveJob, target: Target) -> int:
     neuron, a, event = job.neuron, job.wide, job.event
     rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
     try:
+        count_configurations(neuron, event)  # before a law of many outputs takes memory
         try:
             if target.samples == 1 and job.objective.expectation(neuron, a) is not None:
                 return 0
@@ -172,7 +173,7 @@ def exact_work(job: ObjectiveJob, target: Target) -> int:
 
 def _work(settings: Settings, job: ObjectiveJob, estimator: Estimator) -> int:
     """Return the elements that an estimate computes: draws x K x size of a, with the objective's tensors."""
-    points = _check_points(settings, job, estimator) // size(job.event)
+    points = _check_points(settings, job, estimator) // _point_size(job)
     steps = job.draws + (_WARM_UP if gradest.registry.call(estimator, "init", job.neuron, job.wide) else 0)
     return steps * points * _point_work(job)
 
@@ -192,7 +193,7 @@ def _check_points(settings: Settings, job: NeuronJob, estimator: Estimator) -> i
     evaluations: int = gradest.registry.call(estimator, "evaluations", job.neuron, job.event, kind=int)
     if evaluations < 1:
         raise PluginFault(f"{estimator.name}.evaluations must return a whole number above 0")
-    points = evaluations * size(job.a.shape)
+    points = evaluations * size(job.batch) * _point_size(job)
     if points > settings.max_points:
         raise Problem(
             413,
@@ -221,8 +222,13 @@ def _check_answer(settings: Settings, elements: int, what: str, as_json: bool) -
 def _point_work(job: ObjectiveJob) -> int:
     """Return the elements of one point, and of those tensors of the objective that do not merely broadcast onto points."""
     options = [value for value in dict(job.objective).values() if isinstance(value, Tensor)]
-    beyond = [option.numel() for option in options if not _broadcasts(option.shape, job.a.shape)]
-    return size(job.event) + sum(beyond)
+    beyond = [option.numel() for option in options if not _broadcasts(option.shape, job.output_shape)]
+    return _point_size(job) + sum(beyond)
+
+
+def _point_size(job: NeuronJob) -> int:
+    """Return the elements of one point of one row, or of its pre-activations if those are more."""
+    return max(size(job.event), size(job.output_event))
 
 
 def _broadcasts(shape: Sequence[int], onto: Sequence[int]) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import gradest
 from gradest.contract.estimator import Estimator
-from gradest.contract.neuron import Neuron
+from gradest.contract.neuron import Neuron, output_shape
 from gradest.contract.objective import Objective, Separable
 from gradest.contract.plugin import Plugin
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, PluginFault, UnknownPlugin
@@ -71,8 +71,8 @@ def build_objective(spec: Any, neuron: Neuron, a: Tensor, settings: Settings) ->
     objective = _build("objective", spec, gradest.registry.objective, gradest.registry.objectives, settings)
     if isinstance(objective, Separable):
         objective.check_events(neuron)
-    no_points = a.new_zeros((0, *a.shape))
-    batch = no_points.shape[: no_points.ndim - neuron.event_ndim]
+    no_points = a.new_zeros((0, *output_shape(neuron, a)))
+    batch = no_points.shape[: no_points.ndim - neuron.output_ndim]
     has_tensors = any(isinstance(option, Tensor) and option.ndim for option in dict(objective).values())
     try:
         losses = objective(no_points)
@@ -81,19 +81,19 @@ def build_objective(spec: Any, neuron: Neuron, a: Tensor, settings: Settings) ->
     except Exception as error:
         if not has_tensors:
             raise
-        raise _misfit(objective, a) from error
+        raise _misfit(objective, no_points) from error
     if not isinstance(losses, Tensor) or losses.shape != batch:
         raise (
-            _misfit(objective, a)
+            _misfit(objective, no_points)
             if has_tensors
             else PluginFault(f"{objective.name}.__call__ must return one loss for each point")
         )
     return objective
 
 
-def _misfit(objective: Objective, a: Tensor) -> InvalidInput:
+def _misfit(objective: Objective, no_points: Tensor) -> InvalidInput:
     return InvalidInput(
-        f"the options of {objective.name} do not fit points of shape [K, {', '.join(map(str, a.shape))}]; see their "
+        f"the options of {objective.name} do not fit points of shape [K, {', '.join(map(str, no_points.shape[1:]))}]; see their "
         "descriptions for the shapes that they must have"
     )
 

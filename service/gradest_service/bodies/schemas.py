@@ -290,7 +290,7 @@ class ForwardAnswer(Answer):
     )
     needs: list[Literal["loss", "grad"]] = Field(description="What the backward request must have.")
     seed: int
-    event_dims: int = Field(description="How many trailing dims of points are one event, with one loss.")
+    event_dims: int = Field(description="How many trailing dims of a are one event, with one loss.")
     digest: str = Field(description="Identifies the draw. Send it with the backward request, as it is.")
 
 
@@ -404,7 +404,11 @@ class Description(BaseModel):
 class NeuronDescription(Description):
     """A neuron."""
 
-    event_ndim: int
+    event_ndim: int = Field(description="The number of dims of an event of `a`.")
+    output_ndim: int = Field(
+        description="The number of dims of an event of `h`: `event_ndim`, unless its units have several inputs or outputs."
+    )
+    example_events: list[list[int]] = Field(description="Shapes of events of `a` that it takes.")
     estimators: list[str] = Field(description="The estimators that fit it.")
 
 

@@ -42,8 +42,8 @@ class Compare {
     const changed = () => this.#changed();
     this.neuron = new Choice("Neuron", catalog.neurons, state.neuron, () => this.#refit());
     this.objective = new Choice("Objective", catalog.objectives, state.objective, changed);
-    this.numbers = new Numbers(state.a, this.neuron.description.event_ndim, changed);
-    this.objective.imply("event_ndim", this.numbers.dims);
+    this.numbers = new Numbers(state.a, this.neuron.description, changed);
+    this.objective.imply("event_ndim", this.neuron.description.output_ndim);
     this.draws = el("input", { type: "number", min: 1, step: 1, value: state.draws, oninput: changed });
     this.seed = el("input", { type: "number", min: 0, step: 1, value: state.seed, oninput: changed });
     this.chosen = el("div");
@@ -121,8 +121,7 @@ class Compare {
   }
 
   #refit() {
-    const dims = this.neuron.description.event_ndim;
-    if (dims !== this.numbers.dims) this.numbers.set([], dims);
+    this.numbers.suit(this.neuron.description);
     this.#fit(this.estimators.specs());
     this.#changed();
   }
@@ -130,7 +129,7 @@ class Compare {
   // Notes that the results on screen are no longer those of the form.
   #changed() {
     this.ran = false;
-    this.objective.imply("event_ndim", this.numbers.dims);
+    this.objective.imply("event_ndim", this.neuron.description.output_ndim);
     this.#remember();
   }
 

@@ -47,8 +47,8 @@ class Playground {
     const changed = () => this.schedule();
     this.neuron = new Choice("Neuron", catalog.neurons, state.neuron, () => this.#refit());
     this.objective = new Choice("Objective", catalog.objectives, state.objective, changed);
-    this.numbers = new Numbers(state.a, this.neuron.description.event_ndim, changed, (at) => (this.unit = at));
-    this.objective.imply("event_ndim", this.numbers.dims);
+    this.numbers = new Numbers(state.a, this.neuron.description, changed, (at) => (this.unit = at));
+    this.objective.imply("event_ndim", this.neuron.description.output_ndim);
     this.chosen = el("div");
     this.#fit(state.estimators);
     this.clouds = el("div", { class: "clouds" });
@@ -108,11 +108,7 @@ class Playground {
   }
 
   #refit() {
-    const dims = this.neuron.description.event_ndim;
-    if (dims !== this.numbers.dims) {
-      this.numbers.set([], dims);
-      this.unit = 0;
-    }
+    if (!this.numbers.suit(this.neuron.description)) this.unit = 0;
     this.#fit(this.estimators.specs());
     this.schedule();
   }
@@ -146,7 +142,7 @@ class Playground {
   // Draws soon, and one picture at a time: an unfinished one gets some time, then it is cancelled.
   schedule() {
     clearTimeout(this.timer);
-    this.objective.imply("event_ndim", this.numbers.dims);
+    this.objective.imply("event_ndim", this.neuron.description.output_ndim);
     this.pictures.setAttribute("aria-busy", "true");
     this.timer = setTimeout(() => {
       if (this.running && performance.now() - this.began < PATIENCE) this.schedule();
@@ -194,13 +190,14 @@ class Playground {
     const draws = sampled.h.map(flatten);
     const [means, ...swept] = exact.mean.map(flatten);
     const [chances, ...sweptChances] = exact.active_probability.map(flatten);
-    const column = (at) => draws.map((draw) => draw[at]);
+    const output = this.numbers.outputOf(unit, means.length);
+    const column = (at) => draws.map((draw) => draw[this.numbers.outputOf(at, means.length)]);
     const shown = this.numbers.dims === 1 ? flat.map((_, at) => at) : [unit];
     const mean = average(column(unit));
     const active = average(column(unit).map((one) => Number(one > 0)));
     this.facts.textContent =
-      `${this.#name(unit)} = ${number(flat[unit])}: E[h] = ${number(means[unit], 4)}, sampled ${number(mean, 4)}; ` +
-      `P(h > 0) = ${number(chances[unit], 4)}, sampled ${number(active, 4)}.`;
+      `${this.#name(unit)} = ${number(flat[unit])}: E[h] = ${number(means[output], 4)}, sampled ${number(mean, 4)}; ` +
+      `P(h > 0) = ${number(chances[output], 4)}, sampled ${number(active, 4)}.`;
     this.charts.distribution.describe(`The distribution of h. ${this.facts.textContent}`);
     this.charts.mean.describe(`E[h] and P(h > 0) as ${this.#name(unit)} goes from -6 to 6. ${this.facts.textContent}`);
     const names = ["E[h]", "P(h > 0)"];
@@ -208,14 +205,14 @@ class Playground {
       this.charts.distribution.draw({
         rows: histogram(column(unit)),
         means: [
-          { of: "E[h], exact", mean: means[unit] },
+          { of: "E[h], exact", mean: means[output] },
           { of: "sampled mean", mean },
         ],
       }),
       this.charts.mean.draw({
         curve: sweep.flatMap((a, at) => [
-          { a, of: names[0], value: swept[at][unit] },
-          { a, of: names[1], value: sweptChances[at][unit] },
+          { a, of: names[0], value: swept[at][output] },
+          { a, of: names[1], value: sweptChances[at][output] },
         ]),
         sampled: shown.flatMap((at) => [
           { a: flat[at], unit: at + 1, of: names[0], value: average(column(at)) },

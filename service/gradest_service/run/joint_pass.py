@@ -28,7 +28,7 @@ def sample(jobs: Sequence[SampleJob]) -> list[SampleAnswer]:
     """Compute `gradest.sample` for each of several jobs of one kind."""
     first, joined = jobs[0], _JoinedRows(jobs)
     h = sample_checked(first.neuron, widen(joined.a), first.samples, joined.key, first.dtype)
-    parts = joined.split(h.to(first.dtype or joined.a.dtype), leading=1)
+    parts = joined.split_points(h.to(first.dtype or joined.a.dtype))
     return [SampleAnswer(h=part, seed=job.seed) for job, part in zip(jobs, parts, strict=True)]
 
 
@@ -36,7 +36,7 @@ def forward(jobs: Sequence[ForwardJob]) -> list[ForwardAnswer]:
     """Compute the first half of a gradient for each of several jobs of one kind. A job with a state is given alone."""
     first, joined = jobs[0], _JoinedRows(jobs)
     draw, _ = ask(first.neuron, first.estimator, joined.a, joined.key, first.state)
-    points = joined.split(draw.points.to(joined.a.dtype), leading=1)
+    points = joined.split_points(draw.points.to(joined.a.dtype))
     needs = sorted(first.estimator.needs, reverse=True)
     return [
         ForwardAnswer(
@@ -59,9 +59,9 @@ def backward(jobs: Sequence[BackwardJob]) -> list[BackwardAnswer]:
     first, joined = jobs[0], _JoinedRows(jobs)
     draw, state = ask(first.neuron, first.estimator, joined.a, joined.key, first.state)
     loss = joined.join([job.loss for job in jobs], ())
-    grad = joined.join([job.grad for job in jobs], joined.event)
+    grad = joined.join([job.grad for job in jobs], joined.output_event)
     gradient, next_state = tell(first.estimator, draw, Feedback(loss, grad), state)
-    gradients = joined.split(gradient.to(joined.a.dtype), leading=0)
+    gradients = joined.split_gradient(gradient.to(joined.a.dtype))
     values: Sequence[Tensor | None] = [None] * len(jobs)
     weights: Sequence[Tensor | None] = values
     if loss is not None:
@@ -91,7 +91,7 @@ class _JoinedRows:
     """The rows of several jobs one below the other, and how to split what has an entry for each row."""
 
     def __init__(self, jobs: Sequence[AnyJob]) -> None:
-        self.event = jobs[0].event
+        self.event, self.output_event = jobs[0].event, jobs[0].output_event
         self._jobs, self._batches = jobs, [job.batch for job in jobs]
         self._sizes = [torch.Size(batch).numel() for batch in self._batches]
         flat = [job.a.reshape(size, *self.event) for job, size in zip(jobs, self._sizes, strict=True)]
@@ -111,9 +111,14 @@ class _JoinedRows:
         ]
         return torch.cat(parts, 1) if parts else None
 
-    def split(self, x: Tensor, leading: int) -> list[Tensor]:
-        """Split `[*leading, rows, *event]` into one `[*leading, *batch, *given_event]` for each job."""
-        parts = self._split(x, leading, self.event)
+    def split_points(self, points: Tensor) -> list[Tensor]:
+        """Split outputs `[K, rows, *output_event]` into one `[K, *batch, *given_output]` for each job."""
+        parts = self._split(points, 1, self.output_event)
+        return [job.restore_output(part) for job, part in zip(self._jobs, parts, strict=True)]
+
+    def split_gradient(self, gradient: Tensor) -> list[Tensor]:
+        """Split `[rows, *event]` into one `[*batch, *given_event]` for each job."""
+        parts = self._split(gradient, 0, self.event)
         return [job.restore(part) for job, part in zip(self._jobs, parts, strict=True)]
 
     def split_values(self, values: Tensor) -> list[Tensor]:
