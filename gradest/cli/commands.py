@@ -305,13 +305,13 @@ def warm(as_json: Json = False) -> None:
 
     os.environ["GRADEST_KERNELS"] = "cpu"
     try:
-        from gradest.kernels.cpu.compiler import folder
-        from gradest.kernels.cpu.warm import calls
+        from gradest.kernels.cpu.compilation.compiler import folder
+        from gradest.kernels.cpu.compilation.warm import calls
     except ImportError as error:
         raise InvalidInput(f"the kernels for the CPU need numba, which cannot be imported: {error}") from error
     started, kernels = perf_counter(), calls()
     with Bars() as bars:
-        for done, (_, call) in enumerate(kernels):
+        for done, call in enumerate(kernels):
             bars.show("kernels", done, len(kernels))
             call()
     found = {"kernels": len(kernels), "folder": folder(), "seconds": round(perf_counter() - started, 1)}

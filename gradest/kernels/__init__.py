@@ -183,7 +183,7 @@ def _kernel(backend: str, name: str) -> Callable[..., Any] | None:
 
 def _until_compiled(kernel: Callable[..., Any], reference: Callable[..., Any] | None) -> Callable[..., Any]:
     """Return the kernel, which calls the reference instead, or returns None, as long as it is being compiled."""
-    not_compiled: type[Exception] = _import("gradest.kernels.cpu.background").NotCompiled
+    not_compiled: type[Exception] = _import("gradest.kernels.cpu.compilation.background").NotCompiled
 
     @functools.wraps(kernel)
     def call(*arguments: Any, **options: Any) -> Any:

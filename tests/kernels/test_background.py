@@ -12,8 +12,8 @@ from typing import Any
 import numba
 import pytest
 
-from gradest.kernels.cpu import background, compiler
-from gradest.kernels.cpu.background import NotCompiled
+from gradest.kernels.cpu.compilation import background, compiler
+from gradest.kernels.cpu.compilation.background import NotCompiled
 from gradest.kernels.cpu.tensors import in_threads
 
 PROGRAM = """

@@ -19,7 +19,7 @@ from numba.core import caching
 import gradest
 from gradest import kernels
 from gradest.errors import GradestWarning
-from gradest.kernels.cpu import compiler
+from gradest.kernels.cpu.compilation import compiler
 
 
 def compiled() -> Any:

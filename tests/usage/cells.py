@@ -116,7 +116,26 @@ def summary(outcomes: Iterable[tuple[Case, Outcome]]) -> dict[str, Any]:
     }
 
 
-def kept() -> dict[str, dict[str, Any]]:
-    """The sums of the last whole run, by way and call."""
-    found: dict[str, dict[str, Any]] = json.loads(KEPT.read_text())
-    return found
+def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The sum of two sums, of cells that are not the same."""
+    names = sorted({*one["errors"], *other["errors"]})
+    return {
+        RIGHT: one[RIGHT] + other[RIGHT],
+        ERROR: one[ERROR] + other[ERROR],
+        "errors": {name: sorted({*one["errors"].get(name, ()), *other["errors"].get(name, ())}) for name in names},
+    }
+
+
+@dataclass
+class Kept:
+    """What the last run found. sums: by way and call. pairs: the labels of the pairs, options included, that they count."""
+
+    sums: dict[str, dict[str, Any]]
+    pairs: list[str]
+
+    @classmethod
+    def load(cls) -> Kept:
+        return cls(**json.loads(KEPT.read_text()))
+
+    def save(self) -> None:
+        KEPT.write_text(json.dumps(vars(self), indent=1) + "\n")

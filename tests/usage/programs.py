@@ -36,8 +36,12 @@ class Case:
     estimator: gradest.Estimator
     neuron: gradest.Neuron
 
+    @property
+    def pair(self) -> str:
+        return f"{self.estimator.label()}-{self.neuron.label()}"
+
     def label(self) -> str:
-        return f"{self.call}-{self.estimator.label()}-{self.neuron.label()}"
+        return f"{self.call}-{self.pair}"
 
     def build(self) -> Program:
         """Make the program, always with the same weight."""

@@ -1,8 +1,7 @@
-"""Run the whole cross of ways of use, and write its table: python -m tests.usage.report [WAY ...]"""
+"""Run the cross of ways of use for new pairs, or for ways, and write its table: python -m tests.usage.report [WAY ...]"""
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
@@ -10,7 +9,7 @@ from rich.progress import Progress
 
 from gradest.analysis.markdown import table
 from tests.usage import cells
-from tests.usage.programs import CALLS
+from tests.usage.programs import CALLS, cases
 from tests.usage.ways import MEANING, SLOW, WAYS
 
 _HEAD = """# Ways of use
@@ -54,22 +53,32 @@ def _title(way: str) -> str:
 
 
 def main(chosen: list[str]) -> None:
-    """Run the ways that are named, or all, and keep the rest as it was. What is sound is kept even if something is not."""
-    found = cells.kept() if cells.KEPT.exists() else {}
-    faults = []
+    """Run the ways that are named, or the pairs that have come since the last run in all ways, and write the table.
+
+    The results of ways that are sound are kept even if others are not.
+    """
+    kept, faults = cells.Kept.load(), []
     jobs = [(way, call) for way in chosen or WAYS for call in CALLS]
     with Progress() as progress:
         for way, call in progress.track(jobs, description="ways of use"):
+            counted = set() if chosen else set(kept.pairs)
             try:
-                found.setdefault(way, {})[call] = cells.summary(
-                    (case, cells.run(way, case)) for case in cells.cases_of(way, call)
+                found = cells.summary(
+                    (case, cells.run(way, case)) for case in cells.cases_of(way, call) if case.pair not in counted
                 )
             except AssertionError as fault:
                 faults.append(f"{way}, {call}: {fault}")
-            cells.KEPT.write_text(json.dumps(found, indent=1) + "\n")
+                continue
+            sums = kept.sums.setdefault(way, {})
+            sums[call] = cells.added(sums[call], found) if counted else found
     if faults:
+        if chosen:
+            kept.save()
         sys.exit("\n\n".join(faults))
-    cells.DOCUMENT.write_text(document(found))
+    if not chosen:
+        kept.pairs = sorted({case.pair for case in cases()})
+    kept.save()
+    cells.DOCUMENT.write_text(document(kept.sums))
 
 
 if __name__ == "__main__":

@@ -13,4 +13,4 @@ from tests.usage.ways import WAYS
 @pytest.mark.parametrize("way", WAYS)
 def test_cells(way, call):
     found = cells.summary([(case, cells.run(way, case)) for case in cells.cases_of(way, call)])
-    assert found == cells.kept()[way][call], f"the document of usage says otherwise; run {cells.RUN}"
+    assert found == cells.Kept.load().sums[way][call], f"the document of usage says otherwise; run {cells.RUN}"

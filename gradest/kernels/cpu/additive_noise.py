@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gradest.kernels.cpu.compiler import inlined_by_name
+from gradest.kernels.cpu.compilation.compiler import inlined_by_name
 from gradest.kernels.cpu.functions import both_sigmoids, log, ndtri, sigmoids
 from gradest.kernels.cpu.samplers import run_sampler, sampler
 from gradest.kernels.cpu.tensors import NUMPY

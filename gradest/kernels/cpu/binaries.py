@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradest.kernels.cpu.compiler import BLOCK, compiled, inlined_by_name
+from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined_by_name
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids, sqrt
 from gradest.kernels.cpu.samplers import run_sampler, sampler
 from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads

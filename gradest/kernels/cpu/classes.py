@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compiler import BLOCK, compiled, compiled_and_awaited, inlined
+from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, compiled_and_awaited, inlined
 from gradest.kernels.cpu.functions import exp, log
 from gradest.kernels.cpu.noise import locate, row_count, uniforms
 from gradest.kernels.cpu.samplers import run_kernel

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gradest.kernels.cpu.compiler import inlined_by_name
+from gradest.kernels.cpu.compilation.compiler import inlined_by_name
 from gradest.kernels.cpu.functions import exp, log
 from gradest.kernels.cpu.samplers import run_sampler, sampler
 from gradest.kernels.reference.noise import Word

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gradest.kernels.cpu.compiler import BLOCK, compiled
+from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids
 from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads
 

@@ -9,7 +9,7 @@ import torch
 from numba import types
 from numba.extending import overload
 
-from gradest.kernels.cpu.compiler import INLINED_BY_LLVM, compiled, inlined_by_llvm
+from gradest.kernels.cpu.compilation.compiler import INLINED_BY_LLVM, compiled, inlined_by_llvm
 from gradest.kernels.portable import CONSTANTS
 
 __all__ = ["both_sigmoids", "exp", "log", "ndtri", "sigmoids", "sqrt"]

@@ -10,7 +10,7 @@ from numba import types, uint32
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compiler import BLOCK, INLINED_BY_LLVM, compiled, inlined, inlined_by_llvm
+from gradest.kernels.cpu.compilation.compiler import BLOCK, INLINED_BY_LLVM, compiled, inlined, inlined_by_llvm
 from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
 from gradest.kernels.reference.noise import Word
 

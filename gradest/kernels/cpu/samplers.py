@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compiler import BLOCK, compiled, inlined_by_name
+from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined_by_name
 from gradest.kernels.cpu.noise import locate, row_count, uniforms
 from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
 from gradest.kernels.reference.noise import Word

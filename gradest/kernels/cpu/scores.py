@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from gradest.kernels import reference
-from gradest.kernels.cpu.compiler import BLOCK, array, compiled, inlined
+from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids
 from gradest.kernels.cpu.tensors import NUMPY, empty, in_threads, row_major
 from gradest.kernels.stable import SEQUENTIAL_TERMS

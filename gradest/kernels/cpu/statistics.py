@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradest.kernels import reference
-from gradest.kernels.cpu.compiler import BLOCK, compiled
+from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled
 from gradest.kernels.cpu.tensors import NUMPY, flat, in_threads
 from gradest.kernels.portable import CONSTANTS
 

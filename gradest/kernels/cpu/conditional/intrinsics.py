@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gradest.kernels.cpu.compiler import Decorator
+from gradest.kernels.cpu.compilation.compiler import Decorator
 
 __all__ = ["dot_products", "linear_combination", "take_next"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gradest.kernels.cpu.compiler import array, compiled_with_fma, inlined
+from gradest.kernels.cpu.compilation.compiler import array, compiled_with_fma, inlined
 from gradest.kernels.cpu.conditional.intrinsics import dot_products, linear_combination, take_next
 
 __all__ = ["CHUNK", "INT64", "count_gates", "forward", "grad_input", "grad_weight", "list_gates"]

@@ -14,7 +14,7 @@ from numba import cfunc
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
-from gradest.kernels.cpu.compiler import array
+from gradest.kernels.cpu.compilation.compiler import array
 from gradest.kernels.cpu.conditional import kernels
 
 __all__ = ["Plan", "count", "forward", "grad_input", "grad_weight", "plan"]

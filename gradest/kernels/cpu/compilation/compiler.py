@@ -20,7 +20,7 @@ from numba.extending import intrinsic, register_jitable
 from numba.np.numpy_support import carray
 
 from gradest.errors import GradestWarning
-from gradest.kernels.cpu.background import NotCompiled, is_ready, shown_on_a_terminal
+from gradest.kernels.cpu.compilation.background import NotCompiled, is_ready, shown_on_a_terminal
 
 __all__ = [
     "BLOCK",

@@ -25,7 +25,7 @@ from numba.core.dispatcher import Dispatcher
 __all__ = ["NotCompiled", "is_ready", "serve", "shown_on_a_terminal"]
 
 _IDLE = 10.0  # seconds after which the process ends if nothing is asked of it
-_RUN = "import sys; sys.path[:] = sys.argv[1:]; from gradest.kernels.cpu.background import serve; serve()"
+_RUN = "import sys; sys.path[:] = sys.argv[1:]; from gradest.kernels.cpu.compilation.background import serve; serve()"
 _NOTICE = (
     "gradest: the kernels for the CPU are being compiled, once for this installation. Until they are, torch computes the same "
     'numbers more slowly. "gradest warm" compiles all of them beforehand; GRADEST_KERNELS=cpu waits for each, and '

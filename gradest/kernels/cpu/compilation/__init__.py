@@ -1,0 +1,6 @@
+"""How kernels for the CPU come to be compiled.
+
+compiler      the decorators of kernels; numba compiles them and keeps them on disk
+background    a process that compiles while the reference serves
+warm          a call of every kernel, by which all are compiled
+"""
