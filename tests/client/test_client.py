@@ -159,6 +159,16 @@ def test_a_loss_that_stays_here_trains(client):
     assert torch.equal((a > 0).float(), target[None])
 
 
+@pytest.mark.parametrize("estimator", ["rloo", "straight_through"])
+def test_a_second_derivative_that_samples_do_not_give_raises(client, estimator):
+    a, weight = A.clone().requires_grad_(), torch.tensor(2.0, requires_grad=True)
+    value, _ = client.expect(lambda h: (weight * h).sum(-1) ** 2, a, "bernoulli", estimator, 3)
+    of_a, of_weight = torch.autograd.grad(value.sum(), (a, weight), create_graph=True)
+    for first, second in ((of_a, a), (of_a, weight), (of_weight, a)):
+        with pytest.raises(RuntimeError, match="cannot be differentiated a second time"):
+            torch.autograd.grad(first.sum(), second, retain_graph=True)
+
+
 def test_not_a_number_and_infinity_come_back(client):
     assert client.estimate("linear", A, draws=1, seed=0).variance.isnan().all()
     (row,) = client.compare("linear", A, estimators=["enumeration"], draws=5, seed=0).rows

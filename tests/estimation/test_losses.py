@@ -14,6 +14,7 @@ from tests.losses import mixed
 
 A = torch.tensor([[0.3, -0.5, 1.1], [1.0, 0.2, -0.7]])
 LOGITS = torch.tensor([[[0.3, -0.5, 0.1], [1.0, 0.2, -0.3]]])
+SEED = 7  # at which no estimator has a gradient of 0, as those that perturb may have
 WITHOUT_BASELINE = {"reinforce", "relax", "pathwise_score"}
 
 
@@ -32,7 +33,7 @@ def _loss(neuron):
 
 def _gradient(f, neuron, estimator, a, **options):
     a = a.clone().requires_grad_()
-    value, _ = gradest.expect(f, a, neuron, estimator, 3, **options)
+    value, _ = gradest.expect(f, a, neuron, estimator, SEED, **options)
     value.sum().backward()
     return a.grad
 
@@ -74,7 +75,7 @@ def test_writes_are_seen_in_every_way_to_ask():
         h.zero_()
         return loss
 
-    draw, state = gradest.ask("bernoulli", "rloo", A, 3)
+    draw, state = gradest.ask("bernoulli", "rloo", A, SEED)
     gradient, _ = gradest.tell("rloo", draw, gradest.Feedback(f(draw.points)), state)
     assert torch.equal(gradient, _gradient(mixed, "bernoulli", "rloo", A))
     with torch.inference_mode():
@@ -103,6 +104,8 @@ def test_only_the_estimator_that_asked_is_told():
     feedback = gradest.Feedback(mixed(draw.points))
     with pytest.raises(InvalidInput, match="rloo asked for the loss at the points of this draw, so disarm cannot"):
         gradest.tell("disarm", draw, feedback, state)
+    with pytest.raises(InvalidInput, match=r"pass the estimator that was asked, with the same options"):
+        gradest.tell({"name": "rloo", "samples": 3}, draw, feedback, state)
     gradest.tell({"name": "rloo"}, draw, feedback, state)
 
 
@@ -216,7 +219,8 @@ def test_a_layer_refuses_a_loss_that_is_not_finite(bad):
     layer = gradest.nn.Stochastic("bernoulli", "reinforce_average")
     gradest.nn.broadcast_loss(layer, mixed(layer(A.clone().requires_grad_()))).backward()
     state = layer.state
-    h = layer(A.clone().requires_grad_())
+    a = A.clone().requires_grad_()
+    h = layer(a)
     with pytest.raises(InvalidInput, match=rf"loss\[1\] of \[2\] is {bad}"):
         gradest.nn.broadcast_loss(layer, mixed(h) * torch.tensor([1.0, 0.0]) + torch.tensor([0.0, bad]))
     assert all(torch.equal(layer.state[name], value) for name, value in state.items())
@@ -224,6 +228,7 @@ def test_a_layer_refuses_a_loss_that_is_not_finite(bad):
     gradest.nn.broadcast_loss(layer, mixed(layer(b))).backward()
     assert torch.isfinite(b.grad).all()
     assert h.requires_grad
+    assert a.grad is None, "the loss of the next step is not told to the sample of this one"
 
 
 def test_a_derivative_that_is_not_finite_leaves_the_state_of_a_layer():

@@ -54,12 +54,17 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("GRADEST_KERNELS", raising=False)
     background._compiler_of.cache_clear()
+    yield doubling()
+    background._compiler_of.cache_clear()
+
+
+def doubling() -> Any:
+    """A new object of one kernel, as another process has it."""
 
     def twice(x: float) -> float:
         return 2 * x
 
-    yield compiler.compiled(twice)
-    background._compiler_of.cache_clear()
+    return compiler.compiled(twice)
 
 
 def test_where_no_process_can_be_started_the_first_call_compiles(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +99,16 @@ def test_a_kernel_that_waits_is_compiled_by_its_first_call(kernel: Any, monkeypa
     assert compiler.compiled_with_fma(half)(3.0) == 1.5
     monkeypatch.setenv("GRADEST_KERNELS", "cpu")
     assert kernel(3.0) == 6.0
+
+
+def test_what_is_kept_is_loaded_by_the_first_call(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADEST_KERNELS", "cpu")
+    assert kernel(3.0) == 6.0
+    monkeypatch.delenv("GRADEST_KERNELS")
+    monkeypatch.setattr(background, "_start", lambda: pytest.fail("a process was started"))
+    again = doubling()
+    assert again(3.0) == 6.0
+    assert sum(again.stats.cache_hits.values()) == 1
 
 
 def test_an_error_in_any_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

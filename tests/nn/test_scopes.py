@@ -420,6 +420,16 @@ def test_activation_checkpoints(estimator):
             scalar.backward()
 
 
+def test_a_checkpoint_that_would_repeat_a_layer_from_another_state_is_refused():
+    layer = Stochastic("bernoulli", "slope_annealed_straight_through")
+    first, second = (
+        checkpoint(layer, torch.zeros(2, 3, requires_grad=True), use_reentrant=True).sum() for _ in range(2)
+    )
+    first.backward()  # moves the state, which a reentrant checkpoint does not keep
+    with pytest.raises(Incompatible, match=r"state of its estimator has moved.* needs use_reentrant=False"):
+        second.backward()
+
+
 @pytest.mark.parametrize("estimator", ["reinforce", "straight_through", "reinmax"])
 def test_what_is_written_over(estimator):
     """To h one may write; a written over raises, as it does for torch's own operations."""

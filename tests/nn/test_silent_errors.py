@@ -140,6 +140,23 @@ def test_a_sample_may_be_written_to(estimator, scope):
     assert torch.allclose(a.grad, wanted)
 
 
+class EmitsItsInput(type(gradest.neuron("gaussian"))):
+    name = "emits_its_input"
+
+    def sample(self, key, a, draws):
+        return a.expand(draws, *a.shape)
+
+
+def test_the_output_of_a_neuron_that_emits_its_input_may_be_written_to():
+    layer, z = Stochastic(EmitsItsInput(), "pathwise"), torch.ones(4, 3, requires_grad=True)
+    a = 2 * z
+    h = layer(a)
+    h.mul_(3)
+    h.sum().backward()
+    assert torch.equal(a, torch.full((4, 3), 2.0))
+    assert torch.equal(z.grad, torch.full((4, 3), 6.0))
+
+
 def test_a_sample_that_nobody_writes_to_is_drawn_once(monkeypatch):
     layer, a, drawn = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True), []
     forward = type(layer.estimator).forward

@@ -489,6 +489,15 @@ class PromotesItsState(Plain):
         return gradient, {"level": 0.9 * state["level"] + 0.1 * loss}
 
 
+class PromotesItsStateByTheLoss(PromotesItsState):
+    """It converts its state where the pre-activations have another dtype, but not where only the losses have."""
+
+    def backward(self, draw, feedback, state):
+        gradient, after = super().backward(draw, feedback, state)
+        same = feedback.loss.dtype == draw.a.dtype
+        return gradient, {"level": after["level"].to(state["level"])} if same else after
+
+
 class RowsInItsValue(Plain):
     def value(self, draw, loss):
         value = super().value(draw, loss)
@@ -505,6 +514,11 @@ NEW_IN_ESTIMATORS = [
     (SquaresLosses, checks.estimator_state_stays_finite, "spread is not finite after steps with losses of 1e25"),
     (MixesRows, checks.estimator_state_stays_finite, "the infinite loss of one row changed the gradient of another"),
     (PromotesItsState, checks.estimator_keeps_dtypes, "state level of a torch.float32 state"),
+    (
+        PromotesItsStateByTheLoss,
+        checks.estimator_keeps_dtypes,
+        "state level of a torch.float32 state at torch.float32 with torch.float64 losses",
+    ),
     (RowsInItsValue, checks.estimator_rows_are_independent, "^value: a"),
 ]
 
