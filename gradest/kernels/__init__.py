@@ -66,7 +66,7 @@ def record_kernels_used() -> Iterator[dict[str, str]]:
 def explain_backend(device: torch.device) -> str:
     """Name the backend of tensors on this device, and say why unless it is the device's own."""
     backend, wanted = _backend(device), os.environ.get("GRADEST_KERNELS", "")
-    if wanted:
+    if wanted not in ("", device.type):
         return f"{backend}, for GRADEST_KERNELS={wanted}"
     return backend if backend != "reference" else f"reference, for there are no others for {device.type} here"
 
