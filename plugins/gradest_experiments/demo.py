@@ -31,6 +31,7 @@ __all__ = ["run"]
 # numbers of units whose exact gradient is fast: 2^8 or 3^8 configurations of binary or categorical ones, else 97^2 nodes
 _FINITE_UNITS, _OTHER_UNITS = 8, 2
 _CLASSES = 3  # the classes of a categorical unit
+_FEW_NODES = 200  # of the law of a unit, with which the exact gradient of two units takes no more than a second
 _IMAGES, _DRAWS, _SAMPLES = 4, 1000, 2000
 
 
@@ -126,7 +127,8 @@ def _comparisons(client: Client, split: Split, seed: int) -> Iterator[Comparison
 def _readout(neuron: Neuron, split: Split, seed: int) -> tuple[Tensor, Objective]:
     """Return pre-activations of a few digits, and the cross entropy of a softmax readout fitted to E[h] of all digits."""
     atoms = neuron.law(torch.zeros(1, *neuron.example_events[0][1:]))[0].shape[0]
-    a = _look(split, neuron, _FINITE_UNITS if atoms <= _CLASSES else _OTHER_UNITS, seed)
+    units = _FINITE_UNITS if atoms <= _CLASSES else _OTHER_UNITS if atoms <= _FEW_NODES else 1
+    a = _look(split, neuron, units, seed)
     features = neuron.mean(a).flatten(1)
     classes = int(split.y.max()) + 1
     weight = torch.zeros(classes, features.shape[1], requires_grad=True)

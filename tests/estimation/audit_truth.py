@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import gradest
+from gradest.contract.neuron import output_shape
 
 ROWS = 2
 """Rows of the batch, which the audit repeats."""
@@ -67,6 +68,15 @@ def _noisy(a: Tensor, noise: str, std: float, output: Callable[[Tensor], Tensor]
     else:
         density = torch.exp(-0.5 * (z / std) ** 2) / (std * math.sqrt(2 * math.pi))
     return output(x).expand(-1, *a.shape), step * density
+
+
+def _diagonal_gaussian(a: Tensor) -> Law:
+    """The law of N(mean, std²), with the mean and log std in the last dim of `a`, as `_noisy` has it."""
+    mean, std = a[..., 0], torch.exp(a[..., 1])
+    step = 0.04 * float(std.detach().min())
+    x = _grid(mean.detach(), 8.5 * float(std.detach().max()), step)[:, None, None]
+    density = torch.exp(-0.5 * ((x - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
+    return x.expand(-1, *mean.shape), step * density
 
 
 def _gumbel_softmax(a: Tensor, temperature: float) -> Law:
@@ -146,6 +156,7 @@ _LAWS: dict[str, Callable[..., Law]] = {
     "heaviside": lambda a: _certain((a > 0).double()),
     "rectifier": lambda a: _certain(a.clamp(min=0)),
     "sigmoid": lambda a: _certain(_logistic(a)),
+    "diagonal_gaussian": _diagonal_gaussian,
     "gaussian": lambda a, std: _noisy(a, "gaussian", std, lambda x: x),
     "noisy_rectifier": lambda a, distribution, std: _noisy(a, distribution, std or 1.0, lambda x: x.clamp(min=0)),
     "stochastic_gate": lambda a, std: _noisy(a, "gaussian", std, lambda x: (x + 0.5).clamp(0, 1)),
@@ -160,7 +171,7 @@ def law(neuron: gradest.Neuron, a: Tensor) -> Law:
     """The outputs of each unit `[S, *a.shape]` and their probabilities `[S, 2, units]`, differentiable in `a`, float64."""
     if neuron.name not in _LAWS:  # its own, which the conformance kit compares with samples
         values, weights = neuron.law(a)
-        return values.expand(-1, *a.shape), weights
+        return values.expand(-1, *output_shape(neuron, a)), weights
     return _LAWS[neuron.name](a, **neuron.model_dump())
 
 
@@ -191,10 +202,10 @@ class AuditLoss:
 
     def at(self, neuron: gradest.Neuron, h: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
         """Return the losses of these outputs. The parameters lead with the rows."""
-        u = h if neuron.event_ndim == 1 else (h * torch.tensor([0.2, 1.0, -0.7]).to(h)).sum(-1)
+        u = h if neuron.output_ndim == 1 else (h * torch.tensor([0.2, 1.0, -0.7]).to(h)).sum(-1)
         if neuron.name == "bipolar":
             u = u / 2  # its outputs are then as far apart as those of a Bernoulli unit
-        row_weights = torch.tensor([1.0, -0.6]).to(h).repeat(h.shape[h.ndim - neuron.event_ndim - 1] // ROWS)
+        row_weights = torch.tensor([1.0, -0.6]).to(h).repeat(h.shape[h.ndim - neuron.output_ndim - 1] // ROWS)
         return self.make(u, row_weights, parameters)
 
 
