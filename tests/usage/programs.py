@@ -94,7 +94,7 @@ class Program(nn.Module):
 
     def f(self, h: Tensor) -> Tensor:
         """A loss that is smooth in h, couples the units, and has a parameter."""
-        flat = h.flatten(h.ndim - self.case.neuron.event_ndim)
+        flat = h.flatten(h.ndim - self.case.neuron.output_ndim)
         tilt = torch.linspace(0.5, 1.0, flat.shape[-1], dtype=h.dtype, device=h.device)
         total = (flat * tilt).sum(-1)
         return (total - 0.4).square() * 0.3 + self.scale * total
