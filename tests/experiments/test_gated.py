@@ -32,12 +32,12 @@ def test_gates_have_one_pre_activation_each():
 
 @pytest.mark.parametrize(("neuron", "estimator"), fitting_pairs_others_deep(keeps_event))
 def test_every_fitting_pair_trains(neuron, estimator):
-    event = (4,) if registry.neuron(neuron).event_ndim == 1 else (2, 2)
+    event = (4,) if registry.neuron(neuron).event_ndim == 1 else (2, 3)
     network = build(neuron, estimator, event=event)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     before = {name: value.clone() for name, value in network.named_parameters()}
     for _ in range(3):
-        objective = network.objective(*minibatch())
+        objective = network.objective(*minibatch(100))
         optimizer.zero_grad()
         objective.total.backward()
         optimizer.step()
@@ -48,7 +48,7 @@ def test_every_fitting_pair_trains(neuron, estimator):
         assert not torch.equal(value, before[name]), f"{name} has not moved"
     logits, gates = network.eval()(minibatch()[0])
     assert logits.shape == (7, 3)
-    assert gates.shape == (7, 4)
+    assert gates.shape == (7, math.prod(event))
 
 
 @pytest.mark.parametrize(

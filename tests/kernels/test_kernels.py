@@ -163,14 +163,14 @@ def test_the_digest_of_all_sources_is_part_of_the_name_that_a_kernel_is_kept_by(
     from gradest.kernels.cpu.conditional import kernels
 
     for kernel in (cpu.noise._uniform, cpu.binaries._draw_binary, kernels.forward):
-        assert kernel.py_func.__qualname__.endswith(f"-{cpu.compiler._DIGEST}")
+        assert kernel.py_func.__qualname__.endswith(f"-{cpu.compilation.compiler._DIGEST}")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_of_processes_that_start_together_one_compiles_and_the_others_load(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
 
-    @cpu.compiler.compiled
+    @cpu.compilation.compiler.compiled
     def double(x):
         return 2 * x
 
@@ -192,9 +192,9 @@ def test_of_processes_that_start_together_one_compiles_and_the_others_load(tmp_p
 
 def test_a_kernel_is_compiled_though_its_lock_is_not_to_be_had(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(cpu.compiler, "_PATIENCE", 0.0)
+    monkeypatch.setattr(cpu.compilation.compiler, "_PATIENCE", 0.0)
 
-    @cpu.compiler.compiled
+    @cpu.compilation.compiler.compiled
     def double(x):
         return 2 * x
 

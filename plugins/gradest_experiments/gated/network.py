@@ -153,9 +153,9 @@ class GatedNetwork(nn.Module):
 def build_unit(
     neuron: Neuron, estimator: Estimator, event: tuple[int, ...], evaluation: Evaluation = "mean"
 ) -> Stochastic | Expectation:
-    """Return the layer that trains through the estimator: Stochastic if it evaluates f at one point, else Expectation."""
+    """Return the layer that trains through the estimator: Stochastic if that takes it, else Expectation."""
     one_point = estimator.evaluations(neuron, event) == 1
-    return (Stochastic if one_point else Expectation)(neuron, estimator, evaluation)
+    return (Stochastic if one_point and estimator.linear else Expectation)(neuron, estimator, evaluation)
 
 
 def needs_closed_gate_gradient(neuron: Neuron, estimator: Estimator) -> bool:
