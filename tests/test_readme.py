@@ -90,6 +90,8 @@ def test_python_blocks(block, capsys):
         expected = (p * (1 - p)).sum() + (p.sum() - 3) ** 2  # of (Σ h - 3)²; 1.5 at the start
         assert expected < 0.6
         assert len(block.splitlines()) - block.splitlines().count("") <= 10
+    elif "create_graph" in block:
+        assert namespace["product"].abs().sum() > 0
     elif "score_surrogate" in block:
         assert namespace["value"].mean() < 0.2  # 0.8 at the start
     else:
