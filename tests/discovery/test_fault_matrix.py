@@ -110,7 +110,7 @@ CLASSES: dict[str, tuple[type, dict[str, Any], type | None, str, str]] = {
     "cancelled": (Plain, {"accepts": raising(asyncio.CancelledError())}, None, "CancelledError", RANKED),
     "interrupts": (Plain, {"accepts": raising(KeyboardInterrupt())}, None, "KeyboardInterrupt", RANKED),
     "unprintable": (Plain, {"accepts": raising(Unprintable())}, None, "its text cannot be shown", RANKED),
-    "long": (Plain, {"accepts": raising(ValueError(A_LONG_TEXT))}, None, "ValueError: xxxxxxxx", RANKED),
+    "long": (Plain, {"accepts": raising(ValueError(A_LONG_TEXT))}, None, "xxxxxxxx", RANKED),
     "bias": (Plain, {"bias": raising(ValueError("no claim"))}, None, "ValueError: no claim", ASKED),
     "odd": (Plain, {"evaluations": for_odd_units}, None, "ValueError: odd units", RANKED),
     "target": (Plain, {"target": raising(ValueError("no target"))}, None, "ValueError: no target", RANKED),

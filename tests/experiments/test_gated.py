@@ -171,7 +171,7 @@ def learn(network, x, y, steps=4):
         optimizer.step()
 
 
-@pytest.mark.parametrize(("neuron", "estimator"), fitting_pairs_others_deep())
+@pytest.mark.parametrize(("neuron", "estimator"), fitting_pairs_others_deep(keeps_event))
 def test_experts_that_skip_give_the_same_network(neuron, estimator):
     event = (4,) if registry.neuron(neuron).event_ndim == 1 else (2, 2)
     x, y = minibatch(20)
