@@ -45,7 +45,11 @@ def _units(neuron: gradest.Neuron) -> int:
 def pre_activations(neuron: gradest.Neuron) -> Tensor:
     """Two different rows, float32: `[2, units]`, or `[2, units, 3]` for units of three classes."""
     a = _PRE_ACTIVATIONS[:, : _units(neuron)]
-    return a if neuron.event_ndim == 1 else torch.stack([a, 0.4 - 0.6 * a.roll(1, 1), 0.3 * a.flip(0)], -1)
+    if neuron.event_ndim == 1:
+        return a
+    several = torch.stack([a, 0.4 - 0.6 * a.roll(1, 1), 0.3 * a.flip(0)], -1)[..., : neuron.example_events[0][1]]
+    # a class of small probability p has a score of 1/p there, so that what is not drawn by chance would seem to be a bias
+    return 0.2 * several if neuron.name == "sparse_categorical" else several
 
 
 def _logistic(x: Tensor) -> Tensor:
