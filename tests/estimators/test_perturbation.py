@@ -10,6 +10,7 @@ import gradest
 from gradest.contract.estimator import Draw, Feedback
 from gradest_estimators.evolution import Evolution
 from gradest_estimators.spsa import Spsa
+from tests.selection import deep
 
 A = torch.tensor([0.4, -0.9], dtype=torch.float64)
 NEURONS = ["bernoulli", "noisy_rectifier", "stochastic_times_smooth", "sigmoid", "binomial"]
@@ -38,7 +39,7 @@ def smoothed_gradient(estimator, neuron):
     return ((weight * (upper - lower) / (2 * c))[:, None] * delta).sum(0)
 
 
-@pytest.mark.parametrize("neuron", NEURONS)
+@pytest.mark.parametrize("neuron", [NEURONS[0], *deep(*NEURONS[1:])])
 @pytest.mark.parametrize("estimator", [Spsa(), Evolution(), Spsa(scale=0.3, samples=6)], ids=lambda e: e.label())
 def test_unbiased_for_the_smoothed_loss(estimator, neuron):
     wanted = smoothed_gradient(estimator, neuron)
