@@ -21,7 +21,7 @@ SINGLE = [
     (neuron, estimator)
     for neuron in ("bernoulli", "stochastic_times_smooth", "noisy_rectifier", "categorical")
     for estimator, built in gradest.registry.fitting(gradest.neuron(neuron)).items()
-    if built.evaluations(gradest.neuron(neuron), (2, 2)) == 1
+    if built.linear and built.evaluations(gradest.neuron(neuron), (2, 2)) == 1
 ]
 FAST = [
     ("bernoulli", "reinforce"),  # the loss alone
