@@ -857,8 +857,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/kernels/cpu/compilation/background.py",
-        " or _is_kept(kernel, signature):",
-        ":",
+        "cache_path is None or _is_kept(kernel, signature):",
+        "cache_path is None:",
         "what was compiled beside the program is not loaded at the first call of the next",
         "tests/kernels/test_background.py -k what_is_kept",
     ),
@@ -1155,6 +1155,34 @@ MUTATIONS = (
         "",
         "the second derivative of a client's estimate is 0",
         "tests/client/test_client.py -k second",
+    ),
+    Mutation(
+        "gradest/nn/sampler.py",
+        "        if not estimator.linear:",
+        "        if False:",
+        "a layer takes an estimator whose gradient is not linear in dL/dh",
+        "tests/testing/test_checks.py -k layer_would_scale",
+    ),
+    Mutation(
+        "gradest/testing/gradients.py",
+        "of_more, _ = estimator.backward(draw, Feedback(loss, 3 * grad), state)",
+        "of_more = 3 * gradient",
+        "the kit does not look whether an estimator is linear in dL/dh",
+        "tests/testing/test_checks.py -k layer_would_scale",
+    ),
+    Mutation(
+        "gradest/contract/neuron.py",
+        "    return *a.shape[:split], *neuron.output_event(tuple(a.shape[split:]))",
+        "    return *a.shape[:split], *a.shape[split:]",
+        "outputs are taken to have the event of the pre-activations",
+        "tests/contract/test_output_events.py",
+    ),
+    Mutation(
+        "gradest/contract/neuron.py",
+        "        return event[-1]",
+        "        return 1",
+        "a one-hot unit states that its law has a single atom",
+        "tests/contract/test_contract.py -k shapes_and_dtypes",
     ),
 )
 

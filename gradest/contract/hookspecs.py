@@ -115,6 +115,8 @@ bias(neuron): a claim, which the kit tests in both directions against exact enum
     certify --package my_plugin` measures the bias with more draws and writes certificates.json into the package, where `gradest
     describe` and `gradest recommend` find it.
 off_support: True if the estimator needs the loss at points that the neuron never emits, such as a relaxed output or the mean.
+linear: False if `backward` is not linear in dL/dh. A `gradest.nn.Stochastic` then refuses the estimator, because autograd hands a
+    layer dL/dh scaled and summed; the kit checks it.
 target(): what is estimated, if it is not E[L]. `Target(n)` is the bound of n samples, and the kit then measures against that.
 evaluations(neuron, event_shape): K, the number of points of one draw.
 

@@ -31,6 +31,7 @@ __all__ = [
     "LogisticBinary",
     "Neuron",
     "OneHot",
+    "RandomOneHot",
     "Relaxable",
     "Reparameterised",
     "Scored",
@@ -463,16 +464,42 @@ class OneHot(Neuron):
         return (p * (grad - (p * grad).contiguous().sum(-1, keepdim=True))).to(a.dtype)
 
 
-class SoftmaxOneHot(OneHot, Relaxable):
+class RandomOneHot(OneHot, Discrete):
+    """A one-hot unit that draws one of its C classes, each with its `probability`, which is also its mean."""
+
+    @abstractmethod
+    def probability(self, a: Tensor) -> Tensor:
+        """Return the probability of each class, `[*batch, units, classes]`, differentiable in `a`."""
+
+    def atoms(self, event: tuple[int, ...]) -> int:
+        """Return C, the number of classes."""
+        return event[-1]
+
+    def mean(self, a: Tensor) -> Tensor:
+        """Return the probabilities."""
+        return self.probability(a)
+
+    def active_probability(self, a: Tensor) -> Tensor:
+        """Return the probabilities: only the entry of the class drawn is positive."""
+        return self.probability(a)
+
+    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the C one-hot vectors and their probabilities."""
+        classes = a.shape[-1]
+        values = torch.eye(classes, dtype=a.dtype, device=a.device).reshape(classes, *[1] * (a.ndim - 1), classes)
+        return values.expand(classes, *a.shape), self.probability(a).movedim(-1, 0)
+
+    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
+        """Return 1 at the most probable class (the first of equals), for any level, because exactly one class of a unit is 1."""
+        return self.one_hot(a.argmax(-1), a)
+
+
+class SoftmaxOneHot(RandomOneHot, Relaxable):
     """A unit of C classes: a one-hot vector over the last dim, of class c with probability softmax(a)_c.
 
     The class is the argmax of a + G for Gumbel noise G (the Gumbel-max trick). So noise and h have the shape
     `[*batch, units, classes]` of `a`, and only the log-probability of a unit has no dim of classes.
     """
-
-    def atoms(self, event: tuple[int, ...]) -> int:
-        """Return C, the number of classes."""
-        return event[-1]
 
     def probability(self, a: Tensor) -> Tensor:
         """Return softmax(a) over the last dim."""
@@ -499,20 +526,6 @@ class SoftmaxOneHot(OneHot, Relaxable):
         h = key.fused("one_hot", a, draws, self.event_ndim, a.shape[-1])
         return super().sample(key, a, draws) if h is None else h
 
-    def mean(self, a: Tensor) -> Tensor:
-        """Return softmax(a)."""
-        return self.probability(a)
-
-    def active_probability(self, a: Tensor) -> Tensor:
-        """Return softmax(a): only the entry of the class drawn is positive."""
-        return self.probability(a)
-
-    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the C one-hot vectors and softmax(a)."""
-        classes = a.shape[-1]
-        values = torch.eye(classes, dtype=a.dtype, device=a.device).reshape(classes, *[1] * (a.ndim - 1), classes)
-        return values.expand(classes, *a.shape), self.probability(a).movedim(-1, 0)
-
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """Return log softmax(a) at the class of h, `[..., *batch, units]`."""
         log_p = torch.log_softmax(widen(a), -1)
@@ -524,10 +537,6 @@ class SoftmaxOneHot(OneHot, Relaxable):
         p = torch.softmax(widen(a), -1)
         others = ((1 - h) * p).contiguous().sum(-1, keepdim=True)
         return torch.where(h > 0, others, -p).to(a.dtype)
-
-    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
-        """Return 1 at the most probable class (the first of equals), for any level, because exactly one class of a unit is 1."""
-        return self.one_hot(a.argmax(-1), a)
 
     def relax(self, a: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
         """Return softmax((log softmax(a) + G) / temperature), which is largest where h is 1."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator, State
-from gradest.contract.neuron import Neuron, keeps_event
+from gradest.contract.neuron import Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions
@@ -50,8 +50,7 @@ class Sampler(Pair):
 
     def __init__(self, neuron: Neuron, estimator: Estimator) -> None:
         super().__init__(neuron, estimator)
-        event = (2,) * neuron.event_ndim if keeps_event(neuron) else tuple(neuron.example_events[0])
-        asked = estimator.evaluations(neuron, event)
+        asked = estimator.evaluations(neuron, tuple(neuron.example_events[0]))
         self.credits_paths = isinstance(estimator, ScoreFunction) and asked > 1
         if asked != 1 and not self.credits_paths:
             raise Incompatible(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradest.contract.estimator import Bias, Draw, Estimator, Feedback, State
 from gradest.contract.law import configurations, count_configurations
-from gradest.contract.neuron import Discrete, Neuron, OneHot, per_event
+from gradest.contract.neuron import Neuron, RandomOneHot, per_event
 from gradest.contract.numerics import leading_sum, portable
 from gradest.random import Key
 from gradest_estimators._score import scores
@@ -40,7 +40,7 @@ class SparseEnumeration(Estimator):
     reference = "Correia, Niculae, Aziz, Martins 2020, arXiv 2007.01919"
     formula = r"\hat g = \sum_{h:\,P(h) > 0} L(h)\,\nabla_a P(h)"
     needs = frozenset({"loss"})
-    capabilities = (OneHot, Discrete)
+    capabilities = (RandomOneHot,)
 
     examples = ({}, {"support": 2})
 
@@ -56,7 +56,7 @@ class SparseEnumeration(Estimator):
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Ask for the loss at every configuration of the m classes of each unit."""
-        assert isinstance(neuron, OneHot)
+        assert isinstance(neuron, RandomOneHot)
         total = self.evaluations(neuron, tuple(a.shape[-2:]))
         p = neuron.mean(a)  # E[h] of a one-hot output
         listed, order = p.sort(dim=-1, descending=True, stable=True)

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.neuron import Discrete, OneHot
+from gradest.contract.neuron import RandomOneHot
 from gradest.contract.numerics import portable, widen
 from gradest.random import Key
 
@@ -15,7 +15,7 @@ _ROOT_STEPS = 24  # of Newton's method; half of them halve the root at worst, th
 _DERIVATIVE_STEPS = 3  # of Newton's method, from which derivatives up to order 7 are right
 
 
-class SparseCategorical(OneHot, Discrete):
+class SparseCategorical(RandomOneHot):
     """A one-hot unit with the sparse probabilities p = α-entmax(a), of which many are exactly 0.
 
     p is the distribution that maximises pᵀa + H_α(p), where H_α is Tsallis' entropy:
@@ -79,24 +79,6 @@ class SparseCategorical(OneHot, Discrete):
         """Draw h, `[draws, *a.shape]`, by the kernel that draws categorical units if the device has it."""
         h = key.fused("one_hot", self._logits(a), draws, self.event_ndim, a.shape[-1])
         return super().sample(key, a, draws) if h is None else h.to(a.dtype)
-
-    def mean(self, a: Tensor) -> Tensor:
-        """Return p."""
-        return self.probability(a)
-
-    def active_probability(self, a: Tensor) -> Tensor:
-        """Return p: only the entry of the class drawn is positive."""
-        return self.probability(a)
-
-    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the C one-hot vectors and p, in which most are 0."""
-        classes = a.shape[-1]
-        values = torch.eye(classes, dtype=a.dtype, device=a.device).reshape(classes, *[1] * (a.ndim - 1), classes)
-        return values.expand(classes, *a.shape), self.probability(a).movedim(-1, 0)
-
-    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
-        """Return 1 at the most probable class (the first of equals), for any level, because exactly one class of a unit is 1."""
-        return self.one_hot(a.argmax(-1), a)
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """Return log p at the class of h, `[..., *batch, units]`; -inf if it has no weight."""

@@ -51,13 +51,13 @@ def is_ready(kernel: Any, signature: Any) -> bool:
 def shown_on_a_terminal(kernel: Any, signature: Any) -> Iterator[None]:
     """Say on standard error, if that is a terminal, that a kernel is being compiled, as long as it takes."""
     name = kernel.py_func.__name__.strip("_")
-    show = sys.stderr.isatty() and not _is_kept(kernel, signature)
-    if show:
-        print(
-            f"gradest: compiling the kernel {name}, once for this installation ...", end="", file=sys.stderr, flush=True
-        )
-    yield
-    if show:
+    if sys.stderr is None or not sys.stderr.isatty() or _is_kept(kernel, signature):
+        yield
+        return
+    print(f"gradest: compiling the kernel {name}, once for this installation ...", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
@@ -145,7 +145,8 @@ def _start() -> subprocess.Popen[bytes]:
 
 @functools.cache
 def _say_once() -> None:
-    print(_NOTICE, file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        print(_NOTICE, file=sys.stderr, flush=True)
 
 
 def _kernels_by_name() -> dict[str, list[Any]]:
@@ -161,7 +162,7 @@ def _kernels_by_name() -> dict[str, list[Any]]:
 
 def serve() -> None:
     """Compile the kernels that are named on standard input, and write a line for each. Return when there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the program that is waiting for nothing
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the program, while this process finishes its kernels
     os.nice(5)
     kernels = _kernels_by_name()
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
