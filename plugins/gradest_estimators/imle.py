@@ -44,7 +44,10 @@ class Imle(MonteCarlo):
 
     Introduced by Niepert, Minervini and Franceschi (2021), Implicit MLE: Backpropagating Through Discrete Exponential
     Family Distributions, arXiv 2106.01798. The adaptive step follows Minervini, Franceschi and Niepert (2023), Adaptive
-    Perturbation-Based Gradient Estimation for Discrete Latent Variable Models, arXiv 2209.04862.
+    Perturbation-Based Gradient Estimation for Discrete Latent Variable Models, arXiv 2209.04862. It differs from their code
+    in three ways: α changes by a share of itself, where theirs changes by a constant and may become 0; the norms are those
+    of a row, where theirs are of the whole batch, on which a row's gradient would then depend; and entries are counted in
+    the mean over samples, where theirs are counted in each sample.
     """
 
     name = "imle"
