@@ -28,6 +28,9 @@ from gradest_experiments.gated.gaters import compare_gaters, to_table
 
 __all__ = ["run"]
 
+# the four units of Bengio et al. (2013), and two that choose items
+_NEURONS = ("bernoulli", "noisy_rectifier", "stochastic_times_smooth", "noisy_sigmoid", "categorical", "k_subset")
+_GATERS, _EPOCHS = ("noisy_rectifier", "straight_through", "stochastic_times_smooth", "stochastic_binary"), 40
 # numbers of units whose exact gradient is fast: 2^8 or 3^8 configurations of binary or categorical ones, else 97^2 nodes
 _FINITE_UNITS, _OTHER_UNITS = 8, 2
 _CLASSES = 3  # the classes of a categorical unit
@@ -53,7 +56,8 @@ def run(seed: int = 0) -> None:
         for line in _private_loss(client, digits, seed):
             console.print(line)
         console.rule("5. The gated network of Bengio et al. (2013) on digits")
-        console.print(to_table(compare_gaters("digits", seed=seed, progress=sys.stderr.isatty())))
+        progress = sys.stderr.isatty()
+        console.print(to_table(compare_gaters("digits", _EPOCHS, seed, names=_GATERS, progress=progress)))
         console.print(f"The service stopped with exit code {stop()}. {time.perf_counter() - began:.0f} seconds in all.")
 
 
@@ -95,6 +99,11 @@ def _registered() -> Iterator[Table]:
         yield Table(title=f"did not load: {failure}")
 
 
+def _neurons() -> Iterator[Neuron]:
+    for name in _NEURONS:
+        yield registry.neuron(name)
+
+
 def _look(split: Split, neuron: Neuron, units: int, seed: int) -> Tensor:
     """Return pre-activations `[images, *event]`: random projections of the images, with mean 0 and variance 1."""
     event = (units, *neuron.example_events[0][1:])
@@ -107,19 +116,18 @@ def _samples(client: Client, split: Split, seed: int) -> Table:
     table = Table(title=f"{_SAMPLES} samples on each of {_IMAGES} digits", title_justify="left")
     for column in ("neuron", "E[h]", "mean of samples", "P(h > 0)", "share above 0", "first samples, digit 0"):
         table.add_column(Text(column))  # as a string, "E[h]" would be read as markup
-    for name, cls in registry.neurons.items():
-        neuron = cls()
+    for neuron in _neurons():
         a = _look(split, neuron, 1, seed)[:_IMAGES]
-        h = client.sample(name, a, _SAMPLES, seed)
+        h = client.sample(neuron, a, _SAMPLES, seed)
         cells = (neuron.mean(a).mean(), h.mean(), neuron.active_probability(a).mean(), (h > 0).float().mean())
         table.add_row(
-            name, *(f"{float(cell):.4f}" for cell in cells), " ".join(f"{x:.2f}" for x in h[:6, 0].flatten()[:6])
+            neuron.name, *(f"{float(cell):.4f}" for cell in cells), " ".join(f"{x:.2f}" for x in h[:6, 0].flatten()[:6])
         )
     return table
 
 
 def _comparisons(client: Client, split: Split, seed: int) -> Iterator[Comparison]:
-    for neuron in (cls() for cls in registry.neurons.values()):
+    for neuron in _neurons():
         a, objective = _readout(neuron, split, seed)
         yield client.compare(objective, a, neuron, draws=_DRAWS, seed=seed)
 

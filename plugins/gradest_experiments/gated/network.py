@@ -182,8 +182,7 @@ def threshold_for_share(probability: Tensor, share: float) -> Tensor:
     wanted = round(share * probability.numel())
     if not probability.numel() or wanted == 0:
         return probability.new_ones(())
-    descending = probability.sort(descending=True).values
-    level = descending[min(wanted, probability.numel() - 1)]
+    level = probability.flatten().kthvalue(max(probability.numel() - wanted, 1)).values
     above, reached = int((probability > level).sum()), int((probability >= level).sum())
     if abs(reached - wanted) < abs(above - wanted):
         return torch.nextafter(level, level.new_tensor(-1.0))

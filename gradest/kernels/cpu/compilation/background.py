@@ -163,7 +163,6 @@ def _kernels_by_name() -> dict[str, list[Any]]:
 def serve() -> None:
     """Compile the kernels that are named on standard input, and write a line for each. Return when there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the program, while this process finishes its kernels
-    os.nice(5)
     kernels = _kernels_by_name()
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
     while select.select([requests], [], [], _IDLE)[0]:
