@@ -14,7 +14,6 @@ import pytest
 
 from gradest.kernels.cpu.compilation import background, compiler
 from gradest.kernels.cpu.compilation.background import NotCompiled
-from gradest.kernels.cpu.tensors import in_threads
 
 PROGRAM = """
 import time, torch
@@ -109,15 +108,3 @@ def test_what_is_kept_is_loaded_by_the_first_call(kernel: Any, monkeypatch: pyte
     again = doubling()
     assert again(3.0) == 6.0
     assert sum(again.stats.cache_hits.values()) == 1
-
-
-def test_an_error_in_any_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
-    for bad in range(3):
-
-        def work(first: int, last: int, bad: int = bad) -> None:
-            if first // (1 << 19) == bad:
-                raise NotCompiled(str(bad))
-
-        with pytest.raises(NotCompiled, match=str(bad)):
-            in_threads(work, 3 << 19, 1)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,9 +17,10 @@ from torch import Tensor
 
 from gradest.kernels.reference.noise import Word, as_tensors
 
-__all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "row_major"]
+__all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "row_major", "run_in_team"]
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _NUMBERS_PER_THREAD = 1 << 18  # fewer are not worth a thread of their own
 _LEAST_REUSED_BYTES = 1 << 20  # memory of a tensor this large is kept for another tensor
 
@@ -94,19 +98,50 @@ def in_threads(work: Callable[[int, int], None], elements: int, numbers: int) ->
         work(0, elements)
         return
     edges = [elements * part // parts for part in range(parts + 1)]
+    waiting = iter(
+        list(pairwise(edges))
+    )  # one iterator for all threads: the interpreter gives each part to one of them
     errors: list[BaseException] = []
 
-    def guarded(first: int, last: int) -> None:
+    def take_parts(_: Any = None) -> None:
         try:
-            work(first, last)
+            for first, last in waiting:
+                work(first, last)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=guarded, args=edges[part : part + 2]) for part in range(1, parts)]
-    for thread in threads:
-        thread.start()
-    guarded(edges[0], edges[1])
-    for thread in threads:
-        thread.join()
+    if not run_in_team(_CALLBACK(take_parts), None, parts):
+        threads = [threading.Thread(target=take_parts) for _ in range(parts - 1)]
+        for thread in threads:
+            thread.start()
+        take_parts()
+        for thread in threads:
+            thread.join()
     if errors:
         raise errors[0]
+
+
+def run_in_team(function: Any, data: Any, threads: int) -> bool:
+    """Call the C function of one address, function(data), once in each of so many threads of torch's own, at the same time.
+
+    Threads beside torch's would compete with them, for they keep spinning for a while after each of torch's operators. Returns
+    False, and does nothing, if torch does not run on GNU OpenMP.
+    """
+    for run in _team:
+        run(function, data, threads, 0)
+    return bool(_team)
+
+
+def _find_team() -> list[Any]:
+    """Find GNU OpenMP's function that runs a team of threads, if torch has loaded it."""
+    try:
+        team = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return []
+    team.restype, team.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    return [team]
+
+
+_team = _find_team()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_team.clear)  # the threads do not survive a fork

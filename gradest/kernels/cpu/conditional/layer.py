@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import array
 from gradest.kernels.cpu.conditional import kernels
+from gradest.kernels.cpu.tensors import run_in_team
 
 __all__ = ["Plan", "count", "forward", "grad_input", "grad_weight", "plan"]
 
@@ -118,9 +118,7 @@ def _run_kernel(kernel: Any, plan: Plan, inputs: int, weight_dtype: torch.dtype,
     given = _Arguments(batch, inputs, blocks, block, *lists, *rest)
     function = _function(kernel, plan.gates.dtype, weight_dtype)
     threads = min(torch.get_num_threads(), plan.pairs * block * inputs // _PRODUCTS_PER_THREAD)
-    if threads > 1 and _team:
-        _team[0](function, given, threads, 0)
-    else:
+    if threads <= 1 or not run_in_team(function, given, threads):
         function(given)
 
 
@@ -137,18 +135,3 @@ def _function(kernel: Any, dtype: torch.dtype, weight_dtype: torch.dtype) -> Any
     function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
     function.code = call  # numba frees the code together with this object
     return function
-
-
-def _find_team() -> list[Any]:
-    """Find GNU OpenMP's function that runs a team of threads, if torch has loaded it."""
-    try:
-        team = ctypes.CDLL(None).GOMP_parallel
-    except (AttributeError, OSError, TypeError):
-        return []
-    team.restype, team.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    return [team]
-
-
-_team = _find_team()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_team.clear)  # the threads do not survive a fork
