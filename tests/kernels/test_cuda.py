@@ -258,6 +258,7 @@ POINTERS = {
     **dict.fromkeys(("seed0", "seed1", "rows"), "*i32"),
     **dict.fromkeys(("out", "a", "h", "grad", "weights"), "*{}"),
 }
+OPTIONS = dict.fromkeys(("per_temperature", "height", "std", "slope"), "i64")  # the bits of a float64
 BORROWED = {"leave_one_out_score"}  # logistic_score is launched for it
 CONSTANTS = {
     "ROWS": 2,
@@ -269,12 +270,8 @@ CONSTANTS = {
     "DERIVATIVE": 2,
     "LOW": -0.1,
     "HIGH": 0.7,
-    "PER_TEMPERATURE": 1.5,
     "LOWER": -0.1,
     "WIDTH": 1.2,
-    "HEIGHT": 0.7,
-    "STD": 0.3,
-    "SLOPE": 1.3,
     "HALF_PI": 1.5708,
 }
 
@@ -302,7 +299,7 @@ def test_compiled_arithmetic_is_as_ieee_defines_it(kernel, dtype):
             name: value for name, value in {**CONSTANTS, **of_derivative, "units": units}.items() if value is not None
         }
         constants = {name: constants[name] for name in function.arg_names if name in constants}
-        types = {name: POINTERS.get(name, "i32").format(dtype) for name in function.arg_names}
+        types = {name: {**POINTERS, **OPTIONS}.get(name, "i32").format(dtype) for name in function.arg_names}
         source = ASTSource(function, {**types, **dict.fromkeys(constants, "constexpr")}, constants)
         made = triton.compile(source, GPUTarget("cuda", 90, 32), IEEE).asm["ptx"]
         # floor is rounding to an integer, and a subnormal number is not what it is given

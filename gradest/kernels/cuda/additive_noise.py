@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton.language as tl
 from torch import Tensor
 
-from gradest.kernels.cuda.compiler import compiled
+from gradest.kernels.cuda.compiler import compiled, float_bits, option
 from gradest.kernels.cuda.functions import both_sigmoids, divide, log, ndtri, sigmoid
 from gradest.kernels.cuda.noise import locate, uniform_numbers
 from gradest.kernels.cuda.tiles import launch_sampler
@@ -36,7 +36,7 @@ def _concrete(
     units,
     out,
     a,
-    PER_TEMPERATURE: tl.constexpr,
+    per_temperature,
     LOWER: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -44,9 +44,10 @@ def _concrete(
 ):
     k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
+    per_temperature = option(per_temperature, x.dtype)
     for draw in range(draws):
         u = uniform_numbers(k0, k1, unit, draw, x.dtype)
-        h = sigmoid((x + log(divide(u, 1.0 - u))) * PER_TEMPERATURE) * WIDTH + LOWER
+        h = sigmoid((x + log(divide(u, 1.0 - u))) * per_temperature) * WIDTH + LOWER
         h = tl.where(h < 0, 0, h)
         tl.store(out + at, tl.where(h > 1, 1, h), mask=inside)
         out += row_count.to(tl.int64) * units
@@ -64,8 +65,8 @@ def _concrete_pullback(
     out,
     a,
     grad,
-    PER_TEMPERATURE: tl.constexpr,
-    HEIGHT: tl.constexpr,
+    per_temperature,
+    height,
     LOWER: tl.constexpr,
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
@@ -73,10 +74,11 @@ def _concrete_pullback(
 ):
     k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
+    per_temperature, height = option(per_temperature, x.dtype), option(height, x.dtype)
     for draw in range(draws):
         u = uniform_numbers(k0, k1, unit, draw, x.dtype)
-        p, q = both_sigmoids((x + log(divide(u, 1.0 - u))) * PER_TEMPERATURE)
-        y = tl.load(grad + at, mask=inside, other=0) * (p * q * HEIGHT)
+        p, q = both_sigmoids((x + log(divide(u, 1.0 - u))) * per_temperature)
+        y = tl.load(grad + at, mask=inside, other=0) * (p * q * height)
         if WIDTH > 0:
             h = p * WIDTH + LOWER
             y = tl.where((h <= 0) | (h >= 1), 0, y)
@@ -96,15 +98,16 @@ def _normal(
     units,
     out,
     a,
-    STD: tl.constexpr,
+    std,
     ACTIVATION: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
     k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
+    std = option(std, x.dtype)
     for draw in range(draws):
-        h = x + ndtri(uniform_numbers(k0, k1, unit, draw, x.dtype)) * STD
+        h = x + ndtri(uniform_numbers(k0, k1, unit, draw, x.dtype)) * std
         if ACTIVATION == 1:
             h = tl.where(h < 0, 0, h)
         if ACTIVATION == 2:
@@ -125,14 +128,15 @@ def _normal_pullback(
     out,
     a,
     grad,
-    STD: tl.constexpr,
+    std,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
     k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
+    std = option(std, x.dtype)
     for draw in range(draws):
-        p, q = both_sigmoids(x + ndtri(uniform_numbers(k0, k1, unit, draw, x.dtype)) * STD)
+        p, q = both_sigmoids(x + ndtri(uniform_numbers(k0, k1, unit, draw, x.dtype)) * std)
         tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * (p * q), mask=inside)
         grad += row_count.to(tl.int64) * units
         out += row_count.to(tl.int64) * units
@@ -154,8 +158,8 @@ def concrete(
     width: float,
 ) -> Tensor:
     """Compute the same as `cpu.concrete`."""
-    options = {"PER_TEMPERATURE": per_temperature, "LOWER": lower, "WIDTH": width}
-    return launch_sampler(_concrete, seed, rows, stream, draws, a, **options)
+    more = (float_bits(per_temperature),)
+    return launch_sampler(_concrete, seed, rows, stream, draws, a, *more, LOWER=lower, WIDTH=width)
 
 
 def concrete_pullback(
@@ -171,19 +175,19 @@ def concrete_pullback(
     width: float = 0.0,
 ) -> Tensor:
     """Compute the same as `cpu.concrete_pullback`."""
-    options = {"PER_TEMPERATURE": per_temperature, "HEIGHT": height, "LOWER": lower, "WIDTH": width}
-    return launch_sampler(_concrete_pullback, seed, rows, stream, draws, a, grad, **options)
+    more = grad, float_bits(per_temperature), float_bits(height)
+    return launch_sampler(_concrete_pullback, seed, rows, stream, draws, a, *more, LOWER=lower, WIDTH=width)
 
 
 def normal(
     seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, std: float, activation: int
 ) -> Tensor:
     """Compute the same as `cpu.normal`."""
-    return launch_sampler(_normal, seed, rows, stream, draws, a, STD=std, ACTIVATION=activation)
+    return launch_sampler(_normal, seed, rows, stream, draws, a, float_bits(std), ACTIVATION=activation)
 
 
 def normal_pullback(
     seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
 ) -> Tensor:
     """Compute the same as `cpu.normal_pullback`."""
-    return launch_sampler(_normal_pullback, seed, rows, stream, draws, a, grad, STD=std)
+    return launch_sampler(_normal_pullback, seed, rows, stream, draws, a, grad, float_bits(std))

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from gradest.kernels.cuda.compiler import compiled, inlined
+from gradest.kernels.cuda.compiler import compiled, float_bits, inlined, option
 from gradest.kernels.cuda.functions import divide, exp, log
 from gradest.kernels.cuda.noise import row_keys, uniform_numbers
 from gradest.kernels.cuda.tiles import TILE, launch, noise_words
@@ -82,10 +82,10 @@ def _fold(x, GROUPS: tl.constexpr, LANES: tl.constexpr, FOLDS: tl.constexpr):
 
 
 @inlined
-def _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE: tl.constexpr):
+def _logits(k0, k1, start, c, draw, a, at, inside, per_temperature):
     """Return (a + G) per_temperature for the classes c, G the Gumbel noise."""
     u = uniform_numbers(k0, k1, (start + c).to(tl.uint32), draw, a.dtype.element_ty)
-    return (tl.load(a + at + c, mask=inside, other=0) - log(-log(u))) * PER_TEMPERATURE
+    return (tl.load(a + at + c, mask=inside, other=0) - log(-log(u))) * per_temperature
 
 
 @compiled
@@ -100,12 +100,13 @@ def _softmax(
     out,
     a,
     classes,
-    PER_TEMPERATURE: tl.constexpr,
+    per_temperature,
     GROUPS: tl.constexpr,
     CLASSES: tl.constexpr,
     FOLDS: tl.constexpr,
 ):
     """Pass over the classes for the largest logit, for the sum, and to write."""
+    per_temperature = option(per_temperature, a.dtype.element_ty)
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     row, start = group * classes // units, group * classes % units
     real = row < row_count
@@ -117,19 +118,19 @@ def _softmax(
         for first in range(0, classes, CLASSES):
             c = first + tl.arange(0, CLASSES)[None, :]
             inside = real & (c < classes)
-            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, per_temperature)
             largest = tl.maximum(largest, tl.max(tl.where(inside, x, float("-inf")), 1))
         lanes = tl.zeros((GROUPS, CLASSES), a.dtype.element_ty)
         for first in range(0, classes, CLASSES):
             c = first + tl.arange(0, CLASSES)[None, :]
             inside = real & (c < classes)
-            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, per_temperature)
             lanes += tl.where(inside, exp(tl.where(inside, x - largest[:, None], 0)), 0)
         total = tl.reshape(_fold(lanes, GROUPS, CLASSES, FOLDS), (GROUPS, 1))
         for first in range(0, classes, CLASSES):
             c = first + tl.arange(0, CLASSES)[None, :]
             inside = real & (c < classes)
-            x = _logits(k0, k1, start, c, draw, a, at, inside, PER_TEMPERATURE)
+            x = _logits(k0, k1, start, c, draw, a, at, inside, per_temperature)
             e = exp(tl.where(inside, x - largest[:, None], 0))
             tl.store(out + at + c, divide(e, tl.where(inside, total, 1)), mask=inside)
         out += row_count.to(tl.int64) * units
@@ -142,12 +143,13 @@ def _softmax_backward(
     h,
     grad,
     classes,
-    PER_TEMPERATURE: tl.constexpr,
+    per_temperature,
     GROUPS: tl.constexpr,
     CLASSES: tl.constexpr,
     FOLDS: tl.constexpr,
 ):
     """Pass over the classes for the largest one, for the sum, and to write."""
+    per_temperature = option(per_temperature, h.dtype.element_ty)
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     real, at = (group < groups)[:, None], (group * classes)[:, None]
     largest, index = tl.full((GROUPS,), float("-inf"), h.dtype.element_ty), tl.zeros((GROUPS,), tl.int32)
@@ -169,7 +171,7 @@ def _softmax_backward(
         c = first + tl.arange(0, CLASSES)[None, :]
         inside = real & (c < classes)
         x, g = tl.load(h + at + c, mask=inside, other=0), tl.load(grad + at + c, mask=inside, other=0)
-        tl.store(out + at + c, x * (g - grad_of_largest - total) * PER_TEMPERATURE, mask=inside)
+        tl.store(out + at + c, x * (g - grad_of_largest - total) * per_temperature, mask=inside)
 
 
 def one_hot(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, classes: int) -> Tensor:
@@ -187,16 +189,16 @@ def softmax(
     per_temperature: float,
 ) -> Tensor:
     """Compute the same as `cpu.softmax`."""
-    options = {"PER_TEMPERATURE": per_temperature, "FOLDS": _folds(classes)}
-    return _launch_sampler(_softmax, seed, rows, stream, draws, a, classes, **options)
+    more = classes, float_bits(per_temperature)
+    return _launch_sampler(_softmax, seed, rows, stream, draws, a, *more, FOLDS=_folds(classes))
 
 
 def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:
     """Compute the same as `reference.softmax_backward`."""
     out, classes = torch.empty(h.shape, dtype=h.dtype, device=h.device), h.shape[-1]
     groups = h.numel() // max(1, classes)
-    options = {"PER_TEMPERATURE": per_temperature, "FOLDS": _folds(classes)}
-    return _launch_groups(_softmax_backward, out, groups, classes, (groups, out, h, grad, classes), **options)
+    given = groups, out, h, grad, classes, float_bits(per_temperature)
+    return _launch_groups(_softmax_backward, out, groups, classes, given, FOLDS=_folds(classes))
 
 
 def _launch_sampler(
@@ -207,10 +209,11 @@ def _launch_sampler(
     draws: int,
     a: Tensor,
     classes: int,
+    *more: int,
     **options: float,
 ) -> Tensor:
     out = torch.empty(draws, *a.shape, dtype=a.dtype, device=a.device)
-    given = (*noise_words(seed, rows, stream), *out.shape, out, a, classes)
+    given = (*noise_words(seed, rows, stream), *out.shape, out, a, classes, *more)
     return _launch_groups(kernel, out, a.numel() // max(1, classes), classes, given, **options)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
 
 from gradest.kernels import reference
-from gradest.kernels.cuda.compiler import compiled
+from gradest.kernels.cuda.compiler import compiled, float_bits, option
 from gradest.kernels.cuda.functions import both_sigmoids, divide, sigmoid
 from gradest.kernels.cuda.tiles import launch_tiles, tile_offsets
 
@@ -51,14 +50,16 @@ def _logistic_backward(
     out,
     a,
     grad,
-    SLOPE: tl.constexpr,
-    HEIGHT: tl.constexpr,
+    slope,
+    height,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
     _row, _unit, at, inside = tile_offsets(row_count, units, ROWS, UNITS)
-    p, q = both_sigmoids(tl.load(a + at, mask=inside, other=0) * SLOPE)
-    tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * (p * q * HEIGHT), mask=inside)
+    x = tl.load(a + at, mask=inside, other=0)
+    slope, height = option(slope, x.dtype), option(height, x.dtype)
+    p, q = both_sigmoids(x * slope)
+    tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * (p * q * height), mask=inside)
 
 
 @compiled
@@ -69,15 +70,17 @@ def _surrogate_backward(
     out,
     a,
     grad,
+    slope,
+    height,
     DERIVATIVE: tl.constexpr,
-    SLOPE: tl.constexpr,
-    HEIGHT: tl.constexpr,
     HALF_PI: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
     _row, _unit, at, inside = tile_offsets(row_count, units, ROWS, UNITS)
-    x = tl.load(a + at, mask=inside, other=0) * SLOPE
+    x = tl.load(a + at, mask=inside, other=0)
+    slope, height = option(slope, x.dtype), option(height, x.dtype)
+    x *= slope
     if DERIVATIVE == 0:
         y = tl.abs(x) + 1
         d = divide(tl.full(y.shape, 0.5, y.dtype), y * y)
@@ -89,7 +92,7 @@ def _surrogate_backward(
         d = tl.where(y < 0, 0, y)
     else:
         d = tl.where(tl.abs(x) <= 1, 0.5, 0.0).to(x.dtype)
-    tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * (d * HEIGHT), mask=inside)
+    tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * (d * height), mask=inside)
 
 
 def repeated(draws: int, a: Tensor, activation: int) -> Tensor:
@@ -112,11 +115,13 @@ def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: fl
     if isinstance(slope, Tensor) or isinstance(height, Tensor):
         return reference.logistic_backward(a, grad, slope, height)
     out = torch.empty(a.shape, dtype=a.dtype, device=a.device)
-    return launch_tiles(_logistic_backward, out, (1, 1, a.numel()), a, grad, SLOPE=slope, HEIGHT=height)
+    return launch_tiles(_logistic_backward, out, (1, 1, a.numel()), a, grad, float_bits(slope), float_bits(height))
 
 
 def surrogate_backward(a: Tensor, grad: Tensor, derivative: int, slope: float, height: float) -> Tensor:
     """Compute the same as `reference.surrogate_backward`."""
     out = torch.empty(a.shape, dtype=a.dtype, device=a.device)
-    options: dict[str, Any] = {"DERIVATIVE": derivative, "SLOPE": slope, "HEIGHT": height, "HALF_PI": 0.5 * math.pi}
-    return launch_tiles(_surrogate_backward, out, (1, 1, a.numel()), a, grad, **options)
+    given = a, grad, float_bits(slope), float_bits(height)
+    return launch_tiles(
+        _surrogate_backward, out, (1, 1, a.numel()), *given, DERIVATIVE=derivative, HALF_PI=0.5 * math.pi
+    )
