@@ -5,6 +5,7 @@ from gradest_estimators.arm import Arm
 from gradest_estimators.arms import Arms
 from gradest_estimators.arsm import Arsm
 from gradest_estimators.bitflip import Bitflip
+from gradest_estimators.carms import Carms
 from gradest_estimators.concrete import Concrete, StraightThroughConcrete
 from gradest_estimators.disarm import Disarm
 from gradest_estimators.double_cv import DoubleCv
@@ -56,6 +57,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         Arms,
         Arsm,
         Bitflip,
+        Carms,
         Concrete,
         StraightThroughConcrete,
         Disarm,
