@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Feedback, State
@@ -42,7 +40,7 @@ class LocalExpectation(MeasureValued):
         r"\hat g_i = \sum_c L(h_{i \to c})\,\nabla_a p_{i,c}, \quad \text{or } p_i (1 - p_i)\bigl(L(h_{i \to 1}) - "
         r"L(h_{i \to 0})\bigr)"
     )
-    capabilities: ClassVar[tuple[type[Neuron], ...]] = (Relaxable,)
+    capabilities = (Relaxable,)
 
     def accepts(self, neuron: Neuron) -> bool:
         """Return whether the unit is binary with P(high) = σ(a), or one-hot with P = softmax(a)."""
