@@ -1060,7 +1060,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/nn/layers.py",
-        "        return loss[0] if target.samples == 1 else target.combine(loss)",
+        "        return target.combine(loss)",
         "        return loss.mean(0)",
         "after eval() the value for an estimator of a bound is the mean loss",
         "tests/nn/test_events.py -k evaluated_as_that_bound",
