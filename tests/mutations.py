@@ -140,7 +140,7 @@ MUTATIONS = (
     ),
     # --- the contract ---
     Mutation(
-        "gradest/contract/estimator.py",
+        "gradest/contract/target.py",
         "return least - torch.log(leading_mean(torch.exp(least - loss)))",
         "return least + torch.log(leading_mean(torch.exp(least - loss)))",
         "the sign of the multi-sample bound's correction",
@@ -206,8 +206,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/estimation/exact.py",
-        "            loss += part.detach()",
-        "            loss = part.detach()",
+        "            self.sums[power] += (weights * x).sum(0)",
+        "            self.sums[power] = (weights * x).sum(0)",
         "the exact loss is that of the last chunk",
         "tests/estimation/test_expectation.py -k exact",
     ),
@@ -1088,7 +1088,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/nn/layers.py",
-        "        return loss[0] if target.samples == 1 else target.combine(loss)",
+        "        return target.combine(loss)",
         "        return loss.mean(0)",
         "after eval() the value for an estimator of a bound is the mean loss",
         "tests/nn/test_events.py -k evaluated_as_that_bound",

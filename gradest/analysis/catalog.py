@@ -11,10 +11,11 @@ import torch
 
 from gradest.analysis.certificates import load_certificates
 from gradest.analysis.markdown import table
-from gradest.contract.estimator import Bias, Estimator, Target
+from gradest.contract.estimator import Bias, Estimator
 from gradest.contract.neuron import Differentiable, Neuron, Scored
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
+from gradest.contract.target import Target
 from gradest.discovery.faults import contained_in_class, name_of_class, place_of, read_attribute, read_bases
 from gradest.discovery.registry import registry
 from gradest.errors import InvalidInput, PluginFault, TooManyPoints

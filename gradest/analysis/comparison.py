@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from gradest.analysis.results import Comparison, ComparisonRow, Excluded
-from gradest.contract.estimator import Bias, Estimator, Target
+from gradest.contract.estimator import Bias, Estimator
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
+from gradest.contract.target import Target
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Inexact, InvalidInput, PluginFault, TooManyPoints
 from gradest.estimation.arguments import check_count, check_pre_activations
