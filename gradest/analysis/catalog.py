@@ -248,7 +248,11 @@ def _summarise_kernels(used: dict[str, str]) -> str:
 def describe_objective(cls: type[Objective]) -> dict[str, Any]:
     """Describe an objective: its class attributes and the schema of its options, and what fails in its code."""
     inquiry = _Inquiry(cls)
-    described = _describe(cls, Objective, inquiry)
+    described = {
+        **_describe(cls, Objective, inquiry),
+        "differentiable": inquiry.read("differentiable", True),
+        "pointwise": inquiry.read("pointwise", False),
+    }
     return {**described, "faults": inquiry.faults()}
 
 

@@ -92,7 +92,7 @@ def recommend(
         source, learners_last = "measured on the objective given", False
         table = compare(f, a, neuron, chosen, draws, seed, progress=progress)
         measured = {row.estimator: row.error(budget) for row in table.rows}
-        rejected += table.failures
+        rejected += [*table.failures, *table.skipped]
     elif learners_last:
         source += (
             f"; they say little of the order for {event[0]} units, so estimators that learn come last: measure on your own case, "
