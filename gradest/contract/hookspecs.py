@@ -123,10 +123,10 @@ evaluations(neuron, event_shape): K, the number of points of one draw.
 
 What an objective states
 ------------------------
-differentiable: False if autograd has no dL/dh, or not all of it, as for a loss that rounds. Estimators that need dL/dh then refuse
-    it, and `compare` and `recommend` leave those out and show the reason.
-pointwise: True if `__call__` takes one point, `[*event']`, and returns one number, as a simulator does. gradest then calls it once
-    for each of the K points of each row, and of each draw.
+differentiable: False if autograd has no dL/dh, or not all of it, as for a loss that rounds. Estimators that need dL/dh then
+    refuse it, and `compare` and `recommend` leave those out and show the reason.
+pointwise: True if `__call__` takes one point, `[*event']`, and returns one number, as a simulator does. gradest then calls it
+    once for each of the K points of each row, and of each draw.
 expectation(neuron, a): E[L(h)] in closed form, if there is one.
 
 Losses may be wider than the pre-activations, float64 beside float32: take their differences before you convert them, and keep
