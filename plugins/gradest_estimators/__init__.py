@@ -6,6 +6,7 @@ from gradest_estimators.arms import Arms
 from gradest_estimators.arsm import Arsm
 from gradest_estimators.bitflip import Bitflip
 from gradest_estimators.concrete import Concrete, StraightThroughConcrete
+from gradest_estimators.dense_mixer import DenseMixer
 from gradest_estimators.disarm import Disarm
 from gradest_estimators.double_cv import DoubleCv
 from gradest_estimators.dr_grpo import DrGrpo
@@ -38,6 +39,7 @@ from gradest_estimators.simple import Simple
 from gradest_estimators.slope_annealed_straight_through import SlopeAnnealedStraightThrough
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
 from gradest_estimators.sparse_enumeration import SparseEnumeration
+from gradest_estimators.sparse_mixer import SparseMixer
 from gradest_estimators.spsa import Spsa
 from gradest_estimators.straight_through import StraightThrough
 from gradest_estimators.straight_through_gumbel import StraightThroughGumbel
@@ -58,6 +60,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         Bitflip,
         Concrete,
         StraightThroughConcrete,
+        DenseMixer,
         Disarm,
         DoubleCv,
         DrGrpo,
@@ -91,6 +94,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         SlopeAnnealedStraightThrough,
         SmoothedPerturbation,
         SparseEnumeration,
+        SparseMixer,
         Spsa,
         StraightThrough,
         StraightThroughGumbel,
