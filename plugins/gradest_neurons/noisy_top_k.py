@@ -59,7 +59,7 @@ class NoisyTopK(Continuous, TopGates):
     reference = "Shazeer et al. 2017, arXiv 1701.06538"
     formula = r"h = \mathrm{softmax}(\mathrm{KeepTopK}(a + s z, k)), \quad z \sim \mathcal N(0, 1)"
 
-    examples = ({}, {"k": 1, "std": 0.5})
+    examples = ({}, {"k": 1})
 
     k: int = Field(2, ge=1, description="number k of experts that each group opens, at most n")
     std: float = Field(1.0, ge=1e-6, le=1e6, description="standard deviation s of the noise")
