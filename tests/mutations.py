@@ -140,7 +140,7 @@ MUTATIONS = (
     ),
     # --- the contract ---
     Mutation(
-        "gradest/contract/estimator.py",
+        "gradest/contract/target.py",
         "return least - torch.log(leading_mean(torch.exp(least - loss)))",
         "return least + torch.log(leading_mean(torch.exp(least - loss)))",
         "the sign of the multi-sample bound's correction",
@@ -206,8 +206,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/estimation/exact.py",
-        "            loss += part.detach()",
-        "            loss = part.detach()",
+        "            self.sums[power] += (weights * x).sum(0)",
+        "            self.sums[power] = (weights * x).sum(0)",
         "the exact loss is that of the last chunk",
         "tests/estimation/test_expectation.py -k exact",
     ),
@@ -424,6 +424,34 @@ MUTATIONS = (
         "return sigmoid(torch.where(h == neuron.high, a, -a))",
         "the weight of a flip is that of no flip",
         "tests/estimators/test_binary.py -k 'mean_is_the_gradient'",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/carms.py",
+        "neither, step = (1 - q) ** 2 / (1 - 2 * q + both), 1",
+        "neither, step = (1 - q) ** 2 / (1 - q), 1",
+        "pairs are corrected as if the classes passed before had been independent",
+        "tests/estimators/test_carms.py -k mean_over_all",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/carms.py",
+        "* torch.log1p(-spacings / leading_sum(spacings))",
+        "* torch.log1p(-spacings / leading_sum(spacings).roll(1, -1))",
+        "samples are coupled by the noise of two classes, and so not as the correction has it",
+        "tests/estimators/test_carms.py -k forward_draws",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/gapped_straight_through.py",
+        "below.clamp(max=-self.gap)",
+        "below - self.gap",
+        "logits that are far enough below the largest are moved, too",
+        "tests/estimators/test_one_hot.py -k gapped",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/decoupled_straight_through.py",
+        "_relative(neuron, a) / self.forward_temperature",
+        "_relative(neuron, a) / self.backward_temperature",
+        "the temperature of the derivative is that of the samples",
+        "tests/estimators/test_one_hot.py -k decoupled",
     ),
     Mutation(
         "plugins/gradest_objectives/quadratic.py",
@@ -1074,7 +1102,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/nn/layers.py",
-        "        return loss[0] if target.samples == 1 else target.combine(loss)",
+        "        return target.combine(loss)",
         "        return loss.mean(0)",
         "after eval() the value for an estimator of a bound is the mean loss",
         "tests/nn/test_events.py -k evaluated_as_that_bound",

@@ -13,9 +13,10 @@ from gradest.analysis.bias import LOGIT_REGIMES, UNITS, measurement_event_shape
 from gradest.analysis.certificates import Certificate, load_certificates
 from gradest.analysis.comparison import compare
 from gradest.analysis.results import Excluded, LossAccess, Recommendation, Recommended
-from gradest.contract.estimator import Bias, Estimator, Target
+from gradest.contract.estimator import Bias, Estimator
 from gradest.contract.neuron import Discrete, Neuron, event_shape, keeps_event
 from gradest.contract.objective import Loss
+from gradest.contract.target import Target
 from gradest.discovery.registry import NeuronSpec, registry
 from gradest.errors import InvalidInput, InvalidOptions, TooManyPoints
 from gradest.estimation.arguments import check_pre_activations
@@ -91,7 +92,7 @@ def recommend(
         source, learners_last = "measured on the objective given", False
         table = compare(f, a, neuron, chosen, draws, seed, progress=progress)
         measured = {row.estimator: row.error(budget) for row in table.rows}
-        rejected += table.failures
+        rejected += [*table.failures, *table.skipped]
     elif learners_last:
         source += (
             f"; they say little of the order for {event[0]} units, so estimators that learn come last: measure on your own case, "

@@ -157,6 +157,8 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     show_rows(COMPARISON_COLUMNS, ([*row.values()] for row in comparison["rows"]), caption=caption)
     failures = ([failure["estimator"], "; ".join(failure["reasons"])] for failure in comparison["failures"])
     show_rows(["failed", "why"], failures)
+    skipped = ([one["estimator"], "; ".join(one["reasons"])] for one in comparison["skipped"])
+    show_rows(["left out", "why"], skipped)
 
 
 def show_recommendation(found: dict[str, Any]) -> None:

@@ -5,13 +5,16 @@ from gradest_estimators.arm import Arm
 from gradest_estimators.arms import Arms
 from gradest_estimators.arsm import Arsm
 from gradest_estimators.bitflip import Bitflip
+from gradest_estimators.carms import Carms
 from gradest_estimators.concrete import Concrete, StraightThroughConcrete
+from gradest_estimators.decoupled_straight_through import DecoupledStraightThrough
 from gradest_estimators.dense_mixer import DenseMixer
 from gradest_estimators.disarm import Disarm
 from gradest_estimators.double_cv import DoubleCv
 from gradest_estimators.dr_grpo import DrGrpo
 from gradest_estimators.enumeration import Enumeration
 from gradest_estimators.evolution import Evolution
+from gradest_estimators.gapped_straight_through import GappedStraightThrough
 from gradest_estimators.grpo import Grpo
 from gradest_estimators.gumbel_rao import GumbelRao
 from gradest_estimators.gumbel_softmax import GumbelSoftmax
@@ -58,14 +61,17 @@ def gradest_estimators() -> list[type[Estimator]]:
         Arms,
         Arsm,
         Bitflip,
+        Carms,
         Concrete,
         StraightThroughConcrete,
         DenseMixer,
+        DecoupledStraightThrough,
         Disarm,
         DoubleCv,
         DrGrpo,
         Enumeration,
         Evolution,
+        GappedStraightThrough,
         Grpo,
         GumbelRao,
         GumbelSoftmax,

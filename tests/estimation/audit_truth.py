@@ -258,7 +258,7 @@ KINKED = AuditLoss(lambda u, c, _: c * ((1.7 * u[..., 0] - 0.4).abs() + torch.re
 def _combined(loss: Tensor, target: gradest.Target) -> Tensor:
     """The value of two samples for all pairs of configurations, `[N, N, 2]`."""
     one, two = loss[:, None], loss[None]
-    if type(target).__name__ == "BestOf":
+    if type(target).__name__ == "MaxOfSamples":
         return torch.minimum(one, two)
     return math.log(2) - torch.logaddexp(-one, -two)
 
