@@ -157,6 +157,7 @@ def test_list_shows_what_computes_each_neuron(run: Run, monkeypatch: pytest.Monk
     assert {name: forward for name, (forward, _) in on_cpu.items() if forward != "fused"} == {
         "argmax": "torch",
         "diagonal_gaussian": "noise fused",
+        "noisy_top_k": "noise fused",
         "sign": "torch",
         "stochastic_rounding": "noise fused",
     }
