@@ -34,6 +34,7 @@ from .contract.neuron import Scored as Scored
 from .contract.neuron import SoftmaxOneHot as SoftmaxOneHot
 from .contract.neuron import Step as Step
 from .contract.neuron import Subset as Subset
+from .contract.neuron import TopGates as TopGates
 from .contract.neuron import UnbiasedRounding as UnbiasedRounding
 from .contract.objective import Objective as Objective
 from .contract.objective import Separable as Separable

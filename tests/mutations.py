@@ -940,6 +940,20 @@ MUTATIONS = (
         "tests/kernels/test_kernels.py -k subset",
     ),
     Mutation(
+        "plugins/gradest_neurons/noisy_top_k.py",
+        "normal_cdf((lowest - rest) / self.std).prod(-1)",
+        "normal_cdf((centre - rest) / self.std).prod(-1)",
+        "the law of a router takes the level of its smallest open gate to be certain",
+        "tests/neurons/test_noisy_top_k.py -k law",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/sparse_mixer.py",
+        "torch.where(u < 0.25, 1.0, 1 / 3)",
+        "torch.where(u < 0.75, 1.0, 1 / 3)",
+        "the weights of Heun's rule are exchanged, and its order is lost",
+        "tests/estimators/test_routers.py -k sparse_mixer",
+    ),
+    Mutation(
         "plugins/gradest_neurons/stochastic_gate.py",
         "rectified_normal_mean(upper - 1 / self.std))",
         "rectified_normal_mean(upper - 1))",

@@ -39,6 +39,7 @@ __all__ = [
     "SoftmaxOneHot",
     "Step",
     "Subset",
+    "TopGates",
     "UnbiasedRounding",
     "event_shape",
     "keeps_event",
@@ -314,6 +315,25 @@ class Subset(Discrete):
             moving = a.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.mean(moving), moving, grad)
         return slope
+
+
+class TopGates(Differentiable):
+    """A unit that opens the `size` largest of n perturbed pre-activations, with their softmax as its values; the others are 0.
+
+    a and h are `[*batch, groups, n]`. h is in a softmax of all n what a step is in a sigmoid, so that it may be substituted in
+    the derivative.
+    """
+
+    event_ndim: ClassVar[int] = 2
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """The number of items that a group opens."""
+
+    @abstractmethod
+    def perturbed(self, a: Tensor, noise: Tensor) -> Tensor:
+        """Return the perturbed pre-activations, whose largest are open, `[draws, *batch, groups, n]`."""
 
 
 class Step(Neuron):

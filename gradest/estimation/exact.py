@@ -14,7 +14,7 @@ from gradest.contract.neuron import Continuous, Neuron, event_shape
 from gradest.contract.objective import Loss, Objective
 from gradest.contract.target import Target
 from gradest.discovery.registry import NeuronSpec, registry
-from gradest.errors import Inexact, InvalidInput, TooManyPoints
+from gradest.errors import Inexact, InvalidInput, NotDifferentiable, TooManyPoints
 from gradest.estimation.arguments import at_least_float32, check_pre_activations
 from gradest.estimation.ask_tell import check_feedback_finite
 from gradest.estimation.events import EventDims, EventLayout
@@ -49,9 +49,10 @@ def exact(
     The result is exact for units with finitely many outputs, up to 20 binary units. For `Continuous` units it is a quadrature, up
     to 3 units. Two levels of it are compared on f, and for one or two units it is refined until they agree to 1e-6. If their
     difference, which bounds the error of the finer one for all but pathological f, is above the tolerance, Inexact is raised.
-    f is evaluated in the dtype of `a`; the sum is in float64.
+    f is evaluated in the dtype of `a`; the sum is in float64. Where the outputs move with `a`, f must be differentiable.
 
-    Raises TooManyPoints if it would take more than 2^20 points, and InvalidInput if f is random (dropout), normalises over points
+    Raises TooManyPoints if it would take more than 2^20 points, NotDifferentiable if it takes dL/dh that f does not have, and
+    InvalidInput if f is random (dropout), normalises over points
     (BatchNorm in training mode), or if rows of the batch share a loss, which `event_dims` is for. f is checked for these once, at
     a few points. Buffers of the modules that f refers to are left as they were.
 
@@ -186,7 +187,9 @@ def _sums(
         for first in range(0, total, chunk):
             points, weights = configurations(neuron, wide, law(), first, min(first + chunk, total))
             at = points.to(a.dtype)
-            losses = _losses(f, at if moves else at.detach(), neuron, allow_inf)
+            at = at if moves else at.detach()
+            losses = _losses(f, at, neuron, allow_inf)
+            _check_moving(f, at, losses, neuron)
             combined = _combined(target, (losses if moves else losses.detach())[None], allow_inf)
             part = (weights * combined).sum(0)
             if part.requires_grad:  # otherwise nothing in the law depends on a
@@ -229,6 +232,17 @@ def _losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
     loss = losses_at(f, points, neuron.output_ndim)
     check_feedback_finite(Feedback(loss), allow_inf)
     return loss.double()
+
+
+def _check_moving(f: Loss, points: Tensor, losses: Tensor, neuron: Neuron) -> None:
+    """Raise NotDifferentiable if the outputs move with a, and autograd does not have how the losses change with them."""
+    stated = not isinstance(f, Objective) or f.differentiable
+    if not points.requires_grad or (losses.requires_grad and stated) or not bool((losses != losses[:1]).any()):
+        return
+    raise NotDifferentiable(
+        f"the outputs of {neuron.label()} move with a, so its exact gradient takes dL/dh at them, but the loss is not "
+        "differentiable. Use gradest.estimate with an estimator that needs the loss alone, or a unit whose outputs are fixed"
+    )
 
 
 def _combined(target: Target, losses: Tensor, allow_inf: bool) -> Tensor:
@@ -279,6 +293,7 @@ def _sums_of_samples(
         )
     points, weights = configurations(neuron, wide, law(), 0, total)
     losses = _losses(f, points.to(a.dtype), neuron, allow_inf)
+    _check_moving(f, points, losses, neuron)
     given = [x.detach().requires_grad_() for x in (weights, losses)]
     value = torch.zeros_like(losses[0]).detach()
     slopes = [torch.zeros_like(x) for x in given]
@@ -345,8 +360,8 @@ def closed_form(
     checked: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """Return the result of `exact_or_raise`, or None if the sum has too many points or is not accurate."""
+    """Return the result of `exact_or_raise`, or None if the sum has too many points, is not accurate, or lacks dL/dh."""
     try:
         return exact_or_raise(f, a, neuron, target, allow_inf=allow_inf, checked=checked, progress=progress)
-    except (TooManyPoints, Inexact):
+    except (TooManyPoints, Inexact, NotDifferentiable):
         return None

@@ -88,7 +88,7 @@ def _expect_unbiased_on_jumps(estimator: Estimator, neuron: Neuron) -> None:
         noise = neuron.noise(Key(31), a, draws)  # the same on both sides, so that the difference varies less
         losses = (f(neuron.forward(a + step * direction, noise)).double() for step in (size, -size))
         whole = draws // target.samples * target.samples
-        upper, lower = (target.combine(loss[:whole].unflatten(0, (target.samples, -1))) for loss in losses)
+        upper, lower = (target.combine(loss[:whole].reshape(target.samples, -1, *loss.shape[1:])) for loss in losses)
         slopes = (upper - lower) / (2 * size)
         mean = (found.gradient * direction).flatten(1).sum(-1)
         error = (found.standard_error * direction.abs()).flatten(1).sum(-1) + slopes.std(0) / len(slopes) ** 0.5

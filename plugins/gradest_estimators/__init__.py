@@ -8,6 +8,7 @@ from gradest_estimators.bitflip import Bitflip
 from gradest_estimators.carms import Carms
 from gradest_estimators.concrete import Concrete, StraightThroughConcrete
 from gradest_estimators.decoupled_straight_through import DecoupledStraightThrough
+from gradest_estimators.dense_mixer import DenseMixer
 from gradest_estimators.disarm import Disarm
 from gradest_estimators.double_cv import DoubleCv
 from gradest_estimators.dr_grpo import DrGrpo
@@ -42,6 +43,7 @@ from gradest_estimators.simple import Simple
 from gradest_estimators.slope_annealed_straight_through import SlopeAnnealedStraightThrough
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
 from gradest_estimators.sparse_enumeration import SparseEnumeration
+from gradest_estimators.sparse_mixer import SparseMixer
 from gradest_estimators.spsa import Spsa
 from gradest_estimators.straight_through import StraightThrough
 from gradest_estimators.straight_through_gumbel import StraightThroughGumbel
@@ -63,6 +65,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         Carms,
         Concrete,
         StraightThroughConcrete,
+        DenseMixer,
         DecoupledStraightThrough,
         Disarm,
         DoubleCv,
@@ -99,6 +102,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         SlopeAnnealedStraightThrough,
         SmoothedPerturbation,
         SparseEnumeration,
+        SparseMixer,
         Spsa,
         StraightThrough,
         StraightThroughGumbel,

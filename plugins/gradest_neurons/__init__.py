@@ -15,6 +15,7 @@ from gradest_neurons.heaviside import Heaviside
 from gradest_neurons.k_subset import KSubset
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.noisy_sigmoid import NoisySigmoid
+from gradest_neurons.noisy_top_k import NoisyTopK
 from gradest_neurons.poisson import Poisson
 from gradest_neurons.rectifier import Rectifier
 from gradest_neurons.sigmoid import Sigmoid
@@ -43,6 +44,7 @@ def gradest_neurons() -> list[type[Neuron]]:
         KSubset,
         NoisyRectifier,
         NoisySigmoid,
+        NoisyTopK,
         Poisson,
         Rectifier,
         Sigmoid,
