@@ -285,7 +285,11 @@ def describe_with_certificates(cls: type[Plugin]) -> dict[str, Any]:
     """Describe a plugin as `describe` does and, for an estimator, add the certificates that its package keeps."""
     if not issubclass(cls, Estimator):
         return describe(cls)
-    return {**describe(cls), "certificates": [certificate.to_dict() for certificate in load_certificates(cls)]}
+    own = load_certificates(cls)
+    of_neurons = [
+        one for neuron in registry.neurons.values() for one in load_certificates(cls, neuron) if one not in own
+    ]
+    return {**describe(cls), "certificates": [certificate.to_dict() for certificate in (*own, *of_neurons)]}
 
 
 def estimators_to_markdown() -> str:

@@ -113,8 +113,9 @@ bias(neuron): a claim, which the kit tests in both directions against exact enum
     match the exact gradient on every loss, one that claims `Bias.NONE_IF_CONTINUOUS` on every loss that is continuous and
     differentiable almost everywhere (pathwise terms need that, because dL/dh does not show jumps), one that claims
     `Bias.exact_to_order(n)` on polynomials of degree n, and one that claims to be biased must differ measurably. `gradest
-    certify --package my_plugin` measures the bias with more draws and writes certificates.json into the package, where `gradest
-    describe` and `gradest recommend` find it.
+    certify --package my_plugin` measures the bias with more draws, for the default options and each of `examples`, also of
+    other estimators on the package's neurons. It writes certificates.json into the package, or my_plugin.certificates.json beside
+    a single module, where `gradest describe` and `gradest recommend` find it.
 off_support: True if the estimator needs the loss at points that the neuron never emits, such as a relaxed output or the mean.
 linear: False if `backward` is not linear in dL/dh. A `gradest.nn.Stochastic` then refuses the estimator, because autograd hands a
     layer dL/dh scaled and summed; the kit checks it.
