@@ -454,6 +454,27 @@ MUTATIONS = (
         "tests/estimators/test_one_hot.py -k decoupled",
     ),
     Mutation(
+        "plugins/gradest_estimators/rodeo.py",
+        "expected + here, p * (gap - expected)",
+        "expected + here, p * gap",
+        "the second control variate of a one-hot unit has another mean than 0",
+        "tests/estimators/test_one_hot.py -k rodeo",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/lax.py",
+        "per_event(feedback.get_loss() - c, neuron)",
+        "per_event(feedback.get_loss() + c, neuron)",
+        "a control variate of a density that has another mean than 0",
+        "tests/estimators/test_lax.py -k mean",
+    ),
+    Mutation(
+        "plugins/gradest_neurons/diagonal_gaussian.py",
+        "noise * noise - 1]",
+        "noise * noise]",
+        "the score of a log std has another mean than 0",
+        "tests/estimators/test_lax.py -k mean",
+    ),
+    Mutation(
         "plugins/gradest_objectives/quadratic.py",
         "return (h - self.target.to(h)) ** 2",
         "return (h + self.target.to(h)) ** 2",

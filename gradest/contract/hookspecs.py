@@ -33,7 +33,7 @@ What to import
 A plugin imports `gradest.contract.*`, `gradest.random` and `gradest.errors`, and no other module of gradest. The names that most
 plugins need are also in `gradest` itself, such as `gradest.Neuron`, `gradest.Bias` and `gradest.Key`.
 
-    gradest.contract.neuron       Neuron, and its capabilities such as Discrete, Scored, Subset, Continuous and Reparameterised
+    gradest.contract.neuron       Neuron, and its capabilities such as Discrete, Scored, Subset, Reparameterised and Density
     gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias
     gradest.contract.target       Target, what is estimated if not E[L], and MaxOfSamples, Risk, ConditionalValueAtRisk
     gradest.contract.score_function    ScoreFunction, for weights of the scores that follow from the losses of K samples

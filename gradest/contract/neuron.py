@@ -26,6 +26,7 @@ from gradest.random import Key
 __all__ = [
     "Binary",
     "Continuous",
+    "Density",
     "Differentiable",
     "Discrete",
     "LogisticBinary",
@@ -232,6 +233,17 @@ class Scored(Neuron):
         A neuron may override it with a kernel, which subclasses that override score or weighted_score do not inherit.
         """
         return self.weighted_score(h, a, leave_one_out(loss))
+
+
+class Density(Continuous, Reparameterised):
+    """A reparameterised neuron whose output has a density on all numbers, without atoms or bounds that move with `a`."""
+
+    @abstractmethod
+    def density_score(self, a: Tensor, noise: Tensor) -> Tensor:
+        """Return d log q(h | a)/da of the density q at h = forward(a, noise), with h held, `[draws, *batch, *event]`.
+
+        It is asked for by the noise, because h - `a` would cancel where the noise is small beside `a`.
+        """
 
 
 class Discrete(Scored):

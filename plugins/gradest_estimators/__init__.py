@@ -21,6 +21,7 @@ from gradest_estimators.gumbel_softmax import GumbelSoftmax
 from gradest_estimators.gumbel_top_k import GumbelTopK
 from gradest_estimators.held_noise import HeldNoise
 from gradest_estimators.imle import Imle
+from gradest_estimators.lax import Lax
 from gradest_estimators.local_expectation import LocalExpectation
 from gradest_estimators.measure_valued import MeasureValued
 from gradest_estimators.muprop import Muprop
@@ -78,6 +79,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         GumbelTopK,
         HeldNoise,
         Imle,
+        Lax,
         LocalExpectation,
         MeasureValued,
         Muprop,

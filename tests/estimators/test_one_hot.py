@@ -308,7 +308,40 @@ def test_the_mean_over_all_samples_is_exact(spec, f):
         )  # without variance there, and only there
 
 
-def test_double_cv_falls_far_below_rloo_on_one_hot_units():
+def rodeo_state(estimator, neuron, a):
+    """A state in which every part does something."""
+    state = dict(estimator.init(neuron, a))
+    for name, value in (("outer", 0.8), ("linear", 1.1), ("constant", 0.3), ("alpha", 0.4)):
+        state[name] = state[name] + value
+    given = {"weight": 0.5, "spread": 2.0, "first": [0.9, -0.3], "second": [4.0, 1.5]}
+    return state | {name: torch.tensor(value, dtype=torch.float64) for name, value in given.items()}
+
+
+@pytest.mark.parametrize("samples", [2, *deep(3)])
+def test_rodeo_has_the_gradient_as_its_mean_at_any_state(samples):
+    estimator = gradest.estimator("rodeo", samples=samples)
+    gradient, value, square = over_samples(estimator, cubic, samples, rodeo_state(estimator, NEURON, A))
+    loss, wanted = gradest.exact(cubic, A, neuron=NEURON)
+    assert_close(gradient, wanted, 1e-10)
+    assert_close(value, loss, 1e-10)
+    rloo = over_samples(gradest.estimator("rloo", samples=samples), cubic, samples)[2]
+    assert not torch.allclose(square, rloo, rtol=0.05)  # the control variates are no small correction
+
+
+def test_rodeo_of_two_classes_is_that_of_a_binary_unit():
+    a = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
+    estimator, binary = gradest.estimator("rodeo", samples=3), gradest.neuron("bernoulli")
+    state, pair = rodeo_state(estimator, binary, a), torch.stack([a, torch.zeros_like(a)], -1)
+    draw = estimator.forward(binary, a, gradest.Key(1), state)
+    loss, grad = draw.points.sum(-1).sin(), draw.points.sum(-1, keepdim=True).cos() * torch.ones_like(draw.points)
+    wanted, _ = estimator.backward(draw, gradest.Feedback(loss, grad), state)
+    points = torch.stack([draw.points, 1 - draw.points], -1)
+    both = gradest.Feedback(loss, torch.stack([grad, torch.zeros_like(grad)], -1))
+    found, _ = estimator.backward(gradest.Draw(NEURON, pair, gradest.Key(1), points, draw.weights), both, state)
+    assert_close(found, torch.stack([wanted, -wanted], -1))
+
+
+def test_rodeo_and_double_cv_fall_far_below_rloo_on_one_hot_units():
     a = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(20, 3)
 
     def f(h):
@@ -317,6 +350,11 @@ def test_double_cv_falls_far_below_rloo_on_one_hot_units():
     rloo = gradest.estimate(f, a, NEURON, "rloo", draws=2000, seed=1)
     learned = gradest.estimate(f, a, NEURON, "double_cv", draws=2000, seed=1)
     assert learned.variance.mean() < 0.3 * rloo.variance.mean()
+    state, rows = None, a.expand(8, 20, 3).clone().requires_grad_()
+    for seed in range(50):
+        _, state = gradest.expect(f, rows, NEURON, "rodeo", seed=seed, state=state)
+    rodeo = gradest.estimate(f, a, NEURON, "rodeo", draws=2000, seed=1, state=state)
+    assert rodeo.variance.mean() < 0.3 * rloo.variance.mean()
 
 
 def test_straight_through_is_exact_to_first_order():

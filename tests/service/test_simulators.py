@@ -38,6 +38,13 @@ def test_estimate_and_compare(http, client, refused):
     assert "is left out" in table.to_markdown()
 
 
+def test_each_call_counts_as_work(start, refused):
+    service = start(max_work=1000)
+    body = {"neuron": "bernoulli", "estimator": "reinforce", "a": [0.4, -0.9], "draws": 10, "seed": 3}
+    assert service.post("/v1/estimate", json={**body, "objective": "quadratic"}).status_code == 200
+    refused(service.post("/v1/estimate", json={**body, "objective": "simulator"}), 413)
+
+
 def test_recommend(client):
     case = {"objective": "simulator", "a": torch.tensor(A[:1]), "draws": 8, "seed": 3}
     found = client.recommend("bernoulli", ["loss", "grad"], evaluations=1, **case)

@@ -47,6 +47,7 @@ __all__ = [
     "exact_work",
 ]
 
+_CALL = 256  # elements that are computed in the time of one call of a pointwise objective, at least
 _WARM_UP = 100  # steps that a stateful estimator takes before its draws
 
 
@@ -221,10 +222,13 @@ def _check_answer(settings: Settings, elements: int, what: str, as_json: bool) -
 
 
 def _point_work(job: ObjectiveJob) -> int:
-    """Return the elements of one point, and of those tensors of the objective that do not merely broadcast onto points."""
+    """Return the elements of one point, and of those tensors of the objective that do not merely broadcast onto points.
+
+    The call of a pointwise objective counts as some elements too.
+    """
     options = [value for value in dict(job.objective).values() if isinstance(value, Tensor)]
     beyond = [option.numel() for option in options if not _broadcasts(option.shape, job.output_shape)]
-    return _point_size(job) + sum(beyond)
+    return _point_size(job) + sum(beyond) + (_CALL if job.objective.pointwise else 0)
 
 
 def _point_size(job: NeuronJob) -> int:
