@@ -947,6 +947,27 @@ MUTATIONS = (
         "tests/neurons/test_noisy_top_k.py -k law",
     ),
     Mutation(
+        "plugins/gradest_neurons/logistic_normal.py",
+        "share * torch.exp(-(centred * away + 0.5 * away.square()).sum(-1))",
+        "share * torch.exp((centred * away + 0.5 * away.square()).sum(-1))",
+        "the derivative of the law has the wrong sign, and exact with it",
+        "tests/neurons/test_logistic_normal.py -k derivative",
+    ),
+    Mutation(
+        "plugins/gradest_neurons/plackett_luce.py",
+        "        return _matrix(_falling(perturbed)).to(a.dtype)",
+        "        return _matrix(_falling(-perturbed)).to(a.dtype)",
+        "the least likely item comes first, so that draws have another law than their score",
+        "tests/neurons/test_plackett_luce.py -k draws",
+    ),
+    Mutation(
+        "plugins/gradest_neurons/plackett_luce.py",
+        "places[:, None] > places[:-1]",
+        "places[:, None] >= places[:-1]",
+        "the score counts the place of an item twice",
+        "tests/neurons/test_plackett_luce.py -k score",
+    ),
+    Mutation(
         "plugins/gradest_estimators/sparse_mixer.py",
         "torch.where(u < 0.25, 1.0, 1 / 3)",
         "torch.where(u < 0.75, 1.0, 1 / 3)",

@@ -157,7 +157,9 @@ def test_list_shows_what_computes_each_neuron(run: Run, monkeypatch: pytest.Monk
     assert {name: forward for name, (forward, _) in on_cpu.items() if forward != "fused"} == {
         "argmax": "torch",
         "diagonal_gaussian": "noise fused",
+        "logistic_normal": "noise fused",
         "noisy_top_k": "noise fused",
+        "plackett_luce": "noise fused",
         "sign": "torch",
         "stochastic_rounding": "noise fused",
     }

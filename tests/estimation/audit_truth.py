@@ -206,7 +206,9 @@ class AuditLoss:
 
     def at(self, neuron: gradest.Neuron, h: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
         """Return the losses of these outputs. The parameters lead with the rows."""
-        u = h if neuron.output_ndim == 1 else (h * torch.tensor([0.2, 1.0, -0.7]).to(h)).sum(-1)
+        u, weight = h, torch.tensor([0.2, 1.0, -0.7]).to(h)
+        for _ in range(neuron.output_ndim - 1):
+            u = (u * weight).sum(-1)
         if neuron.name == "bipolar":
             u = u / 2  # its outputs are then as far apart as those of a Bernoulli unit
         row_weights = torch.tensor([1.0, -0.6]).to(h).repeat(h.shape[h.ndim - neuron.output_ndim - 1] // ROWS)
