@@ -456,9 +456,9 @@ MUTATIONS = (
     Mutation(
         "plugins/gradest_estimators/rodeo.py",
         "expected + here, p * (gap - expected)",
-        "expected + here, p * gap",
+        "expected, p * (gap - expected)",
         "the second control variate of a one-hot unit has another mean than 0",
-        "tests/estimators/test_one_hot.py -k rodeo",
+        "tests/estimators/test_one_hot.py -k rodeo_has_the_gradient",
     ),
     Mutation(
         "plugins/gradest_estimators/lax.py",
