@@ -17,7 +17,6 @@ from .contract.estimator import Estimator as Estimator
 from .contract.estimator import Feedback as Feedback
 from .contract.estimator import MonteCarlo as MonteCarlo
 from .contract.estimator import State as State
-from .contract.estimator import Target as Target
 from .contract.hookspecs import OLDEST_PLUGIN_API as OLDEST_PLUGIN_API
 from .contract.hookspecs import PLUGIN_API as PLUGIN_API
 from .contract.hookspecs import hookimpl as hookimpl
@@ -35,12 +34,17 @@ from .contract.neuron import Scored as Scored
 from .contract.neuron import SoftmaxOneHot as SoftmaxOneHot
 from .contract.neuron import Step as Step
 from .contract.neuron import Subset as Subset
+from .contract.neuron import TopGates as TopGates
 from .contract.neuron import UnbiasedRounding as UnbiasedRounding
 from .contract.objective import Objective as Objective
 from .contract.objective import Separable as Separable
 from .contract.plugin import Plugin as Plugin
 from .contract.plugin import TensorOption as TensorOption
 from .contract.score_function import ScoreFunction as ScoreFunction
+from .contract.target import ConditionalValueAtRisk as ConditionalValueAtRisk
+from .contract.target import MaxOfSamples as MaxOfSamples
+from .contract.target import Risk as Risk
+from .contract.target import Target as Target
 from .discovery.registry import estimator as estimator
 from .discovery.registry import neuron as neuron
 from .discovery.registry import objective as objective

@@ -10,6 +10,7 @@ __all__ = [
     "InvalidInput",
     "InvalidOptions",
     "MissingLoss",
+    "NotDifferentiable",
     "PluginError",
     "PluginFault",
     "ServiceError",
@@ -49,6 +50,10 @@ class TooManyPoints(InvalidInput):
 
 class Inexact(InvalidInput):
     """A quadrature does not reach the accuracy that was asked for. The message states its error."""
+
+
+class NotDifferentiable(InvalidInput):
+    """dL/dh is needed, by an estimator or by an exact gradient, but the loss does not have it at these points."""
 
 
 class MissingLoss(GradestError, RuntimeError):

@@ -15,6 +15,7 @@ from gradest.analysis.comparison import bias_in_standard_errors, cosine_similari
 from gradest.analysis.results import relative_error
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
+from gradest.errors import TooManyPoints
 from gradest.estimation.estimate import estimate
 from gradest.estimation.exact import exact
 from gradest.estimation.results import Estimate
@@ -180,7 +181,10 @@ def measure_signal(
     a = pre_activations(neuron, logits, units)
     unbiased = estimator.bias(neuron).unbiased
     event = measurement_event_shape(neuron, units)
-    evaluations = estimator.evaluations(neuron, event)
+    try:
+        evaluations = estimator.evaluations(neuron, event)
+    except TooManyPoints:
+        return
     if evaluations > _MOST_CONFIGURATIONS or not (unbiased or _can_enumerate(neuron, a, event)):
         return
     draws = max(16, min(_SIGNAL_DRAWS, _SIGNAL_EVALUATIONS // evaluations))

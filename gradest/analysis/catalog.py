@@ -11,10 +11,11 @@ import torch
 
 from gradest.analysis.certificates import load_certificates
 from gradest.analysis.markdown import table
-from gradest.contract.estimator import Bias, Estimator, Target
+from gradest.contract.estimator import Bias, Estimator
 from gradest.contract.neuron import Differentiable, Neuron, Scored
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
+from gradest.contract.target import Target
 from gradest.discovery.faults import contained_in_class, name_of_class, place_of, read_attribute, read_bases
 from gradest.discovery.registry import registry
 from gradest.errors import InvalidInput, PluginFault, TooManyPoints
@@ -247,7 +248,11 @@ def _summarise_kernels(used: dict[str, str]) -> str:
 def describe_objective(cls: type[Objective]) -> dict[str, Any]:
     """Describe an objective: its class attributes and the schema of its options, and what fails in its code."""
     inquiry = _Inquiry(cls)
-    described = _describe(cls, Objective, inquiry)
+    described = {
+        **_describe(cls, Objective, inquiry),
+        "differentiable": inquiry.read("differentiable", True),
+        "pointwise": inquiry.read("pointwise", False),
+    }
     return {**described, "faults": inquiry.faults()}
 
 
@@ -280,7 +285,11 @@ def describe_with_certificates(cls: type[Plugin]) -> dict[str, Any]:
     """Describe a plugin as `describe` does and, for an estimator, add the certificates that its package keeps."""
     if not issubclass(cls, Estimator):
         return describe(cls)
-    return {**describe(cls), "certificates": [certificate.to_dict() for certificate in load_certificates(cls)]}
+    own = load_certificates(cls)
+    of_neurons = [
+        one for neuron in registry.neurons.values() for one in load_certificates(cls, neuron) if one not in own
+    ]
+    return {**describe(cls), "certificates": [certificate.to_dict() for certificate in (*own, *of_neurons)]}
 
 
 def estimators_to_markdown() -> str:

@@ -1,18 +1,21 @@
 """Certificates: the measured bias and variance of an estimator, kept in a file of the plugin's package.
 
-`certify` measures. A package that registers estimators keeps its certificates in a file named CERTIFICATES_FILE, which `gradest
-certify` writes and `load_certificates` reads. Built-in plugins and those of others do this alike.
+`certify` measures. A package keeps the certificates of its estimators, and those of other estimators on its neurons, in a file
+named CERTIFICATES_FILE, which `gradest certify` writes and `load_certificates` reads. A plugin that is a single module keeps
+them beside it, in my_plugin.certificates.json. Built-in plugins and those of others do this alike.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from importlib import import_module
 from importlib.resources import files
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,16 +37,22 @@ from gradest.analysis.bias import (
 from gradest.analysis.markdown import table
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
+from gradest.contract.plugin import Plugin
 from gradest.discovery.faults import name_of_class, read_attribute
+from gradest.discovery.registry import registry
 from gradest.estimation.estimate import estimate
 
 __all__ = [
     "CERTIFICATES_FILE",
     "Certificate",
+    "certificates_path",
     "certify",
     "from_json",
     "is_current",
+    "label_of",
     "load_certificates",
+    "options_of",
+    "package_of",
     "to_json",
     "to_markdown",
 ]
@@ -54,7 +63,7 @@ CERTIFICATES_FILE = "certificates.json"
 
 @dataclass(frozen=True)
 class Certificate:
-    """The claim and the measurements of one estimator on one neuron, both with their default options."""
+    """The claim and the measurements of one estimator on one neuron."""
 
     estimator: str
     """The estimator's name."""
@@ -74,6 +83,15 @@ class Certificate:
     """The measurements, one for each loss in each regime of pre-activations, on events of UNITS units."""
     signals: tuple[SignalRecord, ...]
     """Direction and noise on events of MORE_UNITS units, as far as `measure_signal` can measure them."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The estimator's options that are not the defaults, in their JSON form."""
+    neuron_options: dict[str, Any] = field(default_factory=dict)
+    """Those of the neuron."""
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """The labels of the estimator and the neuron, with their options, as `Plugin.label` writes them."""
+        return label_of(self.estimator, self.options), label_of(self.neuron, self.neuron_options)
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -128,6 +146,16 @@ class Certificate:
         }
 
 
+def label_of(name: str, options: Mapping[str, Any]) -> str:
+    """Return the label of a plugin with these options."""
+    return f"{name}({', '.join(f'{key}={value}' for key, value in options.items())})" if options else name
+
+
+def options_of(plugin: Plugin) -> dict[str, Any]:
+    """Return the options that were given, in their JSON form. Raises PluginFault if the code of the plugin fails."""
+    return {key: value for key, value in registry.call(plugin, "spec", kind=dict).items() if key != "name"}
+
+
 def certify(estimator: Estimator, neuron: Neuron, progress: Callable[[int, int], None] | None = None) -> Certificate:
     """Measure the bias and variance of an estimator on a neuron, on four losses at moderate and at saturated logits.
 
@@ -170,6 +198,8 @@ def _declared_properties(estimator: Estimator, neuron: Neuron) -> dict[str, Any]
     return {
         "estimator": estimator.name,
         "neuron": neuron.name,
+        "options": options_of(estimator),
+        "neuron_options": options_of(neuron),
         "claim": str(estimator.bias(neuron)),
         "target": str(estimator.target()),
         "needs": tuple(sorted(estimator.needs, reverse=True)),
@@ -213,21 +243,41 @@ def from_json(text: str) -> tuple[Certificate, ...]:
     )
 
 
-def load_certificates(estimator: type[Estimator]) -> tuple[Certificate, ...]:
-    """Return the certificates of an estimator, one for each neuron, from the CERTIFICATES_FILE of its top-level package.
+def package_of(cls: type[Plugin]) -> str:
+    """Return the name of the top-level package, or of the single module, that defines the class."""
+    return str(read_attribute(cls, "__module__")).partition(".")[0]
 
-    There are none if the package has no such file, or the file cannot be read.
+
+def certificates_path(package: str) -> Path:
+    """Return where a package keeps its certificates; for a single module, beside it.
+
+    Raises ImportError if it cannot be imported, AttributeError if it is not a file.
     """
-    package = str(read_attribute(estimator, "__module__")).partition(".")[0]
-    return tuple(found for found in _load_package(package) if found.estimator == name_of_class(estimator))
+    module = import_module(package)
+    if hasattr(module, "__path__"):
+        return Path(str(files(module).joinpath(CERTIFICATES_FILE)))
+    if not module.__file__:
+        raise AttributeError(f"{package} is not a file")
+    return Path(module.__file__).with_name(f"{package}.{CERTIFICATES_FILE}")
+
+
+def load_certificates(estimator: type[Estimator], neuron: type[Neuron] | None = None) -> tuple[Certificate, ...]:
+    """Return the certificates of an estimator, one for each neuron and set of options, from the file of its package.
+
+    neuron: only those on this neuron, also from the neuron's package. There are none if a package has no file of certificates, or
+    it cannot be read.
+    """
+    packages = dict.fromkeys(package_of(cls) for cls in (estimator, neuron) if cls is not None)
+    found = [one for package in packages for one in _load_package(package) if one.estimator == name_of_class(estimator)]
+    return tuple(one for one in found if neuron is None or one.neuron == name_of_class(neuron))
 
 
 @lru_cache
 def _load_package(package: str) -> tuple[Certificate, ...]:
     try:
-        return from_json(files(package).joinpath(CERTIFICATES_FILE).read_text(encoding="utf-8"))
+        return from_json(certificates_path(package).read_text(encoding="utf-8"))
     except (OSError, ImportError, AttributeError, TypeError, ValueError, KeyError):
-        # There is no file, the class is not from a package (but a notebook or a module), or the file has another form.
+        # There is no file, the class is from a notebook, or the file has another form.
         return ()
 
 
@@ -237,8 +287,9 @@ def _load_package(package: str) -> tuple[Certificate, ...]:
 _INTRODUCTION = f"""\
 # Certificates
 
-For each estimator, its claim about its bias and the bias and variance that were measured, with default options, on two rows of
-two units. `gradest certify` writes this file, and anyone can run it again; a test fails if the file does not match the code.
+For each estimator, its claim about its bias and the bias and variance that were measured, on two rows of two units. Options are
+the defaults, unless a name has others in parentheses. `gradest certify` writes this file, and anyone can run it again; a test
+fails if the file does not match the code.
 
 Each estimator is measured on four losses, a linear, a quadratic and a cubic one and a small network, at moderate logits
 (probabilities from 0.3 to 0.8) and at saturated ones (probabilities within 0.03 of 0 or 1). The mean of many draws is compared
@@ -271,11 +322,11 @@ def to_markdown(certificates: Sequence[Certificate]) -> str:
 def _summary(certificates: Sequence[Certificate]) -> Iterator[str]:
     yield _SIGNAL
     head = ["estimator", "needs", "claimed bias", "K", "moderate logits", "saturated logits", "cosine"]
-    by_neuron = sorted(certificates, key=lambda found: (found.neuron, -found.squared_snr_per_evaluation("moderate")))
-    for neuron, group in groupby(by_neuron, key=lambda found: found.neuron):
+    by_neuron = sorted(certificates, key=lambda found: (found.labels[1], -found.squared_snr_per_evaluation("moderate")))
+    for neuron, group in groupby(by_neuron, key=lambda found: found.labels[1]):
         rows = (
             [
-                *[found.estimator, ", ".join(found.needs), found.claim, found.evaluations],
+                *[found.labels[0], ", ".join(found.needs), found.claim, found.evaluations],
                 *(_number(found.squared_snr_per_evaluation(logits)) for logits in LOGIT_REGIMES),
                 f"{min(record.cosine for record in found.records):.2f}",
             ]
@@ -288,10 +339,10 @@ def _summary(certificates: Sequence[Certificate]) -> Iterator[str]:
 def _sections(certificates: Sequence[Certificate]) -> Iterator[str]:
     yield _SECTIONS
     measured = [f"{figure}, {loss}" for figure in ("bias", "var·K") for loss in LOSSES]
-    for estimator, group in groupby(certificates, key=lambda found: found.estimator):
+    for estimator, group in groupby(certificates, key=lambda found: found.labels[0]):
         rows = (
             [
-                *[found.neuron, found.claim, logits],
+                *[found.labels[1], found.claim, logits],
                 *(_bias(record) for record in found.records_at(logits)),
                 *(_number(record.variance * found.evaluations) for record in found.records_at(logits)),
             ]

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from gradest.analysis.results import Comparison, ComparisonRow, Excluded
-from gradest.contract.estimator import Bias, Estimator, Target
+from gradest.contract.estimator import Bias, Estimator
 from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.objective import Loss
+from gradest.contract.target import Target
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import Inexact, InvalidInput, PluginFault, TooManyPoints
+from gradest.errors import Inexact, InvalidInput, NotDifferentiable, PluginFault, TooManyPoints
 from gradest.estimation.arguments import check_count, check_pre_activations
 from gradest.estimation.estimate import estimate_checked
 from gradest.estimation.events import EventDims, EventLayout
@@ -62,7 +63,8 @@ def compare(
     If the exact gradient takes too many points, or its quadrature is not accurate for f, the figures that need it are None, and
     `no_exact` of the table gives the reason. They are also None if f is random or depends on the other points of a call, of which
     a GradestWarning tells, as that of `estimate` does. An estimator whose code fails, or that of the neuron under it, has no row
-    but an entry in `failures`, with file and line.
+    but an entry in `failures`, with file and line. One that needs dL/dh, which f does not have, is left out even if it is named:
+    `skipped` gives the reason.
 
     Raises InvalidInput if `estimators` is not a list or if rows of the batch share a loss, Incompatible if an estimator that is
     named does not fit the neuron, PluginFault if all estimators fail, and what `estimate` raises.
@@ -90,6 +92,7 @@ def compare(
     check_count("draws", draws, least=1)
     exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
     rows = []
+    skipped: list[Excluded] = []
     reasons: dict[str, None] = {}
     with checked_loss(f, wide, neuron, a.dtype) as is_function:
         if not is_function:
@@ -99,21 +102,42 @@ def compare(
             label = registry.label(estimator)
             report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
             with registry.containing(failures, label):
-                found = estimate_checked(
-                    f, a, neuron, estimator, draws, seed, None, allow_inf, warm_up, executor=executor, progress=report
-                )
+                try:
+                    found = estimate_checked(
+                        f,
+                        a,
+                        neuron,
+                        estimator,
+                        draws,
+                        seed,
+                        None,
+                        allow_inf,
+                        warm_up,
+                        executor=executor,
+                        progress=report,
+                    )
+                except NotDifferentiable as error:
+                    skipped.append(Excluded(label, (str(error),)))
+                    continue
                 target, truth = estimator.target(), exact
                 if is_function and target != Target():
                     truth = _exact_gradient(f, a, neuron, target, allow_inf, exact_progress, reasons)
                 rows.append(_comparison_row(estimator, neuron, found, truth))
-    if failures and not rows:
+    if failures and not rows and not skipped:
         fault = next(iter(failures.values()))
         raise fault from fault.__cause__
     if exact is not None and layout is not None:
         exact = layout.restore(exact)
     excluded = [Excluded(label, (str(fault),)) for label, fault in failures.items()]
     return Comparison(
-        registry.label(neuron), draws, seed, tuple(rows), exact, tuple(excluded), no_exact="; ".join(reasons) or None
+        registry.label(neuron),
+        draws,
+        seed,
+        tuple(rows),
+        exact,
+        tuple(excluded),
+        no_exact="; ".join(reasons) or None,
+        skipped=tuple(skipped),
     )
 
 
@@ -176,7 +200,7 @@ def _exact_gradient(
     """Return the exact gradient, or add the reason why there is none to `reasons` and return None."""
     try:
         return exact_or_raise(f, a, neuron, target, allow_inf=allow_inf, checked=True, progress=progress)[1]
-    except (TooManyPoints, Inexact) as error:
+    except (TooManyPoints, Inexact, NotDifferentiable) as error:
         reasons[str(error)] = None
         return None
 

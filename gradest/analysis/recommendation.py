@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from gradest.analysis.bias import LOGIT_REGIMES, UNITS, measurement_event_shape
-from gradest.analysis.certificates import Certificate, load_certificates
+from gradest.analysis.certificates import Certificate, load_certificates, options_of
 from gradest.analysis.comparison import compare
 from gradest.analysis.results import Excluded, LossAccess, Recommendation, Recommended
-from gradest.contract.estimator import Bias, Estimator, Target
+from gradest.contract.estimator import Bias, Estimator
 from gradest.contract.neuron import Discrete, Neuron, event_shape, keeps_event
 from gradest.contract.objective import Loss
+from gradest.contract.plugin import Plugin
+from gradest.contract.target import Target
 from gradest.discovery.registry import NeuronSpec, registry
-from gradest.errors import InvalidInput, InvalidOptions, TooManyPoints
+from gradest.errors import InvalidInput, InvalidOptions, PluginFault, TooManyPoints
 from gradest.estimation.arguments import check_pre_activations
 
 __all__ = ["recommend"]
@@ -91,7 +93,7 @@ def recommend(
         source, learners_last = "measured on the objective given", False
         table = compare(f, a, neuron, chosen, draws, seed, progress=progress)
         measured = {row.estimator: row.error(budget) for row in table.rows}
-        rejected += table.failures
+        rejected += [*table.failures, *table.skipped]
     elif learners_last:
         source += (
             f"; they say little of the order for {event[0]} units, so estimators that learn come last: measure on your own case, "
@@ -209,7 +211,19 @@ def _logit_regime(saturated: bool) -> str:
 
 
 def _find_certificate(estimator: Estimator, neuron: Neuron) -> Certificate | None:
-    return next((found for found in load_certificates(type(estimator)) if found.neuron == neuron.name), None)
+    """Return the certificate of these options, or else of the default ones of the estimator, of the neuron, or of both."""
+    found = load_certificates(type(estimator), type(neuron))
+    own, of_neuron = _options(estimator), _options(neuron)
+    asked: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = ((own, of_neuron), ({}, of_neuron), (own, {}), ({}, {}))
+    return next((one for options in asked for one in found if (one.options, one.neuron_options) == options), None)
+
+
+def _options(plugin: Plugin) -> dict[str, Any]:
+    """Return `options_of`, or none if the code of the plugin fails, which is said elsewhere."""
+    try:
+        return options_of(plugin)
+    except PluginFault:
+        return {}
 
 
 def _nearest_units(certificates: Sequence[Certificate], units: int) -> int:
@@ -227,12 +241,12 @@ def _certified_error(
     budget: int,
     units: int,
 ) -> float | None:
-    """The error of the whole draws that the budget pays for, from the certificate of the estimator with default options."""
+    """The error of the whole draws that the budget pays for, from the certificate of the estimator."""
     if found is None:
         return None
     asked = _evaluations(estimator, neuron, event)
     # The certified estimator may have fewer samples in a draw; a draw of more counts as several of its draws.
-    certified = asked / _evaluations(type(estimator)(), neuron, event)
+    certified = asked / _evaluations(type(estimator).build(**found.options), neuron, event)
     return found.error(logits, max(1, budget // asked) * certified, units)
 
 

@@ -92,6 +92,8 @@ class Comparison:
     """The estimators without a row, because the code of a plugin failed, with file and line."""
     no_exact: str | None = None
     """Why the exact gradient of E[f(h)], or of another target of an estimator, is missing; None if it is not."""
+    skipped: tuple[Excluded, ...] = ()
+    """The estimators without a row, because they need dL/dh, which the loss does not have."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as numbers, strings, lists and dicts; figures that are not finite stay floats."""
@@ -103,12 +105,14 @@ class Comparison:
             "failures": [{**asdict(failure), "reasons": list(failure.reasons)} for failure in self.failures],
             "exact": None if self.exact is None else self.exact.tolist(),
             "no_exact": self.no_exact,
+            "skipped": [{**asdict(one), "reasons": list(one.reasons)} for one in self.skipped],
         }
 
     def to_markdown(self) -> str:
-        """Return the rows as a Markdown table, and below it the estimators that failed, and why there is no exact gradient."""
+        """Return the rows as a Markdown table, and below it the estimators without a row, and why there is no exact gradient."""
         rows = ([_show(cell) for cell in asdict(row).values()] for row in self.rows)
         notes = [f"{failure.estimator} failed: {'; '.join(failure.reasons)}" for failure in self.failures]
+        notes += [f"{one.estimator} is left out: {'; '.join(one.reasons)}." for one in self.skipped]
         if self.no_exact is not None:
             notes.append(f"The bias is not shown: {self.no_exact}.")
         return "\n\n".join([table(COMPARISON_COLUMNS, rows, align="llrrrrrrrr"), *notes])

@@ -236,19 +236,30 @@ def recommend(
 
 def certify(
     names: Annotated[list[str] | None, typer.Argument(help="Estimators to measure again.", metavar="NAME...")] = None,
-    package: Annotated[str, typer.Option(help="The package that has the estimators.")] = "gradest_estimators",
+    package: Annotated[
+        str, typer.Option(help="The package, or the module, that has the estimators or the neurons.")
+    ] = "gradest_estimators",
     out: Annotated[Path, typer.Option(help="The folder in which certificates.md is written.")] = Path(),
     everything: Annotated[bool, typer.Option("--all", help="Measure all estimators again.")] = False,
+    examples: Annotated[
+        bool | None,
+        typer.Option(
+            help="Measure the package's plugins with each of their examples of options too. By default this is done for all "
+            "packages but gradest's own."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure bias and variance of a package's estimators whose code has changed, and write certificates.
 
-    The package keeps them in certificates.json. After an interrupt, run the command again: it keeps what was measured.
+    Estimators of other packages are measured on the package's neurons. The package keeps the certificates in certificates.json,
+    or a single module my_plugin.py beside it in my_plugin.certificates.json. After an interrupt, run the command again: it
+    keeps what was measured.
     There is no --url: a certificate is of the code on this machine.
     """
     from gradest.cli.certifying import write_certificates
 
-    write_certificates(names or [], package, out, everything, as_json)
+    write_certificates(names or [], package, out, everything, as_json, examples)
 
 
 def new_plugin(

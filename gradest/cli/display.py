@@ -114,7 +114,7 @@ def show_description(description: dict[str, Any], text: str) -> None:
     show_rows(
         ["measured on", "logits", *(f"bias, {loss}" for loss in losses)],
         (
-            [found["neuron"], logits, *(_bias(record) for record in found["records"] if record["logits"] == logits)]
+            [_measured_on(found), logits, *(_bias(record) for record in found["records"] if record["logits"] == logits)]
             for found in certificates
             for logits in dict.fromkeys(record["logits"] for record in found["records"])
         ),
@@ -123,6 +123,18 @@ def show_description(description: dict[str, Any], text: str) -> None:
     for key, value in description.items():
         if key not in hidden and value not in ("", []):
             show(Text(f"{key.replace('_', ' ')}: {_show(value)}"))
+
+
+def _measured_on(certificate: dict[str, Any]) -> str:
+    """Return the neuron, and what options it and the estimator have beside the defaults."""
+    of_neuron, own = (
+        ", ".join(
+            f"{name}={value}" for name, value in certificate.get(options, {}).items()
+        )  # an older service sends none
+        for options in ("neuron_options", "options")
+    )
+    text = f"{certificate['neuron']}({of_neuron})" if of_neuron else certificate["neuron"]
+    return f"{text}, with {own}" if own else text
 
 
 def _bias(record: dict[str, Any]) -> str:
@@ -157,6 +169,8 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     show_rows(COMPARISON_COLUMNS, ([*row.values()] for row in comparison["rows"]), caption=caption)
     failures = ([failure["estimator"], "; ".join(failure["reasons"])] for failure in comparison["failures"])
     show_rows(["failed", "why"], failures)
+    skipped = ([one["estimator"], "; ".join(one["reasons"])] for one in comparison["skipped"])
+    show_rows(["left out", "why"], skipped)
 
 
 def show_recommendation(found: dict[str, Any]) -> None:

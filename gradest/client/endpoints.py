@@ -278,7 +278,9 @@ def compare(
         dtype = torch.promote_types(a.dtype, torch.float32)
         exact = torch.tensor(with_non_finite(exact), dtype=dtype, device=a.device).reshape(a.shape)
     failures = _build_all(Excluded, response.get("failures", ()))
-    more = {"failures": failures, "no_exact": response.get("no_exact")}  # an older service sends neither
+    skipped = _build_all(Excluded, response.get("skipped", ()))
+    # an older service sends none of these
+    more = {"failures": failures, "skipped": skipped, "no_exact": response.get("no_exact")}
     return _build(Comparison, response | {"rows": _build_all(ComparisonRow, rows), "exact": exact} | more)
 
 

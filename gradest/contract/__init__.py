@@ -4,7 +4,8 @@ A plugin imports this package, `gradest.random` and `gradest.errors`, and nothin
 is the guide for authors.
 
     neuron       Neuron and its capabilities (Binary, Discrete, Relaxable, Reparameterised, ...)
-    estimator    Estimator, MonteCarlo, Draw, Feedback, Bias, Target
+    estimator    Estimator, MonteCarlo, Draw, Feedback, Bias
+    target       Target: what is estimated if not E[L]; MaxOfSamples, Risk, ConditionalValueAtRisk
     score_function   ScoreFunction: weights of the scores that follow from the losses of K samples
     objective    Objective, Separable
     plugin       the base of all three: options as frozen pydantic fields

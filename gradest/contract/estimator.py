@@ -18,17 +18,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from gradest.contract.neuron import Neuron
 from gradest.contract.plugin import Plugin
-from gradest.errors import InvalidInput
-from gradest.kernels.stable import cast, leading_mean, leading_sum
+from gradest.contract.target import Target
+from gradest.kernels.stable import cast, leading_sum
 from gradest.random import Key
 
-__all__ = ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State", "Target"]
+__all__ = ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State"]
 
 State = Mapping[str, Tensor]
 """What an estimator carries from one step to the next: tensors by name. It is empty for a stateless estimator."""
@@ -80,31 +79,6 @@ class Bias:
 Bias.NONE = Bias(math.inf)
 Bias.NONE_IF_CONTINUOUS = Bias(math.inf, continuous=True)
 Bias.BIASED = Bias(0)
-
-
-@dataclass(frozen=True)
-class Target:
-    """The quantity whose gradient is estimated: E[-log (1/n) Σ_k exp(-L(h_k))] for independent outputs h_1 to h_n.
-
-    samples: n. For n = 1 the target is E[L(h)]. For n > 1, where L is -log of an importance weight, it is the negative of the
-        multi-sample bound of Burda, Grosse and Salakhutdinov (2016), arXiv 1509.00519.
-    """
-
-    samples: int = 1
-
-    def __post_init__(self) -> None:
-        """Raise InvalidInput unless the number of samples is an integer of at least 1."""
-        if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
-            raise InvalidInput(f"a target is of at least 1 sample, so samples cannot be {self.samples!r}")
-
-    def combine(self, loss: Tensor) -> Tensor:
-        """Combine the losses of n samples, `[n, ...]`, into the value whose expectation is the target, `[...]`."""
-        # exp(-least) is the largest weight; the others are taken relative to it, unless it is 0 or infinite
-        least = loss.detach().amin(0).nan_to_num(posinf=0.0, neginf=0.0)
-        return least - torch.log(leading_mean(torch.exp(least - loss)))
-
-    def __str__(self) -> str:
-        return "E[L]" if self.samples == 1 else f"E[-log mean exp(-L)] of {self.samples} samples"
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,8 +33,9 @@ What to import
 A plugin imports `gradest.contract.*`, `gradest.random` and `gradest.errors`, and no other module of gradest. The names that most
 plugins need are also in `gradest` itself, such as `gradest.Neuron`, `gradest.Bias` and `gradest.Key`.
 
-    gradest.contract.neuron       Neuron, and its capabilities such as Discrete, Scored, Subset, Continuous and Reparameterised
-    gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias, Target
+    gradest.contract.neuron       Neuron, and its capabilities such as Discrete, Scored, Subset, Reparameterised and Density
+    gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias
+    gradest.contract.target       Target, what is estimated if not E[L], and MaxOfSamples, Risk, ConditionalValueAtRisk
     gradest.contract.score_function    ScoreFunction, for weights of the scores that follow from the losses of K samples
     gradest.contract.objective    Objective, Separable
     gradest.contract.plugin       Plugin, the base class of all three, and TensorOption
@@ -112,13 +113,22 @@ bias(neuron): a claim, which the kit tests in both directions against exact enum
     match the exact gradient on every loss, one that claims `Bias.NONE_IF_CONTINUOUS` on every loss that is continuous and
     differentiable almost everywhere (pathwise terms need that, because dL/dh does not show jumps), one that claims
     `Bias.exact_to_order(n)` on polynomials of degree n, and one that claims to be biased must differ measurably. `gradest
-    certify --package my_plugin` measures the bias with more draws and writes certificates.json into the package, where `gradest
-    describe` and `gradest recommend` find it.
+    certify --package my_plugin` measures the bias with more draws, for the default options and each of `examples`, also of
+    other estimators on the package's neurons. It writes certificates.json into the package, or my_plugin.certificates.json beside
+    a single module, where `gradest describe` and `gradest recommend` find it.
 off_support: True if the estimator needs the loss at points that the neuron never emits, such as a relaxed output or the mean.
 linear: False if `backward` is not linear in dL/dh. A `gradest.nn.Stochastic` then refuses the estimator, because autograd hands a
     layer dL/dh scaled and summed; the kit checks it.
-target(): what is estimated, if it is not E[L]. `Target(n)` is the bound of n samples, and the kit then measures against that.
+target(): what is estimated, if it is not E[L]; see below. `exact`, `compare` and the kit then measure against that.
 evaluations(neuron, event_shape): K, the number of points of one draw.
+
+What an objective states
+------------------------
+differentiable: False if autograd has no dL/dh, or not all of it, as for a loss that rounds. Estimators that need dL/dh then
+    refuse it, and `compare` and `recommend` leave those out and show the reason.
+pointwise: True if `__call__` takes one point, `[*event']`, and returns one number, as a simulator does. gradest then calls it
+    once for each of the K points of each row, and of each draw.
+expectation(neuron, a): E[L(h)] in closed form, if there is one.
 
 Losses may be wider than the pre-activations, float64 beside float32: take their differences before you convert them, and keep
 averages of them in float64. Losses and derivatives are finite, unless the caller allowed infinite ones.
@@ -135,6 +145,27 @@ Most of what the kit finds breaks one of three rules, which hold for every metho
 - State is passed in and returned; no argument is changed. A baseline is used before it is updated.
 - The result for a row has the same bits in any batch; only the next state may combine rows. The sigmoid, the softplus and the
   sums of `gradest.contract.numerics` satisfy this. torch's own sigmoid and sums do not.
+
+A target of your own
+--------------------
+An estimator of something else than E[L] returns it as its `target()`. `Target(n)` is the bound of n samples, `MaxOfSamples(k)`
+the largest reward of k of them (pass@k), `Risk(aversion)` the entropic risk log E[exp(β L)] / β, and
+`ConditionalValueAtRisk(level)` the mean of the largest losses. A target of your own is a frozen dataclass:
+
+    @dataclasses.dataclass(frozen=True)
+    class ExponentialLoss(gradest.Target):             # E[exp L]
+        def combine(self, loss):                       # losses of n samples, [n, ...] to [...]; samples is 1 by default
+            return loss.exp().mean(0)
+
+    @dataclasses.dataclass(frozen=True)
+    class LogExponentialLoss(ExponentialLoss):         # log E[exp L]
+        def outer(self, value, probability):           # values of combine with their probabilities, [S, ...] to [...]
+            return (probability * value).sum(0).log()
+
+    gradest.exact(f, a, "bernoulli", LogExponentialLoss())
+
+The estimator's `value` estimates the target too, and so does `combine` of a `ScoreFunction`. The kit checks that, and the
+gradient, against enumeration. `compare` and `recommend` choose only estimators of E[L]; `compare` takes another by its name.
 
 A fused kernel of your own
 --------------------------

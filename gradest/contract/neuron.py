@@ -26,6 +26,7 @@ from gradest.random import Key
 __all__ = [
     "Binary",
     "Continuous",
+    "Density",
     "Differentiable",
     "Discrete",
     "LogisticBinary",
@@ -38,6 +39,7 @@ __all__ = [
     "SoftmaxOneHot",
     "Step",
     "Subset",
+    "TopGates",
     "UnbiasedRounding",
     "event_shape",
     "keeps_event",
@@ -233,6 +235,17 @@ class Scored(Neuron):
         return self.weighted_score(h, a, leave_one_out(loss))
 
 
+class Density(Continuous, Reparameterised):
+    """A reparameterised neuron whose output has a density on all numbers, without atoms or bounds that move with `a`."""
+
+    @abstractmethod
+    def density_score(self, a: Tensor, noise: Tensor) -> Tensor:
+        """Return d log q(h | a)/da of the density q at h = forward(a, noise), with h held, `[draws, *batch, *event]`.
+
+        It is asked for by the noise, because h - `a` would cancel where the noise is small beside `a`.
+        """
+
+
 class Discrete(Scored):
     """A neuron with countably many outputs, which do not move with `a`.
 
@@ -302,6 +315,25 @@ class Subset(Discrete):
             moving = a.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.mean(moving), moving, grad)
         return slope
+
+
+class TopGates(Differentiable):
+    """A unit that opens the `size` largest of n perturbed pre-activations, with their softmax as its values; the others are 0.
+
+    a and h are `[*batch, groups, n]`. h is in a softmax of all n what a step is in a sigmoid, so that it may be substituted in
+    the derivative.
+    """
+
+    event_ndim: ClassVar[int] = 2
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """The number of items that a group opens."""
+
+    @abstractmethod
+    def perturbed(self, a: Tensor, noise: Tensor) -> Tensor:
+        """Return the perturbed pre-activations, whose largest are open, `[draws, *batch, groups, n]`."""
 
 
 class Step(Neuron):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -27,11 +27,32 @@ Loss = Callable[[Tensor], Tensor]
 
 
 class Objective(Plugin):
-    """A loss: a function from points `[K, *batch, *event']` to losses `[K, *batch]`. Each loss depends on its own point alone."""
+    """A loss: a function from points `[K, *batch, *event']` to losses `[K, *batch]`. Each loss depends on its own point alone.
+
+    A simulator, which takes one point at a time and has no derivative, states both:
+
+        class Episode(gradest.Objective):
+            name, summary = "episode", "return of a simulated episode, negative"
+            differentiable, pointwise = False, True
+
+            def __call__(self, point):                  # [*event']
+                return -simulate(point.numpy())         # one number
+    """
+
+    differentiable: ClassVar[bool] = True
+    """Whether autograd has dL/dh, and it accounts for every change of the loss. If not, estimators that need dL/dh are refused,
+    and `compare` and `recommend` leave them out and say so."""
+
+    pointwise: ClassVar[bool] = False
+    """Whether `__call__` takes one point, `[*event']` in at least float32, and returns its loss, a number or a tensor of one
+    element. gradest then calls it for each point in turn, of a draw and of the sum of `exact`. A Python number is a float64."""
 
     @abstractmethod
-    def __call__(self, points: Tensor) -> Tensor:
-        """Return the losses, `[K, *batch]`, in the dtype of the points and differentiable in them."""
+    def __call__(self, points: Tensor) -> Any:
+        """Return the losses, `[K, *batch]`, in the dtype of the points and, if `differentiable`, differentiable in them.
+
+        If `pointwise`, return the loss of a single point.
+        """
 
     def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
         """Return E[loss(h)] in closed form, `[*batch]`, differentiable in `a`, or None if there is no closed form.
@@ -71,7 +92,10 @@ class Separable(Objective):
         self.check_events(neuron)
         if neuron.atoms(event_shape(neuron, a)) > MAX_POINTS:
             return None
-        mean, spread = self._mean_parts(*neuron.law(a))
+        values, weights = neuron.law(a)
+        if values.requires_grad and not self.differentiable:
+            return None  # the outputs move with a, and their part of the derivative is not known
+        mean, spread = self._mean_parts(values, weights)
         if isinstance(neuron, Continuous):
             with torch.no_grad():
                 before, _ = self._mean_parts(*neuron.quadrature(a, -1))

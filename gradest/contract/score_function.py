@@ -8,8 +8,9 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State, Target
+from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
 from gradest.contract.neuron import Discrete, Neuron
+from gradest.contract.target import Target
 from gradest.errors import InvalidInput
 from gradest.kernels.stable import leading_mean, leading_sum
 

@@ -192,14 +192,15 @@ class Registry:
         if isinstance(error, PluginFault):
             return error if plugin is None or error.plugin is not None else PluginFault(str(error), type(plugin))
         calls = _calls(error) if plugin is None else [(type(plugin), method), *_calls(error)]
-        found, name = next((call for call in reversed(calls) if not self._is_built_in(call[0])), calls[-1])
+        found, name = next((call for call in reversed(calls) if not self.is_built_in(call[0])), calls[-1])
         name = method if plugin is not None and found is type(plugin) else name
         what = describe_error(error, read_attribute(found, "__module__").partition(".")[0])
         fault = PluginFault(f"{name_of_class(found)}.{name} raised {what}", found)
         fault.__cause__ = error
         return fault
 
-    def _is_built_in(self, cls: type[Plugin]) -> bool:
+    def is_built_in(self, cls: type[Plugin]) -> bool:
+        """Return whether gradest itself registered the class."""
         owner = next((info for info in self.plugins if any(cls in table.values() for table in info.tables())), None)
         return owner is not None and owner.distribution == OWN
 

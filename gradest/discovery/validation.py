@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from gradest.contract.estimator import Estimator
@@ -52,6 +52,12 @@ def _are_events(examples: object, dims: int) -> bool:
     )
 
 
+def _flag_faults(cls: type[Plugin], attributes: Iterable[str]) -> Iterator[str]:
+    for attribute in attributes:
+        if not isinstance(getattr(cls, attribute), bool):
+            yield f"`{attribute}` must be True or False, not {getattr(cls, attribute)!r}"
+
+
 def _faults(cls: type[Plugin]) -> Iterator[str]:
     if inspect.isabstract(cls):
         yield f"it leaves abstract: {', '.join(sorted(cls.__abstractmethods__))}"
@@ -70,12 +76,12 @@ def _faults(cls: type[Plugin]) -> Iterator[str]:
             f"`example_events` must be a sequence of shapes of {cls.event_ndim} dim(s) each, event_ndim, such as "
             f"{Neuron.example_events!r}, not {cls.example_events!r}"
         )
+    yield from _flag_faults(cls, ("differentiable", "pointwise") if issubclass(cls, Objective) else ())
     if issubclass(cls, Estimator):
         needs = getattr(cls, "needs", None)
         if not isinstance(needs, frozenset) or not needs or not needs <= {"loss", "grad"}:
             yield f"`needs` must be a frozenset of 'loss', 'grad' or both, not {needs!r}"
-        if not isinstance(cls.off_support, bool):
-            yield f"`off_support` must be True or False, not {cls.off_support!r}"
+        yield from _flag_faults(cls, ("off_support", "linear"))
         wanted = cls.capabilities
         if not isinstance(wanted, tuple) or not all(isinstance(c, type) and issubclass(c, Neuron) for c in wanted):
             yield f"`capabilities` must be a tuple of subclasses of Neuron, not {wanted!r}"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradest.contract.estimator import State
 from gradest.contract.score_function import ScoreFunction
+from gradest.contract.target import Target
 from gradest.discovery.registry import EstimatorSpec, registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions, PluginFault
 from gradest.estimation.arguments import at_least_float32, first_non_finite
@@ -104,7 +105,7 @@ def score_surrogate(
     wide = _check_loss(loss)
     by_token = _check_log_prob(log_prob, wide, tokens)
     built = credited_estimator(estimator, wide.shape[0])
-    if by_token and built.target().samples > 1:
+    if by_token and built.target() != Target():
         raise Incompatible(
             f"{built.name} estimates the gradient of {built.target()}, to which cost-to-go does not apply: it would be biased. "
             "Give it the loss of each whole sample, [K, *batch]"

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradest.contract.estimator import Feedback, Target
+from gradest.contract.estimator import Feedback
 from gradest.contract.law import MAX_POINTS, configurations, count_configurations
 from gradest.contract.neuron import Continuous, Neuron, event_shape
 from gradest.contract.objective import Loss, Objective
+from gradest.contract.target import Target
 from gradest.discovery.registry import NeuronSpec, registry
-from gradest.errors import Inexact, InvalidInput, TooManyPoints
+from gradest.errors import Inexact, InvalidInput, NotDifferentiable, TooManyPoints
 from gradest.estimation.arguments import at_least_float32, check_pre_activations
 from gradest.estimation.ask_tell import check_feedback_finite
 from gradest.estimation.events import EventDims, EventLayout
@@ -24,6 +25,8 @@ __all__ = ["closed_form", "exact", "exact_checked", "exact_or_raise"]
 
 _GOAL = 1e-6  # a quadrature that is closer than this is not refined further
 _TOLERANCE = 1e-3
+_MEAN = Target()
+_MAX_HELD = 1 << 24  # elements of the points that a target of the whole law holds at once
 _MAX_REFINED_POINTS = 1 << 16  # of a quadrature that is refined; level 0 may have up to MAX_POINTS
 _Law = Callable[[], tuple[Tensor, Tensor]]
 _Progress = Callable[[int, int], None] | None
@@ -46,13 +49,15 @@ def exact(
     The result is exact for units with finitely many outputs, up to 20 binary units. For `Continuous` units it is a quadrature, up
     to 3 units. Two levels of it are compared on f, and for one or two units it is refined until they agree to 1e-6. If their
     difference, which bounds the error of the finer one for all but pathological f, is above the tolerance, Inexact is raised.
-    f is evaluated in the dtype of `a`; the sum is in float64.
+    f is evaluated in the dtype of `a`; the sum is in float64. Where the outputs move with `a`, f must be differentiable.
 
-    Raises TooManyPoints if it would take more than 2^20 points, and InvalidInput if f is random (dropout), normalises over points
+    Raises TooManyPoints if it would take more than 2^20 points, NotDifferentiable if it takes dL/dh that f does not have, and
+    InvalidInput if f is random (dropout), normalises over points
     (BatchNorm in training mode), or if rows of the batch share a loss, which `event_dims` is for. f is checked for these once, at
     a few points. Buffers of the modules that f refers to are left as they were.
 
-    target: another quantity than E[f(h)], such as `estimator.target()`. One of n samples takes the n-th power of the points.
+    target: another quantity than E[f(h)], such as `gradest.Risk()` or `estimator.target()`. One of n samples takes the n-th power
+        of the points. One that is no mean, as a risk, holds the losses of all of them at once, and of fewer.
     flatten: whether f takes `[K·batch, *event]`, as for `expect`.
     allow_inf: whether a loss may be infinite. Otherwise it raises InvalidInput, as NaN always does.
     event_dims: as for `expect`. The gradient has the shape of `a`.
@@ -92,7 +97,7 @@ def exact_checked(
         law: _Law = (
             (lambda: neuron.quadrature(wide, level)) if isinstance(neuron, Continuous) else lambda: neuron.law(wide)
         )
-        return _sums(f, a, wide, neuron, law, target, allow_inf, progress)
+        return _sums(f, a, wide, neuron, law, target or _MEAN, allow_inf, progress)
 
     found = at_level(0)
     if isinstance(neuron, Continuous):
@@ -108,12 +113,15 @@ def exact_checked(
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """The sums over a law: E[f(h)], its gradient, E|f(h)| and E[f(h)²], in float64, and the points of the next level."""
+    """What a sum over a law has: the target, by default E[f(h)], its gradient, and the points of the next level.
+
+    size, spread: the mean magnitude and the standard deviation of what is averaged, f(h) or `Target.combine`. All in float64.
+    """
 
     loss: Tensor
     gradient: Tensor
     size: Tensor
-    square: Tensor
+    spread: Tensor
     event_ndim: int
     next_points: int
 
@@ -123,8 +131,7 @@ class _Sums:
 
     def scales(self) -> tuple[Tensor, Tensor]:
         """Return what an error is compared with, `[*batch]`: the standard deviation of f, and that plus the gradient."""
-        spread = (self.square - self.loss.square()).clamp(min=0).sqrt()
-        return spread, spread + _largest(self.gradient, self.event_ndim)
+        return self.spread, self.spread + _largest(self.gradient, self.event_ndim)
 
     def agrees(self, coarser: _Sums, tolerance: float, dtype: torch.dtype) -> bool:
         """Tell whether two levels agree, apart from the rounding error of f in this dtype."""
@@ -158,7 +165,7 @@ def _sums(
     wide: Tensor,
     neuron: Neuron,
     law: _Law,
-    target: Target | None,
+    target: Target,
     allow_inf: bool,
     progress: _Progress,
 ) -> _Sums:
@@ -170,34 +177,93 @@ def _sums(
         moves = values.requires_grad  # the outputs move with a, so the gradient contains dL/dh too
         total = count_configurations(neuron, event, values.shape[0])
         units, of_one = neuron.output_event(event)[0], values[0].numel()
-        next_points = (2 * values.shape[0]) ** (units * (target.samples if target else 1))
+        next_points = (2 * values.shape[0]) ** (units * target.samples)
         del values
-        if target is not None and target.samples > 1:
+        if target.samples > 1 or not target.is_mean:
             return _sums_of_samples(f, a, wide, neuron, law, total, target, allow_inf, progress, next_points)
         chunk = max(1, CHUNK // max(1, of_one))
-        loss, size, square = torch.zeros(3, *wide.shape[:split], dtype=torch.float64, device=a.device)
+        moments = _Moments(torch.zeros(3, *wide.shape[:split], dtype=torch.float64, device=a.device))
         gradient = torch.zeros_like(wide)
         for first in range(0, total, chunk):
             points, weights = configurations(neuron, wide, law(), first, min(first + chunk, total))
             at = points.to(a.dtype)
-            losses = _losses(f, at if moves else at.detach(), neuron, allow_inf)
-            part = (weights * (losses if moves else losses.detach())).sum(0)
+            at = at if moves else at.detach()
+            losses = _losses(f, at, neuron, allow_inf)
+            _check_moving(f, at, losses, neuron)
+            combined = _combined(target, (losses if moves else losses.detach())[None], allow_inf)
+            part = (weights * combined).sum(0)
             if part.requires_grad:  # otherwise nothing in the law depends on a
                 (step,) = torch.autograd.grad(part.sum(), wide)
                 gradient += step
-            loss += part.detach()
-            losses, weights = losses.detach(), weights.detach()
-            size += (weights * losses.abs()).sum(0)
-            square += (weights * losses.square()).sum(0)
+            moments.add(weights.detach(), combined.detach())
             if progress:
                 progress(min(first + chunk, total), total)
-    return _Sums(loss, gradient.detach(), size, square, neuron.event_ndim, next_points)
+    return _Sums(moments.mean, gradient.detach(), moments.size, moments.spread, neuron.event_ndim, next_points)
+
+
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """The sums of w v, w |v| and w v² over values v with the weights w, `[3, *batch]`."""
+
+    sums: Tensor
+
+    def add(self, weights: Tensor, values: Tensor) -> None:
+        """Add values `[n, *batch]` with their weights."""
+        for power, x in enumerate((values, values.abs(), values.square())):
+            self.sums[power] += (weights * x).sum(0)
+
+    @property
+    def mean(self) -> Tensor:
+        """E[v]."""
+        return self.sums[0]
+
+    @property
+    def size(self) -> Tensor:
+        """E|v|."""
+        return self.sums[1]
+
+    @property
+    def spread(self) -> Tensor:
+        """The standard deviation of v."""
+        return (self.sums[2] - self.sums[0].square()).clamp(min=0).sqrt()
 
 
 def _losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
     loss = losses_at(f, points, neuron.output_ndim)
     check_feedback_finite(Feedback(loss), allow_inf)
     return loss.double()
+
+
+def _check_moving(f: Loss, points: Tensor, losses: Tensor, neuron: Neuron) -> None:
+    """Raise NotDifferentiable if the outputs move with a, and autograd does not have how the losses change with them."""
+    stated = not isinstance(f, Objective) or f.differentiable
+    if not points.requires_grad or (losses.requires_grad and stated) or not bool((losses != losses[:1]).any()):
+        return
+    raise NotDifferentiable(
+        f"the outputs of {neuron.label()} move with a, so its exact gradient takes dL/dh at them, but the loss is not "
+        "differentiable. Use gradest.estimate with an estimator that needs the loss alone, or a unit whose outputs are fixed"
+    )
+
+
+def _combined(target: Target, losses: Tensor, allow_inf: bool) -> Tensor:
+    """Return `target.combine`, checked, of losses `[samples, n, *batch]`."""
+    if target == _MEAN:
+        return losses[0]
+    combined = target.combine(losses)
+    _check_of_target(target, "combine", combined, losses[0].shape, allow_inf)
+    return combined
+
+
+def _check_of_target(target: Target, method: str, found: Tensor, shape: torch.Size, allow_inf: bool) -> None:
+    """Raise InvalidInput unless a method of the target has returned finite numbers of this shape."""
+    name = f"{type(target).__name__}.{method}"
+    if not isinstance(found, Tensor) or found.shape != shape:
+        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InvalidInput(f"{name} must return a tensor {list(shape)}, its argument without the first dim, not {got}")
+    if not allow_inf and not bool(torch.isfinite(found).all()):
+        raise InvalidInput(
+            f"{name} is not finite for these losses; scale the loss, or shift values before an exponential"
+        )
 
 
 def _sums_of_samples(
@@ -212,33 +278,48 @@ def _sums_of_samples(
     progress: _Progress,
     next_points: int,
 ) -> _Sums:
-    """Compute `_sums` for a target of several samples: losses of all configurations, then every way to draw that many."""
+    """Compute `_sums` for a target of several samples, or of the whole law at once.
+
+    The losses of all configurations are computed first, and then every way to draw that many.
+    """
     ways = total**target.samples
     if ways > MAX_POINTS:
         raise TooManyPoints(f"{target} over {total} configurations has {ways} terms; the limit is 2^20")
+    held = 0 if target.is_mean else max(ways, total) * max(1, wide.numel())
+    if held > _MAX_HELD:
+        raise TooManyPoints(
+            f"{target} is no mean over outputs, so all {ways} of them are held at once, with {wide.numel()} pre-activations "
+            "each; the limit of their product is 2^24. Use fewer rows or units"
+        )
     points, weights = configurations(neuron, wide, law(), 0, total)
     losses = _losses(f, points.to(a.dtype), neuron, allow_inf)
+    _check_moving(f, points, losses, neuron)
     given = [x.detach().requires_grad_() for x in (weights, losses)]
     value = torch.zeros_like(losses[0]).detach()
     slopes = [torch.zeros_like(x) for x in given]
+    moments = _Moments(value.new_zeros(3, *value.shape))
     place = total ** torch.arange(target.samples, device=a.device)[:, None]
-    chunk = max(1, CHUNK // max(1, value.numel()))
+    chunk = max(1, CHUNK // max(1, value.numel())) if target.is_mean else ways
     for first in range(0, ways, chunk):
         way = torch.arange(first, min(first + chunk, ways), device=a.device)
         drawn = way.div(place, rounding_mode="floor") % total  # [samples, n]
         probability, loss = (x[drawn] for x in given)
-        part = (probability.prod(0) * target.combine(loss)).sum(0)
+        probability, combined = probability.prod(0), _combined(target, loss, allow_inf)
+        part = target.outer(combined, probability)
+        _check_of_target(target, "outer", part, value.shape, allow_inf)
         value += part.detach()
-        steps = torch.autograd.grad(part.sum(), given)
-        slopes = [slope + step for slope, step in zip(slopes, steps, strict=True)]
+        if not part.requires_grad:
+            raise InvalidInput(f"{type(target).__name__}.outer must be differentiable in the probabilities")
+        moments.add(probability.detach(), combined.detach())
+        steps = torch.autograd.grad(part.sum(), given, allow_unused=True)
+        slopes = [slope if step is None else slope + step for slope, step in zip(slopes, steps, strict=True)]
         if progress:
             progress(min(first + chunk, ways), ways)
     moving = [(x, slope) for x, slope in zip((weights, losses), slopes, strict=True) if x.requires_grad]
     gradient = torch.zeros_like(wide)
     if moving:
         (gradient,) = torch.autograd.grad([x for x, _ in moving], wide, [slope for _, slope in moving])
-    size, square = ((weights * x).sum(0).detach() for x in (losses.abs(), losses.square()))
-    return _Sums(value, gradient.detach(), size, square, neuron.event_ndim, next_points)
+    return _Sums(value, gradient.detach(), moments.size, moments.spread, neuron.event_ndim, next_points)
 
 
 def exact_or_raise(
@@ -255,7 +336,7 @@ def exact_or_raise(
 
     checked: whether f is known to be what `exact` asks for.
     """
-    if isinstance(f, Objective) and (target is None or target.samples == 1):
+    if isinstance(f, Objective) and (target is None or target == _MEAN):
         wide = check_pre_activations(a, neuron).double().requires_grad_()
         with torch.enable_grad():
             loss = f.expectation(neuron, wide)
@@ -279,8 +360,8 @@ def closed_form(
     checked: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """Return the result of `exact_or_raise`, or None if the sum has too many points or is not accurate."""
+    """Return the result of `exact_or_raise`, or None if the sum has too many points, is not accurate, or lacks dL/dh."""
     try:
         return exact_or_raise(f, a, neuron, target, allow_inf=allow_inf, checked=checked, progress=progress)
-    except (TooManyPoints, Inexact):
+    except (TooManyPoints, Inexact, NotDifferentiable):
         return None

@@ -317,12 +317,12 @@ class StochasticGraph:
         return uses, later
 
     def _over_paths(self, total: Tensor, bound: ScoreFunction | None) -> Tensor:
-        if self.samples is None:
-            return total
-        return total.mean(0) if bound is None else bound.combine(total)
+        if bound is not None:
+            return bound.combine(total[None] if self.samples is None else total)
+        return total if self.samples is None else total.mean(0)
 
     def _bound(self) -> ScoreFunction | None:
-        """Return the estimator whose target is a bound over the paths, if there is one."""
+        """Return the estimator whose target is another than E[L], such as a bound over the paths, if there is one."""
         samplers = [layer.sampler for layer in self._layers if layer.sampler.needs_loss]
         for sampler in samplers[1:]:
             if sampler.target_kind != samplers[0].target_kind:
@@ -331,7 +331,7 @@ class StochasticGraph:
                     f"{samplers[0].target_kind}, {sampler.estimator.name} {sampler.target_kind}. Use estimators of one target"
                 )
         for sampler in samplers:
-            if sampler.has_bound:
+            if sampler.has_target:
                 assert isinstance(sampler.estimator, ScoreFunction)
                 return sampler.estimator
         return None

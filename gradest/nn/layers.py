@@ -476,8 +476,14 @@ class Expectation(StochasticModule):
         if self.evaluation != "sample":
             return losses_at(f, self.emit(a)[None], self.neuron.output_ndim)[0]
         target = self.estimator.target()
+        if not target.is_mean:
+            raise Incompatible(
+                f"{target}, the target of {self.estimator.label()}, is not the mean of what a sample gives, so that a layer in "
+                'evaluation mode has no estimate of it. Give the layer evaluation="mean" or "threshold", or call '
+                "gradest.exact(f, a, neuron, estimator.target())"
+            )
         loss = losses_at(f, self._samples(a, target.samples, rows), self.neuron.output_ndim)
-        return loss[0] if target.samples == 1 else target.combine(loss)
+        return target.combine(loss)
 
     @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
         reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"

@@ -9,6 +9,7 @@ from torch import Tensor
 from gradest.contract.estimator import Draw, Estimator, State
 from gradest.contract.neuron import Neuron
 from gradest.contract.score_function import ScoreFunction
+from gradest.contract.target import Target
 from gradest.discovery.registry import registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions
 from gradest.estimation.ask_tell import ask
@@ -44,8 +45,8 @@ class Pair:
 class Sampler(Pair):
     """A pair that draws one sample, for a `gradest.nn.Stochastic`. Raises Incompatible for an estimator that needs other points.
 
-    credits_paths: whether the estimator credits several samples against each other, which are the paths of a scope. has_bound and
-    target_kind: what it estimates.
+    credits_paths: whether the estimator credits several samples against each other, which are the paths of a scope.
+    has_target, target_kind: whether it estimates something else than E[L], and what.
     """
 
     def __init__(self, neuron: Neuron, estimator: Estimator) -> None:
@@ -66,9 +67,14 @@ class Sampler(Pair):
         self._single = estimator.model_copy(update={"samples": 1}) if self.credits_paths else estimator
         self._of_samples: dict[int, Estimator] = {}
         target = estimator.target()
-        self.has_bound = target.samples > 1
+        self.has_target = target != Target()
+        if self.has_target and not isinstance(estimator, ScoreFunction):
+            raise Incompatible(
+                f"{estimator.label()} estimates the gradient of {target}, which a Stochastic layer credits with a loss only for "
+                "a ScoreFunction; use gradest.nn.Expectation(neuron, estimator)"
+            )
         self.target_kind = str(target)  # without the number of samples if they are all paths of a scope
-        if self.has_bound and target.samples == asked:
+        if self.has_target and target.samples == asked > 1:
             self.target_kind = self.target_kind.replace(f"of {asked} samples", "of all paths")
         self.needs_loss = "loss" in estimator.needs
 

@@ -15,7 +15,8 @@ from gradest.analysis.bias import MAX_DRAWS, SIGNIFICANCE_SE, BiasRecord, measur
 from gradest.contract.estimator import Estimator, Feedback
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.score_function import ScoreFunction
-from gradest.estimation.estimate import estimate
+from gradest.contract.target import Target
+from gradest.estimation.estimate import DrawBlock, estimate
 from gradest.estimation.exact import exact
 from gradest.random import Key
 from gradest.testing.assertions import expect_close, expect_shape
@@ -29,7 +30,8 @@ def estimator_bias_is_as_claimed(estimator: Estimator, neuron: Neuron) -> None:
 
     There must be no significant bias on a loss for which the claim promises none. An estimator that does not claim to be unbiased
     for every loss must show a significant bias on at least one. One that uses dL/dh, and does not restrict its claim to
-    continuous losses, is also tried on a loss of h rounded to quarters, whose derivative is 0.
+    continuous losses, is also tried on a loss of h rounded to quarters, whose derivative is 0. The exact gradient is that of
+    `estimator.target()`. If that is not E[L], the mean of `value` must be the target too, for an estimator without bias.
     """
     records = list(measure_bias(estimator, neuron))
     wrong = [record for record in records if record.contradicts_claim]
@@ -41,6 +43,24 @@ def estimator_bias_is_as_claimed(estimator: Estimator, neuron: Neuron) -> None:
         assert seen, f"claims bias {estimator.bias(neuron)}, but no loss shows any; Bias.NONE may be the right claim"
     elif "grad" in estimator.needs and not estimator.bias(neuron).continuous:
         _expect_unbiased_on_jumps(estimator, neuron)
+    if estimator.bias(neuron).unbiased and estimator.target() != Target():
+        _expect_value_of_target(estimator, neuron)
+
+
+def _expect_value_of_target(estimator: Estimator, neuron: Neuron) -> None:
+    """Compare the mean of `value` with the exact target, on a quadratic loss. One that is no mean has no unbiased value."""
+    target = estimator.target()
+    if not target.is_mean:
+        return
+    a, f = pre_activations(neuron, "moderate"), quadratic_loss(neuron)
+    wanted, _ = exact(f, a, neuron, target)
+    _, values = DrawBlock(f, a, neuron, estimator, Key(31), estimator.init(neuron, a))(0, 1 << 12)
+    allowed = SIGNIFICANCE_SE * (values.variance() / values.count).sqrt() + 1e-5 * (1 + wanted.abs())
+    gap = (values.mean - wanted).abs()
+    assert bool((gap <= allowed).all()), (
+        f"estimates the gradient of {target}, but the mean of `value` differs from it by up to {float(gap.max()):.2g}, more than "
+        "chance explains: override `value`, and `combine` of a ScoreFunction"
+    )
 
 
 def _expect_unbiased_on_jumps(estimator: Estimator, neuron: Neuron) -> None:
@@ -49,7 +69,9 @@ def _expect_unbiased_on_jumps(estimator: Estimator, neuron: Neuron) -> None:
     For a unit with continuous output, of which a quadrature does not see the jumps, the gradient in one direction is the
     difference of the mean losses of samples, and may be off by a fifth.
     """
-    a, draws, size = pre_activations(neuron, "moderate"), 1 << 15, 0.25
+    a, draws, size, target = pre_activations(neuron, "moderate"), 1 << 15, 0.25, estimator.target()
+    if not (isinstance(neuron, Discrete) or target.is_mean):
+        return  # a mean over samples does not estimate it
     inner = quadratic_loss(neuron)
 
     def f(h: Tensor) -> Tensor:
@@ -57,14 +79,19 @@ def _expect_unbiased_on_jumps(estimator: Estimator, neuron: Neuron) -> None:
 
     found = estimate(f, a, neuron, estimator, draws >> 2, 31)
     if isinstance(neuron, Discrete):
-        gap, allowed = (found.gradient - exact(f, a, neuron)[1]).abs(), SIGNIFICANCE_SE * found.standard_error + 1e-5
+        gap, allowed = (
+            (found.gradient - exact(f, a, neuron, target)[1]).abs(),
+            SIGNIFICANCE_SE * found.standard_error + 1e-5,
+        )
     else:
         direction = a.roll(1, 0).cos() + 0.5
         noise = neuron.noise(Key(31), a, draws)  # the same on both sides, so that the difference varies less
-        upper, lower = (f(neuron.forward(a + step * direction, noise)).double() for step in (size, -size))
+        losses = (f(neuron.forward(a + step * direction, noise)).double() for step in (size, -size))
+        whole = draws // target.samples * target.samples
+        upper, lower = (target.combine(loss[:whole].reshape(target.samples, -1, *loss.shape[1:])) for loss in losses)
         slopes = (upper - lower) / (2 * size)
         mean = (found.gradient * direction).flatten(1).sum(-1)
-        error = (found.standard_error * direction.abs()).flatten(1).sum(-1) + slopes.std(0) / draws**0.5
+        error = (found.standard_error * direction.abs()).flatten(1).sum(-1) + slopes.std(0) / len(slopes) ** 0.5
         gap, allowed = (mean - slopes.mean(0)).abs(), SIGNIFICANCE_SE * error + 0.2 * slopes.mean(0).abs()
     assert bool((gap <= allowed).all()), (
         f"claims bias {estimator.bias(neuron)}, but is biased on a loss that jumps between its outputs, whose dL/dh is 0: "

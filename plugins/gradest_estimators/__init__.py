@@ -5,18 +5,23 @@ from gradest_estimators.arm import Arm
 from gradest_estimators.arms import Arms
 from gradest_estimators.arsm import Arsm
 from gradest_estimators.bitflip import Bitflip
+from gradest_estimators.carms import Carms
 from gradest_estimators.concrete import Concrete, StraightThroughConcrete
+from gradest_estimators.decoupled_straight_through import DecoupledStraightThrough
+from gradest_estimators.dense_mixer import DenseMixer
 from gradest_estimators.disarm import Disarm
 from gradest_estimators.double_cv import DoubleCv
 from gradest_estimators.dr_grpo import DrGrpo
 from gradest_estimators.enumeration import Enumeration
 from gradest_estimators.evolution import Evolution
+from gradest_estimators.gapped_straight_through import GappedStraightThrough
 from gradest_estimators.grpo import Grpo
 from gradest_estimators.gumbel_rao import GumbelRao
 from gradest_estimators.gumbel_softmax import GumbelSoftmax
 from gradest_estimators.gumbel_top_k import GumbelTopK
 from gradest_estimators.held_noise import HeldNoise
 from gradest_estimators.imle import Imle
+from gradest_estimators.lax import Lax
 from gradest_estimators.local_expectation import LocalExpectation
 from gradest_estimators.measure_valued import MeasureValued
 from gradest_estimators.muprop import Muprop
@@ -38,6 +43,7 @@ from gradest_estimators.simple import Simple
 from gradest_estimators.slope_annealed_straight_through import SlopeAnnealedStraightThrough
 from gradest_estimators.smoothed_perturbation import SmoothedPerturbation
 from gradest_estimators.sparse_enumeration import SparseEnumeration
+from gradest_estimators.sparse_mixer import SparseMixer
 from gradest_estimators.spsa import Spsa
 from gradest_estimators.straight_through import StraightThrough
 from gradest_estimators.straight_through_gumbel import StraightThroughGumbel
@@ -56,19 +62,24 @@ def gradest_estimators() -> list[type[Estimator]]:
         Arms,
         Arsm,
         Bitflip,
+        Carms,
         Concrete,
         StraightThroughConcrete,
+        DenseMixer,
+        DecoupledStraightThrough,
         Disarm,
         DoubleCv,
         DrGrpo,
         Enumeration,
         Evolution,
+        GappedStraightThrough,
         Grpo,
         GumbelRao,
         GumbelSoftmax,
         GumbelTopK,
         HeldNoise,
         Imle,
+        Lax,
         LocalExpectation,
         MeasureValued,
         Muprop,
@@ -91,6 +102,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         SlopeAnnealedStraightThrough,
         SmoothedPerturbation,
         SparseEnumeration,
+        SparseMixer,
         Spsa,
         StraightThrough,
         StraightThroughGumbel,

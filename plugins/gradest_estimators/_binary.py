@@ -58,13 +58,18 @@ class AllFlips(UnbiasedBinary):
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Ask for the loss at a sample and its D flips, with the weights P(unit differs from the sample)/D for the flips."""
-        h = neuron.sample(key, a, 1)[0]
-        units = a.shape[-1]
-        points = h.repeat(units + 1, *[1] * a.ndim)
-        points[1:].diagonal(dim1=0, dim2=-1).copy_(flip(neuron, h))
-        flip_weights = flip_probability(neuron, h, a).movedim(-1, 0) / max(1, units)
-        weights = torch.cat([1 - leading_sum(flip_weights)[None], flip_weights])
-        return Draw(neuron, a, key, points, weights)
+        return ask_at_all_flips(neuron, a, key)
+
+
+def ask_at_all_flips(neuron: Neuron, a: Tensor, key: Key) -> Draw:
+    """Return the draw of `AllFlips`: a sample, and it with each unit flipped, `[D + 1, *batch, D]`."""
+    h = neuron.sample(key, a, 1)[0]
+    units = a.shape[-1]
+    points = h.repeat(units + 1, *[1] * a.ndim)
+    points[1:].diagonal(dim1=0, dim2=-1).copy_(flip(neuron, h))
+    flip_weights = flip_probability(neuron, h, a).movedim(-1, 0) / max(1, units)
+    weights = torch.cat([1 - leading_sum(flip_weights)[None], flip_weights])
+    return Draw(neuron, a, key, points, weights)
 
 
 def flip(neuron: Neuron, h: Tensor) -> Tensor:

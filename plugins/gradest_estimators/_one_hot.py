@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class OneUnitAtATime(Estimator):
     """
 
     needs = frozenset({"loss"})
-    capabilities = (SoftmaxOneHot,)
+    capabilities: ClassVar[tuple[type[Neuron], ...]] = (SoftmaxOneHot,)
 
     def bias(self, neuron: Neuron) -> Bias:
         """Return `Bias.NONE`: unbiased for every loss.

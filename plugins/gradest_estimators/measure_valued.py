@@ -17,7 +17,8 @@ class MeasureValued(OneUnitAtATime):
 
     Unbiased for every loss: the derivative of a unit's law in a_c is p_c (1 - p_c) times the difference of two laws,
     certainly c and anything but c. Mohamed et al. (2020) draw z from the second law. Since the losses of all C classes
-    are evaluated anyway, the expectation over z is taken here instead, and a single unit has no variance.
+    are evaluated anyway, the expectation over z is taken here instead, and a single unit has no variance. So it is the
+    sum Σ_c L(c) dp_c/da, the estimate of `local_expectation` and of IndeCateR (2023, arXiv 2311.12569).
     K = 1 + units · (C - 1). Memory: the points, `[K, *batch, units, C]`, are held once.
 
     Described by Mohamed, Rosca, Figurnov and Mnih (2020), Monte Carlo Gradient Estimation in Machine Learning,

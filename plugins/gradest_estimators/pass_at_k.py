@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, State, Target
+from gradest.contract.estimator import Draw, State
 from gradest.contract.numerics import leading_sum, leave_one_out
 from gradest.contract.score_function import ScoreFunction
-
-
-@dataclass(frozen=True)
-class BestOf(Target):
-    """The expected least loss of k samples, E[min(L(h_1), ..., L(h_k))]; `samples` is k."""
-
-    def combine(self, loss: Tensor) -> Tensor:
-        """Return the least of the losses."""
-        return loss.amin(0)
-
-    def __str__(self) -> str:
-        return f"E[min L] of {self.samples} samples"
+from gradest.contract.target import MaxOfSamples, Target
 
 
 class PassAtK(ScoreFunction):
@@ -72,7 +60,7 @@ class PassAtK(ScoreFunction):
 
     def target(self) -> Target:
         """Return E[min L] of k samples, which for k = 1 is E[L]."""
-        return BestOf(self.k) if self.k > 1 else Target()
+        return MaxOfSamples(self.k) if self.k > 1 else Target()
 
     def value(self, draw: Draw, loss: Tensor) -> Tensor:
         """Return the mean of the least loss over all subsets of k samples, `[*batch]`."""

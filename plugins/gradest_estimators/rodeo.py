@@ -7,30 +7,33 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Feedback, MonteCarlo, State
-from gradest.contract.neuron import LogisticBinary, Neuron, per_event
+from gradest.contract.neuron import Neuron, SoftmaxOneHot, per_event
 from gradest.contract.numerics import leading_mean, leading_sum
 from gradest_estimators._binary import flip, flip_probability
 from gradest_estimators._learning import ControlVariate, network, new_network, with_moments
-from gradest_estimators._score import event_sum, scores
+from gradest_estimators._score import LogitEstimator, event_sum, scores
 
 _INPUT_LIMIT = 30.0  # standard deviations at which inputs are clipped, because a flip of a rare unit may lie anywhere
 _CONSTANT_BELOW = 1e-12  # ratio of variance to mean square below which an input counts as constant
 
 
-class Rodeo(ControlVariate, MonteCarlo):
+class Rodeo(LogitEstimator, ControlVariate, MonteCarlo):
     """Leave-one-out REINFORCE with learned Stein control variates, made from the derivatives at the other samples.
 
     ĝ = mean_k [(L_k - mean_{j≠k}(L_j + α (𝒜H_j)(h_j))) score_k + (𝒜(H_k score))(h_k)], with a Stein operator 𝒜:
-    (𝒜g)(h) = Σ_i P(unit i differs from h) (g(h with unit i flipped) - g(h)) / D for D units. It is what one step of
-    Gibbs sampling adds to g in expectation, so E[(𝒜g)(h)] = 0 for every g.
+    (𝒜g)(h) = Σ_i P(unit i differs from h) (g(h with unit i flipped) - g(h)) / D for D binary units, and Σ_i Σ_c p_ic
+    (g(h with unit i in class c) - g(h)) / D for one-hot units. It is what one step of Gibbs sampling adds to g in
+    expectation, so E[(𝒜g)(h)] = 0 for every g.
 
     Unbiased for every loss and every parameter: both control variates have mean zero as long as H_k does not depend on
     h_k.
 
     H_k(y) = H(mean_{j≠k} L_j, mean_{j≠k} dL/dh_jᵀ(y - h_j)) is a small network H of what the OTHER samples say about
     the level of the loss, and about the loss at y. It sees y through one inner product, so the D flips need no
-    evaluation of the loss and only the memory of D numbers. For unit i the second control variate is score_i
-    [(𝒜H_k)(h_k) - H_k(h_k with i flipped) / D].
+    evaluation of the loss and only the memory of D numbers, or D · C with C classes. For binary unit i the second control
+    variate is score_i [(𝒜H_k)(h_k) - H_k(h_k with i flipped) / D]. For one-hot unit i, with δ_c = (H_k(h_k with i in class
+    c) - H_k(h_k)) / D and δ̄ = Σ_c p_ic δ_c, it is score_i [(𝒜H_k)(h_k) - δ̄ - H_k(h_k) / D] + p_i (δ - δ̄); for two
+    classes that is the same.
 
     For a loss linear in h, H = D/2 (mean_{j≠k} (L_j + dL/dh_jᵀ(y - h_j)) - E[L]) and α = 2 leave ½ score_i times
     L(h) - L(h with i flipped), in which no unit disturbs another. So the part of a flip's effect that the derivative
@@ -56,7 +59,6 @@ class Rodeo(ControlVariate, MonteCarlo):
         r"(\mathcal A H_j)(h_j)\bigr)\Bigr) s_k + (\mathcal A H_k s)(h_k)\Bigr]"
     )
     needs = frozenset({"loss", "grad"})
-    capabilities = (LogisticBinary,)
 
     examples = ({"hidden": 1}, {"samples": 3, "hidden": 0})
 
@@ -82,17 +84,29 @@ class Rodeo(ControlVariate, MonteCarlo):
         neuron, h, loss = draw.neuron, draw.points, feedback.get_loss().double()
         spread, centre, scale = self._standardisation(state)
         at = self._network_inputs(draw, feedback)
-        step = self._mean_of_others(feedback.get_grad()) * (flip(neuron, h) - h)
-        flipped = at[..., None, :] + torch.stack([torch.zeros_like(step), step], -1)
+        outlook = self._mean_of_others(feedback.get_grad())  # of dL/dh
 
         def surrogate(x: Tensor) -> Tensor:  # H / D
             standardised = ((x.double() - centre) * scale).clamp(-_INPUT_LIMIT, _INPUT_LIMIT)
             return spread * network(parameters, standardised)
 
-        after_flip = surrogate(flipped)
-        stein = event_sum(flip_probability(neuron, h, draw.a) * (after_flip - per_event(surrogate(at), neuron)), neuron)
+        def after(
+            step: Tensor,
+        ) -> Tensor:  # H / D with one unit moved, where `step` is the change of the predicted loss
+            return surrogate(at[(..., *[None] * neuron.event_ndim, slice(None))] + _second(step))
+
+        here = per_event(surrogate(at), neuron)
+        if isinstance(neuron, SoftmaxOneHot):
+            p = neuron.probability(draw.a)
+            gap = after(outlook - (outlook * h).contiguous().sum(-1, keepdim=True)) - here
+            expected = (p * gap).contiguous().sum(-1, keepdim=True)
+            stein, own, added = event_sum(expected, neuron), expected + here, p * (gap - expected)
+        else:
+            own = after(outlook * (flip(neuron, h) - h))
+            stein, added = event_sum(flip_probability(neuron, h, draw.a) * (own - here), neuron), None
         left = loss - self._mean_of_others(loss + parameters["alpha"] * stein) + stein
-        return leading_mean((per_event(left, neuron) - after_flip) * scores(draw)).to(draw.a)
+        estimates = (per_event(left, neuron) - own) * scores(draw)
+        return leading_mean(estimates if added is None else estimates + added).to(draw.a)
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Use the network and the running averages, then move both."""
@@ -130,3 +144,8 @@ class Rodeo(ControlVariate, MonteCarlo):
     def _mean_of_others(self, x: Tensor) -> Tensor:
         """Return for each sample the mean of x, `[K, ...]`, over the other samples."""
         return (leading_sum(x) - x) / (self.samples - 1)
+
+
+def _second(x: Tensor) -> Tensor:
+    """Return the change x of the second input, beside none of the first, `[..., 2]`."""
+    return torch.stack([torch.zeros_like(x), x], -1)

@@ -8,9 +8,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, State, Target
+from gradest.contract.estimator import Draw, State
 from gradest.contract.numerics import leading_sum
 from gradest.contract.score_function import ScoreFunction
+from gradest.contract.target import Target
 
 
 class Vimco(ScoreFunction):

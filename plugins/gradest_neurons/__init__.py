@@ -13,8 +13,11 @@ from gradest_neurons.gumbel_softmax import GumbelSoftmax
 from gradest_neurons.hard_concrete import HardConcrete
 from gradest_neurons.heaviside import Heaviside
 from gradest_neurons.k_subset import KSubset
+from gradest_neurons.logistic_normal import LogisticNormal
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.noisy_sigmoid import NoisySigmoid
+from gradest_neurons.noisy_top_k import NoisyTopK
+from gradest_neurons.plackett_luce import PlackettLuce
 from gradest_neurons.poisson import Poisson
 from gradest_neurons.rectifier import Rectifier
 from gradest_neurons.sigmoid import Sigmoid
@@ -41,8 +44,11 @@ def gradest_neurons() -> list[type[Neuron]]:
         HardConcrete,
         Heaviside,
         KSubset,
+        LogisticNormal,
         NoisyRectifier,
         NoisySigmoid,
+        NoisyTopK,
+        PlackettLuce,
         Poisson,
         Rectifier,
         Sigmoid,

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gradest.contract.neuron import Continuous, Reparameterised
+from gradest.contract.neuron import Density
 from gradest.contract.numerics import normal_cdf, panels, portable, widen
 from gradest.errors import InvalidInput
 from gradest.random import Key
@@ -18,7 +18,7 @@ _MOST = {torch.float32: 30.0, torch.float64: 200.0}  # of the log std; beyond, p
 _LEAST = {torch.float32: -80.0, torch.float64: -600.0}  # below, exp would underflow
 
 
-class DiagonalGaussian(Continuous, Reparameterised):
+class DiagonalGaussian(Density):
     """A unit with two pre-activations, the mean m and the logarithm of the standard deviation s, and one output.
 
     h = m + s z with z standard normal and s = exp(a_1), so E[h] = m, P(h > 0) = Φ(m/s), dh/dm = 1 and dh/d log s = s z. It takes
@@ -70,6 +70,11 @@ class DiagonalGaussian(Continuous, Reparameterised):
         """Return grad_h · (1, s z)."""
         _, log_std = _parts(a)
         return torch.stack([grad_h.to(log_std.dtype), grad_h * portable.exp(log_std) * noise], -1).to(a.dtype)
+
+    def density_score(self, a: Tensor, noise: Tensor) -> Tensor:
+        """Return (z/s, z² - 1), the derivative of -(h - m)²/(2s²) - log s in m and log s."""
+        _, log_std = _parts(a)
+        return torch.stack([noise * portable.exp(-log_std), noise * noise - 1], -1).to(a.dtype)
 
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h] = m."""

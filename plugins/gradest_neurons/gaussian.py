@@ -6,13 +6,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.neuron import Continuous, Reparameterised
+from gradest.contract.neuron import Density
 from gradest.contract.numerics import normal_cdf, panels, portable
 from gradest.random import Key
 from gradest_neurons._continuous import REACH, nodes_at, normalised
 
 
-class Gaussian(Continuous, Reparameterised):
+class Gaussian(Density):
     """A linear unit with additive Gaussian noise of standard deviation s.
 
     h = a + s z with z standard normal, so E[h] = a, P(h > 0) = Φ(a/s), and dh/da = 1.
@@ -49,6 +49,10 @@ class Gaussian(Continuous, Reparameterised):
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """Return grad_h, which does not depend on the noise."""
         return grad_h.to(a.dtype)
+
+    def density_score(self, a: Tensor, noise: Tensor) -> Tensor:
+        """Return z/s, the derivative of -(h - a)²/(2s²) in a."""
+        return (noise / self.std / self.std).to(a.dtype)
 
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h] = a."""

@@ -3,6 +3,7 @@
 from gradest import Objective, hookimpl
 from gradest_objectives.cross_entropy import CrossEntropy
 from gradest_objectives.linear import Linear
+from gradest_objectives.load_balance import LoadBalance
 from gradest_objectives.polynomial import Polynomial
 from gradest_objectives.quadratic import Quadratic
 
@@ -10,4 +11,4 @@ from gradest_objectives.quadratic import Quadratic
 @hookimpl
 def gradest_objectives() -> list[type[Objective]]:
     """Return the classes of the built-in objectives."""
-    return [CrossEntropy, Linear, Polynomial, Quadratic]
+    return [CrossEntropy, Linear, LoadBalance, Polynomial, Quadratic]

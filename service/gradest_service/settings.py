@@ -76,8 +76,8 @@ class Settings(BaseModel):
     max_work: int = Field(
         1 << 27,
         ge=1,
-        description="Maximum work of one request: draws x K x size of a, tensor options of the objective included; for credit, "
-        "K x size of the loss.",
+        description="Maximum work of one request: draws x K x size of a, tensor options of the objective included, and 256 for "
+        "each call of a pointwise objective; for credit, K x size of the loss.",
     )
 
     @model_validator(mode="after")

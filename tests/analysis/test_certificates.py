@@ -11,7 +11,7 @@ import torch
 import gradest
 import gradest_estimators
 from gradest.analysis import certificates
-from gradest.analysis.bias import LOGIT_REGIMES, LOSSES
+from gradest.analysis.bias import LOGIT_REGIMES, LOSSES, measure_signal
 from gradest.analysis.results import relative_error
 from gradest_estimators.rloo import Rloo
 from gradest_estimators.straight_through import StraightThrough
@@ -103,6 +103,13 @@ def test_a_claim_of_bias_must_show():
     modest = replace(found, claim="biased", records=tuple(replace(r, promised=False) for r in found.records))
     assert modest.faults == ("claims bias biased, but no loss shows any",)
     assert of("straight_through", "bernoulli").faults == ()
+
+
+def test_events_whose_enumeration_is_refused_have_no_signal():
+    """Eight units of six outputs; it raised TooManyPoints, and no certificate of the pair could be measured."""
+    enumeration = gradest.estimator("enumeration")
+    assert not list(measure_signal(enumeration, gradest.neuron("plackett_luce")))
+    assert len(list(measure_signal(enumeration, gradest.neuron("bernoulli")))) == len(LOSSES)
 
 
 def test_progress_counts_every_measurement():

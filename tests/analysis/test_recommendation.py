@@ -121,7 +121,7 @@ def test_what_is_first_was_measured_for_about_as_many_units():
 
 
 def test_reasons_state_the_condition_of_a_claim():
-    found = gradest.recommend("gaussian", ["loss", "grad"], unbiased=True)
+    found = gradest.recommend("noisy_rectifier", ["loss", "grad"], unbiased=True)
     assert {row.claim for row in found.rows} == {"none for continuous losses"}
     assert all(
         "unbiased for losses that are continuous and differentiable almost everywhere" in row.reasons

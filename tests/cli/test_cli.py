@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from typer.main import get_command
 
 import gradest
 import gradest_experiments.cli
-from gradest.analysis.certificates import from_json
+from gradest.analysis.certificates import Certificate, from_json, load_certificates, options_of
 from gradest.analysis.comparison import comparable_estimators
 from gradest.cli import app, main
 from gradest.cli.arguments import read_numbers, read_options, read_spec
@@ -155,6 +157,9 @@ def test_list_shows_what_computes_each_neuron(run: Run, monkeypatch: pytest.Monk
     assert {name: forward for name, (forward, _) in on_cpu.items() if forward != "fused"} == {
         "argmax": "torch",
         "diagonal_gaussian": "noise fused",
+        "logistic_normal": "noise fused",
+        "noisy_top_k": "noise fused",
+        "plackett_luce": "noise fused",
         "sign": "torch",
         "stochastic_rounding": "noise fused",
     }
@@ -645,9 +650,84 @@ def test_certify_says_what_is_at_fault(run: Run, certified_package: Path, monkey
     assert "certified on bernoulli: claims bias none, but on a linear loss" in ended.err
 
 
+@pytest.fixture
+def certified_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A single module with a neuron, as the README's, and an estimator, both with examples of options."""
+    path = tmp_path / "one_file.py"
+    path.write_text(
+        "from pydantic import Field\n"
+        "import gradest\n"
+        "class Level(gradest.LogisticBinary):\n"
+        "    name, summary, low, high = 'level', 'levels', 0.0, 1.0\n"
+        "    examples = ({}, {'k': 3})\n"
+        "    k: int = Field(1)\n"
+        "    def active_probability(self, a):\n"
+        "        return self.probability(a)\n"
+        "class Tuned(gradest.registry.estimators['enumeration']):\n"
+        "    name = 'tuned'\n"
+        "    examples = ({}, {'k': 2})\n"
+        "    k: int = Field(1)\n"
+        "    def accepts(self, neuron):\n"
+        "        return neuron.name == 'level'\n"
+        "@gradest.hookimpl\n"
+        "def gradest_neurons():\n"
+        "    return [Level]\n"
+        "@gradest.hookimpl\n"
+        "def gradest_estimators():\n"
+        "    return [Tuned]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = gradest.registry.register(importlib.import_module("one_file"))
+    yield path
+    gradest.registry.unregister(module)
+    del sys.modules["one_file"]
+
+
+def test_certify_takes_a_single_module_and_its_examples(
+    run: Run, certified_module: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = set()
+
+    def certify(estimator: gradest.Estimator, neuron: gradest.Neuron, progress: object) -> Certificate:
+        """Take the certificate of the built-in estimator on bernoulli."""
+        measured.add((estimator.label(), neuron.label()))
+        like = gradest.registry.estimators["enumeration" if estimator.name == "tuned" else estimator.name]
+        (kept,) = (one for one in load_certificates(like) if one.neuron == "bernoulli")
+        names = {"estimator": estimator.name, "neuron": neuron.name}
+        return replace(kept, **names, options=options_of(estimator), neuron_options=options_of(neuron))
+
+    monkeypatch.setattr("gradest.cli.certifying.certify", certify)
+    monkeypatch.setattr("gradest.cli.certifying.is_current", lambda *_: True)
+    arguments = ("certify", "--package", "one_file", "--out", str(certified_module.parent))
+    assert run(*arguments).code == 0
+    on_level = set(gradest.registry.fitting(gradest.neuron("level"))) - {"tuned"}
+    assert measured == {
+        ("tuned", "level"),
+        ("tuned(k=2)", "level"),
+        ("tuned", "level(k=3)"),
+        *product(on_level, ("level", "level(k=3)")),
+    }
+    kept = from_json((certified_module.parent / "one_file.certificates.json").read_text())
+    assert {one.labels for one in kept} == measured
+    assert "### tuned(k=2)" in (certified_module.parent / "certificates.md").read_text()
+    tuned = gradest.registry.estimators["tuned"]
+    assert {one.labels for one in load_certificates(tuned)} == {
+        labels for labels in measured if labels[0].startswith("tuned")
+    }
+    errors = {row.label: row.error for row in gradest.recommend({"name": "level", "k": 3}).rows}
+    assert errors["rloo"] is not None  # from a file that is not of rloo's package
+    assert "level(k=3)" in run("describe", "rloo").out
+    assert "level, with k=2" in run("describe", "tuned").out
+    measured.clear()
+    run(*arguments, "--no-examples")
+    assert not measured
+    kept = from_json((certified_module.parent / "one_file.certificates.json").read_text())
+    assert {one.labels for one in kept} == {("tuned", "level"), *product(on_level, ("level",))}
+
+
 def test_certify_refuses_what_it_does_not_know(run: Run, certified_package: Path) -> None:
     assert "has no registered estimator rlo" in run("certify", "rlo", "--package", "certified").err
-    assert "the package 'nowhere' has no registered estimator" in run("certify", "--package", "nowhere").err
+    assert "the package 'nowhere' has no registered estimator or neuron" in run("certify", "--package", "nowhere").err
 
 
 @pytest.fixture(scope="module")

@@ -305,7 +305,7 @@ def test_certify_measures_the_others(
 ) -> None:
     measured = []
     monkeypatch.setattr("gradest.cli.certifying.is_current", lambda *_: False)
-    monkeypatch.setattr("gradest.cli.certifying.files", lambda _: tmp_path)
+    monkeypatch.setattr("gradest.cli.certifying.certificates_path", lambda _: tmp_path / "certificates.json")
 
     def certify(estimator: Any, neuron: Any, _: Any) -> Any:
         measured.append(estimator.name)

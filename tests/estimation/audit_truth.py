@@ -206,7 +206,9 @@ class AuditLoss:
 
     def at(self, neuron: gradest.Neuron, h: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
         """Return the losses of these outputs. The parameters lead with the rows."""
-        u = h if neuron.output_ndim == 1 else (h * torch.tensor([0.2, 1.0, -0.7]).to(h)).sum(-1)
+        u, weight = h, torch.tensor([0.2, 1.0, -0.7]).to(h)
+        for _ in range(neuron.output_ndim - 1):
+            u = (u * weight).sum(-1)
         if neuron.name == "bipolar":
             u = u / 2  # its outputs are then as far apart as those of a Bernoulli unit
         row_weights = torch.tensor([1.0, -0.6]).to(h).repeat(h.shape[h.ndim - neuron.output_ndim - 1] // ROWS)
@@ -258,7 +260,7 @@ KINKED = AuditLoss(lambda u, c, _: c * ((1.7 * u[..., 0] - 0.4).abs() + torch.re
 def _combined(loss: Tensor, target: gradest.Target) -> Tensor:
     """The value of two samples for all pairs of configurations, `[N, N, 2]`."""
     one, two = loss[:, None], loss[None]
-    if type(target).__name__ == "BestOf":
+    if type(target).__name__ == "MaxOfSamples":
         return torch.minimum(one, two)
     return math.log(2) - torch.logaddexp(-one, -two)
 

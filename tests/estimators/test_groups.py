@@ -9,7 +9,7 @@ import gradest
 from gradest.analysis.comparison import comparable_estimators
 from gradest.contract.estimator import Feedback
 from gradest.errors import InvalidOptions
-from gradest_estimators.pass_at_k import BestOf, PassAtK
+from gradest_estimators.pass_at_k import PassAtK
 from tests.nn.test_graph import Belief, check, surrogate
 
 A = torch.tensor([0.4, -0.9], dtype=torch.float64)
@@ -125,7 +125,7 @@ def test_a_baseline_weighted_by_the_score_lessens_the_variance():
 
 
 def test_exact_of_the_best_is_the_sum_over_every_way_to_draw():
-    loss, gradient = gradest.exact(skewed, A, "bernoulli", BestOf(2))
+    loss, gradient = gradest.exact(skewed, A, "bernoulli", gradest.MaxOfSamples(2))
     a = A.clone().requires_grad_()
     p = torch.sigmoid(a)
     outcomes = [torch.tensor(h, dtype=torch.float64) for h in product((0, 1), repeat=2)]
@@ -151,7 +151,7 @@ def test_the_value_of_pass_at_k_is_that_of_its_target():
     found = gradest.estimate(
         skewed, A.float(), estimator={"name": "pass_at_k", "samples": 5, "k": 3}, draws=20_000, seed=0
     )
-    wanted, _ = gradest.exact(skewed, A, "bernoulli", BestOf(3))
+    wanted, _ = gradest.exact(skewed, A, "bernoulli", gradest.MaxOfSamples(3))
     plain, _ = gradest.exact(skewed, A, "bernoulli")
     assert float(found.loss) == pytest.approx(float(wanted), rel=0.01)
     assert abs(float(plain / wanted) - 1) > 0.05

@@ -98,6 +98,7 @@ def summed_and_sampled(k):
 
 CASES = {
     "measure_valued": ("measure_valued", in_a_circle),
+    "local_expectation": ("local_expectation", in_a_circle),
     "sum_and_sample, 1": ("sum_and_sample", summed_and_sampled(1)),
     "sum_and_sample, 2": ({"name": "sum_and_sample", "summed": 2}, summed_and_sampled(2)),
     "unordered_set, 2": ("unordered_set", without_replacement(2)),
@@ -142,7 +143,13 @@ def test_forward_makes_these_choices_and_asks_at_these_points(case):
 
 
 @pytest.mark.parametrize(
-    "spec", ["measure_valued", {"name": "sum_and_sample", "summed": 9}, {"name": "unordered_set", "samples": 9}]
+    "spec",
+    [
+        "measure_valued",
+        "local_expectation",
+        {"name": "sum_and_sample", "summed": 9},
+        {"name": "unordered_set", "samples": 9},
+    ],
 )
 def test_with_all_classes_asked_for_one_unit_has_no_variance(spec):
     def f(h):
@@ -154,6 +161,23 @@ def test_with_all_classes_asked_for_one_unit_has_no_variance(spec):
     assert float(found.variance.max()) < 1e-25
     assert_close(found.gradient, truth)
     assert_close(found.loss, loss)
+
+
+def test_local_expectation_of_one_hot_units_is_measure_valued():
+    """And, as its docstring says, Σ_c L(c) dp_c/da, term by term."""
+    draws, found = [], []
+    for name in ("measure_valued", "local_expectation"):
+        estimator = gradest.estimator(name)
+        draws.append(estimator.forward(NEURON, A, gradest.Key(4), {}))
+        found.append(estimator.backward(draws[-1], gradest.Feedback(cubic(draws[-1].points)), {})[0])
+    assert torch.equal(draws[0].points, draws[1].points)
+    assert torch.equal(*found)
+    wanted = torch.zeros_like(A)
+    for unit, c in itertools.product(range(2), range(4)):
+        h = draws[0].points[0].clone()
+        h[unit] = one_hot(c)
+        wanted[unit] += cubic(h) * P[unit, c] * (one_hot(c) - P[unit])
+    assert_close(found[0], wanted)
 
 
 def test_the_built_in_baseline_and_the_sum_reduce_the_variance():
@@ -284,7 +308,40 @@ def test_the_mean_over_all_samples_is_exact(spec, f):
         )  # without variance there, and only there
 
 
-def test_double_cv_falls_far_below_rloo_on_one_hot_units():
+def rodeo_state(estimator, neuron, a):
+    """A state in which every part does something."""
+    state = dict(estimator.init(neuron, a))
+    for name, value in (("outer", 0.8), ("linear", 1.1), ("constant", 0.3), ("alpha", 0.4)):
+        state[name] = state[name] + value
+    given = {"weight": 0.5, "spread": 2.0, "first": [0.9, -0.3], "second": [4.0, 1.5]}
+    return state | {name: torch.tensor(value, dtype=torch.float64) for name, value in given.items()}
+
+
+@pytest.mark.parametrize("samples", [2, *deep(3)])
+def test_rodeo_has_the_gradient_as_its_mean_at_any_state(samples):
+    estimator = gradest.estimator("rodeo", samples=samples)
+    gradient, value, square = over_samples(estimator, cubic, samples, rodeo_state(estimator, NEURON, A))
+    loss, wanted = gradest.exact(cubic, A, neuron=NEURON)
+    assert_close(gradient, wanted, 1e-10)
+    assert_close(value, loss, 1e-10)
+    rloo = over_samples(gradest.estimator("rloo", samples=samples), cubic, samples)[2]
+    assert not torch.allclose(square, rloo, rtol=0.05)  # the control variates are no small correction
+
+
+def test_rodeo_of_two_classes_is_that_of_a_binary_unit():
+    a = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
+    estimator, binary = gradest.estimator("rodeo", samples=3), gradest.neuron("bernoulli")
+    state, pair = rodeo_state(estimator, binary, a), torch.stack([a, torch.zeros_like(a)], -1)
+    draw = estimator.forward(binary, a, gradest.Key(1), state)
+    loss, grad = draw.points.sum(-1).sin(), draw.points.sum(-1, keepdim=True).cos() * torch.ones_like(draw.points)
+    wanted, _ = estimator.backward(draw, gradest.Feedback(loss, grad), state)
+    points = torch.stack([draw.points, 1 - draw.points], -1)
+    both = gradest.Feedback(loss, torch.stack([grad, torch.zeros_like(grad)], -1))
+    found, _ = estimator.backward(gradest.Draw(NEURON, pair, gradest.Key(1), points, draw.weights), both, state)
+    assert_close(found, torch.stack([wanted, -wanted], -1))
+
+
+def test_rodeo_and_double_cv_fall_far_below_rloo_on_one_hot_units():
     a = torch.linspace(-1, 1, 60, dtype=torch.float64).reshape(20, 3)
 
     def f(h):
@@ -293,6 +350,11 @@ def test_double_cv_falls_far_below_rloo_on_one_hot_units():
     rloo = gradest.estimate(f, a, NEURON, "rloo", draws=2000, seed=1)
     learned = gradest.estimate(f, a, NEURON, "double_cv", draws=2000, seed=1)
     assert learned.variance.mean() < 0.3 * rloo.variance.mean()
+    state, rows = None, a.expand(8, 20, 3).clone().requires_grad_()
+    for seed in range(50):
+        _, state = gradest.expect(f, rows, NEURON, "rodeo", seed=seed, state=state)
+    rodeo = gradest.estimate(f, a, NEURON, "rodeo", draws=2000, seed=1, state=state)
+    assert rodeo.variance.mean() < 0.3 * rloo.variance.mean()
 
 
 def test_straight_through_is_exact_to_first_order():
@@ -400,3 +462,73 @@ def test_on_a_cubic_reinmax_can_be_worse_than_straight_through():
 
     straight = gradest.estimator("straight_through", derivative="sigmoid")
     assert error_over_outputs(gradest.estimator("reinmax"), f, a=a) > error_over_outputs(straight, f, a=a)
+
+
+@pytest.mark.parametrize(("temperature", "gap"), [(1.0, 1.0), (0.5, 0.0), (0.7, 3.0)])
+def test_gapped_straight_through_moves_the_logits_as_the_source_does(temperature, gap):
+    """At every output, by autograd through a softmax of a + m₁ + m₂, with the two moves held."""
+    estimator = gradest.estimator("gapped_straight_through", temperature=temperature, gap=gap)
+    for classes in itertools.product(range(4), repeat=2):
+        h, a = one_hot(classes), A.clone().requires_grad_()
+        top = A.amax(-1, keepdim=True)
+        moves = h * (top - A) - (1 - h) * (A + gap - top).clamp(min=0)
+        s = torch.softmax((a + moves) / temperature, -1)
+        (wanted,) = torch.autograd.grad((s * WEIGHT).sum(), a)
+        draw = gradest.Draw(NEURON, A, gradest.Key(0), h[None], torch.ones(1))
+        assert_close(estimator.backward(draw, gradest.Feedback(None, WEIGHT[None]), {})[0], wanted)
+
+
+def test_gapped_straight_through_is_biased_and_varies_as_it_says():
+    _, gradient = gradest.exact(linear, A, neuron=NEURON)
+    assert error_over_outputs(gradest.estimator("gapped_straight_through"), linear) > 0.05
+    assert float(mean_over_outputs(gradest.estimator("gapped_straight_through"), linear).mul(gradient).sum()) > 0
+    cold = gradest.estimator("gapped_straight_through", temperature=0.1)
+    assert float(mean_over_outputs(cold, linear).norm() / gradient.norm()) < 0.01
+
+    def ratio(f, **options):
+        gumbel, gapped = (
+            gradest.estimate(f, A, NEURON, estimator, draws=4000, seed=1).variance.sum()
+            for estimator in (
+                gradest.estimator("straight_through_gumbel", temperature=options["temperature"]),
+                gradest.estimator("gapped_straight_through", **options),
+            )
+        )
+        return float(gapped / gumbel)
+
+    assert 0.3 < ratio(linear, temperature=1.0) < 0.5
+    assert ratio(quadratic, temperature=0.5) < 0.6
+    assert ratio(cubic, temperature=1.0) > 0.9
+    assert ratio(linear, temperature=0.1, gap=0.0) > 2
+
+
+@pytest.mark.parametrize("neuron", ["categorical", "bernoulli", "bipolar"])
+@pytest.mark.parametrize(("forwards", "backwards"), [(1.0, 2.0), (0.5, 1.5), (2.0, 2.0)])
+def test_decoupled_straight_through_is_straight_through_on_scaled_pre_activations(neuron, forwards, backwards):
+    estimator = gradest.estimator(
+        "decoupled_straight_through", forward_temperature=forwards, backward_temperature=backwards, samples=3
+    )
+    plain = gradest.estimator("straight_through", derivative="sigmoid", slope=forwards / backwards, samples=3)
+    neuron, grad = gradest.neuron(neuron), torch.stack([WEIGHT, -2 * WEIGHT, WEIGHT.roll(1, -1)])
+    a = A.expand(50, 2, 4)
+    draws = estimator.forward(neuron, a, gradest.Key(3), {}), plain.forward(neuron, a / forwards, gradest.Key(3), {})
+    assert torch.equal(draws[0].points, draws[1].points)
+    feedback = gradest.Feedback(None, grad[:, None].expand(3, 50, 2, 4))
+    assert_close(
+        estimator.backward(draws[0], feedback, {})[0], plain.backward(draws[1], feedback, {})[0] / forwards, 1e-12
+    )
+
+
+def test_decoupled_straight_through_is_exact_for_linear_losses_only_where_it_says_so():
+    equal = gradest.estimator("decoupled_straight_through", backward_temperature=1.0)
+    assert str(equal.bias(NEURON)) == "exact to order 1"
+    assert error_over_outputs(equal, linear) < 1e-12
+    assert error_over_outputs(gradest.estimator("decoupled_straight_through"), linear) > 0.05
+    both = gradest.estimator("decoupled_straight_through", forward_temperature=2.0, backward_temperature=2.0)
+    assert str(both.bias(NEURON)) == "biased"
+    a = A.clone().requires_grad_()  # of the unit at a/2 it gives the gradient of linear losses
+    (wanted,) = torch.autograd.grad(linear(torch.softmax(a / 2, -1)), a)
+    assert_close(mean_over_outputs(both, linear), wanted)
+    cold = {"name": "decoupled_straight_through", "forward_temperature": 1e-30, "backward_temperature": 1e-30}
+    for neuron, f in (("categorical", linear), ("bernoulli", lambda h: h.sum(-1))):
+        found = gradest.estimate(f, 3e30 * A, neuron, cold, draws=2, seed=1)
+        assert torch.isfinite(found.gradient).all()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +13,9 @@ from torch.autograd.function import BackwardCFunction
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Loss, Objective
-from gradest.errors import InvalidInput
+from gradest.errors import InvalidInput, NotDifferentiable
 from gradest.kernels import plain_saved_tensors, transformed
+from gradest.kernels.stable import widen
 
 __all__ = ["CHUNK", "Flattened", "evaluate", "flattened", "losses_at", "losses_in_progress"]
 
@@ -84,12 +87,14 @@ def losses_in_progress() -> int:
 
 
 def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
-    """Return f(points), checked.
+    """Return f(points), checked; a pointwise objective is called for each point.
 
     An exception of f gets a note that says which shape f was given.
     """
     _in_progress.losses += 1
     try:
+        if isinstance(f, Objective) and f.pointwise:
+            return _point_by_point(f, points, event_ndim)
         loss = f(points)
     except Exception as error:
         _add_note(
@@ -118,6 +123,39 @@ def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
     return loss
 
 
+def _point_by_point(f: Objective, points: Tensor, event_ndim: int) -> Tensor:
+    """Return the losses `[K, *batch]` of a pointwise objective, at points in at least float32, which numpy has."""
+    leading = points.shape[: points.ndim - event_ndim]
+    losses: list[Tensor] = []
+    for point in widen(points).reshape(leading.numel(), *points.shape[len(leading) :]).unbind(0):
+        try:
+            loss: Any = f(point)
+        except Exception as error:
+            _add_note(error, f"{list(point.shape)}, [*event'], one at a time, since {f.name} is pointwise")
+            raise
+        if isinstance(loss, Real):
+            loss = torch.tensor(float(loss), dtype=torch.float64, device=points.device)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InvalidInput(
+                f"{f.name} is pointwise, so {f.name}.__call__ must map one point {list(point.shape)} to one number, but it "
+                f"returned {got}"
+            )
+        losses.append(loss.reshape(()))
+    return torch.stack(losses).reshape(leading) if losses else points.new_zeros(leading)
+
+
+def _check_differentiable(f: Loss, estimator: Estimator) -> None:
+    """Raise NotDifferentiable if f is an objective that states that it has no dL/dh."""
+    if isinstance(f, Objective) and not f.differentiable:
+        raise NotDifferentiable(
+            f"{estimator.label()} needs dL/dh, but {f.name} states that it is not differentiable; {_LOSS_ALONE}"
+        )
+
+
+_LOSS_ALONE = 'use an estimator that needs the loss alone: gradest.recommend(neuron, bring=["loss"]) ranks them'
+
+
 def evaluate(
     f: Loss, points: Tensor, neuron: Neuron, estimator: Estimator, keep_graph: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -126,6 +164,7 @@ def evaluate(
         points = points.clone()  # where writes are not counted, f writes to a copy
     if "grad" not in estimator.needs:
         return losses_at(f, points.detach(), neuron.output_ndim), None
+    _check_differentiable(f, estimator)
     if transformed():
         loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron.output_ndim), points.detach())
         return loss, pull(torch.ones_like(loss))[0].detach()
@@ -133,7 +172,9 @@ def evaluate(
     with torch.set_grad_enabled(True), plain_saved_tensors():
         loss = losses_at(f, points, neuron.output_ndim)
         if not loss.requires_grad:
-            raise InvalidInput(f"{estimator.label()} needs dL/dh, but f is not differentiable in its points")
+            raise NotDifferentiable(
+                f"{estimator.label()} needs dL/dh, but f is not differentiable in its points; {_LOSS_ALONE}"
+            )
         (grad,) = torch.autograd.grad(loss, points, torch.ones_like(loss), retain_graph=keep_graph, allow_unused=True)
     if not (keep_graph and _depends_on_more(loss, points)):
         loss = loss.detach()  # otherwise backward would traverse f once more without use

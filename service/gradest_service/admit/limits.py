@@ -14,8 +14,9 @@ from torch import Tensor
 import gradest
 from gradest.analysis.comparison import comparable_estimators
 from gradest.client.wire import SAFETENSORS
-from gradest.contract.estimator import Estimator, State, Target
+from gradest.contract.estimator import Estimator, State
 from gradest.contract.law import MAX_POINTS, count_configurations
+from gradest.contract.target import Target
 from gradest.errors import Inexact, PluginFault, TooManyPoints
 from gradest_service.admit.jobs import (
     ComparisonJob,
@@ -46,6 +47,7 @@ __all__ = [
     "exact_work",
 ]
 
+_CALL = 256  # elements that are computed in the time of one call of a pointwise objective, at least
 _WARM_UP = 100  # steps that a stateful estimator takes before its draws
 
 
@@ -157,7 +159,7 @@ def exact_work(job: ObjectiveJob, target: Target) -> int:
     try:
         count_configurations(neuron, event)  # before a law of many outputs takes memory
         try:
-            if target.samples == 1 and job.objective.expectation(neuron, a) is not None:
+            if target == Target() and job.objective.expectation(neuron, a) is not None:
                 return 0
         except Inexact:
             return 0
@@ -220,10 +222,13 @@ def _check_answer(settings: Settings, elements: int, what: str, as_json: bool) -
 
 
 def _point_work(job: ObjectiveJob) -> int:
-    """Return the elements of one point, and of those tensors of the objective that do not merely broadcast onto points."""
+    """Return the elements of one point, and of those tensors of the objective that do not merely broadcast onto points.
+
+    The call of a pointwise objective counts as some elements too.
+    """
     options = [value for value in dict(job.objective).values() if isinstance(value, Tensor)]
     beyond = [option.numel() for option in options if not _broadcasts(option.shape, job.output_shape)]
-    return _point_size(job) + sum(beyond)
+    return _point_size(job) + sum(beyond) + (_CALL if job.objective.pointwise else 0)
 
 
 def _point_size(job: NeuronJob) -> int:

@@ -66,11 +66,14 @@ def build_any_estimator(field: str, spec: Any, settings: Settings) -> Estimator:
 def build_objective(spec: Any, neuron: Neuron, a: Tensor, settings: Settings) -> Objective:
     """Build the objective that a caller names, and check its options against the shape of `a`.
 
-    It is evaluated at zero points, which shows what its options do to shapes before anything is allocated for them.
+    It is evaluated at zero points, which shows what its options do to shapes before anything is allocated for them. One that is
+    `pointwise` has no part in shapes.
     """
     objective = _build("objective", spec, gradest.registry.objective, gradest.registry.objectives, settings)
     if isinstance(objective, Separable):
         objective.check_events(neuron)
+    if objective.pointwise:
+        return objective
     no_points = a.new_zeros((0, *output_shape(neuron, a)))
     batch = no_points.shape[: no_points.ndim - neuron.output_ndim]
     has_tensors = any(isinstance(option, Tensor) and option.ndim for option in dict(objective).values())

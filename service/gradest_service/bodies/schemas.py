@@ -365,6 +365,9 @@ class CompareAnswer(BaseModel):
     seed: int
     rows: list[ComparisonRow]
     failures: list[Excluded] = Field(description="The estimators without a row, because the code of a plugin failed.")
+    skipped: list[Excluded] = Field(
+        description="The estimators without a row, because they need dL/dh, which the objective does not have."
+    )
     exact: NumbersOut | None = Field(description=_EXACT.format("gradient, [*batch, *event]"))
     no_exact: str | None = Field(None, description="Why there is no exact gradient; null if there is one.")
 
@@ -429,6 +432,9 @@ class EstimatorDescription(Description):
 
 class ObjectiveDescription(Description):
     """An objective."""
+
+    differentiable: bool = Field(description="Whether it has dL/dh, which some estimators need.")
+    pointwise: bool = Field(description="Whether it is computed for one point at a time, as a simulator is.")
 
 
 class Distribution(BaseModel):

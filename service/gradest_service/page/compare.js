@@ -217,9 +217,9 @@ class Compare {
     const units = select(names, names[this.unit], (name) => this.#choose(names.indexOf(name)));
     this.units.replaceChildren(field("p changes with", units));
     const best = [...rows].sort((one, two) => Number(one.variance) - Number(two.variance))[0];
+    const least = best ? `; ${best.estimator} has the least variance` : "";
     this.charts.bias.describe(
-      `Bias against variance of ${rows.length} estimators; ${best.estimator} has the least variance. ` +
-        "The table has the numbers.",
+      `Bias against variance of ${rows.length} estimators${least}. The table has the numbers.`,
     );
     this.charts.error.describe("Relative error against evaluations of the loss. The table has the numbers.");
     await Promise.all([this.charts.bias.draw({ rows }), this.charts.error.draw({ rows })]);
@@ -239,13 +239,16 @@ class Compare {
   async #sweep({ neuron, objective, a, estimators, draws, seed }, signal) {
     const flat = flatten(a);
     const unit = this.unit;
-    const said = `${this.answer.neuron}, ${this.answer.draws} draws of each estimator, seed ${this.answer.seed}`;
+    const left = this.answer.skipped.map(({ estimator, reasons }) => `; without ${estimator}: ${reasons.join("; ")}`);
+    const without = new Set(this.answer.skipped.map(({ estimator }) => estimator));
+    const said =
+      `${this.answer.neuron}, ${this.answer.draws} draws of each estimator, seed ${this.answer.seed}` + left.join("");
     this.said.textContent = `${said}. The chart over p is being computed…`;
     const moved = (x) => flat.map((one, at) => (at === unit ? x : one));
     const rows = ticks(SWEEP, -EDGE, EDGE).map((x) => nest(moved(x), this.numbers.shape));
     const { active_probability: chances } = await post("v1/mean", { neuron, a: rows }, signal);
     const found = [];
-    for (const estimator of estimators) {
+    for (const estimator of estimators.filter((spec) => !without.has(labelOf(spec)))) {
       const body = { neuron, objective, estimator, a: rows, draws: Math.min(draws, SWEEP_DRAWS), seed };
       const answer = await post("v1/estimate", body, signal);
       answer.variance.forEach((variance, at) => {
