@@ -84,13 +84,15 @@ def one_of_each_kind(all_cases: Iterable[Case]) -> list[Case]:
 def cases_of(way: str, call: str) -> list[Case]:
     """The cases of one call in the whole cross: every pair with its default options, and `plain` with all examples of options.
 
-    Where a cell takes a second it is one neuron for each estimator.
+    Where a cell takes a second it is one neuron for each estimator: that of the pair that came first.
     """
     found = [case for case in cases() if case.call == call]
     if way != "plain":
         found = [case for case in found if not case.estimator.model_fields_set and not case.neuron.model_fields_set]
     if way not in SLOW:
         return found
+    place = {pair: number for number, pair in enumerate(Kept.load().pairs)}
+    found.sort(key=lambda case: place.get(case.pair, len(place)))
     return list({case.estimator.name: case for case in reversed(found)}.values())
 
 

@@ -67,4 +67,7 @@ def test_all_pairs_are_counted():
     """Of a unit or an estimator that has come since, the table would say nothing."""
     kept = cells.Kept.load()
     assert set(kept.pairs) == {case.pair for case in cases()}, f"run {cells.RUN}"
-    assert {found["counted"] for calls in kept.sums.values() for found in calls.values()} == {len(kept.pairs)}
+    for way, calls in kept.sums.items():
+        for call, found in calls.items():
+            assert found["counted"] == len(kept.pairs)
+            assert found[cells.RIGHT] + found[cells.ERROR] == len(cells.cases_of(way, call)), f"run {cells.RUN} {way}"
