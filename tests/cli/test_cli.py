@@ -853,6 +853,7 @@ def test_every_encoding_of_the_output_will_do(monkeypatch: pytest.MonkeyPatch, e
 
 
 @pytest.mark.deep
+@pytest.mark.timeout(1500)
 def test_warm_compiles_every_kernel(tmp_path):
     """Afterwards no estimator on any neuron, in float32 or float64, has anything compiled."""
     env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "GRADEST_KERNELS": "cpu"}

@@ -80,15 +80,5 @@ def filter_failure(context, failure, case, response):
     """Whether it is one: not where a well-formed request is refused for what its schema cannot say."""
     if not isinstance(failure, RejectedPositiveData) or response.status_code not in (409, 413, 422):
         return True
-    problem = response.json()
-    if problem["detail"].startswith("The request does not fit"):
-        return case.operation.method != "post" or not all(_is_whole(case.body, fault) for fault in problem["errors"])
-    return not _BEYOND_A_SCHEMA.search(problem["detail"])
-
-
-def _is_whole(body, fault):
-    """2.0 is an integer to JSON Schema. The service takes it for a mistake."""
-    value = body
-    for step in fault["field"].split("."):
-        value = value[int(step) if step.isdecimal() else step]
-    return fault["message"] == "Input should be a valid integer" and isinstance(value, float) and value.is_integer()
+    detail = response.json()["detail"]
+    return detail.startswith("The request does not fit its schema") or not _BEYOND_A_SCHEMA.search(detail)

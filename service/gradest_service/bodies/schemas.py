@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, RootModel, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, RootModel, TypeAdapter
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -85,9 +85,17 @@ PluginSpec = Annotated[Any, _described_as(str | NamedPlugin)]
 NamedTensors = Annotated[dict[str, Any], _described_as(dict[str, NestedNumbers])]
 NamedTensorsOut = Annotated[Any, _described_as(dict[str, NestedNumbersOut])]
 Figure = float | Literal["NaN", "Infinity", "-Infinity"]
-Seed = Annotated[int, Field(strict=True, ge=0, lt=MAX_SEED)]
-Size = Annotated[int, Field(strict=True, ge=0)]
-Draws = Annotated[int, Field(strict=True, ge=1)]
+
+
+def _integral(value: Any) -> Any:
+    """Return an integer for a float that is one, such as 364.0, because JSON Schema and many clients do not tell them apart."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_INTEGRAL = BeforeValidator(_integral)
+Seed = Annotated[int, Field(strict=True, ge=0, lt=MAX_SEED), _INTEGRAL]
+Size = Annotated[int, Field(strict=True, ge=0), _INTEGRAL]
+Draws = Annotated[int, Field(strict=True, ge=1), _INTEGRAL]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
 _DRAWS = "Number of independent draws to average"
