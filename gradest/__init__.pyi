@@ -22,6 +22,7 @@ from .contract.hookspecs import PLUGIN_API as PLUGIN_API
 from .contract.hookspecs import hookimpl as hookimpl
 from .contract.neuron import Binary as Binary
 from .contract.neuron import Continuous as Continuous
+from .contract.neuron import Density as Density
 from .contract.neuron import Differentiable as Differentiable
 from .contract.neuron import Discrete as Discrete
 from .contract.neuron import LogisticBinary as LogisticBinary

@@ -85,4 +85,4 @@ def test_a_law_of_too_many_outputs_never_runs(http, registered, refused):
 def test_the_description_tells_the_events(http):
     found = http.get("/v1/neurons/diagonal_gaussian").raise_for_status().json()
     assert (found["event_ndim"], found["output_ndim"], found["example_events"][0]) == (2, 1, [2, 2])
-    assert found["estimators"] == ["evolution", "held_noise", "pathwise", "spsa"]
+    assert found["estimators"] == ["evolution", "held_noise", "lax", "pathwise", "spsa"]

@@ -45,7 +45,7 @@ class BlockNetwork(nn.Module):
         if estimator is not None:
             self.hidden.closed_gate_gradient = needs_closed_gate_gradient(neuron, estimator)
             self.policy = nn.Linear(inputs, blocks)
-            self.unit = build_unit(neuron, estimator)
+            self.unit = build_unit(neuron, estimator, (blocks,))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

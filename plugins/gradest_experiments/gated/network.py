@@ -92,7 +92,7 @@ class GatedNetwork(nn.Module):
             closed_gate_gradient=needs_closed_gate_gradient(neuron, estimator),
         )
         self.readout = nn.Linear(gates, outputs)
-        self.unit = build_unit(neuron, estimator, evaluation)
+        self.unit = build_unit(neuron, estimator, event, evaluation)
         self.penalty = penalty
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -150,12 +150,16 @@ class GatedNetwork(nn.Module):
         return units.flatten(units.ndim - len(self.event))
 
 
-def build_unit(neuron: Neuron, estimator: Estimator, evaluation: Evaluation = "mean") -> Stochastic | Expectation:
+def build_unit(
+    neuron: Neuron, estimator: Estimator, event: tuple[int, ...], evaluation: Evaluation = "mean"
+) -> Stochastic | Expectation:
     """Return the layer that trains through the estimator: Stochastic if that takes it, else Expectation.
 
     How many points an estimator asks for is looked up at the unit's example event, as the layers do: at an event of which there
-    is one configuration, as of 2 of 2 items, enumeration asks for one point too.
+    is one configuration, as of 2 of 2 items, enumeration asks for one point too. Raises TooManyPoints for an event that the
+    estimator cannot enumerate.
     """
+    estimator.evaluations(neuron, event)
     one_point = estimator.evaluations(neuron, tuple(neuron.example_events[0])) == 1
     return (Stochastic if one_point and estimator.linear else Expectation)(neuron, estimator, evaluation)
 
