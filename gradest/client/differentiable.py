@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from gradest.client.endpoints import backward, forward
 from gradest.client.requests import Call
 from gradest.client.results import RemoteDraw, RemoteGradient
-from gradest.errors import InvalidInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +48,7 @@ def expect(
     from gradest.contract.objective import Objective
     from gradest.discovery.registry import registry
     from gradest.estimation.events import EventLayout
-    from gradest.estimation.losses.evaluation import flattened, losses_at
+    from gradest.estimation.losses.evaluation import flattened, losses_at, slope_at
     from gradest.estimation.second_derivative import forbid_second
     from gradest.kernels import plain_saved_tensors
 
@@ -68,10 +67,7 @@ def expect(
     with plain_saved_tensors():
         loss = losses_at(f, read, event_ndim)
     if grad is not None and differentiating:
-        if not loss.requires_grad:
-            raise InvalidInput("the estimator needs dL/dh, but f is not differentiable in its points")
-        (found,) = torch.autograd.grad(loss.sum(), points, retain_graph=True, allow_unused=True)
-        grad = grad if found is None else found
+        grad = slope_at(points, loss, "the estimator", keep_graph=True)
     gradient = yield from backward(neuron, estimator, a, draw, loss.detach(), grad, state)
     value = _value(draw, gradient, loss)
     if not differentiating:

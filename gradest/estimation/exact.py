@@ -19,7 +19,7 @@ from gradest.estimation.arguments import at_least_float32, check_pre_activations
 from gradest.estimation.ask_tell import check_feedback_finite
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.losses.checks import checked_loss
-from gradest.estimation.losses.evaluation import CHUNK, flattened, losses_at
+from gradest.estimation.losses.evaluation import CHUNK, flattened, leads_to, losses_at
 
 __all__ = ["closed_form", "exact", "exact_checked", "exact_or_raise"]
 
@@ -188,8 +188,7 @@ def _sums(
             points, weights = configurations(neuron, wide, law(), first, min(first + chunk, total))
             at = points.to(a.dtype)
             at = at if moves else at.detach()
-            losses = _losses(f, at, neuron, allow_inf)
-            _check_moving(f, at, losses, neuron)
+            losses = _moving_losses(f, at, neuron, allow_inf)
             combined = _combined(target, (losses if moves else losses.detach())[None], allow_inf)
             part = (weights * combined).sum(0)
             if part.requires_grad:  # otherwise nothing in the law depends on a
@@ -228,17 +227,18 @@ class _Moments:
         return (self.sums[2] - self.sums[0].square()).clamp(min=0).sqrt()
 
 
-def _losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
-    loss = losses_at(f, points, neuron.output_ndim)
+def _moving_losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
+    """Return the losses, with a graph to the points if these move with a.
+
+    Raises NotDifferentiable if they do, and f has no derivative in them.
+    """
+    source, states_none = points.grad_fn, isinstance(f, Objective) and not f.differentiable
+    loss = losses_at(f, points.detach() if states_none else points, neuron.output_ndim)
     check_feedback_finite(Feedback(loss), allow_inf)
-    return loss.double()
-
-
-def _check_moving(f: Loss, points: Tensor, losses: Tensor, neuron: Neuron) -> None:
-    """Raise NotDifferentiable if the outputs move with a, and autograd does not have how the losses change with them."""
-    stated = not isinstance(f, Objective) or f.differentiable
-    if not points.requires_grad or (losses.requires_grad and stated) or not bool((losses != losses[:1]).any()):
-        return
+    if source is None or not points.numel() or leads_to(loss, source):
+        return loss.double()
+    if len(loss) > 1 and bool((loss == loss[:1]).all()):
+        return loss.detach().double()  # a constant; where a unit has one output, that cannot be told
     raise NotDifferentiable(
         f"the outputs of {neuron.label()} move with a, so its exact gradient takes dL/dh at them, but the loss is not "
         "differentiable. Use gradest.estimate with an estimator that needs the loss alone, or a unit whose outputs are fixed"
@@ -292,8 +292,7 @@ def _sums_of_samples(
             "each; the limit of their product is 2^24. Use fewer rows or units"
         )
     points, weights = configurations(neuron, wide, law(), 0, total)
-    losses = _losses(f, points.to(a.dtype), neuron, allow_inf)
-    _check_moving(f, points, losses, neuron)
+    losses = _moving_losses(f, points.to(a.dtype), neuron, allow_inf)
     given = [x.detach().requires_grad_() for x in (weights, losses)]
     value = torch.zeros_like(losses[0]).detach()
     slopes = [torch.zeros_like(x) for x in given]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gradest
-from gradest.errors import InvalidInput
+from gradest.errors import Incompatible, InvalidInput, NotDifferentiable
 from tests.losses import mixed
 
 A = torch.tensor([[0.3, -0.5, 1.1], [1.0, 0.2, -0.7]])
@@ -391,3 +391,56 @@ def test_counts_of_nothing_are_refused():
         gradest.estimate(mixed, A, warm_up=-1)
     with pytest.raises(InvalidInput, match="K at least 1"):
         gradest.credit("rloo", torch.zeros(0, 2))
+
+
+def _with_a_parameter(neuron, read):
+    """A loss whose graph leads to a parameter of its own, and not to the points."""
+    weight = torch.linspace(-1, 1, 8).requires_grad_()
+    event_ndim = gradest.neuron(neuron).event_ndim
+
+    def f(h):
+        return (read(h) * weight[: h.shape[-1]]).flatten(h.ndim - event_ndim).sum(-1).square()
+
+    return f
+
+
+READS = {
+    "detached": torch.Tensor.detach,
+    "compared": lambda h: (h > 0.3).to(h),
+    "as integers": lambda h: h.long().to(h),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize(("estimator", "neuron", "a"), CASES)
+def test_a_graph_that_does_not_lead_to_the_points_is_no_derivative(estimator, neuron, a, read):
+    """Without an error the gradient would be 0."""
+    f = _with_a_parameter(neuron, read)
+    if "grad" not in gradest.estimator(estimator).needs:
+        assert _gradient(f, neuron, estimator, a).abs().max() > 0
+        return
+    with pytest.raises(NotDifferentiable, match="not differentiable in its points"):
+        _gradient(f, neuron, estimator, a)
+    with pytest.raises(NotDifferentiable):
+        gradest.estimate(f, a, neuron, estimator, draws=4)
+    with pytest.raises((NotDifferentiable, Incompatible)):  # some do not run inside a transform
+        torch.func.vmap(lambda a: gradest.expect(f, a, neuron, estimator, SEED)[0], randomness="same")(a[None])
+    skipped = gradest.compare(f, a, neuron, estimators=[estimator], draws=4, seed=0).skipped
+    assert estimator in {one.estimator.partition("(")[0] for one in skipped}
+
+
+@pytest.mark.parametrize("target", [None, gradest.Target(2), gradest.Risk()])
+@pytest.mark.parametrize("neuron", ["sigmoid", "rectifier", "stochastic_times_smooth"])
+def test_exact_takes_no_such_graph_for_a_derivative(neuron, target):
+    a = A[:1, :2]
+    for f in (
+        _with_a_parameter(neuron, torch.Tensor.detach),
+        lambda h: h.detach().square().sum(-1),
+        lambda h: torch.from_numpy(h.detach().numpy()).sum(-1),
+    ):
+        with pytest.raises(NotDifferentiable, match=f"the outputs of {neuron} move with a"):
+            gradest.exact(f, a, neuron, target)
+
+    value, gradient = gradest.exact(lambda h: h.square().sum(-1), a, neuron, target)
+    assert torch.isfinite(value).all()
+    assert gradient.abs().max() > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any
 
@@ -17,7 +18,7 @@ from gradest.errors import InvalidInput, NotDifferentiable
 from gradest.kernels import plain_saved_tensors, transformed
 from gradest.kernels.stable import widen
 
-__all__ = ["CHUNK", "Flattened", "evaluate", "flattened", "losses_at", "losses_in_progress"]
+__all__ = ["CHUNK", "Flattened", "evaluate", "flattened", "leads_to", "losses_at", "losses_in_progress", "slope_at"]
 
 CHUNK = 1 << 20  # elements of points that are held at once
 
@@ -166,19 +167,60 @@ def evaluate(
         return losses_at(f, points.detach(), neuron.output_ndim), None
     _check_differentiable(f, estimator)
     if transformed():
-        loss, pull, *_ = torch.func.vjp(lambda points: losses_at(f, points, neuron.output_ndim), points.detach())
+
+        def tracked(points: Tensor) -> Tensor:
+            loss = losses_at(f, points, neuron.output_ndim)
+            if not loss.requires_grad and points.numel():  # here only of a graph that leads to the points
+                raise _no_slope(estimator.label())
+            return loss
+
+        loss, pull, *_ = torch.func.vjp(tracked, points.detach())
         return loss, pull(torch.ones_like(loss))[0].detach()
     points = points.detach().requires_grad_()
     with torch.set_grad_enabled(True), plain_saved_tensors():
         loss = losses_at(f, points, neuron.output_ndim)
-        if not loss.requires_grad:
-            raise NotDifferentiable(
-                f"{estimator.label()} needs dL/dh, but f is not differentiable in its points; {_LOSS_ALONE}"
-            )
-        (grad,) = torch.autograd.grad(loss, points, torch.ones_like(loss), retain_graph=keep_graph, allow_unused=True)
+        grad = slope_at(points, loss, estimator.label(), keep_graph)
     if not (keep_graph and _depends_on_more(loss, points)):
         loss = loss.detach()  # otherwise backward would traverse f once more without use
-    return loss, torch.zeros_like(points) if grad is None else grad
+    return loss, grad
+
+
+def slope_at(points: Tensor, loss: Tensor, of: str, keep_graph: bool) -> Tensor:
+    """Return dL/dh at the points, from which the losses were computed with a graph. `of` names the estimator.
+
+    Raises NotDifferentiable if no graph leads from the losses to the points. Losses may have a graph nevertheless, which leads to
+    parameters of f.
+    """
+    grad = None
+    if loss.requires_grad:
+        ones = torch.ones_like(loss)
+        (grad,) = torch.autograd.grad(loss, points, ones, retain_graph=keep_graph, allow_unused=True)
+    if grad is None and points.numel():
+        raise _no_slope(of)
+    return torch.zeros_like(points) if grad is None else grad
+
+
+def _no_slope(of: str) -> NotDifferentiable:
+    return NotDifferentiable(
+        f"{of} needs dL/dh, but f is not differentiable in its points: it detaches them, turns them into integers, as for an "
+        f"index, only compares them, or does not use them; {_LOSS_ALONE}"
+    )
+
+
+def leads_to(loss: Tensor, source: object) -> bool:
+    """Tell whether the graph of the losses contains the node `source`, the `grad_fn` that the points had before f saw them."""
+    return any(node is source for node in _graph(loss))
+
+
+def _graph(loss: Tensor) -> Iterator[Any]:
+    """Yield the nodes of the graph of `loss`, each once."""
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            nodes += [before for before, _ in node.next_functions]
 
 
 def _depends_on_more(loss: Tensor, points: Tensor) -> bool:
@@ -188,15 +230,9 @@ def _depends_on_more(loss: Tensor, points: Tensor) -> bool:
     """
     if loss.is_leaf:
         return True
-    nodes, seen = [loss.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            before = node.next_functions
-            if not before and getattr(node, "variable", points) is not points:
-                return True
-            if isinstance(node, BackwardCFunction):
-                return True
-            nodes += [node for node, _ in before]
+    for node in _graph(loss):
+        if not node.next_functions and getattr(node, "variable", points) is not points:
+            return True
+        if isinstance(node, BackwardCFunction):
+            return True
     return False
