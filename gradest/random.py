@@ -1,9 +1,9 @@
 """Counter-based noise: a pure function of (seed, row, unit, draw, stream), never of the batch around it.
 
-The generator is Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2,
-3"). A seed and a (row, stream) pair determine the 64-bit key of a row; that key and a (unit, draw) pair determine the two 32-bit
-words of one uniform number. So a row has the same noise alone or in any batch, on any device and in any process, and backward can
-generate again what forward drew instead of storing it.
+The generator is Philox-4x32 with 7 rounds (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"). It
+encrypts the counter (unit // 4, draw, row, stream) under the seed to four 32-bit words, one for each of four units. So a row has
+the same noise alone or in any batch, on any device and in any process, and backward can generate again what forward drew instead
+of storing it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from torch import Tensor
 
 from gradest.errors import InvalidInput
 from gradest.kernels import fused, select, transformed, untransformed
-from gradest.kernels.reference.noise import Word, as_tensors, signed_word, threefry
+from gradest.kernels.reference.noise import ROUNDS, Word, as_tensors, philox, signed_word
 from gradest.kernels.stable import cast, widen
 
-__all__ = ["MAX_SEED", "VERSION", "Key", "fresh_seed", "threefry2x32"]
+__all__ = ["MAX_SEED", "VERSION", "Key", "fresh_seed", "philox4x32"]
 
-VERSION = 1
-"""The version of the noise, as a function of (seed, row, unit, draw, stream). The numbers of a version never change."""
+VERSION = 2
+"""The version of the noise, as a function of (seed, row, unit, draw, stream). The numbers of a version never change.
+
+Version 1, before the first release, was Threefry-2x32 with 20 rounds, of whose two words float32 used one.
+"""
 
 MAX_SEED = 1 << 53
 """The bound of seeds, which are smaller: every JSON client represents integers below 2**53 exactly."""
 
 _Words = tuple[Tensor | int, Tensor | int]
+_Counter = tuple[Tensor | int, Tensor | int, Tensor | int, Tensor | int]
 _MASK32 = 0xFFFFFFFF
 _FOLD = _MASK32  # the stream number that is reserved for `fold_in`
 _WORD_BITS = 32  # of rows, units, draws and streams, each of which is one word of a counter
@@ -56,29 +60,32 @@ def _unsigned(word: Tensor) -> Tensor:
 
 
 @overload
-def threefry2x32(key: tuple[int, int], counter: tuple[int, int]) -> tuple[int, int]: ...
+def philox4x32(
+    key: tuple[int, int], counter: tuple[int, int, int, int], rounds: int = ROUNDS
+) -> tuple[int, int, int, int]: ...
 @overload
-def threefry2x32(key: _Words, counter: tuple[Tensor, Tensor | int]) -> tuple[Tensor, Tensor]: ...
-@overload
-def threefry2x32(key: tuple[Tensor, Tensor | int], counter: _Words) -> tuple[Tensor, Tensor]: ...
-def threefry2x32(key: _Words, counter: _Words) -> tuple[Tensor, Tensor] | tuple[int, int]:
-    """Compute Threefry-2x32 with 20 rounds: two 32-bit words of key and two of counter give two random words.
+def philox4x32(key: _Words, counter: _Counter, rounds: int = ROUNDS) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def philox4x32(
+    key: _Words, counter: _Counter, rounds: int = ROUNDS
+) -> tuple[Tensor, Tensor, Tensor, Tensor] | tuple[int, int, int, int]:
+    """Compute Philox-4x32: two 32-bit words of key and four of counter give four random words.
 
     Words are ints, or integer tensors that broadcast together (int64 holding 0 <= word < 2**32, or int32 or uint32 bit
     patterns). All ints give ints; any tensor gives int64 tensors of unsigned words. Raises InvalidInput for any other word.
 
-    >>> [hex(word) for word in threefry2x32((0, 0), (0, 0))]
-    ['0x6b200159', '0x99ba4efe']
+    >>> [hex(word) for word in philox4x32((0, 0), (0, 0, 0, 0))]
+    ['0x5f6fb709', '0xd893f64', '0x4f121f81', '0x4f730a48']
     """
     for word in (*key, *counter):
         if not isinstance(word, Tensor) or word.dtype not in (torch.int32, torch.uint32):
-            _check_integers("a word of threefry2x32", word, _WORD_BITS)
-    devices = [word.device for word in (*key, *counter) if isinstance(word, Tensor)]
-    words = [_to_word(word) for word in (*key, *counter)]
-    x0, x1 = threefry((words[0], words[1]), (words[2], words[3]))
-    if not devices:
-        return int(_unsigned(x0)), int(_unsigned(x1))
-    return _unsigned(x0), _unsigned(x1)
+            _check_integers("a word of philox4x32", word, _WORD_BITS)
+    given = [word.device for word in (*key, *counter) if isinstance(word, Tensor)]
+    k0, k1, c0, c1, c2, c3 = (_unsigned(_to_word(word)) for word in (*key, *counter))
+    words = philox((k0, k1), (c0, c1, c2, c3), rounds)
+    if given:
+        return words
+    w0, w1, w2, w3 = (int(word) for word in words)
+    return w0, w1, w2, w3
 
 
 def fresh_seed() -> int:
@@ -171,15 +178,17 @@ class Key:
         return self._changed(stream=stream)
 
     def fold_in(self, data: int | Tensor) -> Key:
-        """Return a key for the `data`-th repetition, whose seed is 53 bits of Threefry(seed, data).
+        """Return a key for the `data`-th repetition, whose seed is 53 bits of Philox(seed, (data, 0, 0, 2**32 - 1)).
 
         A tensor `data` gives a key with one seed for each repetition. Raises InvalidInput unless 0 <= data < 2**32.
         """
         _check_integers(
             "data", data, _WORD_BITS, " (fold a larger number in as two, key.fold_in(n >> 32).fold_in(n & 0xFFFFFFFF))"
         )
-        x0, x1 = threefry(self._seed_words(), (_to_word(data), _to_word(_FOLD)))
-        seed = (_unsigned(x0) << 21) | (_unsigned(x1) >> 11)
+        k0, k1 = self._seed_words()
+        zero = torch.zeros_like(k0)
+        x0, x1, _, _ = philox((k0, k1), (_unsigned(_to_word(data)), zero, zero, zero + _FOLD))
+        seed = (x0 << 21) | (x1 >> 11)
         keep_int = not isinstance(self.seed, Tensor) and not isinstance(data, Tensor)
         return self._changed(seed=int(seed) if keep_int else seed)
 
@@ -240,16 +249,19 @@ class Key:
         h = cast(drawn, dtype or a.dtype)
         return h if flat is a else h.reshape(len(h), *a.shape)
 
-    def row_keys(self, batch_shape: tuple[int, ...], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Return the two 32-bit words of each row's own key, int32 tensors `[rows]`: what a fused kernel of your own needs.
+    def row_words(
+        self, batch_shape: tuple[int, ...], device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return 32-bit words for each row, int32 tensors `[rows]`: the two of its seed, and its number.
 
-        The two words of the number of (unit, draw) are x = Threefry((word0, word1), (unit, draw)), with 20 rounds; units are
-        numbered within the flattened event. A float32 number is ((x0 >> 8) | 1) · 2**-24, shifted as unsigned; float64 takes 53
-        bits, (((x0 << 21) | (x1 >> 11)) | 1) · 2**-53. A kernel that computes these has the bits of `uniform`, as the conformance
-        kit checks of a neuron that overrides `sample`.
+        They are what a fused kernel of your own needs, with `stream`. Units are numbered within the flattened event. The word x
+        of a unit in a draw is number unit % 4 of the four of Philox((word0, word1), (unit // 4, draw, row, stream)), with 7
+        rounds. A float32 number is ((x >> 8) | 1) · 2**-24, shifted as unsigned. A float64 number is
+        (((x << 21) | (y >> 11)) | 1) · 2**-53, where y is the word with unit // 4 + 2**31 in place of unit // 4. A kernel that
+        computes these has the bits of `uniform`, as the conformance kit checks of a neuron that overrides `sample`.
         """
-        seed, rows = as_tensors(*self._words(batch_shape, torch.device(device))[:2], device)
-        return threefry(seed, (rows, _to_word(self.stream).to(device)))
+        (first, second), rows = as_tensors(*self._words(batch_shape, torch.device(device))[:2], device)
+        return first, second, rows
 
     def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Word, Word], Word, int]:
         """Return the words of the seed, the words of the rows, and the stream, in the form that kernels take."""
@@ -279,7 +291,7 @@ class Key:
         return key
 
     def _seed_words(self) -> tuple[Tensor, Tensor]:
-        return _to_word(self.seed), _to_word(_upper_word(self.seed))
+        return _unsigned(_to_word(self.seed)), _unsigned(_to_word(_upper_word(self.seed)))
 
 
 def to_key(seed: int | Key | None) -> Key:

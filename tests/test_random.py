@@ -13,55 +13,87 @@ from scipy import stats
 
 from gradest.errors import InvalidInput
 from gradest.kernels.reference.noise import uniform_from_words
-from gradest.random import MAX_SEED, Key, fresh_seed, threefry2x32
+from gradest.random import MAX_SEED, VERSION, Key, fresh_seed, philox4x32
 
 ONES = 0xFFFFFFFF
-VECTORS = [  # of Salmon et al.'s Random123: key, counter, words
-    ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
-    ((ONES, ONES), (ONES, ONES), (0x1CB996FC, 0xBB002BE7)),
-    ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
+VECTORS = [  # of Salmon et al.'s Random123: rounds, key, counter, words
+    (7, (0, 0), (0, 0, 0, 0), (0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48)),
+    (7, (ONES,) * 2, (ONES,) * 4, (0x5207DDC2, 0x45165E59, 0x4D8EE751, 0x8C52F662)),
+    (
+        *(7, (0xA4093822, 0x299F31D0), (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)),
+        (0x4DFCCABA, 0x190A87F0, 0xC47362BA, 0xB6B5242A),
+    ),
+    (10, (0, 0), (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    (10, (ONES,) * 2, (ONES,) * 4, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        *(10, (0xA4093822, 0x299F31D0), (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
 ]
 
 
-@pytest.mark.parametrize(("key", "counter", "words"), VECTORS)
-def test_known_answers(key, counter, words):
-    assert threefry2x32(key, counter) == words
+@pytest.mark.parametrize(("rounds", "key", "counter", "words"), VECTORS)
+def test_known_answers(rounds, key, counter, words):
+    assert philox4x32(key, counter, rounds) == words
     for dtype in (torch.int64, torch.uint32):
-        given = [torch.tensor([word, 0], dtype=dtype) for word in (*key, *counter)]
-        x0, x1 = threefry2x32((given[0], given[1]), (given[2], given[3]))
-        assert (int(x0[0]), int(x1[0])) == words
-        assert x0.dtype == torch.int64
-        assert (int(x0[1]), int(x1[1])) == VECTORS[0][2]
-    mixed = threefry2x32(key, (torch.tensor(counter[0]), counter[1]))
+        k0, k1, *given = (torch.tensor([word, 0], dtype=dtype) for word in (*key, *counter))
+        found = philox4x32((k0, k1), tuple(given), rounds)
+        assert tuple(int(word[0]) for word in found) == words
+        assert found[0].dtype == torch.int64
+        assert tuple(int(word[1]) for word in found) == next(v[3] for v in VECTORS if v[0] == rounds)
+    mixed = philox4x32(key, (torch.tensor(counter[0]), *counter[1:]), rounds)
     assert tuple(map(int, mixed)) == words
+    assert philox4x32(key, counter) == philox4x32(key, counter, 7)
+
+
+def word_of(seed, row, stream, unit, draw):
+    """The word from which a number's first bits come, and the one from which the last bits of a float64 number come."""
+    key, place = (seed & ONES, seed >> 32), unit % 4
+    return tuple(philox4x32(key, (unit // 4 + first, draw, row, stream))[place] for first in (0, 1 << 31))
+
+
+# What version 2 of the noise gives for a seed and a stream, at row 3, unit 6, draw 1. These numbers never change.
+PROMISED = {
+    (0, 0): (0.9996020197868347, 0.99960197276413),
+    (7, 3): (0.4450787901878357, 0.4450787758567215),
+    (MAX_SEED - 1, (1 << 32) - 2): (0.03584033250808716, 0.03584037631851589),
+}
+
+
+@pytest.mark.parametrize(("seed", "stream"), PROMISED)
+def test_the_numbers_of_a_version_never_change(seed, stream):
+    assert VERSION == 2
+    for dtype, promised in zip((torch.float32, torch.float64), PROMISED[seed, stream], strict=True):
+        assert float(Key(seed, stream=stream).uniform((4,), (7,), 2, dtype=dtype)[1, 3, 6]) == promised
 
 
 @pytest.mark.parametrize("seed", [7, (1 << 40) + 17, MAX_SEED - 1])
-def test_a_number_is_the_word_of_its_seed_row_stream_unit_and_draw(seed):
-    """Threefry(Threefry(seed, (row, stream)), (unit, draw)), the seed in two words; old seeds must give what they gave."""
-    drawn = Key(seed, stream=3).uniform((5,), (4,), 2, dtype=torch.float64)
-    for draw, row, unit in itertools.product(range(2), range(5), range(4)):
-        x0, x1 = threefry2x32(threefry2x32((seed & ONES, seed >> 32), (row, 3)), (unit, draw))
-        assert float(drawn[draw, row, unit]) == (((x0 << 21) | (x1 >> 11)) | 1) * 2.0**-53
+def test_a_number_is_made_of_the_words_of_its_seed_row_stream_unit_and_draw(seed):
+    for dtype in (torch.float32, torch.float64):
+        drawn = Key(seed, stream=3).uniform((5,), (9,), 2, dtype=dtype)
+        for draw, row, unit in itertools.product(range(2), range(5), range(9)):
+            x, y = word_of(seed, row, 3, unit, draw)
+            number = ((x >> 8) | 1) * 2.0**-24 if dtype == torch.float32 else (((x << 21) | (y >> 11)) | 1) * 2.0**-53
+            assert float(drawn[draw, row, unit]) == number
 
 
 @pytest.mark.parametrize("seed", [7, (1 << 40) + 17])
 def test_a_repetition_has_53_bits_of_its_own_for_a_seed(seed):
-    """Of Threefry(seed, (repetition, 2^32 - 1)), a counter that no row with a stream has."""
+    """Of Philox(seed, (repetition, 0, 0, 2^32 - 1)), a counter that no row with a stream has."""
     for repetition in (0, 1, 1 << 31):
-        x0, x1 = threefry2x32((seed & ONES, seed >> 32), (repetition, ONES))
+        x0, x1, *_ = philox4x32((seed & ONES, seed >> 32), (repetition, 0, 0, ONES))
         assert Key(seed).fold_in(repetition).seed == (x0 << 21) | (x1 >> 11)
 
 
 def test_words_must_be_integers():
     with pytest.raises(InvalidInput, match="integers"):
-        threefry2x32((torch.zeros(1), 0), (0, 0))
+        philox4x32((torch.zeros(1), 0), (0, 0, 0, 0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_open_interval_and_symmetry(dtype):
-    words = torch.tensor([0, -1, 1 << 30, -(1 << 31)], dtype=torch.int32)
-    u = uniform_from_words(words, words, dtype)
+    words = torch.tensor([0, ONES, 1 << 30, 1 << 31])
+    u = uniform_from_words(words, words if dtype == torch.float64 else None)
     assert u.dtype == dtype
     assert float(u.min()) > 0
     assert float(u.max()) < 1
@@ -129,8 +161,8 @@ def test_legal_seeds_and_rows_mean_the_same_in_every_dtype(dtype):
 
 @pytest.mark.parametrize("row", [ONES, 1 << 31, 5])
 def test_the_largest_rows_have_noise_of_their_own(row):
-    x0, _ = threefry2x32(threefry2x32((7, 0), (row, 0)), (0, 0))
-    assert float(Key(7, torch.tensor([row])).uniform((1,), (1,))) == ((x0 >> 8) | 1) * 2.0**-24
+    x, _ = word_of(7, row, 0, 0, 0)
+    assert float(Key(7, torch.tensor([row])).uniform((1,), (1,))) == ((x >> 8) | 1) * 2.0**-24
 
 
 @pytest.mark.parametrize(
@@ -152,8 +184,8 @@ def test_numbers_that_would_have_the_noise_of_others_are_refused(bad):
     with pytest.raises(InvalidInput, match="data"):
         Key(1).fold_in(bad)
     if bad.dtype != torch.int32:  # there it is a bit pattern
-        with pytest.raises(InvalidInput, match="threefry2x32"):
-            threefry2x32((bad, 0), (0, 0))
+        with pytest.raises(InvalidInput, match="philox4x32"):
+            philox4x32((bad, 0), (0, 0, 0, 0))
 
 
 def test_other_numbers_that_are_no_words_are_refused():
@@ -161,7 +193,7 @@ def test_other_numbers_that_are_no_words_are_refused():
         with pytest.raises(InvalidInput, match="data"):
             Key(1).fold_in(number)
         with pytest.raises(InvalidInput, match="word"):
-            threefry2x32((0, number), (0, 0))
+            philox4x32((0, number), (0, 0, 0, 0))
     for seed in (-1, 1 << 53, (1 << 53) + 1, 1 << 62):
         with pytest.raises(InvalidInput, match=f"seed.*{seed}"):
             Key(torch.tensor([1, seed]))
@@ -269,13 +301,17 @@ def correlation(x, y):
     [Key(7), Key(2**52 + 3, stream=2), Key(7, rows=torch.tensor([5, 2**31, 3])), Key(torch.tensor([1, 2**40, 3]))],
     ids=["seed", "stream", "rows", "seeds"],
 )
-def test_row_keys_give_a_kernel_of_one_s_own_the_bits_of_uniform(key, dtype):
+def test_row_words_give_a_kernel_of_one_s_own_the_bits_of_uniform(key, dtype):
     """By the arithmetic of the docstring, from the public function alone."""
-    word0, word1 = (word[:, None] for word in key.row_keys((3,)))
+    word0, word1, row = (word[:, None] for word in key.row_words((3,)))
     unit, draw = torch.arange(5), torch.arange(2)[:, None, None]
-    x0, x1 = threefry2x32((word0, word1), (unit, draw))
+
+    def words(first):
+        four = torch.broadcast_tensors(*philox4x32((word0, word1), (unit // 4 + first, draw, row, key.stream)))
+        return torch.stack(four).gather(0, (unit % 4).expand(1, 2, 3, 5))[0]
+
     if dtype == torch.float32:
-        found = ((x0 >> 8) | 1).to(dtype) * 2.0**-24
+        found = ((words(0) >> 8) | 1).to(dtype) * 2.0**-24
     else:
-        found = (((x0 << 21) | (x1 >> 11)) | 1).to(dtype) * 2.0**-53
+        found = (((words(0) << 21) | (words(1 << 31) >> 11)) | 1).to(dtype) * 2.0**-53
     assert torch.equal(found, key.uniform((3,), (5,), 2, dtype=dtype))

@@ -169,8 +169,8 @@ gradient, against enumeration. `compare` and `recommend` choose only estimators 
 
 A fused kernel of your own
 --------------------------
-A neuron may override `sample` with a kernel that draws and computes in one pass. `key.row_keys(batch, device)` gives the kernel
-the two words from which a row's numbers follow, and its docstring the arithmetic. The kit checks that `sample` has the bits of
+A neuron may override `sample` with a kernel that draws and computes in one pass. `key.row_words(batch, device)` gives the kernel
+the words from which a row's numbers follow, and its docstring the arithmetic. The kit checks that `sample` has the bits of
 `forward` at `noise`.
 
 Environment

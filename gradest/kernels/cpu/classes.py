@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, compiled_and_awaited, inlined
 from gradest.kernels.cpu.functions import exp, log
-from gradest.kernels.cpu.noise import locate, row_count, uniforms
+from gradest.kernels.cpu.noise import locate, noise_scratch, row_count, uniforms
 from gradest.kernels.cpu.samplers import run_kernel
 from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads
 from gradest.kernels.portable import LANES
@@ -41,19 +41,19 @@ def _one_hot(
 ) -> None:
     """Draw the units `first` to `last`, each of several classes, which all lie in one block."""
     block = max(1, BLOCK // classes) * classes
-    keys, words = np.empty((2, block + 1), np.uint32), np.empty((5, block), np.uint32)
+    noise = noise_scratch(block, a)
     w, u = np.empty(block, a.dtype), np.empty(block, a.dtype)
     zero, one = a.dtype.type(0), a.dtype.type(1)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
-        row_units = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, words)
+        place = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, noise)
         for unit in range(0, size, classes):
             x, y = a[at + unit : at + unit + classes], w[unit : unit + classes]
             largest = x.max()
             for i in range(classes):
                 y[i] = exp(largest - x[i])
         for draw in range(len(out)):
-            uniforms(words, row_units, draw, u[:size])
+            uniforms(noise, place, draw, u[:size])
             for i in range(size):
                 u[i] = -log(u[i]) * w[i]
             h = out[draw, at : at + size]
@@ -107,14 +107,14 @@ def _softmax(
 ) -> None:
     """Draw the units `first` to `last`, as `_one_hot` does."""
     block = max(1, BLOCK // classes) * classes
-    keys, words = np.empty((2, block + 1), np.uint32), np.empty((5, block), np.uint32)
+    noise = noise_scratch(block, a)
     u, lanes = np.empty(block, a.dtype), np.empty(LANES, a.dtype)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
-        row_units = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, keys, words)
+        place = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, noise)
         x = a[at : at + size]
         for draw in range(len(out)):
-            uniforms(words, row_units, draw, u[:size])
+            uniforms(noise, place, draw, u[:size])
             for i in range(size):
                 u[i] = -log(u[i])
             for i in range(size):
@@ -190,15 +190,15 @@ def _subset(
 ) -> None:
     """Draw the groups `first` to `last`, item by item, from the last to the first."""
     table = np.empty((items, k + 1), np.float64)
-    keys, words = np.empty((2, items + 1), np.uint32), np.empty((5, items), np.uint32)
+    noise = noise_scratch(items, a)
     u, w = np.empty(items, a.dtype), np.empty(items, np.float64)
     zero, one = a.dtype.type(0), a.dtype.type(1)
     for at in range(first * items, last * items, items):
-        row_units = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + items, keys, words)
+        place = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + items, noise)
         _exponentials(logits[at : at + items], w)
         _fill_ratios(w, table)
         for draw in range(len(out)):
-            uniforms(words, row_units, draw, u)
+            uniforms(noise, place, draw, u)
             h, left = out[draw, at : at + items], k
             for i in range(items - 1, -1, -1):
                 chosen = np.float64(u[i]) * (table[i, left] + w[i]) < w[i]

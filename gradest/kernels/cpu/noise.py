@@ -6,63 +6,46 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import types, uint32
+from numba import types, uint32, uint64
 from numba.extending import overload
 from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, INLINED_BY_LLVM, compiled, inlined, inlined_by_llvm
 from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
-from gradest.kernels.reference.noise import Word
+from gradest.kernels.reference.noise import LOWER_WORDS, MULTIPLIERS, WEYL, Word
 
-__all__ = ["locate", "row_count", "uniform", "uniforms"]
+__all__ = ["locate", "noise_scratch", "row_count", "uniform", "uniforms"]
 
-_PARITY = np.uint32(0x1BD11BDA)
-_BITS = np.uint32(32)
-_LONG_ROW = 128  # a row with this many units is worth loops of its own, in which the words of its key are constant
+_M0, _M1 = map(np.uint64, MULTIPLIERS)
+_W0, _W1 = map(np.uint64, WEYL)
+_LOW, _BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
+_LOWER = np.uint64(LOWER_WORDS)
+_LONG_ROW = (
+    32  # a row with this many units is worth a loop of its own; units of shorter ones are drawn for many rows at once
+)
 
-
-@inlined_by_llvm
-def _four_rounds(x0: Any, x1: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
-    """Do four rounds of Threefry-2x32 with these rotations."""
-    x0 = uint32(x0 + x1)
-    x1 = uint32(uint32(uint32(x1 << a) | uint32(x1 >> uint32(_BITS - a))) ^ x0)
-    x0 = uint32(x0 + x1)
-    x1 = uint32(uint32(uint32(x1 << b) | uint32(x1 >> uint32(_BITS - b))) ^ x0)
-    x0 = uint32(x0 + x1)
-    x1 = uint32(uint32(uint32(x1 << c) | uint32(x1 >> uint32(_BITS - c))) ^ x0)
-    x0 = uint32(x0 + x1)
-    x1 = uint32(uint32(uint32(x1 << d) | uint32(x1 >> uint32(_BITS - d))) ^ x0)
-    return x0, x1
+# A word is the lower half of a uint64, whose upper half may hold anything. So the vector unit multiplies words where they are,
+# and two words of a result are joined to one uint64, which lies in memory as they do.
 
 
 @inlined_by_llvm
-def _odd_rounds(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
-    """Add two words of the key schedule, then do rounds 1 to 4, 9 to 12, or 17 to 20."""
-    return _four_rounds(uint32(x0 + k0), uint32(x1 + k1), uint32(13), uint32(15), uint32(26), uint32(6))
+def _round(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
+    """Do one round of Philox-4x32 with this key."""
+    p0, p1 = _M0 * (c0 & _LOW), _M1 * (c2 & _LOW)
+    return (p1 >> _BITS) ^ c1 ^ k0, p1, (p0 >> _BITS) ^ c3 ^ k1, p0
 
 
 @inlined_by_llvm
-def _even_rounds(x0: Any, x1: Any, k0: Any, k1: Any) -> Any:
-    """Add two words of the key schedule, then do rounds 5 to 8, or 13 to 16."""
-    return _four_rounds(uint32(x0 + k0), uint32(x1 + k1), uint32(17), uint32(29), uint32(16), uint32(24))
-
-
-@inlined_by_llvm
-def _third(k0: Any, k1: Any) -> Any:
-    """Return the third word of the key schedule."""
-    return uint32(k0 ^ k1 ^ _PARITY)
-
-
-@inlined_by_llvm
-def _threefry(k0: Any, k1: Any, c0: Any, c1: Any) -> Any:
-    """Encrypt a counter by Threefry-2x32 with 20 rounds."""
-    k2 = _third(k0, k1)
-    x0, x1 = _odd_rounds(c0, c1, k0, k1)
-    x0, x1 = _even_rounds(x0, x1, k1, uint32(k2 + uint32(1)))
-    x0, x1 = _odd_rounds(x0, x1, k2, uint32(k0 + uint32(2)))
-    x0, x1 = _even_rounds(x0, x1, k0, uint32(k1 + uint32(3)))
-    x0, x1 = _odd_rounds(x0, x1, k1, uint32(k2 + uint32(4)))
-    return uint32(x0 + k2), uint32(x1 + uint32(k0 + uint32(5)))
+def _philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
+    """Encrypt a counter by Philox-4x32 with 7 rounds; return its first two words as one uint64, and its last two."""
+    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
+    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + _W0, k1 + _W1)
+    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + uint64(2) * _W0, k1 + uint64(2) * _W1)
+    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + uint64(3) * _W0, k1 + uint64(3) * _W1)
+    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + uint64(4) * _W0, k1 + uint64(4) * _W1)
+    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + uint64(5) * _W0, k1 + uint64(5) * _W1)
+    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + uint64(6) * _W0, k1 + uint64(6) * _W1)
+    return (c0 & _LOW) | (c1 << _BITS), (c2 & _LOW) | (c3 << _BITS)
 
 
 def _at(x: Any, i: Any) -> Any:
@@ -113,71 +96,54 @@ def _(rows: Any) -> Any:
     return given if isinstance(rows, types.Array) else counted
 
 
+@inlined
+def noise_scratch(size: Any, like: Any) -> Any:
+    """Return what `locate` and `uniforms` write to, for at most `size` elements at a time of the dtype of `like`.
+
+    It is the numbers of rows and the words of their seeds, `[3, size + 1]`, and the words of counters, four for each: those that
+    numbers begin with, and for float64 those that they end with.
+    """
+    words = np.empty(2 * size + 2, np.uint64)
+    return np.empty((3, size + 1), np.uint32), words, np.empty_like(words) if like.itemsize == 8 else words
+
+
 @compiled
 def locate(
-    seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, first: Any, last: Any, keys: Any, words: Any
-) -> Any:
-    """Write the keys and unit numbers of the elements `first` to `last` into rows 0 to 2 of `words` `[5, size]`.
+    seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, first: Any, last: Any, scratch: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Write the rows of the elements `first` to `last`, and return their place, which `uniforms` takes.
 
-    If rows are long, or all elements are in one row, write one column for each row, its key and the first of its units, and
-    return how many units a row has. Otherwise write one column for each element, and return 0. `keys` `[2, > size]` is scratch.
+    It is the stream, the number of units of a row, the unit of the first element, and the number of rows.
     """
-    first_row, end_row = first // units, (last - 1) // units + 1
-    by_row = units >= _LONG_ROW or end_row == first_row + 1
-    row_keys = words if by_row else keys
-    for i in range(end_row - first_row):
+    first_row, count = first // units, (last - 1) // units - first // units + 1
+    number, k0, k1 = scratch[0][0, :count], scratch[0][1, :count], scratch[0][2, :count]
+    for i in range(count):
         row = first_row + i
-        row_keys[0, i], row_keys[1, i] = _threefry(
-            uint32(_at(seed0, row)), uint32(_at(seed1, row)), _row(rows, row), stream
-        )
-    if by_row:
-        for i in range(end_row - first_row):
-            words[2, i] = uint32(max(first - (first_row + i) * units, 0))
-        return units
-    for i in range(end_row - first_row):
-        start = (first_row + i) * units
-        begin, end = max(first, start), min(last, start + units)
-        k0, k1, unit = keys[0, i], keys[1, i], uint32(begin - start)
-        begin, end = begin - first, end - first
-        key0, key1, unit_of = words[0, begin:end], words[1, begin:end], words[2, begin:end]
-        for j in range(key0.size):
-            key0[j], key1[j], unit_of[j] = k0, k1, uint32(unit + uint32(j))
-    return 0
-
-
-# The cipher is in loops of four rounds, because a longer chain of operations that wait for one another would fill the processor's
-# queue. Loops over a row, whose key is constant, and over elements with keys of their own are written out: numba compiles a plain
-# loop in a fraction of the time that it takes for one that is put together from functions of arrays.
+        number[i], k0[i], k1[i] = uint32(_row(rows, row)), uint32(_at(seed0, row)), uint32(_at(seed1, row))
+    return stream, units, first % units, count
 
 
 @compiled
-def _words_of_row(words: Any, row: Any, draw: Any, begin: Any, end: Any) -> None:
-    """Write the words before the last four rounds into rows 3 and 4 of `words`, for units of one row."""
-    k0, k1, first = words[0, row], words[1, row], words[2, row]
-    k2 = _third(k0, k1)
-    x, y = words[3, begin:end], words[4, begin:end]
-    for i in range(x.size):
-        x[i], y[i] = _odd_rounds(uint32(first + uint32(i)), uint32(draw), k0, k1)
-    for i in range(x.size):
-        x[i], y[i] = _even_rounds(x[i], y[i], k1, uint32(k2 + uint32(1)))
-    for i in range(x.size):
-        x[i], y[i] = _odd_rounds(x[i], y[i], k2, uint32(k0 + uint32(2)))
-    for i in range(x.size):
-        x[i], y[i] = _even_rounds(x[i], y[i], k0, uint32(k1 + uint32(3)))
+def _encrypt_row(numbers: Any, row: Any, counter: Any, count: Any, draw: Any, stream: Any, words: Any) -> None:
+    """Write the words of `count` counters of one row, from number `counter` on."""
+    c1, c2, c3, k0, k1 = (
+        uint64(draw),
+        uint64(numbers[0, row]),
+        uint64(stream),
+        uint64(numbers[1, row]),
+        uint64(numbers[2, row]),
+    )
+    for i in range(count):
+        words[2 * i], words[2 * i + 1] = _philox(counter + uint64(i), c1, c2, c3, k0, k1)
 
 
 @compiled
-def _words_of_elements(words: Any, draw: Any, size: Any) -> None:
-    """Write the words before the last four rounds into rows 3 and 4 of `words`, for elements with keys of their own."""
-    k0, k1, unit, x, y = words[0, :size], words[1, :size], words[2, :size], words[3, :size], words[4, :size]
-    for i in range(x.size):
-        x[i], y[i] = _odd_rounds(unit[i], uint32(draw), k0[i], k1[i])
-    for i in range(x.size):
-        x[i], y[i] = _even_rounds(x[i], y[i], k1[i], uint32(_third(k0[i], k1[i]) + uint32(1)))
-    for i in range(x.size):
-        x[i], y[i] = _odd_rounds(x[i], y[i], _third(k0[i], k1[i]), uint32(k0[i] + uint32(2)))
-    for i in range(x.size):
-        x[i], y[i] = _even_rounds(x[i], y[i], k0[i], uint32(k1[i] + uint32(3)))
+def _encrypt_column(numbers: Any, counter: Any, count: Any, draw: Any, stream: Any, words: Any) -> None:
+    """Write the words of the counter of one number in each of the first `count` rows."""
+    c2, k0, k1 = numbers[0, :count], numbers[1, :count], numbers[2, :count]
+    c1, c3 = uint64(draw), uint64(stream)
+    for i in range(c2.size):
+        words[2 * i], words[2 * i + 1] = _philox(counter, c1, uint64(c2[i]), c3, uint64(k0[i]), uint64(k1[i]))
 
 
 def _number(word: Any, rest: Any, like: Any) -> Any:
@@ -199,45 +165,56 @@ def _(word: Any, rest: Any, like: Any) -> Any:
 
 
 @compiled
-def _uniforms_of_row(words: Any, row: Any, draw: Any, out: Any, begin: Any, end: Any) -> None:
-    _words_of_row(words, row, draw, begin, end)
-    k0, k1, x, y, u = words[0, row], words[1, row], words[3, begin:end], words[4, begin:end], out[begin:end]
-    k2 = _third(k0, k1)
-    for i in range(u.size):
-        word, rest = _odd_rounds(x[i], y[i], k1, uint32(k2 + uint32(4)))
-        u[i] = _number(uint32(word + k2), uint32(rest + uint32(k0 + uint32(5))), u[i])
+def _uniforms_by_row(scratch: Any, place: Any, draw: Any, out: Any) -> None:
+    numbers, words, rest = scratch
+    stream, units, unit, rows = place
+    begin = 0
+    for row in range(rows):
+        end = min(begin + units - unit, out.size)
+        counter = unit // 4
+        count, shift = (unit + end - begin + 3) // 4 - counter, unit - 4 * counter
+        _encrypt_row(numbers, row, uint64(counter), count, draw, stream, words)
+        if out.itemsize == 8:
+            _encrypt_row(numbers, row, uint64(counter) + _LOWER, count, draw, stream, rest)
+        u, x, y = out[begin:end], words.view(np.uint32)[shift:], rest.view(np.uint32)[shift:]
+        for i in range(u.size):
+            u[i] = _number(x[i], y[i], u[i])
+        begin, unit = end, 0
 
 
 @compiled
-def _uniforms_of_elements(words: Any, draw: Any, out: Any) -> None:
-    _words_of_elements(words, draw, out.size)
-    k0, k1, x, y = words[0], words[1], words[3], words[4]
-    for i in range(out.size):
-        k2 = _third(k0[i], k1[i])
-        word, rest = _odd_rounds(x[i], y[i], k1[i], uint32(k2 + uint32(4)))
-        out[i] = _number(uint32(word + k2), uint32(rest + uint32(k0[i] + uint32(5))), out[i])
+def _uniforms_by_column(scratch: Any, place: Any, draw: Any, out: Any) -> None:
+    numbers, words, rest = scratch
+    stream, units, first, rows = place
+    x, y = words.view(np.uint32), rest.view(np.uint32)
+    for begin in range(0, units, 4):
+        counter = uint64(begin // 4)
+        _encrypt_column(numbers, counter, rows, draw, stream, words)
+        if out.itemsize == 8:
+            _encrypt_column(numbers, counter + _LOWER, rows, draw, stream, rest)
+        for unit in range(begin, min(begin + 4, units)):
+            for row in range(1 if unit < first else 0, (out.size + first - unit + units - 1) // units):
+                word = uint64(4 * row + unit - begin)
+                out[uint64(row * units + unit - first)] = _number(x[word], y[word], out[0])
 
 
 @inlined
-def uniforms(words: Any, row_units: Any, draw: Any, out: Any) -> None:
-    """Write the uniform numbers of a block in one draw, from the results of `locate`. Rows 3 and 4 of `words` are scratch."""
-    if row_units:
-        row, begin, end = np.int64(0), np.int64(0), min(row_units - np.int64(words[2, 0]), out.size)
-        while begin < out.size:
-            _uniforms_of_row(words, row, draw, out, begin, end)
-            row, begin, end = row + 1, end, min(end + row_units, out.size)
+def uniforms(scratch: Any, place: Any, draw: Any, out: Any) -> None:
+    """Write the uniform numbers of a block of elements in one draw; `locate` has written their rows, and returned `place`."""
+    if place[1] >= _LONG_ROW or place[3] == 1:
+        _uniforms_by_row(scratch, place, draw, out)
     else:
-        _uniforms_of_elements(words, draw, out)
+        _uniforms_by_column(scratch, place, draw, out)
 
 
 @compiled
 def _uniform(seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, out: Any, first: Any, last: Any) -> None:
-    keys, words = np.empty((2, BLOCK + 1), np.uint32), np.empty((5, BLOCK), np.uint32)
+    scratch = noise_scratch(BLOCK, out)
     for at in range(first, last, BLOCK):
-        size = min(BLOCK, last - at)
-        row_units = locate(seed0, seed1, rows, stream, units, at, at + size, keys, words)
+        end = min(at + BLOCK, last)
+        place = locate(seed0, seed1, rows, stream, units, at, end, scratch)
         for draw in range(len(out)):
-            uniforms(words, row_units, draw, out[draw, at : at + size])
+            uniforms(scratch, place, draw, out[draw, at:end])
 
 
 def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:

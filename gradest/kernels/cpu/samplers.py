@@ -12,7 +12,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined_by_name
-from gradest.kernels.cpu.noise import locate, row_count, uniforms
+from gradest.kernels.cpu.noise import locate, noise_scratch, row_count, uniforms
 from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
 from gradest.kernels.reference.noise import Word
 
@@ -78,17 +78,17 @@ def sampler(
         last: Any,
         *options: Any,
     ) -> None:
-        keys, words = np.empty((2, BLOCK + 1), np.uint32), np.empty((5, BLOCK), np.uint32)
+        noise = noise_scratch(BLOCK, a)
         u, shared = np.empty(BLOCK, a.dtype), np.empty((scratch, BLOCK), np.float64 if wide else a.dtype)
         halves = 2 if mirrored else 1
         draws = len(out) // halves
         for at in range(first, last, BLOCK):
             end = min(at + BLOCK, last)
-            row_units = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, end, keys, words)
+            place = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, end, noise)
             x = a[at:end]
             prepare(x, u, shared, options)
             for draw in range(draws):
-                uniforms(words, row_units, draw, u[: x.size])
+                uniforms(noise, place, draw, u[: x.size])
                 for half in range(halves):
                     if half > 0:
                         _mirror(u[: x.size])

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradest.kernels.cuda.compiler import compiled, float_bits, option
 from gradest.kernels.cuda.functions import both_sigmoids, divide, log, ndtri, sigmoid
-from gradest.kernels.cuda.noise import locate, uniform_numbers
+from gradest.kernels.cuda.noise import locate, tile_numbers
 from gradest.kernels.cuda.tiles import launch_sampler
 from gradest.kernels.reference.noise import Word
 
@@ -16,10 +16,10 @@ __all__ = ["concrete", "concrete_pullback", "normal", "normal_pullback", "rectif
 
 @compiled
 def _rectified(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, row, counter, at, inside = locate(seed0, seed1, rows, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     for draw in range(draws):
-        u = uniform_numbers(k0, k1, unit, draw, x.dtype)
+        u = tile_numbers(k0, k1, row, stream, counter, draw, x.dtype)
         z = x + log(divide(u, 1.0 - u))
         tl.store(out + at, tl.where(z < 0, 0, z), mask=inside)
         out += row_count.to(tl.int64) * units
@@ -42,11 +42,11 @@ def _concrete(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, row, counter, at, inside = locate(seed0, seed1, rows, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     per_temperature = option(per_temperature, x.dtype)
     for draw in range(draws):
-        u = uniform_numbers(k0, k1, unit, draw, x.dtype)
+        u = tile_numbers(k0, k1, row, stream, counter, draw, x.dtype)
         h = sigmoid((x + log(divide(u, 1.0 - u))) * per_temperature) * WIDTH + LOWER
         h = tl.where(h < 0, 0, h)
         tl.store(out + at, tl.where(h > 1, 1, h), mask=inside)
@@ -72,11 +72,11 @@ def _concrete_pullback(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, row, counter, at, inside = locate(seed0, seed1, rows, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     per_temperature, height = option(per_temperature, x.dtype), option(height, x.dtype)
     for draw in range(draws):
-        u = uniform_numbers(k0, k1, unit, draw, x.dtype)
+        u = tile_numbers(k0, k1, row, stream, counter, draw, x.dtype)
         p, q = both_sigmoids((x + log(divide(u, 1.0 - u))) * per_temperature)
         y = tl.load(grad + at, mask=inside, other=0) * (p * q * height)
         if WIDTH > 0:
@@ -103,11 +103,11 @@ def _normal(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, row, counter, at, inside = locate(seed0, seed1, rows, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     std = option(std, x.dtype)
     for draw in range(draws):
-        h = x + ndtri(uniform_numbers(k0, k1, unit, draw, x.dtype)) * std
+        h = x + ndtri(tile_numbers(k0, k1, row, stream, counter, draw, x.dtype)) * std
         if ACTIVATION == 1:
             h = tl.where(h < 0, 0, h)
         if ACTIVATION == 2:
@@ -132,11 +132,11 @@ def _normal_pullback(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, row, counter, at, inside = locate(seed0, seed1, rows, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     std = option(std, x.dtype)
     for draw in range(draws):
-        p, q = both_sigmoids(x + ndtri(uniform_numbers(k0, k1, unit, draw, x.dtype)) * std)
+        p, q = both_sigmoids(x + ndtri(tile_numbers(k0, k1, row, stream, counter, draw, x.dtype)) * std)
         tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * (p * q), mask=inside)
         grad += row_count.to(tl.int64) * units
         out += row_count.to(tl.int64) * units

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradest.kernels.cuda.compiler import compiled
 from gradest.kernels.cuda.functions import both_sigmoids, sigmoid, sqrt
-from gradest.kernels.cuda.noise import locate, uniform_numbers
+from gradest.kernels.cuda.noise import locate, tile_numbers
 from gradest.kernels.cuda.tiles import launch_sampler, launch_tiles, noise_words, tile_offsets
 from gradest.kernels.reference.noise import Word
 
@@ -31,11 +31,11 @@ def _binary(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, row, counter, at, inside = locate(seed0, seed1, rows, row_count, units, ROWS, UNITS)
     p = sigmoid(tl.load(a + at, mask=inside, other=0))
     low, high = tl.full(p.shape, LOW, p.dtype), tl.full(p.shape, HIGH, p.dtype)
     for draw in range(draws):
-        u = uniform_numbers(k0, k1, unit, draw, p.dtype)
+        u = tile_numbers(k0, k1, row, stream, counter, draw, p.dtype)
         tl.store(out + at, tl.where(u < p, high, low).to(out.dtype.element_ty), mask=inside)
         out += row_count.to(tl.int64) * units
 
@@ -56,12 +56,12 @@ def _antithetic(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
 ):
-    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, row, counter, at, inside = locate(seed0, seed1, rows, row_count, units, ROWS, UNITS)
     p = sigmoid(tl.load(a + at, mask=inside, other=0))
     low, high = tl.full(p.shape, LOW, p.dtype), tl.full(p.shape, HIGH, p.dtype)
     count = row_count.to(tl.int64) * units
     for draw in range(points // 2):
-        u = uniform_numbers(k0, k1, unit, draw, p.dtype)
+        u = tile_numbers(k0, k1, row, stream, counter, draw, p.dtype)
         tl.store(out + at, tl.where(u < p, high, low), mask=inside)
         tl.store(out + points // 2 * count + at, tl.where(1.0 - u < p, high, low), mask=inside)
         out += count
@@ -69,10 +69,10 @@ def _antithetic(
 
 @compiled
 def _times_smooth(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, row, counter, at, inside = locate(seed0, seed1, rows, row_count, units, ROWS, UNITS)
     r = sqrt(sigmoid(tl.load(a + at, mask=inside, other=0)))
     for draw in range(draws):
-        u = uniform_numbers(k0, k1, unit, draw, r.dtype)
+        u = tile_numbers(k0, k1, row, stream, counter, draw, r.dtype)
         tl.store(out + at, tl.where(u < r, r, 0), mask=inside)
         out += row_count.to(tl.int64) * units
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradest.kernels.cuda.compiler import compiled, float_bits, inlined, option
 from gradest.kernels.cuda.functions import divide, exp, log
-from gradest.kernels.cuda.noise import row_keys, uniform_numbers
+from gradest.kernels.cuda.noise import row_words, uniform_numbers
 from gradest.kernels.cuda.tiles import TILE, launch, noise_words
 from gradest.kernels.reference.noise import Word
 
@@ -24,9 +24,9 @@ __all__ = ["one_hot", "softmax", "softmax_backward"]
 
 
 @inlined
-def _arrival_times(k0, k1, place, draw, wait, inside):
+def _arrival_times(k0, k1, row, stream, unit, draw, wait, inside):
     """Return arrival times `[GROUPS, CLASSES]`: the class that arrives first is drawn."""
-    return tl.where(inside, -log(uniform_numbers(k0, k1, place, draw, wait.dtype)) * wait, float("inf"))
+    return tl.where(inside, -log(uniform_numbers(k0, k1, row, stream, unit, draw, wait.dtype)) * wait, float("inf"))
 
 
 @compiled
@@ -48,8 +48,8 @@ def _one_hot(
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     row, start = group * classes // units, group * classes % units
     real = row < row_count
-    k0, k1 = row_keys(seed0, seed1, rows, stream, row, real)
-    k0, k1, start, real = k0[:, None], k1[:, None], start[:, None], real[:, None]
+    k0, k1, number = row_words(seed0, seed1, rows, row, real)
+    k0, k1, number, start, real = k0[:, None], k1[:, None], number[:, None], start[:, None], real[:, None]
     at = (group * classes)[:, None]
     largest = tl.full((GROUPS,), float("-inf"), a.dtype.element_ty)
     for first in range(0, classes, CLASSES):
@@ -62,7 +62,7 @@ def _one_hot(
             c = first + tl.arange(0, CLASSES)[None, :]
             inside = real & (c < classes)
             wait = exp(largest[:, None] - tl.load(a + at + c, mask=inside, other=0))
-            arrivals = _arrival_times(k0, k1, (start + c).to(tl.uint32), draw, wait, inside)
+            arrivals = _arrival_times(k0, k1, number, stream, (start + c).to(tl.uint32), draw, wait, inside)
             earliest, where = tl.min(arrivals, 1, return_indices=True)
             index = tl.where(earliest < least, first + where, index)
             least = tl.minimum(least, earliest)
@@ -82,9 +82,9 @@ def _fold(x, GROUPS: tl.constexpr, LANES: tl.constexpr, FOLDS: tl.constexpr):
 
 
 @inlined
-def _logits(k0, k1, start, c, draw, a, at, inside, per_temperature):
+def _logits(k0, k1, row, stream, start, c, draw, a, at, inside, per_temperature):
     """Return (a + G) per_temperature for the classes c, G the Gumbel noise."""
-    u = uniform_numbers(k0, k1, (start + c).to(tl.uint32), draw, a.dtype.element_ty)
+    u = uniform_numbers(k0, k1, row, stream, (start + c).to(tl.uint32), draw, a.dtype.element_ty)
     return (tl.load(a + at + c, mask=inside, other=0) - log(-log(u))) * per_temperature
 
 
@@ -110,27 +110,27 @@ def _softmax(
     group = tl.program_id(0).to(tl.int64) * GROUPS + tl.arange(0, GROUPS)
     row, start = group * classes // units, group * classes % units
     real = row < row_count
-    k0, k1 = row_keys(seed0, seed1, rows, stream, row, real)
-    k0, k1, start, real = k0[:, None], k1[:, None], start[:, None], real[:, None]
+    k0, k1, number = row_words(seed0, seed1, rows, row, real)
+    k0, k1, number, start, real = k0[:, None], k1[:, None], number[:, None], start[:, None], real[:, None]
     at = (group * classes)[:, None]
     for draw in range(draws):
         largest = tl.full((GROUPS,), float("-inf"), a.dtype.element_ty)
         for first in range(0, classes, CLASSES):
             c = first + tl.arange(0, CLASSES)[None, :]
             inside = real & (c < classes)
-            x = _logits(k0, k1, start, c, draw, a, at, inside, per_temperature)
+            x = _logits(k0, k1, number, stream, start, c, draw, a, at, inside, per_temperature)
             largest = tl.maximum(largest, tl.max(tl.where(inside, x, float("-inf")), 1))
         lanes = tl.zeros((GROUPS, CLASSES), a.dtype.element_ty)
         for first in range(0, classes, CLASSES):
             c = first + tl.arange(0, CLASSES)[None, :]
             inside = real & (c < classes)
-            x = _logits(k0, k1, start, c, draw, a, at, inside, per_temperature)
+            x = _logits(k0, k1, number, stream, start, c, draw, a, at, inside, per_temperature)
             lanes += tl.where(inside, exp(tl.where(inside, x - largest[:, None], 0)), 0)
         total = tl.reshape(_fold(lanes, GROUPS, CLASSES, FOLDS), (GROUPS, 1))
         for first in range(0, classes, CLASSES):
             c = first + tl.arange(0, CLASSES)[None, :]
             inside = real & (c < classes)
-            x = _logits(k0, k1, start, c, draw, a, at, inside, per_temperature)
+            x = _logits(k0, k1, number, stream, start, c, draw, a, at, inside, per_temperature)
             e = exp(tl.where(inside, x - largest[:, None], 0))
             tl.store(out + at + c, divide(e, tl.where(inside, total, 1)), mask=inside)
         out += row_count.to(tl.int64) * units

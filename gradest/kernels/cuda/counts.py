@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradest.kernels.cuda.compiler import compiled
 from gradest.kernels.cuda.functions import exp, log
-from gradest.kernels.cuda.noise import locate, uniform_numbers
+from gradest.kernels.cuda.noise import locate, tile_numbers
 from gradest.kernels.cuda.tiles import launch_sampler
 from gradest.kernels.reference.noise import Word
 
@@ -18,7 +18,7 @@ __all__ = ["binomial", "poisson"]
 def _binomial(
     seed0, seed1, rows, stream, draws, row_count, units, out, a, trials, ROWS: tl.constexpr, UNITS: tl.constexpr
 ):
-    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, row, counter, at, inside = locate(seed0, seed1, rows, row_count, units, ROWS, UNITS)
     x = tl.load(a + at, mask=inside, other=0)
     ratio = exp(-tl.abs(x).to(tl.float64))
     base, power, n = ratio + 1.0, tl.full(x.shape, 1.0, tl.float64), trials
@@ -27,7 +27,7 @@ def _binomial(
         base, n = base * base, n // 2
     least = 1.0 / (power * base)
     for draw in range(draws):
-        u = uniform_numbers(k0, k1, unit, draw, x.dtype)
+        u = tile_numbers(k0, k1, row, stream, counter, draw, x.dtype)
         u = tl.where(x > 0, 1.0 - u, u).to(tl.float64)
         term, below, count = least, tl.zeros_like(least), tl.zeros_like(least)
         left = trials.to(tl.float64)
@@ -45,14 +45,14 @@ def _binomial(
 
 @compiled
 def _poisson(seed0, seed1, rows, stream, draws, row_count, units, out, a, ROWS: tl.constexpr, UNITS: tl.constexpr):
-    k0, k1, unit, at, inside = locate(seed0, seed1, rows, stream, row_count, units, ROWS, UNITS)
+    k0, k1, row, counter, at, inside = locate(seed0, seed1, rows, row_count, units, ROWS, UNITS)
     a_kind: tl.constexpr = a.dtype.element_ty
     x = tl.load(a + at, mask=inside, other=0).to(tl.float64)
     e = exp(-tl.abs(x))
     rate = tl.where(x > 0, x, 0) + log(e + 1.0)
     least = tl.where(x > 0, e, 1.0) / (e + 1.0)
     for draw in range(draws):
-        u = uniform_numbers(k0, k1, unit, draw, a_kind).to(tl.float64)
+        u = tile_numbers(k0, k1, row, stream, counter, draw, a_kind).to(tl.float64)
         term, below, count = least, tl.zeros_like(least), tl.zeros_like(least)
         k, more = (tl.sum(tl.zeros((2,), tl.float64), 0), tl.sum(tl.full((2,), 1, tl.int32), 0))
         while more > 0:

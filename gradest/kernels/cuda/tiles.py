@@ -75,8 +75,11 @@ def launch(kernel: Any, programs: int, out: Tensor, given: tuple[Tensor | int, .
 
 
 def _width(units: int) -> int:
-    """Return the width of a tile: a power of two, and if possible one for which the idle units are at most an eighth of all."""
-    width: int = min(triton.next_power_of_2(max(1, units)), TILE)
+    """Return the width of a tile: a power of two of at least 4, which is how many units share a counter of the noise.
+
+    If possible, the idle units are at most an eighth of all.
+    """
+    width: int = min(triton.next_power_of_2(max(4, units)), TILE)
     while width > _LEAST_WIDTH and -units % width > units // 8:
         width //= 2
     return width

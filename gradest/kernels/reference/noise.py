@@ -1,11 +1,22 @@
-"""The counter-based generator: Threefry-2x32 (Salmon et al., 2011) on int32 tensors, and uniform numbers from its words."""
+"""The counter-based generator: Philox-4x32 (Salmon et al., 2011) on int64 tensors, and uniform numbers from its words."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["Word", "as_tensors", "signed_word", "threefry", "uniform", "uniform_from_words"]
+__all__ = [
+    "LOWER_WORDS",
+    "MULTIPLIERS",
+    "ROUNDS",
+    "WEYL",
+    "Word",
+    "as_tensors",
+    "philox",
+    "signed_word",
+    "uniform",
+    "uniform_from_words",
+]
 
 Word = Tensor | int
 """One 32-bit word for each row: an int32 tensor `[rows]`, or an int.
@@ -13,13 +24,19 @@ Word = Tensor | int
 As a word of the seed an int holds for all rows. As row numbers an int n stands for n rows that count up from 0.
 """
 
+ROUNDS = 7
+"""How often Philox mixes a counter."""
+
+MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+"""Philox's multipliers of the first and third word of a counter."""
+
+WEYL = 0x9E3779B9, 0xBB67AE85
+"""What Philox adds to the words of the key after each round."""
+
+LOWER_WORDS = 1 << 31
+"""What is added to the number of a counter for the words with which float64 numbers end."""
+
 _MASK32 = 0xFFFFFFFF
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-
-
-def _rotate_left(x: Tensor, by: int) -> Tensor:
-    # >> on a signed word copies the sign bit, hence the mask
-    return (x << by) | ((x >> (32 - by)) & ((1 << by) - 1))
 
 
 def signed_word(value: int) -> int:
@@ -28,18 +45,18 @@ def signed_word(value: int) -> int:
     return value - (1 << 32) if value >> 31 else value
 
 
-def threefry(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Encrypt counters by Threefry-2x32 with 20 rounds, on int32 tensors that hold 32-bit patterns and broadcast together."""
-    schedule = (key[0], key[1], key[0] ^ key[1] ^ signed_word(0x1BD11BDA))
-    x0 = counter[0] + schedule[0]
-    x1 = counter[1] + schedule[1]
-    for block in range(5):
-        for by in _ROTATIONS[block % 2]:
-            x0 = x0 + x1
-            x1 = _rotate_left(x1, by) ^ x0
-        x0 = x0 + schedule[(block + 1) % 3]
-        x1 = x1 + (schedule[(block + 2) % 3] + (block + 1))
-    return x0, x1
+def philox(
+    key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Tensor], rounds: int = ROUNDS
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Encrypt counters by Philox-4x32 under keys, on int64 tensors of 32-bit words that broadcast together."""
+    (k0, k1), (c0, c1, c2, c3) = key, counter
+    for turn in range(rounds):
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]  # all 64 bits, because torch's int64 wraps around
+        upper0, upper1 = (p0 >> 32) & _MASK32, (p1 >> 32) & _MASK32
+        c0 = upper1 ^ c1 ^ ((k0 + turn * WEYL[0]) & _MASK32)
+        c2 = upper0 ^ c3 ^ ((k1 + turn * WEYL[1]) & _MASK32)
+        c1, c3 = p1 & _MASK32, p0 & _MASK32
+    return c0, c1, c2, c3
 
 
 def as_tensors(
@@ -55,24 +72,29 @@ def as_tensors(
 def uniform(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, units: int, dtype: torch.dtype) -> Tensor:
     """Draw uniform numbers `[draws, rows, units]` on (0, 1), float32 or float64.
 
-    A row's key is Threefry(seed, (row, stream)); the two words of a number are Threefry(key, (unit, draw)).
+    The words of units 4 i to 4 i + 3 are Philox(seed, (i, draw, row, stream)), one for each; for float64 each of these units has
+    a second word, from Philox(seed, (i + 2**31, draw, row, stream)).
     """
     seed, rows = as_tensors(seed, rows)
-    word = torch.tensor(signed_word(stream), dtype=torch.int32, device=rows.device)
-    key0, key1 = (key[:, None] for key in threefry(seed, (rows, word)))
-    unit = torch.arange(units, dtype=torch.int32, device=rows.device)
-    draw = torch.arange(draws, dtype=torch.int32, device=rows.device)[:, None, None]
-    return uniform_from_words(*threefry((key0, key1), (unit, draw)), dtype)
+    k0, k1, row = (word.to(torch.int64)[:, None] & _MASK32 for word in (*seed, rows))
+    counters = torch.arange((units + 3) // 4, device=rows.device)
+    draw = torch.arange(draws, device=rows.device)[:, None, None]
+    last = torch.full_like(row, stream)
+
+    def words(first: int) -> Tensor:
+        x = torch.stack(philox((k0, k1), (counters + first, draw, row, last)), -1)
+        return x.flatten(-2)[..., :units]
+
+    return uniform_from_words(words(0), words(LOWER_WORDS) if dtype == torch.float64 else None)
 
 
-def uniform_from_words(x0: Tensor, x1: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert two random int32 words to a uniform number in the open interval (0, 1).
+def uniform_from_words(word: Tensor, rest: Tensor | None = None) -> Tensor:
+    """Convert random 32-bit words to uniform numbers in the open interval (0, 1): float32, or float64 if `rest` is given.
 
-    float32 takes the upper 24 bits of x0; float64 takes 53 bits, 32 of x0 and 21 of x1. The lowest bit that is kept is always
-    set, so the numbers are odd multiples of 2**-24 or 2**-53: exactly representable and never 0 or 1, and 1 - u is exact and as
-    likely as u.
+    float32 takes the upper 24 bits of a word; float64 takes 53 bits, the 32 of `word` and 21 of `rest`. The lowest bit that is
+    kept is always set, so the numbers are odd multiples of 2**-24 or 2**-53: exactly representable and never 0 or 1, and 1 - u is
+    exact and as likely as u.
     """
-    if dtype == torch.float64:
-        upper, lower = x0.to(torch.int64) & _MASK32, (x1 >> 11) & 0x1FFFFF
-        return (((upper << 21) | lower) | 1).to(torch.float64) * 2.0**-53
-    return (((x0 >> 8) & 0xFFFFFF) | 1).to(torch.float32) * 2.0**-24
+    if rest is not None:
+        return (((word << 21) | (rest >> 11)) | 1).to(torch.float64) * 2.0**-53
+    return ((word >> 8) | 1).to(torch.float32) * 2.0**-24
