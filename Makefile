@@ -10,7 +10,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 # All tests of a file run in one of two processes, for they share what is slow to start. Files with slow tests come first.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: test test-most test-deep test-page lint chromium demo bench clean
+.PHONY: test test-most test-deep test-page lint chromium dieharder demo bench clean
 
 # One case of each kind of thing. Linting, which takes one core, runs beside the tests. Those of the page come last, because by
 # then the kernels are compiled for which its pictures would have to wait.
@@ -22,7 +22,7 @@ test-most: $(READY)
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not deep and not gpu and not benchmark" --ignore tests/browser
 
 # What `make test` leaves out: every pair and every option, longer statistics, things that take their time to start.
-test-deep: $(READY) chromium
+test-deep: $(READY) chromium dieharder
 	$(PYTEST) $(SIDE_BY_SIDE) -m "deep and not gpu and not benchmark" --ignore tests/browser
 	$(PYTEST) $(SIDE_BY_SIDE) -m deep tests/browser
 
@@ -35,13 +35,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Debian's own, which the browser tests drive; without it they are skipped.
-chromium:
-	@command -v chromium >/dev/null || { \
+# Debian's own programs, which tests of the page and of the noise drive; without them these tests are skipped.
+chromium dieharder:
+	@command -v $@ >/dev/null || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $@ >/dev/null; \
 		else \
-			echo "The tests of the page are skipped. They need Chromium: apt-get install chromium, as root."; \
+			echo "The tests that need $@ are skipped. To run them, apt-get install $@, as root."; \
 		fi; \
 	}
 
