@@ -34,7 +34,7 @@ A plugin imports `gradest.contract.*`, `gradest.random` and `gradest.errors`, an
 plugins need are also in `gradest` itself, such as `gradest.Neuron`, `gradest.Bias` and `gradest.Key`.
 
     gradest.contract.neuron       Neuron, and its capabilities such as Discrete, Scored, Subset, Reparameterised and Density
-    gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias
+    gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias, Cost
     gradest.contract.target       Target, what is estimated if not E[L], and MaxOfSamples, Risk, ConditionalValueAtRisk
     gradest.contract.score_function    ScoreFunction, for weights of the scores that follow from the losses of K samples
     gradest.contract.objective    Objective, Separable
@@ -109,6 +109,7 @@ example_events: shapes of events on which the kit tries the neuron, if it does n
 check(a): raises InvalidInput for values that the neuron cannot take, such as a scale that overflows.
 atoms(event): how many outputs `law` lists for a unit. It is asked first, so that a sum over 2^30 outputs is refused before memory
     is taken. A `Discrete` neuron with a `support` has it from there; one whose outputs are many overrides it.
+draw_size(event): how many elements it takes to draw one output, if that is more than the event or the output has.
 capabilities: the classes that it derives from, such as `Discrete`. `Binary` and `SoftmaxOneHot` are for outputs of the shape of
     `a`.
 
@@ -129,6 +130,9 @@ linear: False if `backward` is not linear in dL/dh. A `gradest.nn.Stochastic` th
     layer dL/dh scaled and summed; the kit checks it.
 target(): what is estimated, if it is not E[L]; see below. `exact`, `compare` and the kit then measure against that.
 evaluations(neuron, event_shape): K, the number of points of one draw.
+cost(neuron, event, batch): what a draw holds and computes beside the loss, stated before it runs, in elements of points. By
+    default that of the K points. An estimator with inner samples, a network, or all pairs of its samples adds them. The kit
+    measures both and compares, with the factors that `gradest.contract.estimator.Cost` states.
 
 What an objective states
 ------------------------

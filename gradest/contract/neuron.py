@@ -113,6 +113,14 @@ class Neuron(Plugin):
         """
         return 1
 
+    def draw_size(self, event: tuple[int, ...]) -> int:
+        """Return how many elements it takes to draw one output of an event of this shape, or its score or derivative.
+
+        By default the size of the event or that of the output's, whichever is larger. A neuron that computes larger tables
+        overrides it; see `gradest.contract.estimator.Cost`.
+        """
+        return max(math.prod(event), math.prod(self.output_event(event)))
+
     def limit(self, dtype: torch.dtype) -> float:
         """Return the largest magnitude of a pre-activation that the neuron takes in this dtype, float32 or float64."""
         return math.inf
