@@ -166,11 +166,11 @@ def _measure_draw(estimator: Estimator, neuron: Neuron, a: Tensor) -> Cost:
     return Cost(measured.most, measured.work)
 
 
-class _Measure(TorchDispatchMode):
+class _Measure(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the elements that operations of torch return, and how many of them are alive at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.work = self.most = self._held = 0
         self._alive: set[int] = set()
 

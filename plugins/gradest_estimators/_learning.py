@@ -184,7 +184,7 @@ class NetworkControlVariate(ControlVariate):
                 raise self._refusal("its output is not differentiable in its input")
 
     def _call_checked(self, state: State, x: Tensor) -> Tensor:
-        """Return the output of the user's network for x `[rows, D]`. Raises InvalidOptions unless it is one number for each row."""
+        """Return the output of the user's network for x `[rows, D]`. Raises InvalidOptions unless each row has one number."""
         assert self.network is not None
         try:
             found = call_module("network", self.network, state, x)
