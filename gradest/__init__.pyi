@@ -20,6 +20,7 @@ from .contract.estimator import State as State
 from .contract.hookspecs import OLDEST_PLUGIN_API as OLDEST_PLUGIN_API
 from .contract.hookspecs import PLUGIN_API as PLUGIN_API
 from .contract.hookspecs import hookimpl as hookimpl
+from .contract.modules import ModuleOption as ModuleOption
 from .contract.neuron import Binary as Binary
 from .contract.neuron import Continuous as Continuous
 from .contract.neuron import Density as Density

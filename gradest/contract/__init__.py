@@ -9,6 +9,7 @@ is the guide for authors.
     score_function   ScoreFunction: weights of the scores that follow from the losses of K samples
     objective    Objective, Separable
     plugin       the base of all three: options as frozen pydantic fields
+    modules      options that are torch modules, such as a control variate of the user's own
     law          every joint outcome of an event, with its probability
     numerics     functions whose result for a row does not depend on the batch, and the kernels
     hookspecs    the three hooks, and the version of this contract

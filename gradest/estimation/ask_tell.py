@@ -119,7 +119,7 @@ def tell(
             f"{type(draw).__name__} and {type(feedback).__name__}"
         )
     asked = draw.asked_by
-    if asked is not None and asked is not estimator and asked.spec() != estimator.spec():
+    if asked is not None and not asked.is_same(estimator):
         raise InvalidInput(
             f"{asked.label()} asked for the loss at the points of this draw, so {estimator.label()} cannot be told it; pass the "
             "estimator that was asked, with the same options"

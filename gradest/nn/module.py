@@ -128,8 +128,9 @@ class StochasticModule(nn.Module):
         it was drawn. A compiled function uses the new options from its next call on and need not be compiled again; because it
         draws its samples again in backward, a change between its forward and its backward pass raises InvalidInput there.
 
-        The state is kept if the estimator is of the same class and its tensors have the same names and shapes as before;
-        otherwise it starts again. The same holds if `layer.estimator` or `layer.neuron` is assigned.
+        The state is kept if the estimator is of the same class, its options that are modules are the same objects, and its
+        tensors have the same names and shapes as before; otherwise it starts again. The same holds if `layer.estimator` or
+        `layer.neuron` is assigned.
 
         Raises InvalidOptions if neither or both have such an option or if a value is not accepted, Incompatible if the two would
         no longer fit each other, and InvalidInput while a StochasticGraph of the layer is open. Nothing has changed then.
@@ -232,7 +233,11 @@ class StochasticModule(nn.Module):
         self._check_replaceable()
         if self.event is not None:
             _checked_event(self.event, neuron)
-        keep = type(estimator) is type(self.estimator) and _known_form(pair, self.event)[0] == self._form
+        keep = (
+            type(estimator) is type(self.estimator)
+            and estimator.modules() == self.estimator.modules()
+            and _known_form(pair, self.event)[0] == self._form
+        )
         self._pair, self._expected = pair, (None, {})
         self.changes += 1
         if not keep:
