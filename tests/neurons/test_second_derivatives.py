@@ -85,14 +85,18 @@ def test_second_derivatives(name, scale):
 def test_equal_items_of_an_order_have_their_second_derivatives():
     """Against -Σ_r (diag p - p pᵀ) over the places r of the order, p being the softmax of the items that are left there."""
     neuron, n = gradest.neuron("plackett_luce"), 4
+    h = torch.eye(n, dtype=torch.float64)[None]
+
+    def log_prob(a):
+        return neuron.log_prob(h, a).sum()
+
     for a in (torch.zeros(1, n, dtype=torch.float64), torch.tensor([[2.0, 2.0, 2.0, -1e9]], dtype=torch.float64)):
-        h = torch.eye(n, dtype=torch.float64)[None]
         wanted = torch.zeros(n, n, dtype=torch.float64)
         for place in range(n - 1):
             p = torch.zeros(n, dtype=torch.float64)
             p[place:] = torch.softmax(a[0, place:], -1)
             wanted -= torch.diag(p) - p[:, None] * p
-        found = torch.autograd.functional.hessian(lambda a: neuron.log_prob(h, a).sum(), a)[0, :, 0]
+        found = torch.autograd.functional.hessian(log_prob, a)[0, :, 0]
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
-        found = jacrev(jacrev(lambda a: neuron.log_prob(h, a).sum()))(a)[0, :, 0]
+        found = jacrev(jacrev(log_prob))(a)[0, :, 0]
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
