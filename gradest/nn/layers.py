@@ -260,11 +260,7 @@ class Stochastic(StochasticModule):
 
     def _transformed(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` inside a transform of torch.func."""
-        if self._has_state(a):
-            raise Incompatible(
-                f"{self.estimator.label()} has a state, which a transform of torch.func cannot update; "
-                "use gradest.expect, which takes the state as an argument and returns the next one"
-            )
+        self._refuse_state_in_transform(a)
         seed = fresh_seed_tensor()
         h: Tensor
         h, port = EmitTransformed.apply(a, seed, self, self._pair, paths)  # type: ignore[no-untyped-call]
@@ -343,11 +339,6 @@ class Stochastic(StochasticModule):
             "gradest.nn.StochasticGraph(model, samples=K), whose K paths are the samples, or use gradest.nn.Expectation(neuron, "
             "estimator)"
         )
-
-    def _has_state(self, a: Tensor) -> bool:
-        if self._form is not None:
-            return bool(self._form)
-        return bool(self.estimator.init(self.neuron, torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)))
 
     def _check_replaceable(self) -> None:
         if self.scope is not None:
@@ -472,6 +463,8 @@ class Expectation(StochasticModule):
         self._check_event(a)
         if not self.training:
             return self._evaluate_loss(f, a, rows)
+        if transformed():
+            self._refuse_state_in_transform(a)
         key, learns = fresh_key(a, self.neuron.event_ndim, examples=rows), torch.is_grad_enabled()
         state = self.state_for(a)
         pair, first = self._pair, None
