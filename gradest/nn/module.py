@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from gradest.contract.estimator import Estimator, State
 from gradest.contract.neuron import Neuron
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import InvalidInput, InvalidOptions
+from gradest.errors import Incompatible, InvalidInput, InvalidOptions
 from gradest.estimation.arguments import check_count, check_form, check_pre_activations
 from gradest.estimation.ask_tell import first_state
 from gradest.estimation.distributed import fresh_key
 from gradest.estimation.events import EventDims, check_event_dims
+from gradest.kernels.stable import widen
 from gradest.nn.recomputation import FirstRuns
 from gradest.nn.sampler import Pair
 
@@ -118,6 +119,19 @@ class StochasticModule(nn.Module):
     @estimator.setter
     def estimator(self, spec: EstimatorSpec) -> None:
         self._replace(self.neuron, registry.estimator(spec))
+
+    def _refuse_state_in_transform(self, a: Tensor) -> None:
+        """Raise Incompatible, inside a transform of torch.func, if the estimator has a state."""
+        if self._form is not None:
+            stateful = bool(self._form)
+        else:
+            zeros = torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)
+            stateful = bool(first_state(self.estimator, self.neuron, zeros))
+        if stateful:
+            raise Incompatible(
+                f"{self.estimator.label()} has a state, which a transform of torch.func cannot update; "
+                "use gradest.expect, which takes the state as an argument and returns the next one"
+            )
 
     def set_options(self, **options: Any) -> None:
         """Change options of the estimator or of the neuron, such as a temperature that falls during training.
