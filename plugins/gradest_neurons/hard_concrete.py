@@ -17,7 +17,7 @@ from gradest.contract.numerics import (
     widen,
 )
 from gradest.random import Key
-from gradest_neurons._continuous import REACH, Smooth, nodes_at, normalised
+from gradest_neurons._continuous import Smooth, nodes_at, normalised, reach_at
 
 
 class HardConcrete(Smooth):
@@ -90,7 +90,7 @@ class HardConcrete(Smooth):
 
         The nodes are fixed at the present value of a; only the density at them is differentiated in a.
         """
-        start, end, reach = self._input_at(0.0), self._input_at(1.0), REACH["logistic"]
+        start, end, reach = self._input_at(0.0), self._input_at(1.0), reach_at("logistic", level)
         lower, upper = ((a.detach() + side * reach).clamp(start, end) for side in (-1, 1))
         x, z, dx = panels(a, lower, upper, (0.0, self.temperature), 1.0, nodes_at(level))
         h = self._stretch(sigmoid(x / self.temperature)).clamp(0, 1)
