@@ -29,6 +29,7 @@ from gradest.estimation.ask_tell import check_feedback_finite
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.losses.checks import checked_loss
 from gradest.estimation.losses.evaluation import CHUNK, flattened, leads_to, losses_at
+from gradest.kernels.stable import drop_impossible
 
 __all__ = ["closed_form", "exact", "exact_checked", "exact_or_raise"]
 
@@ -70,7 +71,8 @@ def exact(
     target: another quantity than E[f(h)], such as `gradest.Risk()` or `estimator.target()`. One of n samples takes the n-th power
         of the points. One that is no mean, as a risk, holds the losses of all of them at once, and of fewer.
     flatten: whether f takes `[K·batch, *event]`, as for `expect`.
-    allow_inf: whether a loss may be infinite. Otherwise it raises InvalidInput, as NaN always does.
+    allow_inf: whether a loss may be infinite. Otherwise it raises InvalidInput, as NaN always does. An infinite loss of an output
+        of probability 0, as of a masked class, is no part of the expectation and of its gradient.
     event_dims: as for `expect`. The gradient has the shape of `a`.
     tolerance: the largest error of such a law, as a share of the standard deviation of f(h) for the loss, or of ten times its
         mean absolute deviation if that is less, as where f gives most weight to a tail; for the gradient, as a share of that plus
@@ -229,8 +231,9 @@ def _sums(
             points, weights = configurations(neuron, wide, law(), first, min(first + chunk, total))
             at = points.to(a.dtype)
             at = at if moves else at.detach()
-            losses = _moving_losses(f, at, neuron, allow_inf)
-            combined = _combined(target, (losses if moves else losses.detach())[None], allow_inf)
+            losses = _moving_losses(f, at, weights, wide, neuron, allow_inf)
+            losses = drop_impossible(losses if moves else losses.detach(), weights)
+            combined = drop_impossible(_combined(target, losses[None], allow_inf), weights)
             part = (weights * combined).sum(0)
             if part.requires_grad:  # otherwise nothing in the law depends on a
                 (step,) = torch.autograd.grad(part.sum(), wide)
@@ -280,14 +283,20 @@ class _Moments:
         return self.sums[3]
 
 
-def _moving_losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
-    """Return the losses, with a graph to the points if these move with a.
+def _moving_losses(f: Loss, points: Tensor, weights: Tensor, wide: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
+    """Return the losses, with a graph to the points if these move with a. weights: of the points, their probabilities.
 
     Raises NotDifferentiable if they do, and f has no derivative in them.
     """
+    impossible = weights.detach() == 0
+    if points.requires_grad:  # dL/dh may be infinite where a loss is, and 0 · inf would reach a
+        points = points + 0
+        points.register_hook(lambda slope: slope.masked_fill(impossible[(..., *[None] * neuron.output_ndim)], 0))
     source, states_none = points.grad_fn, isinstance(f, Objective) and not f.differentiable
     loss = losses_at(f, points.detach() if states_none else points, neuron.output_ndim)
-    check_feedback_finite(Feedback(loss), allow_inf)
+    check_feedback_finite(Feedback(loss), allow_inf, lambda index: bool(impossible[tuple(index)]))
+    if allow_inf and weights.requires_grad:
+        _check_stays_impossible(weights, impossible & loss.detach().isinf(), wide, neuron)
     if source is None or not points.numel() or leads_to(loss, source):
         return loss.double()
     if len(loss) > 1 and bool((loss == loss[:1]).all()):
@@ -296,6 +305,32 @@ def _moving_losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> 
         f"the outputs of {neuron.label()} move with a, so its exact gradient takes dL/dh at them, but the loss is not "
         "differentiable. Use gradest.estimate with an estimator that needs the loss alone, or a unit whose outputs are fixed"
     )
+
+
+def _check_stays_impossible(weights: Tensor, infinite: Tensor, wide: Tensor, neuron: Neuron) -> None:
+    """Raise InvalidInput if an output of probability 0 and an infinite loss becomes possible with the least step of a."""
+    if not bool(infinite.any()):
+        return
+    several = 1 + torch.arange(
+        len(weights), device=weights.device
+    )  # so that derivatives of different outputs do not cancel
+    chosen = (weights * infinite * several[(..., *[None] * (weights.ndim - 1))]).sum()
+    (slope,) = torch.autograd.grad(chosen, wide, retain_graph=True)
+    if bool((slope.abs() > torch.finfo(slope.dtype).tiny).any()):
+        raise InvalidInput(
+            f"an output of {neuron.label()} with an infinite loss has probability 0 at these pre-activations, but not next to "
+            "them, so the gradient of the expectation is infinite; give f a finite loss there, or change the pre-activations"
+        )
+
+
+def _instead_of_impossible(losses: Tensor, weights: Tensor) -> Tensor:
+    """Return losses `[n, *batch]` with that of the most probable output in place of those of probability 0.
+
+    The law of the losses stays what it is, so that any function of it does, while 0 · inf does not arise.
+    """
+    weights = weights.detach()
+    likely = losses.detach().gather(0, weights.argmax(0, keepdim=True))
+    return torch.where(weights == 0, likely, losses)
 
 
 def _combined(target: Target, losses: Tensor, allow_inf: bool) -> Tensor:
@@ -346,7 +381,8 @@ def _sums_of_samples(
             "each; the limit of their product is 2^24. Use fewer rows or units"
         )
     points, weights = configurations(neuron, wide, law(), 0, total)
-    losses = _moving_losses(f, points.to(a.dtype), neuron, allow_inf)
+    losses = _moving_losses(f, points.to(a.dtype), weights, wide, neuron, allow_inf)
+    losses = _instead_of_impossible(losses, weights)
     given = [x.detach().requires_grad_() for x in (weights, losses)]
     value = torch.zeros_like(losses[0]).detach()
     slopes = [torch.zeros_like(x) for x in given]
@@ -363,7 +399,7 @@ def _sums_of_samples(
         value += part.detach()
         if not part.requires_grad:
             raise InvalidInput(f"{type(target).__name__}.outer must be differentiable in the probabilities")
-        moments.add(probability.detach(), combined.detach())
+        moments.add(probability.detach(), drop_impossible(combined.detach(), probability))
         steps = torch.autograd.grad(part.sum(), given, allow_unused=True)
         slopes = [slope if step is None else slope + step for slope, step in zip(slopes, steps, strict=True)]
         if progress:
@@ -394,6 +430,7 @@ def exact_or_raise(
         with torch.enable_grad():
             loss = f.expectation(neuron, wide)
             if loss is not None:
+                check_feedback_finite(Feedback(loss), allow_inf)
                 still = torch.zeros_like(wide)
                 (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
                 dtype = at_least_float32(a)

@@ -14,6 +14,7 @@ from gradest.contract.numerics import (
     panels,
     portable,
     sigmoid,
+    softplus,
     widen,
 )
 from gradest.random import Key
@@ -94,7 +95,8 @@ class HardConcrete(Smooth):
         lower, upper = ((a.detach() + side * reach).clamp(start, end) for side in (-1, 1))
         x, z, dx = panels(a, lower, upper, (0.0, self.temperature), 1.0, nodes_at(level))
         h = self._stretch(sigmoid(x / self.temperature)).clamp(0, 1)
-        closed, opened = sigmoid(start - a)[None], sigmoid(a - end)[None]
+        # sigmoid, which is clamped, would not underflow to 0
+        closed, opened = torch.exp(-softplus(a - start))[None], torch.exp(-softplus(end - a))[None]
         values = torch.cat([torch.zeros_like(closed), h, torch.ones_like(opened)])
         return values, normalised(torch.cat([closed, dx * sigmoid(z) * sigmoid(-z), opened]))
 

@@ -101,7 +101,8 @@ class NoisyRectifier(Continuous, Reparameterised):
         lower, upper = (a.detach() - reach).clamp(min=0), a.detach().clamp(min=0) + reach
         h, z, dh = panels(a, lower, upper, (0.0, self.scale), self.scale, nodes_at(level))
         values = torch.cat([torch.zeros_like(a)[None], h])
-        return values, normalised(torch.cat([self._cdf(-a)[None], dh * self._pdf(z)]))
+        closed = torch.exp(-softplus(a)) if self.distribution == "logistic" else self._cdf(-a)  # 0 where it underflows
+        return values, normalised(torch.cat([closed[None], dh * self._pdf(z)]))
 
     def _cdf(self, x: Tensor) -> Tensor:
         return sigmoid(x) if self.distribution == "logistic" else normal_cdf(x / self.scale)
