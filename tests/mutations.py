@@ -661,8 +661,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/estimation/expectation.py",
-        "        check_feedback_finite(Feedback(loss), allow_inf, None if",
-        "        check_feedback_finite(Feedback(None), allow_inf, None if",
+        "        check_feedback_finite(Feedback(loss), allow_inf, impossible)\n        return value_of(",
+        "        return value_of(",
         "under torch.no_grad() losses that are not finite are averaged",
         "tests/estimation/test_losses.py -k not_finite",
     ),

@@ -291,7 +291,8 @@ def _moving_losses(f: Loss, points: Tensor, weights: Tensor, wide: Tensor, neuro
     impossible = weights.detach() == 0
     if points.requires_grad:  # dL/dh may be infinite where a loss is, and 0 · inf would reach a
         points = points + 0
-        points.register_hook(lambda slope: slope.masked_fill(impossible[(..., *[None] * neuron.output_ndim)], 0))
+        mask = impossible[(..., *[None] * neuron.output_ndim)]
+        points.register_hook(lambda slope: slope.masked_fill(mask, 0))  # type: ignore[no-untyped-call]
     source, states_none = points.grad_fn, isinstance(f, Objective) and not f.differentiable
     loss = losses_at(f, points.detach() if states_none else points, neuron.output_ndim)
     check_feedback_finite(Feedback(loss), allow_inf, lambda index: bool(impossible[tuple(index)]))

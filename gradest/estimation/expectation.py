@@ -129,9 +129,8 @@ def expect(
     points, f = cast(draw.points, a.dtype), flattened(f, neuron.output_ndim, flatten)
     if not torch.is_grad_enabled():
         loss = losses_at(f, points, neuron.output_ndim)
-        check_feedback_finite(
-            Feedback(loss), allow_inf, None if estimator.off_support else partial(is_impossible, draw)
-        )
+        impossible = None if estimator.off_support else partial(is_impossible, draw)
+        check_feedback_finite(Feedback(loss), allow_inf, impossible)
         return value_of(estimator, draw, loss, allow_inf), state
     loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)
     gradient, after = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
