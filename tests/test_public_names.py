@@ -30,11 +30,12 @@ PACKAGES = (
 )
 SUBMODULES = {"contract", "errors", "nn", "random", "testing"}
 UNDOCUMENTED = {
+    "ModuleOption",
     "OLDEST_PLUGIN_API",
     "PLUGIN_API",
     "State",
     "TensorOption",
-}  # an integer and two aliases of types, documented where they are defined
+}  # an integer and three aliases of types, documented where they are defined
 
 
 def names_of(stub: Path) -> list[str]:

@@ -13,9 +13,10 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from gradest.contract.plugin import Plugin
@@ -80,6 +81,17 @@ class Neuron(Plugin):
     maskable: ClassVar[bool] = False
     """Whether -inf is a valid pre-activation, of a class that a unit never takes, as long as another class is finite."""
 
+    @model_validator(mode="after")
+    def _refuse_modules_that_would_be_trained(self) -> Self:
+        """Raise ValueError for an option that is a module with parameters that require a gradient: they would never get one."""
+        for name, module in self.modules().items():
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                raise ValueError(
+                    f"{name} cannot be a module that is to be trained, because gradients reach the pre-activations of a neuron "
+                    f"alone. Call {name}.requires_grad_(False), and let what is to be learned be a pre-activation"
+                )
+        return self
+
     def output_event(self, event: tuple[int, ...]) -> tuple[int, ...]:
         """Return event', the shape of the output h of one event, given that of its pre-activations; by default the same.
 
@@ -101,6 +113,14 @@ class Neuron(Plugin):
         which refuses nothing; `law` is then counted when it has run. A neuron whose atoms may be many overrides it.
         """
         return 1
+
+    def draw_size(self, event: tuple[int, ...]) -> int:
+        """Return how many elements it takes to draw one output of an event of this shape, or its score or derivative.
+
+        By default the size of the event or that of the output's, whichever is larger. A neuron that computes larger tables
+        overrides it; see `gradest.contract.estimator.Cost`.
+        """
+        return max(math.prod(event), math.prod(self.output_event(event)))
 
     def limit(self, dtype: torch.dtype) -> float:
         """Return the largest magnitude of a pre-activation that the neuron takes in this dtype, float32 or float64."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal, get_args
+
+from torch import nn
 
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Objective
-from gradest.contract.plugin import Plugin
+from gradest.contract.plugin import Plugin, is_left_out
 from gradest.discovery.faults import contained, place_of
 
 __all__ = ["InvalidPlugin", "Phase", "check_class"]
@@ -58,6 +60,13 @@ def _flag_faults(cls: type[Plugin], attributes: Iterable[str]) -> Iterator[str]:
             yield f"`{attribute}` must be True or False, not {getattr(cls, attribute)!r}"
 
 
+def _holds_module(annotation: Any) -> bool:
+    """Return whether a type of an option, or a part of it, is a class of torch modules."""
+    if isinstance(annotation, type) and issubclass(annotation, nn.Module):
+        return True
+    return any(map(_holds_module, get_args(annotation)))
+
+
 def _faults(cls: type[Plugin]) -> Iterator[str]:
     if inspect.isabstract(cls):
         yield f"it leaves abstract: {', '.join(sorted(cls.__abstractmethods__))}"
@@ -69,6 +78,9 @@ def _faults(cls: type[Plugin]) -> Iterator[str]:
     for attribute, text in (("reference", reference), ("formula", getattr(cls, "formula", None))):
         if not isinstance(text, str):
             yield f'`{attribute}` must be text ("" for none), not {text!r}'
+    for option, field in getattr(cls, "model_fields", {}).items():
+        if _holds_module(field.annotation) and not is_left_out(field.annotation, field.metadata):
+            yield f"the option `{option}` is a torch.nn.Module, so declare it as {option}: gradest.ModuleOption"
     if issubclass(cls, Neuron) and (type(cls.event_ndim) is not int or cls.event_ndim < 1):
         yield f"`event_ndim` must be an integer of at least 1, not {cls.event_ndim!r}"
     elif issubclass(cls, Neuron) and not _are_events(cls.example_events, cls.event_ndim):

@@ -92,7 +92,11 @@ def ask(
 def _explain_mode(label: str, error: RuntimeError) -> None:
     """Raise Incompatible for an error of a plugin that torch.func or inference mode does not let run."""
     if transformed():
-        raise Incompatible(f"{label} does not run inside a transform of torch.func: {error}") from error
+        raise Incompatible(
+            f"{label} does not run inside a transform of torch.func, such as vmap or grad. Use it outside of the transform, with "
+            "all examples in one batch, and call backward() on the value; or use an estimator without a state and without "
+            f"autograd of its own. torch says: {error}"
+        ) from error
     if torch.is_inference_mode_enabled():
         raise Incompatible(
             f"{label} uses autograd, which inference mode turns off; use torch.no_grad() instead: {error}"
@@ -120,7 +124,7 @@ def tell(
             f"{type(draw).__name__} and {type(feedback).__name__}"
         )
     asked = draw.asked_by
-    if asked is not None and asked is not estimator and asked.spec() != estimator.spec():
+    if asked is not None and not asked.is_same(estimator):
         raise InvalidInput(
             f"{asked.label()} asked for the loss at the points of this draw, so {estimator.label()} cannot be told it; pass the "
             "estimator that was asked, with the same options"
@@ -275,8 +279,13 @@ def check_state(estimator: Estimator, state: object, shapes: Mapping[str, list[i
 
 def first_state(estimator: Estimator, neuron: Neuron, a: Tensor) -> State:
     """Return the initial state of the estimator, checked."""
-    with torch.inference_mode(False):  # a state that is made in inference mode could not be learned outside of it
-        state = estimator.init(neuron, a)
+    try:
+        with torch.inference_mode(False):  # a state that is made in inference mode could not be learned outside of it
+            state = estimator.init(neuron, a)
+    except RuntimeError as error:
+        if transformed():
+            _explain_mode(f"{estimator.label()} on {neuron.label()}", error)
+        raise
     _check_state(estimator, "init", state)
     return state
 

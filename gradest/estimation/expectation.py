@@ -97,7 +97,8 @@ def expect(
 
     Inside torch.func.vmap, all examples share a seed or Key that is not mapped over, as in a loop; map over the seeds of a
     `Key(seeds)` to give each its own. With seed=None vmap's `randomness` decides. Pre-activations and losses are not checked
-    there; a loss that is not finite leaves the state as it was.
+    there; a loss that is not finite leaves the state as it was. An f that reads the values of its points, as a simulator in numpy
+    does, and an estimator with a network or with autograd of its own raise Incompatible inside such transforms.
 
     Raises Incompatible if the estimator does not fit the neuron, InvalidInput for a loss or dL/dh that is not finite and for the
     state of another estimator or size, and the errors of `sample`. After an error the given state is still valid.

@@ -47,6 +47,7 @@ from gradest.testing.purity import (
     neuron_samples_are_forward,
 )
 from gradest.testing.robustness import (
+    estimator_cost_is_as_stated,
     estimator_state_stays_finite,
     estimator_survives_saturation,
     neuron_survives_saturation,
@@ -59,6 +60,7 @@ __all__ = [
     "OBJECTIVE_CHECKS",
     "BiasRecord",
     "estimator_bias_is_as_claimed",
+    "estimator_cost_is_as_stated",
     "estimator_fits_layers",
     "estimator_is_pure",
     "estimator_keeps_dtypes",
@@ -124,6 +126,7 @@ ESTIMATOR_CHECKS: tuple[Callable[[Estimator, Neuron], None], ...] = (
     estimator_uses_the_key,
     estimator_rows_are_independent,
     estimator_survives_saturation,
+    estimator_cost_is_as_stated,
     estimator_fits_layers,
     estimator_bias_is_as_claimed,
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradest.analysis.bias import quadratic_loss
 from gradest.contract.estimator import Estimator
+from gradest.contract.modules import module_state
 from gradest.contract.neuron import Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.random import Key
@@ -92,10 +93,19 @@ def estimator_is_pure(estimator: Estimator, neuron: Neuron) -> None:
     """Check that no argument is written to, torch's global generator is not used, and equal arguments give equal bits.
 
     A write counts even if it leaves the values as they were. The points must not share memory with `a`, nor the next state with
-    `a`, the points or the feedback: the caller may write to its own tensors afterwards.
+    `a`, the points or the feedback: the caller may write to its own tensors afterwards. An option that is a module is an argument
+    too, so that what is learned of it must be in the state.
     """
     a, f = random_pre_activations(neuron, (5,)), quadratic_loss(neuron)
-    state = state_after_steps(estimator, neuron)
+    modules = {**neuron.modules(), **estimator.modules()}
+    own = [tensor for module in modules.values() for tensor in (*module.parameters(), *module.buffers())]
+    with ExpectUnchanged("init, forward or backward, in a module that is an option", *own):
+        state = state_after_steps(estimator, neuron)
+    for name, module in estimator.modules().items():
+        assert module_state(name, module, a.device, trained=True).keys() <= state.keys(), (
+            f"the parameters of {name} are never trained: keep them in the state, by gradest.contract.modules.module_state, or "
+            "take only modules whose parameters do not require a gradient"
+        )
     results = []
     for _ in range(2):
         with ExpectUnchanged("forward", a, *state.values(), state=state):

@@ -14,7 +14,7 @@ from torch.autograd.function import BackwardCFunction
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Loss, Objective
-from gradest.errors import InvalidInput, NotDifferentiable
+from gradest.errors import Incompatible, InvalidInput, NotDifferentiable
 from gradest.kernels import plain_saved_tensors, transformed
 from gradest.kernels.stable import widen
 
@@ -70,6 +70,21 @@ def _add_note(error: Exception, shape: str) -> None:
         )
 
 
+_READS = ("have storage", ".item()", "data-dependent", "dynamic shape")  # in torch's errors for what reads values
+
+
+def _explain_transform(f: Loss, error: Exception) -> None:
+    """Raise Incompatible if f read the values of its points, which a transform of torch.func hides."""
+    if not (transformed() and isinstance(error, RuntimeError) and any(words in str(error) for words in _READS)):
+        return
+    name = f.name if isinstance(f, Objective) else "f"
+    raise Incompatible(
+        f"{name} reads the values of its points, as numpy, .item(), an if and a boolean mask do, which is impossible inside a "
+        "transform of torch.func, such as vmap or grad. Call gradest.expect outside of it, with all examples in one batch, and "
+        f"backward() on its value; or compute {name} by operations of torch alone. torch says: {str(error).splitlines()[0]}"
+    ) from error
+
+
 class _InProgress(threading.local):
     """How many functions f, each inside the other, are being evaluated in this thread.
 
@@ -90,7 +105,8 @@ def losses_in_progress() -> int:
 def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
     """Return f(points), checked; a pointwise objective is called for each point.
 
-    An exception of f gets a note that says which shape f was given.
+    An exception of f gets a note that says which shape f was given. Raises Incompatible if f reads values inside a transform of
+    torch.func.
     """
     _in_progress.losses += 1
     try:
@@ -98,6 +114,7 @@ def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
             return _point_by_point(f, points, event_ndim)
         loss = f(points)
     except Exception as error:
+        _explain_transform(f, error)
         _add_note(
             error,
             f"{list(points.shape)}, [K, *batch, *event], with {points.shape[0]} point(s) for each example. A network that takes "
