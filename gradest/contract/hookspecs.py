@@ -109,6 +109,8 @@ example_events: shapes of events on which the kit tries the neuron, if it does n
 check(a): raises InvalidInput for values that the neuron cannot take, such as a scale that overflows.
 atoms(event): how many outputs `law` lists for a unit. It is asked first, so that a sum over 2^30 outputs is refused before memory
     is taken. A `Discrete` neuron with a `support` has it from there; one whose outputs are many overrides it.
+quadrature(a, level), of a `Continuous` neuron, and truncated_law(a, level), of a `Discrete` one with infinitely many outputs: the
+    law at levels, each of which reaches further into the tails, so that `exact` sees what a level leaves out.
 draw_size(event): how many elements it takes to draw one output, if that is more than the event or the output has.
 kernel_devices: the types of devices for which it has a kernel of its own; see below.
 capabilities: the classes that it derives from, such as `Discrete`. `Binary` and `SoftmaxOneHot` are for outputs of the shape of
