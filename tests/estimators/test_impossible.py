@@ -158,7 +158,7 @@ def test_a_separable_objective():
 
 
 def test_the_error_says_that_the_output_is_impossible():
-    remedy = r"probability 0.*sparse_enumeration.*allow_inf=True, which leaves it out"
+    remedy = r"probability 0.*sparse_enumeration.*allow_inf=True to .*, which leaves it out"
     neuron, a, f, _ = case_of("categorical masked")
     for estimator in ("enumeration", "local_expectation", "measure_valued"):
         for grad in (True, False):
