@@ -112,6 +112,7 @@ atoms(event): how many outputs `law` lists for a unit. It is asked first, so tha
 quadrature(a, level), of a `Continuous` neuron, and truncated_law(a, level), of a `Discrete` one with infinitely many outputs: the
     law at levels, each of which reaches further into the tails, so that `exact` sees what a level leaves out.
 draw_size(event): how many elements it takes to draw one output, if that is more than the event or the output has.
+kernel_devices: the types of devices for which it has a kernel of its own; see below.
 capabilities: the classes that it derives from, such as `Discrete`. `Binary` and `SoftmaxOneHot` are for outputs of the shape of
     `a`.
 
@@ -184,8 +185,21 @@ gradient, against enumeration. `compare` and `recommend` choose only estimators 
 A fused kernel of your own
 --------------------------
 A neuron may override `sample` with a kernel that draws and computes in one pass. `key.row_keys(batch, device)` gives the kernel
-the two words from which a row's numbers follow, and its docstring the arithmetic. The kit checks that `sample` has the bits of
-`forward` at `noise`.
+the two words from which a row's numbers follow, and its docstring the arithmetic; `gradest.random.threefry2x32` is the generator.
+
+    class Fast(Coin):
+        kernel_devices = ("cuda",)
+
+        def sample(self, key, a, draws):
+            if a.device.type != "cuda" or a.dtype != torch.float32 or (a.requires_grad and torch.is_grad_enabled()):
+                return super().sample(key, a, draws)
+            word0, word1 = key.row_keys(a.shape[:-1], a.device)
+            return my_kernel(word0, word1, a, draws)
+
+The neuron's `forward` and `noise` stay the definition, from which other devices and dtypes compute. The kit compares every bit on
+the CPU and on each of `kernel_devices` that the machine has, for all dtypes, batches, numbers of draws and kinds of keys. It
+warns of a device that it could not try. `antithetic`, `pullback`, `weighted_score` and `leave_one_out_score` may be overridden in
+the same way; the last three may round differently.
 
 Environment
 -----------

@@ -78,6 +78,10 @@ class Neuron(Plugin):
     """Shapes of events on which the conformance kit tries the neuron, the first one in every check. By default one of 2 units,
     with 3 and 2 as its further dims. A neuron that does not take every shape lists some that it takes."""
 
+    kernel_devices: ClassVar[tuple[str, ...]] = ()
+    """The types of devices, such as "cuda", beside the CPU, for which the neuron has a kernel of its own, in `sample` or another
+    method. The conformance kit compares it with what it is a shortcut for on each of them that the machine has."""
+
     maskable: ClassVar[bool] = False
     """Whether -inf is a valid pre-activation, of a class that a unit never takes, as long as another class is finite."""
 
@@ -145,8 +149,9 @@ class Neuron(Plugin):
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """Return `draws` outputs, `[draws, *batch, *event']`, with the same bits as forward(a, noise(key, a, draws)).
 
-        A neuron may override it with a kernel that draws and computes in one pass, without storing the noise. Subclasses that
-        override forward or noise do not inherit such an override.
+        A neuron may override it with a kernel that draws and computes in one pass, without storing the noise, from
+        `key.row_keys`. Where the kernel does not serve, as on another device, for another dtype, or if `a` requires a gradient,
+        it returns super().sample(key, a, draws). Subclasses that override forward or noise do not inherit such an override.
         """
         return self.forward(a, self.noise(key, a, draws))
 

@@ -43,6 +43,7 @@ from gradest.testing.purity import (
     estimator_rows_are_independent,
     estimator_uses_the_key,
     neuron_is_pure,
+    neuron_kernels_agree,
     neuron_rows_are_independent,
     neuron_samples_are_forward,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "neuron_derivatives_agree",
     "neuron_exact_agrees",
     "neuron_is_pure",
+    "neuron_kernels_agree",
     "neuron_law_agrees",
     "neuron_rows_are_independent",
     "neuron_samples_are_forward",
@@ -110,6 +112,7 @@ NEURON_CHECKS: tuple[Callable[[Neuron], None], ...] = (
     neuron_shapes_and_dtypes,
     neuron_is_pure,
     neuron_samples_are_forward,
+    neuron_kernels_agree,
     neuron_rows_are_independent,
     neuron_survives_saturation,
     neuron_law_agrees,
