@@ -15,4 +15,6 @@ def test_cells(way, call):
     kept = cells.Kept.load()
     chosen = cells.cases_of(way, call, cases(), kept.pairs)
     found = cells.summary([(case, cells.run(way, case)) for case in chosen])
-    assert found == {name: kept.sums[way][call][name] for name in found}, f"the document of usage says otherwise; run {cells.RUN}"
+    assert found == {name: kept.sums[way][call][name] for name in found}, (
+        f"the document of usage says otherwise; run {cells.RUN}"
+    )
