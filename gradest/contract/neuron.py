@@ -78,7 +78,8 @@ class Neuron(Plugin):
     with 3 and 2 as its further dims. A neuron that does not take every shape lists some that it takes."""
 
     maskable: ClassVar[bool] = False
-    """Whether -inf is a valid pre-activation, of a class that a unit never takes, as long as another class is finite."""
+    """Whether -inf is a valid pre-activation, of a class that a unit never takes, as long as another class is finite. Its
+    gradient is 0, whatever the estimator returns."""
 
     @model_validator(mode="after")
     def _refuse_modules_that_would_be_trained(self) -> Self:

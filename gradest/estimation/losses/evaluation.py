@@ -127,18 +127,37 @@ def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
     if not isinstance(loss, Tensor) or loss.shape != wanted:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         name = f"{f.name}.__call__" if isinstance(f, Objective) else "f"
-        hint = ""
-        if event_ndim == 2 and isinstance(loss, Tensor) and loss.shape == points.shape[:-1]:
-            # the shape in which torch.distributions and torch.nn.functional.gumbel_softmax take logits
-            hint = (
-                f". The points are [K, *batch, units, classes], so these {points.shape[-2]} rows are units of one event, with "
-                "one loss together. If each row is an example of its own, with one unit, pass a[..., None, :] (a[:, None] for "
-                "[batch, classes]), and sum the loss over the units too"
-            )
+        hint = _hint(f, points, event_ndim, loss)
         raise InvalidInput(
             f"{name} must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it returned {got}{hint}"
         )
     return loss
+
+
+def _hint(f: Loss, points: Tensor, event_ndim: int, loss: object) -> str:
+    """Return what may be the cause of a loss of a wrong shape, or an empty string."""
+    takes = getattr(f, "event_ndim", event_ndim) if isinstance(f, Objective) else event_ndim
+    if isinstance(f, Objective) and takes != event_ndim:
+        remedy = (
+            f"set its option event_ndim={event_ndim}" if "event_ndim" in type(f).model_fields else "use another neuron"
+        )
+        return (
+            f". {f.name} takes outputs with {takes} dim(s) an event ({_DIMS.get(takes, 'more')}), but those of this neuron have "
+            f"{event_ndim} ({_DIMS.get(event_ndim, 'more')}); {remedy}"
+        )
+    units = points.ndim - event_ndim
+    if event_ndim > 1 and isinstance(loss, Tensor) and loss.shape == points.shape[: units + 1]:
+        # the shape in which torch.distributions and torch.nn.functional.gumbel_softmax take logits
+        rest = "classes" if event_ndim == 2 else "n, n"
+        return (
+            f". The points are [K, *batch, units, {rest}], so these {points.shape[units]} rows are units of one event, with "
+            "one loss together. If each row is an example of its own, with one unit, pass a[..., None, :] (a[:, None] for "
+            "[batch, classes]), and sum the loss over the units too"
+        )
+    return ""
+
+
+_DIMS = {1: "[units]", 2: "[units, classes], as of categorical", 3: "[units, n, n], as of plackett_luce"}
 
 
 def _point_by_point(f: Objective, points: Tensor, event_ndim: int) -> Tensor:
