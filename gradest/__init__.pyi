@@ -12,6 +12,7 @@ from .analysis.results import Recommendation as Recommendation
 from .client import AsyncClient as AsyncClient
 from .client import Client as Client
 from .contract.estimator import Bias as Bias
+from .contract.estimator import Cost as Cost
 from .contract.estimator import Draw as Draw
 from .contract.estimator import Estimator as Estimator
 from .contract.estimator import Feedback as Feedback

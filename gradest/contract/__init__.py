@@ -4,7 +4,7 @@ A plugin imports this package, `gradest.random` and `gradest.errors`, and nothin
 is the guide for authors.
 
     neuron       Neuron and its capabilities (Binary, Discrete, Relaxable, Reparameterised, ...)
-    estimator    Estimator, MonteCarlo, Draw, Feedback, Bias
+    estimator    Estimator, MonteCarlo, Draw, Feedback, Bias, Cost
     target       Target: what is estimated if not E[L]; MaxOfSamples, Risk, ConditionalValueAtRisk
     score_function   ScoreFunction: weights of the scores that follow from the losses of K samples
     objective    Objective, Separable

@@ -34,7 +34,7 @@ A plugin imports `gradest.contract.*`, `gradest.random` and `gradest.errors`, an
 plugins need are also in `gradest` itself, such as `gradest.Neuron`, `gradest.Bias` and `gradest.Key`.
 
     gradest.contract.neuron       Neuron, and its capabilities such as Discrete, Scored, Subset, Reparameterised and Density
-    gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias
+    gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias, Cost
     gradest.contract.target       Target, what is estimated if not E[L], and MaxOfSamples, Risk, ConditionalValueAtRisk
     gradest.contract.score_function    ScoreFunction, for weights of the scores that follow from the losses of K samples
     gradest.contract.objective    Objective, Separable
@@ -109,6 +109,10 @@ example_events: shapes of events on which the kit tries the neuron, if it does n
 check(a): raises InvalidInput for values that the neuron cannot take, such as a scale that overflows.
 atoms(event): how many outputs `law` lists for a unit. It is asked first, so that a sum over 2^30 outputs is refused before memory
     is taken. A `Discrete` neuron with a `support` has it from there; one whose outputs are many overrides it.
+quadrature(a, level), of a `Continuous` neuron, and truncated_law(a, level), of a `Discrete` one with infinitely many outputs: the
+    law at levels, each of which reaches further into the tails, so that `exact` sees what a level leaves out.
+draw_size(event): how many elements it takes to draw one output, if that is more than the event or the output has.
+kernel_devices: the types of devices for which it has a kernel of its own; see below.
 capabilities: the classes that it derives from, such as `Discrete`. `Binary` and `SoftmaxOneHot` are for outputs of the shape of
     `a`.
 
@@ -129,6 +133,9 @@ linear: False if `backward` is not linear in dL/dh. A `gradest.nn.Stochastic` th
     layer dL/dh scaled and summed; the kit checks it.
 target(): what is estimated, if it is not E[L]; see below. `exact`, `compare` and the kit then measure against that.
 evaluations(neuron, event_shape): K, the number of points of one draw.
+cost(neuron, event, batch): what a draw holds and computes beside the loss, stated before it runs, in elements of points. By
+    default that of the K points. An estimator with inner samples, a network, or all pairs of its samples adds them. The kit
+    measures both and compares, with the factors that `gradest.contract.estimator.Cost` states.
 
 What an objective states
 ------------------------
@@ -178,8 +185,21 @@ gradient, against enumeration. `compare` and `recommend` choose only estimators 
 A fused kernel of your own
 --------------------------
 A neuron may override `sample` with a kernel that draws and computes in one pass. `key.row_keys(batch, device)` gives the kernel
-the two words from which a row's numbers follow, and its docstring the arithmetic. The kit checks that `sample` has the bits of
-`forward` at `noise`.
+the two words from which a row's numbers follow, and its docstring the arithmetic; `gradest.random.threefry2x32` is the generator.
+
+    class Fast(Coin):
+        kernel_devices = ("cuda",)
+
+        def sample(self, key, a, draws):
+            if a.device.type != "cuda" or a.dtype != torch.float32 or (a.requires_grad and torch.is_grad_enabled()):
+                return super().sample(key, a, draws)
+            word0, word1 = key.row_keys(a.shape[:-1], a.device)
+            return my_kernel(word0, word1, a, draws)
+
+The neuron's `forward` and `noise` stay the definition, from which other devices and dtypes compute. The kit compares every bit on
+the CPU and on each of `kernel_devices` that the machine has, for all dtypes, batches, numbers of draws and kinds of keys. It
+warns of a device that it could not try. `antithetic`, `pullback`, `weighted_score` and `leave_one_out_score` may be overridden in
+the same way; the last three may round differently.
 
 Environment
 -----------

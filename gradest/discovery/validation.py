@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 
+import torch
 from torch import nn
 
 from gradest.contract.estimator import Estimator
@@ -54,6 +55,16 @@ def _are_events(examples: object, dims: int) -> bool:
     )
 
 
+def _are_devices(kinds: object) -> bool:
+    """Return whether this is a tuple of types of devices that torch knows, without a number."""
+    try:
+        return isinstance(kinds, tuple) and all(
+            isinstance(kind, str) and torch.device(kind).index is None for kind in kinds
+        )
+    except RuntimeError:
+        return False
+
+
 def _flag_faults(cls: type[Plugin], attributes: Iterable[str]) -> Iterator[str]:
     for attribute in attributes:
         if not isinstance(getattr(cls, attribute), bool):
@@ -65,6 +76,18 @@ def _holds_module(annotation: Any) -> bool:
     if isinstance(annotation, type) and issubclass(annotation, nn.Module):
         return True
     return any(map(_holds_module, get_args(annotation)))
+
+
+def _neuron_faults(cls: type[Neuron]) -> Iterator[str]:
+    if type(cls.event_ndim) is not int or cls.event_ndim < 1:
+        yield f"`event_ndim` must be an integer of at least 1, not {cls.event_ndim!r}"
+    elif not _are_events(cls.example_events, cls.event_ndim):
+        yield (
+            f"`example_events` must be a sequence of shapes of {cls.event_ndim} dim(s) each, event_ndim, such as "
+            f"{Neuron.example_events!r}, not {cls.example_events!r}"
+        )
+    if not _are_devices(cls.kernel_devices):
+        yield f'`kernel_devices` must be a tuple of types of devices, such as ("cuda",), not {cls.kernel_devices!r}'
 
 
 def _faults(cls: type[Plugin]) -> Iterator[str]:
@@ -81,13 +104,7 @@ def _faults(cls: type[Plugin]) -> Iterator[str]:
     for option, field in getattr(cls, "model_fields", {}).items():
         if _holds_module(field.annotation) and not is_left_out(field.annotation, field.metadata):
             yield f"the option `{option}` is a torch.nn.Module, so declare it as {option}: gradest.ModuleOption"
-    if issubclass(cls, Neuron) and (type(cls.event_ndim) is not int or cls.event_ndim < 1):
-        yield f"`event_ndim` must be an integer of at least 1, not {cls.event_ndim!r}"
-    elif issubclass(cls, Neuron) and not _are_events(cls.example_events, cls.event_ndim):
-        yield (
-            f"`example_events` must be a sequence of shapes of {cls.event_ndim} dim(s) each, event_ndim, such as "
-            f"{Neuron.example_events!r}, not {cls.example_events!r}"
-        )
+    yield from _neuron_faults(cls) if issubclass(cls, Neuron) else ()
     yield from _flag_faults(cls, ("differentiable", "pointwise") if issubclass(cls, Objective) else ())
     if issubclass(cls, Estimator):
         needs = getattr(cls, "needs", None)

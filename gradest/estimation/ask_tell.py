@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
-from gradest.contract.neuron import Binary, Neuron, event_shape, output_shape
+from gradest.contract.neuron import Binary, Discrete, Neuron, event_shape, output_shape
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
 from gradest.estimation.arguments import checked_pre_activations, first_non_finite, loss_dtype
 from gradest.estimation.distributed import joined_state, world_size
 from gradest.kernels import plain_saved_tensors, transformed
-from gradest.kernels.stable import cast, widen
+from gradest.kernels.stable import cast, drop_impossible, widen
 from gradest.random import Key, to_key
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_feedback_finite",
     "check_state",
     "first_state",
+    "is_impossible",
     "sample_checked",
     "tell",
     "tell_finite",
@@ -128,7 +129,7 @@ def tell(
             f"{asked.label()} asked for the loss at the points of this draw, so {estimator.label()} cannot be told it; pass the "
             "estimator that was asked, with the same options"
         )
-    check_feedback_finite(feedback, allow_inf)
+    check_feedback_finite(feedback, allow_inf, None if estimator.off_support else partial(is_impossible, draw))
     if allow_inf and state:
         raise InvalidInput(
             f"{estimator.label()} has a state, which one infinite loss would spoil for all later steps; omit allow_inf, or use "
@@ -199,9 +200,21 @@ def _check_feedback(
     return cast(given.detach(), dtype)
 
 
-def check_feedback_finite(feedback: Feedback, allow_inf: bool = False) -> None:
+def is_impossible(draw: Draw, index: Sequence[int]) -> bool:
+    """Return whether a point of the draw, which is an output of the neuron, has probability 0."""
+    if not isinstance(draw.neuron, Discrete):
+        return False
+    with torch.no_grad():
+        probability = draw.neuron.log_prob(draw.points, draw.a).exp()
+    return bool((probability[tuple(index)] == 0).any())
+
+
+def check_feedback_finite(
+    feedback: Feedback, allow_inf: bool = False, impossible: Callable[[Sequence[int]], bool] | None = None
+) -> None:
     """Raise InvalidInput with the index of the first loss, or dloss/dh, that is not finite. Infinite ones may be allowed.
 
+    impossible: tells of an index whether its output has probability 0, if that is known; the error then says so.
     Inside a transform of torch.func, which does not allow reading values, it does nothing.
     """
     if transformed():
@@ -225,11 +238,20 @@ def check_feedback_finite(feedback: Feedback, allow_inf: bool = False) -> None:
                 if name == "loss"
                 else ("derivatives dloss/dh", "Make f differentiable there, or skip this step")
             )
+            if name == "loss" and impossible is not None and x.shape and impossible(index):
+                remedy = _REMEDY_IF_IMPOSSIBLE
             raise InvalidInput(
                 f"{what} must be finite, but {name}[{', '.join(map(str, index))}] of {list(x.shape)} is {x[tuple(index)]}. "
-                f"{remedy}: the state of the estimator is as it was. allow_inf=True lets infinite ones through, to estimators "
+                f"{remedy}. The state of the estimator is as it was. allow_inf=True lets infinite ones through, to estimators "
                 "without a state"
             )
+
+
+_REMEDY_IF_IMPOSSIBLE = (
+    "That output has probability 0, as of a masked class or a saturated unit, so its loss is no part of the expectation: give it "
+    "any finite one, use an estimator that never evaluates such outputs (sparse_enumeration, or one that draws samples, such as "
+    "rloo), or pass allow_inf=True, which leaves it out"
+)
 
 
 def _all_finite_there(feedback: Feedback) -> Tensor:
@@ -271,8 +293,10 @@ def first_state(estimator: Estimator, neuron: Neuron, a: Tensor) -> State:
     return state
 
 
-def value_of(estimator: Estimator, draw: Draw, loss: Tensor) -> Tensor:
-    """Return `estimator.value`, checked."""
+def value_of(estimator: Estimator, draw: Draw, loss: Tensor, allow_inf: bool = False) -> Tensor:
+    """Return `estimator.value`, checked. Where losses may be infinite, those of weight 0 do not count."""
+    if (allow_inf or transformed()) and type(estimator).value is Estimator.value:
+        loss = drop_impossible(loss, draw.weights[(..., *[None] * (loss.ndim - draw.weights.ndim))])
     value = estimator.value(draw, loss)
     _check_result(estimator, "value", value, loss.shape[1:])
     return value
