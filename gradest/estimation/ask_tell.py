@@ -250,7 +250,7 @@ def check_feedback_finite(
 _REMEDY_IF_IMPOSSIBLE = (
     "That output has probability 0, as of a masked class or a saturated unit, so its loss is no part of the expectation: give it "
     "any finite one, use an estimator that never evaluates such outputs (sparse_enumeration, or one that draws samples, such as "
-    "rloo), or pass allow_inf=True, which leaves it out"
+    "rloo), or pass allow_inf=True to expect, estimate, exact or tell, which leaves it out"
 )
 
 

@@ -80,7 +80,8 @@ def expect(
     flatten: whether f takes `[K·batch, *event]` and returns `[K·batch]`, as networks with convolutions or BatchNorm do. Row
         k·batch + i is point k of example i, so `labels.repeat(len(h) // len(labels))` are the labels.
     allow_inf: whether infinite losses are passed to the estimator, which must have no state. NaN never is. An infinite loss of an
-        output of probability 0, as of a masked class, counts as 0, in the value and in the gradients.
+        output of probability 0, as of a masked class, counts as 0, in the value and in the gradient of `a`. Parameters of f get
+        NaN if its derivative in them is infinite there, unless f masks it by torch.where.
     event_dims: the number of trailing dims of `a` that are one event, with one loss; by default the neuron's own. For `a`
         `[B, T, units]` of T positions that share a loss it is 2, and f maps points `[K, B, T, units]` to losses `[K, B]`. It is
         "all" for parameters, which have no batch. An Objective receives the event in the neuron's own shape, `[K, B, T·units]`.

@@ -108,13 +108,30 @@ def test_an_infinite_loss_that_can_occur_is_still_infinite():
     assert value.item() == INF
 
 
-def test_an_infinite_derivative_at_an_output_that_moves():
-    """At a = 800 the gate is never closed: h is √σ(a) = 1, and not 0, where -log h and its derivative are infinite."""
+def test_a_smooth_value_whose_gate_is_never_closed():
+    """At a = 800 h is √σ(a) = 1, and not 0, where -log h is infinite."""
     neuron, a = gradest.neuron("stochastic_times_smooth"), torch.tensor([[800.0]], dtype=torch.float64)
     for target in TARGETS:
         loss, gradient = gradest.exact(lambda h: 3 - h.log().sum(-1), a, neuron, target, allow_inf=True)
         torch.testing.assert_close(loss, torch.full((1,), 3.0, dtype=torch.float64))
         torch.testing.assert_close(gradient, torch.zeros(1, 1, dtype=torch.float64))
+
+
+class Moving(type(gradest.neuron("stochastic_times_smooth"))):
+    """a + 1, and with probability 0 it is a + 2."""
+
+    def law(self, a):
+        return torch.stack([a + 1, a + 2]), torch.stack([torch.ones_like(a), torch.zeros_like(a)])
+
+
+def test_an_infinite_derivative_at_an_output_that_moves():
+    """At a = 1, -log(3 - h) and its derivative are infinite at h = 3, and 0 and 1 at h = 2."""
+    for target in TARGETS:
+        loss, gradient = gradest.exact(
+            lambda h: -(3 - h).log().sum(-1), torch.ones(1, 1).double(), Moving(), target, allow_inf=True
+        )
+        torch.testing.assert_close(loss, torch.zeros(1, dtype=torch.float64))
+        torch.testing.assert_close(gradient, torch.ones(1, 1, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", ["noisy_rectifier", "hard_concrete", "stochastic_gate"])
@@ -141,7 +158,7 @@ def test_a_separable_objective():
 
 
 def test_the_error_says_that_the_output_is_impossible():
-    remedy = r"probability 0.*sparse_enumeration.*allow_inf=True, which leaves it out"
+    remedy = r"probability 0.*sparse_enumeration.*allow_inf=True to .*, which leaves it out"
     neuron, a, f, _ = case_of("categorical masked")
     for estimator in ("enumeration", "local_expectation", "measure_valued"):
         for grad in (True, False):
