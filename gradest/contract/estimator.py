@@ -123,18 +123,26 @@ class Draw:
     points: Tensor
     weights: Tensor
     saved: Mapping[str, Tensor] = field(default_factory=dict)
-    _asked: tuple[Estimator, int, int] | None = field(default=None, init=False, repr=False)
+    _asked: tuple[Estimator, int, int, bool] | None = field(default=None, init=False, repr=False)
 
-    def remember(self, estimator: Estimator) -> None:
-        """Remember which estimator asked, and how often torch has written into the points and into `a` so far."""
+    def remember(self, estimator: Estimator, masked: bool = True) -> None:
+        """Remember which estimator asked, and how often torch has written into the points and into `a` so far.
+
+        masked: whether some pre-activations may be -inf.
+        """
         if self.points.is_inference() or self.a.is_inference():  # such tensors do not count writes
             return
-        object.__setattr__(self, "_asked", (estimator, self.points._version, self.a._version))
+        object.__setattr__(self, "_asked", (estimator, self.points._version, self.a._version, masked))
 
     @property
     def asked_by(self) -> Estimator | None:
         """The estimator that asked, if it is remembered."""
         return None if self._asked is None else self._asked[0]
+
+    @property
+    def masked(self) -> bool:
+        """Whether some pre-activations may be -inf; True if it is not known."""
+        return self._asked is None or self._asked[3]
 
     @property
     def points_written(self) -> bool:

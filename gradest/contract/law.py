@@ -40,8 +40,9 @@ def count_configurations(neuron: Neuron, event: tuple[int, ...], atoms: int | No
         atoms = neuron.atoms(event)
     if units * math.log2(max(atoms, 1)) > math.log2(MAX_POINTS):
         if atoms > MAX_POINTS:
+            what = "nodes" if isinstance(neuron, Continuous) else "outputs"
             raise TooManyPoints(
-                f"a unit of {neuron.label()} has {atoms} outputs for events {list(event)}, and at most 2^20 are enumerated. Use "
+                f"a unit of {neuron.label()} has {atoms} {what} for events {list(event)}, and at most 2^20 are summed over. Use "
                 "smaller events, an objective with a closed form (objective.expectation), or estimate"
             )
         most = int(math.log2(MAX_POINTS) / math.log2(atoms))

@@ -83,7 +83,8 @@ class Neuron(Plugin):
     method. The conformance kit compares it with what it is a shortcut for on each of them that the machine has."""
 
     maskable: ClassVar[bool] = False
-    """Whether -inf is a valid pre-activation, of a class that a unit never takes, as long as another class is finite."""
+    """Whether -inf is a valid pre-activation, of a class that a unit never takes, as long as another class is finite. Its
+    gradient is 0, whatever the estimator returns."""
 
     @model_validator(mode="after")
     def _refuse_modules_that_would_be_trained(self) -> Self:

@@ -14,7 +14,7 @@ from gradest.contract.neuron import Binary, Discrete, Neuron, event_shape, outpu
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
-from gradest.estimation.arguments import check_pre_activations, first_non_finite, loss_dtype
+from gradest.estimation.arguments import checked_pre_activations, first_non_finite, loss_dtype
 from gradest.estimation.distributed import joined_state, world_size
 from gradest.kernels import plain_saved_tensors, transformed
 from gradest.kernels.stable import cast, drop_impossible, widen
@@ -72,7 +72,7 @@ def ask(
     """
     neuron, estimator, key = registry.neuron(neuron), registry.estimator(estimator), to_key(seed)
     registry.check_fit(neuron, estimator)
-    wide = check_pre_activations(a, neuron)
+    wide, masked = checked_pre_activations(a, neuron)
     if state is None:
         state = first_state(estimator, neuron, wide)
     elif state or type(estimator).init is not Estimator.init or not isinstance(state, Mapping):
@@ -85,7 +85,7 @@ def ask(
     except RuntimeError as error:
         _explain_mode(f"{estimator.label()} on {neuron.label()}", error)
         raise
-    draw.remember(estimator)
+    draw.remember(estimator, masked)
     return draw, state
 
 
@@ -161,6 +161,9 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
         raise PluginFault(f"{estimator.name}.backward must return a gradient and a state")
     gradient, after = told
     _check_result(estimator, "backward", gradient, draw.a.shape)
+    if draw.neuron.maskable and draw.masked:
+        # no estimator moves a class that is never drawn; noise, or a substituted derivative, would move it nevertheless
+        gradient = torch.where(draw.a == -math.inf, 0, gradient)
     _check_state(estimator, "backward", after)
     with torch.set_grad_enabled(False):
         if draw.key.shared and state and world_size() > 1:

@@ -102,7 +102,8 @@ def expect(
     does, and an estimator with a network or with autograd of its own raise Incompatible inside such transforms.
 
     Raises Incompatible if the estimator does not fit the neuron, InvalidInput for a loss or dL/dh that is not finite and for the
-    state of another estimator or size, and the errors of `sample`. After an error the given state is still valid.
+    state of another estimator or size, NotDifferentiable if dL/dh is needed, by the estimator or by a layer of `gradest.nn` in f,
+    but no graph leads there, and the errors of `sample`. After an error the given state is still valid.
     """
     if torch.compiler.is_compiling():
         from gradest.estimation.outside import outside  # noqa: PLC0415  # it imports the compiler

@@ -21,13 +21,13 @@ from gradest.errors import Incompatible, InvalidInput
 from gradest.estimation.distributed import fresh_key
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.expectation import expect
-from gradest.estimation.losses.evaluation import flattened, losses_at, losses_in_progress
+from gradest.estimation.losses.evaluation import expect_led, flattened, losses_at, losses_in_progress
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.module import Evaluation, StochasticModule
 from gradest.nn.recomputation import PlainRun, is_recomputed
 from gradest.nn.sampler import NO_PATHS, Pair, Paths, Sampler
-from gradest.nn.slopes import Slope
+from gradest.nn.slopes import Slope, check_led
 from gradest.nn.uses import (
     Emit,
     EmitTransformed,
@@ -218,7 +218,10 @@ class Stochastic(StochasticModule):
         h, port = Emit.apply(a, use)  # type: ignore[no-untyped-call]
         self._runs.record(use)
         if use.slope is not None:
-            (uses.slopes if uses.scope is None else uses.scope.slopes).append(use.slope)
+            if losses_in_progress():
+                expect_led(use.slope, check_led)
+            else:
+                (uses.slopes if uses.scope is None else uses.scope.slopes).append(use.slope)
         if not sampler.needs_loss:
             return h
         recorded = RecordedEagerly(use, port, baseline)

@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any
 from weakref import WeakSet
 
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd import Variable
 
 from gradest.errors import GradestWarning, NotDifferentiable
 from gradest.nn.sampler import Sampler
 
-__all__ = ["ExpectedSlopes", "Slope", "unreached"]
+__all__ = ["ExpectedSlopes", "Slope", "check_led", "unreached"]
 
 _Node = Any  # a node of torch's graph of autograd
 
@@ -108,6 +108,14 @@ _REMEDY = (
 )
 
 
+def check_led(slopes: list[Slope], loss: Tensor) -> None:
+    """Raise NotDifferentiable unless the graph of the losses of an f leads to every layer that f used."""
+    led = {slope.layer for slope in _slopes_below(loss.grad_fn)}
+    for slope in slopes:
+        if slope.layer not in led:
+            raise unreached(slope.sampler)
+
+
 def unreached(sampler: Sampler, name: str = "") -> NotDifferentiable:
     """Return the error for a layer that no dL/dh reached. name: that of the layer, quoted and with a space."""
     return NotDifferentiable(
@@ -118,7 +126,7 @@ def unreached(sampler: Sampler, name: str = "") -> NotDifferentiable:
 
 def _slopes_below(root: _Node) -> Iterator[Slope]:
     """Yield the slopes of the uses to whose samples the graph of a scalar leads."""
-    nodes: list[tuple[_Node, int]] = [(root, 0)]
+    nodes: list[tuple[_Node, int]] = [] if root is None else [(root, 0)]
     seen: set[_Node] = set()
     while nodes:
         node, output = nodes.pop()

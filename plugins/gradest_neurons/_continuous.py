@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Continuous, Reparameterised
-from gradest.contract.numerics import leading_sum, normal_cdf, widen
+from gradest.contract.numerics import leading_sum, normal_cdf, sigmoid, widen
 
 NODES = 24  # at level 0, in each of the four parts of `numerics.panels`
 
@@ -44,6 +44,14 @@ def reach_at(distribution: str, level: int) -> float:
     if distribution == "logistic":
         return 40 * 1.36**level
     return 9 + 3 * level if level >= 0 else 7.5
+
+
+def sigmoid_at(level: int, x: Tensor) -> Tensor:
+    """Return σ(x) at the nodes of a level. Beyond level 0 it underflows to 0, where `sigmoid` is clamped.
+
+    So the levels do not converge for a loss whose expectation is infinite, such as 1/h; with a clamp it would be finite.
+    """
+    return sigmoid(x) if level <= 0 else (1 + torch.exp(-x)).reciprocal()
 
 
 def normalised(weights: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ class LogisticNormal(Squashed):
     `noisy_top_k` sets all but the k largest entries to 0.
 
     E[h] is an integral over the C - 1 log-ratios. For two and three classes it is a sum over a grid, with an error of at most
-    1e-6 for s up to 4. For more classes 1,024 fixed points of a Sobol sequence are used, with errors of up to 1e-2.
+    1e-6 for s up to 4. For more classes 1,024 fixed points of a Sobol sequence are used, with errors of up to 1e-2. -inf is
+    refused; -1e9 masks a class.
 
     The law goes back to Aitchison and Shen (1980), Logistic-Normal Distributions: Some Properties and Uses, Biometrika 67.
     As a unit beside an invertible form: Potapczynski, Loaiza-Ganem and Cunningham (2020), Invertible Gaussian

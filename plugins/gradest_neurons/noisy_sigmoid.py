@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradest.contract.numerics import logistic_backward, normal_cdf, panels, portable, sigmoid, widen
 from gradest.random import Key
-from gradest_neurons._continuous import Squashed, nodes_at, normalised, reach_at
+from gradest_neurons._continuous import Squashed, nodes_at, normalised, reach_at, sigmoid_at
 
 
 class NoisySigmoid(Squashed):
@@ -67,4 +67,4 @@ class NoisySigmoid(Squashed):
         reach = reach_at("gaussian", level) * self.std
         lower, upper = a.detach() - reach, a.detach() + reach
         x, z, dx = panels(a, lower, upper, (0.0, 1.0), self.std, nodes_at(level))
-        return sigmoid(x), normalised(dx * torch.exp(-0.5 * (z / self.std) ** 2))
+        return sigmoid_at(level, x), normalised(dx * torch.exp(-0.5 * (z / self.std) ** 2))

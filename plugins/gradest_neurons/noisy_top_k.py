@@ -45,7 +45,10 @@ class NoisyTopK(Continuous, TopGates):
 
     The law is a quadrature over the k - 1 distances of the open H from the smallest of them, for each set of k items and each
     smallest one, n C(n-1, k-1) in all; for k = 1 its weights are the probabilities of the n outputs. It lists at most 2^20
-    nodes; `mean`, which sums over them, raises TooManyPoints beyond. `threshold` has no noise, and any n and k.
+    nodes; `mean`, which sums over them, raises TooManyPoints beyond. `threshold` has no noise, and any n and k. `mean` is right
+    to about 1e-3. `gradest.exact` compares two levels of the quadrature; with k of 4 or more, or k = 3 of many experts, they
+    differ for many losses, since there are few nodes for each distance, and it raises Inexact. Fewer experts, a smaller k, or the
+    value of `gradest.estimate` from many draws help there. -inf is refused; -1e9 masks an expert.
 
     In Shazeer et al. (2017) s is softplus of a second linear function of the input, for each expert; here it is the option `std`,
     as in most later routers. There is no capacity, a largest number of tokens that an expert takes: what a row gets would
@@ -144,7 +147,8 @@ class NoisyTopK(Continuous, TopGates):
         if count > MAX_POINTS or count * max(n, a.numel()) > _MAX_LAW:
             raise TooManyPoints(
                 f"the law of {self.label()} for {n} experts has {count} nodes for each of {a[..., 0].numel()} groups; the limits "
-                "are 2^20 nodes, and 2^27 numbers in all. Use threshold, which has no noise, active_probability, or estimate"
+                "are 2^20 nodes, and 2^27 numbers in all. Use fewer experts, a smaller k, threshold, which has no noise, "
+                "active_probability, or estimate"
             )
         wide, (open_items, closed_items) = a.double(), _sets(n, self.k)
         top, rest = wide[..., open_items.to(a.device)], wide[..., closed_items.to(a.device)]

@@ -26,8 +26,8 @@ class PlackettLuce(Discrete):
 
     It takes a `[*batch, groups, n]` and gives h `[*batch, groups, n, n]`, with h_ri = 1 if item i has place r, so that h x has
     the entries of x in the order drawn. With σ_r the item at place r, P(h) = Π_r exp(a_σr)/Z_r and Z_r = Σ_{s ≥ r} exp(a_σs).
-    The likeliest order is that of falling a. A constant added to all a of a group changes nothing. At fixed noise h is
-    constant in a almost everywhere: dh/da = 0.
+    The likeliest order is that of falling a. A constant added to all a of a group changes nothing. -inf is refused; items at
+    -1e9 come last. At fixed noise h is constant in a almost everywhere: dh/da = 0.
 
     The order is that of falling a + G with Gumbel noise G (Yellott, 1977). log P and the score, 1 - Σ_{r ≤ place of i}
     exp(a_i)/Z_r, take O(n²) operations in float64, without cancellation. E[h_ri] is the probability that item i has place r:

@@ -97,6 +97,7 @@ INFINITE = {
     "poisson h!": ("poisson", lambda h: torch.lgamma(h + 1).exp(), None),
     "poisson Risk of h²": ("poisson", lambda h: h * h, gradest.Risk()),
     "softmax": ("gumbel_softmax", lambda h: 1 / h, None),
+    "concrete": ("binary_concrete", lambda h: 1 / h, None),
 }
 
 

@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, vmap
 import gradest
 from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, NotDifferentiable
 from gradest.nn import Expectation, Stochastic, StochasticGraph, broadcast_loss
+from tests.selection import deep
 
 KINDS = [  # loss alone, dL/dh alone, both, with a state, with a state and autograd inside
     ("bernoulli", "reinforce"),
@@ -166,7 +167,7 @@ def test_a_sample_that_nobody_writes_to_is_drawn_once(monkeypatch):
     assert len(drawn) == 1
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, *deep(True)])
 def test_a_layer_that_needs_the_loss_inside_the_function_of_an_expectation(compiled):
     """With as many points as examples, the losses would fit the wrong rows."""
     outer, inner = Expectation("bernoulli", {"name": "rloo", "samples": 4}), Stochastic("bernoulli", "reinforce")
@@ -573,6 +574,35 @@ def test_a_layer_that_dl_dh_reached_at_some_of_its_uses():
     samples = [head(a) for head in heads]
     for h in samples:
         broadcast_loss(heads, h.sum(-1)).backward()  # autograd trains such layers alone, each by its own loss
+
+
+@pytest.mark.parametrize("outer", ["rloo", "straight_through"])
+def test_a_layer_that_needs_dl_dh_inside_the_function_of_an_expectation(outer):
+    """The graph of the losses has to lead to it, or autograd would train the rest of f alone."""
+    layer, inner, lin = Expectation("bernoulli", outer), Stochastic("bernoulli", "straight_through"), nn.Linear(3, 3)
+    other, a = Expectation("bernoulli", "straight_through"), torch.zeros(4, 3, requires_grad=True)
+
+    def plain(h):
+        return h.sum(-1)
+
+    def lost(h):
+        return plain(h) + inner(lin(h)).argmax(-1)
+
+    for run in (lambda f: layer(f, a), lambda f: gradest.expect(f, a, "bernoulli", outer)[0]):
+        with pytest.raises(NotDifferentiable, match="no dL/dh reached the layer bernoulli"):
+            run(lost)
+        with pytest.raises(NotDifferentiable):
+            run(lambda h: plain(inner(lin(h)).detach()))
+        lin.zero_grad()
+        run(lambda h: plain(h) + inner(lin(h)).square().sum(-1)).sum().backward()
+        assert lin.weight.grad.abs().max() > 0
+        with torch.no_grad():
+            run(lost)
+        run(lambda h: other(lambda g: plain(inner(lin(g))), lin(h))).sum().backward()  # in the f of an f
+        with pytest.raises(NotDifferentiable, match="no dL/dh reached"):
+            run(lambda h: other(lambda g: plain(g) + inner(lin(g)).argmax(-1), lin(h)))
+    with pytest.warns(GradestWarning, match="different losses"):
+        gradest.estimate(lost, a, "bernoulli", "rloo", draws=4)  # which trains nothing in f
 
 
 def test_a_layer_that_needs_both_in_compiled_and_transformed_code():
