@@ -12,6 +12,7 @@ from .analysis.results import Recommendation as Recommendation
 from .client import AsyncClient as AsyncClient
 from .client import Client as Client
 from .contract.estimator import Bias as Bias
+from .contract.estimator import Cost as Cost
 from .contract.estimator import Draw as Draw
 from .contract.estimator import Estimator as Estimator
 from .contract.estimator import Feedback as Feedback
@@ -20,6 +21,7 @@ from .contract.estimator import State as State
 from .contract.hookspecs import OLDEST_PLUGIN_API as OLDEST_PLUGIN_API
 from .contract.hookspecs import PLUGIN_API as PLUGIN_API
 from .contract.hookspecs import hookimpl as hookimpl
+from .contract.modules import ModuleOption as ModuleOption
 from .contract.neuron import Binary as Binary
 from .contract.neuron import Continuous as Continuous
 from .contract.neuron import Density as Density

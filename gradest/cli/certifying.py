@@ -112,6 +112,8 @@ def _pairs(package: str, failed: dict[str, PluginFault], examples: bool | None) 
             ]
             for options, neuron_options in choices:
                 estimator, neuron = _build(cls, options), _build(neuron_cls, neuron_options)
+                if estimator.modules() or neuron.modules():
+                    continue  # a certificate names options in JSON
                 key = registry.label(estimator), registry.label(neuron)
                 if key not in known and registry.call(estimator, "accepts", neuron):
                     pairs[key] = estimator, neuron

@@ -103,6 +103,7 @@ def show_description(description: dict[str, Any], text: str) -> None:
             for name, option in options.get("properties", {}).items()
         ),
     )
+    show_rows(["option, in Python alone", "description"], options.get("x-python-only", {}).items())
     if "evaluations" in description:
         units = list(next(iter(description["evaluations"].values()), {}))
         show_rows(

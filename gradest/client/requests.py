@@ -71,7 +71,7 @@ def check_dtype(a: Any, dtypes: Sequence[str], what: str = "pre-activations") ->
 
 
 def to_spec(plugin: str | Mapping[str, Any] | Plugin) -> str | Mapping[str, Any]:
-    """Return the JSON form of a plugin, in which options that are tensors stay tensors."""
+    """Return the JSON form of a plugin, in which options that are tensors stay tensors. Raises InvalidOptions for a module."""
     if isinstance(plugin, (str, Mapping)):
         return plugin
     import torch
@@ -80,6 +80,7 @@ def to_spec(plugin: str | Mapping[str, Any] | Plugin) -> str | Mapping[str, Any]
 
     if not isinstance(plugin, Plugin):
         return plugin
+    plugin.check_json()
     given = plugin.model_fields_set
     tensors = {name: value for name, value in plugin if name in given and isinstance(value, torch.Tensor)}
     return {

@@ -27,7 +27,7 @@ from gradest.contract.target import Target
 from gradest.kernels.stable import cast, leading_sum
 from gradest.random import Key
 
-__all__ = ["Bias", "Draw", "Estimator", "Feedback", "MonteCarlo", "State"]
+__all__ = ["Bias", "Cost", "Draw", "Estimator", "Feedback", "MonteCarlo", "State"]
 
 State = Mapping[str, Tensor]
 """What an estimator carries from one step to the next: tensors by name. It is empty for a stateless estimator."""
@@ -81,6 +81,33 @@ Bias.NONE_IF_CONTINUOUS = Bias(math.inf, continuous=True)
 Bias.BIASED = Bias(0)
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What one draw takes beside the caller's evaluation of the loss, as stated before it runs.
+
+    held: elements that are held at once, in forward or in backward. work: elements that both compute.
+
+    The unit is one element of the points: an ordinary estimator, which holds and computes some tensors as large as its points,
+    takes K · rows · size of each. Inner samples, comparisons of all pairs of K samples, and the state count beside that. The
+    conformance kit measures both, and allows the statement to be low by the factors `HELD_PER_ELEMENT` and `WORK_PER_ELEMENT`,
+    the numbers of temporary tensors and of operations per element that ordinary estimators have.
+    """
+
+    held: int
+    work: int
+
+    HELD_PER_ELEMENT: ClassVar[int] = 24
+    WORK_PER_ELEMENT: ClassVar[int] = 600  # some 150 of them for each random number
+
+    def __add__(self, other: Cost) -> Cost:
+        """Return the cost of both."""
+        return Cost(self.held + other.held, self.work + other.work)
+
+    def __mul__(self, times: int) -> Cost:
+        """Return the cost of so many, held together."""
+        return Cost(self.held * times, self.work * times)
+
+
 @dataclass(frozen=True, eq=False)
 class Draw:
     """The points at which the loss is to be evaluated, and what `backward` needs later.
@@ -96,18 +123,26 @@ class Draw:
     points: Tensor
     weights: Tensor
     saved: Mapping[str, Tensor] = field(default_factory=dict)
-    _asked: tuple[Estimator, int, int] | None = field(default=None, init=False, repr=False)
+    _asked: tuple[Estimator, int, int, bool] | None = field(default=None, init=False, repr=False)
 
-    def remember(self, estimator: Estimator) -> None:
-        """Remember which estimator asked, and how often torch has written into the points and into `a` so far."""
+    def remember(self, estimator: Estimator, masked: bool = True) -> None:
+        """Remember which estimator asked, and how often torch has written into the points and into `a` so far.
+
+        masked: whether some pre-activations may be -inf.
+        """
         if self.points.is_inference() or self.a.is_inference():  # such tensors do not count writes
             return
-        object.__setattr__(self, "_asked", (estimator, self.points._version, self.a._version))
+        object.__setattr__(self, "_asked", (estimator, self.points._version, self.a._version, masked))
 
     @property
     def asked_by(self) -> Estimator | None:
         """The estimator that asked, if it is remembered."""
         return None if self._asked is None else self._asked[0]
+
+    @property
+    def masked(self) -> bool:
+        """Whether some pre-activations may be -inf; True if it is not known."""
+        return self._asked is None or self._asked[3]
 
     @property
     def points_written(self) -> bool:
@@ -181,6 +216,14 @@ class Estimator(Plugin):
     @abstractmethod
     def evaluations(self, neuron: Neuron, event_shape: tuple[int, ...]) -> int:
         """Return K, the number of points at which forward asks for the loss."""
+
+    def cost(self, neuron: Neuron, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return what a draw takes for pre-activations `[*batch, *event]`, without computing anything of that size.
+
+        By default K · rows · `neuron.draw_size(event)`. An estimator that takes more, as for inner samples, overrides it.
+        """
+        elements = self.evaluations(neuron, event) * math.prod(batch) * neuron.draw_size(event)
+        return Cost(elements, elements)
 
     def target(self) -> Target:
         """Return what `value` and the gradient of `backward` estimate, by default E[L(h)]."""

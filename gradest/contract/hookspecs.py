@@ -34,11 +34,12 @@ A plugin imports `gradest.contract.*`, `gradest.random` and `gradest.errors`, an
 plugins need are also in `gradest` itself, such as `gradest.Neuron`, `gradest.Bias` and `gradest.Key`.
 
     gradest.contract.neuron       Neuron, and its capabilities such as Discrete, Scored, Subset, Reparameterised and Density
-    gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias
+    gradest.contract.estimator    Estimator, MonteCarlo, Draw, Feedback, Bias, Cost
     gradest.contract.target       Target, what is estimated if not E[L], and MaxOfSamples, Risk, ConditionalValueAtRisk
     gradest.contract.score_function    ScoreFunction, for weights of the scores that follow from the losses of K samples
     gradest.contract.objective    Objective, Separable
     gradest.contract.plugin       Plugin, the base class of all three, and TensorOption
+    gradest.contract.modules      ModuleOption, and what an estimator does with a torch.nn.Module
     gradest.contract.law          all joint outcomes of an event, with their probabilities
     gradest.contract.numerics     arithmetic whose result for a row does not depend on the batch: leading_sum, leading_mean,
                                   sigmoid, softplus, logit, normal_cdf, quadrature, and the kernels
@@ -69,6 +70,13 @@ Mark each with `@gradest.hookimpl`; each returns a list of classes. gradest buil
 gives. They are frozen pydantic models whose fields are the options, and every option needs a default, except those of objectives.
 `gradest describe`, the flags of the command line and the schemas of the service follow from the fields. The class attribute
 `examples`, a tuple of sets of options, says which instances the kit checks; include one for each branch that an option selects.
+
+An option may be a torch.nn.Module, such as a control variate of the user's own, if its type is `gradest.ModuleOption`. Python
+code alone can give it: the schemas of the service leave it out and list it under x-python-only with the reason, which `gradest
+describe` shows, and a request with it is refused. An estimator keeps the module's tensors in its state, by `module_state`, calls
+it with them, by `call_module`, and learns them there, so that layers save and copy them. The module itself stays as it was. That
+a row has the same bits in any batch is then up to the module; the matrix products of torch do not promise it, so use other
+operations in those of `examples`. A neuron takes a module that is not to be trained, an objective any.
 
 If one class of a distribution is rejected, none of the distribution is loaded. `gradest.registry.failures`, `gradest list` and
 the route /v1/plugins of the service show what was not loaded, and why. The module may state the version of the contract that it
@@ -101,6 +109,10 @@ example_events: shapes of events on which the kit tries the neuron, if it does n
 check(a): raises InvalidInput for values that the neuron cannot take, such as a scale that overflows.
 atoms(event): how many outputs `law` lists for a unit. It is asked first, so that a sum over 2^30 outputs is refused before memory
     is taken. A `Discrete` neuron with a `support` has it from there; one whose outputs are many overrides it.
+quadrature(a, level), of a `Continuous` neuron, and truncated_law(a, level), of a `Discrete` one with infinitely many outputs: the
+    law at levels, each of which reaches further into the tails, so that `exact` sees what a level leaves out.
+draw_size(event): how many elements it takes to draw one output, if that is more than the event or the output has.
+kernel_devices: the types of devices for which it has a kernel of its own; see below.
 capabilities: the classes that it derives from, such as `Discrete`. `Binary` and `SoftmaxOneHot` are for outputs of the shape of
     `a`.
 
@@ -121,6 +133,9 @@ linear: False if `backward` is not linear in dL/dh. A `gradest.nn.Stochastic` th
     layer dL/dh scaled and summed; the kit checks it.
 target(): what is estimated, if it is not E[L]; see below. `exact`, `compare` and the kit then measure against that.
 evaluations(neuron, event_shape): K, the number of points of one draw.
+cost(neuron, event, batch): what a draw holds and computes beside the loss, stated before it runs, in elements of points. By
+    default that of the K points. An estimator with inner samples, a network, or all pairs of its samples adds them. The kit
+    measures both and compares, with the factors that `gradest.contract.estimator.Cost` states.
 
 What an objective states
 ------------------------
@@ -170,8 +185,21 @@ gradient, against enumeration. `compare` and `recommend` choose only estimators 
 A fused kernel of your own
 --------------------------
 A neuron may override `sample` with a kernel that draws and computes in one pass. `key.row_words(batch, device)` gives the kernel
-the words from which a row's numbers follow, and its docstring the arithmetic. The kit checks that `sample` has the bits of
-`forward` at `noise`.
+the words from which a row's numbers follow, and its docstring the arithmetic; `gradest.random.philox4x32` is the generator.
+
+    class Fast(Coin):
+        kernel_devices = ("cuda",)
+
+        def sample(self, key, a, draws):
+            if a.device.type != "cuda" or a.dtype != torch.float32 or (a.requires_grad and torch.is_grad_enabled()):
+                return super().sample(key, a, draws)
+            word0, word1, row = key.row_words(a.shape[:-1], a.device)
+            return my_kernel(word0, word1, row, key.stream, a, draws)
+
+The neuron's `forward` and `noise` stay the definition, from which other devices and dtypes compute. The kit compares every bit on
+the CPU and on each of `kernel_devices` that the machine has, for all dtypes, batches, numbers of draws and kinds of keys. It
+warns of a device that it could not try. `antithetic`, `pullback`, `weighted_score` and `leave_one_out_score` may be overridden in
+the same way; the last three may round differently.
 
 Environment
 -----------

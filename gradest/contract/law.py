@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from gradest.contract.neuron import Neuron, event_shape
+from gradest.contract.neuron import Continuous, Discrete, Neuron, event_shape
 from gradest.errors import TooManyPoints
 
-__all__ = ["MAX_POINTS", "configurations", "count_configurations"]
+__all__ = [
+    "FINEST_LEVEL",
+    "MAX_POINTS",
+    "configurations",
+    "count_configurations",
+    "error_scale",
+    "law_in_words",
+    "levels_of_law",
+]
+
+FINEST_LEVEL = 9
+"""The last level of a law that is an approximation. At further ones, the density in the tails would underflow."""
+
+_DEVIATIONS = 10.0
 
 MAX_POINTS = 1 << 20
 """The largest number of configurations that is enumerated, which is that of 20 binary units."""
@@ -26,8 +40,9 @@ def count_configurations(neuron: Neuron, event: tuple[int, ...], atoms: int | No
         atoms = neuron.atoms(event)
     if units * math.log2(max(atoms, 1)) > math.log2(MAX_POINTS):
         if atoms > MAX_POINTS:
+            what = "nodes" if isinstance(neuron, Continuous) else "outputs"
             raise TooManyPoints(
-                f"a unit of {neuron.label()} has {atoms} outputs for events {list(event)}, and at most 2^20 are enumerated. Use "
+                f"a unit of {neuron.label()} has {atoms} {what} for events {list(event)}, and at most 2^20 are summed over. Use "
                 "smaller events, an objective with a closed form (objective.expectation), or estimate"
             )
         most = int(math.log2(MAX_POINTS) / math.log2(atoms))
@@ -57,3 +72,26 @@ def configurations(
     points = values.movedim(1 + unit_dim, 1)[digits, at].movedim(1, 1 + unit_dim)
     probabilities = weights.movedim(1 + unit_dim, 1)[digits, at].prod(1)
     return points, probabilities
+
+
+def levels_of_law(neuron: Neuron, a: Tensor) -> Callable[[int], tuple[Tensor, Tensor]] | None:
+    """Return the function from levels to laws of a neuron whose law is an approximation, None for one whose law is exact."""
+    if isinstance(neuron, Continuous):
+        return lambda level: neuron.quadrature(a, level)
+    if isinstance(neuron, Discrete) and not neuron.finite:
+        return lambda level: neuron.truncated_law(a, level)
+    return None
+
+
+def law_in_words(neuron: Neuron) -> str:
+    """Return what an error calls the law of a neuron that is an approximation."""
+    return f"{'quadrature' if isinstance(neuron, Continuous) else 'truncated law'} of {neuron.label()}"
+
+
+def error_scale(spread: Tensor, deviation: Tensor) -> Tensor:
+    """Return what the error of an expectation is compared with: the standard deviation, or ten mean absolute deviations if less.
+
+    Where the expectation lies in a tail, as that of exp(20 h) does, the standard deviation is larger than the expectation itself
+    by any factor, so that it allows any error. The mean absolute deviation is at most twice E|f|.
+    """
+    return torch.minimum(spread, _DEVIATIONS * deviation)

@@ -13,12 +13,14 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from gradest.contract.plugin import Plugin
+from gradest.errors import Inexact
 from gradest.kernels import portable, select
 from gradest.kernels.stable import cast, leading_sum, leave_one_out, logit, sigmoid, softplus, widen
 from gradest.random import Key
@@ -76,8 +78,24 @@ class Neuron(Plugin):
     """Shapes of events on which the conformance kit tries the neuron, the first one in every check. By default one of 2 units,
     with 3 and 2 as its further dims. A neuron that does not take every shape lists some that it takes."""
 
+    kernel_devices: ClassVar[tuple[str, ...]] = ()
+    """The types of devices, such as "cuda", beside the CPU, for which the neuron has a kernel of its own, in `sample` or another
+    method. The conformance kit compares it with what it is a shortcut for on each of them that the machine has."""
+
     maskable: ClassVar[bool] = False
-    """Whether -inf is a valid pre-activation, of a class that a unit never takes, as long as another class is finite."""
+    """Whether -inf is a valid pre-activation, of a class that a unit never takes, as long as another class is finite. Its
+    gradient is 0, whatever the estimator returns."""
+
+    @model_validator(mode="after")
+    def _refuse_modules_that_would_be_trained(self) -> Self:
+        """Raise ValueError for an option that is a module with parameters that require a gradient: they would never get one."""
+        for name, module in self.modules().items():
+            if any(parameter.requires_grad for parameter in module.parameters()):
+                raise ValueError(
+                    f"{name} cannot be a module that is to be trained, because gradients reach the pre-activations of a neuron "
+                    f"alone. Call {name}.requires_grad_(False), and let what is to be learned be a pre-activation"
+                )
+        return self
 
     def output_event(self, event: tuple[int, ...]) -> tuple[int, ...]:
         """Return event', the shape of the output h of one event, given that of its pre-activations; by default the same.
@@ -100,6 +118,14 @@ class Neuron(Plugin):
         which refuses nothing; `law` is then counted when it has run. A neuron whose atoms may be many overrides it.
         """
         return 1
+
+    def draw_size(self, event: tuple[int, ...]) -> int:
+        """Return how many elements it takes to draw one output of an event of this shape, or its score or derivative.
+
+        By default the size of the event or that of the output's, whichever is larger. A neuron that computes larger tables
+        overrides it; see `gradest.contract.estimator.Cost`.
+        """
+        return max(math.prod(event), math.prod(self.output_event(event)))
 
     def limit(self, dtype: torch.dtype) -> float:
         """Return the largest magnitude of a pre-activation that the neuron takes in this dtype, float32 or float64."""
@@ -124,8 +150,9 @@ class Neuron(Plugin):
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """Return `draws` outputs, `[draws, *batch, *event']`, with the same bits as forward(a, noise(key, a, draws)).
 
-        A neuron may override it with a kernel that draws and computes in one pass, without storing the noise. Subclasses that
-        override forward or noise do not inherit such an override.
+        A neuron may override it with a kernel that draws and computes in one pass, without storing the noise, from
+        `key.row_words`. Where the kernel does not serve, as on another device, for another dtype, or if `a` requires a gradient,
+        it returns super().sample(key, a, draws). Subclasses that override forward or noise do not inherit such an override.
         """
         return self.forward(a, self.noise(key, a, draws))
 
@@ -167,8 +194,8 @@ class Neuron(Plugin):
         """Return the law of each unit as S atoms: values `[S, *batch, *event']` and weights `[S, *batch, units]`.
 
         They are differentiable in `a`, and `units` is event'[0]. E[g(h)] = Σ_s weight_s g(value_s), and the weights of a unit
-        sum to 1. It is exact for a unit of finitely many outputs. For a `Continuous` unit it is a quadrature. `gradest.exact`
-        and separable objectives use it.
+        sum to 1. It is exact for a unit of finitely many outputs. For a `Continuous` unit it is a quadrature, and for counts
+        without an upper limit it leaves out the least likely. `gradest.exact` and separable objectives use it.
         """
 
     def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
@@ -192,7 +219,8 @@ class Continuous(Neuron):
     """A neuron whose output has a density, perhaps beside atoms, so that its `law` is a quadrature.
 
     `gradest.exact` and separable objectives compare two levels of the quadrature on the loss at hand, refine it where they can,
-    and raise Inexact where they still differ. The law of a neuron that is not Continuous is taken to be exact.
+    and raise Inexact where they still differ. The law of a neuron that is neither Continuous nor an infinite `Discrete` one is
+    taken to be exact.
     """
 
     @abstractmethod
@@ -200,6 +228,10 @@ class Continuous(Neuron):
         """Return nodes and weights in the form of `law`, with at least twice as many nodes at each further level from 0 on.
 
         Level -1 has fewer nodes than level 0, and serves to estimate the error of level 0.
+
+        Each level reaches further into the tails than the one before, by a tenth at least, up to level 9. So a loss that gives
+        weight to what lies beyond the nodes, such as exp(20 h), shows as a difference of two levels. Levels that shared one
+        reach would agree on a wrong number.
 
         The weights of a unit sum to 1. If the nodes do not move with `a`, and the density at them is differentiated instead, the
         derivative is right for losses that jump, too.
@@ -254,8 +286,7 @@ class Discrete(Scored):
     """
 
     finite: ClassVar[bool] = True
-    """Whether `law` lists every output. If not, it leaves out outputs whose total probability is below a bound that the neuron
-    states."""
+    """Whether `law` lists every output. If not, the neuron implements `truncated_law`, of which `law` is level 0."""
 
     def support(self) -> Tensor:
         """Return the numbers that a unit can output, `[S]`, increasing. Raises TypeError if outputs are not numbers."""
@@ -271,8 +302,22 @@ class Discrete(Scored):
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """Return log P(h | a) of each unit, `[..., *batch, units]`, where `units` is event'[0]."""
 
+    def truncated_law(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Return outputs and their probabilities in the form of `law`, of a unit with infinitely many outputs.
+
+        Each level, from -1 on, leaves out much less probability than the one before, as from 1e-9 to 1e-12. `gradest.exact`
+        compares two levels on the loss at hand, as those of a `Continuous` unit. A unit that is not `finite` implements it; by
+        default it raises Inexact, because nothing then shows whether the loss gives weight to what `law` leaves out.
+        """
+        raise Inexact(
+            f"{self.label()} has infinitely many outputs, of which its law leaves out some, and it does not implement "
+            "truncated_law(a, level), by which an expectation can be checked. Use gradest.estimate with an unbiased estimator"
+        )
+
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the support and its probabilities, for units that output numbers."""
+        """Return the support and its probabilities, for units that output numbers, or level 0 of `truncated_law`."""
+        if not self.finite:
+            return self.truncated_law(a, 0)
         shape = output_shape(self, a)
         support = self.support().to(a)[(..., *[None] * len(shape))]
         values = support.expand(-1, *shape)

@@ -5,6 +5,7 @@ do not. `portable` holds functions that give the same bits on every device and i
 
     leading_sum, leading_mean          over the first dim, in an order of their own
     leave_one_out                      (x_k - mean x) / (K - 1) over the first dim
+    drop_impossible                    losses with 0 in place of those of probability 0, before they meet their probabilities
     sigmoid, softplus, logit, normal_cdf
     widen                              to float32 at least
     gauss_legendre, spread, panels     quadrature for the law of a continuous unit
@@ -22,10 +23,21 @@ from torch import Tensor
 
 from gradest.kernels import fused, portable, select
 from gradest.kernels.reference import concrete_backward, logistic_backward, softmax_backward, times_smooth_backward
-from gradest.kernels.stable import leading_mean, leading_sum, leave_one_out, logit, normal_cdf, sigmoid, softplus, widen
+from gradest.kernels.stable import (
+    drop_impossible,
+    leading_mean,
+    leading_sum,
+    leave_one_out,
+    logit,
+    normal_cdf,
+    sigmoid,
+    softplus,
+    widen,
+)
 
 __all__ = [
     "concrete_backward",
+    "drop_impossible",
     "fused",
     "gauss_legendre",
     "leading_mean",

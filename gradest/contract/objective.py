@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.law import MAX_POINTS
-from gradest.contract.neuron import Continuous, Neuron, event_shape
+from gradest.contract.law import MAX_POINTS, error_scale, law_in_words, levels_of_law
+from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.plugin import Plugin
 from gradest.errors import Inexact, InvalidInput
-from gradest.kernels.stable import leading_sum
+from gradest.kernels.stable import drop_impossible, leading_sum
 
 __all__ = ["Loss", "Objective", "Separable"]
 
@@ -85,37 +86,44 @@ class Separable(Objective):
     def expectation(self, neuron: Neuron, a: Tensor) -> Tensor | None:
         """Return the expectation as a sum over the atoms of each unit's law; None if a unit has more than 2^20 of them.
 
-        For a `Continuous` neuron two levels of its quadrature are compared. It is refined until the parts of each unit differ by
-        at most 1e-6 of their standard deviation; Inexact is raised if they still differ by more than 1e-3 at the finest level.
-        Raises InvalidInput as `check_events` does.
+        For a neuron whose law is an approximation, as that of a `Continuous` one, two levels of it are compared. It is refined
+        until the parts of each unit, and their gradient in `a` if it requires one, differ by at most 1e-6 of their scale, which
+        is that of `gradest.exact`; Inexact is raised if they still differ by more than 1e-3 at the finest level. The part of an
+        output of probability 0 does not count. Raises InvalidInput as `check_events` does.
         """
         self.check_events(neuron)
         if neuron.atoms(event_shape(neuron, a)) > MAX_POINTS:
             return None
+        levels = levels_of_law(neuron, a)
         values, weights = neuron.law(a)
         if values.requires_grad and not self.differentiable:
             return None  # the outputs move with a, and their part of the derivative is not known
-        mean, spread = self._mean_parts(values, weights)
-        if isinstance(neuron, Continuous):
-            with torch.no_grad():
-                before, _ = self._mean_parts(*neuron.quadrature(a, -1))
-            level = 0
-            while (error := _worst(mean, before, spread)) > _GOAL and level < _FINEST_LEVEL:
-                level += 1
-                before, (mean, spread) = mean, self._mean_parts(*neuron.quadrature(a, level))
-            if error > _TOLERANCE:
-                raise Inexact(
-                    f"the quadrature of {neuron.label()} is not accurate for {self.name}: two levels of it differ by {error:.1g} "
-                    f"of the standard deviation, and {_TOLERANCE:g} is allowed. Use gradest.estimate with an unbiased estimator"
-                )
-        return self._reduce(mean)
+        if levels is None:
+            return self._reduce(leading_sum(weights * drop_impossible(self._parts(values), weights)))
+        before = self._part_means(*levels(-1), a, None)
+        found, level = self._part_means(values, weights, a, before.mean), 0
+        while (error := found.error(before)) > _GOAL and level < _FINEST_LEVEL:
+            level += 1
+            before, found = found, self._part_means(*levels(level), a, found.mean)
+        if not error <= _TOLERANCE:
+            raise Inexact(
+                f"the {law_in_words(neuron)} is not accurate for {self.name}: two levels of it differ by {error:.1g} of the "
+                f"deviation of its parts, and {_TOLERANCE:g} is allowed. Use gradest.estimate with an unbiased estimator"
+            )
+        return self._reduce(found.mean)
 
-    def _mean_parts(self, values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean and the standard deviation of each unit's part over its law, `[*batch, units]`."""
-        parts = self._parts(values)
+    def _part_means(self, values: Tensor, weights: Tensor, a: Tensor, centre: Tensor | None) -> _PartMeans:
+        """Return the mean of each unit's part over its law, `[*batch, units]`. centre: about that mean; by default 0."""
+        parts = drop_impossible(self._parts(values), weights)
         mean = leading_sum(weights * parts)
+        slope = None
+        if mean.requires_grad and a.requires_grad:
+            (slope,) = torch.autograd.grad(mean.sum(), a, retain_graph=True, allow_unused=True)
         with torch.no_grad():
-            return mean, leading_sum(weights * (parts - mean).square()).sqrt()
+            away = parts if centre is None else parts - centre
+            spread = (leading_sum(weights * (parts - mean).square())).sqrt()
+            scale = error_scale(spread, leading_sum(weights * away.abs()))
+        return _PartMeans(mean, slope, scale)
 
     def check_events(self, neuron: Neuron) -> None:
         """Raise InvalidInput unless the neuron's outputs have events of `event_ndim` dims."""
@@ -138,9 +146,27 @@ class Separable(Objective):
         return total / parts.shape[-1] if self.reduction == "mean" and parts.shape[-1] else total
 
 
-@torch.no_grad()
-def _worst(mean: Tensor, coarser: Tensor, spread: Tensor) -> float:
-    """Return the largest difference of two levels in standard deviations, the rounding error of the mean left out."""
-    error = (mean - coarser).abs() - 8 * torch.finfo(mean.dtype).eps * mean.abs()
-    share = error.clamp(min=0) / spread.clamp(min=torch.finfo(spread.dtype).tiny)
-    return float(share.max()) if share.numel() else 0.0
+@dataclass(frozen=True, eq=False)
+class _PartMeans:
+    """The means of the parts of units at a level of a law, `[*batch, units]`, their gradient in `a`, and the scale of errors."""
+
+    mean: Tensor
+    slope: Tensor | None
+    scale: Tensor
+
+    @torch.no_grad()
+    def error(self, coarser: _PartMeans) -> float:
+        """Return the largest difference of two levels as a share of the scale, the rounding error left out. NaN counts as inf."""
+        rounding, least = 8 * torch.finfo(self.mean.dtype).eps, torch.finfo(self.mean.dtype).tiny
+        errors = [(self.mean - coarser.mean, self.mean, self.scale)]
+        if self.slope is not None and coarser.slope is not None and self.slope.numel():
+            away, slope = (
+                x.abs().flatten(self.mean.ndim - 1).amax(-1) for x in (self.slope - coarser.slope, self.slope)
+            )
+            scale = self.scale.amax(-1) + slope
+            errors.append((away, scale, scale))
+        shares = [
+            ((x.abs() - rounding * size.abs()).clamp(min=0) / scale.clamp(min=least)) for x, size, scale in errors
+        ]
+        worst = [float(share.nan_to_num(nan=torch.inf).max()) for share in shares if share.numel()]
+        return max(worst, default=0.0)

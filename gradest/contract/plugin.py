@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
+    GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     PlainSerializer,
     PlainValidator,
@@ -17,8 +18,11 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from torch import Tensor
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from torch import Tensor, nn
 
+from gradest.contract.modules import PYTHON_ONLY, LeftOutOfSchemas
 from gradest.errors import InvalidOptions
 
 __all__ = ["Plugin", "TensorOption"]
@@ -48,6 +52,12 @@ def _holds_tensor(value: Any) -> bool:
     if isinstance(value, Mapping):
         return any(map(_holds_tensor, value.values()))
     return isinstance(value, Tensor) or (isinstance(value, (list, tuple, set)) and any(map(_holds_tensor, value)))
+
+
+def is_left_out(annotation: Any, metadata: Sequence[Any] = ()) -> bool:
+    """Return whether a type of an option, or a part of it, is marked as one that JSON Schemas leave out."""
+    marks = (*metadata, *getattr(annotation, "__metadata__", ()))
+    return any(isinstance(mark, LeftOutOfSchemas) for mark in marks) or any(map(is_left_out, get_args(annotation)))
 
 
 class Plugin(BaseModel, ABC):
@@ -96,6 +106,19 @@ class Plugin(BaseModel, ABC):
         return built
 
     @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the JSON Schema. Its key x-python-only has the options that it leaves out, each with the reason."""
+        schema = handler(core_schema)
+        left_out = {
+            name: ": ".join(filter(None, [field.description, PYTHON_ONLY]))
+            for name, field in cls.model_fields.items()
+            if is_left_out(field.annotation, field.metadata)
+        }
+        if left_out:
+            handler.resolve_ref_schema(schema)["x-python-only"] = left_out
+        return schema
+
+    @classmethod
     def build(cls, /, **options: Any) -> Self:
         """Build an instance with these options. Raises InvalidOptions, which names every wrong option."""
         try:
@@ -122,8 +145,31 @@ class Plugin(BaseModel, ABC):
             )
         super().__setattr__(name, value)
 
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the options that are torch modules, by name."""
+        return {name: value for name, value in self if isinstance(value, nn.Module)}
+
+    def check_json(self) -> None:
+        """Raise InvalidOptions if an option has no JSON form."""
+        for name, module in self.modules().items():
+            raise InvalidOptions(
+                f"{self.name} has the option {name}={type(module).__name__}, which has no JSON form: {PYTHON_ONLY}. Leave it "
+                "out here, or compute in this process"
+            )
+
+    def is_same(self, other: Plugin) -> bool:
+        """Return whether the other one is of the same class and has the same options, modules being the same objects."""
+        if self is other:
+            return True
+        mine, its = (plugin.model_dump(mode="json", exclude_unset=True) for plugin in (self, other))
+        return type(self) is type(other) and mine == its and self.modules() == other.modules()
+
     def spec(self) -> dict[str, Any]:
-        """Return the JSON form from which this instance can be built again: its name and each option that was given."""
+        """Return the JSON form from which this instance can be built again: its name and each option that was given.
+
+        Raises InvalidOptions for a `ModuleOption` that was given.
+        """
+        self.check_json()
         return {"name": self.name, **self.model_dump(mode="json", exclude_unset=True)}
 
     def label(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradest.errors import InvalidInput
-from gradest.kernels.stable import leading_mean, leading_sum
+from gradest.kernels.stable import drop_impossible, leading_mean, leading_sum
 
 __all__ = ["ConditionalValueAtRisk", "MaxOfSamples", "Risk", "Target"]
 
@@ -60,9 +60,9 @@ class Target:
         """Return the target, `[...]`, from the values that `combine` can take and their probabilities, both `[S, ...]`.
 
         By default it is their mean, Σ_s probability_s value_s. Its derivative in the probabilities need be right only for changes
-        that keep their sum.
+        that keep their sum. Losses of probability 0 arrive here as that of the most probable output.
         """
-        return leading_sum(probability * value)
+        return leading_sum(probability * drop_impossible(value, probability))
 
     @property
     def is_mean(self) -> bool:
@@ -149,7 +149,8 @@ class ConditionalValueAtRisk(Target):
         below = probability.detach().gather(0, order).movedim(0, -1).cumsum(-1).movedim(-1, 0) < self.level
         rank = below.sum(0, keepdim=True).clamp(max=len(value) - 1)
         quantile = value.gather(0, order.gather(0, rank))
-        return quantile[0] + leading_sum(probability * (value - quantile).clamp(min=0)) / (1 - self.level)
+        excess = drop_impossible((value - quantile).clamp(min=0), probability)
+        return quantile[0] + leading_sum(probability * excess) / (1 - self.level)
 
     def __str__(self) -> str:
         return f"the conditional value at risk of L at level {self.level:g}"

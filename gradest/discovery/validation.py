@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
 
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Objective
-from gradest.contract.plugin import Plugin
+from gradest.contract.plugin import Plugin, is_left_out
 from gradest.discovery.faults import contained, place_of
 
 __all__ = ["InvalidPlugin", "Phase", "check_class"]
@@ -52,10 +55,39 @@ def _are_events(examples: object, dims: int) -> bool:
     )
 
 
+def _are_devices(kinds: object) -> bool:
+    """Return whether this is a tuple of types of devices that torch knows, without a number."""
+    try:
+        return isinstance(kinds, tuple) and all(
+            isinstance(kind, str) and torch.device(kind).index is None for kind in kinds
+        )
+    except RuntimeError:
+        return False
+
+
 def _flag_faults(cls: type[Plugin], attributes: Iterable[str]) -> Iterator[str]:
     for attribute in attributes:
         if not isinstance(getattr(cls, attribute), bool):
             yield f"`{attribute}` must be True or False, not {getattr(cls, attribute)!r}"
+
+
+def _holds_module(annotation: Any) -> bool:
+    """Return whether a type of an option, or a part of it, is a class of torch modules."""
+    if isinstance(annotation, type) and issubclass(annotation, nn.Module):
+        return True
+    return any(map(_holds_module, get_args(annotation)))
+
+
+def _neuron_faults(cls: type[Neuron]) -> Iterator[str]:
+    if type(cls.event_ndim) is not int or cls.event_ndim < 1:
+        yield f"`event_ndim` must be an integer of at least 1, not {cls.event_ndim!r}"
+    elif not _are_events(cls.example_events, cls.event_ndim):
+        yield (
+            f"`example_events` must be a sequence of shapes of {cls.event_ndim} dim(s) each, event_ndim, such as "
+            f"{Neuron.example_events!r}, not {cls.example_events!r}"
+        )
+    if not _are_devices(cls.kernel_devices):
+        yield f'`kernel_devices` must be a tuple of types of devices, such as ("cuda",), not {cls.kernel_devices!r}'
 
 
 def _faults(cls: type[Plugin]) -> Iterator[str]:
@@ -69,13 +101,10 @@ def _faults(cls: type[Plugin]) -> Iterator[str]:
     for attribute, text in (("reference", reference), ("formula", getattr(cls, "formula", None))):
         if not isinstance(text, str):
             yield f'`{attribute}` must be text ("" for none), not {text!r}'
-    if issubclass(cls, Neuron) and (type(cls.event_ndim) is not int or cls.event_ndim < 1):
-        yield f"`event_ndim` must be an integer of at least 1, not {cls.event_ndim!r}"
-    elif issubclass(cls, Neuron) and not _are_events(cls.example_events, cls.event_ndim):
-        yield (
-            f"`example_events` must be a sequence of shapes of {cls.event_ndim} dim(s) each, event_ndim, such as "
-            f"{Neuron.example_events!r}, not {cls.example_events!r}"
-        )
+    for option, field in getattr(cls, "model_fields", {}).items():
+        if _holds_module(field.annotation) and not is_left_out(field.annotation, field.metadata):
+            yield f"the option `{option}` is a torch.nn.Module, so declare it as {option}: gradest.ModuleOption"
+    yield from _neuron_faults(cls) if issubclass(cls, Neuron) else ()
     yield from _flag_faults(cls, ("differentiable", "pointwise") if issubclass(cls, Objective) else ())
     if issubclass(cls, Estimator):
         needs = getattr(cls, "needs", None)

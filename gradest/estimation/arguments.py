@@ -18,6 +18,7 @@ __all__ = [
     "check_count",
     "check_form",
     "check_pre_activations",
+    "checked_pre_activations",
     "first_non_finite",
     "loss_dtype",
 ]
@@ -33,31 +34,44 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
     Raises InvalidInput with the reason, or with the index of the first entry that is not finite, and what the neuron's own
     `output_event` and `check` raise.
     """
+    return checked_pre_activations(a, neuron)[0]
+
+
+def checked_pre_activations(a: Tensor, neuron: Neuron) -> tuple[Tensor, bool]:
+    """Do what `check_pre_activations` does. Return also whether some entries are -inf, or may be in a transform of torch.func."""
     wide = check_form(a, neuron)
-    if not transformed():  # a transform does not allow reading values
-        _check_values(a, wide, neuron)
-        neuron.check(wide)
-    return wide
+    if transformed():  # which does not allow reading values
+        return wide, neuron.maskable
+    masked = _check_values(a, wide, neuron)
+    neuron.check(wide)
+    return wide, masked
 
 
-def _check_values(a: Tensor, wide: Tensor, neuron: Neuron) -> None:
-    """Raise InvalidInput unless the pre-activations are finite, or -inf where that is allowed, and within the limit."""
+def _check_values(a: Tensor, wide: Tensor, neuron: Neuron) -> bool:
+    """Raise InvalidInput unless the pre-activations are finite, or -inf where that is allowed, and within the limit.
+
+    Returns whether some are -inf.
+    """
     limit = neuron.limit(wide.dtype)
     if limit < math.inf and wide.numel():
         low, high = wide.aminmax()
         if -limit <= low and high <= limit:
-            return
+            return False
     index = first_non_finite(wide)
     if index is not None and not (neuron.maskable and _is_mask(wide)):
         allowed = ", or -inf for some classes of a unit, but not all" if neuron.maskable else ""
+        remedy = ""
+        if not neuron.maskable and neuron.event_ndim == 2 and bool((wide == -math.inf).any()):
+            remedy = f". {neuron.name} takes no mask of -inf; a large negative number, such as -1e9 (-1e4 in float16), is one"
         raise InvalidInput(
-            f"pre-activations must be finite{allowed}, but a[{', '.join(map(str, index))}] is {a.detach()[tuple(index)]}"
+            f"pre-activations must be finite{allowed}, but a[{', '.join(map(str, index))}] is {a.detach()[tuple(index)]}{remedy}"
         )
     if limit < math.inf and bool((wide.where(wide != -math.inf, 0).abs() > limit).any()):
         raise InvalidInput(
             f"{neuron.label()} takes pre-activations between -{limit:.2g} and {limit:.2g} in {wide.dtype}: beyond, a sample "
             "overflows. Use smaller ones, a higher temperature or float64"
         )
+    return index is not None
 
 
 def _is_mask(a: Tensor) -> bool:

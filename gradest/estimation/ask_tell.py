@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
-from gradest.contract.neuron import Binary, Neuron, event_shape, output_shape
+from gradest.contract.neuron import Binary, Discrete, Neuron, event_shape, output_shape
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
-from gradest.estimation.arguments import check_pre_activations, first_non_finite, loss_dtype
+from gradest.estimation.arguments import checked_pre_activations, first_non_finite, loss_dtype
 from gradest.estimation.distributed import joined_state, world_size
 from gradest.kernels import plain_saved_tensors, transformed
-from gradest.kernels.stable import cast, widen
+from gradest.kernels.stable import cast, drop_impossible, widen
 from gradest.random import Key, to_key
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_feedback_finite",
     "check_state",
     "first_state",
+    "is_impossible",
     "sample_checked",
     "tell",
     "tell_finite",
@@ -71,7 +72,7 @@ def ask(
     """
     neuron, estimator, key = registry.neuron(neuron), registry.estimator(estimator), to_key(seed)
     registry.check_fit(neuron, estimator)
-    wide = check_pre_activations(a, neuron)
+    wide, masked = checked_pre_activations(a, neuron)
     if state is None:
         state = first_state(estimator, neuron, wide)
     elif state or type(estimator).init is not Estimator.init or not isinstance(state, Mapping):
@@ -84,14 +85,18 @@ def ask(
     except RuntimeError as error:
         _explain_mode(f"{estimator.label()} on {neuron.label()}", error)
         raise
-    draw.remember(estimator)
+    draw.remember(estimator, masked)
     return draw, state
 
 
 def _explain_mode(label: str, error: RuntimeError) -> None:
     """Raise Incompatible for an error of a plugin that torch.func or inference mode does not let run."""
     if transformed():
-        raise Incompatible(f"{label} does not run inside a transform of torch.func: {error}") from error
+        raise Incompatible(
+            f"{label} does not run inside a transform of torch.func, such as vmap or grad. Use it outside of the transform, with "
+            "all examples in one batch, and call backward() on the value; or use an estimator without a state and without "
+            f"autograd of its own. torch says: {error}"
+        ) from error
     if torch.is_inference_mode_enabled():
         raise Incompatible(
             f"{label} uses autograd, which inference mode turns off; use torch.no_grad() instead: {error}"
@@ -119,12 +124,12 @@ def tell(
             f"{type(draw).__name__} and {type(feedback).__name__}"
         )
     asked = draw.asked_by
-    if asked is not None and asked is not estimator and asked.spec() != estimator.spec():
+    if asked is not None and not asked.is_same(estimator):
         raise InvalidInput(
             f"{asked.label()} asked for the loss at the points of this draw, so {estimator.label()} cannot be told it; pass the "
             "estimator that was asked, with the same options"
         )
-    check_feedback_finite(feedback, allow_inf)
+    check_feedback_finite(feedback, allow_inf, None if estimator.off_support else partial(is_impossible, draw))
     if allow_inf and state:
         raise InvalidInput(
             f"{estimator.label()} has a state, which one infinite loss would spoil for all later steps; omit allow_inf, or use "
@@ -156,6 +161,9 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
         raise PluginFault(f"{estimator.name}.backward must return a gradient and a state")
     gradient, after = told
     _check_result(estimator, "backward", gradient, draw.a.shape)
+    if draw.neuron.maskable and draw.masked:
+        # no estimator moves a class that is never drawn; noise, or a substituted derivative, would move it nevertheless
+        gradient = torch.where(draw.a == -math.inf, 0, gradient)
     _check_state(estimator, "backward", after)
     with torch.set_grad_enabled(False):
         if draw.key.shared and state and world_size() > 1:
@@ -192,9 +200,21 @@ def _check_feedback(
     return cast(given.detach(), dtype)
 
 
-def check_feedback_finite(feedback: Feedback, allow_inf: bool = False) -> None:
+def is_impossible(draw: Draw, index: Sequence[int]) -> bool:
+    """Return whether a point of the draw, which is an output of the neuron, has probability 0."""
+    if not isinstance(draw.neuron, Discrete):
+        return False
+    with torch.no_grad():
+        probability = draw.neuron.log_prob(draw.points, draw.a).exp()
+    return bool((probability[tuple(index)] == 0).any())
+
+
+def check_feedback_finite(
+    feedback: Feedback, allow_inf: bool = False, impossible: Callable[[Sequence[int]], bool] | None = None
+) -> None:
     """Raise InvalidInput with the index of the first loss, or dloss/dh, that is not finite. Infinite ones may be allowed.
 
+    impossible: tells of an index whether its output has probability 0, if that is known; the error then says so.
     Inside a transform of torch.func, which does not allow reading values, it does nothing.
     """
     if transformed():
@@ -218,11 +238,20 @@ def check_feedback_finite(feedback: Feedback, allow_inf: bool = False) -> None:
                 if name == "loss"
                 else ("derivatives dloss/dh", "Make f differentiable there, or skip this step")
             )
+            if name == "loss" and impossible is not None and x.shape and impossible(index):
+                remedy = _REMEDY_IF_IMPOSSIBLE
             raise InvalidInput(
                 f"{what} must be finite, but {name}[{', '.join(map(str, index))}] of {list(x.shape)} is {x[tuple(index)]}. "
-                f"{remedy}: the state of the estimator is as it was. allow_inf=True lets infinite ones through, to estimators "
+                f"{remedy}. The state of the estimator is as it was. allow_inf=True lets infinite ones through, to estimators "
                 "without a state"
             )
+
+
+_REMEDY_IF_IMPOSSIBLE = (
+    "That output has probability 0, as of a masked class or a saturated unit, so its loss is no part of the expectation: give it "
+    "any finite one, use an estimator that never evaluates such outputs (sparse_enumeration, or one that draws samples, such as "
+    "rloo), or pass allow_inf=True to expect, estimate, exact or tell, which leaves it out"
+)
 
 
 def _all_finite_there(feedback: Feedback) -> Tensor:
@@ -253,14 +282,21 @@ def check_state(estimator: Estimator, state: object, shapes: Mapping[str, list[i
 
 def first_state(estimator: Estimator, neuron: Neuron, a: Tensor) -> State:
     """Return the initial state of the estimator, checked."""
-    with torch.inference_mode(False):  # a state that is made in inference mode could not be learned outside of it
-        state = estimator.init(neuron, a)
+    try:
+        with torch.inference_mode(False):  # a state that is made in inference mode could not be learned outside of it
+            state = estimator.init(neuron, a)
+    except RuntimeError as error:
+        if transformed():
+            _explain_mode(f"{estimator.label()} on {neuron.label()}", error)
+        raise
     _check_state(estimator, "init", state)
     return state
 
 
-def value_of(estimator: Estimator, draw: Draw, loss: Tensor) -> Tensor:
-    """Return `estimator.value`, checked."""
+def value_of(estimator: Estimator, draw: Draw, loss: Tensor, allow_inf: bool = False) -> Tensor:
+    """Return `estimator.value`, checked. Where losses may be infinite, those of weight 0 do not count."""
+    if (allow_inf or transformed()) and type(estimator).value is Estimator.value:
+        loss = drop_impossible(loss, draw.weights[(..., *[None] * (loss.ndim - draw.weights.ndim))])
     value = estimator.value(draw, loss)
     _check_result(estimator, "value", value, loss.shape[1:])
     return value

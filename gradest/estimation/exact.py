@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Feedback
-from gradest.contract.law import MAX_POINTS, configurations, count_configurations
+from gradest.contract.law import (
+    FINEST_LEVEL,
+    MAX_POINTS,
+    configurations,
+    count_configurations,
+    error_scale,
+    law_in_words,
+    levels_of_law,
+)
 from gradest.contract.neuron import Continuous, Neuron, event_shape
 from gradest.contract.objective import Loss, Objective
 from gradest.contract.target import Target
@@ -20,10 +29,11 @@ from gradest.estimation.ask_tell import check_feedback_finite
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.losses.checks import checked_loss
 from gradest.estimation.losses.evaluation import CHUNK, flattened, leads_to, losses_at
+from gradest.kernels.stable import drop_impossible
 
 __all__ = ["closed_form", "exact", "exact_checked", "exact_or_raise"]
 
-_GOAL = 1e-6  # a quadrature that is closer than this is not refined further
+_GOAL = 1e-6  # a law that is an approximation and is closer than this is not refined further
 _TOLERANCE = 1e-3
 _MEAN = Target()
 _MAX_HELD = 1 << 24  # elements of the points that a target of the whole law holds at once
@@ -47,9 +57,11 @@ def exact(
     """Compute E[f(h)] `[*batch]` and its gradient in `a` `[*batch, *event]` as a sum over the joint law of the units, in chunks.
 
     The result is exact for units with finitely many outputs, up to 20 binary units. For `Continuous` units it is a quadrature, up
-    to 3 units. Two levels of it are compared on f, and for one or two units it is refined until they agree to 1e-6. If their
-    difference, which bounds the error of the finer one for all but pathological f, is above the tolerance, Inexact is raised.
-    f is evaluated in the dtype of `a`; the sum is in float64. Where the outputs move with `a`, f must be differentiable.
+    to 3 units, and for counts without an upper limit a sum that leaves out the least likely. Two levels of such a law are
+    compared on f, of which the finer one reaches further into the tails, and for one or two units it is refined until they agree
+    to 1e-6. If their difference, which bounds the error of the finer one for all but pathological f, is above the tolerance,
+    Inexact is raised: as where E[f(h)] is infinite, or lies so far in a tail that no level reaches it. f is evaluated in the
+    dtype of `a`; the sum is in float64. Where the outputs move with `a`, f must be differentiable.
 
     Raises TooManyPoints if it would take more than 2^20 points, NotDifferentiable if it takes dL/dh that f does not have, and
     InvalidInput if f is random (dropout), normalises over points
@@ -59,10 +71,12 @@ def exact(
     target: another quantity than E[f(h)], such as `gradest.Risk()` or `estimator.target()`. One of n samples takes the n-th power
         of the points. One that is no mean, as a risk, holds the losses of all of them at once, and of fewer.
     flatten: whether f takes `[K·batch, *event]`, as for `expect`.
-    allow_inf: whether a loss may be infinite. Otherwise it raises InvalidInput, as NaN always does.
+    allow_inf: whether a loss may be infinite. Otherwise it raises InvalidInput, as NaN always does. An infinite loss of an output
+        of probability 0, as of a masked class, is no part of the expectation and of its gradient.
     event_dims: as for `expect`. The gradient has the shape of `a`.
-    tolerance: the largest error of a quadrature, as a share of the standard deviation of f(h) for the loss, and of that plus the
-        largest entry of the row's gradient for the gradient. The rounding error of f in its dtype is allowed besides.
+    tolerance: the largest error of such a law, as a share of the standard deviation of f(h) for the loss, or of ten times its
+        mean absolute deviation if that is less, as where f gives most weight to a tail; for the gradient, as a share of that plus
+        the largest entry of the row's gradient. The rounding error of f in its dtype is allowed besides.
     progress: progress(done, points) is called after each chunk of each level. An exception that it raises ends the computation.
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance > 0:
@@ -92,36 +106,61 @@ def exact_checked(
 ) -> tuple[Tensor, Tensor]:
     """Do what `exact` does, for a loss that has been checked."""
     wide = check_pre_activations(a, neuron).double().requires_grad_()
+    levels = levels_of_law(neuron, wide)
 
-    def at_level(level: int) -> _Sums:
-        law: _Law = (
-            (lambda: neuron.quadrature(wide, level)) if isinstance(neuron, Continuous) else lambda: neuron.law(wide)
-        )
-        return _sums(f, a, wide, neuron, law, target or _MEAN, allow_inf, progress)
+    def sums(law: _Law, centre: Tensor | None = None) -> _Sums:
+        return _sums(f, a, wide, neuron, law, target or _MEAN, allow_inf, progress, centre)
 
-    found = at_level(0)
-    if isinstance(neuron, Continuous):
-        before, level = at_level(-1), 0
-        while not found.agrees(before, _GOAL, a.dtype) and found.next_points <= _MAX_REFINED_POINTS:
-            level += 1
-            before, found = found, at_level(level)
-        if not found.agrees(before, tolerance, a.dtype):
-            raise Inexact(found.explain(before, neuron, tolerance))
+    if levels is None:
+        found = sums(lambda: neuron.law(wide))
+    else:
+        _check_size(neuron, wide, levels)
+        found = _refined(levels, sums, neuron, tolerance, a.dtype)
     dtype = at_least_float32(a)
     return found.loss.to(dtype), found.gradient.to(dtype)
 
 
+def _refined(
+    levels: Callable[[int], tuple[Tensor, Tensor]],
+    sums: Callable[[_Law, Tensor | None], _Sums],
+    neuron: Neuron,
+    tolerance: float,
+    dtype: torch.dtype,
+) -> _Sums:
+    """Return the sums at the first level that agrees with the one before, or raise Inexact."""
+    before = sums(partial(levels, -1), None)
+    found, level, ended = sums(partial(levels, 0), before.moments.mean), 0, None
+    while not found.agrees(before, _GOAL, dtype) and found.next_points <= _MAX_REFINED_POINTS and level < FINEST_LEVEL:
+        level += 1
+        try:
+            finer = sums(partial(levels, level), found.moments.mean)
+        except InvalidInput as error:  # f overflows further out, or there are too many points
+            ended = error
+            break
+        before, found = found, finer
+    if not found.agrees(before, tolerance, dtype):
+        raise Inexact(found.explain(before, neuron, tolerance)) from ended
+    return found
+
+
+def _check_size(neuron: Neuron, wide: Tensor, levels: Callable[[int], tuple[Tensor, Tensor]]) -> None:
+    """Raise TooManyPoints if level 0 of a law has too many, before the loss is evaluated at a coarser one."""
+    event = event_shape(neuron, wide)
+    count_configurations(neuron, event)  # refuses too many before the law takes memory
+    with torch.no_grad():
+        count_configurations(neuron, event, len(levels(0)[0]))
+
+
 @dataclass(frozen=True, eq=False)
 class _Sums:
-    """What a sum over a law has: the target, by default E[f(h)], its gradient, and the points of the next level.
+    """What a sum over a law has: the target, by default E[f(h)], its gradient, and the points of the next level. In float64.
 
-    size, spread: the mean magnitude and the standard deviation of what is averaged, f(h) or `Target.combine`. All in float64.
+    moments: those of what is averaged, f(h) or `Target.combine`.
     """
 
     loss: Tensor
     gradient: Tensor
-    size: Tensor
-    spread: Tensor
+    moments: _Moments
     event_ndim: int
     next_points: int
 
@@ -130,12 +169,13 @@ class _Sums:
         return (self.loss - coarser.loss).abs(), _largest(self.gradient - coarser.gradient, self.event_ndim)
 
     def scales(self) -> tuple[Tensor, Tensor]:
-        """Return what an error is compared with, `[*batch]`: the standard deviation of f, and that plus the gradient."""
-        return self.spread, self.spread + _largest(self.gradient, self.event_ndim)
+        """Return what an error is compared with, `[*batch]`: `error_scale` of f, and that plus the gradient."""
+        scale = error_scale(self.moments.spread, self.moments.deviation)
+        return scale, scale + _largest(self.gradient, self.event_ndim)
 
     def agrees(self, coarser: _Sums, tolerance: float, dtype: torch.dtype) -> bool:
         """Tell whether two levels agree, apart from the rounding error of f in this dtype."""
-        rounding = 8 * torch.finfo(dtype).eps * self.size
+        rounding = 8 * torch.finfo(dtype).eps * self.moments.size
         pairs = zip(self.errors(coarser), self.scales(), strict=True)
         return all(bool((error <= tolerance * scale + rounding).all()) for error, scale in pairs)
 
@@ -145,11 +185,13 @@ class _Sums:
             float((error / scale.clamp(min=torch.finfo(scale.dtype).tiny)).nan_to_num(nan=torch.inf).max())
             for error, scale in zip(self.errors(coarser), self.scales(), strict=True)
         )
+        finer = "The loss may jump between the nodes, or vary on a finer scale than they have. Or it"
         return (
-            f"the quadrature of {neuron.label()} is not accurate for this loss: two levels of it differ by {loss:.1g} of the "
-            f"standard deviation of the loss, and by {gradient:.1g} of the size of the gradient, and the tolerance is "
-            f"{tolerance:g}. The loss may jump between the nodes, or vary on a finer scale than they have. Use gradest.estimate "
-            "with an unbiased estimator, fewer units, for which there are more nodes, or a larger tolerance"
+            f"the {law_in_words(neuron)} is not accurate for this loss: two levels of it differ by {loss:.1g} of the "
+            f"deviation of the loss, and by {gradient:.1g} of the size of the gradient, and the tolerance is {tolerance:g}. "
+            f"{finer if isinstance(neuron, Continuous) else 'It'} may give most weight to outputs that are next to impossible, "
+            "so that its expectation is infinite, or lies beyond the outputs that are evaluated. Use gradest.estimate with an "
+            "unbiased estimator, fewer units, for which there are more levels, a loss that grows less, or a larger tolerance"
         )
 
 
@@ -168,8 +210,9 @@ def _sums(
     target: Target,
     allow_inf: bool,
     progress: _Progress,
+    centre: Tensor | None,
 ) -> _Sums:
-    """Sum over the joint law of the units, in chunks."""
+    """Sum over the joint law of the units, in chunks. centre: about the mean, from which deviations are taken; by default 0."""
     event, split = event_shape(neuron, wide), wide.ndim - neuron.event_ndim
     count_configurations(neuron, event)  # refuses too many before the law takes memory
     with torch.enable_grad():
@@ -180,16 +223,17 @@ def _sums(
         next_points = (2 * values.shape[0]) ** (units * target.samples)
         del values
         if target.samples > 1 or not target.is_mean:
-            return _sums_of_samples(f, a, wide, neuron, law, total, target, allow_inf, progress, next_points)
+            return _sums_of_samples(f, a, wide, neuron, law, total, target, allow_inf, progress, centre, next_points)
         chunk = max(1, CHUNK // max(1, of_one))
-        moments = _Moments(torch.zeros(3, *wide.shape[:split], dtype=torch.float64, device=a.device))
+        moments = _Moments.about(wide.new_zeros(wide.shape[:split]) if centre is None else centre)
         gradient = torch.zeros_like(wide)
         for first in range(0, total, chunk):
             points, weights = configurations(neuron, wide, law(), first, min(first + chunk, total))
             at = points.to(a.dtype)
             at = at if moves else at.detach()
-            losses = _moving_losses(f, at, neuron, allow_inf)
-            combined = _combined(target, (losses if moves else losses.detach())[None], allow_inf)
+            losses = _moving_losses(f, at, weights, wide, neuron, allow_inf)
+            losses = drop_impossible(losses if moves else losses.detach(), weights)
+            combined = drop_impossible(_combined(target, losses[None], allow_inf), weights)
             part = (weights * combined).sum(0)
             if part.requires_grad:  # otherwise nothing in the law depends on a
                 (step,) = torch.autograd.grad(part.sum(), wide)
@@ -197,19 +241,26 @@ def _sums(
             moments.add(weights.detach(), combined.detach())
             if progress:
                 progress(min(first + chunk, total), total)
-    return _Sums(moments.mean, gradient.detach(), moments.size, moments.spread, neuron.event_ndim, next_points)
+    return _Sums(moments.mean, gradient.detach(), moments, neuron.event_ndim, next_points)
 
 
 @dataclass(frozen=True, eq=False)
 class _Moments:
-    """The sums of w v, w |v| and w v² over values v with the weights w, `[3, *batch]`."""
+    """The sums of w v, w |v|, w (v - c)² and w |v - c| over values v with the weights w, `[4, *batch]`, for a centre c."""
 
     sums: Tensor
+    centre: Tensor
+
+    @classmethod
+    def about(cls, centre: Tensor) -> _Moments:
+        """Return the moments about a centre, `[*batch]`, of no values."""
+        return cls(centre.new_zeros(4, *centre.shape), centre.detach())
 
     def add(self, weights: Tensor, values: Tensor) -> None:
         """Add values `[n, *batch]` with their weights."""
-        for power, x in enumerate((values, values.abs(), values.square())):
-            self.sums[power] += (weights * x).sum(0)
+        away = values - self.centre
+        for place, x in enumerate((values, values.abs(), away.square(), away.abs())):
+            self.sums[place] += (weights * x).sum(0)
 
     @property
     def mean(self) -> Tensor:
@@ -224,17 +275,29 @@ class _Moments:
     @property
     def spread(self) -> Tensor:
         """The standard deviation of v."""
-        return (self.sums[2] - self.sums[0].square()).clamp(min=0).sqrt()
+        return (self.sums[2] - (self.sums[0] - self.centre).square()).clamp(min=0).sqrt()
+
+    @property
+    def deviation(self) -> Tensor:
+        """E|v - c|."""
+        return self.sums[3]
 
 
-def _moving_losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
-    """Return the losses, with a graph to the points if these move with a.
+def _moving_losses(f: Loss, points: Tensor, weights: Tensor, wide: Tensor, neuron: Neuron, allow_inf: bool) -> Tensor:
+    """Return the losses, with a graph to the points if these move with a. weights: of the points, their probabilities.
 
     Raises NotDifferentiable if they do, and f has no derivative in them.
     """
+    impossible = weights.detach() == 0
+    if points.requires_grad:  # dL/dh may be infinite where a loss is, and 0 · inf would reach a
+        points = points + 0
+        mask = impossible[(..., *[None] * neuron.output_ndim)]
+        points.register_hook(lambda slope: slope.masked_fill(mask, 0))  # type: ignore[no-untyped-call]
     source, states_none = points.grad_fn, isinstance(f, Objective) and not f.differentiable
     loss = losses_at(f, points.detach() if states_none else points, neuron.output_ndim)
-    check_feedback_finite(Feedback(loss), allow_inf)
+    check_feedback_finite(Feedback(loss), allow_inf, lambda index: bool(impossible[tuple(index)]))
+    if allow_inf and weights.requires_grad:
+        _check_stays_impossible(weights, impossible & loss.detach().isinf(), wide, neuron)
     if source is None or not points.numel() or leads_to(loss, source):
         return loss.double()
     if len(loss) > 1 and bool((loss == loss[:1]).all()):
@@ -243,6 +306,32 @@ def _moving_losses(f: Loss, points: Tensor, neuron: Neuron, allow_inf: bool) -> 
         f"the outputs of {neuron.label()} move with a, so its exact gradient takes dL/dh at them, but the loss is not "
         "differentiable. Use gradest.estimate with an estimator that needs the loss alone, or a unit whose outputs are fixed"
     )
+
+
+def _check_stays_impossible(weights: Tensor, infinite: Tensor, wide: Tensor, neuron: Neuron) -> None:
+    """Raise InvalidInput if an output of probability 0 and an infinite loss becomes possible with the least step of a."""
+    if not bool(infinite.any()):
+        return
+    several = 1 + torch.arange(
+        len(weights), device=weights.device
+    )  # so that derivatives of different outputs do not cancel
+    chosen = (weights * infinite * several[(..., *[None] * (weights.ndim - 1))]).sum()
+    (slope,) = torch.autograd.grad(chosen, wide, retain_graph=True)
+    if bool((slope.abs() > torch.finfo(slope.dtype).tiny).any()):
+        raise InvalidInput(
+            f"an output of {neuron.label()} with an infinite loss has probability 0 at these pre-activations, but not next to "
+            "them, so the gradient of the expectation is infinite; give f a finite loss there, or change the pre-activations"
+        )
+
+
+def _instead_of_impossible(losses: Tensor, weights: Tensor) -> Tensor:
+    """Return losses `[n, *batch]` with that of the most probable output in place of those of probability 0.
+
+    The law of the losses stays what it is, so that any function of it does, while 0 · inf does not arise.
+    """
+    weights = weights.detach()
+    likely = losses.detach().gather(0, weights.argmax(0, keepdim=True))
+    return torch.where(weights == 0, likely, losses)
 
 
 def _combined(target: Target, losses: Tensor, allow_inf: bool) -> Tensor:
@@ -276,6 +365,7 @@ def _sums_of_samples(
     target: Target,
     allow_inf: bool,
     progress: _Progress,
+    centre: Tensor | None,
     next_points: int,
 ) -> _Sums:
     """Compute `_sums` for a target of several samples, or of the whole law at once.
@@ -292,11 +382,12 @@ def _sums_of_samples(
             "each; the limit of their product is 2^24. Use fewer rows or units"
         )
     points, weights = configurations(neuron, wide, law(), 0, total)
-    losses = _moving_losses(f, points.to(a.dtype), neuron, allow_inf)
+    losses = _moving_losses(f, points.to(a.dtype), weights, wide, neuron, allow_inf)
+    losses = _instead_of_impossible(losses, weights)
     given = [x.detach().requires_grad_() for x in (weights, losses)]
     value = torch.zeros_like(losses[0]).detach()
     slopes = [torch.zeros_like(x) for x in given]
-    moments = _Moments(value.new_zeros(3, *value.shape))
+    moments = _Moments.about(torch.zeros_like(value) if centre is None else centre)
     place = total ** torch.arange(target.samples, device=a.device)[:, None]
     chunk = max(1, CHUNK // max(1, value.numel())) if target.is_mean else ways
     for first in range(0, ways, chunk):
@@ -309,7 +400,7 @@ def _sums_of_samples(
         value += part.detach()
         if not part.requires_grad:
             raise InvalidInput(f"{type(target).__name__}.outer must be differentiable in the probabilities")
-        moments.add(probability.detach(), combined.detach())
+        moments.add(probability.detach(), drop_impossible(combined.detach(), probability))
         steps = torch.autograd.grad(part.sum(), given, allow_unused=True)
         slopes = [slope if step is None else slope + step for slope, step in zip(slopes, steps, strict=True)]
         if progress:
@@ -318,7 +409,7 @@ def _sums_of_samples(
     gradient = torch.zeros_like(wide)
     if moving:
         (gradient,) = torch.autograd.grad([x for x, _ in moving], wide, [slope for _, slope in moving])
-    return _Sums(value, gradient.detach(), moments.size, moments.spread, neuron.event_ndim, next_points)
+    return _Sums(value, gradient.detach(), moments, neuron.event_ndim, next_points)
 
 
 def exact_or_raise(
@@ -340,6 +431,7 @@ def exact_or_raise(
         with torch.enable_grad():
             loss = f.expectation(neuron, wide)
             if loss is not None:
+                check_feedback_finite(Feedback(loss), allow_inf)
                 still = torch.zeros_like(wide)
                 (gradient,) = torch.autograd.grad(loss.sum(), wide) if loss.requires_grad else (still,)
                 dtype = at_least_float32(a)

@@ -22,7 +22,7 @@ from gradest.contract.score_function import ScoreFunction
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput
 from gradest.estimation.arguments import check_count, check_form, check_pre_activations, loss_dtype
-from gradest.estimation.ask_tell import ask, check_feedback_finite, sample_checked, tell, value_of
+from gradest.estimation.ask_tell import ask, check_feedback_finite, is_impossible, sample_checked, tell, value_of
 from gradest.estimation.distributed import checked_examples
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.losses.evaluation import evaluate, flattened, losses_at
@@ -79,7 +79,9 @@ def expect(
     seed: as for `sample`. state: the state that the previous call returned; None for the first call.
     flatten: whether f takes `[K·batch, *event]` and returns `[K·batch]`, as networks with convolutions or BatchNorm do. Row
         k·batch + i is point k of example i, so `labels.repeat(len(h) // len(labels))` are the labels.
-    allow_inf: whether infinite losses are passed to the estimator, which must have no state. NaN never is.
+    allow_inf: whether infinite losses are passed to the estimator, which must have no state. NaN never is. An infinite loss of an
+        output of probability 0, as of a masked class, counts as 0, in the value and in the gradient of `a`. Parameters of f get
+        NaN if its derivative in them is infinite there, unless f masks it by torch.where.
     event_dims: the number of trailing dims of `a` that are one event, with one loss; by default the neuron's own. For `a`
         `[B, T, units]` of T positions that share a loss it is 2, and f maps points `[K, B, T, units]` to losses `[K, B]`. It is
         "all" for parameters, which have no batch. An Objective receives the event in the neuron's own shape, `[K, B, T·units]`.
@@ -96,10 +98,12 @@ def expect(
 
     Inside torch.func.vmap, all examples share a seed or Key that is not mapped over, as in a loop; map over the seeds of a
     `Key(seeds)` to give each its own. With seed=None vmap's `randomness` decides. Pre-activations and losses are not checked
-    there; a loss that is not finite leaves the state as it was.
+    there; a loss that is not finite leaves the state as it was. An f that reads the values of its points, as a simulator in numpy
+    does, and an estimator with a network or with autograd of its own raise Incompatible inside such transforms.
 
     Raises Incompatible if the estimator does not fit the neuron, InvalidInput for a loss or dL/dh that is not finite and for the
-    state of another estimator or size, and the errors of `sample`. After an error the given state is still valid.
+    state of another estimator or size, NotDifferentiable if dL/dh is needed, by the estimator or by a layer of `gradest.nn` in f,
+    but no graph leads there, and the errors of `sample`. After an error the given state is still valid.
     """
     if torch.compiler.is_compiling():
         from gradest.estimation.outside import outside  # noqa: PLC0415  # it imports the compiler
@@ -128,11 +132,12 @@ def expect(
     points, f = cast(draw.points, a.dtype), flattened(f, neuron.output_ndim, flatten)
     if not torch.is_grad_enabled():
         loss = losses_at(f, points, neuron.output_ndim)
-        check_feedback_finite(Feedback(loss), allow_inf)
-        return value_of(estimator, draw, loss), state
+        impossible = None if estimator.off_support else partial(is_impossible, draw)
+        check_feedback_finite(Feedback(loss), allow_inf, impossible)
+        return value_of(estimator, draw, loss, allow_inf), state
     loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)
     gradient, after = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
-    value = value_of(estimator, draw, loss)
+    value = value_of(estimator, draw, loss, allow_inf)
     return _with_gradient(value, a, gradient, loss, estimator, draw, state), after
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "NARROW_DTYPES",
     "SEQUENTIAL_TERMS",
     "cast",
+    "drop_impossible",
     "leading_mean",
     "leading_sum",
     "leave_one_out",
@@ -89,6 +90,15 @@ def leading_sum(x: Tensor) -> Tensor:
 def leading_mean(x: Tensor) -> Tensor:
     """Average over the first dimension, with the order of additions of `leading_sum`."""
     return x[0] if x.shape[0] == 1 else leading_sum(x) / x.shape[0]
+
+
+def drop_impossible(loss: Tensor, probability: Tensor) -> Tensor:
+    """Return losses `[K, ...]` with 0 in place of those whose output has probability 0, which are no part of an expectation.
+
+    An infinite loss there, such as that of a class that is masked with -inf or of a saturated unit, would otherwise give
+    0 · inf = NaN. Where a probability is 0 to the precision of its type, so is its derivative, and autograd gives 0 for both.
+    """
+    return loss.masked_fill(probability == 0, 0)
 
 
 def leave_one_out(loss: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from gradest.kernels.stable import widen
 from gradest.nn.layers import Expectation, Stochastic
 from gradest.nn.recomputation import refuse_recomputation
 from gradest.nn.sampler import NO_PATHS, Paths
+from gradest.nn.slopes import ExpectedSlopes, Slope
 from gradest.nn.untold import UntoldGradients
 from gradest.nn.uses import Recorded, attach, leading_batch, used_inside_loss
 
@@ -64,6 +65,12 @@ class StochasticGraph:
     Estimators whose target is a bound over K samples, such as `vimco`, get the total of all costs at every use; cost-to-go would
     be wrong there. They cannot be mixed with others that need a loss.
 
+    A layer whose estimator needs dL/dh is trained by the graph that leads from the costs to its sample. If no cost added after
+    its uses has such a graph, because it is computed in numpy, from h.detach() or from h.argmax(-1), backward in eager code
+    raises NotDifferentiable; it gives a GradestWarning if the costs reach some uses of the layer alone. Call a layer that is not
+    to be trained by them under torch.no_grad(). A cost that has a graph to the sample, but depends on it in such a way as well,
+    gets the gradient of the graph alone.
+
     Leaving the scope without `surrogate()` raises MissingLoss, unless an exception passes or `discard()` was called. Scopes may
     be nested; a layer belongs to the innermost one whose model contains it. torch.compile(fullgraph=True) may have the scope
     inside or outside of the compiled function, and transforms of torch.func may contain the whole scope.
@@ -75,6 +82,7 @@ class StochasticGraph:
         if samples is not None:
             check_count("samples", samples, least=1)
         self.samples = samples
+        self._model = model
         self._layers = _stochastic_layers("a StochasticGraph", model)
         self._outer: list[Any] | None = None  # the outer scope of each layer while this one is open
         # the head of a list of uses and costs, latest first, on whose length torch.compile does not specialise
@@ -86,6 +94,9 @@ class StochasticGraph:
         self._used = False  # whether a layer was called in training mode
         self._level = 0
         self._untold: UntoldGradients | None = None
+        self.slopes: list[Slope] = []  # of the eager uses
+        self._credited = 0  # how many of them came before a cost
+        self._expected: ExpectedSlopes | None = None
 
     def __enter__(self) -> Self:
         if self._outer is not None:
@@ -94,6 +105,7 @@ class StochasticGraph:
         self._outer, self._told, self._expanded = [layer.enter_scope(self) for layer in self._layers], False, False
         self._used, self._level = False, losses_in_progress()
         self._untold = _untold_gradients(self._layers)
+        self.slopes, self._credited, self._expected = [], 0, None
         self._paths = NO_PATHS if self.samples is None else Paths(self.samples)
         return self
 
@@ -106,7 +118,8 @@ class StochasticGraph:
         latest, self._latest, self._outer = self._latest, None, None
         if self._untold is not None:
             self._untold.close()
-        if kind is not None or latest is None or not torch.is_grad_enabled():
+        expected, self._expected, self.slopes = self._expected, None, []
+        if kind is not None or not torch.is_grad_enabled():
             return
         while latest is not None:
             if isinstance(latest, _Cost) or not self._told:
@@ -115,6 +128,8 @@ class StochasticGraph:
                     "gradient; call graph.surrogate().backward() inside it, or graph.discard() if none is wanted"
                 )
             latest = latest.previous
+        if expected is not None:
+            expected.close()
 
     def expand(self, x: Tensor, flatten: bool = False) -> Tensor:
         """Return x `[batch, ...]` once for each path: `[K, batch, ...]`, or `[K·batch, ...]`, path by path, with flatten=True.
@@ -176,6 +191,7 @@ class StochasticGraph:
                 raise InvalidInput(
                     f"costs must be finite, but at {index} of {list(value.shape)} this one is {value[tuple(index)]}"
                 )
+        self._credited = len(self.slopes)
         added = _Cost(value)
         added.previous, self._latest = self._latest, added
 
@@ -226,7 +242,11 @@ class StochasticGraph:
             told.append(use)
             losses.append(leading_batch("a cost", self._for_use(credited), use.batch, use.sampler.neuron))
             shares.append(share if use.sampler.credits_paths else share / (self.samples or 1))
-        surrogate = attach(scalar, told, losses, shares)
+        if self._credited and self._expected is None:
+            self._expected = ExpectedSlopes(self._model)
+        surrogate = attach(scalar, told, losses, shares, self._expected)
+        if self._expected is not None and surrogate.requires_grad:
+            self._expected.made(surrogate.grad_fn, self.slopes[: self._credited])
         _warn_without_gradient(surrogate, self._layers)
         if self._untold is not None:
             self._untold.watch(surrogate, told)
@@ -360,6 +380,10 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     gradient of such a term reaches the sample of an eager layer that needs the loss, backward gives a GradestWarning. It looks at
     the first, second, fourth, eighth, ... step, and notices terms that make up a thousandth of a gradient (2 % in bfloat16).
 
+    A layer whose estimator needs dL/dh is trained by the graph that leads from the loss to its sample. If there is none, backward
+    raises NotDifferentiable, in compiled code and in transforms of torch.func only if the estimator needs the loss as well. See
+    `StochasticGraph`.
+
     If some uses of a layer died before they were told a loss, it gives a GradestWarning; if all of them did, or if the layers of
     the model were never called in this thread, it raises MissingLoss: an output that died, such as that of `h.argmax(-1)`, may
     still have decided the loss. Raises ToldAlready if every use since the last forward pass was told before, and InvalidInput for
@@ -405,7 +429,13 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     for layer, (uses, died) in zip(layers, waiting, strict=True):
         if died:
             _complain(layer, died, len(uses))
-    scalar = attach(total, told, losses, [share] * len(told))
+    eager = not (torch.compiler.is_compiling() or transformed())
+    slopes = [slope for layer in layers for slope in layer.awaited_slopes()] if eager else []
+    expected = ExpectedSlopes(model, each=bool(told)) if slopes else None
+    scalar = attach(total, told, losses, [share] * len(told), expected)
+    if expected is not None and scalar.requires_grad:
+        expected.made(scalar.grad_fn, slopes)
+        expected.close()
     _warn_without_gradient(scalar, layers)
     untold = _untold_gradients(layers) if told else None
     if untold is not None:

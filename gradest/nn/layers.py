@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -20,12 +21,13 @@ from gradest.errors import Incompatible, InvalidInput
 from gradest.estimation.distributed import fresh_key
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.expectation import expect
-from gradest.estimation.losses.evaluation import flattened, losses_at, losses_in_progress
+from gradest.estimation.losses.evaluation import expect_led, flattened, losses_at, losses_in_progress
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.module import Evaluation, StochasticModule
 from gradest.nn.recomputation import PlainRun, is_recomputed
 from gradest.nn.sampler import NO_PATHS, Pair, Paths, Sampler
+from gradest.nn.slopes import Slope, check_led
 from gradest.nn.uses import (
     Emit,
     EmitTransformed,
@@ -47,6 +49,7 @@ except ImportError:  # before torch 2.13 no operator takes an object
 
 __all__ = ["Evaluation", "Expectation", "Stochastic"]
 
+_MOST_SLOPES = 64  # uses of a layer since the last broadcast_loss, of which it is known whether dL/dh reached them
 _RUN = "gradest.nn.Expectation"  # where the autograd graph of a value keeps its first run
 
 
@@ -56,7 +59,8 @@ class _Uses:
     scope: the innermost open StochasticGraph of the layer. Outside of scopes: `alive` are the eager uses whose output is alive,
     and `latest` heads the list of those in compiled code and in transforms of torch.func, which are not known to die. `recorded`
     counts the eager uses since the last broadcast_loss, and `told` the uses that it told, if there was no forward pass since.
-    `called` says whether the layer was ever called, and `steps` counts the scopes and calls of broadcast_loss.
+    `called` says whether the layer was ever called, and `steps` counts the scopes and calls of broadcast_loss. `slopes` are those
+    of the latest eager uses outside of scopes.
     """
 
     def __init__(self) -> None:
@@ -67,6 +71,7 @@ class _Uses:
         self.told = 0
         self.called = False
         self.steps = 0
+        self.slopes: deque[Slope] = deque(maxlen=_MOST_SLOPES)
 
 
 class _PerThread(threading.local):
@@ -212,6 +217,11 @@ class Stochastic(StochasticModule):
         h: Tensor
         h, port = Emit.apply(a, use)  # type: ignore[no-untyped-call]
         self._runs.record(use)
+        if use.slope is not None:
+            if losses_in_progress():
+                expect_led(use.slope, check_led)
+            else:
+                (uses.slopes if uses.scope is None else uses.scope.slopes).append(use.slope)
         if not sampler.needs_loss:
             return h
         recorded = RecordedEagerly(use, port, baseline)
@@ -253,11 +263,7 @@ class Stochastic(StochasticModule):
 
     def _transformed(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` inside a transform of torch.func."""
-        if self._has_state(a):
-            raise Incompatible(
-                f"{self.estimator.label()} has a state, which a transform of torch.func cannot update; "
-                "use gradest.expect, which takes the state as an argument and returns the next one"
-            )
+        self._refuse_state_in_transform(a)
         seed = fresh_seed_tensor()
         h: Tensor
         h, port = EmitTransformed.apply(a, seed, self, self._pair, paths)  # type: ignore[no-untyped-call]
@@ -279,7 +285,7 @@ class Stochastic(StochasticModule):
                 return self.emit(a)
             state = list(self.state.values())
             shape = output_shape(self.neuron, a)
-            sampled: Tensor = draw(self._handle, a.detach(), state, torch.empty(0), shape, 0, False)[0]
+            sampled: Tensor = draw(self._handle, a.detach(), state, torch.empty(0), shape, 0, False, False)[0]
             return sampled
         scope, paths = uses.scope, NO_PATHS
         if scope is not None:
@@ -293,7 +299,14 @@ class Stochastic(StochasticModule):
         given = a if learns else a.detach()
         h: Tensor
         h, flag, drawn = draw(
-            self._handle, given, state, torch.empty(0), output_shape(self.neuron, a), paths.samples, paths.flat
+            self._handle,
+            given,
+            state,
+            torch.empty(0),
+            output_shape(self.neuron, a),
+            paths.samples,
+            paths.flat,
+            self._pair.needs_slope,
         )
         if self._pair.needs_loss and learns:
             still = a.detach()
@@ -329,11 +342,6 @@ class Stochastic(StochasticModule):
             "gradest.nn.StochasticGraph(model, samples=K), whose K paths are the samples, or use gradest.nn.Expectation(neuron, "
             "estimator)"
         )
-
-    def _has_state(self, a: Tensor) -> bool:
-        if self._form is not None:
-            return bool(self._form)
-        return bool(self.estimator.init(self.neuron, torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)))
 
     def _check_replaceable(self) -> None:
         if self.scope is not None:
@@ -381,7 +389,12 @@ class Stochastic(StochasticModule):
         uses = self._thread.uses
         uses.latest, uses.recorded = None, 0
         uses.alive.clear()
+        uses.slopes.clear()
         uses.told = told or uses.told
+
+    def awaited_slopes(self) -> list[Slope]:
+        """Return the slopes of the uses outside of scopes, since the last broadcast_loss, that backward has not reached."""
+        return [slope for slope in self._thread.uses.slopes if not slope.reached]
 
     def count_step(self) -> int:
         """Count a step of this thread, and return its number, from 1."""
@@ -453,6 +466,8 @@ class Expectation(StochasticModule):
         self._check_event(a)
         if not self.training:
             return self._evaluate_loss(f, a, rows)
+        if transformed():
+            self._refuse_state_in_transform(a)
         key, learns = fresh_key(a, self.neuron.event_ndim, examples=rows), torch.is_grad_enabled()
         state = self.state_for(a)
         pair, first = self._pair, None

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from gradest.contract.estimator import Estimator, State
 from gradest.contract.neuron import Neuron
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
-from gradest.errors import InvalidInput, InvalidOptions
+from gradest.errors import Incompatible, InvalidInput, InvalidOptions
 from gradest.estimation.arguments import check_count, check_form, check_pre_activations
 from gradest.estimation.ask_tell import first_state
 from gradest.estimation.distributed import fresh_key
 from gradest.estimation.events import EventDims, check_event_dims
+from gradest.kernels.stable import widen
 from gradest.nn.recomputation import FirstRuns
 from gradest.nn.sampler import Pair
 
@@ -119,6 +120,19 @@ class StochasticModule(nn.Module):
     def estimator(self, spec: EstimatorSpec) -> None:
         self._replace(self.neuron, registry.estimator(spec))
 
+    def _refuse_state_in_transform(self, a: Tensor) -> None:
+        """Raise Incompatible, inside a transform of torch.func, if the estimator has a state."""
+        if self._form is not None:
+            stateful = bool(self._form)
+        else:
+            zeros = torch.zeros(a.shape, dtype=widen(a).dtype, device=a.device)
+            stateful = bool(first_state(self.estimator, self.neuron, zeros))
+        if stateful:
+            raise Incompatible(
+                f"{self.estimator.label()} has a state, which a transform of torch.func cannot update; "
+                "use gradest.expect, which takes the state as an argument and returns the next one"
+            )
+
     def set_options(self, **options: Any) -> None:
         """Change options of the estimator or of the neuron, such as a temperature that falls during training.
 
@@ -128,8 +142,9 @@ class StochasticModule(nn.Module):
         it was drawn. A compiled function uses the new options from its next call on and need not be compiled again; because it
         draws its samples again in backward, a change between its forward and its backward pass raises InvalidInput there.
 
-        The state is kept if the estimator is of the same class and its tensors have the same names and shapes as before;
-        otherwise it starts again. The same holds if `layer.estimator` or `layer.neuron` is assigned.
+        The state is kept if the estimator is of the same class, its options that are modules are the same objects, and its
+        tensors have the same names and shapes as before; otherwise it starts again. The same holds if `layer.estimator` or
+        `layer.neuron` is assigned.
 
         Raises InvalidOptions if neither or both have such an option or if a value is not accepted, Incompatible if the two would
         no longer fit each other, and InvalidInput while a StochasticGraph of the layer is open. Nothing has changed then.
@@ -232,7 +247,11 @@ class StochasticModule(nn.Module):
         self._check_replaceable()
         if self.event is not None:
             _checked_event(self.event, neuron)
-        keep = type(estimator) is type(self.estimator) and _known_form(pair, self.event)[0] == self._form
+        keep = (
+            type(estimator) is type(self.estimator)
+            and estimator.modules() == self.estimator.modules()
+            and _known_form(pair, self.event)[0] == self._form
+        )
         self._pair, self._expected = pair, (None, {})
         self.changes += 1
         if not keep:

@@ -26,6 +26,7 @@ from gradest.errors import InvalidInput
 from gradest.estimation.ask_tell import check_feedback_finite
 from gradest.kernels.stable import widen
 from gradest.nn.sampler import Paths, Sampler
+from gradest.nn.slopes import unreached
 from gradest.nn.uses import Recorded, StatefulLayer, Use, missing_loss
 
 __all__ = ["Handle", "RecordedInGraph", "draw"]
@@ -122,11 +123,18 @@ def _own(gradient: Tensor, *given: Tensor) -> Tensor:
 
 @torch.library.custom_op("gradest::draw", mutates_args=())
 def draw(
-    handle: Handle, a: Tensor, state: list[Tensor], salt: Tensor, shape: Sequence[int], paths: int, flat: bool
+    handle: Handle,
+    a: Tensor,
+    state: list[Tensor],
+    salt: Tensor,
+    shape: Sequence[int],
+    paths: int,
+    flat: bool,
+    needs_slope: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return one sample, of this shape, the flag, and the triple (seed, step, changes of options).
 
-    An empty `salt` distinguishes two uses with equal arguments.
+    An empty `salt` distinguishes two uses with equal arguments. needs_slope: whether the estimator needs dL/dh.
     """
     with _autograd(), torch.no_grad():
         drawn = handle.layer.sampler.draw(a, handle.named(state, a), Paths(paths, flat))
@@ -136,7 +144,14 @@ def draw(
 
 @draw.register_fake
 def _(
-    handle: Any, a: Tensor, state: list[Tensor], salt: Tensor, shape: Sequence[int], paths: int, flat: bool
+    handle: Any,
+    a: Tensor,
+    state: list[Tensor],
+    salt: Tensor,
+    shape: Sequence[int],
+    paths: int,
+    flat: bool,
+    needs_slope: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return a.new_empty(shape), a.new_zeros(()), torch.empty(3, dtype=torch.int64)
 
@@ -176,7 +191,7 @@ def _(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.handle, a, state, _, _, ctx.paths, ctx.flat = inputs
+    ctx.handle, a, state, _, _, ctx.paths, ctx.flat, ctx.needs_slope = inputs
     ctx.save_for_backward(output[2], a, *state)
     ctx.set_materialize_grads(False)  # an output that received no gradient gets None
 
@@ -184,10 +199,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(ctx: Any, grad_h: Tensor | None, flag: Tensor | None, _: Any) -> tuple[Any, ...]:
     drawn, a, *state = ctx.saved_tensors
     gradient = None
+    if grad_h is None and flag is not None and ctx.needs_slope:  # the loss was told, but no graph leads to h
+        handle = getattr(ctx.handle, "real_obj", ctx.handle)  # torch.compile traces with a stand-in
+        raise unreached(handle.layer.sampler)
     if grad_h is not None:
         flag = a.new_zeros(()) if flag is None else flag
         gradient = _pull(ctx.handle, a, state, drawn, grad_h, flag, ctx.paths, ctx.flat)
-    return None, gradient, [None] * len(state), None, None, None, None
+    return None, gradient, [None] * len(state), *[None] * 5
 
 
 draw.register_autograd(_backward, setup_context=_keep)

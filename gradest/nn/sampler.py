@@ -76,7 +76,7 @@ class Sampler(Pair):
         self.target_kind = str(target)  # without the number of samples if they are all paths of a scope
         if self.has_target and target.samples == asked > 1:
             self.target_kind = self.target_kind.replace(f"of {asked} samples", "of all paths")
-        self.needs_loss = "loss" in estimator.needs
+        self.needs_loss, self.needs_slope = "loss" in estimator.needs, "grad" in estimator.needs
 
     def draw(self, a: Tensor, state: State, paths: Paths, seed: int | Tensor | None = None) -> Draw:
         """Return one sample at each pre-activation, from a new seed if none is given."""

@@ -25,6 +25,7 @@ from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.sampler import Paths, Sampler
+from gradest.nn.slopes import ExpectedSlopes, Slope, unreached
 
 __all__ = [
     "Emit",
@@ -82,7 +83,8 @@ def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) ->
 class Use:
     """What the layer's estimator drew at one use, and the state from which it drew.
 
-    It keeps the sampler with which it was drawn: the options of the layer may change before its backward.
+    It keeps the sampler with which it was drawn: the options of the layer may change before its backward. `slope` is its dL/dh,
+    if the estimator needs it.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Use:
         self.state, self.step, self.paths = state, step, paths
         self.emitted, self.intact = draw.points, 0  # what the caller has, and its version as long as nobody wrote to it
         self.version = draw.a._version
+        self.slope = Slope(layer, sampler) if sampler.needs_slope else None
 
     @property
     def seed(self) -> int | Tensor:
@@ -285,6 +288,8 @@ class Emit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_port: Tensor | None) -> tuple[Tensor | None, None]:
         """Return the gradient in a."""
+        if grad_h is not None and ctx.use.slope is not None:
+            ctx.use.slope.reached = True
         gradient = _emitted_gradient(ctx.use, grad_h, grad_port)
         if gradient is not None:
             gradient = gradient.to(ctx.dtype)
@@ -344,6 +349,8 @@ def _emitted_gradient(use: Use, grad_h: Tensor | None, grad_port: Tensor | None)
     if grad_port is None and "loss" in estimator.needs:
         raise missing_loss(estimator)
     if grad_h is None or "grad" not in estimator.needs:
+        if "grad" in estimator.needs and transformed():
+            raise unreached(use.sampler)
         return grad_port
     gradient = use.gradient_of_grad(grad_h)
     return gradient if grad_port is None else gradient + grad_port
@@ -353,30 +360,47 @@ class Attach(torch.autograd.Function):
     """The identity in a scalar, whose backward sends the told gradients, times that of the scalar, to their ports."""
 
     @staticmethod
-    def forward(ctx: Any, total: Tensor, shares: tuple[float, ...], *tensors: Tensor) -> Tensor:
-        """Return the scalar. tensors: n told gradients, then their n ports, then the flags of compiled uses."""
-        ctx.shares, ctx.flags = shares, tensors[2 * len(shares) :]
+    def forward(
+        ctx: Any, total: Tensor, slopes: ExpectedSlopes | None, shares: tuple[float, ...], *tensors: Tensor
+    ) -> Tensor:
+        """Return the scalar.
+
+        slopes: what is to be told when backward begins. tensors: n told gradients, then their n ports, then the flags of compiled
+        uses.
+        """
+        ctx.slopes, ctx.shares, ctx.flags = slopes, shares, tensors[2 * len(shares) :]
         ctx.save_for_backward(*tensors[: len(shares)])
         return total.view_as(total)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the scalar, of the ports and of the flags."""
+        if ctx.slopes is not None:
+            ctx.slopes.backward_begins(ctx)
         wide, told = widen(grad), ctx.saved_tensors
         sent = [gradient * (wide * share) for gradient, share in zip(told, ctx.shares, strict=True)]
-        return grad, None, *[None] * len(told), *sent, *[torch.ones_like(flag) for flag in ctx.flags]
+        return grad, None, None, *[None] * len(told), *sent, *[torch.ones_like(flag) for flag in ctx.flags]
 
 
-def attach(total: Tensor, uses: Iterable[Recorded], losses: Iterable[Tensor], shares: Iterable[float]) -> Tensor:
-    """Tell each use its loss `[*batch]`. Return the scalar, whose backward gives each use `share` times its gradient in a."""
+def attach(
+    total: Tensor,
+    uses: Iterable[Recorded],
+    losses: Iterable[Tensor],
+    shares: Iterable[float],
+    slopes: ExpectedSlopes | None = None,
+) -> Tensor:
+    """Tell each use its loss `[*batch]`. Return the scalar, whose backward gives each use `share` times its gradient in a.
+
+    slopes: in eager code, what is to look at the backward pass.
+    """
     told = [(use, use.tell(loss), share) for use, loss, share in zip(uses, losses, shares, strict=True)]
     if transformed():
         for use, gradient, share in told:
             total = total + (use.port * gradient).sum() * share
         return total
-    if not told:
+    if not told and slopes is None:
         return total
     flags = [use.flag for use, *_ in told if use.flag is not None]
     ports, gradients = [use.port for use, *_ in told], [gradient for _, gradient, _ in told]
-    scalar: Tensor = Attach.apply(total, tuple(share for *_, share in told), *gradients, *ports, *flags)  # type: ignore[no-untyped-call]
+    scalar: Tensor = Attach.apply(total, slopes, tuple(share for *_, share in told), *gradients, *ports, *flags)  # type: ignore[no-untyped-call]
     return scalar

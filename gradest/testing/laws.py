@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradest.analysis.bias import SIGNIFICANCE_SE, network_loss, quadratic_loss
+from gradest.contract.law import levels_of_law
 from gradest.contract.neuron import Binary, Discrete, Neuron, Scored, event_shape, keeps_event
 from gradest.estimation.exact import exact
 from gradest.random import Key
@@ -17,11 +18,14 @@ from gradest.testing.inputs import all_of_unit, broadcast_weights, random_normal
 
 __all__ = ["neuron_derivatives_agree", "neuron_exact_agrees", "neuron_law_agrees", "neuron_units_are_independent"]
 
+_ATOM = 1e-9  # an end of a law with more probability is no cut through a tail
+
 
 def neuron_law_agrees(neuron: Neuron) -> None:
     """Check that `law`, `log_prob`, `mean`, `active_probability` and 40,000 samples agree with each other.
 
-    What follows from `law` must agree within a small tolerance, and averages over samples within five standard errors.
+    What follows from `law` must agree within a small tolerance, and averages over samples within five standard errors. Where
+    the law is an approximation, a further level of it must reach further.
     """
     draws = 40_000
     a = random_pre_activations(neuron, (4,), torch.float64) * 1.5
@@ -29,6 +33,7 @@ def neuron_law_agrees(neuron: Neuron) -> None:
     if isinstance(neuron, Discrete):
         expect_close("exp(log_prob) and the weights of law", neuron.log_prob(values, a).exp(), weights, 1e-9)
     weights = broadcast_weights(neuron, weights)
+    _levels_reach_further(neuron, a)
     expect_close("the sum of the weights of law and 1", weights.sum(0), torch.ones_like(weights[0]), 1e-7)
     expect_close("mean and the mean of law", neuron.mean(a), (weights * values).sum(0), 1e-6)
     positive = (weights * (values > 0)).sum(0)
@@ -42,6 +47,23 @@ def neuron_law_agrees(neuron: Neuron) -> None:
         error = (variance / draws).sqrt() + 1e-9
         worst = float(((sampled.mean(0) - wanted) / error).abs().max())
         assert worst < SIGNIFICANCE_SE, f"{name} is {worst:.1f} standard errors off the value that the neuron states"
+
+
+def _levels_reach_further(neuron: Neuron, a: Tensor) -> None:
+    levels = levels_of_law(neuron, a)
+    if levels is None:
+        return
+    (values, weights), (further, _) = levels(0), levels(1)
+    weights = broadcast_weights(neuron, weights).expand(values.shape)
+    least = 1 if isinstance(neuron, Discrete) else 2  # one node may be beyond only because nodes are denser at level 1
+    for sign in (1, -1):
+        x = sign * values
+        end = x.where(weights > 0, -torch.inf).amax(0)
+        is_bound = ((weights * (x == end)).sum(0) > _ATOM) | (end == 0) | (end.abs() == 1)
+        assert bool((is_bound | ((sign * further > end).sum(0) >= least)).all()), (
+            "level 1 of the law reaches no further into a tail than level 0, so two levels agree on a wrong number for a loss "
+            "that gives weight to what lies beyond; widen the range of the outputs with the level"
+        )
 
 
 def neuron_exact_agrees(neuron: Neuron) -> None:

@@ -1,20 +1,37 @@
-"""Checks of robustness: do results and states stay finite at extreme pre-activations and losses?
+"""Checks of robustness: do results and states stay finite at extreme inputs, and does a draw take no more than it states?
 
 The word PYTEST_DONT_REWRITE keeps pytest from adding its own explanation to a failing assertion.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gradest.analysis.bias import quadratic_loss
-from gradest.contract.estimator import Estimator, Feedback
+from gradest.contract.estimator import Cost, Estimator, Feedback
 from gradest.contract.neuron import Neuron, Scored
+from gradest.errors import InvalidInput, InvalidOptions, TooManyPoints
 from gradest.random import Key
 from gradest.testing.assertions import expect_same_bits
 from gradest.testing.inputs import make_feedback, random_pre_activations, saturated_pre_activations, state_after_steps
 
-__all__ = ["estimator_state_stays_finite", "estimator_survives_saturation", "neuron_survives_saturation"]
+__all__ = [
+    "estimator_cost_is_as_stated",
+    "estimator_state_stays_finite",
+    "estimator_survives_saturation",
+    "neuron_survives_saturation",
+]
+
+_LARGER = 4  # times the sizes of an event at which a cost is measured a second time
+_MOST_STATED = 1 << 20  # elements of a draw that is measured
+_SLACK = 1024  # elements that a draw may take whatever its size
 
 
 def neuron_survives_saturation(neuron: Neuron) -> None:
@@ -89,3 +106,94 @@ def estimator_state_stays_finite(estimator: Estimator, neuron: Neuron) -> None:
         expect_same_bits(
             "the infinite loss of one row changed the gradient of another", changed[others], wanted[others]
         )
+
+
+def estimator_cost_is_as_stated(estimator: Estimator, neuron: Neuron) -> None:
+    """Check that a draw holds and computes no more elements than `cost` states, times the factors of `Cost`.
+
+    It is measured on the first example event, for one row and for 32, and on a larger event that the neuron takes. What torch
+    does not see, as inside a compiled kernel, is not measured, nor is the evaluation of the loss.
+    """
+    for event, rows in _sizes(neuron):
+        try:
+            stated = estimator.cost(neuron, event, (rows,))
+        except TooManyPoints:
+            continue
+        assert isinstance(stated, Cost), f"cost must return a Cost, not {type(stated).__name__}"
+        if stated.held > _MOST_STATED:
+            continue
+        try:
+            used = _measure_draw(estimator, neuron, random_pre_activations(neuron, (rows,), event=event))
+        except InvalidOptions:
+            if event == neuron.example_events[0]:
+                raise
+            continue  # options, such as a network, that are made for the example event
+        for what, found, stated_size, factor in (
+            ("holds", used.held, stated.held, Cost.HELD_PER_ELEMENT),
+            ("computes", used.work, stated.work, Cost.WORK_PER_ELEMENT),
+        ):
+            assert found <= factor * stated_size + factor * _SLACK // Cost.HELD_PER_ELEMENT, (
+                f"a draw for [{rows}, {', '.join(map(str, event))}] {what} {found} elements, but cost states {stated_size}, "
+                f"which allows {factor} times as many: override cost, or draw_size of the neuron"
+            )
+
+
+def _sizes(neuron: Neuron) -> Iterator[tuple[tuple[int, ...], int]]:
+    """Yield events and numbers of rows."""
+    event = tuple(neuron.example_events[0])
+    yield event, 1
+    yield event, 32
+    larger = tuple(_LARGER * size for size in event)
+    try:
+        neuron.output_event(larger)
+        neuron.check(random_pre_activations(neuron, (1,), event=larger))
+    except InvalidInput:
+        return
+    yield larger, 4
+
+
+def _measure_draw(estimator: Estimator, neuron: Neuron, a: Tensor) -> Cost:
+    """Return the most elements that are held at once in forward and backward, and how many both compute."""
+    measured = _Measure()
+    with torch.no_grad(), measured:
+        state = estimator.init(neuron, a)
+    measured.work = 0
+    with torch.no_grad(), measured:
+        draw = estimator.forward(neuron, a, Key(3), state)
+    feedback = make_feedback(estimator, draw, quadratic_loss(neuron))
+    with torch.no_grad(), measured:
+        estimator.backward(draw, feedback, state)
+    return Cost(measured.most, measured.work)
+
+
+class _Measure(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the elements that operations of torch return, and how many of them are alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.work = self.most = self._held = 0
+        self._alive: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        found = func(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            if isinstance(x, Tensor) and (memory := x.untyped_storage())._cdata not in given:
+                self.work += x.numel()
+                if memory._cdata not in self._alive:
+                    size = memory.nbytes() // x.element_size()
+                    self._alive.add(memory._cdata)
+                    self._held += size
+                    self.most = max(self.most, self._held)
+                    weakref.finalize(memory, self._release, memory._cdata, size)
+        return found
+
+    def _release(self, memory: int, size: int) -> None:
+        self._alive.discard(memory)
+        self._held -= size

@@ -11,6 +11,8 @@ from gradest.contract.neuron import Binary, LogisticBinary, Neuron
 from gradest.contract.numerics import leading_sum, sigmoid
 from gradest.random import Key
 
+_LEAST_LOGIT = {torch.float32: -103.9, torch.float64: -745.1}  # below, a probability is 0 to the precision of its type
+
 
 class UnbiasedBinary(Estimator):
     """An unbiased estimator for binary units with P(h = high) = p = σ(a), which needs only the loss."""
@@ -79,15 +81,24 @@ def flip(neuron: Neuron, h: Tensor) -> Tensor:
 
 
 def flip_probability(neuron: Neuron, h: Tensor, a: Tensor) -> Tensor:
-    """Return the probability that a unit differs from h: 1 - p where h is high, p where it is low."""
+    """Return the probability that a unit differs from h: 1 - p where h is high, p where it is low.
+
+    Where it underflows, it is 0 rather than the least that `sigmoid` returns, so that an infinite loss there does not count.
+    """
     assert isinstance(neuron, Binary)
-    return sigmoid(torch.where(h == neuron.high, -a, a))
+    logit = torch.where(h == neuron.high, -a, a)
+    return sigmoid(logit).masked_fill(logit < _LEAST_LOGIT[a.dtype], 0)
 
 
-def loss_difference(neuron: Neuron, h: Tensor, loss: Tensor, flipped_loss: Tensor) -> Tensor:
-    """Return L(unit high) - L(unit low), from the loss at h and the loss with that unit flipped."""
+def loss_difference(neuron: Neuron, h: Tensor, loss: Tensor, flipped_loss: Tensor, a: Tensor) -> Tensor:
+    """Return L(unit high) - L(unit low), from the loss at h and the loss with that unit flipped.
+
+    It is 0 where the flip has probability 0, which says nothing of the loss there.
+    """
     assert isinstance(neuron, Binary)
-    return torch.where(h == neuron.high, loss - flipped_loss, flipped_loss - loss)
+    is_high = h == neuron.high
+    flipped_loss = torch.where(torch.where(is_high, -a, a) < _LEAST_LOGIT[a.dtype], loss, flipped_loss)
+    return torch.where(is_high, loss - flipped_loss, flipped_loss - loss)
 
 
 def sigmoid_derivative(a: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradest.contract.estimator import Bias, Draw, Estimator, State
 from gradest.contract.neuron import Neuron, SoftmaxOneHot, event_shape
+from gradest.contract.numerics import drop_impossible
 from gradest.random import Key
 
 
@@ -95,7 +96,11 @@ class OneUnitAtATime(Estimator):
 
 
 def losses_by_class(draw: Draw, loss: Tensor) -> Tensor:
-    """Return the losses `[K, *batch]` of a `OneUnitAtATime`, arranged by unit and chosen class: `[*batch, units, m]`."""
+    """Return the losses `[K, *batch]` of a `OneUnitAtATime`, arranged by unit and chosen class: `[*batch, units, m]`.
+
+    Those of classes without probability are 0.
+    """
+    loss = drop_impossible(loss, draw.weights)
     chosen = draw.saved["chosen"]
     units, number_tried = chosen.shape[-2:]
     rest = loss[1:].reshape(units, number_tried - 1, *loss.shape[1:]).movedim(0, -1).movedim(0, -1)

@@ -7,15 +7,13 @@ The difference of the two has mean 0, and therefore serves as a control variate.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from gradest.contract.estimator import State
-from gradest.contract.neuron import Binary, Neuron, Relaxable, event_shape, per_event
+from gradest.contract.neuron import Binary, Neuron, Relaxable, per_event
 from gradest.random import Key
-from gradest_estimators._learning import network, new_network
 
 
 def fresh_noise(neuron: Neuron, key: Key, a: Tensor, draws: int) -> Tensor:
@@ -31,25 +29,25 @@ def relaxed_pair(
     return neuron.relax(a, noise, temperature), neuron.conditional_relax(a, h, fresh, temperature)
 
 
-def new_control_network(neuron: Neuron, a: Tensor, hidden: int) -> State:
-    """Return the parameters of a network of the relaxed outputs of an event, which starts as the zero function."""
-    return new_network(math.prod(event_shape(neuron, a)), hidden, a.device)
-
-
 def control_term(
-    parameters: State, neuron: Neuron, a: Tensor, h: Tensor, noise: Tensor, fresh: Tensor, temperature: float
+    network: Callable[[Tensor], Tensor],
+    neuron: Neuron,
+    a: Tensor,
+    h: Tensor,
+    noise: Tensor,
+    fresh: Tensor,
+    temperature: float,
 ) -> Tensor:
-    """Return dc(s)/da - dc(s̃)/da - c(s̃) score, `[draws, *batch, *event]`, of mean 0, where c is a network.
+    """Return dc(s)/da - dc(s̃)/da - c(s̃) score, `[draws, *batch, *event]`, of mean 0.
 
-    The network sees the relaxed outputs of all units and classes as one vector, scaled to (-1, 1) whatever the unit's
-    values are.
+    network: c, from `[*, D]` to `[*]`. It sees the relaxed outputs of all units and classes as one vector, scaled to
+        (-1, 1) whatever the unit's values are.
     """
     assert isinstance(neuron, Relaxable)
     with torch.enable_grad():
         moving = a.detach().expand_as(h).requires_grad_()
         c, c_given_h = (
-            network(parameters, _network_inputs(neuron, x))
-            for x in relaxed_pair(neuron, moving, h, noise, fresh, temperature)
+            network(_network_inputs(neuron, x)) for x in relaxed_pair(neuron, moving, h, noise, fresh, temperature)
         )
         (path,) = torch.autograd.grad((c - c_given_h).sum(), moving, create_graph=c.requires_grad)
     return path - per_event(c_given_h, neuron) * neuron.score(h, a)

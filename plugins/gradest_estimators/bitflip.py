@@ -44,7 +44,7 @@ class Bitflip(UnbiasedBinary):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return D p(1-p) times the loss difference between high and low for the picked unit, and 0 for the others."""
         loss = per_event(feedback.get_loss(), draw.neuron)
-        difference = loss_difference(draw.neuron, draw.points[0], loss[0], loss[1])
+        difference = loss_difference(draw.neuron, draw.points[0], loss[0], loss[1], draw.a)
         return torch.where(draw.saved["picked"], draw.a.shape[-1] * sigmoid_derivative(draw.a) * difference, 0), state
 
 

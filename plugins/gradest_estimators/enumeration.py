@@ -8,7 +8,7 @@ from torch import Tensor
 from gradest.contract.estimator import Bias, Draw, Estimator, Feedback, State
 from gradest.contract.law import configurations, count_configurations
 from gradest.contract.neuron import Discrete, Neuron, event_shape, per_event
-from gradest.contract.numerics import leading_sum
+from gradest.contract.numerics import drop_impossible, leading_sum
 from gradest.random import Key
 from gradest_estimators._score import scores
 
@@ -50,6 +50,7 @@ class Enumeration(Estimator):
     def value_in(self, a: Tensor, draw: Draw, loss: Tensor, state: State) -> Tensor:
         """Return E[L], by which expect can be differentiated any number of times."""
         _, weights = configurations(draw.neuron, a, draw.neuron.law(a), 0, len(loss))
+        loss = drop_impossible(loss, draw.weights)
         centre = leading_sum(draw.weights * loss).detach()  # changes nothing but the rounding error, as in backward
         return centre + leading_sum(weights * (loss - centre))
 
@@ -58,7 +59,7 @@ class Enumeration(Estimator):
 
         Subtracting E[L] changes nothing but the rounding error, because Σ_k P_k score_k = 0.
         """
-        loss = feedback.get_loss()
+        loss = drop_impossible(feedback.get_loss(), draw.weights)
         loss = loss - loss[:1]  # the weights sum to 1 only up to rounding
         weighted = draw.weights * (loss - leading_sum(draw.weights * loss))
         return leading_sum(per_event(weighted, draw.neuron) * scores(draw)), state

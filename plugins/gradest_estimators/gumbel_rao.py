@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, Feedback, State
-from gradest.contract.neuron import SoftmaxOneHot
+from gradest.contract.estimator import Cost, Draw, Feedback, State
+from gradest.contract.neuron import Neuron, SoftmaxOneHot
 from gradest.contract.numerics import leading_mean
 from gradest_estimators._one_hot import softmax_vjp
 from gradest_estimators.straight_through_gumbel import StraightThroughGumbel
@@ -35,6 +35,10 @@ class GumbelRao(StraightThroughGumbel):
     examples = ({}, {"temperature": 0.5, "samples": 2, "conditional_samples": 3})
 
     conditional_samples: int = Field(10, ge=1, description="number of noises that are drawn conditional on each sample")
+
+    def cost(self, neuron: Neuron, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of a draw with all its conditional noises."""
+        return super().cost(neuron, event, batch) * self.conditional_samples
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over samples, and over the noises given each, of the relaxation's derivative times L'(h)."""

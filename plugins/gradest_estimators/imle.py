@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
+from gradest.contract.estimator import Bias, Cost, Draw, Feedback, MonteCarlo, State
 from gradest.contract.neuron import Discrete, Neuron, SoftmaxOneHot, Subset, per_event
 from gradest.contract.numerics import leading_mean
 from gradest.random import Key
@@ -85,6 +85,11 @@ class Imle(MonteCarlo):
         """Return `Bias.BIASED`: neither the step nor the sampler is exact."""
         return Bias.BIASED
 
+    def cost(self, neuron: Neuron, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of a draw, in which one gamma variable of an output is held at a time."""
+        calls, numbers = super().cost(neuron, event, batch), 2 * _arrivals(subset_size(neuron))
+        return Cost(calls.held * numbers, calls.work * numbers * self.terms)
+
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """Return log(α / step), 0, and the average number of nonzero entries with its weight; nothing unless `adaptive`."""
         if not self.adaptive:
@@ -113,7 +118,7 @@ class Imle(MonteCarlo):
     def noise(self, neuron: Neuron, a: Tensor, key: Key) -> Tensor:
         """Return ε, `[samples, *a.shape]`, in float64."""
         k, split = subset_size(neuron), a.ndim - neuron.event_ndim
-        arrivals = 1 if k == 1 else math.ceil(math.log(_OMITTED) / -math.log(1 + k))
+        arrivals = _arrivals(k)
         total = torch.zeros((self.samples, *a.shape), dtype=torch.float64, device=a.device)
         for i in range(1, self.terms + 1):
             u = key.with_stream(i).uniform(
@@ -143,6 +148,11 @@ class Imle(MonteCarlo):
         change = torch.where(nonzero < self.sparsity * weight, 1.0, -1.0) * math.log1p(self.rate)
         share = (state["log_share"] + change).clamp(-_MAX_LOG_SHARE, _MAX_LOG_SHARE)
         return {"log_share": share, "nonzero": nonzero, "weight": weight}
+
+
+def _arrivals(k: int) -> int:
+    """Return how many terms the series of a gamma variable of shape 1/k has."""
+    return 1 if k == 1 else math.ceil(math.log(_OMITTED) / -math.log(1 + k))
 
 
 def _gamma(e: Tensor, k: int) -> Tensor:

@@ -61,5 +61,5 @@ class LocalExpectation(MeasureValued):
         if not isinstance(draw.neuron, LogisticBinary):
             return super().backward(draw, feedback, state)
         loss = feedback.get_loss()
-        difference = loss_difference(draw.neuron, draw.points[0], loss[0][..., None], loss[1:].movedim(0, -1))
+        difference = loss_difference(draw.neuron, draw.points[0], loss[0][..., None], loss[1:].movedim(0, -1), draw.a)
         return sigmoid_derivative(draw.a) * difference, state

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import State
+from gradest.contract.estimator import Cost, State
 from gradest.contract.neuron import Neuron
 from gradest.contract.numerics import sigmoid
 from gradest.errors import InvalidInput
-from gradest_estimators._learning import PARAMETERS, adam, network, new_network, with_moments
+from gradest_estimators._learning import PARAMETERS, adam, network, network_cost, new_network, with_moments
 from gradest_estimators.reinforce_average import ReinforceAverage
 
 
@@ -40,6 +42,10 @@ class Nvil(ReinforceAverage):
     hidden: int = Field(8, ge=0, le=256, description="number of hidden units of the network")
     learn: bool = Field(True, description="whether the network is learned; the moving average always is")
     learning_rate: float = Field(0.01, gt=0, allow_inf_nan=False, description="Adam's learning rate for the network")
+
+    def cost(self, neuron: Neuron, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of a draw with its network."""
+        return network_cost(super().cost(neuron, event, batch), math.prod(event), self.hidden)
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """Return an empty average, and the network's parameters with Adam's averages of them."""

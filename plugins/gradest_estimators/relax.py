@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 from pydantic import Field
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Feedback, MonteCarlo, State
-from gradest.contract.neuron import Neuron, Relaxable, per_event
+from gradest.contract.neuron import Neuron, Relaxable, event_shape, per_event
 from gradest.contract.numerics import leading_mean
-from gradest_estimators._learning import ControlVariate, with_moments
-from gradest_estimators._relaxed import control_term, fresh_noise, new_control_network
+from gradest_estimators._learning import NetworkControlVariate
+from gradest_estimators._relaxed import control_term, fresh_noise
 from gradest_estimators._score import scores
 from gradest_estimators.rebar import Rebar
 
 
-class Relax(ControlVariate, MonteCarlo):
+class Relax(NetworkControlVariate, MonteCarlo):
     """The score function with a learned network c of a relaxed sample as its control variate.
 
     ĝ = (L(h) - c(s̃)) score + dc(s)/da - dc(s̃)/da, where s and s̃ are the relaxed outputs of `rebar`, which is the
@@ -25,7 +28,8 @@ class Relax(ControlVariate, MonteCarlo):
     c starts as 0, where ĝ is `reinforce`. It is learned by Adam along the gradient of ĝ², summed over the event and
     averaged over the batch, and moved only after its use. E[ĝ] does not depend on c, so this lowers the variance. The
     network sees relaxed outputs scaled to (-1, 1) whatever the unit's values are. Its output moves by about
-    `learning_rate` per step in units of the loss, so choose the rate by the range of the loss.
+    `learning_rate` per step in units of the loss, so choose the rate by the range of the loss. `network` puts a
+    torch.nn.Module in its place, in Python alone; it sees the same numbers.
 
     Introduced by Grathwohl, Choi, Wu, Roeder and Duvenaud (2018), Backpropagation through the Void: Optimizing Control
     Variates for Black-Box Gradient Estimation, arXiv 1711.00123.
@@ -41,21 +45,21 @@ class Relax(ControlVariate, MonteCarlo):
     examples = ({}, {"samples": 3, "temperature": 0.5, "hidden": 2, "learning_rate": 0.1})
 
     temperature: float = Field(1.0, ge=1e-30, le=1e30, description="temperature of the relaxation")
-    hidden: int = Field(8, ge=0, le=256, description="hidden units of the network")
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """Return the network's parameters with Adam's averages of them."""
-        return with_moments(new_control_network(neuron, a, self.hidden))
+        return self.learned_network(math.prod(event_shape(neuron, a)), a.device)
 
     def gradient(self, draw: Draw, feedback: Feedback, state: State, parameters: State) -> Tensor:
         """Return the mean over samples of the loss times the score, plus the control variate of the network."""
         neuron, a = draw.neuron, draw.a
         fresh = fresh_noise(neuron, draw.key, a, self.samples)
-        added = control_term(parameters, neuron, a, draw.points, draw.noise(), fresh, self.temperature)
+        network = partial(self.apply_network, {**state, **parameters})
+        added = control_term(network, neuron, a, draw.points, draw.noise(), fresh, self.temperature)
         return leading_mean(per_event(feedback.get_loss(), neuron) * scores(draw) + added)
 
 
-class RelaxRebar(Rebar):
+class RelaxRebar(NetworkControlVariate, Rebar):
     """The `rebar` estimator with a learned network r of the relaxed sample added to its control variate.
 
     ĝ is that of `rebar` with c = η L + r in place of η L: dr(s)/da - dr(s̃)/da - r(s̃) score is added, and the loss is
@@ -81,14 +85,13 @@ class RelaxRebar(Rebar):
 
     examples = ({"hidden": 2}, {"temperature": 1.0, "hidden": 0, "learn": False})
 
-    hidden: int = Field(8, ge=0, le=256, description="hidden units of the network")
-
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """Return η and the network's parameters, with Adam's averages of both."""
-        return {**super().init(neuron, a), **with_moments(new_control_network(neuron, a, self.hidden))}
+        return {**super().init(neuron, a), **self.learned_network(math.prod(event_shape(neuron, a)), a.device)}
 
     def gradient(self, draw: Draw, feedback: Feedback, state: State, parameters: State) -> Tensor:
         """Return the gradient of `rebar`, plus the control variate of the network."""
         noise, fresh = draw.saved["noise"], draw.saved["fresh"]
-        added = control_term(parameters, draw.neuron, draw.a, draw.points[:1], noise, fresh, self.temperature)
+        network = partial(self.apply_network, {**state, **parameters})
+        added = control_term(network, draw.neuron, draw.a, draw.points[:1], noise, fresh, self.temperature)
         return super().gradient(draw, feedback, state, parameters) + added[0]

@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, Feedback, MonteCarlo, State
+from gradest.contract.estimator import Cost, Draw, Feedback, MonteCarlo, State
 from gradest.contract.neuron import Neuron, SoftmaxOneHot, per_event
 from gradest.contract.numerics import leading_mean, leading_sum
 from gradest_estimators._binary import flip, flip_probability
-from gradest_estimators._learning import ControlVariate, network, new_network, with_moments
+from gradest_estimators._learning import ControlVariate, network, network_cost, new_network, with_moments
 from gradest_estimators._score import LogitEstimator, event_sum, scores
 
 _INPUT_LIMIT = 30.0  # standard deviations at which inputs are clipped, because a flip of a rare unit may lie anywhere
@@ -71,6 +71,10 @@ class Rodeo(LogitEstimator, ControlVariate, MonteCarlo):
         description="Adam's learning rate for the network and α, at any scale of the loss",
     )
     decay: float = Field(0.99, ge=0, lt=1, description="share of the running averages that a step keeps")
+
+    def cost(self, neuron: Neuron, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of a draw, in which the network is called for each output of each sample."""
+        return network_cost(super().cost(neuron, event, batch), 2, self.hidden)
 
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """Return the network's parameters and α with Adam's averages of them, and the running averages, empty."""

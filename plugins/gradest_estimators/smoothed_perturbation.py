@@ -52,4 +52,4 @@ class SmoothedPerturbation(AllFlips):
         else:
             able = neuron.low if self.side == "right" else neuron.high
             rate = torch.where(h == able, rate, 0)
-        return rate * loss_difference(neuron, h, loss[0][..., None], loss[1:].movedim(0, -1)), state
+        return rate * loss_difference(neuron, h, loss[0][..., None], loss[1:].movedim(0, -1), draw.a), state

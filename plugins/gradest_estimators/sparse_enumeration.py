@@ -9,7 +9,7 @@ from torch import Tensor
 from gradest.contract.estimator import Bias, Draw, Estimator, Feedback, State
 from gradest.contract.law import configurations, count_configurations
 from gradest.contract.neuron import Neuron, RandomOneHot, per_event
-from gradest.contract.numerics import leading_sum, portable
+from gradest.contract.numerics import drop_impossible, leading_sum, portable
 from gradest.random import Key
 from gradest_estimators._score import scores
 
@@ -77,5 +77,5 @@ class SparseEnumeration(Estimator):
         The first configuration has the most probable classes, which are not drawn, so that subtracting its loss leaves the mean
         as it is.
         """
-        loss = feedback.get_loss()
+        loss = drop_impossible(feedback.get_loss(), draw.weights)
         return leading_sum(per_event(draw.weights * (loss - loss[:1]), draw.neuron) * scores(draw)), state

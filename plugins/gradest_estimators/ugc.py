@@ -61,7 +61,7 @@ class Ugc(UnbiasedBinary):
         """Return the estimate of `bitflip` for nearly saturated units, and that of `disarm` for the others."""
         losses, extreme = feedback.get_loss(), draw.saved["extreme"]
         loss = per_event(losses, draw.neuron)
-        difference = loss_difference(draw.neuron, draw.points[0], loss[0], loss[2])
+        difference = loss_difference(draw.neuron, draw.points[0], loss[0], loss[2], draw.a)
         scale = extreme.sum(-1, keepdim=True).to(loss.dtype)
         flips = torch.where(draw.saved["picked"], scale * sigmoid_derivative(draw.a) * difference, 0)
         return torch.where(extreme, flips, disarm(draw.points[:2], losses[:2], draw)), state

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, Feedback, State
-from gradest.contract.neuron import SoftmaxOneHot
+from gradest.contract.estimator import Cost, Draw, Feedback, State
+from gradest.contract.neuron import Neuron, SoftmaxOneHot
 from gradest_estimators._one_hot import OneUnitAtATime, losses_by_class
 
 _LEAST_LOG = -1e30  # of a class that is masked with -inf, so that differences are not NaN
@@ -45,6 +46,11 @@ class UnorderedSet(OneUnitAtATime):
     def number_tried(self, classes: int) -> int:
         """Return k, or the number of classes if that is smaller."""
         return min(self.samples, classes)
+
+    def cost(self, neuron: Neuron, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of a draw with the probabilities of the 2^k subsets of the classes drawn."""
+        subsets = event[0] * math.prod(batch) << self.number_tried(event[1])
+        return super().cost(neuron, event, batch) + Cost(subsets, self.samples * subsets)
 
     def choose_classes(self, neuron: SoftmaxOneHot, a: Tensor, perturbed: Tensor) -> Tensor:
         """Return the k classes where `perturbed` is largest, which by the Gumbel-max trick are a sample without replacement."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, State
+from gradest.contract.estimator import Cost, Draw, State
+from gradest.contract.neuron import Neuron
 from gradest.contract.numerics import leading_sum
 from gradest.contract.score_function import ScoreFunction
 from gradest.contract.target import Target
@@ -46,6 +48,10 @@ class Vimco(ScoreFunction):
     def target(self) -> Target:
         """Return the bound of K samples as the target."""
         return Target(self.samples)
+
+    def cost(self, neuron: Neuron, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of a draw, in which each loss is left out once."""
+        return super().cost(neuron, event, batch) + Cost(0, self.samples**2 * math.prod(batch))
 
     def value(self, draw: Draw, loss: Tensor) -> Tensor:
         """Return V, `[*batch]`."""

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Continuous, Reparameterised
-from gradest.contract.numerics import leading_sum, normal_cdf, widen
+from gradest.contract.numerics import leading_sum, normal_cdf, sigmoid, widen
 
 NODES = 24  # at level 0, in each of the four parts of `numerics.panels`
-REACH = {"logistic": 40.0, "gaussian": 9.0}  # of the noise, in scales; the probability beyond it is below 1e-17
 
 
 class Smooth(Continuous, Reparameterised):
@@ -34,6 +33,25 @@ class Squashed(Smooth):
 def nodes_at(level: int) -> int:
     """Return the number of nodes in each part at this level, at least 3."""
     return max(3, round(NODES * 2.0**level))
+
+
+def reach_at(distribution: str, level: int) -> float:
+    """Return how far from the middle of the noise the nodes of a level reach, in scales of the noise.
+
+    At level 0 the probability beyond is below 1e-17. Each level reaches further, so that a loss which gives weight to what lies
+    beyond the nodes shows as a difference of two levels, and up to level 9 the density at the last node does not underflow.
+    """
+    if distribution == "logistic":
+        return 40 * 1.36**level
+    return 9 + 3 * level if level >= 0 else 7.5
+
+
+def sigmoid_at(level: int, x: Tensor) -> Tensor:
+    """Return σ(x) at the nodes of a level. Beyond level 0 it underflows to 0, where `sigmoid` is clamped.
+
+    So the levels do not converge for a loss whose expectation is infinite, such as 1/h; with a clamp it would be finite.
+    """
+    return sigmoid(x) if level <= 0 else (1 + torch.exp(-x)).reciprocal()
 
 
 def normalised(weights: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradest.contract.numerics import logistic_backward, panels, portable, sigmoid, widen
 from gradest.random import Key
-from gradest_neurons._continuous import REACH, Squashed, nodes_at, normalised
+from gradest_neurons._continuous import Squashed, nodes_at, normalised, reach_at, sigmoid_at
 
 
 class BinaryConcrete(Squashed):
@@ -64,7 +64,7 @@ class BinaryConcrete(Squashed):
 
     def quadrature(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """Return h at nodes of a + z, weighted with the logistic density."""
-        reach = REACH["logistic"]
+        reach = reach_at("logistic", level)
         lower, upper = a.detach() - reach, a.detach() + reach
         x, z, dx = panels(a, lower, upper, (0.0, self.temperature), 1.0, nodes_at(level))
-        return sigmoid(x / self.temperature), normalised(dx * sigmoid(z) * sigmoid(-z))
+        return sigmoid_at(level, x / self.temperature), normalised(dx * sigmoid(z) * sigmoid(-z))

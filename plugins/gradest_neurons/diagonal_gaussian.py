@@ -12,7 +12,7 @@ from gradest.contract.neuron import Density
 from gradest.contract.numerics import normal_cdf, panels, portable, widen
 from gradest.errors import InvalidInput
 from gradest.random import Key
-from gradest_neurons._continuous import REACH, nodes_at, normalised
+from gradest_neurons._continuous import nodes_at, normalised, reach_at
 
 _MOST = {torch.float32: 30.0, torch.float64: 200.0}  # of the log std; beyond, powers of a sample overflow soon
 _LEAST = {torch.float32: -80.0, torch.float64: -600.0}  # below, exp would underflow
@@ -94,7 +94,8 @@ class DiagonalGaussian(Density):
         mean, log_std = _parts(a)
         std = log_std.detach().exp()
         place = mean.detach() / std
-        u, z, du = panels(place, place - REACH["gaussian"], place + REACH["gaussian"], (0.0, 1.0), 1.0, nodes_at(level))
+        reach = reach_at("gaussian", level)
+        u, z, du = panels(place, place - reach, place + reach, (0.0, 1.0), 1.0, nodes_at(level))
         moved = (z * std + (mean.detach() - mean)) * torch.exp(-log_std)  # z, as a function of m and log s at fixed h
         return u * std, normalised(du * torch.exp(-0.5 * moved**2 - (log_std - log_std.detach())))
 

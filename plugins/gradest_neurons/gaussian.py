@@ -9,7 +9,7 @@ from torch import Tensor
 from gradest.contract.neuron import Density
 from gradest.contract.numerics import normal_cdf, panels, portable
 from gradest.random import Key
-from gradest_neurons._continuous import REACH, nodes_at, normalised
+from gradest_neurons._continuous import nodes_at, normalised, reach_at
 
 
 class Gaussian(Density):
@@ -68,7 +68,7 @@ class Gaussian(Density):
         The nodes below and above h = 0 are separate, so that functions which jump at 0, such as sign(h), are integrated
         accurately too. The nodes are fixed at the present value of a; only the density at them is differentiated in a.
         """
-        reach = REACH["gaussian"] * self.std
+        reach = reach_at("gaussian", level) * self.std
         lower, upper = a.detach() - reach, a.detach() + reach
         h, z, dh = panels(a, lower, upper, (0.0, self.std), self.std, nodes_at(level))
         return h, normalised(dh * torch.exp(-0.5 * (z / self.std) ** 2))

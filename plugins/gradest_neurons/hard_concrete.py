@@ -14,10 +14,11 @@ from gradest.contract.numerics import (
     panels,
     portable,
     sigmoid,
+    softplus,
     widen,
 )
 from gradest.random import Key
-from gradest_neurons._continuous import REACH, Smooth, nodes_at, normalised
+from gradest_neurons._continuous import Smooth, nodes_at, normalised, reach_at
 
 
 class HardConcrete(Smooth):
@@ -90,11 +91,12 @@ class HardConcrete(Smooth):
 
         The nodes are fixed at the present value of a; only the density at them is differentiated in a.
         """
-        start, end, reach = self._input_at(0.0), self._input_at(1.0), REACH["logistic"]
+        start, end, reach = self._input_at(0.0), self._input_at(1.0), reach_at("logistic", level)
         lower, upper = ((a.detach() + side * reach).clamp(start, end) for side in (-1, 1))
         x, z, dx = panels(a, lower, upper, (0.0, self.temperature), 1.0, nodes_at(level))
         h = self._stretch(sigmoid(x / self.temperature)).clamp(0, 1)
-        closed, opened = sigmoid(start - a)[None], sigmoid(a - end)[None]
+        # sigmoid, which is clamped, would not underflow to 0
+        closed, opened = torch.exp(-softplus(a - start))[None], torch.exp(-softplus(end - a))[None]
         values = torch.cat([torch.zeros_like(closed), h, torch.ones_like(opened)])
         return values, normalised(torch.cat([closed, dx * sigmoid(z) * sigmoid(-z), opened]))
 

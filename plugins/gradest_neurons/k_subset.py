@@ -134,6 +134,10 @@ class KSubset(Subset):
         chosen, left_out = self._marginals(a)
         return torch.where(h > 0, left_out, -chosen).to(a.dtype)
 
+    def draw_size(self, event: tuple[int, ...]) -> int:
+        """Return groups · n · k, the size of the tables of the symmetric polynomials."""
+        return math.prod(event) * self.k
+
     def atoms(self, event: tuple[int, ...]) -> int:
         """Return C(n, k), the number of sets."""
         return math.comb(event[-1], self.k)

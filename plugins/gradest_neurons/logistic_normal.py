@@ -17,7 +17,8 @@ from gradest.random import Key
 from gradest_neurons._continuous import Squashed, normalised
 
 _STEP = 0.65  # of the grid over each whitened difference, at level 0 and a standard deviation of at most 1
-_REACH = 6.0
+_REACH = 6.0  # of the grid at level 0, in standard deviations
+_FURTHER = 1.5  # at each further level
 _SOBOL_POINTS = 1024  # for more than three classes
 
 
@@ -31,7 +32,8 @@ class LogisticNormal(Squashed):
     `noisy_top_k` sets all but the k largest entries to 0.
 
     E[h] is an integral over the C - 1 log-ratios. For two and three classes it is a sum over a grid, with an error of at most
-    1e-6 for s up to 4. For more classes 1,024 fixed points of a Sobol sequence are used, with errors of up to 1e-2.
+    1e-6 for s up to 4. For more classes 1,024 fixed points of a Sobol sequence are used, with errors of up to 1e-2. -inf is
+    refused; -1e9 masks a class.
 
     The law goes back to Aitchison and Shen (1980), Logistic-Normal Distributions: Some Properties and Uses, Biometrika 67.
     As a unit beside an invertible form: Potapczynski, Loaiza-Ganem and Cunningham (2020), Invertible Gaussian
@@ -103,8 +105,9 @@ class LogisticNormal(Squashed):
 def _nodes(classes: int, step: float, level: int) -> tuple[Tensor, Tensor]:
     """Return noise `[S, classes]` and weights `[S]`, with twice as many nodes in each dimension at each further level.
 
-    Level -1 has five sixths of the nodes of level 0. For up to three classes the noise is orthogonal to (1, ..., 1), in
-    which direction h does not move, and its coordinates form a grid. For more classes it is normal noise from a Sobol sequence.
+    Level -1 has five sixths of the nodes of level 0, and less reach. For up to three classes the noise is orthogonal to
+    (1, ..., 1), in which direction h does not move, and its coordinates form a grid. For more classes it is normal noise from a
+    Sobol sequence.
     """
     finer = 2.0**level if level >= 0 else 5 / 6
     with torch.device("cpu"):
@@ -117,7 +120,8 @@ def _nodes(classes: int, step: float, level: int) -> tuple[Tensor, Tensor]:
             sobol = SobolEngine(classes, scramble=True, seed=0)  # type: ignore[no-untyped-call]
             u = sobol.draw(points, dtype=torch.float64) + 0.5 ** (sobol.MAXBIT + 1)  # the middle of a cell, never 0
             return torch.special.ndtri(u), torch.full((points,), 1 / points, dtype=torch.float64)
-        half = math.ceil(_REACH / step * finer)
+        reach = _REACH + _FURTHER * level if level >= 0 else _REACH * finer
+        half = math.ceil(reach / step * finer)
         x = torch.arange(-half, half + 1, dtype=torch.float64) * (step / finer)
         if classes == 1:
             return torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)

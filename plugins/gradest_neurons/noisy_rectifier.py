@@ -12,7 +12,7 @@ from torch import Tensor
 from gradest.contract.neuron import Continuous, Reparameterised
 from gradest.contract.numerics import normal_cdf, panels, portable, select, sigmoid, softplus, widen
 from gradest.random import Key
-from gradest_neurons._continuous import REACH, nodes_at, normalised, rectified_normal_mean
+from gradest_neurons._continuous import nodes_at, normalised, reach_at, rectified_normal_mean
 
 
 class NoisyRectifier(Continuous, Reparameterised):
@@ -97,11 +97,12 @@ class NoisyRectifier(Continuous, Reparameterised):
 
         The nodes are fixed at the present value of a; only the density at them is differentiated in a.
         """
-        reach = REACH[self.distribution] * self.scale
+        reach = reach_at(self.distribution, level) * self.scale
         lower, upper = (a.detach() - reach).clamp(min=0), a.detach().clamp(min=0) + reach
         h, z, dh = panels(a, lower, upper, (0.0, self.scale), self.scale, nodes_at(level))
         values = torch.cat([torch.zeros_like(a)[None], h])
-        return values, normalised(torch.cat([self._cdf(-a)[None], dh * self._pdf(z)]))
+        closed = torch.exp(-softplus(a)) if self.distribution == "logistic" else self._cdf(-a)  # 0 where it underflows
+        return values, normalised(torch.cat([closed[None], dh * self._pdf(z)]))
 
     def _cdf(self, x: Tensor) -> Tensor:
         return sigmoid(x) if self.distribution == "logistic" else normal_cdf(x / self.scale)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradest.contract.numerics import logistic_backward, normal_cdf, panels, portable, sigmoid, widen
 from gradest.random import Key
-from gradest_neurons._continuous import REACH, Squashed, nodes_at, normalised
+from gradest_neurons._continuous import Squashed, nodes_at, normalised, reach_at, sigmoid_at
 
 
 class NoisySigmoid(Squashed):
@@ -64,7 +64,7 @@ class NoisySigmoid(Squashed):
 
     def quadrature(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """Return h at nodes of a + s z, weighted with the normal density."""
-        reach = REACH["gaussian"] * self.std
+        reach = reach_at("gaussian", level) * self.std
         lower, upper = a.detach() - reach, a.detach() + reach
         x, z, dx = panels(a, lower, upper, (0.0, 1.0), self.std, nodes_at(level))
-        return sigmoid(x), normalised(dx * torch.exp(-0.5 * (z / self.std) ** 2))
+        return sigmoid_at(level, x), normalised(dx * torch.exp(-0.5 * (z / self.std) ** 2))

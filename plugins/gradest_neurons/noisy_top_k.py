@@ -20,6 +20,7 @@ from gradest_neurons._continuous import normalised
 _NODES = {1: 1, 2: 20}  # at level 0 of each distance, by k
 _NODES_OF_MORE = 12
 _REACH = 7.0  # of the noise and of the distance of two H, in standard deviations; beyond it lies less than 1e-11
+_FURTHER = 2.5  # at each further level of the law; at level -1 it is 1 less
 _SPACE = 2.0  # nodes of a distance are sinh(u) times this, so that they are dense where the softmax varies
 _LEVEL_NODES = 32  # over the level of the smallest open gate
 _NODES_OF_PROBABILITY = 48
@@ -44,7 +45,10 @@ class NoisyTopK(Continuous, TopGates):
 
     The law is a quadrature over the k - 1 distances of the open H from the smallest of them, for each set of k items and each
     smallest one, n C(n-1, k-1) in all; for k = 1 its weights are the probabilities of the n outputs. It lists at most 2^20
-    nodes; `mean`, which sums over them, raises TooManyPoints beyond. `threshold` has no noise, and any n and k.
+    nodes; `mean`, which sums over them, raises TooManyPoints beyond. `threshold` has no noise, and any n and k. `mean` is right
+    to about 1e-3. `gradest.exact` compares two levels of the quadrature; with k of 4 or more, or k = 3 of many experts, they
+    differ for many losses, since there are few nodes for each distance, and it raises Inexact. Fewer experts, a smaller k, or the
+    value of `gradest.estimate` from many draws help there. -inf is refused; -1e9 masks an expert.
 
     In Shazeer et al. (2017) s is softplus of a second linear function of the input, for each expert; here it is the option `std`,
     as in most later routers. There is no capacity, a largest number of tokens that an expert takes: what a row gets would
@@ -107,7 +111,7 @@ class NoisyTopK(Continuous, TopGates):
 
     def active_probability(self, a: Tensor) -> Tensor:
         """Return P(i in T), differentiable in a, for any n and k: a sum over H_i, with the others counted one by one."""
-        x, w = _standard_normal(_NODES_OF_PROBABILITY)
+        x, w = _standard_normal(_NODES_OF_PROBABILITY, _REACH)
         wide, n = a.double() / self.std, a.shape[-1]
         x, w = (y.to(a.device)[(..., *[None] * a.ndim)] for y in (x, w))
         fewer = torch.zeros(len(x), *a.shape, self.k, dtype=torch.float64, device=a.device)
@@ -143,7 +147,8 @@ class NoisyTopK(Continuous, TopGates):
         if count > MAX_POINTS or count * max(n, a.numel()) > _MAX_LAW:
             raise TooManyPoints(
                 f"the law of {self.label()} for {n} experts has {count} nodes for each of {a[..., 0].numel()} groups; the limits "
-                "are 2^20 nodes, and 2^27 numbers in all. Use threshold, which has no noise, active_probability, or estimate"
+                "are 2^20 nodes, and 2^27 numbers in all. Use fewer experts, a smaller k, threshold, which has no noise, "
+                "active_probability, or estimate"
             )
         wide, (open_items, closed_items) = a.double(), _sets(n, self.k)
         top, rest = wide[..., open_items.to(a.device)], wide[..., closed_items.to(a.device)]
@@ -154,7 +159,9 @@ class NoisyTopK(Continuous, TopGates):
         error = heights - top
         centre = -error.detach().mean(-1, keepdim=True)
         density = torch.zeros_like(volume)
-        for x, w in zip(*_standard_normal(_LEVEL_NODES), strict=True):
+        reach = _reach_at(level)
+        nodes = round(_LEVEL_NODES * (1 + max(0, level) / 2) * max(1.0, reach / _REACH))
+        for x, w in zip(*_standard_normal(nodes, reach), strict=True):
             lowest = centre + self.std / math.sqrt(self.k) * float(x)
             # the nodes have the density of x already, which is that of the open H at the centre
             fits = torch.exp(-0.5 * ((lowest + error) / self.std).square().sum(-1) + 0.5 * float(x) ** 2)
@@ -173,7 +180,7 @@ class NoisyTopK(Continuous, TopGates):
         """Return distances of the other open H from the smallest, `[G, ..., sets, k - 1]`, and volumes `[G, ..., sets]`."""
         if self.k == 1:
             return top[None, ..., :0], torch.ones_like(top[None, ..., 0]).detach()
-        mean, reach = (top[..., 1:] - top[..., :1]).detach(), _REACH * math.sqrt(2) * self.std
+        mean, reach = (top[..., 1:] - top[..., :1]).detach(), _reach_at(level) * math.sqrt(2) * self.std
         lower, upper = (torch.asinh(y / _SPACE) for y in ((mean - reach).clamp(min=0), mean.clamp(min=0) + reach))
         t, w = (y.to(top.device)[(..., *[None] * top.ndim)] for y in gauss_legendre(self._nodes(level)))
         u = lower + (upper - lower) * t
@@ -198,13 +205,18 @@ class NoisyTopK(Continuous, TopGates):
         return torch.zeros_like(x).scatter(-1, place, portable.softmax(x.gather(-1, place)))
 
 
+def _reach_at(level: int) -> float:
+    """Return how far the nodes of a level of the law reach, in standard deviations: further at each level."""
+    return _REACH + _FURTHER * level if level >= 0 else _REACH - 1
+
+
 @functools.cache
 @torch.inference_mode(False)  # a cached inference tensor could not take part in a later autograd graph
-def _standard_normal(nodes: int) -> tuple[Tensor, Tensor]:
-    """Return nodes between -7 and 7 and weights, `[nodes]`, float64, of an integral with the standard normal density."""
+def _standard_normal(nodes: int, reach: float) -> tuple[Tensor, Tensor]:
+    """Return nodes between -reach and reach and weights, `[nodes]`, float64, of an integral with the standard normal density."""
     t, w = gauss_legendre(nodes)
-    x = _REACH * (2 * t - 1)
-    return x, 2 * _REACH * w * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    x = reach * (2 * t - 1)
+    return x, 2 * reach * w * torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 
 @functools.lru_cache(maxsize=16)

@@ -26,8 +26,8 @@ class PlackettLuce(Discrete):
 
     It takes a `[*batch, groups, n]` and gives h `[*batch, groups, n, n]`, with h_ri = 1 if item i has place r, so that h x has
     the entries of x in the order drawn. With σ_r the item at place r, P(h) = Π_r exp(a_σr)/Z_r and Z_r = Σ_{s ≥ r} exp(a_σs).
-    The likeliest order is that of falling a. A constant added to all a of a group changes nothing. At fixed noise h is
-    constant in a almost everywhere: dh/da = 0.
+    The likeliest order is that of falling a. A constant added to all a of a group changes nothing. -inf is refused; items at
+    -1e9 come last. At fixed noise h is constant in a almost everywhere: dh/da = 0.
 
     The order is that of falling a + G with Gumbel noise G (Yellott, 1977). log P and the score, 1 - Σ_{r ≤ place of i}
     exp(a_i)/Z_r, take O(n²) operations in float64, without cancellation. E[h_ri] is the probability that item i has place r:
@@ -96,7 +96,7 @@ class PlackettLuce(Discrete):
         """Return d log P(h | a)/da; the first term, 1 - exp(a_i)/Z at the place of i, does not cancel at saturation."""
         ordered, left = _in_order(h, a)
         chosen = pad(sigmoid(left - ordered[..., :-1]), (0, 1))  # the last item has no choice
-        log_z = torch.logaddexp(ordered[..., :-1], left)
+        log_z = _logaddexp(ordered[..., :-1], left)
         places = torch.arange(a.shape[-1], device=a.device)
         passed = torch.where(
             places[:, None] > places[:-1], torch.exp((ordered[..., :, None] - log_z[..., None, :]).clamp(max=0)), 0
@@ -140,7 +140,26 @@ def _in_order(h: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
     """Return a in the order of h, `[..., n]`, and log Z of the places after each but the last, `[..., n - 1]`; float64."""
     items = h.argmax(-1)
     ordered = a.double().expand(items.shape).gather(-1, items)
-    return ordered, torch.logcumsumexp(ordered.flip(-1), -1).flip(-1)[..., 1:]
+    return ordered, _log_sums_from(ordered)[..., 1:]
+
+
+def _log_sums_from(x: Tensor) -> Tensor:
+    """Return log Σ_{s ≥ r} exp(x_s) for every r, by sums of 2, 4, 8, ... terms, differentiable any number of times.
+
+    The second derivative of torch.logcumsumexp is NaN where the upstream gradient is 0.
+    """
+    step = 1
+    while step < x.shape[-1]:
+        x = torch.cat([_logaddexp(x[..., :-step], x[..., step:]), x[..., -step:]], -1)
+        step *= 2
+    return x
+
+
+def _logaddexp(x: Tensor, y: Tensor) -> Tensor:
+    """Return log(exp(x) + exp(y)), whose derivatives are finite also where torch.logaddexp's overflow, at |x - y| above 709."""
+    first = x >= y
+    larger, smaller = torch.where(first, x, y), torch.where(first, y, x)
+    return larger + softplus(smaller - larger)
 
 
 @functools.lru_cache(maxsize=4)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Discrete
-from gradest.contract.numerics import portable, sigmoid, softplus
+from gradest.contract.numerics import leading_sum, portable, sigmoid, softplus
 from gradest.errors import TooManyPoints
 from gradest.random import Key
 
 _OMITTED_PROBABILITY = 1e-12  # of the counts that `law` leaves out
+_FURTHER = 1.4  # at each further level of the law, as a power of the probability that it leaves out
 _MAX_LAW_SIZE = 1 << 27  # counts in a law, over all units
 _TAIL_EXPONENT = 37.0  # e^-37 is below 2^-53, the smallest noise
 _LARGE_INPUT = 64.0  # up to this a, a count takes so few terms that adding them up is faster than bisection
@@ -84,24 +86,35 @@ class Poisson(Discrete):
         least = wide.clamp(min=_EXPONENTIAL_BELOW)
         return ((h.double() - softplus(wide)) * (sigmoid(least) / softplus(least))).to(a.dtype)
 
-    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the counts of each unit that hold all but 1e-12 of its probability, and their probabilities.
+    def truncated_law(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Return the counts of each unit that hold all but 1e-12 of its probability, and their probabilities, which sum to 1.
 
-        Every unit has as many counts S as the one with the largest rate needs: about 14 √λ, or a dozen at small rates.
+        That is level 0, and `law`; level l leaves out 1e-12 to the power 1.4^l, and has at least one count more than level l - 1.
+        Every unit has as many counts S as the one with the largest rate needs: at level 0 about 14 √λ, or a dozen at small rates.
         Raises TooManyPoints if S times the size of a exceeds 2^27.
         """
         rate = softplus(a.detach().double())
-        first, last = (
-            _quantile_by_bisection(rate, torch.full_like(rate, z))
-            for z in (_OMITTED_PROBABILITY / 2, 1 - _OMITTED_PROBABILITY / 2)
-        )
+        first, last = torch.full_like(rate, math.inf), torch.full_like(rate, -math.inf)
+        for at in range(-1, level + 1):
+            lower, upper = _ends_of_law(rate, (_OMITTED_PROBABILITY / 2) ** (_FURTHER**at))
+            first, last = torch.minimum(first - 1, lower).clamp(min=0), torch.maximum(last + 1, upper)
         atoms = int((last - first).max()) + 1 if a.numel() else 1
         if atoms * a.numel() > _MAX_LAW_SIZE:
             raise TooManyPoints(
                 f"the law of {a.numel()} Poisson units needs {atoms} counts for each unit; the limit is 2^27 counts in all"
             )
         values = (first + torch.arange(atoms, device=a.device)[(..., *[None] * a.ndim)]).to(a.dtype)
-        return values, self.log_prob(values, a).exp()
+        weights = self.log_prob(values, a).exp()
+        return values, weights / leading_sum(weights)
+
+
+def _ends_of_law(rate: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Return the largest k with P(h < k) <= share, and the smallest with P(h > k) <= share, by bisection, in float64."""
+    below, above = _bracket(rate, -math.log(share))
+    middle = rate.floor()
+    # P(h < k + 1) > share holds from some k on, and P(h > k) <= share from another
+    lower = _first(below, middle, lambda k: torch.special.gammaincc(k + 1, rate) > share)
+    return lower, _first(middle - 1, above, lambda k: torch.special.gammainc(k + 1, rate) <= share)
 
 
 def _quantile_by_summation(a: Tensor, z: Tensor) -> Tensor:
@@ -123,17 +136,24 @@ def _quantile_by_summation(a: Tensor, z: Tensor) -> Tensor:
 
 
 def _quantile_by_bisection(rate: Tensor, z: Tensor) -> Tensor:
-    """Return the smallest k with F(k) > z, by bisection, in float64.
+    """Return the smallest k with F(k) > z, by bisection, in float64. Beyond the bracket lies less than the smallest noise."""
+    return _first(*_bracket(rate, _TAIL_EXPONENT), lambda k: torch.special.gammaincc(k + 1, rate) > z)
 
-    The initial bracket is where Chernoff's bounds leave less than the smallest noise on either side. Further steps do
-    not change a k that is found, so the result of a row does not depend on how many steps other rows need.
+
+def _bracket(rate: Tensor, exponent: float) -> tuple[Tensor, Tensor]:
+    """Return k, one below and one above, beyond which Chernoff's bounds leave less than exp(-exponent) on either side."""
+    reach = math.sqrt(2 * exponent) * rate.sqrt()
+    return (rate - reach).floor().clamp(min=0) - 1, (rate + reach + 2 / 3 * exponent).ceil()
+
+
+def _first(below: Tensor, above: Tensor, holds: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the smallest k above `below`, and at most `above`, from which on a condition holds, by bisection.
+
+    Further steps do not change a k that is found, so the result of a row does not depend on how many steps other rows need.
     """
-    reach = math.sqrt(2 * _TAIL_EXPONENT) * rate.sqrt()
-    below = (rate - reach).floor().clamp(min=0) - 1
-    above = (rate + reach + 2 / 3 * _TAIL_EXPONENT).ceil()
-    widest = int((above - below).max()) if rate.numel() else 1
+    widest = int((above - below).max()) if below.numel() else 1
     for _ in range(widest.bit_length()):
         middle = below + ((above - below) / 2).floor()
-        beyond = torch.special.gammaincc(middle + 1, rate) > z
+        beyond = holds(middle)
         below, above = torch.where(beyond, below, middle), torch.where(beyond, middle, above)
     return above

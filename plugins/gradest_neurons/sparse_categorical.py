@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -47,6 +49,10 @@ class SparseCategorical(RandomOneHot):
     examples = ({}, {"alpha": 2.0}, {"alpha": 1.7})
 
     alpha: float = Field(1.5, ge=1.5, le=2, description="α of the entmax; 2 is sparsemax, with the fewest classes")
+
+    def draw_size(self, event: tuple[int, ...]) -> int:
+        """Return the size of the event, twice where the root is found by steps."""
+        return math.prod(event) * (1 if self.alpha in (1.5, 2) else 2)
 
     def probability(self, a: Tensor) -> Tensor:
         """Return p = α-entmax(a) over the last dim, differentiable in a up to order 7.

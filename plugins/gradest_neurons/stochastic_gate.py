@@ -9,7 +9,7 @@ from torch import Tensor
 from gradest.contract.neuron import Continuous, Reparameterised
 from gradest.contract.numerics import gauss_legendre, leading_sum, normal_cdf, panels, portable, spread, widen
 from gradest.random import Key
-from gradest_neurons._continuous import REACH, nodes_at, normalised, rectified_normal_mean
+from gradest_neurons._continuous import nodes_at, normalised, reach_at, rectified_normal_mean
 
 _NODES_OF_MEAN = 24
 
@@ -96,7 +96,7 @@ class StochasticGate(Continuous, Reparameterised):
 
         The nodes are fixed at the present value of a; only the density at them is differentiated in a.
         """
-        mean, reach = a + 0.5, REACH["gaussian"] * self.std
+        mean, reach = a + 0.5, reach_at("gaussian", level) * self.std
         lower, upper = ((mean.detach() + side * reach).clamp(0, 1) for side in (-1, 1))
         h, z, dh = panels(mean, lower, upper, (0.5, self.std), self.std, nodes_at(level))
         closed, opened = normal_cdf(-mean / self.std)[None], normal_cdf((mean - 1) / self.std)[None]

@@ -69,7 +69,7 @@ class StochasticTimesSmooth(Differentiable, Scored):
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two atoms: 0 with probability 1 - √p, and √p with probability √p."""
         r = _sqrt_sigmoid(a)
-        off = sigmoid(-a) / (1 + r)  # equal to 1 - r, without cancellation
+        off = torch.exp(-softplus(a)) / (1 + r)  # equal to 1 - r, without cancellation; 0 where it underflows
         return torch.stack([torch.zeros_like(r), r]), torch.stack([off, r])
 
 

@@ -18,7 +18,8 @@ class LoadBalance(Objective):
     so does the loss.
 
     The groups of one event share the loss: the tokens of a batch are groups, `[tokens, n]`. They may be any units of two dims,
-    such as those of `noisy_top_k`, `categorical` and `k_subset`. The expectation has no closed form here.
+    such as those of `noisy_top_k`, `categorical` and `k_subset`; units without classes raise InvalidInput. The expectation has
+    no closed form here.
 
     Introduced by Shazeer, Mirhoseini, Maziarz, Davis, Le, Hinton and Dean (2017), Outrageously Large Neural Networks: The
     Sparsely-Gated Mixture-of-Experts Layer, arXiv 1701.06538.

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import gradest
+from gradest.contract.numerics import sigmoid
 from gradest.errors import InvalidInput, TooManyPoints
 from gradest.testing import checks
 
@@ -42,7 +43,7 @@ class GatedPair(gradest.Discrete):
         return torch.stack([key.with_stream(place).uniform_like(a[..., 0], draws) for place in range(3)], -1)
 
     def forward(self, a, noise):
-        gate, rate = torch.sigmoid(a.float() if a.dtype == torch.bfloat16 else a).unbind(-1)
+        gate, rate = sigmoid(a).unbind(-1)
         heads = (noise[..., 1] < rate).to(a.dtype) + (noise[..., 2] < rate)
         return (noise[..., 0] < gate) * heads
 
@@ -50,17 +51,17 @@ class GatedPair(gradest.Discrete):
         return grad_h.new_zeros((*grad_h.shape, 2), dtype=a.dtype)
 
     def mean(self, a):
-        gate, rate = torch.sigmoid(a).unbind(-1)
-        return 2 * gate * rate
+        gate, rate = sigmoid(a).unbind(-1)
+        return (2 * gate * rate).to(a.dtype)
 
     def active_probability(self, a):
-        gate, rate = torch.sigmoid(a).unbind(-1)
-        return gate * (1 - (1 - rate) ** 2)
+        gate, rate = sigmoid(a).unbind(-1)
+        return (gate * (1 - (1 - rate) ** 2)).to(a.dtype)
 
     def log_prob(self, h, a):
-        gate, rate = torch.sigmoid(a).unbind(-1)
+        gate, rate = sigmoid(a).unbind(-1)
         opened = torch.where(h == 1, 2 * rate * (1 - rate), torch.where(h == 2, rate**2, (1 - rate) ** 2))
-        return torch.log(gate * opened + (1 - gate) * (h == 0))
+        return torch.log(gate * opened + (1 - gate) * (h == 0)).to(a.dtype)
 
     def score(self, h, a):
         with torch.enable_grad():
@@ -107,11 +108,11 @@ class Permutation(gradest.Discrete):
         return self.mean(a)
 
     def log_prob(self, h, a):
-        scores = (h @ a[..., None])[..., 0]
+        scores = (h * a[..., None, :]).sum(-1)
         return (scores - scores.flip(-1).logcumsumexp(-1).flip(-1)).sum(-1)
 
     def score(self, h, a):
-        scores = (h @ a[..., None])[..., 0]
+        scores = (h * a[..., None, :]).sum(-1)
         left = scores.flip(-1).logcumsumexp(-1).flip(-1)
         by_place = 1 - (scores[..., None, :] - left[..., None]).exp().triu().sum(-2)
         return (h * by_place[..., None]).sum(-2)

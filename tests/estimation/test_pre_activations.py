@@ -1,6 +1,7 @@
 """What may be a pre-activation: dtypes, layouts, devices, masks and shapes; the rest is refused with the remedy."""
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -97,6 +98,64 @@ def test_every_estimator_takes_masks(name):
             assert off.max() < 5, (estimator.label(), float(off.max()))
 
 
+MASKABLE = [name for name, kind in gradest.registry.neurons.items() if kind.maskable]
+
+
+@pytest.mark.parametrize("name", MASKABLE)
+def test_masked_classes_have_no_gradient(name):
+    """From every estimator: noise, such as that of evolution, and substituted derivatives would move what is never drawn."""
+    a = torch.tensor([[[0.3, 1.0, -torch.inf, -0.5]], [[0.3, -torch.inf, 0.2, -0.5]]])
+    masked = torch.isinf(a)
+
+    def f(h):
+        return ((h * torch.tensor([1.0, -2.0, 0.5, 3.0])).sum((-1, -2)) - 1) ** 2
+
+    def found(a, estimator):
+        a = a.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(gradest.expect(f, a, name, estimator, seed=3)[0].sum(), a)
+        return slope
+
+    moved = 0
+    for estimator in gradest.registry.fitting(gradest.neuron(name)).values():
+        slope = found(a, estimator)
+        assert torch.isfinite(slope).all(), estimator.label()
+        assert (slope[masked] == 0).all(), estimator.label()
+        moved += bool(slope[~masked].abs().max() > 0)
+    assert moved >= 3
+    for estimator in ("spsa", "evolution"):  # a pickled draw, as of a service, and a transform do not know of the mask
+        draw, state = gradest.ask(name, estimator, a, seed=3)
+        points = draw.points
+        gradient, _ = gradest.tell(estimator, pickle.loads(pickle.dumps(draw)), gradest.Feedback(f(points)), state)
+        assert torch.equal(gradient, found(a, estimator))
+
+        def value(a, estimator=estimator):
+            return gradest.expect(f, a, name, estimator, seed=3)[0].sum()
+
+        assert (torch.func.grad(value)(a)[masked] == 0).all()
+
+
+def test_a_layer_gives_masked_classes_no_gradient():
+    a = torch.tensor([[[0.3, 1.0, -torch.inf]]], requires_grad=True)
+    layer = gradest.nn.Stochastic("categorical", "straight_through")
+    (layer(a) * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert a.grad is not None
+    assert a.grad.flatten()[2] == 0
+    assert a.grad.flatten()[:2].abs().min() > 0
+
+
+@pytest.mark.parametrize("name", ["logistic_normal", "noisy_top_k", "plackett_luce"])
+def test_what_takes_no_mask_says_what_does_its_job(name):
+    a = torch.tensor([[[0.3, 1.0, -torch.inf, -0.5]]])
+    with pytest.raises(InvalidInput, match=rf"{name} takes no mask of -inf; a large negative number, such as -1e9"):
+        gradest.sample(name, a)
+    large, without = a.clamp(min=-1e9), a[..., [0, 1, 3]]
+    mean, short = (gradest.neuron(name).mean(x) for x in (large, without))
+    if name == "plackett_luce":
+        assert torch.equal(gradest.sample(name, large, 100, seed=1)[..., 3, 2], torch.ones(100, 1, 1))
+        mean = mean[..., :3, :]
+    torch.testing.assert_close(mean[..., [0, 1, 3]], short, rtol=0, atol=2e-4)
+
+
 def test_masks_are_refused_where_nothing_is_left_or_there_are_no_classes():
     none_left = torch.tensor([[[-torch.inf, -torch.inf], [0.0, 1.0]]])
     for a in (none_left, torch.tensor([[[torch.inf, 0.0]]]), torch.tensor([[[torch.nan, 0.0]]])):
@@ -117,6 +176,9 @@ def test_logits_without_a_dim_of_units():
     assert value.shape == (8,)
     with pytest.raises(InvalidInput, match=r"a\[None\]"):
         gradest.sample("categorical", torch.zeros(5))
+    for name in ("k_subset", "plackett_luce"):
+        with pytest.raises(InvalidInput, match=r"units of one event.*a\[:, None\]"):
+            gradest.expect(lambda h: h[..., 0] if h.ndim == 3 else h[..., 0, 0], logits, name, "reinforce")
 
 
 @pytest.mark.parametrize("name", sorted(gradest.registry.neurons))

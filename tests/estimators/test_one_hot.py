@@ -56,7 +56,7 @@ def mean_over(estimator, outcomes, f):
     for (one, p1), (two, p2) in itertools.product(outcomes(0), outcomes(1)):
         chosen = torch.tensor([one, two])
         points = points_of((one, two))
-        draw = gradest.Draw(NEURON, A, gradest.Key(0), points, torch.zeros(len(points)), {"chosen": chosen})
+        draw = gradest.Draw(NEURON, A, gradest.Key(0), points, torch.ones(len(points)), {"chosen": chosen})
         found, _ = estimator.backward(draw, gradest.Feedback(f(points)), {})
         weight = estimator.class_weights(NEURON, A, chosen)
         table = [f(points)[:1], f(points)[1:].reshape(2, -1)]

@@ -113,7 +113,7 @@ def test_held_noise_misses_what_opens_and_closes():
 def test_what_is_refused():
     with pytest.raises(InvalidInput, match="opens 4 experts"):
         gradest.sample(router(k=4), A)
-    with pytest.raises(TooManyPoints, match="Use threshold"):
+    with pytest.raises(TooManyPoints, match="Use fewer experts, a smaller k, threshold"):
         router(k=6).mean(torch.zeros(1, 1, 16))
     with pytest.raises(TooManyPoints):
         gradest.exact(loss, torch.zeros(1, 4, 16), router(k=3))

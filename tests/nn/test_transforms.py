@@ -6,8 +6,9 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 import gradest
+from gradest.contract.objective import Objective
 from gradest.errors import GradestWarning, Incompatible, MissingLoss
-from gradest.nn import Stochastic, broadcast_loss
+from gradest.nn import Expectation, Stochastic, broadcast_loss
 
 A = torch.linspace(-1.5, 1.0, 12).reshape(4, 3)
 WEIGHT = torch.tensor([1.0, -2.0, 0.5])
@@ -39,6 +40,78 @@ def test_expect_maps_as_a_loop_does(neuron):
             continue
         assert torch.allclose(vmap(grad(value))(A), torch.stack(wanted), atol=1e-5), name
         assert torch.stack(wanted).abs().max() > 1e-3, name
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_an_estimator_that_a_transform_does_not_run_says_so_also_without_a_state(mapped):
+    """Its state may begin with random numbers, which vmap would complain of."""
+    for neuron, names in (("bernoulli", LEARNED), ("gaussian", {"lax"}), ("categorical", {"rodeo"})):
+        rows = A[:, None] if neuron != "categorical" else A[:, None, None]
+        for name in names:
+
+            def value(a, neuron=neuron, name=name):
+                return gradest.expect(lambda h: h.flatten(2).square().sum(-1), a, neuron, name, seed=0)[0].sum()
+
+            gradient = grad(value)
+            with pytest.raises(Incompatible, match=rf"{name} on {neuron} does not run .*outside of the transform"):
+                vmap(gradient)(rows) if mapped else gradient(rows[0])
+
+
+READS = {
+    "numpy": lambda h: torch.from_numpy(h.detach().numpy().sum(-1)),
+    "item": lambda h: torch.tensor([[x.sum().item() for x in row] for row in h]),
+    "if": lambda h: h.sum(-1) if h.sum() > 0 else 2 * h.sum(-1),
+    "mask": lambda h: h[h > 0].sum().expand(h.shape[:-1]),
+}
+
+
+class Simulator(Objective):
+    name, summary = "simulator", "reads its points by numpy"
+    pointwise, differentiable = True, False
+
+    def __call__(self, h):
+        return float(h.detach().numpy().sum())
+
+
+@pytest.mark.parametrize("reads", [*READS, "simulator"])
+def test_a_loss_that_reads_its_points(reads):
+    loss = Simulator() if reads == "simulator" else READS[reads]
+
+    def value(a):
+        return gradest.expect(loss, a, "bernoulli", "rloo", seed=0)[0].sum()
+
+    def gradient(a):
+        return grad(value)(a[0])
+
+    for transform in (vmap(value), vmap(grad(value)), *([gradient] if reads in ("numpy", "simulator") else [])):
+        with pytest.raises(Incompatible, match=r"reads the values of its points.*expect outside of it"):
+            transform(A[:, None])
+    value(A.clone().requires_grad_()).backward()
+
+    def fails(h):
+        raise RuntimeError("of the user's own")
+
+    with pytest.raises(RuntimeError, match=r"of the user's own") as found:
+        grad(lambda a: gradest.expect(fails, a, seed=0)[0].sum())(A)
+    assert not isinstance(found.value, Incompatible)
+
+
+@pytest.mark.parametrize("estimator", ["reinforce_average", "reinforce_centered", "nvil"])
+def test_an_expectation_keeps_its_state_out_of_transforms(estimator):
+    layer = Expectation("bernoulli", estimator)
+    for begun in (False, True):
+        if begun:
+            layer(f, A.clone().requires_grad_())
+        before = {name: value.clone() for name, value in layer.state.items()}
+        for transform in (
+            lambda: vmap(lambda a: layer(f, a), randomness="same")(A),
+            lambda: grad(lambda a: layer(f, a).sum())(A),
+        ):
+            with pytest.raises(Incompatible, match="has a state"):
+                transform()
+        assert all(torch.equal(value, before[name]) for name, value in layer.state.items())
+    layer(f, A.clone().requires_grad_()).sum().backward()
+    assert vmap(lambda a: layer.eval()(f, a), randomness="same")(A).shape == (4,)
 
 
 def test_expect_with_a_seed_for_each_example():

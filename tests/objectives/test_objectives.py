@@ -104,3 +104,21 @@ def test_specs_build_the_same_objective_again():
     again = gradest.objective(objective.spec())
     assert objective.spec() == {"name": "quadratic", "target": [0.5, 0.25]}
     assert torch.equal(objective(POINTS[..., :2]), again(POINTS[..., :2]))
+
+
+@pytest.mark.parametrize(
+    ("objective", "neuron", "event"),
+    [
+        ("load_balance", "bernoulli", (3,)),
+        ("load_balance", "diagonal_gaussian", (3, 2)),
+        ("load_balance", "plackett_luce", (2, 3)),
+        ("quadratic", "categorical", (2, 3)),
+        ({"name": "linear", "event_ndim": 2}, "bernoulli", (3,)),
+    ],
+)
+def test_an_objective_on_outputs_of_other_dims(objective, neuron, event):
+    built, dims = gradest.objective(objective), gradest.neuron(neuron).output_ndim
+    remedy = "another neuron" if objective == "load_balance" else f"event_ndim={dims}"
+    for batch in ((4,), ()):
+        with pytest.raises(InvalidInput, match=rf"takes outputs with {built.event_ndim} dim.* have {dims} .*{remedy}"):
+            gradest.estimate(built, torch.zeros(*batch, *event), neuron, "spsa", draws=3)

@@ -320,3 +320,14 @@ def test_a_plugin_that_cannot_be_described_is_listed_with_its_fault(http, regist
     answer = http.get("/v1/estimators/undescribed")
     assert answer.status_code == 200
     assert "ZeroDivisionError" in str(answer.json()["faults"])
+
+
+def test_an_option_that_is_a_module_has_no_schema_and_no_request(http, refused):
+    described = http.get("/v1/estimators/lax").json()
+    assert "network" not in described["options"]["properties"]
+    assert "only Python code can give" in described["options"]["x-python-only"]["network"]
+    body = {"neuron": "gaussian", "estimator": {"name": "lax", "network": "Linear"}, "a": [[0.1]]}
+    problem = refused(http.post("/v1/forward", json=body), 422)
+    (fault,) = problem["errors"]
+    assert fault["field"] == "estimator.network"
+    assert "it takes a torch.nn.Module, which only Python code can give: neither a request" in fault["message"]

@@ -23,7 +23,8 @@ def test_descriptions(http, kind, name):
     found = http.get(f"/v1/{kind}s/{name}").json()
     assert (found["name"], found["summary"], found["reference"]) == (cls.name, cls.summary, cls.reference)
     jsonschema.Draft202012Validator.check_schema(found["options"])
-    assert set(found["options"]["properties"]) == set(cls.model_fields)
+    options = found["options"]
+    assert {*options["properties"], *options.get("x-python-only", [])} == set(cls.model_fields)
     base = getattr(gradest, kind.capitalize())
     for capability in found["capabilities"]:
         assert issubclass(cls, getattr(gradest, capability))

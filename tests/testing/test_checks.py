@@ -8,6 +8,7 @@ import torch
 from gradest import Bias
 from gradest.contract.estimator import Feedback, MonteCarlo
 from gradest.contract.neuron import Discrete
+from gradest.contract.numerics import gauss_legendre, spread
 from gradest.errors import Incompatible
 from gradest.kernels.stable import sigmoid
 from gradest.nn import Stochastic
@@ -21,6 +22,7 @@ from gradest_estimators.rloo import Rloo
 from gradest_estimators.straight_through import StraightThrough
 from gradest_neurons.bernoulli import Bernoulli
 from gradest_neurons.categorical import Categorical
+from gradest_neurons.gaussian import Gaussian
 from gradest_neurons.noisy_rectifier import NoisyRectifier
 from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
 from gradest_objectives.quadratic import Quadratic
@@ -334,6 +336,16 @@ class DetachedLaw(Bernoulli):
         return values, weights.detach()
 
 
+class SharesOneReach(Gaussian):
+    """Has more nodes at each level, all of them within nine standard deviations."""
+
+    def quadrature(self, a, level):
+        t, w = (spread(x, a) for x in gauss_legendre(round(48 * 2.0**level)))
+        values = a.detach() + 9 * self.std * (2 * t - 1)
+        weights = w * torch.exp(-0.5 * ((values - a) / self.std) ** 2)
+        return values, weights / weights.sum(0)
+
+
 class ClampsItsInput(Bernoulli):
     """Writes to `a`, mostly without a change of its values."""
 
@@ -371,6 +383,7 @@ NEW_IN_NEURONS = [
     (SharedRows, checks.neuron_units_are_independent, "two units are not independent"),
     (SeparateClasses, checks.neuron_exact_agrees, "outputs of law is|outputs that law does not list"),
     (DetachedLaw, checks.neuron_exact_agrees, "the gradient of exact and the difference of its values"),
+    (SharesOneReach, checks.neuron_law_agrees, "level 1 of the law reaches no further"),
     (ClampsItsInput, checks.neuron_is_pure, "changed in place by mean"),
     (WritesToOutputs, checks.neuron_is_pure, "changed in place by log_prob"),
     (PositionDependentScore, checks.neuron_rows_are_independent, "^(weighted_|leave_one_out_)?score: a"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any
 
@@ -14,11 +14,21 @@ from torch.autograd.function import BackwardCFunction
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Loss, Objective
-from gradest.errors import InvalidInput, NotDifferentiable
+from gradest.errors import Incompatible, InvalidInput, NotDifferentiable
 from gradest.kernels import plain_saved_tensors, transformed
 from gradest.kernels.stable import widen
 
-__all__ = ["CHUNK", "Flattened", "evaluate", "flattened", "leads_to", "losses_at", "losses_in_progress", "slope_at"]
+__all__ = [
+    "CHUNK",
+    "Flattened",
+    "evaluate",
+    "expect_led",
+    "flattened",
+    "leads_to",
+    "losses_at",
+    "losses_in_progress",
+    "slope_at",
+]
 
 CHUNK = 1 << 20  # elements of points that are held at once
 
@@ -70,6 +80,24 @@ def _add_note(error: Exception, shape: str) -> None:
         )
 
 
+_READS = ("have storage", ".item()", "data-dependent", "dynamic shape")  # in torch's errors for what reads values
+
+
+def _explain_transform(f: Loss, error: Exception) -> None:
+    """Raise Incompatible if f read the values of its points, which a transform of torch.func hides."""
+    if not (transformed() and isinstance(error, RuntimeError) and any(words in str(error) for words in _READS)):
+        return
+    name = f.name if isinstance(f, Objective) else "f"
+    raise Incompatible(
+        f"{name} reads the values of its points, as numpy, .item(), an if and a boolean mask do, which is impossible inside a "
+        "transform of torch.func, such as vmap or grad. Call gradest.expect outside of it, with all examples in one batch, and "
+        f"backward() on its value; or compute {name} by operations of torch alone. torch says: {str(error).splitlines()[0]}"
+    ) from error
+
+
+_Check = Callable[[list[Any], Tensor], None]
+
+
 class _InProgress(threading.local):
     """How many functions f, each inside the other, are being evaluated in this thread.
 
@@ -77,6 +105,7 @@ class _InProgress(threading.local):
     """
 
     losses = 0
+    uses: dict[_Check, list[Any]] | None = None  # by f, where its parameters are to be trained
 
 
 _in_progress = _InProgress()
@@ -87,10 +116,20 @@ def losses_in_progress() -> int:
     return _in_progress.losses
 
 
+def expect_led(use: object, check: _Check) -> None:
+    """Have `check(uses, loss)` look at the losses that f returns, if this code runs in an f whose parameters are to be trained.
+
+    uses: all that were given together with this check in the same evaluation of f.
+    """
+    if _in_progress.uses is not None:
+        _in_progress.uses.setdefault(check, []).append(use)
+
+
 def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
     """Return f(points), checked; a pointwise objective is called for each point.
 
-    An exception of f gets a note that says which shape f was given.
+    An exception of f gets a note that says which shape f was given. Raises Incompatible if f reads values inside a transform of
+    torch.func.
     """
     _in_progress.losses += 1
     try:
@@ -98,6 +137,7 @@ def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
             return _point_by_point(f, points, event_ndim)
         loss = f(points)
     except Exception as error:
+        _explain_transform(f, error)
         _add_note(
             error,
             f"{list(points.shape)}, [K, *batch, *event], with {points.shape[0]} point(s) for each example. A network that takes "
@@ -110,18 +150,37 @@ def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
     if not isinstance(loss, Tensor) or loss.shape != wanted:
         got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         name = f"{f.name}.__call__" if isinstance(f, Objective) else "f"
-        hint = ""
-        if event_ndim == 2 and isinstance(loss, Tensor) and loss.shape == points.shape[:-1]:
-            # the shape in which torch.distributions and torch.nn.functional.gumbel_softmax take logits
-            hint = (
-                f". The points are [K, *batch, units, classes], so these {points.shape[-2]} rows are units of one event, with "
-                "one loss together. If each row is an example of its own, with one unit, pass a[..., None, :] (a[:, None] for "
-                "[batch, classes]), and sum the loss over the units too"
-            )
+        hint = _hint(f, points, event_ndim, loss)
         raise InvalidInput(
             f"{name} must map points {list(points.shape)} to losses {list(wanted)} [K, *batch], but it returned {got}{hint}"
         )
     return loss
+
+
+def _hint(f: Loss, points: Tensor, event_ndim: int, loss: object) -> str:
+    """Return what may be the cause of a loss of a wrong shape, or an empty string."""
+    takes = getattr(f, "event_ndim", event_ndim) if isinstance(f, Objective) else event_ndim
+    if isinstance(f, Objective) and takes != event_ndim:
+        remedy = (
+            f"set its option event_ndim={event_ndim}" if "event_ndim" in type(f).model_fields else "use another neuron"
+        )
+        return (
+            f". {f.name} takes outputs with {takes} dim(s) an event ({_DIMS.get(takes, 'more')}), but those of this neuron have "
+            f"{event_ndim} ({_DIMS.get(event_ndim, 'more')}); {remedy}"
+        )
+    units = points.ndim - event_ndim
+    if event_ndim > 1 and isinstance(loss, Tensor) and loss.shape == points.shape[: units + 1]:
+        # the shape in which torch.distributions and torch.nn.functional.gumbel_softmax take logits
+        rest = "classes" if event_ndim == 2 else "n, n"
+        return (
+            f". The points are [K, *batch, units, {rest}], so these {points.shape[units]} rows are units of one event, with "
+            "one loss together. If each row is an example of its own, with one unit, pass a[..., None, :] (a[:, None] for "
+            "[batch, classes]), and sum the loss over the units too"
+        )
+    return ""
+
+
+_DIMS = {1: "[units]", 2: "[units, classes], as of categorical", 3: "[units, n, n], as of plackett_luce"}
 
 
 def _point_by_point(f: Objective, points: Tensor, event_ndim: int) -> Tensor:
@@ -160,11 +219,24 @@ _LOSS_ALONE = 'use an estimator that needs the loss alone: gradest.recommend(neu
 def evaluate(
     f: Loss, points: Tensor, neuron: Neuron, estimator: Estimator, keep_graph: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the losses at the points and, if the estimator needs it, their gradient in the points."""
+    """Return the losses at the points and, if the estimator needs it, their gradient in the points.
+
+    keep_graph: whether the graph of the losses is kept, which trains the parameters of f.
+    """
+    outer, _in_progress.uses = _in_progress.uses, {} if keep_graph else None
+    try:
+        return _evaluated(f, points, neuron, estimator, keep_graph)
+    finally:
+        _in_progress.uses = outer
+
+
+def _evaluated(
+    f: Loss, points: Tensor, neuron: Neuron, estimator: Estimator, keep_graph: bool
+) -> tuple[Tensor, Tensor | None]:
     if transformed() or points.is_inference():
         points = points.clone()  # where writes are not counted, f writes to a copy
     if "grad" not in estimator.needs:
-        return losses_at(f, points.detach(), neuron.output_ndim), None
+        return _with_its_uses(losses_at(f, points.detach(), neuron.output_ndim)), None
     _check_differentiable(f, estimator)
     if transformed():
 
@@ -178,11 +250,18 @@ def evaluate(
         return loss, pull(torch.ones_like(loss))[0].detach()
     points = points.detach().requires_grad_()
     with torch.set_grad_enabled(True), plain_saved_tensors():
-        loss = losses_at(f, points, neuron.output_ndim)
+        loss = _with_its_uses(losses_at(f, points, neuron.output_ndim))
         grad = slope_at(points, loss, estimator.label(), keep_graph)
     if not (keep_graph and _depends_on_more(loss, points)):
         loss = loss.detach()  # otherwise backward would traverse f once more without use
     return loss, grad
+
+
+def _with_its_uses(loss: Tensor) -> Tensor:
+    """Return the losses of f, which what f used has looked at."""
+    for check, uses in (_in_progress.uses or {}).items():
+        check(uses, loss)
+    return loss
 
 
 def slope_at(points: Tensor, loss: Tensor, of: str, keep_graph: bool) -> Tensor:
