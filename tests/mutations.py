@@ -1249,8 +1249,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/estimation/ask_tell.py",
-        "asked is not estimator and asked.spec() != estimator.spec():",
-        "asked is not estimator and asked.name != estimator.name:",
+        "asked is not None and not asked.is_same(estimator):",
+        "asked is not None and asked.name != estimator.name:",
         "an estimator is told the losses that it asked for with other options",
         "tests/estimation/test_losses.py -k only_the_estimator",
     ),
@@ -1263,8 +1263,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/estimation/losses/evaluation.py",
-        "            if isinstance(node, BackwardCFunction):",
-        "            if node is points:",
+        "        if isinstance(node, BackwardCFunction):",
+        "        if node is points:",
         "parameters inside a checkpoint in f get no gradient",
         "tests/estimation/test_expectation.py -k function_of_its_own",
     ),

@@ -58,12 +58,19 @@ def test_every_name_resolves_and_is_documented(name: str) -> None:
     assert name in UNDOCUMENTED or inspect.getdoc(value)
 
 
-def test_submodules_need_no_import_of_their_own() -> None:
+def test_submodules_need_no_import_and_torch_s_compiler_is_not_waited_for() -> None:
+    """Importing the compiler takes seconds, and the service and `sample` do not need it before a layer is made."""
     script = """
+        import sys
         import gradest
-        for name in ("errors", "testing", "contract", "random", "nn"):  # none of them imports one that follows it
+        for name in ("errors", "testing", "contract", "random"):  # none of them imports one that follows it
             assert name not in vars(gradest), name
             getattr(gradest, name)
+        import gradest_service.app, torch
+        gradest.sample("bernoulli", torch.zeros(2))
+        assert "torch._dynamo" not in sys.modules
+        assert "nn" not in vars(gradest)
+        gradest.nn
         """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
 

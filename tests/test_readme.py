@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gradest.cli import main
 from gradest.testing import checks as testing
 from gradest_service.app import running
 
@@ -55,6 +57,24 @@ def shell(tmp_path):
             text=True,
             check=True,
         ).stdout
+
+    return run
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Runs a block of `gradest` commands in this process, and gives what they print."""
+
+    def run(text):
+        monkeypatch.chdir(tmp_path)
+        for line in text.replace("\\\n", " ").splitlines():
+            if words := shlex.split(line, comments=True):
+                assert words[0] == "gradest"
+                monkeypatch.setattr(sys, "argv", words)
+                with pytest.raises(SystemExit) as ended:
+                    main()
+                assert not ended.value.code
+        return capsys.readouterr().out
 
     return run
 
@@ -114,12 +134,20 @@ def test_curl_block(url, shell):
     assert answer["seed"] == 7
 
 
+@pytest.mark.deep
 def test_serve_block(shell):
     block = only("sh", "gradest serve --port").strip().removesuffix("&").replace("8000", "0")
     out = shell(
         f"{block} > out & for i in $(seq 300); do grep -q listening out && break; sleep 0.1; done; kill $!; wait $!; cat out"
     )
     assert "gradest is listening on http://127.0.0.1:" in out
+
+
+def test_the_options_of_the_serve_block(here):
+    words = only("sh", "gradest serve --port").split()
+    assert words[:2] == ["gradest", "serve"]
+    shown = here("gradest serve --help")
+    assert all(word in shown for word in words if word.startswith("--"))
 
 
 def test_keys_block(shell, tmp_path):
@@ -129,9 +157,9 @@ def test_keys_block(shell, tmp_path):
         assert re.search(shown, out)
 
 
-def test_compare_block(shell, tmp_path):
+def test_compare_block(here, tmp_path):
     """It draws a picture of the estimators that the README's picture shows."""
-    shell(only("sh", "gradest compare").replace("200000", "200"))
+    here(only("sh", "gradest compare").replace("200000", "200"))
     drawn = (tmp_path / "comparison.svg").read_text()
     kept = (ROOT / "docs/results/images/comparison.svg").read_text()
     for text in ("reinforce_centered", "rloo", "straight_through(derivative=sigmoid)", "root mean square error"):
@@ -139,18 +167,18 @@ def test_compare_block(shell, tmp_path):
         assert text in kept
 
 
-def test_recommend_block(shell):
-    out = shell(only("sh", "gradest recommend"))
+def test_recommend_block(here):
+    out = here(only("sh", "gradest recommend"))
     assert out.count("not for this case") == 2
     assert "double_cv(samples=8)" in out
 
 
-def test_reproduce_block(shell):
+def test_reproduce_block(here):
     """Its commands and options are there; tests/experiments runs them."""
     for line in only("sh", "gradest reproduce").splitlines():
         words = line.partition("#")[0].split()
         command = words[: 3 if "reproduce" in words else 2]
-        shown = shell(f"{' '.join(command)} --help")
+        shown = here(f"{' '.join(command)} --help")
         assert all(word in shown for word in words if word.startswith("--"))
 
 

@@ -44,9 +44,9 @@ def test_an_estimator_in_place_of_a_list_is_refused(estimators):
 
 
 def test_all_fitting_estimators_by_default():
-    table = gradest.compare(F, A, neuron="bernoulli", draws=20, seed=1)
+    table = gradest.compare(F, A, neuron="bernoulli", draws=20, seed=1, warm_up=2)
     assert [row.estimator for row in table.rows] == [e.name for e in comparable_estimators(gradest.neuron("bernoulli"))]
-    many = gradest.compare(F, torch.zeros(200), neuron="bernoulli", draws=20, seed=1)
+    many = gradest.compare(F, torch.zeros(200), neuron="bernoulli", draws=20, seed=1, warm_up=2)
     assert "enumeration" not in [row.estimator for row in many.rows]
     assert many.exact is not None  # by the objective's closed form
 

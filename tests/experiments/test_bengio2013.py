@@ -21,7 +21,9 @@ from gradest_experiments.bengio2013.training import build_row, train_row
 from gradest_experiments.engine import folder as run_folder
 from gradest_experiments.engine.data import Dataset, Split
 from gradest_experiments.engine.folder import RunFolder
+from tests.selection import deep
 
+QUICK = ("noisy_rectifier", "stochastic_binary")  # which have all that a row can have
 TINY = {"hidden": 5, "gates": 20, "batch": 8, "epochs": 3}
 
 
@@ -200,7 +202,11 @@ def test_the_dense_baselines_are_gates_of_sigmoids(name, monkeypatch):
         torch.testing.assert_close(emitted, torch.sigmoid(a))
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row",
+    [row if row.name in QUICK else pytest.param(row, marks=pytest.mark.deep) for row in ROWS],
+    ids=lambda row: row.name,
+)
 def test_every_row_learns(row, tmp_path):
     settings = row.settings(hidden=16, gates=40, batch=8, epochs=30, seed=1)
     train_row(settings, tiny_data(), tmp_path)
@@ -223,8 +229,15 @@ def test_the_weights_that_are_tested_are_those_of_the_best_epoch(tmp_path):
     assert {**found["test"], "epoch": found["valid"]["epoch"]} == found["valid"]
 
 
-@pytest.mark.parametrize("at", [7, 10, 14])
-@pytest.mark.parametrize("name", ["stochastic_times_smooth", "stochastic_binary", "noisy_rectifier"])
+@pytest.mark.parametrize(
+    ("name", "at"),
+    [
+        *(("stochastic_times_smooth", 7), ("stochastic_binary", 10), ("noisy_rectifier", 14)),
+        *deep(*(("stochastic_times_smooth", at) for at in (10, 14))),
+        *deep(*(("stochastic_binary", at) for at in (7, 14))),
+        *deep(*(("noisy_rectifier", at) for at in (7, 10))),
+    ],
+)
 def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
     settings, data = row_of(name).settings(**TINY), tiny_data()
     train_row(settings, data, tmp_path / "whole")

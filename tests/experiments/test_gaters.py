@@ -10,9 +10,14 @@ from gradest_experiments.gated.gaters import GATERS, compare_gaters, to_table
 from gradest_experiments.gated.training import train
 
 NAMES = [gater.name for gater in GATERS]
+QUICK = ("noisy_rectifier", "stochastic_times_smooth")  # one of each penalty
 
 
-@pytest.mark.parametrize("gater", GATERS, ids=NAMES)
+@pytest.mark.parametrize(
+    "gater",
+    [gater if gater.name in QUICK else pytest.param(gater, marks=pytest.mark.deep) for gater in GATERS],
+    ids=NAMES,
+)
 def test_every_row_learns_and_closes_gates(gater):
     result = train(gater.settings(epochs=10, hidden=32, gates=60))
     assert result.train.error < 0.3  # chance is 0.9

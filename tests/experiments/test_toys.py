@@ -18,6 +18,7 @@ from gradest_experiments.toys.polynomial import PolynomialPart
 from gradest_experiments.toys.probability import ProbabilityPart
 from gradest_experiments.toys.quadratic import QuadraticPart
 from gradest_experiments.toys.run import PARTS, choose, reproduce_toys
+from tests.selection import deep
 
 pytest.importorskip("altair")
 pytest.importorskip("vl_convert")
@@ -39,15 +40,16 @@ def contents(folder):
 
 
 @pytest.mark.slow
-def test_every_part_writes_data_plots_and_its_section(tmp_path):
-    report = reproduce_toys(tmp_path, TINY)
+@pytest.mark.parametrize("parts", [TINY[2:3], *deep((TINY,))], ids=["probability", "all"])
+def test_every_part_writes_data_plots_and_its_section(tmp_path, parts):
+    report = reproduce_toys(tmp_path, parts)
     assert report == tmp_path / "report.md"
     assert contents(tmp_path).keys() == {
         "report.md",
-        *(f"{name}/{file}" for name in PARTS for file in ("run.json", "metrics.jsonl", "chart.svg", "chart.png")),
+        *(f"{part.name}/{file}" for part in parts for file in ("run.json", "metrics.jsonl", "chart.svg", "chart.png")),
     }
     text = report.read_text()
-    for part in TINY:
+    for part in parts:
         assert f"## {part.title}" in text
         assert f"]({part.name}/chart.svg)" in text
         found = RunFolder.read(tmp_path / part.name)

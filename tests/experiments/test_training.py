@@ -19,6 +19,7 @@ from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.gated import training
 from gradest_experiments.gated.settings import GatedSettings
 from gradest_experiments.gated.training import GatedRun, Result, build_network, score, train
+from tests.selection import deep
 
 # with noise and a state, with momentum, with several points, with a steered coefficient
 PAIRS = [
@@ -67,7 +68,7 @@ def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize(("neuron", "estimator"), PAIRS)
+@pytest.mark.parametrize(("neuron", "estimator"), [*PAIRS[:2], *deep(*PAIRS[2:])])
 def test_a_run_resumed_after_an_interrupt_gives_the_same_numbers(small, tmp_path, monkeypatch, neuron, estimator):
     settings = small(neuron=neuron, estimator=estimator)
     whole = train(settings, out=tmp_path / "whole")
@@ -84,7 +85,7 @@ def test_a_run_resumed_after_an_interrupt_gives_the_same_numbers(small, tmp_path
     assert_same(tmp_path / "cut", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (2, 37)])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 0), *deep((2, 37))])
 def test_interrupts_at_the_first_and_the_last_minibatch(small, tmp_path, monkeypatch, epoch, step):
     whole = train(small(), out=tmp_path / "whole")
     with monkeypatch.context() as patch:

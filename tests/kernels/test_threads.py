@@ -70,6 +70,7 @@ def _fork() -> None:
     assert child.exitcode == 0
 
 
+@pytest.mark.deep
 def test_a_fork_has_threads_of_its_own() -> None:
     """In a process of its own, because pytest's may have threads that do not stand a fork."""
     process = multiprocessing.get_context("spawn").Process(target=_fork)

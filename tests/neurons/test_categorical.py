@@ -134,7 +134,7 @@ def test_the_wrong_event_ndim_is_named():
     ids=lambda objective: objective.name,
 )
 def test_compare_with_the_estimators_that_fit(objective):
-    table = gradest.compare(objective, A.float(), neuron=NEURON, draws=400, seed=1)
+    table = gradest.compare(objective, A.float(), neuron=NEURON, draws=400, seed=1, warm_up=3)
     assert [row.estimator for row in table.rows] == [estimator.name for estimator in comparable_estimators(NEURON)]
     for row in table.rows:
         assert row.claim != "none" or row.bias_in_se < 5

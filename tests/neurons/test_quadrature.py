@@ -63,7 +63,12 @@ UNITS = {
 }
 
 
-@pytest.mark.parametrize("name", UNITS)
+QUICK = ("binary_concrete 0.001", "noisy_sigmoid 0.05", "noisy_sigmoid 50.0", "hard_concrete 0.6666666666666666")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.deep) for name in UNITS]
+)
 def test_means_and_expectations_of_narrow_and_wide_units(name):
     """The gradient is compared with a central difference of scipy's integral; at 0.001, a wrong sign or factor would show."""
     neuron, expectation = UNITS[name]

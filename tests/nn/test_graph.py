@@ -10,6 +10,7 @@ from torch import nn
 import gradest
 from gradest.nn import Expectation, Stochastic, StochasticGraph
 from tests.nn.belief import WEIGHT, Belief, compiled_inside, compiled_outside, surrogate
+from tests.selection import deep
 
 # of z statistics: 5 is passed by chance once in 1.7 million, and a test looks at 19 of them
 Z = 5.0
@@ -75,14 +76,18 @@ PAIRS = [
     ("vimco", {"name": "vimco", "baseline": "arithmetic"}, 2, False),
     ("vimco", "vimco", 2, True),
 ]
+QUICK = [PAIRS[1], PAIRS[4], PAIRS[8]]  # layers with states, paths with a baseline of each other, and a bound
 
 
-@pytest.mark.parametrize(("first", "second", "samples", "flatten"), PAIRS)
+@pytest.mark.parametrize(
+    ("first", "second", "samples", "flatten"),
+    [pair if pair in QUICK else pytest.param(*pair, marks=pytest.mark.deep) for pair in PAIRS],
+)
 def test_two_layers_against_enumeration(first, second, samples, flatten):
     check(first, second, samples, flatten)
 
 
-@pytest.mark.parametrize(("estimator", "samples"), [("reinforce", None), ("rloo", 2), ("vimco", 2)])
+@pytest.mark.parametrize(("estimator", "samples"), [*deep(("reinforce", None)), ("rloo", 2), ("vimco", 2)])
 def test_a_cost_between_the_layers(estimator, samples):
     """rloo gets the cost-to-go, and vimco, whose target is a bound of the sum, all costs at every use."""
     check(estimator, estimator, samples, way=in_parts)
@@ -92,7 +97,7 @@ def test_a_cost_between_the_layers(estimator, samples):
     ("first", "second", "samples", "flatten"),
     [pytest.param(*case, marks=() if case in PAIRS[3:4] else pytest.mark.deep) for case in PAIRS],
 )
-@pytest.mark.parametrize("way", [compiled_inside, compiled_outside])
+@pytest.mark.parametrize("way", [compiled_inside, *deep(compiled_outside)])
 def test_two_layers_compiled(first, second, samples, flatten, way):
     check(first, second, samples, flatten, way, repeats=40)
 
@@ -168,7 +173,7 @@ def walk(model, batch, variant):
         (scalar if variant == "surrogates" else graph.surrogate()).backward()
 
 
-@pytest.mark.parametrize("variant", ["to go", "total", "baseline", "surrogates", "paths"])
+@pytest.mark.parametrize("variant", ["to go", *deep("total"), "baseline", *deep("surrogates"), "paths"])
 def test_a_loop_of_integer_actions(variant):
     torch.manual_seed(2)
     model, found = Walk("rloo" if variant == "paths" else "reinforce"), []

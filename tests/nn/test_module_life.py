@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 import gradest
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions, MissingLoss, UnknownPlugin
 from gradest.nn import ConditionalLinear, Expectation, Stochastic, StochasticGraph, broadcast_loss
+from tests.selection import deep
 
 UNITS = 5
 STATEFUL = {  # every estimator with a state: a layer that takes it
@@ -490,7 +491,7 @@ def test_a_compiled_layer_in_evaluation_follows_its_options():
     torch.testing.assert_close(function(a), gradest.neuron("noisy_rectifier", distribution="gaussian", std=2.0).mean(a))
 
 
-@pytest.mark.parametrize("estimator", ["nvil", "reinforce_average"])
+@pytest.mark.parametrize("estimator", ["nvil", *deep("reinforce_average")])
 def test_a_compiled_layer_needs_no_first_call(estimator):
     layer = build(estimator, event=(UNITS,))
     assert torch.equal(step_of(compiled(layer), layer), step(build(estimator)))

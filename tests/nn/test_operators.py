@@ -300,6 +300,7 @@ def test_many_points_break_the_graph_and_work():
             whole(way)(a)
 
 
+@pytest.mark.deep
 def test_with_a_torch_whose_operators_take_no_objects_a_layer_breaks_the_graph():
     script = """
         import sys

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, ToldAlready
 from gradest.nn import Stochastic, StochasticGraph, broadcast_loss
 from tests.nn.belief import Belief, compiled_inside, surrogate
+from tests.selection import deep
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,7 @@ def test_every_path_of_every_example_has_its_own_noise(flatten):
     assert len({tuple(row.tolist()) for row in h.reshape(30, 64)}) == 30
 
 
-@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.parametrize("flatten", [*deep(False), True])
 def test_a_compiled_network_is_not_compiled_for_every_batch(flatten):
     model = nn.Sequential(nn.Linear(2, 3), Stochastic("bernoulli", "rloo"))
     call = torch.compile(model, backend="aot_eager", fullgraph=True)

@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, vmap
 import gradest
 from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, NotDifferentiable
 from gradest.nn import Expectation, Stochastic, StochasticGraph, broadcast_loss
+from tests.selection import deep
 
 KINDS = [  # loss alone, dL/dh alone, both, with a state, with a state and autograd inside
     ("bernoulli", "reinforce"),
@@ -166,7 +167,7 @@ def test_a_sample_that_nobody_writes_to_is_drawn_once(monkeypatch):
     assert len(drawn) == 1
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, *deep(True)])
 def test_a_layer_that_needs_the_loss_inside_the_function_of_an_expectation(compiled):
     """With as many points as examples, the losses would fit the wrong rows."""
     outer, inner = Expectation("bernoulli", {"name": "rloo", "samples": 4}), Stochastic("bernoulli", "reinforce")

@@ -23,7 +23,8 @@ def make_loss():
 
 @pytest.fixture
 def executor(cluster):
-    return gradest.RayExecutor(num_cpus=1)
+    """Of two tasks at a time, because each worker takes seconds to import torch."""
+    return gradest.RayExecutor(num_cpus=2)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,7 @@ def test_errors_come_as_they_were_raised(executor):
     assert type(caught.value) is KeyError
 
 
+@pytest.mark.deep
 def test_a_callback_that_raises_ends_the_tasks(executor):
     def slow(h):
         time.sleep(2)
@@ -91,7 +93,7 @@ def test_a_callback_that_raises_ends_the_tasks(executor):
     began = time.monotonic()
     with pytest.raises(TimeoutError, match="enough"):
         gradest.estimate(slow, A, draws=10**6, estimator="reinforce", executor=executor, progress=stop)
-    # 256 blocks were submitted, more than a minute of work for four workers: those that had not begun delay nobody
+    # 256 blocks were submitted, more than a minute of work for two workers: those that had not begun delay nobody
     assert executor.submit(lambda: 7).result(timeout=60) == 7
     assert time.monotonic() - began < 60
 

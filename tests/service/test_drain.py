@@ -85,8 +85,11 @@ def begun(process):
 
 
 def test_readyz_says_so_before_the_port_closes():
+    """And who was asked before answers."""
     with serving(drain_seconds=3) as (process, client):
         assert client.get("/readyz").status_code == 200
+        accepted = post(client, 2.5)
+        begun(process)
         process.send_signal(signal.SIGTERM)
         told = time.monotonic()
         while (answer := client.get("/readyz")).status_code == 200:
@@ -101,6 +104,7 @@ def test_readyz_says_so_before_the_port_closes():
             assert httpx.post(f"{client.base_url}/v1/estimate", json=slow(0)).status_code == 200
             served += 1
         assert served > 0
+        assert accepted().status_code == 200
         assert process.wait(20) == 0
         assert 2.9 < time.monotonic() - told < 60
         with pytest.raises(httpx.ConnectError):
@@ -115,6 +119,7 @@ def test_a_keyboard_does_not_wait():
         assert process.wait(20) == 0
 
 
+@pytest.mark.deep
 def test_what_was_accepted_is_finished():
     with serving(drain_seconds=1, threads=1) as (process, client):
         running, waiting = post(client, 2.5), post(client, 0)
@@ -138,6 +143,7 @@ def test_a_second_signal_stops_at_once():
         assert isinstance(cut(), httpx.RemoteProtocolError)
 
 
+@pytest.mark.deep
 def test_the_process_ends_even_where_a_plugin_hangs():
     with serving(drain_seconds=0, deadline_seconds=1, shutdown_seconds=2) as (process, client):
         hanging = post(client, 600)
@@ -148,6 +154,7 @@ def test_the_process_ends_even_where_a_plugin_hangs():
         assert "still being computed" in process.stderr.read()
 
 
+@pytest.mark.deep
 def test_who_is_at_the_door_is_let_in():
     """Connections that the system has made while the process could not accept them, with a request or soon with one."""
     with serving(drain_seconds=0) as (process, client), ExitStack() as stack:

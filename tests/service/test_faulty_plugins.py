@@ -11,6 +11,7 @@ import torch
 import gradest
 from gradest.contract.estimator import Bias, Draw, Estimator, MonteCarlo
 from gradest.contract.neuron import Neuron
+from tests.selection import deep
 
 SECRET = "hunter2hunter2"
 
@@ -326,7 +327,7 @@ def hanging(registered):
 HANG = {"neuron": "bernoulli", "estimator": "hanging", "a": [[0.5]], "seed": 1}
 
 
-@pytest.mark.parametrize("method", ["accepts", "evaluations", "init", "forward", "backward"])
+@pytest.mark.parametrize("method", [*deep("accepts", "init", "forward"), "evaluations", "backward"])
 def test_what_hangs_holds_up_nobody_else(start, hanging, refused, monkeypatch, method):
     monkeypatch.setattr(Hanging, "where", method)
     service = start(deadline_seconds=3, threads=2)
@@ -349,7 +350,7 @@ def test_an_error_that_lists_what_fits_holds_up_nobody_else(start, hanging, refu
     assert service.post("/v1/sample", json=BODIES["sample"]).status_code == 200
 
 
-@pytest.mark.parametrize("batching", [True, False])
+@pytest.mark.parametrize("batching", [True, *deep(False)])
 def test_readyz_says_so_when_every_thread_hangs(start, hanging, refused, monkeypatch, batching):
     monkeypatch.setattr(Hanging, "where", "forward")
     service = start(deadline_seconds=0.5, threads=2, batching=batching)

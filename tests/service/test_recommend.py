@@ -27,11 +27,16 @@ def test_measures(http):
     a = [[0.5, -1.0, 2.0]]
     found = http.get(
         "/v1/recommend",
-        params={"objective": json.dumps(spec), "a": json.dumps(a), "evaluations": 4, "draws": 100, "seed": 5},
+        params={
+            "neuron": "binomial",
+            "objective": json.dumps(spec),
+            "a": json.dumps(a),
+            "evaluations": 4,
+            "draws": 100,
+            "seed": 5,
+        },
     ).json()
-    wanted = gradest.recommend(
-        "bernoulli", ["loss"], 4, f=gradest.objective(spec), a=torch.tensor(a), draws=100, seed=5
-    )
+    wanted = gradest.recommend("binomial", ["loss"], 4, f=gradest.objective(spec), a=torch.tensor(a), draws=100, seed=5)
     assert found == json.loads(json.dumps(wanted.to_dict()))
 
 

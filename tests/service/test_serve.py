@@ -15,6 +15,7 @@ from pydantic import ValidationError
 import gradest
 from gradest_service.app import create_app, running
 from gradest_service.settings import Settings
+from tests.selection import deep
 
 SERVE = "from gradest_service.app import serve; from gradest_service.settings import Settings; serve(Settings({}))"
 
@@ -26,7 +27,9 @@ def serve(settings):
     return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True, env=env)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "ending", [signal.SIGINT, *deep(signal.SIGTERM)]
+)  # of which test_drain and test_cli have another
 def test_serve_says_where_and_ends_well(ending):
     with serve("port=0") as process:
         line = process.stdout.readline().strip()
@@ -39,6 +42,7 @@ def test_serve_says_where_and_ends_well(ending):
     assert re.fullmatch(r"\S+ INFO answered request_id=\w+ method=GET route=/v1/neurons status=200 .*\n", errors)
 
 
+@pytest.mark.deep
 def test_a_taken_port_is_an_error():
     with socket.create_server(("127.0.0.1", 0)) as taken, serve(f"port={taken.getsockname()[1]}") as process:
         _, errors = process.communicate(timeout=60)

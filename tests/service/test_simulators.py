@@ -47,7 +47,7 @@ def test_each_call_counts_as_work(start, refused):
 
 def test_recommend(client):
     case = {"objective": "simulator", "a": torch.tensor(A[:1]), "draws": 8, "seed": 3}
-    found = client.recommend("bernoulli", ["loss", "grad"], evaluations=1, **case)
+    found = client.recommend("stochastic_rounding", ["loss", "grad"], evaluations=1, **case)
     reasons = {one.estimator: one.reasons for one in found.rejected}
     assert "not differentiable" in reasons["straight_through"][0]
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gradest.errors import GradestError
-from tests.usage.programs import Case, Gradients, cases
+from tests.usage.programs import Case, Gradients
 from tests.usage.ways import SLOW, WAYS
 
 RIGHT, ERROR = "right", "error"
@@ -81,17 +81,18 @@ def one_of_each_kind(all_cases: Iterable[Case]) -> list[Case]:
     return list(found.values())
 
 
-def cases_of(way: str, call: str) -> list[Case]:
+def cases_of(way: str, call: str, all_cases: Iterable[Case], pairs: Iterable[str]) -> list[Case]:
     """The cases of one call in the whole cross: every pair with its default options, and `plain` with all examples of options.
 
     Where a cell takes a second it is one neuron for each estimator: that of the pair that came first.
+    `pairs` are the labels of the pairs in the order in which they came, as `Kept` has them.
     """
-    found = [case for case in cases() if case.call == call]
+    found = [case for case in all_cases if case.call == call]
     if way != "plain":
         found = [case for case in found if not case.estimator.model_fields_set and not case.neuron.model_fields_set]
     if way not in SLOW:
         return found
-    place = {pair: number for number, pair in enumerate(Kept.load().pairs)}
+    place = {pair: number for number, pair in enumerate(pairs)}
     found.sort(key=lambda case: place.get(case.pair, len(place)))
     return list({case.estimator.name: case for case in reversed(found)}.values())
 

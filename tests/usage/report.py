@@ -59,13 +59,14 @@ def main(chosen: list[str]) -> None:
     """
     kept, faults = cells.Kept.load(), []
     known = set(kept.pairs)
-    kept.pairs += dict.fromkeys(case.pair for case in cases() if case.pair not in known)
+    all_cases = list(cases())
+    kept.pairs += dict.fromkeys(case.pair for case in all_cases if case.pair not in known)
     jobs = [(way, call) for way in chosen or WAYS for call in CALLS]
     with Progress() as progress:
         for way, call in progress.track(jobs, description="ways of use"):
             before = kept.sums.setdefault(way, {}).get(call) if not chosen else None
             counted = set(kept.pairs[: before["counted"]]) if before else set()
-            new = [case for case in cells.cases_of(way, call) if case.pair not in counted]
+            new = [case for case in cells.cases_of(way, call, all_cases, kept.pairs) if case.pair not in counted]
             try:
                 found = cells.summary((case, cells.run(way, case)) for case in new)
             except AssertionError as fault:
