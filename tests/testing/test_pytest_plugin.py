@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gradest.testing.checks import ESTIMATOR_CHECKS
 from tests.selection import deep
 
 PLUGIN = '''
@@ -37,7 +38,7 @@ class Half(MonteCarlo):
 def gradest_estimators():
     return [Half]
 '''
-CHECKS = 10
+CHECKS = len(ESTIMATOR_CHECKS)
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
