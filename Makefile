@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
 
-# The machine's cores run whole tests side by side; a test of small tensors gains nothing from threads of its own.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+# The machine's cores run whole tests side by side; a test of small tensors gains nothing from threads of its own. Bytecode is
+# kept, also where the environment says otherwise: each process that a test starts would compile gradest again.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
 # All tests of a file run in one of two processes, for they share what is slow to start. Files with slow tests come first.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -836,8 +836,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/nn/layers.py",
-        "        if losses_in_progress():",
-        "        if losses_in_progress() > 1:",
+        "        if losses_in_progress():\n            raise used_inside_loss(self._pair)",
+        "        if losses_in_progress() > 1:\n            raise used_inside_loss(self._pair)",
         "a layer inside the function of an Expectation is told the losses of other rows",
         "tests/nn/test_silent_errors.py -k inside_the_function",
     ),

@@ -107,7 +107,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*list(CASES)[:-1], *deep(*list(CASES)[-1:])])
 @pytest.mark.parametrize("f", [*deep(linear), cubic])
 def test_the_mean_over_all_choices_is_exact(case, f):
     spec, outcomes = CASES[case]

@@ -10,6 +10,7 @@ from scipy import stats
 import gradest
 from gradest.contract.neuron import Subset
 from gradest_estimators.gumbel_top_k import relaxed_top_k
+from tests.selection import deep
 
 FIVE = gradest.neuron("k_subset", k=5)
 
@@ -36,11 +37,9 @@ def quadratic(h):
     [
         "reinforce",
         "reinforce_average",
-        "reinforce_centered",
         "nvil",
-        {"name": "rloo", "samples": 4},
-        "muprop",
         {"name": "double_cv", "samples": 3},
+        *deep("reinforce_centered", {"name": "rloo", "samples": 4}, "muprop"),
     ],
     ids=str,
 )

@@ -45,6 +45,7 @@ MORE = [
 ]
 PULLED = ["binary_concrete", "hard_concrete", "noisy_sigmoid", "sigmoid"]
 DTYPES = [torch.float32, torch.float64]
+WIDE_DEEP = [torch.float32, *deep(torch.float64)]
 SHAPES = [(5, 3, 2), (1, 1030, 1), (1030, 1, 1), (40, 33, 2)]  # rows, units, draws
 if not INTERPRETED:
     SHAPES += [(70_000, 7, 2), (7, 70_001, 3), (3000, 1024, 2), (1, 1, 300)]
@@ -72,7 +73,7 @@ def test_in_the_interpreter(chosen):
 
 
 @on_a_device
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE_DEEP)
 @pytest.mark.parametrize(("rows", "units", "draws"), SHAPES)
 def test_uniform_numbers_are_the_references_bits(rows, units, draws, dtype):
     generator = torch.Generator().manual_seed(rows)
@@ -129,7 +130,7 @@ def test_the_two_values_of_a_binary_unit(dtype, monkeypatch):
 
 
 @on_a_device
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE_DEEP)
 def test_mirrored_noise(dtype, monkeypatch):
     neuron, a = gradest.neuron("bipolar"), pre_activations(9, 9, dtype=dtype)
     found = neuron.antithetic(gradest.Key(5), a, 3)
@@ -207,7 +208,9 @@ def test_many_classes(name, classes, monkeypatch):
 
 
 @on_a_device
-@pytest.mark.parametrize("kernel", NEURONS)
+@pytest.mark.parametrize(
+    "kernel", ["binary", "one_hot", *deep(*(kernel for kernel in NEURONS if kernel not in ("binary", "one_hot")))]
+)
 def test_strides_and_rows(kernel, monkeypatch):
     """Of a, of seeds and of row numbers: a row has the same bits alone."""
     neuron = gradest.neuron(NEURONS[kernel])
@@ -230,7 +233,7 @@ def test_nothing_to_draw(kernel, shape):
 
 
 @on_a_device
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", WIDE_DEEP)
 @pytest.mark.parametrize("shape", [(2, 40, 3), (1, 1), (3, 33), (1, 2500), (0, 3), (3, 0, 4)])
 def test_the_backward_of_a_softmax_has_the_references_bits(shape, dtype):
     """For saturated outputs, and for several that are the largest; strides too."""

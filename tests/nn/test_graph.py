@@ -76,7 +76,12 @@ PAIRS = [
     ("vimco", {"name": "vimco", "baseline": "arithmetic"}, 2, False),
     ("vimco", "vimco", 2, True),
 ]
-QUICK = [PAIRS[1], PAIRS[4], PAIRS[8]]  # layers with states, paths with a baseline of each other, and a bound
+QUICK = [
+    PAIRS[1],
+    PAIRS[4],
+    PAIRS[6],
+    PAIRS[8],
+]  # states, a baseline of other paths, paths that are averaged, and a bound
 
 
 @pytest.mark.parametrize(
