@@ -64,7 +64,13 @@ def philox4x32(
     key: tuple[int, int], counter: tuple[int, int, int, int], rounds: int = ROUNDS
 ) -> tuple[int, int, int, int]: ...
 @overload
-def philox4x32(key: _Words, counter: _Counter, rounds: int = ROUNDS) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def philox4x32(
+    key: tuple[Tensor, Tensor | int], counter: _Counter, rounds: int = ROUNDS
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+@overload
+def philox4x32(
+    key: _Words, counter: tuple[Tensor, Tensor | int, Tensor | int, Tensor | int], rounds: int = ROUNDS
+) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 def philox4x32(
     key: _Words, counter: _Counter, rounds: int = ROUNDS
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | tuple[int, int, int, int]:
