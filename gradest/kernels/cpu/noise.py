@@ -20,9 +20,7 @@ _M0, _M1 = map(np.uint64, MULTIPLIERS)
 _W0, _W1 = map(np.uint64, WEYL)
 _LOW, _BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
 _LOWER = np.uint64(LOWER_WORDS)
-_LONG_ROW = (
-    32  # a row with this many units is worth a loop of its own; units of shorter ones are drawn for many rows at once
-)
+_LONG_ROW = 32  # a row with this many units is worth a loop of its own; shorter ones are drawn many at a time
 
 # A word is the lower half of a uint64, whose upper half may hold anything. So the vector unit multiplies words where they are,
 # and two words of a result are joined to one uint64, which lies in memory as they do.
@@ -126,13 +124,8 @@ def locate(
 @compiled
 def _encrypt_row(numbers: Any, row: Any, counter: Any, count: Any, draw: Any, stream: Any, words: Any) -> None:
     """Write the words of `count` counters of one row, from number `counter` on."""
-    c1, c2, c3, k0, k1 = (
-        uint64(draw),
-        uint64(numbers[0, row]),
-        uint64(stream),
-        uint64(numbers[1, row]),
-        uint64(numbers[2, row]),
-    )
+    c1, c2, c3 = uint64(draw), uint64(numbers[0, row]), uint64(stream)
+    k0, k1 = uint64(numbers[1, row]), uint64(numbers[2, row])
     for i in range(count):
         words[2 * i], words[2 * i + 1] = _philox(counter + uint64(i), c1, c2, c3, k0, k1)
 
