@@ -41,6 +41,7 @@ from gradest.contract.plugin import Plugin
 from gradest.discovery.faults import name_of_class, read_attribute
 from gradest.discovery.registry import registry
 from gradest.estimation.estimate import estimate
+from gradest.random import VERSION
 
 __all__ = [
     "CERTIFICATES_FILE",
@@ -87,6 +88,8 @@ class Certificate:
     """The estimator's options that are not the defaults, in their JSON form."""
     neuron_options: dict[str, Any] = field(default_factory=dict)
     """Those of the neuron."""
+    noise: int = 1
+    """The version of the noise with which it was measured, `gradest.random.VERSION`; the law of the estimator is that of any."""
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -177,6 +180,7 @@ def certify(estimator: Estimator, neuron: Neuron, progress: Callable[[int, int],
         probe=_measure_probe(estimator, neuron),
         records=tuple(records),
         signals=tuple(signals),
+        noise=VERSION,
     )
 
 
@@ -296,6 +300,7 @@ Each estimator is measured on four losses, a linear, a quadratic and a cubic one
 with the exact gradient, which comes from enumeration, or from quadrature for units with continuous output. A bias of more than
 {SIGNIFICANCE_SE:g} standard errors is printed in **bold**. Where the claim excludes a bias, a bold number would
 contradict it, and `gradest certify` fails. The losses are continuous, which the claim "none for continuous losses" requires.
+The file of certificates states for each the version of the noise; the law of an estimator is the same under all.
 """
 _SIGNAL = f"""\
 ## Signal of one evaluation

@@ -157,7 +157,7 @@ def test_expect_in_every_type(either, estimator, dtype):
     for found, wanted in zip(there[:3], here[:3], strict=True):
         assert found.dtype == wanted.dtype
         if estimator == "vimco" and dtype.itemsize == 2:  # its value is computed in float32 there, and then rounded
-            assert torch.allclose(found, wanted, rtol=0.02)
+            assert torch.allclose(found, wanted, rtol=0.02, atol=2**-8)
         else:
             assert_same(found, wanted)
 
