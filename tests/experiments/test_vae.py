@@ -231,7 +231,8 @@ def test_a_run_writes_what_it_is_and_what_it_measured(tmp_path):
 
 
 def test_training_learns(tmp_path):
-    run = run_of("rloo", steps=150, eval_every=150, learning_rate=0.02, seed=1)  # whose weights begin far from what is best
+    # with a seed whose weights begin far from what is best
+    run = run_of("rloo", steps=150, eval_every=150, learning_rate=0.02, seed=1)
     train_vae(run, tiny_images(), tmp_path)
     first, last = [row["elbo"] for row in RunFolder.read(tmp_path).rows() if row["kind"] == "valid"]
     assert last > first + 0.3
