@@ -19,7 +19,7 @@ from gradest.errors import Inexact, InvalidInput, NotDifferentiable, PluginFault
 from gradest.estimation.arguments import check_count, check_pre_activations
 from gradest.estimation.estimate import estimate_checked
 from gradest.estimation.events import EventDims, EventLayout
-from gradest.estimation.exact import exact_or_raise
+from gradest.estimation.exact import check_outside_transforms, exact_or_raise
 from gradest.estimation.losses.checks import checked_loss
 from gradest.estimation.losses.evaluation import flattened
 from gradest.estimation.results import Estimate
@@ -67,8 +67,10 @@ def compare(
     `skipped` gives the reason.
 
     Raises InvalidInput if `estimators` is not a list or if rows of the batch share a loss, Incompatible if an estimator that is
-    named does not fit the neuron, PluginFault if all estimators fail, and what `estimate` raises.
+    named does not fit the neuron and inside a transform of torch.func, PluginFault if all estimators fail, and what `estimate`
+    raises.
     """
+    check_outside_transforms("compare")
     neuron = registry.neuron(neuron)
     layout = None if event_dims is None else EventLayout.of(neuron, a, event_dims)
     if layout is not None:

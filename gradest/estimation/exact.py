@@ -23,12 +23,13 @@ from gradest.contract.neuron import Continuous, Neuron, event_shape
 from gradest.contract.objective import Loss, Objective
 from gradest.contract.target import Target
 from gradest.discovery.registry import NeuronSpec, registry
-from gradest.errors import Inexact, InvalidInput, NotDifferentiable, TooManyPoints
+from gradest.errors import Incompatible, Inexact, InvalidInput, NotDifferentiable, TooManyPoints
 from gradest.estimation.arguments import at_least_float32, check_pre_activations
 from gradest.estimation.ask_tell import check_feedback_finite
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.losses.checks import checked_loss
 from gradest.estimation.losses.evaluation import CHUNK, flattened, leads_to, losses_at
+from gradest.kernels import transformed
 from gradest.kernels.stable import drop_impossible
 
 __all__ = ["closed_form", "exact", "exact_checked", "exact_or_raise"]
@@ -63,10 +64,10 @@ def exact(
     Inexact is raised: as where E[f(h)] is infinite, or lies so far in a tail that no level reaches it. f is evaluated in the
     dtype of `a`; the sum is in float64. Where the outputs move with `a`, f must be differentiable.
 
-    Raises TooManyPoints if it would take more than 2^20 points, NotDifferentiable if it takes dL/dh that f does not have, and
-    InvalidInput if f is random (dropout), normalises over points
-    (BatchNorm in training mode), or if rows of the batch share a loss, which `event_dims` is for. f is checked for these once, at
-    a few points. Buffers of the modules that f refers to are left as they were.
+    Raises TooManyPoints if it would take more than 2^20 points, NotDifferentiable if it takes dL/dh that f does not have,
+    Incompatible inside a transform of torch.func, and InvalidInput if f is random (dropout), normalises over points (BatchNorm in
+    training mode), or if rows of the batch share a loss, which `event_dims` is for. f is checked for these once, at a few points.
+    Buffers of the modules that f refers to are left as they were.
 
     target: another quantity than E[f(h)], such as `gradest.Risk()` or `estimator.target()`. One of n samples takes the n-th power
         of the points. One that is no mean, as a risk, holds the losses of all of them at once, and of fewer.
@@ -81,6 +82,7 @@ def exact(
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance > 0:
         raise InvalidInput(f"tolerance must be a number above 0, not {tolerance!r}")
+    check_outside_transforms("exact")
     neuron = registry.neuron(neuron)
     if event_dims is not None:
         layout = EventLayout.of(neuron, a, event_dims)
@@ -93,6 +95,15 @@ def exact(
     wide = check_pre_activations(a, neuron)
     with checked_loss(f, wide, neuron, a.dtype, refuse=True):
         return exact_checked(f, a, neuron, target, allow_inf, progress, tolerance)
+
+
+def check_outside_transforms(name: str) -> None:
+    """Raise Incompatible inside a transform of torch.func, where torch.autograd does not work, by which exact gradients come."""
+    if transformed():
+        raise Incompatible(
+            f"{name} does not run inside a transform of torch.func, such as vmap or grad. Call it outside of the transform, "
+            "with all examples in one batch"
+        )
 
 
 def exact_checked(

@@ -243,3 +243,18 @@ def test_what_a_transform_refuses():
 def test_evaluation_maps():
     model, x = Gated("reinforce_average").eval(), torch.randn(6, 3)
     assert torch.allclose(vmap(lambda x: model(x[None])[0])(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("call", [gradest.exact, lambda f, a: gradest.compare(f, a, estimators=["rloo"], draws=2)])
+def test_exact_gradients_are_computed_outside_of_transforms(call, mapped):
+    """Also at pre-activations that the transform does not touch."""
+    a = torch.zeros(3, 2)
+
+    def inside(x):
+        call(lambda h: (h**2).sum(-1), x if mapped else a)
+        return x.sum()
+
+    for transform in (vmap, grad):
+        with pytest.raises(Incompatible, match=r"does not run inside a transform of torch\.func"):
+            transform(inside)(a)
