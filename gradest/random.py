@@ -77,7 +77,8 @@ def philox4x32(
     """Compute Philox-4x32: two 32-bit words of key and four of counter give four random words.
 
     Words are ints, or integer tensors that broadcast together (int64 holding 0 <= word < 2**32, or int32 or uint32 bit
-    patterns). All ints give ints; any tensor gives int64 tensors of unsigned words. Raises InvalidInput for any other word.
+    patterns). All ints give ints; any tensor gives int64 tensors of unsigned words. Raises InvalidInput for any other word, and
+    for `rounds` that are no integer of at least 1.
 
     >>> [hex(word) for word in philox4x32((0, 0), (0, 0, 0, 0))]
     ['0x5f6fb709', '0xd893f64', '0x4f121f81', '0x4f730a48']
@@ -85,10 +86,11 @@ def philox4x32(
     for word in (*key, *counter):
         if not isinstance(word, Tensor) or word.dtype not in (torch.int32, torch.uint32):
             _check_integers("a word of philox4x32", word, _WORD_BITS)
-    given = [word.device for word in (*key, *counter) if isinstance(word, Tensor)]
+    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        raise InvalidInput(f"rounds must be an integer of at least 1, not {rounds!r}")
     k0, k1, c0, c1, c2, c3 = (_unsigned(_to_word(word)) for word in (*key, *counter))
     words = philox((k0, k1), (c0, c1, c2, c3), rounds)
-    if given:
+    if any(isinstance(word, Tensor) for word in (*key, *counter)):
         return words
     w0, w1, w2, w3 = (int(word) for word in words)
     return w0, w1, w2, w3
@@ -261,10 +263,10 @@ class Key:
         """Return 32-bit words for each row, int32 tensors `[rows]`: the two of its seed, and its number.
 
         They are what a fused kernel of your own needs, with `stream`. Units are numbered within the flattened event. The word x
-        of a unit in a draw is number unit % 4 of the four of Philox((word0, word1), (unit // 4, draw, row, stream)), with 7
-        rounds. A float32 number is ((x >> 8) | 1) · 2**-24, shifted as unsigned. A float64 number is
-        (((x << 21) | (y >> 11)) | 1) · 2**-53, where y is the word with unit // 4 + 2**31 in place of unit // 4. A kernel that
-        computes these has the bits of `uniform`, as the conformance kit checks of a neuron that overrides `sample`.
+        of a unit in a draw is word unit % 4 of Philox((word0, word1), (unit // 4, draw, row, stream)), with 7 rounds. A float32
+        number is ((x >> 8) | 1) · 2**-24, shifted as unsigned. A float64 number is (((x << 21) | (y >> 11)) | 1) · 2**-53, where
+        y is the word that unit // 4 + 2**31 gives in place of unit // 4. A kernel that computes these has the bits of `uniform`,
+        as the conformance kit checks of a neuron that overrides `sample`.
         """
         (first, second), rows = as_tensors(*self._words(batch_shape, torch.device(device))[:2], device)
         return first, second, rows

@@ -194,6 +194,9 @@ def test_other_numbers_that_are_no_words_are_refused():
             Key(1).fold_in(number)
         with pytest.raises(InvalidInput, match="word"):
             philox4x32((0, number), (0, 0, 0, 0))
+    for rounds in (0, -1, 1.5, True, "7"):
+        with pytest.raises(InvalidInput, match="rounds"):
+            philox4x32((0, 0), (0, 0, 0, 0), rounds)
     for seed in (-1, 1 << 53, (1 << 53) + 1, 1 << 62):
         with pytest.raises(InvalidInput, match=f"seed.*{seed}"):
             Key(torch.tensor([1, seed]))

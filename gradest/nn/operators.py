@@ -144,14 +144,7 @@ def draw(
 
 @draw.register_fake
 def _(
-    handle: Any,
-    a: Tensor,
-    state: list[Tensor],
-    salt: Tensor,
-    shape: Sequence[int],
-    paths: int,
-    flat: bool,
-    needs_slope: bool,
+    handle: Any, a: Tensor, state: list[Tensor], salt: Tensor, shape: Sequence[int], *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return a.new_empty(shape), a.new_zeros(()), torch.empty(3, dtype=torch.int64)
 

@@ -113,7 +113,7 @@ def _pair_corrections(log_q: Tensor, others: int) -> Tensor:
     one = torch.where(both > 0, (1 - q) / (1 - torch.exp(torch.log(both) - log_q)), 1 - q)
     neither, step = (1 - q) ** 2 / (1 - 2 * q + both), 1
     before = torch.nn.functional.pad(neither[..., :-1], (1, 0), value=1.0)
-    while step < before.shape[-1]:  # products of what comes before, by doubling
+    while step < before.shape[-1]:  # each step doubles how many of the factors before a place its product has
         before = before * torch.nn.functional.pad(before[..., :-step], (step, 0), value=1.0)
         step *= 2
     return torch.nn.functional.pad(one * before, (0, 1))

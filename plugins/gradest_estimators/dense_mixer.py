@@ -22,7 +22,7 @@ class DenseMixer(MonteCarlo):
     It estimates E[L'(h) dp/da]. Biased for k < n, even for linear losses, for which it is the gradient of E[L(p)] in place of
     E[L(h)]. With k = n it is `held_noise`, and unbiased.
 
-    In the source p has no noise, and the gates are p on the k largest, not divided by their sum; here both follow the unit.
+    In the paper p has no noise, and the gates are p on the k largest, not divided by their sum; here both follow the unit.
     On `categorical` the same idea is `straight_through` with derivative="sigmoid".
 
     Introduced by Yao, Cui, Zhang, Liu, Hao, Zhao, Liu, Liu, Liu and Shang (2025), DenseMixer: Improving MoE Post-Training
