@@ -134,12 +134,21 @@ def test_an_infinite_derivative_at_an_output_that_moves():
         torch.testing.assert_close(gradient, torch.ones(1, 1, dtype=torch.float64))
 
 
+class IfOpen(gradest.Separable):
+    name, summary = "if_open", "h, and infinite where a unit is closed"
+
+    def per_unit(self, h):
+        return torch.where(h > 0, h, INF)
+
+
 @pytest.mark.parametrize("name", ["noisy_rectifier", "hard_concrete", "stochastic_gate"])
 def test_an_atom_of_a_continuous_unit(name):
     """At a = 800 these are never closed."""
     a = torch.tensor([[800.0]], dtype=torch.float64)
     loss, _ = gradest.exact(lambda h: torch.where(h > 0, h, INF).sum(-1), a, name, allow_inf=True)
     torch.testing.assert_close(loss, gradest.neuron(name).mean(a)[0])
+    expectation = IfOpen().expectation(gradest.neuron(name), a)
+    torch.testing.assert_close(expectation, gradest.neuron(name).mean(a)[0])
 
 
 def test_a_separable_objective():
