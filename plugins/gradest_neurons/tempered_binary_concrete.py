@@ -77,7 +77,7 @@ class TemperedBinaryConcrete(Squashed):
     def quadrature(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """Return h at nodes of m + z, weighted with its density.
 
-        h, and so x = (m + z)/τ, is fixed at the present value of a; the density of z = τ x - m is differentiated in m and in log τ.
+        h, and so x = (m + z)/τ, is fixed at the present value of a; the density of z = τ x - m is differentiated in both.
         That of x is τ times it, a factor that is the same at all nodes, so that `normalised` supplies it.
         """
         logit, log_temperature = _parts(a)
