@@ -1003,6 +1003,27 @@ MUTATIONS = (
         "tests/neurons/test_logistic_normal.py -k derivative",
     ),
     Mutation(
+        "plugins/gradest_neurons/correlated_binary_concrete.py",
+        "(largest - rest) / n",
+        "(largest + rest) / n",
+        "the nodes of the law have another correlation than the draws",
+        "tests/neurons/test_correlated_binary_concrete.py -k relaxed_law",
+    ),
+    Mutation(
+        "plugins/gradest_neurons/invertible_gaussian.py",
+        "noise / self.std / self.std",
+        "noise / self.std",
+        "the score of the density is off by the deviation",
+        "tests/neurons/test_invertible_gaussian.py -k inverse",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/entropic_risk.py",
+        "torch.stack([value - self.combine(rest) for rest in others])",
+        "torch.stack([value - self.combine(loss) + 0 * rest[0] for rest in others])",
+        "a sample is credited with nothing",
+        "tests/estimators/test_entropic_risk.py -k unbiased",
+    ),
+    Mutation(
         "plugins/gradest_neurons/tempered_binary_concrete.py",
         "torch.stack([steep * slope, -x * slope], -1)",
         "torch.stack([steep * slope, x * slope], -1)",

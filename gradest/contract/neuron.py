@@ -269,7 +269,7 @@ class Scored(Neuron):
 
 
 class Density(Continuous, Reparameterised):
-    """A reparameterised neuron whose output has a density on all numbers, without atoms or bounds that move with `a`."""
+    """A reparameterised neuron whose output has a density, on a set that does not move with `a`, without atoms."""
 
     @abstractmethod
     def density_score(self, a: Tensor, noise: Tensor) -> Tensor:

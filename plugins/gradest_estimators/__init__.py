@@ -13,6 +13,7 @@ from gradest_estimators.disarm import Disarm
 from gradest_estimators.double_cv import DoubleCv
 from gradest_estimators.dr_grpo import DrGrpo
 from gradest_estimators.eat import Eat
+from gradest_estimators.entropic_risk import EntropicRisk
 from gradest_estimators.enumeration import Enumeration
 from gradest_estimators.evolution import Evolution
 from gradest_estimators.gapped_straight_through import GappedStraightThrough
@@ -72,6 +73,7 @@ def gradest_estimators() -> list[type[Estimator]]:
         Disarm,
         DoubleCv,
         DrGrpo,
+        EntropicRisk,
         Enumeration,
         Evolution,
         Eat,

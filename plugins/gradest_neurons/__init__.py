@@ -7,11 +7,13 @@ from gradest_neurons.binary_concrete import BinaryConcrete
 from gradest_neurons.binomial import Binomial
 from gradest_neurons.bipolar import Bipolar
 from gradest_neurons.categorical import Categorical
+from gradest_neurons.correlated_binary_concrete import CorrelatedBinaryConcrete
 from gradest_neurons.diagonal_gaussian import DiagonalGaussian
 from gradest_neurons.gaussian import Gaussian
 from gradest_neurons.gumbel_softmax import GumbelSoftmax
 from gradest_neurons.hard_concrete import HardConcrete
 from gradest_neurons.heaviside import Heaviside
+from gradest_neurons.invertible_gaussian import InvertibleGaussian
 from gradest_neurons.k_subset import KSubset
 from gradest_neurons.logistic_normal import LogisticNormal
 from gradest_neurons.noisy_rectifier import NoisyRectifier
@@ -40,11 +42,13 @@ def gradest_neurons() -> list[type[Neuron]]:
         Binomial,
         Bipolar,
         Categorical,
+        CorrelatedBinaryConcrete,
         DiagonalGaussian,
         Gaussian,
         GumbelSoftmax,
         HardConcrete,
         Heaviside,
+        InvertibleGaussian,
         KSubset,
         LogisticNormal,
         NoisyRectifier,
