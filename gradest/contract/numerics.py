@@ -1,12 +1,12 @@
 """Arithmetic for plugins: functions whose result for a row is the same in any batch, quadrature, and the kernels.
 
-torch's own sigmoid, softplus and sums give a row other last bits in another batch, because they vectorise differently; those here
-do not. `portable` holds functions that give the same bits on every device and in every kernel.
+torch's own sigmoid, softplus, sinh and sums give a row other last bits in another batch, because they vectorise differently;
+those here do not. `portable` holds functions that give the same bits on every device and in every kernel.
 
     leading_sum, leading_mean          over the first dim, in an order of their own
     leave_one_out                      (x_k - mean x) / (K - 1) over the first dim
     drop_impossible                    losses with 0 in place of those of probability 0, before they meet their probabilities
-    sigmoid, softplus, logit, normal_cdf
+    sigmoid, softplus, logit, sinh_cosh, normal_cdf
     widen                              to float32 at least
     gauss_legendre, spread, panels     quadrature for the law of a continuous unit
     select, fused                      the kernel of a name for tensors on a device; see `gradest.kernels`
@@ -31,6 +31,7 @@ from gradest.kernels.stable import (
     logit,
     normal_cdf,
     sigmoid,
+    sinh_cosh,
     softplus,
     widen,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "portable",
     "select",
     "sigmoid",
+    "sinh_cosh",
     "softmax_backward",
     "softplus",
     "spread",
@@ -97,7 +99,7 @@ def panels(
     here = a.detach()
     centre, bend = here.clamp(lower, upper), torch.full_like(here, place).clamp(lower, upper)
     # what varies quickly near the kink is seen from the centre at this distance
-    width = torch.hypot(here - place, torch.full_like(here, size)).clamp(max=scale)
+    width = ((here - place).square() + size * size).sqrt().clamp(max=scale)
     first_is_bend = bend <= centre
     size_of_bend = torch.full_like(here, size)
     starts = torch.where(first_is_bend, bend, centre), torch.where(first_is_bend, centre, bend)
@@ -108,8 +110,9 @@ def panels(
     for side, sign, end in ((0, -1, lower), (0, 1, middle), (1, -1, middle), (1, 1, upper)):
         start, unit = starts[side], sizes[side]
         reach = torch.asinh((end - start).abs() / unit)
-        step = sign * unit * torch.sinh(reach * t)
+        sinh, cosh = sinh_cosh(reach * t)
+        step = sign * unit * sinh
         x.append(start + step)
         z.append((start - here) + step)  # exact where the part starts at a
-        dx.append(w * reach * unit * torch.cosh(reach * t))
+        dx.append(w * reach * unit * cosh)
     return torch.cat(x), torch.cat(z) + (here - a), torch.cat(dx)
