@@ -67,7 +67,7 @@ def run(out: Path, seed: int = 0, *, full: bool = False) -> Path:
     _write(out / PAGE, shown)
     console.print(f"\nThe pictures are in {out / PAGE}. The demo took {time.perf_counter() - began:.0f} seconds.")
     if not full:
-        console.print("`gradest demo --full` prints all tables, and README.md has the way on from here.")
+        console.print("`gradest demo --full` prints all tables. README.md says where to go on.")
     return out / PAGE
 
 
@@ -127,7 +127,7 @@ def _write(path: Path, scenes: Sequence[Scene]) -> None:
         if scene.digits is not None:
             caption = "Above: digits of the data. Below: what the decoder makes of their bits."
             figures.append(f"<figure><figcaption>{caption}</figcaption>{_draw_digits(scene)}</figure>")
-        body.append('<div class="charts">\n' + "\n".join(figures) + "\n</div>")
+        body.append('<div class="charts wide">\n' + "\n".join(figures) + "\n</div>")
     data = [{"title": scene.title, "head": [*scene.head], "rows": [[*row] for row in scene.rows]} for scene in scenes]
     write_page(path, "gradest: the demo", body, data)
 
