@@ -884,7 +884,7 @@ MUTATIONS = (
         "tests/nn/test_silent_errors.py -k penalty_that_is_added",
     ),
     Mutation(
-        "gradest/nn/recomputation.py",
+        "gradest/estimation/losses/repetition.py",
         "    return torch._C._current_graph_task_id() != -1",
         "    return torch._C._current_graph_task_id() < -1",
         "an activation checkpoint draws a second sample, which is told no loss",
@@ -913,8 +913,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/random.py",
-        "    outside = value.to(torch.int64) >> bits != 0  # the shift keeps the sign",
-        "    outside = value.to(torch.int64) < 0",
+        "    outside = value >> bits != 0  # the shift keeps the sign",
+        "    outside = value < 0",
         "rows 0 and 2**32 have the same noise",
         "tests/test_random.py -k noise_of_others",
     ),
@@ -1099,6 +1099,20 @@ MUTATIONS = (
         "        elif given and self._form is not None and given.keys() != self._form.keys():",
         "the state of another event shape is loaded",
         "tests/nn/test_module_life.py -k 'another_event'",
+    ),
+    Mutation(
+        "gradest/estimation/expectation.py",
+        "        state = state_of_first_call(key.seed, a) or state",
+        "        state_of_first_call(key.seed, a)",
+        "a checkpoint repeats a call of expect from a state that has seen its losses",
+        "tests/estimation/test_repetition.py -k no_checkpoint",
+    ),
+    Mutation(
+        "gradest/contract/estimator.py",
+        '            counts = (x._version - wrote for x, wrote in zip((state["points"], state["a"]), written, strict=True))',
+        '            counts = (x._version for x, wrote in zip((state["points"], state["a"]), written, strict=True))',
+        "a copy of a draw forgets that its points were written to",
+        "tests/estimation/test_losses.py -k copy_of_a_draw",
     ),
     Mutation(
         "gradest/nn/recomputation.py",
