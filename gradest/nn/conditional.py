@@ -133,11 +133,10 @@ class ConditionalLinear(nn.Linear):
         """Return gates * (x W^T + b). Raises InvalidInput for shapes, dtypes or devices that do not fit."""
         if gates is None:
             return super().forward(x)
-        # the decorator of _compiled costs as much as the rest of the overhead of a call
-        return self._compiled(x, gates) if torch.compiler.is_compiling() else self._forward(x, gates)
+        if torch.compiler.is_compiling():
+            from gradest.nn.outside import conditional_forward  # noqa: PLC0415  # it imports the compiler
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _compiled(self, x: Tensor, gates: Tensor) -> Tensor:
+            return conditional_forward(self._forward, x, gates)
         return self._forward(x, gates)
 
     def _forward(self, x: Tensor, gates: Tensor) -> Tensor:

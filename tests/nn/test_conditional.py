@@ -492,6 +492,8 @@ def test_torch_compile_breaks_the_graph_there():
     assert torch.equal(compiled(x, gates), layer(x * 2, gates).square().sum())
     compiled(x, gates).backward()
     torch.testing.assert_close(x.grad, torch.autograd.grad(layer(x * 2, gates).square().sum(), x)[0])
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="a ConditionalLinear layer with gates breaks the graph"):
+        torch.compile(lambda x, gates: layer(x * 2, gates), backend="eager", fullgraph=True)(x, gates)
 
 
 @pytest.mark.parametrize(
