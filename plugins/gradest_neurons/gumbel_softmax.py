@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+from gradest.contract.cost import Cost
 from gradest.contract.numerics import (
     gauss_legendre,
     leading_sum,
@@ -88,6 +89,19 @@ class GumbelSoftmax(Squashed):
         kernel = select("softmax_backward", a.device)
         return kernel(h, grad_h.to(h.dtype), 1 / self.temperature)  # type: ignore[no-any-return]
 
+    def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of the nodes that are held at a time, and the work of all."""
+        elements, nodes = math.prod(batch) * math.prod(event), self._count_nodes(event[-1])
+        return Cost(elements * min(nodes, _NODES_PER_CHUNK), elements * nodes)
+
+    def law_size(self, a: Tensor) -> int:
+        """Return the number of nodes times the size of `a`."""
+        return self._count_nodes(a.shape[-1]) * a.numel()
+
+    def _count_nodes(self, classes: int) -> int:
+        of_dim = _NODES_PER_DIM.get(classes)
+        return _SOBOL_POINTS if of_dim is None else int(classes * of_dim ** (classes - 1))
+
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h], summed over a few nodes of the law at a time to save memory."""
         wide, (nodes, weights) = widen(a), _simplex(a.shape[-1], 0)
@@ -154,7 +168,7 @@ def _perturbed(a: Tensor, nodes: Tensor, winner: int | None) -> Tensor:
     return -torch.where(torch.arange(a.shape[-1], device=a.device) == winner, 0, below)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)  # of many classes, a table has tens of megabytes
 @torch.inference_mode(False)  # a cached inference tensor could not take part in a later autograd graph
 def _simplex(classes: int, level: int) -> tuple[Tensor, Tensor]:
     """Return quadrature nodes, with twice as many in each dimension at each further level, and weights `[S]` that sum to 1.
