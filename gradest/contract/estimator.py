@@ -129,8 +129,19 @@ class Draw:
         return self._asked is not None and self.a._version != self._asked[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Forget who asked: the counters of writes start again in a copy."""
-        return {**self.__dict__, "_asked": None}
+        """Return what a copy holds. The counters of writes start again in it, so it holds whether there were any."""
+        asked = self._asked
+        if asked is not None:
+            asked = asked[0], int(self.points_written), int(self.pre_activations_written), asked[3]
+        return {**self.__dict__, "_asked": asked}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        asked = state["_asked"]
+        if asked is not None:
+            estimator, *written, masked = asked
+            counts = (x._version - wrote for x, wrote in zip((state["points"], state["a"]), written, strict=True))
+            asked = estimator, *counts, masked
+        self.__dict__.update(state, _asked=asked)
 
     def noise(self) -> Tensor:
         """Draw the noise of the points again from the key. Valid if the points are `neuron.sample` at this key."""

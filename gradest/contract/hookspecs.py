@@ -42,7 +42,8 @@ plugins need are also in `gradest` itself, such as `gradest.Neuron`, `gradest.Bi
     gradest.contract.modules      ModuleOption, and what an estimator does with a torch.nn.Module
     gradest.contract.law          all joint outcomes of an event, with their probabilities
     gradest.contract.numerics     arithmetic whose result for a row does not depend on the batch: leading_sum, leading_mean,
-                                  sigmoid, softplus, logit, normal_cdf, quadrature, and the kernels
+                                  sigmoid, softplus, logit, sinh_cosh, normal_cdf, quadrature, and the
+                                  kernels
     gradest.random                Key, the source of all noise
     gradest.errors                the exceptions, such as InvalidInput for input that the caller must correct
 

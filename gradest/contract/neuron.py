@@ -35,6 +35,7 @@ __all__ = [
     "LogisticBinary",
     "Neuron",
     "OneHot",
+    "PoissonCount",
     "RandomOneHot",
     "Relaxable",
     "Reparameterised",
@@ -344,6 +345,16 @@ class Discrete(Scored):
         support = self.support().to(a)[(..., *[None] * len(shape))]
         values = support.expand(-1, *shape)
         return values, self.log_prob(values, a).exp()
+
+
+class PoissonCount(Discrete):
+    """A unit that counts the arrivals of a Poisson process in a unit of time, so that its output is Poisson distributed."""
+
+    finite: ClassVar[bool] = False
+
+    @abstractmethod
+    def log_rate(self, a: Tensor) -> Tensor:
+        """Return the logarithm of the rate, which is the mean, `[*batch, *event]`, differentiable in `a` and finite."""
 
 
 class UnbiasedRounding(Discrete):

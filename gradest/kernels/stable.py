@@ -1,9 +1,10 @@
 """Row-stable arithmetic: torch operations whose result at one place of a tensor never depends on the other places.
 
 torch evaluates the tail of a tensor, and every non-contiguous tensor, with other instructions than the bulk. For `torch.sigmoid`,
-`torch.logit`, `softplus` and sums over a leading dimension the two differ in the last bit, so that a row alone gives other bits
-than the same row in a batch. `exp`, `log`, `log1p`, `expm1`, `logsigmoid`, `erfinv` and sums over a contiguous last dimension do
-not have this problem (tests/kernels/test_kernels.py holds that), and the functions here are built from those alone.
+`torch.logit`, `softplus`, `sinh`, `cosh`, `hypot`, `logaddexp` and sums over a leading dimension the two differ in the last bit
+on some processors, so that a row alone gives other bits than the same row in a batch. `exp`, `log`, `log1p`, `expm1`,
+`logsigmoid`, `asinh`, `erfinv` and sums over a contiguous last dimension do not have this problem (tests/kernels/test_kernels.py
+holds that), and the functions here are built from those alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "logit",
     "normal_cdf",
     "sigmoid",
+    "sinh_cosh",
     "softplus",
     "widen",
 ]
@@ -56,6 +58,13 @@ def sigmoid(x: Tensor) -> Tensor:
     """
     x = widen(x)
     return (1 + torch.exp(-x.clamp_min(-80.0 if x.dtype == torch.float32 else -700.0))).reciprocal()
+
+
+def sinh_cosh(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sinh(x) and cosh(x), to a few units in the last place of exp(|x|)."""
+    grown = torch.exp(x)
+    shrunk = 1 / grown
+    return (grown - shrunk) / 2, (grown + shrunk) / 2
 
 
 def softplus(x: Tensor) -> Tensor:

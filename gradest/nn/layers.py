@@ -22,10 +22,11 @@ from gradest.estimation.distributed import fresh_key
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.expectation import expect
 from gradest.estimation.losses.evaluation import expect_led, flattened, losses_at, losses_in_progress
+from gradest.estimation.losses.repetition import is_recomputed
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.module import Evaluation, StochasticModule
-from gradest.nn.recomputation import PlainRun, is_recomputed
+from gradest.nn.recomputation import PlainRun
 from gradest.nn.sampler import NO_PATHS, Pair, Paths, Sampler
 from gradest.nn.slopes import Slope, check_led
 from gradest.nn.uses import (
@@ -167,7 +168,10 @@ class Stochastic(StochasticModule):
         """
         if torch.compiler.is_compiling():
             if draw is None:
-                return self._outside(a, baseline, rows)
+                from gradest.nn.outside import stochastic_forward  # noqa: PLC0415  # it imports the compiler
+
+                h: Tensor = stochastic_forward(self, a, baseline, rows)
+                return h
             if rows is not None:
                 raise Incompatible(
                     "a compiled layer takes no rows; call the layer outside of torch.compile, or leave rows out"
@@ -254,13 +258,6 @@ class Stochastic(StochasticModule):
         h, _ = Emit.apply(a, use)  # type: ignore[no-untyped-call]
         return h
 
-    @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
-        reason="a gradest.nn.Stochastic layer is part of a whole graph from torch 2.13 on"
-    )
-    def _outside(self, a: Tensor, baseline: Tensor | None, rows: Tensor | None) -> Tensor:
-        h: Tensor = self(a, baseline, rows)
-        return h
-
     def _transformed(self, a: Tensor, baseline: Tensor | None, paths: Paths, learns: bool) -> Tensor:
         """Run `forward` inside a transform of torch.func."""
         self._refuse_state_in_transform(a)
@@ -291,7 +288,9 @@ class Stochastic(StochasticModule):
         if scope is not None:
             paths = scope.paths_of(a, self.neuron)
         if not self._names and self._form != {}:
-            self._begin(a)
+            from gradest.nn.outside import begin_state  # noqa: PLC0415  # it imports the compiler
+
+            begin_state(self.state_for, a)
         state = list(self.state.values())
         learns = torch.is_grad_enabled() and a.requires_grad
         if self._pair.credits_paths and learns and not paths.samples:
@@ -327,13 +326,6 @@ class Stochastic(StochasticModule):
         """Raise Incompatible for a use outside of scopes that is inside the function f of an expectation."""
         if losses_in_progress():
             raise used_inside_loss(self._pair)
-
-    @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
-        reason="the shapes of this estimator's state follow from its input: give the layer the shape of one event, as in "
-        "event=(200,), or call the model once before it is compiled, under torch.no_grad() if you like"
-    )
-    def _begin(self, a: Tensor) -> None:
-        self.state_for(a)
 
     def _paths_missing(self) -> Incompatible:
         label = self.estimator.label()
@@ -456,8 +448,10 @@ class Expectation(StochasticModule):
         rows: as for `Stochastic`. flatten, allow_inf: as for `gradest.expect`.
         """
         if torch.compiler.is_compiling():
-            outside: Tensor = self._forward_outside(f, a, rows, flatten, allow_inf)
-            return outside
+            from gradest.nn.outside import expectation_forward  # noqa: PLC0415  # it imports the compiler
+
+            value: Tensor = expectation_forward(self, f, a, rows, flatten=flatten, allow_inf=allow_inf)
+            return value
         if self.event_dims is not None:
             layout = EventLayout.of(self.neuron, a, self.event_dims)
             f, a = layout.loss(flattened(f, len(layout.output_given), flatten)), layout.flatten(a)
@@ -499,13 +493,6 @@ class Expectation(StochasticModule):
             )
         loss = losses_at(f, self._samples(a, target.samples, rows), self.neuron.output_ndim)
         return target.combine(loss)
-
-    @torch.compiler.disable(  # type: ignore[untyped-decorator, no-untyped-call]
-        reason="an Expectation layer breaks the graph; where it must be whole use gradest.nn.Stochastic"
-    )
-    def _forward_outside(self, f: Loss, a: Tensor, rows: Tensor | None, flatten: bool, allow_inf: bool) -> Tensor:
-        value: Tensor = self(f, a, rows, flatten=flatten, allow_inf=allow_inf)
-        return value
 
 
 def _move(old: Tensor, new: Tensor, by: float) -> Tensor:

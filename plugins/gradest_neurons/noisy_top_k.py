@@ -13,7 +13,15 @@ from torch import Tensor
 from gradest.contract.cost import Cost
 from gradest.contract.law import MAX_POINTS
 from gradest.contract.neuron import Continuous, TopGates
-from gradest.contract.numerics import gauss_legendre, leading_sum, normal_cdf, portable, softmax_backward, widen
+from gradest.contract.numerics import (
+    gauss_legendre,
+    leading_sum,
+    normal_cdf,
+    portable,
+    sinh_cosh,
+    softmax_backward,
+    widen,
+)
 from gradest.errors import InvalidInput, TooManyPoints
 from gradest.random import Key
 from gradest_neurons._continuous import normalised
@@ -191,7 +199,8 @@ class NoisyTopK(Continuous, TopGates):
         lower, upper = (torch.asinh(y / _SPACE) for y in ((mean - reach).clamp(min=0), mean.clamp(min=0) + reach))
         t, w = (y.to(top.device)[(..., *[None] * top.ndim)] for y in gauss_legendre(self._nodes(level)))
         u = lower + (upper - lower) * t
-        x, dx = _SPACE * torch.sinh(u), w * (upper - lower) * _SPACE * torch.cosh(u)
+        sinh, cosh = sinh_cosh(u)
+        x, dx = _SPACE * sinh, w * (upper - lower) * _SPACE * cosh
         grid = torch.cartesian_prod(*[torch.arange(len(x), device=x.device)] * (self.k - 1)).reshape(-1, self.k - 1)
         distance, volume = (
             torch.stack([y[grid[:, place], ..., place] for place in range(self.k - 1)], -1) for y in (x, dx)

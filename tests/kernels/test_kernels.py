@@ -29,6 +29,7 @@ from gradest.kernels.stable import (
     logit,
     normal_cdf,
     sigmoid,
+    sinh_cosh,
     softplus,
 )
 from tests.selection import deep
@@ -40,6 +41,8 @@ def test_accuracy(dtype, tolerance):
     reference = x.double().numpy()
     assert_relative(sigmoid(x), special.expit(reference), tolerance)
     assert_relative(softplus(x), np.logaddexp(0, reference), tolerance)
+    for found, wanted in zip(sinh_cosh(x), (np.sinh(reference), np.cosh(reference)), strict=True):
+        np.testing.assert_allclose(found.double(), wanted, rtol=tolerance, atol=tolerance)
     below = x[(x > -13 if dtype == torch.float32 else x > -37)]
     assert_relative(normal_cdf(below), special.ndtr(below.double().numpy()), 200 * tolerance)
     u = torch.tensor([2.0**-24, 1e-3, 0.3, 0.5 + 1e-6, 0.9, 1 - 2.0**-24], dtype=dtype)
@@ -63,7 +66,8 @@ def test_derivatives(function, dtype):
 
 
 EVERYWHERE_ALIKE = [
-    *(sigmoid, softplus, logit, torch.exp, torch.special.ndtri, normal_cdf),
+    *(sigmoid, softplus, logit, torch.exp, torch.log1p, torch.asinh, torch.special.ndtri, normal_cdf),
+    *(lambda x: sinh_cosh(x)[0], lambda x: sinh_cosh(x)[1]),
     *(portable.exp, portable.log, portable.logit, portable.ndtri, portable.sigmoid, portable.sqrt),
 ]
 
