@@ -33,6 +33,21 @@ class Settings(BaseModel):
     allow_anonymous: bool = Field(
         False, description="Allow other addresses than this machine's own although there are no API keys."
     )
+    allowed_hosts: str | None = Field(
+        None,
+        description="Names that the Host header of a request may have, separated by commas; * is any. If omitted: localhost, the "
+        "name of host, and addresses; with API keys, any.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins of web pages elsewhere that may use the service, such as https://lab.example, separated by commas; "
+        "* is any.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses and networks of proxies, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed.",
+    )
     ssl_certfile: FilePath | None = Field(None, description="Certificate file, for HTTPS.")
     ssl_keyfile: FilePath | None = Field(
         None, description="The certificate's private key, if it is in a file of its own."

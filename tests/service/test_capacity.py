@@ -80,7 +80,7 @@ def test_a_full_service_refuses_at_once_and_says_when(start, gate, refused):
 
 def connect(service, head):
     connection = socket.create_connection((service.base_url.host, service.base_url.port), timeout=20)
-    connection.sendall(b"POST /v1/sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + head)
+    connection.sendall(b"POST /v1/sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + head)
     return connection
 
 

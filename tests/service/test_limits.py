@@ -184,7 +184,8 @@ def test_a_chunked_body_over_the_cap(start, refused):
 def test_a_body_that_never_ends_is_cut(start):
     small = start(max_body_bytes=1000)
     with socket.create_connection((small.base_url.host, small.base_url.port), timeout=20) as connection:
-        head = b"POST /v1/sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = b"POST /v1/sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
         connection.sendall(head + b"7d0\r\n" + b" " * 2000 + b"\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
@@ -193,7 +194,7 @@ def test_a_client_that_goes_away_in_its_body_harms_nothing(http, url, caplog):
     address = httpx.URL(url)
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(
-            b"POST /v1/sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+            b"POST /v1/sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
         )
     time.sleep(0.2)
     assert http.get("/livez").status_code == 200

@@ -109,18 +109,20 @@ def test_openapi(http):
     assert document["openapi"].startswith("3.1")
     schemas = document["components"]["schemas"]
     posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
-    assert set(posts) == {
-        f"/v1/{name}" for name in ("sample", "mean", "forward", "backward", "credit", "estimate", "compare")
-    }
+    operations = ("sample", "mean", "forward", "backward", "credit", "estimate", "compare", "recommend")
+    assert set(posts) == {f"/v1/{name}" for name in operations}
     for path, post in posts.items():
         schema = post["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         name = schema.rpartition("/")[2]
-        assert name == f"{path.rpartition('/')[2].capitalize()}Request"
-        needed = {"estimator", "loss"} if path == "/v1/credit" else {"neuron", "a"}
+        called = {"recommend": "Measure"}.get(path.rpartition("/")[2], path.rpartition("/")[2].capitalize())
+        assert name == f"{called}Request"
+        needed = {"/v1/credit": {"estimator", "loss"}, "/v1/recommend": {"objective", "a"}}.get(path, {"neuron", "a"})
         assert needed <= set(schemas[name]["required"])
         errors = {status: answer for status, answer in post["responses"].items() if status != "200"}
         own = {"409"} if path == "/v1/backward" else set()
-        assert errors.keys() == {"400", "404", "408", "413", "415", "422", "429", "500", "503", "504"} | own
+        assert (
+            errors.keys() == {"400", "403", "404", "421", "408", "413", "415", "422", "429", "500", "503", "504"} | own
+        )
         assert all(error["content"].keys() == {"application/problem+json"} for error in errors.values())
     gets = {path for path, item in document["paths"].items() if "get" in item}
     kinds = {f"/v1/{kind}s{tail}" for kind in KINDS for tail in ("", "/{name}")}

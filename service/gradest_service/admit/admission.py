@@ -43,6 +43,7 @@ from gradest_service.bodies.schemas import (
     EventRequest,
     ForwardRequest,
     MeanRequest,
+    MeasureRequest,
     NeuronRequest,
     RecommendRequest,
     SampleRequest,
@@ -180,21 +181,18 @@ def admit_credit(request: CreditRequest, settings: Settings, as_json: bool) -> C
 
 
 def admit_recommendation(request: RecommendRequest, settings: Settings) -> RecommendationJob:
-    """Admit a request of GET /v1/recommend, which may ask for a measurement."""
+    """Admit a request of GET /v1/recommend, which reads certificates, or of POST /v1/recommend, which measures."""
     neuron = build_neuron(request.neuron, settings)
-    evaluations, measure, seed = request.evaluations, None, _seed(request.seed)
-    if request.objective is not None and request.a is not None:
-        a = decode_tensor("a", request.a, torch.float32, settings)
-        wide = check_pre_activations(a, neuron)
-        objective = build_objective(request.objective, neuron, wide, settings)
-        evaluations = evaluations or _MEASURED_EVALUATIONS
-        measure = ObjectiveJob(neuron=neuron, a=a, wide=wide, objective=objective, draws=request.draws, seed=seed)
-        measure = _charged(measure, limits.check_measurement(settings, measure, evaluations))
-    elif request.objective is not None or request.a is not None:
-        raise Problem(
-            422,
-            "To measure, send both objective and a. Without both, the recommendation follows from the certificates.",
+    if not isinstance(request, MeasureRequest):
+        return RecommendationJob(
+            neuron=neuron, criteria=request, evaluations=request.evaluations, measure=None, seed=_seed(None)
         )
+    evaluations, seed = request.evaluations or _MEASURED_EVALUATIONS, _seed(request.seed)
+    a = decode_tensor("a", request.a, torch.float32, settings)
+    wide = check_pre_activations(a, neuron)
+    objective = build_objective(request.objective, neuron, wide, settings)
+    measure = ObjectiveJob(neuron=neuron, a=a, wide=wide, objective=objective, draws=request.draws, seed=seed)
+    measure = _charged(measure, limits.check_measurement(settings, measure, evaluations))
     return RecommendationJob(neuron=neuron, criteria=request, evaluations=evaluations, measure=measure, seed=seed)
 
 

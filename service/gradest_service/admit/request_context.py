@@ -18,6 +18,8 @@ class RequestContext:
     method: str
     route: str = "none"
     """The path's template; never the path itself, which is the caller's own text."""
+    client: str = ""
+    """The address of the client, or of the last proxy that is not trusted."""
     key: ApiKey | None = None
     elements: int = 0
     """How many elements of tensors the service has computed for the request."""

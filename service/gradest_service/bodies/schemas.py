@@ -42,6 +42,7 @@ __all__ = [
     "ForwardRequest",
     "MeanAnswer",
     "MeanRequest",
+    "MeasureRequest",
     "NeuronDescription",
     "NeuronRequest",
     "ObjectiveDescription",
@@ -246,7 +247,7 @@ class CreditRequest(BaseModel):
 
 
 class RecommendRequest(BaseModel):
-    """What a caller has and wants, as query parameters; a value that is no plain word or number is in JSON."""
+    """What a caller has and wants; as query parameters, a value that is no plain word or number is in JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -257,18 +258,25 @@ class RecommendRequest(BaseModel):
         description="What the caller can compute, separated by commas: loss; grad, which is dL/dh; relaxed, which is both at "
         "points between the neuron's outputs too.",
     )
-    evaluations: int | None = Field(
-        None, ge=1, description="Maximum evaluations of the loss in one step; no maximum if omitted."
+    evaluations: Annotated[int, Field(ge=1), _INTEGRAL] | None = Field(
+        None, description="Maximum evaluations of the loss in one step; no maximum if omitted."
     )
     unbiased: bool = Field(False, description="Recommend only estimators without bias.")
     saturated: bool = Field(False, description="Whether the units' probabilities are near 0 or 1.")
-    units: int | None = Field(None, ge=1, description="Number of units in one event.")
-    objective: PluginSpec | None = Field(
-        None, description="An objective on which the errors are measured, at the pre-activations a."
+    units: Annotated[int, Field(ge=1), _INTEGRAL] | None = Field(None, description="Number of units in one event.")
+
+
+class MeasureRequest(RecommendRequest):
+    """A case as for GET, and what the errors of the estimators are to be measured on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    objective: PluginSpec = Field(
+        examples=["quadratic"], description="The objective on which the errors are measured, at the pre-activations a."
     )
-    a: Numbers | None = Field(None, description="Pre-activations to measure at, [*batch, *event].")
-    draws: int = Field(1000, ge=1, description="Number of draws of the measurement.")
-    seed: int | None = Field(None, ge=0, lt=MAX_SEED, description="Seed of the measurement's noise.")
+    a: Numbers = Field(examples=[[[0.5, -1.0, 2.0]]], description="Pre-activations to measure at, [*batch, *event].")
+    draws: Draws = Field(1000, description=f"{_DRAWS}, for each estimator.")
+    seed: Seed | None = Field(None, description=_SEED)
 
 
 class TensorInfo(BaseModel):

@@ -23,6 +23,9 @@ from gradest_service.settings import Settings
 __all__ = ["compare", "credit", "estimate", "mean", "recommend", "to_answer"]
 
 
+_DRAWS = 1000  # of a recommendation from the certificates, which takes none
+
+
 def mean(job: NeuronJob, settings: Settings) -> MeanAnswer:
     """Compute a neuron's `mean` and `active_probability`, of so many rows at a time as the limits allow."""
     neuron, rows = job.neuron, limits.rows_of_mean(settings, job)
@@ -100,7 +103,7 @@ def recommend(job: RecommendationJob) -> dict[str, Any]:
             units=criteria.units,
             f=None if measure is None else measure.objective,
             a=None if measure is None else measure.a,
-            draws=criteria.draws,
+            draws=_DRAWS if measure is None else measure.draws,
             seed=job.seed,
             progress=raise_if_cancelled,
         ).to_dict()
