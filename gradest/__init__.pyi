@@ -30,6 +30,7 @@ from .contract.neuron import Discrete as Discrete
 from .contract.neuron import LogisticBinary as LogisticBinary
 from .contract.neuron import Neuron as Neuron
 from .contract.neuron import OneHot as OneHot
+from .contract.neuron import PoissonCount as PoissonCount
 from .contract.neuron import RandomOneHot as RandomOneHot
 from .contract.neuron import Relaxable as Relaxable
 from .contract.neuron import Reparameterised as Reparameterised

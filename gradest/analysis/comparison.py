@@ -175,12 +175,15 @@ def _default_estimators(neuron: Neuron, a: Tensor, failures: dict[str, PluginFau
 def bias_in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
     """Return (gradient - exact) / standard error for each coordinate, `[*batch, *event]`.
 
-    The standard error is taken to be at least the rounding error of the mean, so that an estimator without variance is not said
-    to be biased.
+    The standard error is taken to be at least the rounding error of the row's mean, so that an estimator without variance is not
+    said to be biased. Each row has its own, so that a row of large losses does not hide the bias of another.
     """
-    size = sum(float(x.abs().max()) for x in (exact, found.loss) if x.numel())
-    rounding = max(8 * torch.finfo(exact.dtype).eps * size, torch.finfo(exact.dtype).tiny)
-    return (found.gradient - exact) / found.standard_error.clamp(min=rounding)
+    limits, batch = torch.finfo(exact.dtype), found.loss.shape
+    if not exact.numel():
+        return torch.zeros_like(exact)
+    largest = exact.abs().flatten(len(batch)).amax(-1)
+    rounding = (8 * limits.eps * (largest + found.loss.abs())).clamp(min=limits.tiny)
+    return (found.gradient - exact) / found.standard_error.maximum(rounding[(..., *[None] * (exact.ndim - len(batch)))])
 
 
 def cosine_similarity(one: Tensor, two: Tensor) -> float:

@@ -9,6 +9,7 @@ those here do not. `portable` holds functions that give the same bits on every d
     sigmoid, softplus, logit, sinh_cosh, normal_cdf
     widen                              to float32 at least
     gauss_legendre, spread, panels     quadrature for the law of a continuous unit
+    transformed                        whether this code runs inside a transform of torch.func, where values cannot be read
     select, fused                      the kernel of a name for tensors on a device; see `gradest.kernels`
     logistic_backward, concrete_backward, softmax_backward, times_smooth_backward     the kernels' reference implementations
 """
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradest.kernels import fused, portable, select
+from gradest.kernels import fused, portable, select, transformed
 from gradest.kernels.reference import concrete_backward, logistic_backward, softmax_backward, times_smooth_backward
 from gradest.kernels.stable import (
     drop_impossible,
@@ -56,6 +57,7 @@ __all__ = [
     "softplus",
     "spread",
     "times_smooth_backward",
+    "transformed",
     "widen",
 ]
 
@@ -83,25 +85,25 @@ def spread(x: Tensor, a: Tensor) -> Tensor:
 
 
 def panels(
-    a: Tensor, lower: Tensor, upper: Tensor, kink: tuple[float, float], scale: float, nodes: int
+    a: Tensor, lower: Tensor, upper: Tensor, kink: tuple[float, float | Tensor], scale: float, nodes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return nodes for integrals over x between `lower` and `upper`, of functions that vary near two places only.
 
     One place is `a`, where the density of x = a + z lies, on a given `scale`. The other is `kink`, a place and a scale: that of
-    the function of x, which may also jump there. The range is divided at both places and half-way between them. In each of the
-    four parts, Gauss-Legendre nodes of t are mapped to x = place ± scale sinh t: dense at the place, and sparse far from it. So
-    the scales may differ by any factor.
+    the function of x, which may also jump there. Its scale may be a tensor, one for each unit. The range is divided at both
+    places and half-way between them. In each of the four parts, Gauss-Legendre nodes of t are mapped to x = place ± scale sinh t:
+    dense at the place, and sparse far from it. So the scales may differ by any factor.
 
     Returns x, z = x - a and the weights dx, each `[4 nodes, *a.shape]`, with parts of length 0 where a place is out of range. The
     nodes are fixed at the present value of `a`; only z is differentiable in it.
     """
-    place, size = kink[0], min(max(kink[1], 1e-5 * scale), scale)  # below 1e-5, the function might as well jump
-    here = a.detach()
+    here, place = a.detach(), kink[0]
+    given = kink[1] if isinstance(kink[1], Tensor) else torch.full_like(here, kink[1])
+    size_of_bend = given.clamp(1e-5 * scale, scale)  # below 1e-5, the function might as well jump
     centre, bend = here.clamp(lower, upper), torch.full_like(here, place).clamp(lower, upper)
     # what varies quickly near the kink is seen from the centre at this distance
-    width = ((here - place).square() + size * size).sqrt().clamp(max=scale)
+    width = ((here - place).square() + size_of_bend.square()).sqrt().clamp(max=scale)
     first_is_bend = bend <= centre
-    size_of_bend = torch.full_like(here, size)
     starts = torch.where(first_is_bend, bend, centre), torch.where(first_is_bend, centre, bend)
     sizes = torch.where(first_is_bend, size_of_bend, width), torch.where(first_is_bend, width, size_of_bend)
     middle = starts[0] + (starts[1] - starts[0]) / 2

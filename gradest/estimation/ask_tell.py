@@ -16,6 +16,7 @@ from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
 from gradest.estimation.arguments import checked_pre_activations, first_non_finite, loss_dtype
 from gradest.estimation.distributed import joined_state, world_size
+from gradest.estimation.losses.evaluation import refuse_noise_of_points
 from gradest.kernels import plain_saved_tensors, transformed
 from gradest.kernels.stable import cast, drop_impossible, widen
 from gradest.random import Key, to_key
@@ -71,6 +72,7 @@ def ask(
     through an array of `draw.points.numpy()`, which shares their memory; write to a copy of it.
     """
     neuron, estimator, key = registry.neuron(neuron), registry.estimator(estimator), to_key(seed)
+    refuse_noise_of_points(key)
     registry.check_fit(neuron, estimator)
     wide, masked = checked_pre_activations(a, neuron)
     if state is None:
@@ -197,7 +199,8 @@ def _check_feedback(
         raise InvalidInput(f"{name} must have shape {list(shape)}, not {list(given.shape)}")
     if name == "loss" and given.dtype != dtype:
         dtype = loss_dtype(given.dtype, dtype)
-    return cast(given.detach(), dtype)
+    given = given.detach()
+    return cast(given.resolve_neg() if given.is_neg() else given, dtype)
 
 
 def is_impossible(draw: Draw, index: Sequence[int]) -> bool:

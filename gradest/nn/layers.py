@@ -22,10 +22,11 @@ from gradest.estimation.distributed import fresh_key
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.expectation import expect
 from gradest.estimation.losses.evaluation import expect_led, flattened, losses_at, losses_in_progress
+from gradest.estimation.losses.repetition import is_recomputed
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.module import Evaluation, StochasticModule
-from gradest.nn.recomputation import PlainRun, is_recomputed
+from gradest.nn.recomputation import PlainRun
 from gradest.nn.sampler import NO_PATHS, Pair, Paths, Sampler
 from gradest.nn.slopes import Slope, check_led
 from gradest.nn.uses import (

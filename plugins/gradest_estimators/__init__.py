@@ -12,9 +12,11 @@ from gradest_estimators.dense_mixer import DenseMixer
 from gradest_estimators.disarm import Disarm
 from gradest_estimators.double_cv import DoubleCv
 from gradest_estimators.dr_grpo import DrGrpo
+from gradest_estimators.eat import Eat
 from gradest_estimators.enumeration import Enumeration
 from gradest_estimators.evolution import Evolution
 from gradest_estimators.gapped_straight_through import GappedStraightThrough
+from gradest_estimators.generalised_gumbel_softmax import GeneralisedGumbelSoftmax
 from gradest_estimators.grpo import Grpo
 from gradest_estimators.gumbel_rao import GumbelRao
 from gradest_estimators.gumbel_softmax import GumbelSoftmax
@@ -72,7 +74,9 @@ def gradest_estimators() -> list[type[Estimator]]:
         DrGrpo,
         Enumeration,
         Evolution,
+        Eat,
         GappedStraightThrough,
+        GeneralisedGumbelSoftmax,
         Grpo,
         GumbelRao,
         GumbelSoftmax,

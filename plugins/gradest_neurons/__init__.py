@@ -26,6 +26,8 @@ from gradest_neurons.sparse_categorical import SparseCategorical
 from gradest_neurons.stochastic_gate import StochasticGate
 from gradest_neurons.stochastic_rounding import StochasticRounding
 from gradest_neurons.stochastic_times_smooth import StochasticTimesSmooth
+from gradest_neurons.tempered_binary_concrete import TemperedBinaryConcrete
+from gradest_neurons.tempered_gumbel_softmax import TemperedGumbelSoftmax
 
 
 @hookimpl
@@ -57,4 +59,6 @@ def gradest_neurons() -> list[type[Neuron]]:
         StochasticGate,
         StochasticRounding,
         StochasticTimesSmooth,
+        TemperedBinaryConcrete,
+        TemperedGumbelSoftmax,
     ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gradest.contract.neuron import Discrete
+from gradest.contract.neuron import PoissonCount
 from gradest.contract.numerics import leading_sum, portable, sigmoid, softplus
 from gradest.errors import TooManyPoints
 from gradest.random import Key
@@ -22,7 +21,7 @@ _LARGE_INPUT = 64.0  # up to this a, a count takes so few terms that adding them
 _EXPONENTIAL_BELOW = -36.0  # below this a, softplus(a) equals e^a in float64
 
 
-class Poisson(Discrete):
+class Poisson(PoissonCount):
     """A count unit: a Poisson variable with the rate λ = softplus(a).
 
     h ~ Poisson(λ) is drawn by inverting its distribution function, so E[h] = λ, P(h > 0) = 1 - e^-λ, and the score is
@@ -42,8 +41,6 @@ class Poisson(Discrete):
     reference = "Williams 1992"
     formula = r"h \sim \mathrm{Poisson}(\lambda), \quad \lambda = \log(1 + e^a)"
 
-    finite: ClassVar[bool] = False
-
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """Return the smallest k with F(k) > z, where F is the distribution function; it increases with the noise."""
         wide, z = a.double(), noise.double()
@@ -62,6 +59,12 @@ class Poisson(Discrete):
         """Return 0, because a count is constant in a almost everywhere."""
         return torch.zeros_like(grad_h, dtype=a.dtype)
 
+    def log_rate(self, a: Tensor) -> Tensor:
+        """Return log λ, which tends to a as a falls."""
+        wide = a.double()
+        least = wide.clamp(min=_EXPONENTIAL_BELOW)
+        return (torch.log(softplus(least)) + (wide - least)).to(a.dtype)
+
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h] = λ."""
         return softplus(a).to(a.dtype)
@@ -73,9 +76,7 @@ class Poisson(Discrete):
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """Return log P(h | a) = h log λ - λ - log h!."""
         h, wide = h.double(), a.double()
-        least = wide.clamp(min=_EXPONENTIAL_BELOW)
-        log_rate = torch.log(softplus(least)) + (wide - least)
-        return (h * log_rate - softplus(wide) - torch.lgamma(h + 1)).to(a.dtype)
+        return (h * self.log_rate(wide) - softplus(wide) - torch.lgamma(h + 1)).to(a.dtype)
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """Return (h/λ - 1) σ(a), computed as (h - λ) · σ(a)/λ.
@@ -86,6 +87,13 @@ class Poisson(Discrete):
         least = wide.clamp(min=_EXPONENTIAL_BELOW)
         return ((h.double() - softplus(wide)) * (sigmoid(least) / softplus(least))).to(a.dtype)
 
+    def law_size(self, a: Tensor) -> int:
+        """Return the number of counts of the unit with the largest rate, times the size of `a`."""
+        if not a.numel():
+            return 0
+        first, last = _range_of_law(a.amax(), 0)
+        return (int(last - first) + 1) * a.numel()
+
     def truncated_law(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """Return the counts of each unit that hold all but 1e-12 of its probability, and their probabilities, which sum to 1.
 
@@ -93,11 +101,7 @@ class Poisson(Discrete):
         Every unit has as many counts S as the one with the largest rate needs: at level 0 about 14 √λ, or a dozen at small rates.
         Raises TooManyPoints if S times the size of a exceeds 2^27.
         """
-        rate = softplus(a.detach().double())
-        first, last = torch.full_like(rate, math.inf), torch.full_like(rate, -math.inf)
-        for at in range(-1, level + 1):
-            lower, upper = _ends_of_law(rate, (_OMITTED_PROBABILITY / 2) ** (_FURTHER**at))
-            first, last = torch.minimum(first - 1, lower).clamp(min=0), torch.maximum(last + 1, upper)
+        first, last = _range_of_law(a, level)
         atoms = int((last - first).max()) + 1 if a.numel() else 1
         if atoms * a.numel() > _MAX_LAW_SIZE:
             raise TooManyPoints(
@@ -106,6 +110,16 @@ class Poisson(Discrete):
         values = (first + torch.arange(atoms, device=a.device)[(..., *[None] * a.ndim)]).to(a.dtype)
         weights = self.log_prob(values, a).exp()
         return values, weights / leading_sum(weights)
+
+
+def _range_of_law(a: Tensor, level: int) -> tuple[Tensor, Tensor]:
+    """Return the first and the last count of each unit's law at a level, each of which extends that of the level before."""
+    rate = softplus(a.detach().double())
+    first, last = torch.full_like(rate, math.inf), torch.full_like(rate, -math.inf)
+    for at in range(-1, level + 1):
+        lower, upper = _ends_of_law(rate, (_OMITTED_PROBABILITY / 2) ** (_FURTHER**at))
+        first, last = torch.minimum(first - 1, lower).clamp(min=0), torch.maximum(last + 1, upper)
+    return first, last
 
 
 def _ends_of_law(rate: Tensor, share: float) -> tuple[Tensor, Tensor]:

@@ -66,12 +66,13 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method, scope = scope["method"], _canonical(scope)
         headers = Headers(scope=scope)
         request_id = headers.get(_ID_HEADER, "")
         if not _VALID_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        context = RequestContext(request_id, scope["method"])
+        context = RequestContext(request_id, method)
         token = current_request.set(context)
         exchange = _HttpExchange(context, self._settings, self._capacity, receive, send)
         began = time.perf_counter()
@@ -261,6 +262,16 @@ class _HttpExchange:
             413,
             f"The body may have {self._settings.max_body_bytes} bytes. Send fewer rows in a request, and more requests.",
         )
+
+
+def _canonical(scope: Scope) -> Scope:
+    """Return the request as its route is declared: HEAD as GET, whose body the server leaves out, and without a last slash."""
+    found = dict(scope)
+    if found["method"] == "HEAD":
+        found["method"] = "GET"
+    if len(found["path"]) > 1:
+        found["path"] = found["path"].rstrip("/") or "/"
+    return found
 
 
 def _forget_error(task: asyncio.Task[None]) -> None:

@@ -109,7 +109,7 @@ async def mean(request: Request) -> Response:
 
     def answer() -> bytes:
         job = admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON)
-        return codec.encode(operations.mean(job))
+        return codec.encode(operations.mean(job, settings))
 
     return Response(await pool.run(answer), media_type=codec.media_type)
 

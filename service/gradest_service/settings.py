@@ -72,12 +72,18 @@ class Settings(BaseModel):
     max_samples: int = Field(1 << 16, ge=0, description="Maximum samples of one request.")
     max_draws: int = Field(1_000_000, ge=1, description="Maximum draws of one request.")
     max_estimators: int = Field(100, ge=1, description="Maximum number of estimators that one comparison names.")
-    max_points: int = Field(1 << 22, ge=1, description="Maximum elements that one draw holds in memory: K x size of a.")
+    max_points: int = Field(
+        1 << 22,
+        ge=1,
+        description="Maximum elements that one draw, or the mean of one row, holds in memory: K x size of a, with the inner "
+        "samples, nodes, networks and state that the plugins state.",
+    )
     max_work: int = Field(
         1 << 27,
         ge=1,
-        description="Maximum work of one request: draws x K x size of a, tensor options of the objective included, and 256 for "
-        "each call of a pointwise objective; for credit, K x size of the loss.",
+        description="Maximum work of one request: draws x K x size of a, or what plugins state if that is more, tensor options "
+        "of the objective included, and 256 for each call of a pointwise objective; for credit, K x size of the loss; for means, "
+        "their nodes.",
     )
 
     @model_validator(mode="after")

@@ -162,6 +162,8 @@ def test_list_shows_what_computes_each_neuron(run: Run, monkeypatch: pytest.Monk
         "plackett_luce": "noise fused",
         "sign": "torch",
         "stochastic_rounding": "noise fused",
+        "tempered_binary_concrete": "noise fused",
+        "tempered_gumbel_softmax": "noise fused",
     }
     monkeypatch.setenv("GRADEST_KERNELS", "reference")
     found = run("list", "--kernels", "--json").json

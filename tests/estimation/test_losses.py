@@ -87,6 +87,39 @@ def test_writes_are_seen_in_every_way_to_ask():
     )
 
 
+def test_a_seed_serves_once_in_nested_expectations():
+    """With the seed of the outer points the inner ones had the same noise, and the gradient was 170 standard errors off."""
+    key = gradest.Key(5, rows=torch.arange(2))
+
+    def nested(outer, inner, draw=gradest.expect):
+        def f(h):
+            if draw is gradest.sample:
+                return (gradest.sample("bernoulli", h, 1, seed=inner)[0] * h).sum(-1)
+            return draw(lambda g: (g * h).sum(-1), h, seed=inner)[0]
+
+        return gradest.expect(f, A.clone().requires_grad_(), seed=outer)[0]
+
+    of_tensor = gradest.Key(torch.tensor(5))
+    for outer, inner in ((5, 5), (key, 5), (of_tensor, of_tensor), (5, gradest.Key(5))):
+        for draw in (gradest.expect, gradest.sample):
+            with pytest.raises(InvalidInput, match="f draws from the seed"):
+                nested(outer, inner, draw)
+            with torch.no_grad(), pytest.raises(InvalidInput, match="f draws from the seed"):
+                nested(outer, inner, draw)
+    with pytest.raises(InvalidInput, match="f draws from the seed 5"):  # two levels up
+        gradest.expect(lambda h: nested(6, 5)[0].expand(h.shape[:-1]), A, seed=5)
+    for outer, inner in (
+        (5, 6),
+        (5, None),
+        (None, 5),
+        (5, gradest.Key(5).fold_in(1)),
+        (5, gradest.Key(5).with_stream(7)),
+    ):
+        nested(outer, inner)
+    nested(5, 6)
+    gradest.sample("bernoulli", A, 1, seed=5)  # nothing is in progress any more
+
+
 def test_pre_activations_that_were_written_are_refused():
     a = A.clone()
     draw, state = gradest.ask("bernoulli", "rloo", a, 3)
@@ -99,8 +132,36 @@ def test_pre_activations_that_were_written_are_refused():
         gradest.tell("rloo", copied, feedback, state)
 
 
-def test_only_the_estimator_that_asked_is_told():
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda draw: pickle.loads(pickle.dumps(draw))])
+@pytest.mark.parametrize("estimator", ["muprop", "rloo", "double_cv"])
+def test_writes_to_a_copy_of_a_draw_are_seen(copied, estimator):
+    """A copy, as a process that evaluates the loss receives, counted no writes: muprop had a wrong gradient."""
+
+    def told(draw, state, points):
+        slope = 2 * points if "grad" in gradest.estimator(estimator).needs else None
+        return gradest.tell(estimator, draw, gradest.Feedback(points.square().sum(-1), slope), state)[0]
+
+    draw, state = gradest.ask("bernoulli", estimator, A, 3)
+    points = draw.points.clone()
+    right = told(draw, state, points)
+    for write_first in (False, True):
+        draw, state = gradest.ask("bernoulli", estimator, A.clone(), 3)
+        if write_first:
+            draw.points.mul_(-2).add_(3)
+        other = copied(draw)
+        assert other.asked_by.is_same(gradest.estimator(estimator))
+        if not write_first:
+            other.points.mul_(-2).add_(3)
+        assert torch.equal(told(other, state, points), right)
+        other.a.add_(1)
+        with pytest.raises(InvalidInput, match="pre-activations were written to in place"):
+            told(other, state, points)
+
+
+@pytest.mark.parametrize("how", [lambda draw: draw, copy.copy, lambda draw: pickle.loads(pickle.dumps(draw))])
+def test_only_the_estimator_that_asked_is_told(how):
     draw, state = gradest.ask("bernoulli", "rloo", A, 3)
+    draw = how(draw)
     feedback = gradest.Feedback(mixed(draw.points))
     with pytest.raises(InvalidInput, match="rloo asked for the loss at the points of this draw, so disarm cannot"):
         gradest.tell("disarm", draw, feedback, state)

@@ -685,6 +685,12 @@ def test_what_rows_refuse():
             layer(a, rows=wrong)
         with pytest.raises(InvalidInput, match="row"):
             gradest.expect(lambda h: h.sum(-1), a, rows=wrong)
+    positions = torch.zeros(1, 4, 3, requires_grad=True)
+    for large in (1 << 62, 1 << 30, 1 << 32):  # times 4 positions the first was that of row 0
+        with pytest.raises(InvalidInput, match="row"):
+            layer(positions, rows=torch.tensor([large]))
+        with pytest.raises(InvalidInput, match="row"):
+            gradest.expect(lambda h: h.sum(-1), positions, rows=torch.tensor([large]))
     with pytest.raises(InvalidInput, match="given twice"):
         gradest.expect(lambda h: h.sum(-1), a, seed=gradest.Key(1, rows=torch.arange(4)), rows=torch.arange(4))
     with pytest.raises(InvalidInput, match="transform"):

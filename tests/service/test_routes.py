@@ -168,3 +168,42 @@ def test_another_request_id_is_replaced(http, bad):
     made = answer.headers["x-request-id"]
     assert len(made) == 32
     assert answer.json()["request_id"] == made
+
+
+GETS = [
+    "/livez",
+    "/readyz",
+    "/version",
+    "/metrics",
+    "/v1/neurons",
+    "/v1/neurons/bernoulli",
+    "/v1/plugins",
+    "/openapi.json",
+    "/docs",
+    "/",
+]
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_head_has_the_headers_of_get_and_no_body(http, path):
+    got, head = http.get(path), http.head(path)
+    assert (got.status_code, head.status_code, head.content) == (200, 200, b"")
+    different = {"date", "x-request-id", "content-length"} if path == "/metrics" else {"date", "x-request-id"}
+    assert {k: v for k, v in got.headers.items() if k not in different} == {
+        k: v for k, v in head.headers.items() if k not in different
+    }
+
+
+def test_head_of_what_is_not_there(http):
+    assert http.head("/nowhere").status_code == 404
+    assert http.head("/v1/sample").status_code == 405
+
+
+@pytest.mark.parametrize("path", [path for path in GETS if path != "/"])
+def test_a_last_slash_is_the_same_path(http, path):
+    assert http.get(f"{path}/").status_code == 200
+
+
+def test_a_last_slash_of_a_post(http):
+    body = {"neuron": "bernoulli", "a": [0.0], "seed": 1}
+    assert http.post("/v1/sample/", json=body).json() == http.post("/v1/sample", json=body).json()

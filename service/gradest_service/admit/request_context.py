@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gradest_service.admit.auth import ApiKey
 
-__all__ = ["RequestContext", "charge", "current_request"]
+__all__ = ["RequestContext", "charge", "count_dropped_event", "current_request"]
 
 
 @dataclass(slots=True)
@@ -21,6 +21,8 @@ class RequestContext:
     key: ApiKey | None = None
     elements: int = 0
     """How many elements of tensors the service has computed for the request."""
+    dropped_events: int = 0
+    """How many events of progress were replaced by newer ones, because the client had not read those before."""
     bytes_in: int = 0
     bytes_out: int = 0
 
@@ -35,3 +37,10 @@ def charge(elements: int) -> None:
         context.elements += elements
         if context.key is not None:
             context.key.charge(elements)
+
+
+def count_dropped_event() -> None:
+    """Record that an event of the current request's stream was replaced by a newer one."""
+    context = current_request.get()
+    if context is not None:
+        context.dropped_events += 1

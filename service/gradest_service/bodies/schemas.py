@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, RootModel, TypeAdapter
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    RootModel,
+    TypeAdapter,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -95,6 +103,7 @@ def _integral(value: Any) -> Any:
 _INTEGRAL = BeforeValidator(_integral)
 Seed = Annotated[int, Field(strict=True, ge=0, lt=MAX_SEED), _INTEGRAL]
 Size = Annotated[int, Field(strict=True, ge=0), _INTEGRAL]
+Shape = Annotated[list[Size], Field(fail_fast=True)]  # one fault is enough
 Draws = Annotated[int, Field(strict=True, ge=1), _INTEGRAL]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -112,7 +121,7 @@ class NeuronRequest(BaseModel):
     a: Numbers = Field(
         examples=[[[0.5, -1.0, 2.0]]], description="Pre-activations, [*batch, *event], as nested arrays of numbers."
     )
-    shape: list[Size] | None = Field(
+    shape: Shape | None = Field(
         None, description="The shape of a; needed only for shapes that JSON cannot express, such as [0, 3]."
     )
     dtype: Dtype | None = Field(
@@ -219,7 +228,7 @@ class CreditRequest(BaseModel):
         examples=[[[0.2, 1.0], [0.3, 0.0]]],
         description="The losses of K samples, [K, *batch]; the estimator credits all K against each other.",
     )
-    shape: list[Size] | None = Field(
+    shape: Shape | None = Field(
         None, description="The shape of the loss; needed only for shapes that JSON cannot express, such as [4, 0]."
     )
     dtype: Dtype | None = Field(
@@ -242,7 +251,7 @@ class RecommendRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     neuron: PluginSpec = Field("bernoulli", description='A name, or {"name": ..., and its options}.')
-    bring: list[Literal["loss", "grad", "relaxed"]] = Field(
+    bring: Annotated[list[Literal["loss", "grad", "relaxed"]], Field(fail_fast=True)] = Field(
         ["loss"],
         min_length=1,
         description="What the caller can compute, separated by commas: loss; grad, which is dL/dh; relaxed, which is both at "
