@@ -74,7 +74,8 @@ MODULES = {
 NAMES_ARE_DATA = {
     "gradest/testing/inputs.py",  # a table of methods, one of which has the name of an estimator
     "plugins/gradest_experiments/gated/gaters.py",  # a table of a paper, by the names of its neurons and estimators
-    "plugins/gradest_experiments/demo.py",  # shows the built-ins at work
+    "plugins/gradest_experiments/demo/scenes.py",  # shows the built-ins at work, as the next
+    "plugins/gradest_experiments/demo/tables.py",
     "plugins/gradest_experiments/toys/quadratic.py",  # like the three that follow, a table or a figure of a paper
     "plugins/gradest_experiments/toys/learning.py",
     "plugins/gradest_experiments/toys/probability.py",

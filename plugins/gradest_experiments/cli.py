@@ -282,8 +282,14 @@ def report(
 
 
 @command
-def demo() -> None:
-    """Show what gradest does, in about two minutes."""
-    from gradest_experiments.demo import run
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder for the page with the pictures.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all noise.")] = 0,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also print tables of all plugins, of samples, and of many estimators.")
+    ] = False,
+) -> None:
+    """Show in a minute what gradest does, in four scenes, and write a page with their pictures."""
+    from gradest_experiments.demo.run import run
 
-    run()
+    run(out, seed, full=full)

@@ -109,7 +109,7 @@ async def mean(request: Request) -> Response:
 
     def answer() -> bytes:
         job = admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON)
-        return codec.encode(operations.mean(job))
+        return codec.encode(operations.mean(job, settings))
 
     return Response(await pool.run(answer), media_type=codec.media_type)
 
@@ -184,7 +184,8 @@ def _add_post(
         name=path.rpartition("/")[2],
         tags=["estimation"],
         summary=request.__doc__,
-        responses=describe_answer(answer, media_types) | counted_errors(400, 404, 408, 415, 422, *errors),
+        responses=describe_answer(answer, media_types or (JSON.media_type,))
+        | counted_errors(400, 404, 408, 415, 422, *errors),
         openapi_extra=describe_request(request),
     )
 
@@ -306,16 +307,36 @@ async def plugins(request: Request) -> Response:
 async def recommend(request: Request) -> Response:
     """The estimators that fit a case, best first, with reasons, and why the others do not fit."""
     settings, _, _ = _parts(request)
+    if _MEASURED & request.query_params.keys():
+        raise Problem(
+            422, f"{', '.join(sorted(_MEASURED))} are for a measurement: send them to POST /v1/recommend, in the body."
+        )
     query = {name: _query_value(name, text) for name, text in request.query_params.items()}
     criteria = validate(schemas.RecommendRequest, query, "query")
     return await _answer_json(request, lambda: operations.recommend(admission.admit_recommendation(criteria, settings)))
+
+
+async def measure(request: Request) -> Response:
+    """The estimators that fit a case, with their errors measured on an objective: as for GET, with the body's fields."""
+    settings, pool, _ = _parts(request)
+    body = await read_body(request, settings)
+
+    def answer() -> bytes:
+        job = admission.admit_recommendation(body.decode(schemas.MeasureRequest), settings)
+        return JSON.encode(operations.recommend(job))
+
+    return Response(await pool.run(answer), media_type=JSON.media_type)
+
+
+_MEASURED = schemas.MeasureRequest.model_fields.keys() - schemas.RecommendRequest.model_fields.keys()
+_add_post("/v1/recommend", measure, schemas.MeasureRequest, schemas.RecommendAnswer)
 
 
 def _query_value(name: str, text: str) -> Any:
     """Convert a parameter's text: to a list if the field is one, and from JSON if the text is no plain word."""
     if name == "bring":
         return [word.strip() for word in text.split(",")]
-    return parse_json(text, name) if name == "a" or text[:1] in ("{", "[") else text
+    return parse_json(text, name) if text[:1] in ("{", "[") else text
 
 
 async def _answer_json(request: Request, describe: Callable[[], Any]) -> Response:

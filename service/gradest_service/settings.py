@@ -33,6 +33,21 @@ class Settings(BaseModel):
     allow_anonymous: bool = Field(
         False, description="Allow other addresses than this machine's own although there are no API keys."
     )
+    allowed_hosts: str | None = Field(
+        None,
+        description="Names that the Host header of a request may have, separated by commas; * is any. If omitted: localhost, the "
+        "name of host, and addresses; with API keys, any.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins of web pages elsewhere that may use the service, such as https://lab.example, separated by commas; "
+        "* is any.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses and networks of proxies, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed.",
+    )
     ssl_certfile: FilePath | None = Field(None, description="Certificate file, for HTTPS.")
     ssl_keyfile: FilePath | None = Field(
         None, description="The certificate's private key, if it is in a file of its own."
@@ -72,12 +87,18 @@ class Settings(BaseModel):
     max_samples: int = Field(1 << 16, ge=0, description="Maximum samples of one request.")
     max_draws: int = Field(1_000_000, ge=1, description="Maximum draws of one request.")
     max_estimators: int = Field(100, ge=1, description="Maximum number of estimators that one comparison names.")
-    max_points: int = Field(1 << 22, ge=1, description="Maximum elements that one draw holds in memory: K x size of a.")
+    max_points: int = Field(
+        1 << 22,
+        ge=1,
+        description="Maximum elements that one draw, or the mean of one row, holds in memory: K x size of a, with the inner "
+        "samples, nodes, networks and state that the plugins state.",
+    )
     max_work: int = Field(
         1 << 27,
         ge=1,
-        description="Maximum work of one request: draws x K x size of a, tensor options of the objective included, and 256 for "
-        "each call of a pointwise objective; for credit, K x size of the loss.",
+        description="Maximum work of one request: draws x K x size of a, or what plugins state if that is more, tensor options "
+        "of the objective included, and 256 for each call of a pointwise objective; for credit, K x size of the loss; for means, "
+        "their nodes.",
     )
 
     @model_validator(mode="after")

@@ -831,7 +831,12 @@ def test_recommend_is_the_library_s(client, kind):
     service = Scripted(kind)
 
     def answer():
-        found = httpx.get(f"{client.url}/v1/recommend", params=service.requests[-1].url.params, timeout=60)
+        sent = service.requests[-1]
+        headers = {name: sent.headers[name] for name in ("accept", "content-type") if name in sent.headers}
+        url = f"{client.url}/v1/recommend"
+        found = httpx.request(
+            sent.method, url, params=sent.url.params, content=sent.read(), headers=headers, timeout=60
+        )
         return httpx.Response(found.status_code, content=found.content, headers={"Content-Type": "application/json"})
 
     service.script = [answer]

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import httpx
 import pytest
+import torch
 
 import gradest
 
@@ -79,7 +80,7 @@ def test_a_full_service_refuses_at_once_and_says_when(start, gate, refused):
 
 def connect(service, head):
     connection = socket.create_connection((service.base_url.host, service.base_url.port), timeout=20)
-    connection.sendall(b"POST /v1/sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + head)
+    connection.sendall(b"POST /v1/sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + head)
     return connection
 
 
@@ -190,3 +191,73 @@ def test_work_stops_when_its_client_goes_away(start, endless, path, accept):
         time.sleep(0.5)  # and leaves
     assert 1 < stopped(endless) < 30
     assert service.post("/v1/sample", json=SAMPLE).status_code == 200
+
+
+class Slow(gradest.Neuron):
+    """Computes for a minute in one method, in steps of torch, and counts them."""
+
+    name, summary = "slow", "counts"
+
+    def _work(self, a):
+        for _ in range(6000):
+            type(self).asked += 1
+            time.sleep(0.01)
+            a = a + 0
+        return torch.zeros_like(a)
+
+    def noise(self, key, a, draws):
+        return self._work(a).expand(draws, *a.shape)
+
+    def forward(self, a, noise):
+        return a + noise
+
+    def backward(self, a, noise, grad_h):
+        return grad_h
+
+    def mean(self, a):
+        return self._work(a)
+
+    def active_probability(self, a):
+        return a
+
+    def law(self, a):
+        return self._work(a)[None], torch.ones(1, *a.shape)
+
+
+class ExpectsSlowly(gradest.Objective):
+    """Has the mean computed for its expectation."""
+
+    name, summary = "expects_slowly", "counts"
+
+    def __call__(self, points):
+        return points.mean(-1)
+
+    def expectation(self, neuron, a):
+        return gradest.neuron("slow").mean(a).mean(-1)
+
+
+_MANY = {"neuron": "slow", "a": [0.0] * 65536}
+_ESTIMATE = {"estimator": "straight_through", "objective": "expects_slowly", "draws": 1, "neuron": "bernoulli"}
+LONG = {
+    "mean": _MANY,
+    "sample": {**_MANY, "samples": 1, "seed": 1, "a": [0.0] * 65536},
+    "estimate": {**_MANY, **_ESTIMATE, "seed": 1},
+}
+SAFE = {"Accept": "application/vnd.safetensors"}
+
+
+@pytest.mark.parametrize(("path", "leaves"), [("mean", True), ("sample", True), ("sample", False), ("estimate", False)])
+def test_one_call_of_a_plugin_is_stopped_within_it(start, registered, path, leaves):
+    """By the deadline, or when the client leaves: at its next operation of torch."""
+    registered(Slow)
+    registered(ExpectsSlowly)
+    Slow.asked = 0
+    service = start(deadline_seconds=60 if leaves else 3, threads=1, max_json_elements=1 << 17)
+    with suppress(httpx.ReadTimeout):
+        body = {**LONG[path], "a": [0.0] * 70000}
+        answer = httpx.post(f"{service.base_url}/v1/{path}", json=body, timeout=3 if leaves else 30, headers=SAFE)
+        assert answer.status_code == 504
+    asked = Slow.asked
+    eventually(lambda: service.post("/v1/sample", json=SAMPLE).status_code == 200)
+    assert Slow.asked >= asked > 0
+    assert stopped(Slow) < 1000

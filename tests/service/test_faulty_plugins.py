@@ -1,5 +1,6 @@
 """Plugins that raise, hang or break their contract: the answer names the plugin and the method, and nobody else notices."""
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -370,4 +371,31 @@ def test_readyz_says_so_when_every_thread_hangs(start, hanging, refused, monkeyp
     while service.get("/readyz").status_code != 200:
         assert time.monotonic() < until
         time.sleep(0.02)
+    assert service.post("/v1/sample", json=BODIES["sample"]).status_code == 200
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit])
+@pytest.mark.parametrize(
+    ("base", "method", "path"),
+    [
+        (Fair, "forward", "sample"),
+        (Plain, "init", "forward"),
+        (Plain, "forward", "forward"),
+        (Mean, "__call__", "estimate"),
+    ],
+)
+def test_what_would_end_a_process_is_the_fault_of_its_plugin(service, refused, registered, base, method, path, kind):
+    """The service goes on, and does not say that it is stopping; other requests of the same pass get their answers."""
+
+    def raising_it(sound):
+        def changed(self, *inputs):
+            raise kind(SECRET)
+
+        return changed
+
+    registered(faulty(base, method, raising_it))
+    answer = service.post(f"/v1/{path}", json=BODIES[path] | {KINDS[base]: "odd"})
+    assert f"odd.{method}" in refused(answer, 500)["detail"]
+    assert SECRET not in answer.text
+    assert service.get("/readyz").status_code == 200
     assert service.post("/v1/sample", json=BODIES["sample"]).status_code == 200

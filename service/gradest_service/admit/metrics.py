@@ -63,6 +63,12 @@ class Metrics:
         self._elements = Counter(
             "gradest_elements", "Elements sampled or estimated from.", ["route"], registry=self._registry
         )
+        self._dropped = Counter(
+            "gradest_dropped_events",
+            "Events of progress that were replaced by newer ones, because their client did not read.",
+            ["route"],
+            registry=self._registry,
+        )
         self._received = Counter(
             "gradest_received_bytes", "Bytes of requests' bodies.", ["route"], registry=self._registry
         )
@@ -87,6 +93,8 @@ class Metrics:
         self._requests.labels(context.route, method, str(status)).inc()
         self._seconds.labels(context.route).observe(seconds)
         self._elements.labels(context.route).inc(context.elements)
+        if context.dropped_events:
+            self._dropped.labels(context.route).inc(context.dropped_events)
         self._received.labels(context.route).inc(context.bytes_in)
         self._sent.labels(context.route).inc(context.bytes_out)
 

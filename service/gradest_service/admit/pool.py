@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, from_thread, to_thread
 
+from gradest.errors import Cancelled, PluginFault
 from gradest_service.admit.metrics import Metrics
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "contained"]
 
 Result = TypeVar("Result")
 
@@ -53,4 +55,23 @@ class Pool:
 
     async def run_now(self, work: Callable[[], Result]) -> Result:
         """Return `work()`, called in the thread that this task holds."""
-        return await to_thread.run_sync(work, limiter=CapacityLimiter(1))
+        return await to_thread.run_sync(contained, work, limiter=CapacityLimiter(1))
+
+
+def contained(work: Callable[[], Result]) -> Result:
+    """Return `work()`, which a thread of the pool calls. What a plugin raises never ends more than its request.
+
+    The event loop would take SystemExit or KeyboardInterrupt for the end of the process, and CancelledError for its own
+    cancellation of the task.
+    """
+    try:
+        return work()
+    except Exception:
+        raise
+    except BaseException as error:
+        if isinstance(error, Cancelled):
+            from_thread.check_cancelled()
+            raise  # the work was for several requests
+        if isinstance(error, asyncio.CancelledError):
+            from_thread.check_cancelled()
+        raise PluginFault(f"the code of a plugin raised {type(error).__name__}") from error

@@ -52,6 +52,8 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies,
             ssl_certfile=settings.ssl_certfile,
             ssl_keyfile=settings.ssl_keyfile,
             ssl_keyfile_password=None if password is None else password.get_secret_value(),
@@ -139,6 +141,7 @@ def run_process(
     if _threads_busy():
         # uvicorn has answered their clients; the interpreter would wait for them, for ever if they hang
         _LOG.warning("requests were still being computed at the end of the time to stop")
+        logs.flush()
         os._exit(1)
 
 

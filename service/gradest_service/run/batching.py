@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from gradest_service.admit.pool import Pool
+from gradest.errors import Cancelled
+from gradest_service.admit.pool import Pool, contained
+from gradest_service.run.cancellation import abandoned_when
 
 __all__ = ["Batcher"]
 
@@ -122,7 +124,10 @@ def _outcomes(work: Work[Any, Any], waiting: Sequence[tuple[Any, asyncio.Future[
         return [None] * len(waiting)
     try:
         if len(wanted) == len(waiting):
-            return list(work(wanted))
+            with abandoned_when(lambda: all(answer.done() for _, answer in waiting)):
+                return list(contained(partial(work, wanted)))
+    except Cancelled:
+        return [None] * len(waiting)
     except Exception as error:
         if len(waiting) == 1:
             return [error]
