@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
-from gradest.contract.neuron import Binary, Discrete, Neuron, event_shape, output_shape
+from gradest.contract.neuron import Binary, Discrete, Neuron, Scored, event_shape, output_shape
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
@@ -24,6 +24,7 @@ from gradest.random import Key, to_key
 __all__ = [
     "ask",
     "check_feedback_finite",
+    "check_scores",
     "check_state",
     "first_state",
     "is_impossible",
@@ -157,6 +158,7 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
         with torch.set_grad_enabled(False), plain_saved_tensors():
             if draw.points_written:  # by f: the same key draws the same points again
                 draw = estimator.forward(draw.neuron, draw.a, draw.key, state)
+            check_scores(estimator, draw)
             told = estimator.backward(draw, widened, state)
     except RuntimeError as error:
         _explain_mode(f"{estimator.label()} on {draw.neuron.label()}", error)
@@ -176,6 +178,15 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
             finite = _all_finite_there(widened)
             after = {name: torch.where(finite, new, state[name]) for name, new in after.items()}
         return cast(gradient, dtype), after
+
+
+def check_scores(estimator: Estimator, draw: Draw) -> None:
+    """Have the neuron of a draw look at the outputs whose scores the estimator uses, where values can be read."""
+    neuron = draw.neuron
+    if not isinstance(neuron, Scored) or type(neuron).check_scores is Scored.check_scores or transformed():
+        return
+    if "loss" in estimator.needs and any(issubclass(kind, Scored) for kind in estimator.capabilities):
+        neuron.check_scores(draw.points, draw.a)
 
 
 def _outside_inference(state: State) -> State:
