@@ -69,8 +69,7 @@ class StochasticGraph:
     its uses has such a graph, because it is computed in numpy, from h.detach() or from h.argmax(-1), backward raises
     NotDifferentiable, unless the layer is inside a compiled function whose other results reach the costs. It gives a
     GradestWarning if the costs reach some uses of the layer alone. Call a layer that is not to be trained by them under
-    torch.no_grad(). A cost that has a graph to the sample, but depends on it in such a way as well, gets the gradient of the graph
-    alone.
+    torch.no_grad(). A cost that has a graph to the sample, but depends on it in such a way as well, gets that of the graph alone.
 
     Leaving the scope without `surrogate()` raises MissingLoss, unless an exception passes or `discard()` was called. Scopes may
     be nested; a layer belongs to the innermost one whose model contains it. A cost is credited to the uses of its own scope
