@@ -1130,8 +1130,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/estimation/expectation.py",
-        "        state = state_of_first_call(key.seed, a) or state",
-        "        state_of_first_call(key.seed, a)",
+        "        state = state_of_first_call(key.seed, a, state)",
+        "        state_of_first_call(key.seed, a, state)",
         "a checkpoint repeats a call of expect from a state that has seen its losses",
         "tests/estimation/test_repetition.py -k no_checkpoint",
     ),
