@@ -78,7 +78,9 @@ class RequestMiddleware:
         if not _VALID_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        context = RequestContext(request_id, method, client=(scope.get("client") or ("",))[0])
+        context = RequestContext(
+            request_id, method, client=(scope.get("client") or ("",))[0], set_aside=self._capacity.set_aside
+        )
         token = current_request.set(context)
         allowed = self._origins.headers_for(headers.get("origin", ""))
         exchange = _HttpExchange(context, self._settings, self._capacity, receive, send, allowed)

@@ -364,6 +364,8 @@ async def readyz(request: Request) -> Response:
             "status": "ready",
             "plugins": len(gradest.registry.plugins),
             "failures": len(gradest.registry.failures),
+            "lost_threads": request.app.state.capacity.lost_threads,
+            "set_aside": sorted(request.app.state.capacity.set_aside),
         }
     except PluginError as error:
         raise Problem(503, "A plugin did not load, and GRADEST_STRICT_PLUGINS=1 requires all of them.") from error

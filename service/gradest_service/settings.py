@@ -67,6 +67,12 @@ class Settings(BaseModel):
     deadline_seconds: float = Field(
         60, gt=0, description="Time limit of a request, from its first byte to the last byte of its answer."
     )
+    max_lost_threads: int = Field(
+        2,
+        ge=1,
+        description="Number of threads whose code did not end at the deadline, after which their plugin is set aside: requests "
+        "for it are answered 503.",
+    )
     max_requests: int = Field(256, ge=1, description="Maximum number of requests in a process, waiting ones included.")
     max_pending_bytes: int = Field(
         1 << 28, ge=1, description="Maximum total size of the bodies of the requests in a process, in bytes."

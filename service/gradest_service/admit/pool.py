@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -24,15 +26,16 @@ class Pool:
         self.threads = threads
         self._free_threads = CapacityLimiter(threads)
         self._metrics = metrics
+        self._running: set[tuple[int, float]] = set()
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """Wait for a free thread and return `work()`, called in it."""
         async with self.thread():
             return await self.run_now(work)
 
-    def holders(self) -> Collection[object]:
-        """Return who holds the threads that are not free."""
-        return self._free_threads.statistics().borrowers
+    def running(self) -> Collection[tuple[int, float]]:
+        """Return the calls that run: the thread of each, and when it began by the monotonic clock."""
+        return self._running.copy()
 
     def waiting(self) -> int:
         """Return how many tasks wait for a thread."""
@@ -55,7 +58,16 @@ class Pool:
 
     async def run_now(self, work: Callable[[], Result]) -> Result:
         """Return `work()`, called in the thread that this task holds."""
-        return await to_thread.run_sync(contained, work, limiter=CapacityLimiter(1))
+
+        def noted() -> Result:
+            call = threading.get_ident(), time.monotonic()
+            self._running.add(call)
+            try:
+                return contained(work)
+            finally:
+                self._running.discard(call)
+
+        return await to_thread.run_sync(noted, limiter=CapacityLimiter(1))
 
 
 def contained(work: Callable[[], Result]) -> Result:
