@@ -44,14 +44,19 @@ class Capacity:
         self.set_aside: set[str] = set()
         """The plugins to which too many threads have been lost; requests for them are answered 503."""
         self._losses: Counter[str] = Counter()
+        self._of_key: Counter[str] = Counter()
 
-    def take_place(self) -> None:
-        """Count one more request; raises a 429 if as many as allowed are in progress."""
+    def take_place(self, key: str = "") -> None:
+        """Count one more request, perhaps of an API key; raises a 429 if as many as allowed are in progress."""
+        share = self._settings.max_requests_per_key or max(1, self._settings.max_requests // 2)
+        if key and self._of_key[key] >= share:
+            raise Problem(429, f"This key has {share} requests in progress. Send it again.", headers=_RETRY_SOON)
         if self.requests >= self._settings.max_requests:
             raise Problem(
                 429, f"{self._settings.max_requests} requests are in progress. Send it again.", headers=_RETRY_SOON
             )
         self.requests += 1
+        self._of_key[key] += 1
 
     def reserve(self, body_bytes: int) -> None:
         """Count more bytes of a request's body; raises a 429 if there is no room for them."""
@@ -59,9 +64,12 @@ class Capacity:
             raise Problem(429, "The bodies in progress leave no room for this one. Send it again.", headers=_RETRY_SOON)
         self.bytes += body_bytes
 
-    def leave(self, body_bytes: int) -> None:
+    def leave(self, body_bytes: int, key: str = "") -> None:
         """Count one request less, and the bytes that were reserved for it."""
         self.requests -= 1
+        self._of_key[key] -= 1
+        if not self._of_key[key]:
+            del self._of_key[key]
         self.bytes -= body_bytes
 
     async def watch(self, pool: Pool) -> NoReturn:
