@@ -1143,6 +1143,20 @@ MUTATIONS = (
         "tests/estimation/test_losses.py -k copy_of_a_draw",
     ),
     Mutation(
+        "gradest/nn/operators.py",
+        "    if needs_slope and not is_recomputed():",
+        "    if needs_slope and is_recomputed():",
+        "a layer that is compiled alone is not trained by a detached cost, without a word",
+        "tests/nn/test_silent_errors.py -k compiled_alone",
+    ),
+    Mutation(
+        "gradest/analysis/rare_outputs.py",
+        "            unlikely = neuron.log_prob(points, wide).exp() < probability",
+        "            unlikely = neuron.log_prob(points, wide).exp() < 0",
+        "the bias of saturated units is taken for established",
+        "tests/analysis/test_comparison.py -k rare_outputs",
+    ),
+    Mutation(
         "gradest/nn/recomputation.py",
         "        if state and run.step != step:",
         "        if state and run.step > step:",

@@ -279,8 +279,9 @@ def compare(
         exact = torch.tensor(with_non_finite(exact), dtype=dtype, device=a.device).reshape(a.shape)
     failures = _build_all(Excluded, response.get("failures", ()))
     skipped = _build_all(Excluded, response.get("skipped", ()))
+    unresolved = _build_all(Excluded, response.get("unresolved", ()))
     # an older service sends none of these
-    more = {"failures": failures, "skipped": skipped, "no_exact": response.get("no_exact")}
+    more = {"failures": failures, "skipped": skipped, "unresolved": unresolved, "no_exact": response.get("no_exact")}
     return _build(Comparison, response | {"rows": _build_all(ComparisonRow, rows), "exact": exact} | more)
 
 

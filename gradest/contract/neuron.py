@@ -275,6 +275,14 @@ class Scored(Neuron):
         h: `[draws, *batch, *event']`. The result is `[draws, *batch, *event]`.
         """
 
+    def check_scores(self, h: Tensor, a: Tensor) -> None:
+        """Give a GradestWarning where the scores of these outputs do not estimate a gradient, with the reason and what to do.
+
+        That is so where an output of probability 0 has a probability that changes with `a`: no sample shows it. By default
+        nothing is done. h: `[draws, *batch, *event']`, all outputs at which an estimator asked for the loss. It may read values,
+        and so is called only where that is possible.
+        """
+
     def weighted_score(self, h: Tensor, a: Tensor, weights: Tensor) -> Tensor:
         """Return Σ_k weights_k score(h_k, a), `[*batch, *event]`, for h `[K, *batch, *event']` and weights `[K, *batch]`.
 

@@ -9,7 +9,6 @@ those here do not. `portable` holds functions that give the same bits on every d
     sigmoid, softplus, logit, sinh_cosh, normal_cdf
     widen                              to float32 at least
     gauss_legendre, spread, panels     quadrature for the law of a continuous unit
-    transformed                        whether this code runs inside a transform of torch.func, where values cannot be read
     select, fused                      the kernel of a name for tensors on a device; see `gradest.kernels`
     logistic_backward, concrete_backward, softmax_backward, times_smooth_backward     the kernels' reference implementations
 """
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradest.kernels import fused, portable, select, transformed
+from gradest.kernels import fused, portable, select
 from gradest.kernels.reference import concrete_backward, logistic_backward, softmax_backward, times_smooth_backward
 from gradest.kernels.stable import (
     drop_impossible,
@@ -57,7 +56,6 @@ __all__ = [
     "softplus",
     "spread",
     "times_smooth_backward",
-    "transformed",
     "widen",
 ]
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.contract.neuron import UnbiasedRounding
-from gradest.contract.numerics import transformed, widen
+from gradest.contract.numerics import widen
 from gradest.errors import GradestWarning
 
 _LEAST = 1e-30  # stands for the probability 0 of an output, so that its product with the score is the derivative
@@ -42,7 +42,7 @@ class StochasticRounding(UnbiasedRounding):
 
     At a grid point itself h = a, and E[L(h)] has a kink. The law and the score are those of the limit from above, so that
     `exact` and `enumeration` return the derivative from the right, (L(a + δ) - L(a))/δ; a sample there always shows
-    h = a, from which a score-function estimator cannot tell it: its estimate there is wrong, and the score gives a
+    h = a, from which a score-function estimator cannot tell it: its estimate there is wrong, and gives a
     GradestWarning. Pre-activations that start at 0, as biases do, start at a grid point: use `straight_through` or
     `enumeration` for those.
 
@@ -106,12 +106,15 @@ class StochasticRounding(UnbiasedRounding):
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """Return 1/(δ p) where h is above a, and -1/(δ (1 - p)) where it is below; 0 for other h, whose probability is 0."""
         near = self._neighbours(a)
-        # enumeration shows the output above, too
-        if not transformed() and bool(((near.p_up <= _LEAST) & ~(h == near.up).any(0)).any()):
-            warnings.warn(_ON_THE_GRID, GradestWarning, stacklevel=2)
         p = self._probability(h, near)
         slope = ((h == near.up).to(p.dtype) - (h == near.down).to(p.dtype)) * (1 / self.step)
         return torch.where(p > 0, slope / p.clamp(min=_LEAST), 0).to(a.dtype)
+
+    def check_scores(self, h: Tensor, a: Tensor) -> None:
+        """Warn of grid points, unless the output above is among the outputs, as for enumeration."""
+        near = self._neighbours(a)
+        if bool(((near.p_up <= _LEAST) & ~(h == near.up).any(0)).any()):
+            warnings.warn(_ON_THE_GRID, GradestWarning, stacklevel=5)
 
     def _neighbours(self, a: Tensor) -> _Neighbours:
         x = widen(a) * (1 / self.step)

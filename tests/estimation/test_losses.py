@@ -434,14 +434,32 @@ def test_a_state_that_does_not_fit_is_refused(estimator, neuron, a):
     f = _loss(neuron)
     _, state = gradest.expect(f, a, neuron, estimator, 3)
     name = next(iter(state))
-    wrong = [{}, {**state, "more": torch.zeros(())}, {**state, name: torch.zeros(7, 5)}, {**state, name: 0.5}, 3]
-    for given in wrong:
-        with pytest.raises(InvalidInput, match=f"the state of {estimator} must have tensors of the shapes"):
+    draw, asked = gradest.ask(neuron, estimator, a, 3)
+    points = draw.points.requires_grad_()
+    loss = f(points)
+    (grad,) = torch.autograd.grad(loss.sum(), points)
+    feedback = gradest.Feedback(loss.detach(), grad)
+    gradest.tell(estimator, draw, feedback, asked)
+    wrong = [{}, {**state, "more": torch.zeros(())}, {**state, name: torch.zeros(7, 5)}, {**state, name: 0.5}]
+    for given in [*wrong, 3, [state]]:
+        text = "have tensors of the shapes" if isinstance(given, dict) else "be the dict that was returned"
+        with pytest.raises(InvalidInput, match=f"the state of {estimator} must {text}"):
             gradest.expect(f, a, neuron, estimator, 3, given)
         with pytest.raises(InvalidInput, match="the state of"):
             gradest.estimate(f, a, neuron, estimator, 2, 3, given)
-    with pytest.raises(InvalidInput, match="the state of rloo must have no tensors"):
+        with pytest.raises(InvalidInput, match="the state of"):
+            gradest.tell(estimator, draw, feedback, given)
+    with pytest.raises(InvalidInput, match=r"the state of rloo must be \{\}, because it keeps none"):
         gradest.expect(mixed, A, "bernoulli", "rloo", 3, state)
+
+
+@pytest.mark.parametrize("state", [None, [], 3, {"total": torch.zeros(())}])
+def test_tell_takes_the_state_that_ask_returned(state):
+    draw, asked = gradest.ask("bernoulli", "rloo", A, 3)
+    feedback = gradest.Feedback(mixed(draw.points))
+    gradest.tell("rloo", draw, feedback, asked)
+    with pytest.raises(InvalidInput, match="the state of rloo must be"):
+        gradest.tell("rloo", draw, feedback, state)
 
 
 def test_counts_of_nothing_are_refused():

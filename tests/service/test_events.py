@@ -31,7 +31,17 @@ def test_progress_then_one_result(http):
     assert [name for name, _ in events] == ["progress"] * len(fitting) + ["result"]
     assert events[0][1] == {"estimator": fitting[0], "done": 20, "draws": 20}
     result = events[-1][1]
-    assert result.keys() == {"neuron", "draws", "seed", "rows", "failures", "skipped", "exact", "no_exact"}
+    assert result.keys() == {
+        "neuron",
+        "draws",
+        "seed",
+        "rows",
+        "failures",
+        "skipped",
+        "unresolved",
+        "exact",
+        "no_exact",
+    }
     assert [row["estimator"] for row in result["rows"]] == fitting
     assert torch.tensor(result["exact"]).shape == (2,)
 

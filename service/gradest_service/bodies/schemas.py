@@ -393,6 +393,10 @@ class CompareAnswer(BaseModel):
     skipped: list[Excluded] = Field(
         description="The estimators without a row, because they need dL/dh, which the objective does not have."
     )
+    unresolved: list[Excluded] = Field(
+        description="The estimators whose bias_in_se is no evidence of bias, because the draws hardly show outputs that the "
+        "gradient needs."
+    )
     exact: NumbersOut | None = Field(description=_EXACT.format("gradient, [*batch, *event]"))
     no_exact: str | None = Field(None, description="Why there is no exact gradient; null if there is one.")
 
