@@ -1130,8 +1130,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/estimation/expectation.py",
-        "        state = state_of_first_call(key.seed, a) or state",
-        "        state_of_first_call(key.seed, a)",
+        "        state = state_of_first_call(key.seed, a, state)",
+        "        state_of_first_call(key.seed, a, state)",
         "a checkpoint repeats a call of expect from a state that has seen its losses",
         "tests/estimation/test_repetition.py -k no_checkpoint",
     ),
@@ -1141,6 +1141,13 @@ MUTATIONS = (
         '            counts = (x._version for x, wrote in zip((state["points"], state["a"]), written, strict=True))',
         "a copy of a draw forgets that its points were written to",
         "tests/estimation/test_losses.py -k copy_of_a_draw",
+    ),
+    Mutation(
+        "gradest/nn/operators.py",
+        "    if needs_slope and not is_recomputed():",
+        "    if needs_slope and is_recomputed():",
+        "a layer that is compiled alone is not trained by a detached cost, without a word",
+        "tests/nn/test_silent_errors.py -k compiled_alone",
     ),
     Mutation(
         "gradest/analysis/rare_outputs.py",

@@ -57,8 +57,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.capacity = Capacity(settings)
     counts = metrics.Metrics() if settings.metrics and metrics.available() else None
+    app.state.capacity = Capacity(settings, counts)
     app.state.pool = Pool(settings.threads, counts)
     app.state.batcher = Batcher(
         app.state.pool,

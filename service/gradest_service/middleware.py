@@ -30,6 +30,7 @@ __all__ = ["RequestMiddleware"]
 _LOG = logging.getLogger("gradest_service")
 _VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ID_HEADER = "X-Request-ID"
+_BODY_GRACE_SECONDS = 5.0  # before a body must arrive at the least rate
 _LAST_EVENT_SECONDS = 1.0  # for a client to take the end of its stream
 _CLIENT_CLOSED = 499  # the log's status of a request whose client disconnected
 _DEFAULT_HEADERS = {  # of every answer that has none of its own
@@ -78,7 +79,9 @@ class RequestMiddleware:
         if not _VALID_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        context = RequestContext(request_id, method, client=(scope.get("client") or ("",))[0])
+        context = RequestContext(
+            request_id, method, client=(scope.get("client") or ("",))[0], set_aside=self._capacity.set_aside
+        )
         token = current_request.set(context)
         allowed = self._origins.headers_for(headers.get("origin", ""))
         exchange = _HttpExchange(context, self._settings, self._capacity, receive, send, allowed)
@@ -173,6 +176,7 @@ class _HttpExchange:
         self._receive = receive
         self._send = send
         self._headers = headers  # of every answer to this request
+        self._began = anyio.current_time()
         self._entered = False
         self._reserved = 0
         self._whole = False
@@ -186,7 +190,7 @@ class _HttpExchange:
             raise self._too_large()
         if not counted:
             return
-        self._capacity.take_place()
+        self._capacity.take_place(self._key)
         self._entered = True
         try:
             self._reserve(declared)
@@ -194,13 +198,17 @@ class _HttpExchange:
             self.leave()
             raise
 
+    @property
+    def _key(self) -> str:
+        return "" if self.context.key is None else self.context.key.name
+
     def leave(self) -> None:
         """Give the place back, once no work is done for the request any more."""
         if self._watch is not None:
             self._watch.cancel()
         if self._entered:
             self._entered = False
-            self._capacity.leave(self._reserved)
+            self._capacity.leave(self._reserved, self._key)
 
     async def receive(self) -> Message:
         """Receive the next part of the body; after its end, wait until the client disconnects."""
@@ -209,7 +217,7 @@ class _HttpExchange:
                 self._watch = asyncio.create_task(self._watch_for_disconnect())
             await self._disconnected.wait()
             return {"type": "http.disconnect"}
-        message = await self._receive()
+        message = await self._receive_part()
         self.context.bytes_in += len(message.get("body", b""))
         if self.context.bytes_in > self._settings.max_body_bytes:
             raise self._too_large()
@@ -219,6 +227,20 @@ class _HttpExchange:
             self._whole = True
             self._watch = asyncio.create_task(self._watch_for_disconnect())
         return message
+
+    async def _receive_part(self) -> Message:
+        """Receive the next part of the body; raises a 408 if the body arrives more slowly than it must."""
+        rate = self._settings.min_body_rate
+        if not rate or self.context.method not in ("POST", "PUT", "PATCH"):
+            return await self._receive()
+        until = self._began + _BODY_GRACE_SECONDS + self.context.bytes_in / rate
+        with anyio.CancelScope(deadline=until):
+            return await self._receive()
+        raise Problem(
+            408,
+            f"The body must arrive at {rate:g} bytes a second after its first {_BODY_GRACE_SECONDS:g} seconds.",
+            headers={"Connection": "close"},
+        )
 
     async def send(self, message: Message) -> None:
         """Send part of the application's answer; it is dropped if another answer was sent in its place."""

@@ -18,7 +18,17 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     workers: int = Field(1, ge=1, description="Number of processes; each has its own threads, limits and budgets.")
-    threads: int = Field(2, ge=1, description="Requests computed at the same time by a process; further ones wait.")
+    threads: int = Field(
+        3,
+        ge=1,
+        description="Requests computed at the same time by a process; further ones wait. Of several threads, one is never taken "
+        "by requests of more than heavy_work.",
+    )
+    heavy_work: int = Field(
+        1 << 22,
+        ge=1,
+        description="Work of a request, as max_work counts it, above which it leaves one thread to lighter ones.",
+    )
     page: bool = Field(True, description="Serve the web page at /; without it, / redirects to /docs.")
     docs: bool = Field(True, description="Serve /docs and /openapi.json.")
     metrics: bool = Field(True, description="Serve /metrics, if prometheus-client is installed.")
@@ -67,7 +77,23 @@ class Settings(BaseModel):
     deadline_seconds: float = Field(
         60, gt=0, description="Time limit of a request, from its first byte to the last byte of its answer."
     )
+    max_lost_threads: int = Field(
+        2,
+        ge=1,
+        description="Number of threads whose code did not end at the deadline, after which their plugin is set aside: requests "
+        "for it are answered 503.",
+    )
     max_requests: int = Field(256, ge=1, description="Maximum number of requests in a process, waiting ones included.")
+    max_requests_per_key: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of requests that one API key has in progress in a process; if omitted, half of max_requests.",
+    )
+    min_body_rate: float = Field(
+        1024,
+        ge=0,
+        description="Least rate, in bytes a second, at which the body of a request must arrive after its first five seconds.",
+    )
     max_pending_bytes: int = Field(
         1 << 28, ge=1, description="Maximum total size of the bodies of the requests in a process, in bytes."
     )

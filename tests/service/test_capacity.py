@@ -261,3 +261,59 @@ def test_one_call_of_a_plugin_is_stopped_within_it(start, registered, path, leav
     eventually(lambda: service.post("/v1/sample", json=SAMPLE).status_code == 200)
     assert Slow.asked >= asked > 0
     assert stopped(Slow) < 1000
+
+
+def test_heavy_work_leaves_a_thread_to_light_work(start, gate):
+    service = start(threads=3, heavy_work=100)
+    heavy = {**GATED, "draws": 60}
+    held = [in_thread(lambda: service.post("/v1/estimate", json=heavy)) for _ in range(5)]
+    for _ in range(2):
+        assert gate.asked.acquire(timeout=20)
+    assert not gate.asked.acquire(timeout=0.5)  # the other three wait, though a thread is free
+    for _ in range(3):
+        assert service.post("/v1/sample", json=SAMPLE).status_code == 200
+        assert service.post("/v1/mean", json={"neuron": "bernoulli", "a": [0.0]}).status_code == 200
+    gate.open.set()
+    assert [join().status_code for join in held] == [200] * 5
+
+
+def test_one_key_does_not_take_all_places(start, gate, refused, tmp_path):
+    from gradest_service.admit.auth import new_key
+
+    keys = [new_key(name) for name in ("alice", "bob")]
+    (tmp_path / "keys").write_text("\n".join(line for _, line in keys))
+    alice, bob = ({"Authorization": f"Bearer {key}"} for key, _ in keys)
+    service = start(api_keys=tmp_path / "keys", max_requests=4, threads=4)
+    held = [in_thread(lambda: service.post("/v1/estimate", json=GATED, headers=alice)) for _ in range(2)]
+    for _ in held:
+        assert gate.asked.acquire(timeout=20)
+    answer = service.post("/v1/sample", json=SAMPLE, headers=alice)
+    assert "This key has 2 requests" in refused(answer, 429)["detail"]
+    assert answer.headers["retry-after"] == "1"
+    assert service.post("/v1/sample", json=SAMPLE, headers=bob).status_code == 200
+    gate.open.set()
+    assert [join().status_code for join in held] == [200] * 2
+    eventually(lambda: service.post("/v1/sample", json=SAMPLE, headers=alice).status_code == 200)
+
+
+def test_a_body_that_drips_gives_its_place_back(start, monkeypatch):
+    """One byte now and then would hold it until the deadline, and a few hundred such requests the whole service."""
+    monkeypatch.setattr("gradest_service.middleware._BODY_GRACE_SECONDS", 0.3)
+    service = start(deadline_seconds=60, max_requests=2, min_body_rate=1000)
+    with (
+        connect(service, b"Content-Length: 1000\r\n\r\n") as first,
+        connect(service, b"Content-Length: 1000\r\n\r\n") as second,
+    ):
+        eventually(lambda: service.post("/v1/sample", json=SAMPLE).status_code == 429)
+        for slow in (first, second):
+            with suppress(OSError):
+                slow.sendall(b"{")
+            assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+    eventually(lambda: service.post("/v1/sample", json=SAMPLE).status_code == 200)
+    body = json.dumps(SAMPLE).encode()
+    with connect(service, b"Content-Length: %d\r\n\r\n" % (2000 + len(body))) as steady:
+        for _ in range(10):
+            steady.sendall(b" " * 200)
+            time.sleep(0.1)
+        steady.sendall(body)
+        assert steady.recv(1000).startswith(b"HTTP/1.1 200")

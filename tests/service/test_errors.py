@@ -27,7 +27,7 @@ def test_unknown_route(http, refused, path):
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", "/v1/sample", "POST"), ("POST", "/v1/neurons", "GET"), ("PUT", "/livez", "GET")],
+    [("GET", "/v1/sample", "POST"), ("POST", "/v1/neurons", "GET, HEAD"), ("PUT", "/livez", "GET, HEAD")],
 )
 def test_method_not_allowed(http, refused, method, path, allowed):
     answer = http.request(method, path)

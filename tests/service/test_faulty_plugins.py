@@ -399,3 +399,28 @@ def test_what_would_end_a_process_is_the_fault_of_its_plugin(service, refused, r
     assert SECRET not in answer.text
     assert service.get("/readyz").status_code == 200
     assert service.post("/v1/sample", json=BODIES["sample"]).status_code == 200
+
+
+def test_a_plugin_that_loses_threads_is_set_aside(start, hanging, refused, monkeypatch):
+    """Others are served, and everything says why."""
+    monkeypatch.setattr(Hanging, "where", "forward")
+    service = start(deadline_seconds=0.5, threads=3)
+    ready = lambda: service.get("/readyz").json()  # noqa: E731
+    assert (ready()["lost_threads"], ready()["set_aside"]) == (0, [])
+    for lost in (1, 2):
+        assert service.post("/v1/forward", json={**HANG, "a": [0.5] * lost}).status_code == 504
+        until = time.monotonic() + 10
+        while ready()["lost_threads"] < lost:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    assert ready()["set_aside"] == ["hanging"]
+    answer = service.post("/v1/forward", json=HANG)
+    assert "hanging is set aside" in refused(answer, 503)["detail"]
+    assert answer.headers["retry-after"]
+    assert service.post("/v1/sample", json=BODIES["sample"]).status_code == 200
+    assert 'gradest_lost_threads_total{plugin="hanging"} 2.0' in service.get("/metrics").text
+    hanging.release.set()
+    while ready()["lost_threads"]:
+        assert time.monotonic() < until + 10
+        time.sleep(0.02)
+    refused(service.post("/v1/forward", json=HANG), 503)

@@ -29,6 +29,7 @@ from gradest_service.admit.jobs import (
     ObjectiveJob,
     SampleJob,
 )
+from gradest_service.admit.request_context import is_set_aside
 from gradest_service.bodies.sizes import size
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
@@ -166,6 +167,8 @@ def affordable_estimators(settings: Settings, job: ObjectiveJob) -> list[Estimat
     """Return the estimators that `gradest.compare` takes by default and that are within the limits on this job."""
     affordable = []
     for estimator in comparable_estimators(job.neuron):
+        if is_set_aside(estimator.name):
+            continue
         try:
             work = _work(settings, job, estimator)
         except (TooManyPoints, Problem, PluginFault):  # GET /v1/estimators states the fault

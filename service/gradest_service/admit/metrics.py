@@ -63,6 +63,9 @@ class Metrics:
         self._elements = Counter(
             "gradest_elements", "Elements sampled or estimated from.", ["route"], registry=self._registry
         )
+        self._lost = Counter(
+            "gradest_lost_threads", "Threads that did not end at the deadline.", ["plugin"], registry=self._registry
+        )
         self._dropped = Counter(
             "gradest_dropped_events",
             "Events of progress that were replaced by newer ones, because their client did not read.",
@@ -81,6 +84,10 @@ class Metrics:
     def add_waiting(self, more: int) -> None:
         """Count so many more computations that wait for a thread; fewer if it is negative."""
         self._waiting.inc(more)
+
+    def count_lost_thread(self, plugin: str) -> None:
+        """Count a thread in which a plugin's code runs past the deadline."""
+        self._lost.labels(plugin).inc()
 
     def observe_batch(self, requests: int) -> None:
         """Count a computation that starts for so many requests."""

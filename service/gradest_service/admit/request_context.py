@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from gradest_service.admit.auth import ApiKey
 
-__all__ = ["RequestContext", "charge", "count_dropped_event", "current_request"]
+__all__ = ["RequestContext", "charge", "count_dropped_event", "current_request", "is_set_aside"]
 
 
 @dataclass(slots=True)
@@ -21,6 +22,8 @@ class RequestContext:
     client: str = ""
     """The address of the client, or of the last proxy that is not trusted."""
     key: ApiKey | None = None
+    set_aside: Collection[str] = ()
+    """The plugins that are answered 503."""
     elements: int = 0
     """How many elements of tensors the service has computed for the request."""
     dropped_events: int = 0
@@ -46,3 +49,9 @@ def count_dropped_event() -> None:
     context = current_request.get()
     if context is not None:
         context.dropped_events += 1
+
+
+def is_set_aside(plugin: str) -> bool:
+    """Tell whether the plugin of this name has been set aside, because threads were lost to it."""
+    context = current_request.get()
+    return context is not None and plugin in context.set_aside

@@ -499,6 +499,10 @@ class Ready(BaseModel):
     status: Literal["ready"]
     plugins: int
     failures: int
+    lost_threads: int = Field(description="Threads whose code has not ended though its deadline has passed.")
+    set_aside: list[str] = Field(
+        description="Plugins to which too many threads were lost; requests for them are answered 503."
+    )
 
 
 class Versions(BaseModel):

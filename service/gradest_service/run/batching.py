@@ -60,10 +60,15 @@ class Batcher:
         self._open: dict[Hashable, _Group[Any, Any]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
-    async def run(self, kind: Hashable, work: Work[Item, Answer], item: Item, elements: int) -> Answer:
-        """Return `work([item])[0]`, perhaps computed with other items of the same kind; `work` must be the same for all."""
-        if kind is None or not self._enabled:
-            (result,) = await self._pool.run(partial(work, [item]))
+    async def run(
+        self, kind: Hashable, work: Work[Item, Answer], item: Item, elements: int, heavy: bool = False
+    ) -> Answer:
+        """Return `work([item])[0]`, perhaps computed with other items of the same kind; `work` must be the same for all.
+
+        What is heavy runs alone.
+        """
+        if kind is None or heavy or not self._enabled:
+            (result,) = await self._pool.run(partial(work, [item]), heavy)
             return result
         group = self._open.get(kind)
         if group is None or group.elements + elements > self._max_elements:

@@ -35,11 +35,12 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, run: Callable[[Report], Any], pool: Pool, request_id: str) -> None:
+    def __init__(self, run: Callable[[Report], Any], pool: Pool, request_id: str, heavy: bool = False) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._run = run
         self._pool = pool
+        self._heavy = heavy
         self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +70,7 @@ class EventStream(Response):
             from_thread.run_sync(events.put, subject, _event("progress", fields))
 
         try:
-            answer = await self._pool.run(functools.partial(self._run, report))
+            answer = await self._pool.run(functools.partial(self._run, report), self._heavy)
             events.end(_event("result", answer))
         except Exception as error:
             problem = from_exception(error)
