@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
+DEMO := $(VENV)/.demo
 
 # The machine's cores run whole tests side by side; a test of small tensors gains nothing from threads of its own. Bytecode is
 # kept, also where the environment says otherwise: each process that a test starts would compile gradest again.
@@ -46,7 +47,8 @@ chromium dieharder:
 		fi; \
 	}
 
-demo: $(READY)
+# Needs a tenth of what the tests do, so it has set-up of its own.
+demo: $(DEMO)
 	$(BIN)/gradest demo
 
 # Rewrites docs/results/benchmarks.md and its charts. With SHORT=1 it takes three minutes and writes into runs/benchmarks.
@@ -59,10 +61,19 @@ clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml constraints.txt
+define NEW_VENV
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("gradest needs Python 3.11 or newer; for example: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
+endef
+
+$(READY): pyproject.toml constraints.txt
+	$(NEW_VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(DEMO): pyproject.toml constraints.txt
+	$(NEW_VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo]'
 	touch $@
 
 $(PEERS): $(READY)

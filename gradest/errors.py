@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "Cancelled",
     "GradestError",
     "GradestWarning",
     "Incompatible",
@@ -26,6 +27,13 @@ class GradestError(Exception):
 
 class GradestWarning(UserWarning):
     """Category of every warning that gradest gives."""
+
+
+class Cancelled(BaseException):
+    """Nobody waits for the result any more: raised by a callback, or by a service, to end a computation.
+
+    It derives from BaseException, and is never taken for the fault of a plugin, whose code happened to run.
+    """
 
 
 class UnknownPlugin(GradestError, LookupError):

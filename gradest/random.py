@@ -15,12 +15,12 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from gradest.errors import InvalidInput
-from gradest.kernels import fused, select, transformed, untransformed
+from gradest.errors import Incompatible, InvalidInput
+from gradest.kernels import fused, recorded, select, transformed, untransformed
 from gradest.kernels.reference.noise import ROUNDS, Word, as_tensors, philox, signed_word
 from gradest.kernels.stable import cast, widen
 
-__all__ = ["MAX_SEED", "VERSION", "Key", "fresh_seed", "philox4x32"]
+__all__ = ["MAX_SEED", "VERSION", "Key", "check_words", "fresh_seed", "philox4x32"]
 
 VERSION = 2
 """The version of the noise, as a function of (seed, row, unit, draw, stream). The numbers of a version never change.
@@ -97,7 +97,15 @@ def philox4x32(
 
 
 def fresh_seed() -> int:
-    """Draw a seed from torch's global generator, so that `torch.manual_seed` makes results reproducible."""
+    """Draw a seed from torch's global generator, so that `torch.manual_seed` makes results reproducible.
+
+    Raises Incompatible where torch.jit.trace or make_fx would record the seed as a constant.
+    """
+    if recorded():
+        raise Incompatible(
+            "torch.jit.trace and make_fx record a seed as a constant, so that the recorded program would draw the same noise in "
+            "each call. Use torch.compile or torch.export; or in evaluation the mean or the threshold of a layer; or give a seed"
+        )
     return int(fresh_seed_tensor())
 
 
@@ -129,11 +137,18 @@ def _check_integers(name: str, value: object, bits: int, hint: str = "") -> None
     if torch.compiler.is_compiling() or value.is_meta:
         return
     value = untransformed(value)
-    outside = value.to(torch.int64) >> bits != 0  # the shift keeps the sign
+    # too large a number of 64 bits without a sign becomes a negative one
+    value = value.view(torch.int64) if value.dtype == torch.uint64 else value.to(torch.int64)
+    outside = value >> bits != 0  # the shift keeps the sign
     if value.device.type == "cuda":
         torch._assert_async(~outside.any(), f"{wanted}, or a tensor of such integers")
     elif bool(outside.any()):
         raise InvalidInput(f"{wanted}, but the tensor holds {int(value[outside][0])}")
+
+
+def check_words(name: str, value: Tensor) -> None:
+    """Raise InvalidInput unless the values of a tensor are integers with 0 <= n < 2**32."""
+    _check_integers(name, value, _WORD_BITS)
 
 
 def _check_stream(stream: int) -> None:
@@ -285,6 +300,8 @@ class Key:
                     f"{list(value.shape)}"
                 ) from error
 
+        if torch._C._get_tracing_state() is not None:
+            raise Incompatible("torch.jit.trace cannot record noise; use torch.compile or torch.export")
         _check_counts(math.prod(batch_shape))
         seed = flat(self.seed), flat(_upper_word(self.seed))
         rows = math.prod(batch_shape) if self.rows is None else flat(self.rows)

@@ -49,6 +49,10 @@ def test_every_document_is_linked_from_the_readme() -> None:
     assert {*(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"} <= linked
 
 
+def test_the_readme_takes_five_minutes() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
 def test_every_image_is_shown() -> None:
     shown = {(path.parent / target).resolve() for path in DOCUMENTS for target in links(path)}
     assert {*(ROOT / "docs/results/images").iterdir()} <= shown

@@ -170,6 +170,7 @@ def test_the_largest_rows_have_noise_of_their_own(row):
     [
         *(torch.tensor([0, number]) for number in (-1, 1 << 32, (1 << 32) + 1, 1 << 62, -(1 << 62))),
         torch.tensor([-1], dtype=torch.int32),
+        torch.tensor([3, (1 << 64) - 1], dtype=torch.uint64),
         torch.tensor([0.5]),
         torch.tensor([1.0]),
         torch.tensor([True]),

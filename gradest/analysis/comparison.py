@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 import torch
 from torch import Tensor
 
+from gradest.analysis.rare_outputs import share_of_rare_outputs
 from gradest.analysis.results import Comparison, ComparisonRow, Excluded
 from gradest.contract.estimator import Bias, Estimator
 from gradest.contract.neuron import Neuron, event_shape
@@ -64,7 +65,8 @@ def compare(
     `no_exact` of the table gives the reason. They are also None if f is random or depends on the other points of a call, of which
     a GradestWarning tells, as that of `estimate` does. An estimator whose code fails, or that of the neuron under it, has no row
     but an entry in `failures`, with file and line. One that needs dL/dh, which f does not have, is left out even if it is named:
-    `skipped` gives the reason.
+    `skipped` gives the reason. Where outputs too rare for so many draws may explain the difference from the exact
+    gradient, the standard error is too small, and `unresolved` says that the bias is not established.
 
     Raises InvalidInput if `estimators` is not a list or if rows of the batch share a loss, Incompatible if an estimator that is
     named does not fit the neuron and inside a transform of torch.func, PluginFault if all estimators fail, and what `estimate`
@@ -80,26 +82,18 @@ def compare(
     wide = check_pre_activations(a, neuron)
     seed = fresh_seed() if seed is None else check_seed(seed)
     failures: dict[str, PluginFault] = {}
-    if estimators is None:
-        chosen = _default_estimators(neuron, a, failures)
-    else:
-        if isinstance(estimators, (str, Mapping, Estimator)):
-            raise InvalidInput(f"estimators must be a list of estimators, such as ['rloo'], not {estimators!r}")
-        chosen = []
-        for spec in estimators:
-            with registry.containing(failures, str(spec.get("name") if isinstance(spec, Mapping) else spec)):
-                estimator = registry.estimator(spec)
-                registry.check_fit(neuron, estimator)
-                chosen.append(estimator)
+    chosen = _chosen_estimators(estimators, neuron, a, failures)
     check_count("draws", draws, least=1)
     exact_progress = (lambda done, points: progress("exact", done, points)) if progress else None
     rows = []
+    measured: list[tuple[str, Estimate]] = []
     skipped: list[Excluded] = []
     reasons: dict[str, None] = {}
     with checked_loss(f, wide, neuron, a.dtype) as is_function:
         if not is_function:
             reasons["the loss is random, or depends on the other points of a call"] = None
-        exact = _exact_gradient(f, a, neuron, Target(), allow_inf, exact_progress, reasons) if is_function else None
+        known = _exact(f, a, neuron, Target(), allow_inf, exact_progress, reasons) if is_function else None
+        exact = None if known is None else known[1]
         for estimator in chosen:
             label = registry.label(estimator)
             report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
@@ -122,9 +116,13 @@ def compare(
                     skipped.append(Excluded(label, (str(error),)))
                     continue
                 target, truth = estimator.target(), exact
-                if is_function and target != Target():
-                    truth = _exact_gradient(f, a, neuron, target, allow_inf, exact_progress, reasons)
+                if target == Target():
+                    measured.append((label, found))
+                elif is_function:
+                    other = _exact(f, a, neuron, target, allow_inf, exact_progress, reasons)
+                    truth = None if other is None else other[1]
                 rows.append(_comparison_row(estimator, neuron, found, truth))
+        unresolved = () if known is None else _unresolved(f, a, neuron, known, draws, seed, measured)
     if failures and not rows and not skipped:
         fault = next(iter(failures.values()))
         raise fault from fault.__cause__
@@ -140,7 +138,50 @@ def compare(
         tuple(excluded),
         no_exact="; ".join(reasons) or None,
         skipped=tuple(skipped),
+        unresolved=unresolved,
     )
+
+
+_MOST_SE = 5.0  # standard errors that noise explains
+_OWN_TERMS = 10.0  # an estimator's terms at rare outputs, such as a control variate, may exceed those of the gradient
+
+
+def _unresolved(
+    f: Loss,
+    a: Tensor,
+    neuron: Neuron,
+    known: tuple[Tensor, Tensor],
+    draws: int,
+    seed: int,
+    measured: list[tuple[str, Estimate]],
+) -> tuple[Excluded, ...]:
+    """Return the estimators that differ from the exact gradient by no more than what rare outputs may contribute.
+
+    known: E[f(h)] and its gradient.
+    """
+    exact = known[1]
+    differing = [
+        (label, found)
+        for label, found in measured
+        if exact.numel() and float(bias_in_standard_errors(found, exact).abs().max()) > _MOST_SE
+    ]
+    rare = None
+    if differing:
+        with registry.containing({}, registry.label(neuron)):
+            rare = share_of_rare_outputs(f, a, neuron, *known, draws, seed)
+    if rare is None:
+        return ()
+    return tuple(
+        Excluded(label, (_TOO_RARE.format(draws),))
+        for label, found in differing
+        if bool(((found.gradient - exact).abs() <= _OWN_TERMS * rare + _MOST_SE * _least_error(found, exact)).all())
+    )
+
+
+_TOO_RARE = (
+    "the difference from the exact gradient may be due to outputs that {} draws are expected to show less than 10 times, so that "
+    "the standard error is too small; take more draws"
+)
 
 
 def comparable_estimators(neuron: Neuron) -> list[Estimator]:
@@ -172,15 +213,39 @@ def _default_estimators(neuron: Neuron, a: Tensor, failures: dict[str, PluginFau
     return chosen
 
 
+def _chosen_estimators(
+    estimators: Sequence[EstimatorSpec] | None, neuron: Neuron, a: Tensor, failures: dict[str, PluginFault]
+) -> list[Estimator]:
+    if estimators is None:
+        return _default_estimators(neuron, a, failures)
+    if isinstance(estimators, (str, Mapping, Estimator)):
+        raise InvalidInput(f"estimators must be a list of estimators, such as ['rloo'], not {estimators!r}")
+    chosen = []
+    for spec in estimators:
+        with registry.containing(failures, str(spec.get("name") if isinstance(spec, Mapping) else spec)):
+            estimator = registry.estimator(spec)
+            registry.check_fit(neuron, estimator)
+            chosen.append(estimator)
+    return chosen
+
+
 def bias_in_standard_errors(found: Estimate, exact: Tensor) -> Tensor:
     """Return (gradient - exact) / standard error for each coordinate, `[*batch, *event]`.
 
-    The standard error is taken to be at least the rounding error of the mean, so that an estimator without variance is not said
-    to be biased.
+    The standard error is taken to be at least the rounding error of the row's mean, so that an estimator without variance is not
+    said to be biased. Each row has its own, so that a row of large losses does not hide the bias of another.
     """
-    size = sum(float(x.abs().max()) for x in (exact, found.loss) if x.numel())
-    rounding = max(8 * torch.finfo(exact.dtype).eps * size, torch.finfo(exact.dtype).tiny)
-    return (found.gradient - exact) / found.standard_error.clamp(min=rounding)
+    return (found.gradient - exact) / _least_error(found, exact)
+
+
+def _least_error(found: Estimate, exact: Tensor) -> Tensor:
+    """Return the standard error of each coordinate, at least the rounding error of its row, `[*batch, *event]`."""
+    limits, batch = torch.finfo(exact.dtype), found.loss.shape
+    if not exact.numel():
+        return torch.ones_like(exact)
+    largest = exact.abs().flatten(len(batch)).amax(-1)
+    rounding = (8 * limits.eps * (largest + found.loss.abs())).clamp(min=limits.tiny)
+    return found.standard_error.maximum(rounding[(..., *[None] * (exact.ndim - len(batch)))])
 
 
 def cosine_similarity(one: Tensor, two: Tensor) -> float:
@@ -190,7 +255,7 @@ def cosine_similarity(one: Tensor, two: Tensor) -> float:
     return float((one * two).sum()) / norms if norms else math.nan
 
 
-def _exact_gradient(
+def _exact(
     f: Loss,
     a: Tensor,
     neuron: Neuron,
@@ -198,10 +263,10 @@ def _exact_gradient(
     allow_inf: bool,
     progress: Callable[[int, int], None] | None,
     reasons: dict[str, None],
-) -> Tensor | None:
-    """Return the exact gradient, or add the reason why there is none to `reasons` and return None."""
+) -> tuple[Tensor, Tensor] | None:
+    """Return the exact value and gradient, or add the reason why there is none to `reasons` and return None."""
     try:
-        return exact_or_raise(f, a, neuron, target, allow_inf=allow_inf, checked=True, progress=progress)[1]
+        return exact_or_raise(f, a, neuron, target, allow_inf=allow_inf, checked=True, progress=progress)
     except (TooManyPoints, Inexact, NotDifferentiable) as error:
         reasons[str(error)] = None
         return None

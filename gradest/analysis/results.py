@@ -94,6 +94,8 @@ class Comparison:
     """Why the exact gradient of E[f(h)], or of another target of an estimator, is missing; None if it is not."""
     skipped: tuple[Excluded, ...] = ()
     """The estimators without a row, because they need dL/dh, which the loss does not have."""
+    unresolved: tuple[Excluded, ...] = ()
+    """The estimators whose `bias_in_se` is no evidence of bias, because the draws hardly show outputs that the gradient needs."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as numbers, strings, lists and dicts; figures that are not finite stay floats."""
@@ -106,6 +108,7 @@ class Comparison:
             "exact": None if self.exact is None else self.exact.tolist(),
             "no_exact": self.no_exact,
             "skipped": [{**asdict(one), "reasons": list(one.reasons)} for one in self.skipped],
+            "unresolved": [{**asdict(one), "reasons": list(one.reasons)} for one in self.unresolved],
         }
 
     def to_markdown(self) -> str:
@@ -113,6 +116,9 @@ class Comparison:
         rows = ([_show(cell) for cell in asdict(row).values()] for row in self.rows)
         notes = [f"{failure.estimator} failed: {'; '.join(failure.reasons)}" for failure in self.failures]
         notes += [f"{one.estimator} is left out: {'; '.join(one.reasons)}." for one in self.skipped]
+        notes += [
+            f"The bias of {one.estimator} is not established: {'; '.join(one.reasons)}." for one in self.unresolved
+        ]
         if self.no_exact is not None:
             notes.append(f"The bias is not shown: {self.no_exact}.")
         return "\n\n".join([table(COMPARISON_COLUMNS, rows, align="llrrrrrrrr"), *notes])

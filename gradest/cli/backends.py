@@ -136,5 +136,5 @@ def find_backend(url: str | None) -> Iterator[Backend]:
         return
     from gradest.client import Client
 
-    with Client(url, api_key=os.environ.get(_API_KEY)) as client:
+    with Client(url, api_key=os.environ.get(_API_KEY), start_timeout=0) as client:
         yield RemoteBackend(client)

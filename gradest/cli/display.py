@@ -172,6 +172,8 @@ def show_comparison(comparison: dict[str, Any]) -> None:
     show_rows(["failed", "why"], failures)
     skipped = ([one["estimator"], "; ".join(one["reasons"])] for one in comparison["skipped"])
     show_rows(["left out", "why"], skipped)
+    unresolved = ([one["estimator"], "; ".join(one["reasons"])] for one in comparison["unresolved"])
+    show_rows(["bias not established", "why"], unresolved)
 
 
 def show_recommendation(found: dict[str, Any]) -> None:

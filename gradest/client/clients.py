@@ -77,6 +77,7 @@ class _Service(ABC, Generic[Http, HttpTransport]):
         *,
         api_key: str | None = None,
         retries: float = 4,
+        start_timeout: float = 10.0,
         read_timeout: float | None = None,
         transport: Transport = "safetensors",
         verify: Verify = True,
@@ -99,6 +100,7 @@ class _Service(ABC, Generic[Http, HttpTransport]):
         self.timeout = _check_number("timeout", math.inf if timeout is None else timeout, above_zero=True)
         self.read_timeout = _check_number("read_timeout", math.inf if read_timeout is None else read_timeout, True)
         self.retries = _check_number("retries", retries, above_zero=False)
+        self.start_timeout = _check_number("start_timeout", start_timeout, above_zero=False)
         self.transport = transport
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._http_transport = http_transport
@@ -169,6 +171,8 @@ class Client(_Service[httpx.Client, httpx.BaseTransport]):
         (exponential backoff with full jitter), added to what Retry-After asks for. Retried are 429 and 503; a connection that
         fails, breaks or stays silent; and every 5xx that is not the service's own, such as the 502 of a proxy that lost a
         replica.
+    start_timeout: seconds for which refused connections are tried again, because the service is starting or restarting. They do
+        not count as retries. With `retries` of 0 there are none.
     read_timeout: seconds of silence after which an attempt is given up and the request is sent again. It must exceed the time
         of the computation or, if progress is reported, the 15 seconds in which the service gives a sign of life. None for no
         limit but `timeout`.

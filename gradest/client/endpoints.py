@@ -279,8 +279,9 @@ def compare(
         exact = torch.tensor(with_non_finite(exact), dtype=dtype, device=a.device).reshape(a.shape)
     failures = _build_all(Excluded, response.get("failures", ()))
     skipped = _build_all(Excluded, response.get("skipped", ()))
+    unresolved = _build_all(Excluded, response.get("unresolved", ()))
     # an older service sends none of these
-    more = {"failures": failures, "skipped": skipped, "no_exact": response.get("no_exact")}
+    more = {"failures": failures, "skipped": skipped, "unresolved": unresolved, "no_exact": response.get("no_exact")}
     return _build(Comparison, response | {"rows": _build_all(ComparisonRow, rows), "exact": exact} | more)
 
 
@@ -300,26 +301,33 @@ def recommend(
     """Rank the estimators that fit a case, best first, as `gradest.recommend` does.
 
     The ranking follows from certificates or, with an objective and float32 pre-activations `a`, from a measurement there, for
-    which `evaluations` is 100 if it is None. All arguments are part of the URL, so `a` must be small.
+    which `evaluations` is 100 if it is None.
     """
     case: dict[str, Any] = {
         "neuron": to_spec(neuron),
-        "bring": ",".join(bring),
         "evaluations": evaluations,
         "unbiased": unbiased,
         "saturated": saturated,
         "units": units,
     }
-    if objective is not None:
-        case |= {"objective": to_spec(objective), "draws": draws, "seed": choose_seed(seed)}
-    if a is not None:
+    if objective is None and a is None:
+        query = {name: _query_text(value) for name, value in case.items() if value is not None}
+        response = yield ApiRequest("/v1/recommend", {**query, "bring": ",".join(bring)})
+    else:
+        if objective is None or a is None:
+            raise InvalidInput(
+                "to measure, give both objective and a; without both, the ranking follows from certificates"
+            )
         check_dtype(a, ["float32"])
-        case["a"] = a
-    plain = (str, int, float)
-    query = {name: v if isinstance(v, plain) else encode_json(v).decode() for name, v in case.items() if v is not None}
-    response = yield ApiRequest("/v1/recommend", query)
+        measured = {"objective": to_spec(objective), "a": a.detach(), "draws": draws, "seed": choose_seed(seed)}
+        wanted = [bring] if isinstance(bring, str) else list(bring)
+        response = yield ApiRequest("/v1/recommend", fields={**case, **measured, "bring": wanted})
     rows, rejected = _build_all(Recommended, response["rows"]), _build_all(Excluded, response["rejected"])
     return _build(Recommendation, response | {"rows": rows, "rejected": rejected})
+
+
+def _query_text(value: Any) -> str | int | float:
+    return value if isinstance(value, (str, int, float)) else encode_json(value).decode()
 
 
 def _by_name(descriptions: Iterable[ResponseFields]) -> dict[str, dict[str, Any]]:

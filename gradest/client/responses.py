@@ -69,6 +69,9 @@ class ResponseReader:
         self._content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         self._body = bytearray()
         self._result: Any = None
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise self._foreign("the response is compressed, although that was not asked for")
         self.is_stream = request.progress is not None and self._content_type == EVENT_STREAM
 
     @property

@@ -23,6 +23,7 @@ _RETRIED = (
 )  # the service is not or no longer there
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 5.0  # seconds between attempts
 _DOUBLINGS = 6  # of the first delay; more would exceed the longest
+_LONGEST_START_DELAY = 1.0  # seconds between attempts to reach a service that is starting
 _CONNECT = 10.0  # seconds that a connection may take
 _REMEDY = "Is the service running there?"
 _REMEDIES = {  # by what the reason has in it; another attempt would end alike
@@ -42,6 +43,7 @@ class RetryPolicy(Protocol):
     timeout: float
     read_timeout: float
     retries: float
+    start_timeout: float
 
     def clock(self) -> float:
         """Return the time."""
@@ -87,12 +89,13 @@ class CallProtocol(Generic[T]):
     def _start(self, request: ApiRequest) -> None:
         self._request = request
         self._complete = False
-        self._attempts = 0
+        self._attempts = self._refusals = 0
+        self._refused_since = math.inf
         self._arguments: dict[str, Any] = {"method": "GET", "url": request.path, "params": request.query}
-        headers = {"Accept": JSON}
+        headers = {"Accept": JSON, "Accept-Encoding": "identity"}
         if request.fields is not None:
             content_type, content = encode(request.fields, self._policy.transport)
-            headers = {"Content-Type": content_type, "Accept": EVENT_STREAM if request.progress else content_type}
+            headers |= {"Content-Type": content_type, "Accept": EVENT_STREAM if request.progress else content_type}
             self._arguments = {"method": "POST", "url": request.path, "content": content}
         self._arguments["headers"] = headers
         self._deadline = self._policy.clock() + self._policy.timeout
@@ -112,7 +115,10 @@ class CallProtocol(Generic[T]):
         return math.inf if in_stream else self._deadline - self._policy.clock()
 
     def receive_headers(self, response: httpx.Response) -> bool:
-        """Take the headers of the response; return whether its body is a stream of events."""
+        """Take the headers of the response; return whether its body is a stream of events.
+
+        Raises AttemptFailed for a compressed one, which was not asked for, and whose size shows only once it is inflated.
+        """
         self._reader = ResponseReader(self._request, response)
         return self._reader.is_stream
 
@@ -151,12 +157,32 @@ class CallProtocol(Generic[T]):
         else:
             failure = error
         longest = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(self._attempts - 1, _DOUBLINGS))
+        exhausted = self._attempts - self._refusals > self._policy.retries
+        if self._policy.retries and _is_refusal(
+            error
+        ):  # it is starting, or restarting: a matter of time, not of attempts
+            self._refusals += 1
+            self._refused_since = min(self._refused_since, self._policy.clock())
+            longest = min(longest, _LONGEST_START_DELAY)
+            exhausted = self._policy.clock() >= self._refused_since + self._policy.start_timeout
         delay = failure.retry_after + longest * self._policy.jitter()
         late = self._policy.clock() + delay >= self._deadline
-        if late or not failure.retry or self._attempts > self._policy.retries:
+        if late or not failure.retry or exhausted:
             raise failure.error from None if failure is error else error
         return delay
 
     def _extend_deadline(self, since: float = 0.0) -> None:
         """Set the deadline by a sign of life that came `since` seconds from now, unless a later sign has set it."""
         self._deadline = max(self._deadline, self._policy.clock() + since + self._policy.timeout)
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Return whether nothing listens at the address, as before a service has started."""
+    if not isinstance(error, httpx.ConnectError):
+        return False
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ConnectionRefusedError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.neuron import Neuron
 from gradest.contract.plugin import Plugin
 from gradest.contract.target import Target
@@ -81,33 +82,6 @@ Bias.NONE_IF_CONTINUOUS = Bias(math.inf, continuous=True)
 Bias.BIASED = Bias(0)
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one draw takes beside the caller's evaluation of the loss, as stated before it runs.
-
-    held: elements that are held at once, in forward or in backward. work: elements that both compute.
-
-    The unit is one element of the points: an ordinary estimator, which holds and computes some tensors as large as its points,
-    takes K · rows · size of each. Inner samples, comparisons of all pairs of K samples, and the state count beside that. The
-    conformance kit measures both, and allows the statement to be low by the factors `HELD_PER_ELEMENT` and `WORK_PER_ELEMENT`,
-    the numbers of temporary tensors and of operations per element that ordinary estimators have.
-    """
-
-    held: int
-    work: int
-
-    HELD_PER_ELEMENT: ClassVar[int] = 24
-    WORK_PER_ELEMENT: ClassVar[int] = 600  # some 150 of them for each random number
-
-    def __add__(self, other: Cost) -> Cost:
-        """Return the cost of both."""
-        return Cost(self.held + other.held, self.work + other.work)
-
-    def __mul__(self, times: int) -> Cost:
-        """Return the cost of so many, held together."""
-        return Cost(self.held * times, self.work * times)
-
-
 @dataclass(frozen=True, eq=False)
 class Draw:
     """The points at which the loss is to be evaluated, and what `backward` needs later.
@@ -155,8 +129,19 @@ class Draw:
         return self._asked is not None and self.a._version != self._asked[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Forget who asked: the counters of writes start again in a copy."""
-        return {**self.__dict__, "_asked": None}
+        """Return what a copy holds. The counters of writes start again in it, so it holds whether there were any."""
+        asked = self._asked
+        if asked is not None:
+            asked = asked[0], int(self.points_written), int(self.pre_activations_written), asked[3]
+        return {**self.__dict__, "_asked": asked}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        asked = state["_asked"]
+        if asked is not None:
+            estimator, *written, masked = asked
+            counts = (x._version - wrote for x, wrote in zip((state["points"], state["a"]), written, strict=True))
+            asked = estimator, *counts, masked
+        self.__dict__.update(state, _asked=asked)
 
     def noise(self) -> Tensor:
         """Draw the noise of the points again from the key. Valid if the points are `neuron.sample` at this key."""

@@ -113,6 +113,8 @@ atoms(event): how many outputs `law` lists for a unit. It is asked first, so tha
 quadrature(a, level), of a `Continuous` neuron, and truncated_law(a, level), of a `Discrete` one with infinitely many outputs: the
     law at levels, each of which reaches further into the tails, so that `exact` sees what a level leaves out.
 draw_size(event): how many elements it takes to draw one output, if that is more than the event or the output has.
+mean_cost(event, batch): what `mean` and `active_probability` take, if that is more than to draw one output: nodes, or tables.
+law_size(a): how many elements the values of `law` have. It follows from `atoms(event)`; override it where `a` decides.
 kernel_devices: the types of devices for which it has a kernel of its own; see below.
 capabilities: the classes that it derives from, such as `Discrete`. `Binary` and `SoftmaxOneHot` are for outputs of the shape of
     `a`.

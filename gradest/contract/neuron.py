@@ -19,6 +19,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.plugin import Plugin
 from gradest.errors import Inexact
 from gradest.kernels import portable, select
@@ -63,6 +64,7 @@ _SHORTCUTS = {
 
 
 _EXAMPLE_EVENT = (2, 3)  # units, and classes of each
+_USUAL_NODES = 100  # of the quadrature of a unit whose output is a number, at level 0
 
 
 def _place(cls: type, name: str) -> int:
@@ -127,6 +129,21 @@ class Neuron(Plugin):
         overrides it; see `gradest.contract.estimator.Cost`.
         """
         return max(math.prod(event), math.prod(self.output_event(event)))
+
+    def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return what `mean` and `active_probability` take for pre-activations `[*batch, *event]`, without computing them.
+
+        By default rows · `draw_size(event)`. A neuron that sums over nodes, or fills tables, overrides it.
+        """
+        elements = math.prod(batch) * self.draw_size(event)
+        return Cost(elements, elements)
+
+    def law_size(self, a: Tensor) -> int:
+        """Return how many elements the values of `law(a)` have, or a few times fewer, without computing them.
+
+        By default `atoms(event)` times the size of an output. A neuron whose number of atoms depends on `a` overrides it.
+        """
+        return self.atoms(event_shape(self, a)) * math.prod(output_shape(self, a))
 
     def limit(self, dtype: torch.dtype) -> float:
         """Return the largest magnitude of a pre-activation that the neuron takes in this dtype, float32 or float64."""
@@ -238,6 +255,11 @@ class Continuous(Neuron):
         derivative is right for losses that jump, too.
         """
 
+    def law_size(self, a: Tensor) -> int:
+        """Return `atoms(event)`, or a hundred nodes for a unit where that is not stated, times the size of an output."""
+        atoms = self.atoms(event_shape(self, a))
+        return (atoms if atoms > 1 else _USUAL_NODES) * math.prod(output_shape(self, a))
+
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return the quadrature of level 0."""
         return self.quadrature(a, 0)
@@ -251,6 +273,14 @@ class Scored(Neuron):
         """Return d log P(choice | a) / da for the choice that gave h, with the value that belongs to the choice held fixed.
 
         h: `[draws, *batch, *event']`. The result is `[draws, *batch, *event]`.
+        """
+
+    def check_scores(self, h: Tensor, a: Tensor) -> None:
+        """Give a GradestWarning where the scores of these outputs do not estimate a gradient, with the reason and what to do.
+
+        That is so where an output of probability 0 has a probability that changes with `a`: no sample shows it. By default
+        nothing is done. h: `[draws, *batch, *event']`, all outputs at which an estimator asked for the loss. It may read values,
+        and so is called only where that is possible.
         """
 
     def weighted_score(self, h: Tensor, a: Tensor, weights: Tensor) -> Tensor:

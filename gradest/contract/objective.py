@@ -22,6 +22,7 @@ __all__ = ["Loss", "Objective", "Separable"]
 _GOAL = 1e-6  # a quadrature that is closer than this share of the standard deviation is not refined further
 _TOLERANCE = 1e-3  # one that is not closer than this at the finest level is refused
 _FINEST_LEVEL = 4
+_MOST_HELD = 1 << 20  # elements of a law that is refined; each level doubles them
 
 Loss = Callable[[Tensor], Tensor]
 """A function from points `[K, *batch, *event']` to losses `[K, *batch]`, where event' is the event of a neuron's outputs."""
@@ -102,7 +103,12 @@ class Separable(Objective):
             return self._reduce(leading_sum(weights * drop_impossible(self._parts(values), weights)))
         before = self._part_means(*levels(-1), a, None)
         found, level = self._part_means(values, weights, a, before.mean), 0
-        while (error := found.error(before)) > _GOAL and level < _FINEST_LEVEL:
+        finest = (
+            _FINEST_LEVEL
+            if values.numel() == 0
+            else min(_FINEST_LEVEL, (_MOST_HELD // values.numel()).bit_length() - 1)
+        )
+        while (error := found.error(before)) > _GOAL and level < finest:
             level += 1
             before, found = found, self._part_means(*levels(level), a, found.mean)
         if not error <= _TOLERANCE:

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.target import Target
@@ -73,6 +74,14 @@ class ScoreFunction(MonteCarlo):
         """
         if features is not None:
             raise InvalidInput(f"{self.name} credits samples by their losses alone; omit features")
+
+    def credit_cost(self, loss: Tensor, features: Tensor | None) -> Cost:
+        """Return what `credit` takes for losses `[K, *batch]` and these features, before it runs. By default their sizes.
+
+        An estimator that compares all pairs of samples, or has a network, overrides it, as it does `cost`.
+        """
+        elements = loss.numel() + (0 if features is None else features.numel())
+        return Cost(elements, elements)
 
     def credit_state(self, loss: Tensor, features: Tensor | None) -> State:
         """Return the state before the first call of `credit` with such arguments; it is empty for a stateless estimator."""

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from gradest.errors import PluginFault
+from gradest.errors import Cancelled, PluginFault
 
 __all__ = [
     "contained",
@@ -40,10 +40,12 @@ _RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 def is_of_user(error: BaseException) -> bool:
-    """Return whether the user caused the error: by Ctrl-C, or by a signal whose handler, in Python, raised it.
+    """Return whether the user caused the error: by Ctrl-C, by a signal whose handler, in Python, raised it, or by Cancelled.
 
     A KeyboardInterrupt that a raise statement of a plugin made out of nothing is the plugin's.
     """
+    if isinstance(error, Cancelled):
+        return True
     if isinstance(error, KeyboardInterrupt):
         return not _is_made_by_plugin(error)
     handlers = {getattr(signal.getsignal(number), "__code__", None) for number in signal.valid_signals()} - {None}

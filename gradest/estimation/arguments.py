@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradest.contract.neuron import Neuron, event_shape, keeps_event
 from gradest.errors import InvalidInput
-from gradest.kernels import select, transformed
+from gradest.kernels import recorded, select, transformed
 from gradest.kernels.reference import all_finite
 from gradest.kernels.stable import widen
 
@@ -38,9 +38,9 @@ def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
 
 
 def checked_pre_activations(a: Tensor, neuron: Neuron) -> tuple[Tensor, bool]:
-    """Do what `check_pre_activations` does. Return also whether some entries are -inf, or may be in a transform of torch.func."""
+    """Do what `check_pre_activations` does. Return also whether some entries are -inf, or may be where values cannot be read."""
     wide = check_form(a, neuron)
-    if transformed():  # which does not allow reading values
+    if transformed() or recorded():  # which does not allow reading values
         return wide, neuron.maskable
     masked = _check_values(a, wide, neuron)
     neuron.check(wide)
@@ -97,6 +97,11 @@ def check_form(a: Tensor, neuron: Neuron) -> Tensor:
             "pre-activations are on the meta device, which holds no values; give the model memory by model.to_empty(device=...) "
             "and initialise its parameters"
         )
+    if type(a).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not torch.compiler.is_compiling():
+        raise InvalidInput(
+            f"pre-activations must be an ordinary tensor, not a {type(a).__name__}, whose numbers are elsewhere; pass the tensor "
+            "that it stands for, such as a.to_local() or a.full_tensor() of a DTensor, or a.get_data() of a MaskedTensor"
+        )
     if a.ndim < neuron.event_ndim:
         hint = "; use a[None] for one unit" if neuron.event_ndim > 1 else ""
         raise InvalidInput(f"{neuron.name} takes {_form(neuron)}{hint}, but this tensor has the shape {list(a.shape)}")
@@ -106,7 +111,8 @@ def check_form(a: Tensor, neuron: Neuron) -> Tensor:
         )
     if not keeps_event(neuron):
         neuron.output_event(event_shape(neuron, a))  # raises for an event that the neuron cannot take
-    return widen(a.detach())
+    a = a.detach()
+    return widen(a.resolve_neg() if a.is_neg() else a)  # kernels read memory, where the sign of such a view is not
 
 
 def _form(neuron: Neuron) -> str:

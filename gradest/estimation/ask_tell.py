@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
-from gradest.contract.neuron import Binary, Discrete, Neuron, event_shape, output_shape
+from gradest.contract.neuron import Binary, Discrete, Neuron, Scored, event_shape, output_shape
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
 from gradest.estimation.arguments import checked_pre_activations, first_non_finite, loss_dtype
 from gradest.estimation.distributed import joined_state, world_size
+from gradest.estimation.losses.evaluation import refuse_noise_of_points
 from gradest.kernels import plain_saved_tensors, transformed
 from gradest.kernels.stable import cast, drop_impossible, widen
 from gradest.random import Key, to_key
@@ -23,6 +24,7 @@ from gradest.random import Key, to_key
 __all__ = [
     "ask",
     "check_feedback_finite",
+    "check_scores",
     "check_state",
     "first_state",
     "is_impossible",
@@ -71,12 +73,13 @@ def ask(
     through an array of `draw.points.numpy()`, which shares their memory; write to a copy of it.
     """
     neuron, estimator, key = registry.neuron(neuron), registry.estimator(estimator), to_key(seed)
+    refuse_noise_of_points(key)
     registry.check_fit(neuron, estimator)
     wide, masked = checked_pre_activations(a, neuron)
     if state is None:
         state = first_state(estimator, neuron, wide)
-    elif state or type(estimator).init is not Estimator.init or not isinstance(state, Mapping):
-        check_state(estimator, state, _state_shapes(estimator, neuron, event_shape(neuron, wide)))
+    else:
+        _check_given_state(estimator, neuron, wide, state)
         state = _outside_inference(state)
     try:
         with torch.set_grad_enabled(False), plain_saved_tensors():  # cheaper than no_grad
@@ -114,7 +117,8 @@ def tell(
     allow_inf: whether infinite losses are passed to the estimator, which must have no state. NaN never is.
 
     Returns the gradient `[*batch, *event]` in the dtype of `draw.a`, and the state of the next step. Raises InvalidInput if the
-    feedback lacks something, has a wrong shape or is not finite, or if the pre-activations were written to since `ask`. Inside a
+    feedback lacks something, has a wrong shape or is not finite, if the state is that of another estimator or event shape, or if
+    the pre-activations were written to since `ask`. Inside a
     transform of torch.func values cannot be read: a loss that is not finite there leaves the state as it was.
     """
     estimator = registry.estimator(estimator)
@@ -129,6 +133,7 @@ def tell(
             f"{asked.label()} asked for the loss at the points of this draw, so {estimator.label()} cannot be told it; pass the "
             "estimator that was asked, with the same options"
         )
+    _check_given_state(estimator, draw.neuron, draw.a, state)
     check_feedback_finite(feedback, allow_inf, None if estimator.off_support else partial(is_impossible, draw))
     if allow_inf and state:
         raise InvalidInput(
@@ -153,6 +158,7 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
         with torch.set_grad_enabled(False), plain_saved_tensors():
             if draw.points_written:  # by f: the same key draws the same points again
                 draw = estimator.forward(draw.neuron, draw.a, draw.key, state)
+            check_scores(estimator, draw)
             told = estimator.backward(draw, widened, state)
     except RuntimeError as error:
         _explain_mode(f"{estimator.label()} on {draw.neuron.label()}", error)
@@ -172,6 +178,15 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
             finite = _all_finite_there(widened)
             after = {name: torch.where(finite, new, state[name]) for name, new in after.items()}
         return cast(gradient, dtype), after
+
+
+def check_scores(estimator: Estimator, draw: Draw) -> None:
+    """Have the neuron of a draw look at the outputs whose scores the estimator uses, where values can be read."""
+    neuron = draw.neuron
+    if not isinstance(neuron, Scored) or type(neuron).check_scores is Scored.check_scores or transformed():
+        return
+    if "loss" in estimator.needs and any(issubclass(kind, Scored) for kind in estimator.capabilities):
+        neuron.check_scores(draw.points, draw.a)
 
 
 def _outside_inference(state: State) -> State:
@@ -197,7 +212,8 @@ def _check_feedback(
         raise InvalidInput(f"{name} must have shape {list(shape)}, not {list(given.shape)}")
     if name == "loss" and given.dtype != dtype:
         dtype = loss_dtype(given.dtype, dtype)
-    return cast(given.detach(), dtype)
+    given = given.detach()
+    return cast(given.resolve_neg() if given.is_neg() else given, dtype)
 
 
 def is_impossible(draw: Draw, index: Sequence[int]) -> bool:
@@ -260,6 +276,12 @@ def _all_finite_there(feedback: Feedback) -> Tensor:
     return torch.stack([torch.isfinite(x).all() for x in given]).all()
 
 
+def _check_given_state(estimator: Estimator, neuron: Neuron, a: Tensor, state: object) -> None:
+    """Raise InvalidInput if the state is not one of this estimator for events of this shape."""
+    if state or type(estimator).init is not Estimator.init or not isinstance(state, Mapping):
+        check_state(estimator, state, _state_shapes(estimator, neuron, event_shape(neuron, a)))
+
+
 @lru_cache(maxsize=256)
 def _state_shapes(estimator: Estimator, neuron: Neuron, event: tuple[int, ...]) -> Mapping[str, list[int]]:
     """Return the shapes of the estimator's state for events of this shape. An initial state may take longer than a step."""
@@ -269,14 +291,17 @@ def _state_shapes(estimator: Estimator, neuron: Neuron, event: tuple[int, ...]) 
 
 def check_state(estimator: Estimator, state: object, shapes: Mapping[str, list[int]]) -> None:
     """Raise InvalidInput unless the state is a mapping to tensors of these names and shapes."""
-    found: object = type(state).__name__
-    if isinstance(state, Mapping):
-        found = {name: list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for name, x in state.items()}
-    if found != shapes:
-        wanted = f"tensors of the shapes {shapes}" if shapes else "no tensors, because it keeps none"
+    if not isinstance(state, Mapping):
         raise InvalidInput(
-            f"the state of {estimator.label()} must have {wanted}, as the previous call returned them, not {found}: it is that "
-            "of another estimator or of another event shape. Pass None to start anew"
+            f"the state of {estimator.label()} must be the dict that was returned with the draw or by the previous step, not "
+            f"{type(state).__name__}"
+        )
+    found = {name: list(x.shape) if isinstance(x, Tensor) else type(x).__name__ for name, x in state.items()}
+    if found != shapes:
+        wanted = f"have tensors of the shapes {shapes}" if shapes else "be {}, because it keeps none"
+        raise InvalidInput(
+            f"the state of {estimator.label()} must {wanted}; this one is that of another estimator or of another event shape: "
+            f"{found}. Pass on the state that the previous call returned, and None at the first"
         )
 
 

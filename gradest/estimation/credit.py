@@ -24,6 +24,7 @@ from gradest.discovery.registry import EstimatorSpec, registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions, PluginFault
 from gradest.estimation.arguments import at_least_float32, first_non_finite
 from gradest.estimation.ask_tell import check_state
+from gradest.estimation.losses.repetition import refuse_moved_state
 from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed
 
@@ -58,6 +59,7 @@ def credit(
     """
     if torch.compiler.is_compiling():
         return _outside(credit, estimator, loss, state, features)
+    refuse_moved_state("gradest.credit", state)
     wide = _check_loss(loss)
     return _credit(credited_estimator(estimator, wide.shape[0]), wide, state, features)
 
@@ -102,6 +104,7 @@ def score_surrogate(
     """
     if torch.compiler.is_compiling():
         return _outside(score_surrogate, log_prob, loss, estimator, state, features, tokens=tokens)
+    refuse_moved_state("gradest.score_surrogate", state)
     wide = _check_loss(loss)
     by_token = _check_log_prob(log_prob, wide, tokens)
     built = credited_estimator(estimator, wide.shape[0])

@@ -15,7 +15,7 @@ from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.score_function import ScoreFunction
 from gradest.errors import InvalidInput
 from gradest.kernels import transformed
-from gradest.random import Key, fresh_seed
+from gradest.random import Key, check_words, fresh_seed
 
 __all__ = [
     "checked_examples",
@@ -62,7 +62,7 @@ def row_numbers(batch: torch.Size, examples: Tensor | None = None) -> Tensor:
 def checked_examples(rows: Tensor, batch: torch.Size) -> Tensor:
     """Return the numbers of the examples of a part of a batch, an int64 tensor on the CPU, one for each index of its first dim.
 
-    Raises InvalidInput unless they are integers of at least 0, and as many as there are examples.
+    Raises InvalidInput unless they are integers with 0 <= n < 2**32, and as many as there are examples.
     """
     whole = isinstance(rows, Tensor) and not (rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool)
     if not whole or rows.shape != batch[:1] or transformed():
@@ -72,6 +72,7 @@ def checked_examples(rows: Tensor, batch: torch.Size) -> Tensor:
             f"rows=torch.arange(first, last), not {found}. Inside a transform of torch.func use Key(seed, rows=...) with "
             "gradest.expect"
         )
+    check_words("a row", rows)  # products of larger ones could overflow, to the numbers of others
     return rows.to("cpu", torch.int64)
 
 

@@ -110,8 +110,10 @@ def _draws(
     split = a.ndim - neuron.event_ndim
     # each repetition uses the rows of `a` and a seed of its own, so no draw depends on how draws are divided into chunks
     key = replace(key, rows=torch.arange(a.shape[:split].numel(), device="cpu").reshape(a.shape[:split]))
-    points_per_draw = estimator.evaluations(neuron, event_shape(neuron, a)) * _size(neuron, a)
-    chunk = max(1, min(draws, CHUNK // points_per_draw))
+    event = event_shape(neuron, a)
+    points_per_draw = estimator.evaluations(neuron, event) * _size(neuron, a)
+    held = max(points_per_draw, estimator.cost(neuron, event, tuple(a.shape[:split])).held)
+    chunk = max(1, min(draws, CHUNK // held))
     for begin in range(first, first + draws, chunk):
         n = min(chunk, first + draws - begin)
         repetition = torch.arange(begin, begin + n, device=a.device)[(..., *[None] * split)]

@@ -25,7 +25,8 @@ from gradest.estimation.arguments import check_count, check_form, check_pre_acti
 from gradest.estimation.ask_tell import ask, check_feedback_finite, is_impossible, sample_checked, tell, value_of
 from gradest.estimation.distributed import checked_examples
 from gradest.estimation.events import EventDims, EventLayout
-from gradest.estimation.losses.evaluation import evaluate, flattened, losses_at
+from gradest.estimation.losses.evaluation import evaluate, flattened, losses_at, points_of, refuse_noise_of_points
+from gradest.estimation.losses.repetition import is_recomputed, remember_first_call, state_of_first_call
 from gradest.estimation.second_derivative import differentiable_again, differentiable_once, forbid_second
 from gradest.kernels import transformed
 from gradest.kernels.stable import cast, widen
@@ -54,7 +55,9 @@ def sample(
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron)
     check_count("samples", samples, least=0)
-    return sample_checked(neuron, wide, samples, to_key(seed), dtype).to(dtype or a.dtype)
+    key = to_key(seed)
+    refuse_noise_of_points(key)
+    return sample_checked(neuron, wide, samples, key, dtype).to(dtype or a.dtype)
 
 
 def expect(
@@ -76,7 +79,9 @@ def expect(
     f is called once, with all K points; its own parameters receive their ordinary gradient. Differences of losses are taken in
     the precision of the loss, so return float64 losses where they have a large offset. f may write into its points, unless the
     estimator needs dL/dh (torch then refuses) or it writes through an array of `h.numpy()`: copy that first.
-    seed: as for `sample`. state: the state that the previous call returned; None for the first call.
+    seed: as for `sample`. Inside the f of another `expect` it cannot be the seed of that: the noise would be the same.
+    state: the state that the previous call returned; None for the first call. If torch.utils.checkpoint runs the call again, it
+        takes the state with which it ran first, and returns the one that it is given.
     flatten: whether f takes `[K·batch, *event]` and returns `[K·batch]`, as networks with convolutions or BatchNorm do. Row
         k·batch + i is point k of example i, so `labels.repeat(len(h) // len(labels))` are the labels.
     allow_inf: whether infinite losses are passed to the estimator, which must have no state. NaN never is. An infinite loss of an
@@ -128,17 +133,26 @@ def expect(
         f = layout.loss(flattened(f, len(layout.output_given), flatten))
         return expect(f, layout.flatten(a), neuron, estimator, seed, state, allow_inf=allow_inf, rows=rows)
     key = to_key(seed) if rows is None else _key_of_part(seed, rows, a, neuron)
+    given = state
+    if state and is_recomputed():
+        state = state_of_first_call(key.seed, a, state)
     draw, state = ask(neuron, estimator, a, key, state)
     points, f = cast(draw.points, a.dtype), flattened(f, neuron.output_ndim, flatten)
     if not torch.is_grad_enabled():
-        loss = losses_at(f, points, neuron.output_ndim)
+        with points_of(key):
+            loss = losses_at(f, points, neuron.output_ndim)
         impossible = None if estimator.off_support else partial(is_impossible, draw)
         check_feedback_finite(Feedback(loss), allow_inf, impossible)
         return value_of(estimator, draw, loss, allow_inf), state
-    loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)
+    with points_of(key):
+        loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)
     gradient, after = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
-    value = value_of(estimator, draw, loss, allow_inf)
-    return _with_gradient(value, a, gradient, loss, estimator, draw, state), after
+    value = _with_gradient(value_of(estimator, draw, loss, allow_inf), a, gradient, loss, estimator, draw, state)
+    if state and given and is_recomputed():
+        return value, given  # the state moved when the call ran first
+    if state:
+        remember_first_call(value, key.seed, a, state)
+    return value, after
 
 
 def _with_gradient(
@@ -183,7 +197,8 @@ def _carry(
     """
     product = a * gradient
     assert product.grad_fn is not None
-    told = loss if loss.dtype == draw.a.dtype else loss.to(loss_dtype(loss.dtype, draw.a.dtype))
+    # a copy, because f may use the memory of its losses again before second derivatives are asked for
+    told = loss.to(draw.a.dtype if loss.dtype == draw.a.dtype else loss_dtype(loss.dtype, draw.a.dtype), copy=True)
     again = partial(differentiable_again, estimator, draw.neuron, draw.key, state, told, a, a._version)
     product.grad_fn.register_hook(again)
     carrier = cast(product.sum(tuple(range(-draw.neuron.event_ndim, 0))), value.dtype)

@@ -38,6 +38,7 @@ __all__ = [
     "fused",
     "plain_saved_tensors",
     "record_kernels_used",
+    "recorded",
     "select",
     "transformed",
     "untransformed",
@@ -96,6 +97,16 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active()
 
 
+def recorded() -> bool:
+    """Tell whether torch.jit.trace or make_fx records this code.
+
+    Both run it on ordinary tensors, and see no kernel that is not torch's own: its result would be a constant of the program.
+    torch.compile and torch.export run it on tensors without values.
+    """
+    key = torch._C._TorchDispatchModeKey.PROXY
+    return torch._C._get_tracing_state() is not None or torch._C._get_dispatch_mode(key) is not None
+
+
 def untransformed(x: Tensor) -> Tensor:
     """Return the tensor that torch.func's transforms have wrapped, all examples of vmap together; outside of them x itself."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
@@ -126,7 +137,7 @@ def _backend(device: torch.device) -> str:
     wanted = os.environ.get("GRADEST_KERNELS", "")
     if wanted and wanted not in _BACKENDS:
         raise InvalidInput(f"GRADEST_KERNELS must be {', '.join(_BACKENDS)} or unset; it is {wanted!r}")
-    if transformed():  # torch.func can only transform plain torch
+    if transformed() or recorded():  # torch.func can only transform plain torch
         return "reference"
     if wanted == "cuda" and device.type == "cpu":
         if not _has_triton() or os.environ.get("TRITON_INTERPRET") != "1":

@@ -66,13 +66,14 @@ class StochasticGraph:
     be wrong there. They cannot be mixed with others that need a loss.
 
     A layer whose estimator needs dL/dh is trained by the graph that leads from the costs to its sample. If no cost added after
-    its uses has such a graph, because it is computed in numpy, from h.detach() or from h.argmax(-1), backward in eager code
-    raises NotDifferentiable; it gives a GradestWarning if the costs reach some uses of the layer alone. Call a layer that is not
-    to be trained by them under torch.no_grad(). A cost that has a graph to the sample, but depends on it in such a way as well,
-    gets the gradient of the graph alone.
+    its uses has such a graph, because it is computed in numpy, from h.detach() or from h.argmax(-1), backward raises
+    NotDifferentiable, unless the layer is inside a compiled function whose other results reach the costs. It gives a
+    GradestWarning if the costs reach some uses of the layer alone. Call a layer that is not to be trained by them under
+    torch.no_grad(). A cost that has a graph to the sample, but depends on it in such a way as well, gets that of the graph alone.
 
     Leaving the scope without `surrogate()` raises MissingLoss, unless an exception passes or `discard()` was called. Scopes may
-    be nested; a layer belongs to the innermost one whose model contains it. torch.compile(fullgraph=True) may have the scope
+    be nested; a layer belongs to the innermost one whose model contains it. A cost is credited to the uses of its own scope
+    alone, so one that depends on samples of an inner scope is added there, too. torch.compile(fullgraph=True) may have the scope
     inside or outside of the compiled function, and transforms of torch.func may contain the whole scope.
 
     Source: Schulman, Heess, Weber and Abbeel (2015), Gradient Estimation Using Stochastic Computation Graphs, arXiv 1506.05254.
@@ -381,8 +382,8 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     the first, second, fourth, eighth, ... step, and notices terms that make up a thousandth of a gradient (2 % in bfloat16).
 
     A layer whose estimator needs dL/dh is trained by the graph that leads from the loss to its sample. If there is none, backward
-    raises NotDifferentiable, in compiled code and in transforms of torch.func only if the estimator needs the loss as well. See
-    `StochasticGraph`.
+    raises NotDifferentiable; in transforms of torch.func, and in a compiled function whose other results reach the loss, only if
+    the estimator needs the loss as well. See `StochasticGraph`.
 
     If some uses of a layer died before they were told a loss, it gives a GradestWarning; if all of them did, or if the layers of
     the model were never called in this thread, it raises MissingLoss: an output that died, such as that of `h.argmax(-1)`, may

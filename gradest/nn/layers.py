@@ -22,10 +22,11 @@ from gradest.estimation.distributed import fresh_key
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.expectation import expect
 from gradest.estimation.losses.evaluation import expect_led, flattened, losses_at, losses_in_progress
+from gradest.estimation.losses.repetition import is_recomputed
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
 from gradest.nn.module import Evaluation, StochasticModule
-from gradest.nn.recomputation import PlainRun, is_recomputed
+from gradest.nn.recomputation import PlainRun
 from gradest.nn.sampler import NO_PATHS, Pair, Paths, Sampler
 from gradest.nn.slopes import Slope, check_led
 from gradest.nn.uses import (
@@ -138,6 +139,7 @@ class Stochastic(StochasticModule):
         self._thread = _PerThread()
         self._moving = threading.Lock()
         self._handle = None if draw is None else Handle(self)
+        self._compiled_slopes: dict[int, Slope] = {}  # of samples that compiled code drew, by their seeds
         self._merged = 0  # how many uses the last update averages
 
     @property
@@ -150,6 +152,7 @@ class Stochastic(StochasticModule):
             "_thread": _PerThread(),
             "_moving": threading.Lock(),
             "_handle": None if draw is None else Handle(self),
+            "_compiled_slopes": {},
         }
         return {**super()._volatile(), **fresh}
 
@@ -304,7 +307,7 @@ class Stochastic(StochasticModule):
             output_shape(self.neuron, a),
             paths.samples,
             paths.flat,
-            self._pair.needs_slope,
+            self._pair.needs_slope and learns,
         )
         if self._pair.needs_loss and learns:
             still = a.detach()
@@ -382,6 +385,23 @@ class Stochastic(StochasticModule):
         uses.alive.clear()
         uses.slopes.clear()
         uses.told = told or uses.told
+
+    def await_slope(self, seed: int) -> None:
+        """Expect dL/dh to reach a sample that compiled code has drawn from this seed, as `_eagerly` does."""
+        if losses_in_progress():
+            return
+        uses, slope = self._thread.uses, Slope(self, self._pair, compiled=True)
+        (uses.slopes if uses.scope is None else uses.scope.slopes).append(slope)
+        waiting = self._compiled_slopes
+        waiting[seed] = slope
+        while len(waiting) > _MOST_SLOPES:
+            waiting.pop(next(iter(waiting)), None)
+
+    def slope_reached(self, seed: int) -> None:
+        """Note that dL/dh has reached a sample that compiled code has drawn from this seed."""
+        slope = self._compiled_slopes.pop(seed, None)
+        if slope is not None:
+            slope.reached = True
 
     def awaited_slopes(self) -> list[Slope]:
         """Return the slopes of the uses outside of scopes, since the last broadcast_loss, that backward has not reached."""
@@ -482,7 +502,7 @@ class Expectation(StochasticModule):
 
     def _evaluate_loss(self, f: Loss, a: Tensor, rows: Tensor | None) -> Tensor:
         if self.evaluation != "sample":
-            return losses_at(f, self.emit(a)[None], self.neuron.output_ndim)[0]
+            return losses_at(f, self.emit(a)[None], self.neuron.output_ndim)[0].clone()  # f may use its memory again
         target = self.estimator.target()
         if not target.is_mean:
             raise Incompatible(
@@ -491,7 +511,7 @@ class Expectation(StochasticModule):
                 "gradest.exact(f, a, neuron, estimator.target())"
             )
         loss = losses_at(f, self._samples(a, target.samples, rows), self.neuron.output_ndim)
-        return target.combine(loss)
+        return target.combine(loss.clone())
 
 
 def _move(old: Tensor, new: Tensor, by: float) -> Tensor:

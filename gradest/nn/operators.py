@@ -24,6 +24,7 @@ from torch._opaque_base import OpaqueBase
 from gradest.contract.estimator import Feedback, State
 from gradest.errors import InvalidInput
 from gradest.estimation.ask_tell import check_feedback_finite
+from gradest.estimation.losses.repetition import is_recomputed
 from gradest.kernels.stable import widen
 from gradest.nn.sampler import Paths, Sampler
 from gradest.nn.slopes import unreached
@@ -48,6 +49,12 @@ class CompiledLayer(StatefulLayer, Protocol):
     @property
     def state(self) -> State:
         """The estimator's state."""
+
+    def await_slope(self, seed: int) -> None:
+        """Expect dL/dh to reach the sample drawn from this seed."""
+
+    def slope_reached(self, seed: int) -> None:
+        """Note that dL/dh has reached the sample drawn from this seed."""
 
     def fitted(self, state: State, a: Tensor) -> State:
         """Return the state in the form for a use at `a`. Raises InvalidInput if it was made for another event."""
@@ -134,11 +141,13 @@ def draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return one sample, of this shape, the flag, and the triple (seed, step, changes of options).
 
-    An empty `salt` distinguishes two uses with equal arguments. needs_slope: whether the estimator needs dL/dh.
+    An empty `salt` distinguishes two uses with equal arguments. needs_slope: whether the estimator needs dL/dh, in training.
     """
     with _autograd(), torch.no_grad():
         drawn = handle.layer.sampler.draw(a, handle.named(state, a), Paths(paths, flat))
     h = drawn.points[0].to(a.dtype, copy=True)
+    if needs_slope and not is_recomputed():
+        handle.layer.await_slope(int(drawn.key.seed))
     return h, a.new_zeros(()), torch.tensor((int(drawn.key.seed), handle.layer.steps, handle.layer.changes))
 
 
@@ -168,6 +177,7 @@ def _pull(
     handle: Handle, a: Tensor, state: list[Tensor], drawn: Tensor, grad_h: Tensor, flag: Tensor, paths: int, flat: bool
 ) -> Tensor:
     estimator = handle.sampler_of(drawn).estimator
+    handle.layer.slope_reached(int(drawn[0]))
     if "loss" in estimator.needs and not bool(flag):
         raise missing_loss(estimator)
     if "grad" not in estimator.needs:

@@ -11,16 +11,12 @@ import torch
 
 from gradest.contract.estimator import State
 from gradest.errors import Incompatible, InvalidInput
+from gradest.estimation.losses.repetition import is_recomputed
 from gradest.nn.sampler import NO_PATHS, Pair, Paths
 
-__all__ = ["FirstRun", "FirstRuns", "PlainRun", "is_recomputed", "refuse_recomputation"]
+__all__ = ["FirstRun", "FirstRuns", "PlainRun", "refuse_recomputation"]
 
 _MOST_UNRECORDED = 4096  # forward passes without gradient that a layer remembers
-
-
-def is_recomputed() -> bool:
-    """Return whether backward is running, as it is when an activation checkpoint runs a layer again."""
-    return torch._C._current_graph_task_id() != -1
 
 
 def refuse_recomputation(what: str) -> None:

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.autograd.function import BackwardCFunction
 
 from gradest.errors import GradestWarning, NotDifferentiable
 from gradest.nn.sampler import Sampler
@@ -26,13 +27,14 @@ _Node = Any  # a node of torch's graph of autograd
 class Slope:
     """The dL/dh of one use of a layer, and whether it reached the use. It keeps nothing else of the use alive.
 
-    layer: the identity of the layer. sampler: its neuron and estimator.
+    layer: the identity of the layer. sampler: its neuron and estimator. compiled: whether compiled code drew the sample, whose
+        graph then does not show the use.
     """
 
-    __slots__ = ("layer", "reached", "sampler")
+    __slots__ = ("compiled", "layer", "reached", "sampler")
 
-    def __init__(self, layer: object, sampler: Sampler) -> None:
-        self.layer, self.sampler, self.reached = id(layer), sampler, False
+    def __init__(self, layer: object, sampler: Sampler, compiled: bool = False) -> None:
+        self.layer, self.sampler, self.compiled, self.reached = id(layer), sampler, compiled, False
 
 
 class ExpectedSlopes:
@@ -76,6 +78,9 @@ class ExpectedSlopes:
         if missing:  # a pass for some inputs alone, as of torch.autograd.grad, need not go where the graph leads
             for slope in _slopes_below(scalar):
                 slope.reached = True
+            if any(slope.compiled for slope in missing) and _holds_functions(scalar):
+                for slope in missing:
+                    slope.reached = slope.reached or slope.compiled  # a compiled function may lead to it
         self._look()
 
     def _look(self) -> None:
@@ -122,6 +127,21 @@ def unreached(sampler: Sampler, name: str = "") -> NotDifferentiable:
         f"no dL/dh reached the layer {name}{sampler.neuron.label()}, whose estimator {sampler.estimator.label()} needs it: no "
         f"graph leads from the loss to a sample of the layer, so backward trains it wrongly or not at all. {_REMEDY}"
     )
+
+
+def _holds_functions(root: _Node) -> bool:
+    """Tell whether the graph of a scalar holds a function of Python that is not gradest's own, as compiled code is."""
+    nodes, seen = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function = getattr(type(node), "_forward_cls", None)
+        if isinstance(node, BackwardCFunction) and not str(getattr(function, "__module__", "")).startswith("gradest."):
+            return True
+        nodes += [child for child, _ in node.next_functions]
+    return False
 
 
 def _slopes_below(root: _Node) -> Iterator[Slope]:

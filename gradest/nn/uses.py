@@ -19,7 +19,7 @@ from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.errors import Incompatible, InvalidInput, MissingLoss
 from gradest.estimation.arguments import first_non_finite
-from gradest.estimation.ask_tell import tell_finite
+from gradest.estimation.ask_tell import check_scores, tell_finite
 from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, with_path_dim, world_size
 from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed
@@ -149,6 +149,7 @@ class Use:
         if self.paths.flat:
             h, a, loss = (with_path_dim(x, 0, self.paths.samples) for x in (h, a, loss))
         with torch.no_grad():
+            check_scores(estimator, self.draw)
             features = estimator.features(neuron, h, a)
             weights, moved = estimator.credit(loss, self.state, features)
             if self.state and world_size() > 1:

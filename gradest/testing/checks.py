@@ -51,6 +51,7 @@ from gradest.testing.robustness import (
     estimator_cost_is_as_stated,
     estimator_state_stays_finite,
     estimator_survives_saturation,
+    neuron_costs_are_as_stated,
     neuron_survives_saturation,
 )
 from gradest.testing.shapes import estimator_keeps_dtypes, estimator_shapes_and_dtypes, neuron_shapes_and_dtypes
@@ -75,6 +76,7 @@ __all__ = [
     "example_objectives",
     "example_pairs",
     "measure_bias",
+    "neuron_costs_are_as_stated",
     "neuron_derivatives_agree",
     "neuron_exact_agrees",
     "neuron_is_pure",
@@ -115,6 +117,7 @@ NEURON_CHECKS: tuple[Callable[[Neuron], None], ...] = (
     neuron_kernels_agree,
     neuron_rows_are_independent,
     neuron_survives_saturation,
+    neuron_costs_are_as_stated,
     neuron_law_agrees,
     neuron_exact_agrees,
     neuron_units_are_independent,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gradest.analysis.bias import quadratic_loss
-from gradest.contract.estimator import Cost, Estimator, Feedback
+from gradest.contract.cost import Cost
+from gradest.contract.estimator import Estimator, Feedback
 from gradest.contract.neuron import Neuron, Scored
-from gradest.errors import InvalidInput, InvalidOptions, TooManyPoints
+from gradest.errors import Inexact, InvalidInput, InvalidOptions, TooManyPoints
 from gradest.random import Key
 from gradest.testing.assertions import expect_same_bits
 from gradest.testing.inputs import make_feedback, random_pre_activations, saturated_pre_activations, state_after_steps
@@ -26,6 +28,7 @@ __all__ = [
     "estimator_cost_is_as_stated",
     "estimator_state_stays_finite",
     "estimator_survives_saturation",
+    "neuron_costs_are_as_stated",
     "neuron_survives_saturation",
 ]
 
@@ -128,14 +131,48 @@ def estimator_cost_is_as_stated(estimator: Estimator, neuron: Neuron) -> None:
             if event == neuron.example_events[0]:
                 raise
             continue  # options, such as a network, that are made for the example event
-        for what, found, stated_size, factor in (
-            ("holds", used.held, stated.held, Cost.HELD_PER_ELEMENT),
-            ("computes", used.work, stated.work, Cost.WORK_PER_ELEMENT),
-        ):
-            assert found <= factor * stated_size + factor * _SLACK // Cost.HELD_PER_ELEMENT, (
-                f"a draw for [{rows}, {', '.join(map(str, event))}] {what} {found} elements, but cost states {stated_size}, "
-                f"which allows {factor} times as many: override cost, or draw_size of the neuron"
-            )
+        shape = f"[{rows}, {', '.join(map(str, event))}]"
+        _check_stated(f"a draw for {shape}", "cost", used, stated, ", or draw_size of the neuron")
+
+
+def neuron_costs_are_as_stated(neuron: Neuron) -> None:
+    """Check that the mean and the law take no more than `mean_cost` and `law_size` state, times the factors of `Cost`.
+
+    It is measured as for `estimator_cost_is_as_stated`.
+    """
+    for event, rows in _sizes(neuron):
+        a = random_pre_activations(neuron, (rows,), event=event)
+        try:
+            stated, law = neuron.mean_cost(event, (rows,)), neuron.law_size(a)
+        except TooManyPoints:
+            continue
+        assert isinstance(stated, Cost), f"mean_cost must return a Cost, not {type(stated).__name__}"
+        if stated.held <= _MOST_STATED:
+            used = _measure(neuron.mean, neuron.active_probability, at=a)
+            _check_stated("the mean", "mean_cost", used, stated)
+        if law <= _MOST_STATED:
+            with suppress(TooManyPoints, Inexact):
+                _check_stated("the law", "law_size", _measure(neuron.law, at=a), Cost(law, law))
+
+
+def _check_stated(what: str, method: str, used: Cost, stated: Cost, remedy: str = "") -> None:
+    for does, found, stated_size, factor in (
+        ("holds", used.held, stated.held, Cost.HELD_PER_ELEMENT),
+        ("computes", used.work, stated.work, Cost.WORK_PER_ELEMENT),
+    ):
+        assert found <= factor * stated_size + factor * _SLACK // Cost.HELD_PER_ELEMENT, (
+            f"{what} {does} {found} elements, but {method} states {stated_size}, which allows {factor} times as many: "
+            f"override {method}{remedy}"
+        )
+
+
+def _measure(*functions: Callable[[Tensor], object], at: Tensor) -> Cost:
+    """Return the most elements that functions of `at` hold at once, and how many they compute."""
+    measured = _Measure()
+    with torch.no_grad(), measured:
+        for function in functions:
+            function(at)
+    return Cost(measured.most, measured.work)
 
 
 def _sizes(neuron: Neuron) -> Iterator[tuple[tuple[int, ...], int]]:

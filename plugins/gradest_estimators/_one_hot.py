@@ -71,8 +71,8 @@ class OneUnitAtATime(Estimator):
         flips = points[1:].view(units, *others.shape)
         flips.diagonal(dim1=0, dim2=-2).copy_(others.movedim(-2, -1))
         weights = self.class_weights(neuron, a, chosen) / max(1, units)
-        # each unit gives an estimate of E[L]; the value is the mean of these estimates
-        first = weights[..., 0].contiguous().sum(-1)
+        # each unit gives an estimate of E[L]; the value is the mean of these estimates, or without units the loss itself
+        first = weights[..., 0].contiguous().sum(-1) if units else a.new_ones(a.shape[:-2])
         rest = weights[..., 1:].movedim(-1, 0).movedim(-1, 0)
         return Draw(
             neuron,

@@ -47,6 +47,11 @@ class Nvil(ReinforceAverage):
         """Return the cost of a draw with its network."""
         return network_cost(super().cost(neuron, event, batch), math.prod(event), self.hidden)
 
+    def credit_cost(self, loss: Tensor, features: Tensor | None) -> Cost:
+        """Return the cost of a step with its network, of one input for each feature."""
+        given = self._check(features)
+        return network_cost(super().credit_cost(loss, given), given.shape[-1], self.hidden)
+
     def init(self, neuron: Neuron, a: Tensor) -> State:
         """Return an empty average, and the network's parameters with Adam's averages of them."""
         return self._first(a, a.shape[a.ndim - neuron.event_ndim :].numel())

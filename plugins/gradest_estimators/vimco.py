@@ -53,6 +53,10 @@ class Vimco(ScoreFunction):
         """Return the cost of a draw, in which each loss is left out once."""
         return super().cost(neuron, event, batch) + Cost(0, self.samples**2 * math.prod(batch))
 
+    def credit_cost(self, loss: Tensor, features: Tensor | None) -> Cost:
+        """Return the cost of leaving each loss out once."""
+        return super().credit_cost(loss, features) + Cost(0, len(loss) * loss.numel())
+
     def value(self, draw: Draw, loss: Tensor) -> Tensor:
         """Return V, `[*batch]`."""
         return self.combine(loss)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
-from io import StringIO
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from gradest.errors import InvalidInput
-from gradest_experiments.engine.checkpoint import write_atomically
 from gradest_experiments.engine.folder import MetricsRow, RunFolder, list_folders
-from gradest_experiments.engine.plot import PALETTE, check_plots, colour_encoding, inline_data, themed, write_png
+from gradest_experiments.engine.html import draw, inline_svg, write_page
+from gradest_experiments.engine.plot import PALETTE, check_plots, colour_encoding, inline_data, write_png
 
 __all__ = ["PAGE", "write_report"]
 
@@ -72,10 +68,8 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
         if figures:
             body.append('<div class="charts">\n' + "\n".join(figures) + "\n</div>")
         body += [_tasks(run) for run in several]
-    page = Template(files("gradest_experiments").joinpath("templates/report.html.template").read_text(encoding="utf-8"))
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    text = page.substitute(title=escape(title), body="\n".join(body), data=_data(runs))
-    write_atomically(out / PAGE, lambda new: new.write_text(text, encoding="utf-8"))
+    write_page(out / PAGE, title, body, _data(runs))
     return out / PAGE
 
 
@@ -127,7 +121,7 @@ def _tasks(run: _ShownRun) -> str:
     parts = []
     drawing = run.folder.path / _DRAWING if run.folder.path else None
     if drawing and drawing.exists():
-        svg = _inline(drawing.read_text(encoding="utf-8"), f"{escape(run.name)}-")
+        svg = inline_svg(drawing.read_text(encoding="utf-8"), f"{escape(run.name)}-")
         parts.append(f'<figure class="drawn">{svg}</figure>')
     tasks = [row for row in run.rows if "result" in row]
     if tasks:
@@ -197,22 +191,11 @@ def _chart(runs: Sequence[_ShownRun], metric: str, legend: bool) -> Any:
 
 def _figure(runs: Sequence[_ShownRun], metric: str, prefix: str) -> str:
     """Return a chart as HTML, without a legend: the colours are in the page's table."""
-    text = StringIO()
-    themed(_chart(runs, metric, legend=False).properties(background="transparent")).save(text, format="svg")
-    name = escape(metric)
-    return f"<figure><figcaption>{name}</figcaption>{_inline(text.getvalue(), prefix, name)}</figure>"
+    return f"<figure><figcaption>{escape(metric)}</figcaption>{draw(_chart(runs, metric, legend=False), prefix, metric)}</figure>"
 
 
-def _inline(svg: str, prefix: str, label: str = "") -> str:
-    """Return an SVG document as an element of a page: without namespaces, and with the prefix in all its names."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"' if label else "<svg", 1)
-
-
-def _data(runs: Sequence[_ShownRun]) -> str:
-    found = [
+def _data(runs: Sequence[_ShownRun]) -> list[dict[str, Any]]:
+    return [
         {
             "name": run.name,
             "experiment": run.folder.experiment,
@@ -223,7 +206,6 @@ def _data(runs: Sequence[_ShownRun]) -> str:
         }
         for run in runs
     ]
-    return json.dumps(found, separators=(",", ":")).replace("<", "\\u003c")  # "</script>" would end the element
 
 
 def _numbers(row: MetricsRow) -> Iterator[tuple[str, float]]:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.neuron import Continuous, Reparameterised
 from gradest.contract.numerics import leading_sum, normal_cdf, sigmoid, widen
 
@@ -15,6 +16,10 @@ NODES = 24  # at level 0, in each of the four parts of `numerics.panels`
 
 class Smooth(Continuous, Reparameterised):
     """A reparameterised unit whose mean is the weighted sum over the nodes of its law."""
+
+    def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of four parts of `NODES` nodes for each output."""
+        return super().mean_cost(event, batch) * (4 * NODES)
 
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h], the weighted sum over the nodes of `law`."""

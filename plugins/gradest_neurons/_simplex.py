@@ -22,6 +22,12 @@ def winners(classes: int) -> list[int | None]:
     return [*range(classes)] if classes in _NODES_PER_DIM else [None]
 
 
+def count_nodes(classes: int) -> int:
+    """Return how many nodes the law of a unit has at level 0."""
+    of_dim = _NODES_PER_DIM.get(classes)
+    return _SOBOL_POINTS if of_dim is None else int(classes * of_dim ** (classes - 1))
+
+
 def perturbed(a: Tensor, nodes: Tensor, winner: int | None) -> Tensor:
     """Return a + G up to a constant, `[S, *a.shape]`, at the nodes of `simplex_nodes`.
 
@@ -36,7 +42,7 @@ def perturbed(a: Tensor, nodes: Tensor, winner: int | None) -> Tensor:
     return -torch.where(torch.arange(a.shape[-1], device=a.device) == winner, 0, below)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)  # of many classes, a table has tens of megabytes
 @torch.inference_mode(False)  # a cached inference tensor could not take part in a later autograd graph
 def simplex_nodes(classes: int, level: int) -> tuple[Tensor, Tensor]:
     """Return quadrature nodes, with twice as many in each dimension at each further level, and weights `[S]` that sum to 1.

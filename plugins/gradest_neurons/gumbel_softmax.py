@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.numerics import (
     leading_sum,
     portable,
@@ -19,7 +20,7 @@ from gradest.contract.numerics import (
 )
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, normalised
-from gradest_neurons._simplex import perturbed, simplex_nodes, winners
+from gradest_neurons._simplex import count_nodes, perturbed, simplex_nodes, winners
 
 _NODES_PER_CHUNK = 16  # nodes that `mean` holds at a time
 
@@ -81,6 +82,15 @@ class GumbelSoftmax(Squashed):
             return super().pullback(key, a, h, grad_h)
         kernel = select("softmax_backward", a.device)
         return kernel(h, grad_h.to(h.dtype), 1 / self.temperature)  # type: ignore[no-any-return]
+
+    def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of the nodes that are held at a time, and the work of all."""
+        elements, nodes = math.prod(batch) * math.prod(event), count_nodes(event[-1])
+        return Cost(elements * min(nodes, _NODES_PER_CHUNK), elements * nodes)
+
+    def law_size(self, a: Tensor) -> int:
+        """Return the number of nodes times the size of `a`."""
+        return count_nodes(a.shape[-1]) * a.numel()
 
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h], summed over a few nodes of the law at a time to save memory."""

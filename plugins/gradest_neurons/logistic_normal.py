@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.numerics import leading_sum, portable, softmax_backward, spread, widen
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, normalised
@@ -67,6 +68,21 @@ class LogisticNormal(Squashed):
             return super().pullback(key, a, h, grad_h)
         return softmax_backward(h, grad_h.to(h.dtype), 1.0)
 
+    def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of the nodes of the law, all of which are held."""
+        elements = math.prod(batch) * math.prod(event) * self._count_nodes(event[-1])
+        return Cost(elements, elements)
+
+    def law_size(self, a: Tensor) -> int:
+        """Return the number of nodes times the size of `a`."""
+        return self._count_nodes(a.shape[-1]) * a.numel()
+
+    def _count_nodes(self, classes: int) -> int:
+        if classes > 3:
+            return _SOBOL_POINTS
+        of_dim = 2 * math.ceil(_REACH / (_STEP / max(1.0, self.std))) + 1
+        return int(of_dim ** max(0, classes - 1))
+
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h], the weighted sum over the nodes of `law`."""
         values, weights = self.law(widen(a))
@@ -95,7 +111,7 @@ class LogisticNormal(Squashed):
         return values.to(a.dtype), normalised(share).to(a.dtype)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)  # of many classes, a table has tens of megabytes
 @torch.inference_mode(False)  # a cached inference tensor could not take part in a later autograd graph
 def _nodes(classes: int, step: float, level: int) -> tuple[Tensor, Tensor]:
     """Return noise `[S, classes]` and weights `[S]`, with more nodes in each dimension at each further level.

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.law import MAX_POINTS
 from gradest.contract.neuron import Continuous, TopGates
 from gradest.contract.numerics import (
@@ -111,6 +112,12 @@ class NoisyTopK(Continuous, TopGates):
         if widen(a).dtype != h.dtype:
             return super().pullback(key, a, h, grad_h)
         return softmax_backward(h, grad_h.to(h.dtype), 1.0)
+
+    def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of the nodes of the law, and of the tables of `active_probability`, with a step for each item."""
+        elements, n = math.prod(batch) * math.prod(event), event[-1]
+        nodes, tables = self.atoms(event), _NODES_OF_PROBABILITY * self.k
+        return Cost(elements * max(nodes, tables), elements * (nodes + tables * n))
 
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h], the weighted sum over the nodes of `law`."""

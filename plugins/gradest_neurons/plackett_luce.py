@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from gradest.contract.cost import Cost
 from gradest.contract.law import MAX_POINTS
 from gradest.contract.neuron import Discrete
 from gradest.contract.numerics import leading_sum, portable, sigmoid, softplus
@@ -62,6 +63,11 @@ class PlackettLuce(Discrete):
         """Return 0: the order does not move with `a`."""
         return torch.zeros_like(grad_h[..., 0], dtype=a.dtype)
 
+    def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of a table for each point of the grid, with a step for each item."""
+        elements = math.prod(batch) * self.draw_size(event) * round((_LAST - _FIRST) / _STEP)
+        return Cost(elements, elements * event[-1])
+
     def mean(self, a: Tensor) -> Tensor:
         """Return the probability that item i has place r, `[*batch, groups, n, n]`, differentiable in `a`."""
         wide, n = a.double(), a.shape[-1]
@@ -105,8 +111,8 @@ class PlackettLuce(Discrete):
         return torch.zeros_like(by_place).scatter(-1, h.argmax(-1), by_place).to(a.dtype)
 
     def atoms(self, event: tuple[int, ...]) -> int:
-        """Return n!, the number of orders."""
-        return math.factorial(event[-1])
+        """Return n!, the number of orders; for more than 30 items 30!, which is far beyond every limit too."""
+        return math.factorial(min(event[-1], 30))
 
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return all n! orders and their probabilities.

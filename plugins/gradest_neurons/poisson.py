@@ -87,6 +87,13 @@ class Poisson(PoissonCount):
         least = wide.clamp(min=_EXPONENTIAL_BELOW)
         return ((h.double() - softplus(wide)) * (sigmoid(least) / softplus(least))).to(a.dtype)
 
+    def law_size(self, a: Tensor) -> int:
+        """Return the number of counts of the unit with the largest rate, times the size of `a`."""
+        if not a.numel():
+            return 0
+        first, last = _range_of_law(a.amax(), 0)
+        return (int(last - first) + 1) * a.numel()
+
     def truncated_law(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """Return the counts of each unit that hold all but 1e-12 of its probability, and their probabilities, which sum to 1.
 
@@ -94,11 +101,7 @@ class Poisson(PoissonCount):
         Every unit has as many counts S as the one with the largest rate needs: at level 0 about 14 √λ, or a dozen at small rates.
         Raises TooManyPoints if S times the size of a exceeds 2^27.
         """
-        rate = softplus(a.detach().double())
-        first, last = torch.full_like(rate, math.inf), torch.full_like(rate, -math.inf)
-        for at in range(-1, level + 1):
-            lower, upper = _ends_of_law(rate, (_OMITTED_PROBABILITY / 2) ** (_FURTHER**at))
-            first, last = torch.minimum(first - 1, lower).clamp(min=0), torch.maximum(last + 1, upper)
+        first, last = _range_of_law(a, level)
         atoms = int((last - first).max()) + 1 if a.numel() else 1
         if atoms * a.numel() > _MAX_LAW_SIZE:
             raise TooManyPoints(
@@ -107,6 +110,16 @@ class Poisson(PoissonCount):
         values = (first + torch.arange(atoms, device=a.device)[(..., *[None] * a.ndim)]).to(a.dtype)
         weights = self.log_prob(values, a).exp()
         return values, weights / leading_sum(weights)
+
+
+def _range_of_law(a: Tensor, level: int) -> tuple[Tensor, Tensor]:
+    """Return the first and the last count of each unit's law at a level, each of which extends that of the level before."""
+    rate = softplus(a.detach().double())
+    first, last = torch.full_like(rate, math.inf), torch.full_like(rate, -math.inf)
+    for at in range(-1, level + 1):
+        lower, upper = _ends_of_law(rate, (_OMITTED_PROBABILITY / 2) ** (_FURTHER**at))
+        first, last = torch.minimum(first - 1, lower).clamp(min=0), torch.maximum(last + 1, upper)
+    return first, last
 
 
 def _ends_of_law(rate: Tensor, share: float) -> tuple[Tensor, Tensor]:

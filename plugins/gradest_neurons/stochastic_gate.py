@@ -6,6 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.neuron import Continuous, Reparameterised
 from gradest.contract.numerics import gauss_legendre, leading_sum, normal_cdf, panels, portable, spread, widen
 from gradest.random import Key
@@ -62,6 +63,10 @@ class StochasticGate(Continuous, Reparameterised):
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """Return what `backward` returns, from h alone unless h was rounded to 16 bits."""
         return super().pullback(key, a, h, grad_h) if widen(h).dtype != h.dtype else _between(h, grad_h).to(a.dtype)
+
+    def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of a closed form, or of the nodes that stand in for it."""
+        return super().mean_cost(event, batch) * (_NODES_OF_MEAN if self.std > 1 else 1)
 
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h], in the form ∫ P(h > t) dt over t from 0 to 1 for s > 1, where the two terms of the closed form cancel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -10,8 +11,15 @@ from torch import Tensor
 
 from gradest.contract.neuron import UnbiasedRounding
 from gradest.contract.numerics import widen
+from gradest.errors import GradestWarning
 
 _LEAST = 1e-30  # stands for the probability 0 of an output, so that its product with the score is the derivative
+
+_ON_THE_GRID = (
+    "pre-activations of stochastic_rounding are exactly on the grid, as 0 is. The sample there is always the same, while its "
+    "probability changes with a, so an estimator that uses the score has a wrong gradient in these units. Use enumeration or "
+    "straight_through, or start off the grid"
+)
 
 
 class _Neighbours(NamedTuple):
@@ -34,8 +42,9 @@ class StochasticRounding(UnbiasedRounding):
 
     At a grid point itself h = a, and E[L(h)] has a kink. The law and the score are those of the limit from above, so that
     `exact` and `enumeration` return the derivative from the right, (L(a + δ) - L(a))/δ; a sample there always shows
-    h = a, from which a score-function estimator cannot tell it. Pre-activations that start at 0, as biases do, start at
-    a grid point: use `straight_through` or `enumeration` for those.
+    h = a, from which a score-function estimator cannot tell it: its estimate there is wrong, and gives a
+    GradestWarning. Pre-activations that start at 0, as biases do, start at a grid point: use `straight_through` or
+    `enumeration` for those.
 
     Precision in float32: the share of h above a differs from p by at most 2^-24 for the noise and, unless δ is a power of two,
     |a/δ| 2^-23 for the rounding of a/δ. From |a/δ| = 2^23 on, every number is on the grid.
@@ -100,6 +109,12 @@ class StochasticRounding(UnbiasedRounding):
         p = self._probability(h, near)
         slope = ((h == near.up).to(p.dtype) - (h == near.down).to(p.dtype)) * (1 / self.step)
         return torch.where(p > 0, slope / p.clamp(min=_LEAST), 0).to(a.dtype)
+
+    def check_scores(self, h: Tensor, a: Tensor) -> None:
+        """Warn of grid points, unless the output above is among the outputs, as for enumeration."""
+        near = self._neighbours(a)
+        if bool(((near.p_up <= _LEAST) & ~(h == near.up).any(0)).any()):
+            warnings.warn(_ON_THE_GRID, GradestWarning, stacklevel=5)
 
     def _neighbours(self, a: Tensor) -> _Neighbours:
         x = widen(a) * (1 / self.step)

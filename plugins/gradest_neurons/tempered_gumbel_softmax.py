@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.numerics import leading_sum, portable, softmax_backward, spread, widen
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, normalised
-from gradest_neurons._simplex import perturbed, simplex_nodes, winners
+from gradest_neurons._simplex import count_nodes, perturbed, simplex_nodes, winners
 from gradest_neurons._tempered import check_log_temperature, check_parts, with_temperature
 
 _NODES_PER_CHUNK = 16  # nodes that `mean` holds at a time
@@ -73,6 +75,15 @@ class TemperedGumbelSoftmax(Squashed):
         slope = softmax_backward(portable.softmax(x), grad_h.to(x.dtype), 1.0)
         moved = torch.where(slope == 0, 0, slope * x).contiguous().sum(-1, keepdim=True)  # 0 where x is -inf
         return torch.cat([slope * steep, -moved], -1).to(a.dtype)
+
+    def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of the nodes that are held at a time, and the work of all."""
+        elements, nodes = math.prod(batch) * math.prod(event), count_nodes(event[-1] - 1)
+        return Cost(elements * min(nodes, _NODES_PER_CHUNK), elements * nodes)
+
+    def law_size(self, a: Tensor) -> int:
+        """Return the number of nodes times the size of `a`."""
+        return count_nodes(a.shape[-1] - 1) * a.numel()
 
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h], summed over a few nodes of the law at a time to save memory."""

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -14,6 +15,8 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 import gradest
 from gradest.contract.neuron import Neuron
@@ -54,8 +57,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
-    app.state.capacity = Capacity(settings)
     counts = metrics.Metrics() if settings.metrics and metrics.available() else None
+    app.state.capacity = Capacity(settings, counts)
     app.state.pool = Pool(settings.threads, counts)
     app.state.batcher = Batcher(
         app.state.pool,
@@ -71,6 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         keys=ApiKeys(settings.api_keys) if settings.api_keys else None,
         metrics=counts,
         exempt_paths=HEALTH_PATHS | PATHS if settings.page else HEALTH_PATHS,
+        route_of=partial(_route_of, app),
     )
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.include_router(router)
@@ -123,6 +127,18 @@ def running(settings: Settings | None = None) -> Iterator[str]:
         thread.join()
 
 
+def _route_of(app: FastAPI, scope: Scope) -> str | None:
+    """Return the template of the path of a request that was answered before it reached its route."""
+    return next((route.path for route in _routes_of(app, scope)), None)
+
+
+def _routes_of(app: FastAPI, scope: Scope) -> Iterator[Route]:
+    """Yield the routes of the path of a request, whatever its method."""
+    for route in (*router.routes, *app.routes):
+        if isinstance(route, Route) and route.matches(scope)[0] != Match.NONE:
+            yield route
+
+
 def _add_metrics(app: FastAPI, counts: metrics.Metrics) -> None:
     @app.get(
         "/metrics", tags=["service"], response_class=Response, responses=describe_text("Counts") | counted_errors()
@@ -169,4 +185,8 @@ async def _to_docs() -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 405:  # the framework knows the methods of one of a path's routes
+        methods = {method for route in _routes_of(request.app, request.scope) for method in route.methods or ()}
+        methods |= {"HEAD"} if "GET" in methods else set()
+        error.headers = {**(error.headers or {}), "Allow": ", ".join(sorted(methods))}
     return to_response(from_http_exception(error), request)

@@ -7,15 +7,18 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable, Mapping
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradest_service.admit.auth import HEALTH_PATHS, ApiKeys
 from gradest_service.admit.capacity import Capacity
 from gradest_service.admit.metrics import Metrics
+from gradest_service.admit.origins import Origins
 from gradest_service.admit.request_context import RequestContext, current_request
 from gradest_service.host.logs import log_request
 from gradest_service.problems import STOPPING, Problem, from_exception, internal_error, to_response
@@ -27,6 +30,7 @@ __all__ = ["RequestMiddleware"]
 _LOG = logging.getLogger("gradest_service")
 _VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ID_HEADER = "X-Request-ID"
+_BODY_GRACE_SECONDS = 5.0  # before a body must arrive at the least rate
 _LAST_EVENT_SECONDS = 1.0  # for a client to take the end of its stream
 _CLIENT_CLOSED = 499  # the log's status of a request whose client disconnected
 _DEFAULT_HEADERS = {  # of every answer that has none of its own
@@ -49,6 +53,7 @@ class RequestMiddleware:
         keys: ApiKeys | None = None,
         metrics: Metrics | None = None,
         exempt_paths: frozenset[str] = HEALTH_PATHS,
+        route_of: Callable[[Scope], str | None] = lambda scope: None,
     ) -> None:
         self._app = app
         self._settings = settings
@@ -56,6 +61,8 @@ class RequestMiddleware:
         self._keys = keys
         self._metrics = metrics
         self._exempt_paths = exempt_paths  # they need no key, and do not count towards the capacity
+        self._origins = Origins(settings, exempt_paths)
+        self._route_of = route_of  # the template of the path of a request that is refused before it reaches its route
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,21 +73,25 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        method, scope = scope["method"], _canonical(scope)
         headers = Headers(scope=scope)
         request_id = headers.get(_ID_HEADER, "")
         if not _VALID_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        context = RequestContext(request_id, scope["method"])
+        context = RequestContext(
+            request_id, method, client=(scope.get("client") or ("",))[0], set_aside=self._capacity.set_aside
+        )
         token = current_request.set(context)
-        exchange = _HttpExchange(context, self._settings, self._capacity, receive, send)
+        allowed = self._origins.headers_for(headers.get("origin", ""))
+        exchange = _HttpExchange(context, self._settings, self._capacity, receive, send, allowed)
         began = time.perf_counter()
         if self._metrics:
             self._metrics.begin()
         try:
             await self._answer(scope, headers, exchange)
         finally:
-            context.route = getattr(scope.get("route"), "path", context.route)
+            context.route = getattr(scope.get("route"), "path", None) or self._route_of(scope) or context.route
             seconds = time.perf_counter() - began
             if self._metrics:
                 self._metrics.end(context, exchange.status, seconds)
@@ -105,7 +116,13 @@ class RequestMiddleware:
 
     async def _pass_on(self, scope: Scope, headers: Headers, exchange: _HttpExchange) -> None:
         """Let the application answer in a task of its own, which outlives the answer if its work cannot be stopped."""
-        exempt = scope["path"].removeprefix(scope.get("root_path", "")) in self._exempt_paths
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        exempt = path in self._exempt_paths
+        if (preflight := self._origins.preflight(scope, headers)) is not None:
+            await Response(status_code=204, headers=preflight)(scope, exchange.receive, exchange.send)
+            return
+        if path not in HEALTH_PATHS:
+            self._origins.check(scope, headers)
         if self._keys is not None and not exempt:
             exchange.context.key = self._keys.identify(headers.getlist("authorization"))
             exchange.context.key.admit()
@@ -141,7 +158,13 @@ class _HttpExchange:
     """One request and its answer: counts their bytes, holds the body to its limits, and can answer in the application's place."""
 
     def __init__(
-        self, context: RequestContext, settings: Settings, capacity: Capacity, receive: Receive, send: Send
+        self,
+        context: RequestContext,
+        settings: Settings,
+        capacity: Capacity,
+        receive: Receive,
+        send: Send,
+        headers: Mapping[str, str],
     ) -> None:
         self.context = context
         self.status = _CLIENT_CLOSED
@@ -152,6 +175,8 @@ class _HttpExchange:
         self._capacity = capacity
         self._receive = receive
         self._send = send
+        self._headers = headers  # of every answer to this request
+        self._began = anyio.current_time()
         self._entered = False
         self._reserved = 0
         self._whole = False
@@ -165,7 +190,7 @@ class _HttpExchange:
             raise self._too_large()
         if not counted:
             return
-        self._capacity.take_place()
+        self._capacity.take_place(self._key)
         self._entered = True
         try:
             self._reserve(declared)
@@ -173,13 +198,17 @@ class _HttpExchange:
             self.leave()
             raise
 
+    @property
+    def _key(self) -> str:
+        return "" if self.context.key is None else self.context.key.name
+
     def leave(self) -> None:
         """Give the place back, once no work is done for the request any more."""
         if self._watch is not None:
             self._watch.cancel()
         if self._entered:
             self._entered = False
-            self._capacity.leave(self._reserved)
+            self._capacity.leave(self._reserved, self._key)
 
     async def receive(self) -> Message:
         """Receive the next part of the body; after its end, wait until the client disconnects."""
@@ -188,7 +217,7 @@ class _HttpExchange:
                 self._watch = asyncio.create_task(self._watch_for_disconnect())
             await self._disconnected.wait()
             return {"type": "http.disconnect"}
-        message = await self._receive()
+        message = await self._receive_part()
         self.context.bytes_in += len(message.get("body", b""))
         if self.context.bytes_in > self._settings.max_body_bytes:
             raise self._too_large()
@@ -198,6 +227,20 @@ class _HttpExchange:
             self._whole = True
             self._watch = asyncio.create_task(self._watch_for_disconnect())
         return message
+
+    async def _receive_part(self) -> Message:
+        """Receive the next part of the body; raises a 408 if the body arrives more slowly than it must."""
+        rate = self._settings.min_body_rate
+        if not rate or self.context.method not in ("POST", "PUT", "PATCH"):
+            return await self._receive()
+        until = self._began + _BODY_GRACE_SECONDS + self.context.bytes_in / rate
+        with anyio.CancelScope(deadline=until):
+            return await self._receive()
+        raise Problem(
+            408,
+            f"The body must arrive at {rate:g} bytes a second after its first {_BODY_GRACE_SECONDS:g} seconds.",
+            headers={"Connection": "close"},
+        )
 
     async def send(self, message: Message) -> None:
         """Send part of the application's answer; it is dropped if another answer was sent in its place."""
@@ -226,6 +269,8 @@ class _HttpExchange:
             headers = MutableHeaders(scope=message)
             headers[_ID_HEADER] = self.context.request_id
             self._streams = headers.get("content-type", "").startswith(EventStream.media_type)
+            for name, value in self._headers.items():
+                headers[name] = ", ".join([headers[name], value]) if name == "Vary" and name in headers else value
             for name, value in _DEFAULT_HEADERS.items():
                 headers.setdefault(name, value)
             if self._capacity.draining:
@@ -261,6 +306,16 @@ class _HttpExchange:
             413,
             f"The body may have {self._settings.max_body_bytes} bytes. Send fewer rows in a request, and more requests.",
         )
+
+
+def _canonical(scope: Scope) -> Scope:
+    """Return the request as its route is declared: HEAD as GET, whose body the server leaves out, and without a last slash."""
+    found = dict(scope)
+    if found["method"] == "HEAD":
+        found["method"] = "GET"
+    if len(found["path"]) > 1:
+        found["path"] = found["path"].rstrip("/") or "/"
+    return found
 
 
 def _forget_error(task: asyncio.Task[None]) -> None:

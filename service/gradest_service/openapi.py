@@ -88,7 +88,7 @@ def _describe_body(model: type[BaseModel], media_type: str) -> dict[str, Any]:
         return {"schema": {"oneOf": events}}
     if media_type != SAFETENSORS.media_type:
         return {"schema": _refer(model)}
-    key = "request" if issubclass(model, schemas.NeuronRequest) else "response"
+    key = "request" if model.__name__.endswith("Request") else "response"
     description = (
         f"Tensors by the names of the fields of {model.__name__}, those inside a field as state.NAME or objective.NAME. "
         f"The other fields are a JSON object, as text, under the key `{key}` of the metadata."
@@ -143,7 +143,7 @@ def describe_errors(*statuses: int) -> Responses:
 
 def counted_errors(*more: int) -> Responses:
     """Describe the errors of any request but those for the service's health, and these more."""
-    return describe_errors(*more, 413, 429, 500, 503, 504)
+    return describe_errors(*more, 403, 413, 421, 429, 500, 503, 504)
 
 
 def describe_path_name() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from types import CodeType, FrameType
 
 import gradest
@@ -23,15 +23,18 @@ def plugin_method(frames: Iterable[FrameType]) -> str | None:
     return None
 
 
-def running_plugin_methods() -> list[str]:
+def running_plugin_methods(idents: Collection[int] | None = None) -> list[str]:
     """Return `name.method` for each thread of this process that is inside a registered plugin, sorted and without duplicates.
+
+    idents: the threads to look at, by default all.
 
     A frame is told by its code. The local variables of a frame that another thread runs must not be read: CPython 3.11 completes
     such a frame while it starts, which can end the process by a segmentation fault.
     """
     names = _method_names()
-    threads = (_outwards(frame) for frame in sys._current_frames().values())
-    methods = (next((names[frame.f_code] for frame in frames if frame.f_code in names), None) for frames in threads)
+    frames = sys._current_frames()
+    threads = (_outwards(frame) for ident, frame in frames.items() if idents is None or ident in idents)
+    methods = (next((names[frame.f_code] for frame in stack if frame.f_code in names), None) for stack in threads)
     return sorted({method for method in methods if method})
 
 

@@ -15,6 +15,7 @@ from gradest.errors import Incompatible, InvalidInput, InvalidOptions, PluginFau
 from gradest_service.plugin_frames import plugin_method
 
 __all__ = [
+    "MAX_FAULTS",
     "MEDIA_TYPE",
     "STOPPING",
     "TITLES",
@@ -24,22 +25,27 @@ __all__ = [
     "describe_faults",
     "from_exception",
     "from_http_exception",
+    "further_faults",
     "internal_error",
     "to_bytes",
     "to_response",
 ]
 
 MEDIA_TYPE = "application/problem+json"
+MAX_FAULTS = 20
+"""The largest number of faults that a problem lists; the rest are counted."""
 
 TITLES = {
     400: "Bad Request",
     401: "Unauthorized",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
     409: "Conflict",
     413: "Content Too Large",
     415: "Unsupported Media Type",
+    421: "Misdirected Request",
     422: "Unprocessable Content",
     431: "Request Header Fields Too Large",
     429: "Too Many Requests",
@@ -75,7 +81,10 @@ class ProblemDetails(BaseModel):
     status: int
     detail: str = Field(description="What was wrong, and what to do about it.")
     request_id: str = Field(description="The request's id, as in the header X-Request-ID and in the service's log.")
-    errors: list[Fault] = Field(default=[], description="Every fault of the request's fields, if they are known.")
+    errors: list[Fault] = Field(
+        default=[],
+        description="The faults of the request's fields, if they are known: 20 at most, and the number of others.",
+    )
 
 
 class Problem(Exception):
@@ -135,15 +144,19 @@ def from_http_exception(error: HTTPException) -> Problem:
 
 
 def describe_faults(error: ValidationError, known: Sequence[str], prefix: str = "") -> list[Fault]:
-    """Convert pydantic's findings to faults that repeat neither the input nor names that the caller made up.
+    """Convert pydantic's findings to faults that repeat neither the input nor names that the caller made up, 20 at most.
 
     known: the names that the fields may have.
     prefix: the place of the faulty object in the request.
     """
-    return [
-        _describe_fault(found, known, prefix)
-        for found in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    faults = [_describe_fault(fault, known, prefix) for fault in found[:MAX_FAULTS]]
+    return faults if len(found) <= MAX_FAULTS else [*faults, further_faults(len(found) - MAX_FAULTS)]
+
+
+def further_faults(number: int) -> Fault:
+    """Return what stands for faults that an answer does not list, so that its size does not depend on the request."""
+    return Fault(field="", message=f"{number} more faults are not listed; correct these first")
 
 
 def _describe_fault(found: ErrorDetails, known: Sequence[str], prefix: str) -> Fault:

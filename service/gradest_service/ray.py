@@ -95,6 +95,8 @@ class Scale(BaseModel):
 def build(settings: Settings | None = None, scale: Scale | None = None) -> serve.Application:
     """Build the bound deployment that `serve.run` takes."""
     settings = settings or load_settings({}).settings
+    if settings.allowed_hosts is None:  # the proxy has other names, which Ray chooses
+        settings = settings.model_copy(update={"allowed_hosts": "*"})
     scale = scale or Scale.from_environment()
 
     def build_app() -> FastAPI:

@@ -24,6 +24,7 @@ from gradest.errors import PluginError, UnknownPlugin
 from gradest.random import VERSION as NOISE_VERSION
 from gradest_service.admit import admission
 from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
+from gradest_service.admit.limits import work_of_mean
 from gradest_service.admit.plugins import only_built_ins, unknown_plugin
 from gradest_service.admit.pool import Pool
 from gradest_service.bodies import schemas
@@ -89,6 +90,8 @@ async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequ
 
     def answer_unless_joined() -> tuple[AnyJob, bytes | None]:
         job = decode_and_admit()
+        if job.elements > settings.heavy_work:
+            return job, None
         return job, batcher.run_alone(job.kind, operation.run_and_encode, (job, codec))
 
     encoded = None
@@ -97,7 +100,8 @@ async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequ
     else:
         job, encoded = await pool.run(answer_unless_joined)
     if encoded is None:
-        encoded = await batcher.run(job.kind, operation.run_and_encode, (job, codec), job.elements)
+        heavy = job.elements > settings.heavy_work
+        encoded = await batcher.run(job.kind, operation.run_and_encode, (job, codec), job.elements, heavy)
     return Response(encoded, media_type=codec.media_type)
 
 
@@ -107,11 +111,10 @@ async def mean(request: Request) -> Response:
     body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
 
-    def answer() -> bytes:
-        job = admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON)
-        return codec.encode(operations.mean(job))
-
-    return Response(await pool.run(answer), media_type=codec.media_type)
+    job = await pool.run(lambda: admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON))
+    heavy = work_of_mean(job) > settings.heavy_work
+    encoded = await pool.run(lambda: codec.encode(operations.mean(job, settings)), heavy)
+    return Response(encoded, media_type=codec.media_type)
 
 
 async def credit(request: Request) -> Response:
@@ -120,11 +123,9 @@ async def credit(request: Request) -> Response:
     body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
 
-    def answer() -> bytes:
-        job = admission.admit_credit(body.decode(schemas.CreditRequest), settings, codec is JSON)
-        return codec.encode(operations.credit(job))
-
-    return Response(await pool.run(answer), media_type=codec.media_type)
+    job = await pool.run(lambda: admission.admit_credit(body.decode(schemas.CreditRequest), settings, codec is JSON))
+    encoded = await pool.run(lambda: codec.encode(operations.credit(job)), job.work > settings.heavy_work)
+    return Response(encoded, media_type=codec.media_type)
 
 
 async def estimate(request: Request) -> Response:
@@ -139,9 +140,10 @@ async def estimate(request: Request) -> Response:
     streamed = prefers(accept, EventStream.media_type, JSON.media_type)
     as_json = streamed or codec is JSON
     job = await pool.run(lambda: admission.admit_estimate(body.decode(schemas.EstimateRequest), settings, as_json))
+    heavy = job.work > settings.heavy_work
     if streamed:
-        return EventStream(partial(stream_estimate, job, settings), pool, request.state.request_id)
-    encoded = await pool.run(lambda: codec.encode(operations.estimate(job, settings)))
+        return EventStream(partial(stream_estimate, job, settings), pool, request.state.request_id, heavy)
+    encoded = await pool.run(lambda: codec.encode(operations.estimate(job, settings)), heavy)
     return Response(encoded, media_type=codec.media_type)
 
 
@@ -150,9 +152,10 @@ async def compare(request: Request) -> Response:
     settings, pool, _ = _parts(request)
     body = await read_body(request, settings)
     job = await pool.run(lambda: admission.admit_comparison(body.decode(schemas.CompareRequest), settings))
+    heavy = job.work > settings.heavy_work
     if not prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
-        return EventStream(partial(stream_comparison, job), pool, request.state.request_id)
-    encoded = await pool.run(lambda: JSON.encode(operations.compare(job, raise_if_cancelled).to_dict()))
+        return EventStream(partial(stream_comparison, job), pool, request.state.request_id, heavy)
+    encoded = await pool.run(lambda: JSON.encode(operations.compare(job, raise_if_cancelled).to_dict()), heavy)
     return Response(encoded, media_type=JSON.media_type)
 
 
@@ -184,7 +187,8 @@ def _add_post(
         name=path.rpartition("/")[2],
         tags=["estimation"],
         summary=request.__doc__,
-        responses=describe_answer(answer, media_types) | counted_errors(400, 404, 408, 415, 422, *errors),
+        responses=describe_answer(answer, media_types or (JSON.media_type,))
+        | counted_errors(400, 404, 408, 415, 422, *errors),
         openapi_extra=describe_request(request),
     )
 
@@ -306,16 +310,34 @@ async def plugins(request: Request) -> Response:
 async def recommend(request: Request) -> Response:
     """The estimators that fit a case, best first, with reasons, and why the others do not fit."""
     settings, _, _ = _parts(request)
+    if _MEASURED & request.query_params.keys():
+        raise Problem(
+            422, f"{', '.join(sorted(_MEASURED))} are for a measurement: send them to POST /v1/recommend, in the body."
+        )
     query = {name: _query_value(name, text) for name, text in request.query_params.items()}
     criteria = validate(schemas.RecommendRequest, query, "query")
     return await _answer_json(request, lambda: operations.recommend(admission.admit_recommendation(criteria, settings)))
+
+
+async def measure(request: Request) -> Response:
+    """The estimators that fit a case, with their errors measured on an objective: as for GET, with the body's fields."""
+    settings, pool, _ = _parts(request)
+    body = await read_body(request, settings)
+
+    job = await pool.run(lambda: admission.admit_recommendation(body.decode(schemas.MeasureRequest), settings))
+    heavy = job.measure is not None and job.measure.work > settings.heavy_work
+    return Response(await pool.run(lambda: JSON.encode(operations.recommend(job)), heavy), media_type=JSON.media_type)
+
+
+_MEASURED = schemas.MeasureRequest.model_fields.keys() - schemas.RecommendRequest.model_fields.keys()
+_add_post("/v1/recommend", measure, schemas.MeasureRequest, schemas.RecommendAnswer)
 
 
 def _query_value(name: str, text: str) -> Any:
     """Convert a parameter's text: to a list if the field is one, and from JSON if the text is no plain word."""
     if name == "bring":
         return [word.strip() for word in text.split(",")]
-    return parse_json(text, name) if name == "a" or text[:1] in ("{", "[") else text
+    return parse_json(text, name) if text[:1] in ("{", "[") else text
 
 
 async def _answer_json(request: Request, describe: Callable[[], Any]) -> Response:
@@ -343,6 +365,8 @@ async def readyz(request: Request) -> Response:
             "status": "ready",
             "plugins": len(gradest.registry.plugins),
             "failures": len(gradest.registry.failures),
+            "lost_threads": request.app.state.capacity.lost_threads,
+            "set_aside": sorted(request.app.state.capacity.set_aside),
         }
     except PluginError as error:
         raise Problem(503, "A plugin did not load, and GRADEST_STRICT_PLUGINS=1 requires all of them.") from error

@@ -18,7 +18,17 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     workers: int = Field(1, ge=1, description="Number of processes; each has its own threads, limits and budgets.")
-    threads: int = Field(2, ge=1, description="Requests computed at the same time by a process; further ones wait.")
+    threads: int = Field(
+        3,
+        ge=1,
+        description="Requests computed at the same time by a process; further ones wait. Of several threads, one is never taken "
+        "by requests of more than heavy_work.",
+    )
+    heavy_work: int = Field(
+        1 << 22,
+        ge=1,
+        description="Work of a request, as max_work counts it, above which it leaves one thread to lighter ones.",
+    )
     page: bool = Field(True, description="Serve the web page at /; without it, / redirects to /docs.")
     docs: bool = Field(True, description="Serve /docs and /openapi.json.")
     metrics: bool = Field(True, description="Serve /metrics, if prometheus-client is installed.")
@@ -32,6 +42,21 @@ class Settings(BaseModel):
     )
     allow_anonymous: bool = Field(
         False, description="Allow other addresses than this machine's own although there are no API keys."
+    )
+    allowed_hosts: str | None = Field(
+        None,
+        description="Names that the Host header of a request may have, separated by commas; * is any. If omitted: localhost, the "
+        "name of host, and addresses; with API keys, any.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins of web pages elsewhere that may use the service, such as https://lab.example, separated by commas; "
+        "* is any.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses and networks of proxies, separated by commas, whose X-Forwarded-For and X-Forwarded-Proto are "
+        "believed.",
     )
     ssl_certfile: FilePath | None = Field(None, description="Certificate file, for HTTPS.")
     ssl_keyfile: FilePath | None = Field(
@@ -52,7 +77,23 @@ class Settings(BaseModel):
     deadline_seconds: float = Field(
         60, gt=0, description="Time limit of a request, from its first byte to the last byte of its answer."
     )
+    max_lost_threads: int = Field(
+        2,
+        ge=1,
+        description="Number of threads whose code did not end at the deadline, after which their plugin is set aside: requests "
+        "for it are answered 503.",
+    )
     max_requests: int = Field(256, ge=1, description="Maximum number of requests in a process, waiting ones included.")
+    max_requests_per_key: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of requests that one API key has in progress in a process; if omitted, half of max_requests.",
+    )
+    min_body_rate: float = Field(
+        1024,
+        ge=0,
+        description="Least rate, in bytes a second, at which the body of a request must arrive after its first five seconds.",
+    )
     max_pending_bytes: int = Field(
         1 << 28, ge=1, description="Maximum total size of the bodies of the requests in a process, in bytes."
     )
@@ -72,12 +113,18 @@ class Settings(BaseModel):
     max_samples: int = Field(1 << 16, ge=0, description="Maximum samples of one request.")
     max_draws: int = Field(1_000_000, ge=1, description="Maximum draws of one request.")
     max_estimators: int = Field(100, ge=1, description="Maximum number of estimators that one comparison names.")
-    max_points: int = Field(1 << 22, ge=1, description="Maximum elements that one draw holds in memory: K x size of a.")
+    max_points: int = Field(
+        1 << 22,
+        ge=1,
+        description="Maximum elements that one draw, or the mean of one row, holds in memory: K x size of a, with the inner "
+        "samples, nodes, networks and state that the plugins state.",
+    )
     max_work: int = Field(
         1 << 27,
         ge=1,
-        description="Maximum work of one request: draws x K x size of a, tensor options of the objective included, and 256 for "
-        "each call of a pointwise objective; for credit, K x size of the loss.",
+        description="Maximum work of one request: draws x K x size of a, or what plugins state if that is more, tensor options "
+        "of the objective included, and 256 for each call of a pointwise objective; for credit, K x size of the loss; for means, "
+        "their nodes.",
     )
 
     @model_validator(mode="after")

@@ -123,11 +123,11 @@ def four_words_of_philox(out: Any, k0: Any, k1: Any) -> None:
 
 def contenders(numbers: int) -> dict[str, Callable[[], object]]:
     out = np.empty(numbers, np.float32)
-    other, key = np.zeros_like(out), (np.uint32(7), np.uint32(9))
+    other, key, none = np.zeros_like(out), (np.uint32(7), np.uint32(9)), np.empty((3, 0), np.uint32)
     draws, drawn = out[None], torch.from_numpy(out)
     return {
         "Philox-4x32, 7 rounds (gradest)": lambda: philox_with_7_rounds(
-            *key, 1, np.uint32(0), numbers, draws, 0, numbers
+            none, *key, 1, np.uint32(0), numbers, draws, 0, numbers
         ),
         "Philox-4x32, 10 rounds": lambda: four_words_of_philox(out, *key),
         "Threefry-2x32, 20 rounds, both words": lambda: both_words_of_threefry(out, *key),

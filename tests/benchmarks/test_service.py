@@ -104,7 +104,7 @@ PLAIN = """
 
 
 def message(path: str, body: bytes, media_type: str) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {media_type}", f"Accept: {media_type}"]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Type: {media_type}", f"Accept: {media_type}"]
     head = "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""])
     return head.encode() + body
 
@@ -335,7 +335,7 @@ def test_ping_under_a_flood(bench: Bench) -> None:
     """/livez while eight clients send bodies of 1 MiB."""
     skip_if_short(bench)
     flood = safetensors("/v1/sample", {"a": torch.randn(256, 1024)}, neuron="bernoulli", seed=1)
-    ping = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    ping = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
     async def both(server: Server) -> list[float]:
         _, (_, latencies) = await asyncio.gather(load(server, [flood], 8), load(server, [ping], 1))

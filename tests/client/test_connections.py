@@ -2,7 +2,9 @@
 
 import asyncio
 import gc
+import gzip
 import json
+import math
 import os
 import socket
 import ssl
@@ -19,6 +21,8 @@ import torch
 import gradest
 from gradest.client.addresses import Address
 from gradest.errors import GradestError, InvalidInput, ServiceError
+from gradest_service.app import running
+from gradest_service.settings import Settings
 
 A = torch.tensor([[0.5, -1.0]])
 PROXY = "http://proxy.example:3128"
@@ -447,3 +451,64 @@ def test_an_answer_of_another_kind_is_no_service_s(body):
         else:
             with pytest.raises(ServiceError, match="Not a gradest service"):
                 getattr(client, name)(*args)
+
+
+@pytest.mark.parametrize("kind", [gradest.Client, gradest.AsyncClient])
+def test_a_service_that_restarts_is_waited_for(kind):
+    """Between forward and backward, say: as long as start_timeout says, whatever the number of retries."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    service = []
+
+    def start():
+        time.sleep(2)
+        service.append(running(Settings(port=port)))
+        service[0].__enter__()
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    try:
+        client = kind(f"http://127.0.0.1:{port}", retries=1)
+        if kind is gradest.Client:
+            with client:
+                assert client.version()["gradest"]
+        else:
+
+            async def ask():
+                async with client:
+                    return await client.version()
+
+            assert asyncio.run(ask())["gradest"]
+    finally:
+        starting.join()
+        service[0].__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "least", "most"), [({"start_timeout": 1}, 1, 8), ({"retries": 0}, 0, 1), ({"start_timeout": 0}, 0, 1)]
+)
+def test_a_service_that_is_not_there_is_given_up(options, least, most):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    slept = []
+    client = gradest.Client(f"http://127.0.0.1:{port}", **options)
+    client._sleep = lambda seconds: slept.append(seconds) or time.sleep(seconds)
+    with pytest.raises(ServiceError, match="Is the service running"):
+        client.version()
+    assert least <= math.ceil(sum(slept)) <= most
+
+
+def test_a_compressed_answer_is_not_inflated():
+    """A few kilobytes could become gigabytes."""
+    bomb = gzip.compress(bytes(1 << 24))
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    asked = []
+
+    def answer(request):
+        asked.append(request.headers["accept-encoding"])
+        return httpx.Response(200, headers=headers, stream=httpx.ByteStream(bomb))
+
+    client = gradest.Client("http://service", http_transport=httpx.MockTransport(answer))
+    with pytest.raises(ServiceError, match="compressed"):
+        client.version()
+    assert asked == ["identity"]

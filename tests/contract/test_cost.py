@@ -116,3 +116,42 @@ def test_options_that_cost_are_in_the_statement(estimator, neuron, options):
     checks.estimator_cost_is_as_stated(found, neuron)
     event = tuple(neuron.example_events[0])
     assert found.cost(neuron, event, (32,)).work > 2 * gradest.Estimator.cost(found, neuron, event, (32,)).work
+
+
+@pytest.mark.parametrize("method", ["mean_cost", "law_size"])
+@pytest.mark.parametrize(
+    "name", ["binary_concrete", "logistic_normal", "gumbel_softmax", "plackett_luce", "noisy_top_k"]
+)
+def test_the_kit_finds_means_and_laws_that_take_more_than_stated(name, method):
+    """Nodes and tables are stated by the neurons that have them; without the statement the kit names what to override."""
+    base = type(gradest.neuron(name))
+    checks.neuron_costs_are_as_stated(base())
+    if method == "law_size" and "atoms" in vars(base):
+        return  # the default follows from it
+
+    class Unstated(base):
+        def mean_cost(self, event, batch):
+            return (
+                gradest.Neuron.mean_cost(self, event, batch)
+                if method == "mean_cost"
+                else super().mean_cost(event, batch)
+            )
+
+        def law_size(self, a):
+            return a.numel() if method == "law_size" else super().law_size(a)
+
+    with pytest.raises(AssertionError, match=f"override {method}"):
+        checks.neuron_costs_are_as_stated(Unstated())
+
+
+def test_the_size_of_a_law_is_known_before_it_runs():
+    """Also where the largest pre-activation decides, and for sizes that no machine could hold."""
+    poisson = gradest.neuron("poisson")
+    for rate in (-3.0, 5.0, 400.0):
+        a = torch.tensor([[rate, -1.0], [0.0, 1.0]])
+        assert poisson.law_size(a) == poisson.law(a)[0].numel()
+    assert poisson.law_size(torch.zeros(0, 3)) == 0
+    huge = torch.zeros(1).expand(10**9, 10**6)
+    assert gradest.neuron("bernoulli").law_size(huge) == 2 * 10**15
+    assert gradest.neuron("binary_concrete").law_size(huge) >= 50 * 10**15
+    assert gradest.neuron("plackett_luce").atoms((1, 10**7)) >= 10**30

@@ -152,6 +152,21 @@ def test_shapes_down_to_nothing(shape, estimator):
     assert gradient.shape == shape
 
 
+@pytest.mark.parametrize("name", sorted(gradest.registry.neurons))
+def test_without_units_the_value_is_the_loss(name):
+    """Estimators that move one unit at a time had the value 0."""
+    neuron = gradest.neuron(name)
+    a = torch.zeros(3, 0, *neuron.example_events[0][1:])
+    for estimator in gradest.registry.fitting(neuron):
+        leaf = a.clone().requires_grad_()
+        value, _ = gradest.expect(
+            lambda h: h.flatten(2 if neuron.output_ndim else 1).sum(-1) + 2.5, leaf, neuron, estimator, seed=0
+        )
+        value.sum().backward()
+        assert value.tolist() == pytest.approx([2.5] * 3, rel=1e-6), estimator
+        assert leaf.grad.shape == a.shape
+
+
 def test_bad_pre_activations_are_refused():
     for bad, reason in (
         ([0.0, 1.0], "torch tensor"),

@@ -87,6 +87,77 @@ def test_writes_are_seen_in_every_way_to_ask():
     )
 
 
+def test_a_seed_serves_once_in_nested_expectations():
+    """With the seed of the outer points the inner ones had the same noise, and the gradient was 170 standard errors off."""
+    key = gradest.Key(5, rows=torch.arange(2))
+
+    def nested(outer, inner, draw=gradest.expect):
+        def f(h):
+            if draw is gradest.sample:
+                return (gradest.sample("bernoulli", h, 1, seed=inner)[0] * h).sum(-1)
+            return draw(lambda g: (g * h).sum(-1), h, seed=inner)[0]
+
+        return gradest.expect(f, A.clone().requires_grad_(), seed=outer)[0]
+
+    of_tensor = gradest.Key(torch.tensor(5))
+    for outer, inner in ((5, 5), (key, 5), (of_tensor, of_tensor), (5, gradest.Key(5))):
+        for draw in (gradest.expect, gradest.sample):
+            with pytest.raises(InvalidInput, match="f draws from the seed"):
+                nested(outer, inner, draw)
+            with torch.no_grad(), pytest.raises(InvalidInput, match="f draws from the seed"):
+                nested(outer, inner, draw)
+    with pytest.raises(InvalidInput, match="f draws from the seed 5"):  # two levels up
+        gradest.expect(lambda h: nested(6, 5)[0].expand(h.shape[:-1]), A, seed=5)
+    for outer, inner in (
+        (5, 6),
+        (5, None),
+        (None, 5),
+        (5, gradest.Key(5).fold_in(1)),
+        (5, gradest.Key(5).with_stream(7)),
+    ):
+        nested(outer, inner)
+    nested(5, 6)
+    gradest.sample("bernoulli", A, 1, seed=5)  # nothing is in progress any more
+
+
+class InPlace:
+    """A loss that returns the same memory in each call, as a simulator may."""
+
+    def __init__(self):
+        self.memory = {}
+
+    def __call__(self, points):
+        loss = mixed(points)
+        return self.memory.setdefault(loss.shape, torch.empty_like(loss)).copy_(loss)
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "reinforce", "enumeration", "nvil"])
+def test_a_loss_may_use_its_memory_again(estimator):
+    """estimate and exact refused it for rows that share a loss; second derivatives and values in evaluation were wrong."""
+    for call in (
+        lambda f: gradest.estimate(f, A, estimator=estimator, draws=300, seed=0).gradient,
+        lambda f: gradest.exact(f, A)[1],
+        lambda f: gradest.compare(f, A, estimators=[estimator], draws=20, seed=0).exact,
+    ):
+        assert torch.equal(call(InPlace()), call(mixed))
+
+    def second(f):
+        a = A.clone().requires_grad_()
+        value, _ = gradest.expect(f, a, estimator=estimator, seed=1)
+        gradest.expect(f, A + 1, estimator=estimator, seed=2)
+        (slope,) = torch.autograd.grad(value.sum(), a, create_graph=True)
+        return torch.autograd.grad(slope[:, 0].sum(), a)[0]
+
+    def values(f, evaluation):
+        layer = gradest.nn.Expectation("bernoulli", estimator, evaluation).eval()
+        torch.manual_seed(0)
+        return torch.stack([layer(f, A + step) for step in range(3)])
+
+    assert torch.equal(second(InPlace()), second(mixed))
+    for evaluation in ("sample", "mean", "threshold"):
+        assert torch.equal(values(InPlace(), evaluation), values(mixed, evaluation))
+
+
 def test_pre_activations_that_were_written_are_refused():
     a = A.clone()
     draw, state = gradest.ask("bernoulli", "rloo", a, 3)
@@ -99,8 +170,36 @@ def test_pre_activations_that_were_written_are_refused():
         gradest.tell("rloo", copied, feedback, state)
 
 
-def test_only_the_estimator_that_asked_is_told():
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda draw: pickle.loads(pickle.dumps(draw))])
+@pytest.mark.parametrize("estimator", ["muprop", "rloo", "double_cv"])
+def test_writes_to_a_copy_of_a_draw_are_seen(copied, estimator):
+    """A copy, as a process that evaluates the loss receives, counted no writes: muprop had a wrong gradient."""
+
+    def told(draw, state, points):
+        slope = 2 * points if "grad" in gradest.estimator(estimator).needs else None
+        return gradest.tell(estimator, draw, gradest.Feedback(points.square().sum(-1), slope), state)[0]
+
+    draw, state = gradest.ask("bernoulli", estimator, A, 3)
+    points = draw.points.clone()
+    right = told(draw, state, points)
+    for write_first in (False, True):
+        draw, state = gradest.ask("bernoulli", estimator, A.clone(), 3)
+        if write_first:
+            draw.points.mul_(-2).add_(3)
+        other = copied(draw)
+        assert other.asked_by.is_same(gradest.estimator(estimator))
+        if not write_first:
+            other.points.mul_(-2).add_(3)
+        assert torch.equal(told(other, state, points), right)
+        other.a.add_(1)
+        with pytest.raises(InvalidInput, match="pre-activations were written to in place"):
+            told(other, state, points)
+
+
+@pytest.mark.parametrize("how", [lambda draw: draw, copy.copy, lambda draw: pickle.loads(pickle.dumps(draw))])
+def test_only_the_estimator_that_asked_is_told(how):
     draw, state = gradest.ask("bernoulli", "rloo", A, 3)
+    draw = how(draw)
     feedback = gradest.Feedback(mixed(draw.points))
     with pytest.raises(InvalidInput, match="rloo asked for the loss at the points of this draw, so disarm cannot"):
         gradest.tell("disarm", draw, feedback, state)
@@ -373,14 +472,32 @@ def test_a_state_that_does_not_fit_is_refused(estimator, neuron, a):
     f = _loss(neuron)
     _, state = gradest.expect(f, a, neuron, estimator, 3)
     name = next(iter(state))
-    wrong = [{}, {**state, "more": torch.zeros(())}, {**state, name: torch.zeros(7, 5)}, {**state, name: 0.5}, 3]
-    for given in wrong:
-        with pytest.raises(InvalidInput, match=f"the state of {estimator} must have tensors of the shapes"):
+    draw, asked = gradest.ask(neuron, estimator, a, 3)
+    points = draw.points.requires_grad_()
+    loss = f(points)
+    (grad,) = torch.autograd.grad(loss.sum(), points)
+    feedback = gradest.Feedback(loss.detach(), grad)
+    gradest.tell(estimator, draw, feedback, asked)
+    wrong = [{}, {**state, "more": torch.zeros(())}, {**state, name: torch.zeros(7, 5)}, {**state, name: 0.5}]
+    for given in [*wrong, 3, [state]]:
+        text = "have tensors of the shapes" if isinstance(given, dict) else "be the dict that was returned"
+        with pytest.raises(InvalidInput, match=f"the state of {estimator} must {text}"):
             gradest.expect(f, a, neuron, estimator, 3, given)
         with pytest.raises(InvalidInput, match="the state of"):
             gradest.estimate(f, a, neuron, estimator, 2, 3, given)
-    with pytest.raises(InvalidInput, match="the state of rloo must have no tensors"):
+        with pytest.raises(InvalidInput, match="the state of"):
+            gradest.tell(estimator, draw, feedback, given)
+    with pytest.raises(InvalidInput, match=r"the state of rloo must be \{\}, because it keeps none"):
         gradest.expect(mixed, A, "bernoulli", "rloo", 3, state)
+
+
+@pytest.mark.parametrize("state", [None, [], 3, {"total": torch.zeros(())}])
+def test_tell_takes_the_state_that_ask_returned(state):
+    draw, asked = gradest.ask("bernoulli", "rloo", A, 3)
+    feedback = gradest.Feedback(mixed(draw.points))
+    gradest.tell("rloo", draw, feedback, asked)
+    with pytest.raises(InvalidInput, match="the state of rloo must be"):
+        gradest.tell("rloo", draw, feedback, state)
 
 
 def test_counts_of_nothing_are_refused():

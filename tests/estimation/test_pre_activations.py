@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torch.testing._internal.two_tensor import TwoTensor
 
 import gradest
 from gradest.errors import Incompatible, InvalidInput
@@ -35,6 +36,8 @@ REFUSED = {
     ),
     "meta": (lambda: torch.zeros(2, 3, device="meta"), "to_empty"),
     "float8": (lambda: torch.zeros(2, 3).to(torch.float8_e4m3fn), "float32"),
+    "masked": (lambda: torch.masked.masked_tensor(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)), "get_data"),
+    "wrapper": (lambda: TwoTensor(torch.zeros(2, 3), torch.ones(2, 3)), "TwoTensor.*full_tensor"),
     "complex": (lambda: torch.zeros(2, 3, dtype=torch.complex64), r"a\.real"),
     "integer": (lambda: torch.zeros(2, 3, dtype=torch.int64), r"a\.float"),
 }
@@ -55,6 +58,23 @@ def test_other_tensors_are_refused_everywhere(kind):
     ):
         with pytest.raises(InvalidInput, match=remedy):
             call()
+
+
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+def test_views_that_negate_are_read_as_the_numbers_they_are(kernels, monkeypatch):
+    """Such as the imaginary part of a conjugate, whose memory holds the opposite numbers."""
+    monkeypatch.setenv("GRADEST_KERNELS", kernels)
+    a = torch.linspace(-2, 2, 12).reshape(4, 3)
+    negated = torch._neg_view(-a)
+    assert negated.is_neg()
+    assert torch.equal(gradest.sample("bernoulli", negated, 5, seed=1), gradest.sample("bernoulli", a, 5, seed=1))
+    for estimator in ("rloo", "rebar", "straight_through", "disarm"):
+        gradients = []
+        for x, sign in ((a, lambda x: x), (negated, lambda x: torch._neg_view(-x))):
+            draw, state = gradest.ask("bernoulli", estimator, x, seed=1)
+            loss, grad = sign(draw.points.square().sum(-1) - draw.points[..., 0] * 3), sign(2 * draw.points)
+            gradients.append(gradest.tell(estimator, draw, gradest.Feedback(loss, grad), state)[0])
+        assert torch.equal(*gradients), estimator
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import linear
 
 from gradest.errors import InvalidInput, InvalidOptions
@@ -437,6 +438,34 @@ def test_the_state_is_that_of_a_linear_layer():
         assert torch.equal(other(x, gates), layer(x, gates))
         assert other.choices == layer.choices
     assert "block_size=2, method=sparse" in repr(layer)
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "reference"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", ["sparse", "dense"])
+def test_views_that_negate_are_read_as_the_numbers_they_are(method, dtype, kernel, monkeypatch):
+    """As of an imaginary part of a conjugate. The kernels read memory, which holds the opposite numbers."""
+    monkeypatch.setenv("GRADEST_KERNELS", kernel)
+    layer, x, gates = problem(6, 10, 8, 2, dtype)
+    layer.method = method
+    negated = torch._neg_view(-x.detach()).requires_grad_()
+    out, right = layer(negated, torch._neg_view(-gates)), layer(x, gates)
+    assert torch.equal(out, right)
+    grad = output_gradient(out)
+    found = torch.autograd.grad(out, [negated, layer.weight, layer.bias], torch._neg_view(-grad))
+    for one, other in zip(found, torch.autograd.grad(right, [x, layer.weight, layer.bias], grad), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("method", ["sparse", "dense", "auto", 0.5])
+def test_a_recorded_program_depends_on_its_input(method):
+    """make_fx had the output of the kernels as a constant."""
+    layer, x, gates = problem(6, 10, 8, 2)
+    layer.method = method
+    given, others = (x.detach(), gates), (torch.randn(6, 10), (torch.rand(6, 4) < 0.5).float())
+    for program in (make_fx(layer)(*given), torch.jit.trace(layer, given)):
+        torch.testing.assert_close(program(*others), layer(*others))
 
 
 @pytest.mark.parametrize("method", ["sparse", "dense"])

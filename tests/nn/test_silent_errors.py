@@ -501,6 +501,31 @@ def test_a_layer_that_needs_dl_dh_beside_one_that_needs_the_loss(lost, scope):
         scalar_of(model, lambda h, g: (h + g).square().sum(-1), scope).backward()  # with a graph it is as ever
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="compiled layers are operators from torch 2.13 on")
+@pytest.mark.parametrize("scope", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_layer_compiled_alone_that_needs_dl_dh(backend, scope):
+    """A cost that is detached outside of the compiled code left the layer untrained, without a word."""
+    for lost in ("numpy", "detached", "integer", "with parameters"):
+        model = Beside()
+        model.smooth.compile(backend=backend)
+        with pytest.raises(NotDifferentiable, match=r'layer "smooth" bernoulli.*straight_through needs it'):
+            scalar_of(model, LOST[lost], scope).backward()
+    leaf = PAIR[0].detach().clone().requires_grad_()
+    for cost in (lambda h, g: (h + g).square().sum(-1), lambda h, g: h.sum(-1) + g.detach().sum(-1)):
+        for _ in range(2):
+            scalar = scalar_of(model, cost, scope, leaf)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", GradestWarning)
+                scalar.backward()
+    assert bool(leaf.grad.abs().sum() > 0)
+    weight = torch.ones(3, requires_grad=True)  # backward for some inputs alone does not go where the graph leads
+    scalar = scalar_of(model, lambda h, g: (h * weight + g).square().sum(-1), scope)
+    assert torch.autograd.grad(scalar, weight, retain_graph=True)[0] is not None
+    scalar.backward()
+
+
 @pytest.mark.parametrize("scope", [False, True])
 def test_losses_that_reach_a_layer_that_needs_dl_dh_in_another_way(scope):
     def plain(h, g):
@@ -685,6 +710,12 @@ def test_what_rows_refuse():
             layer(a, rows=wrong)
         with pytest.raises(InvalidInput, match="row"):
             gradest.expect(lambda h: h.sum(-1), a, rows=wrong)
+    positions = torch.zeros(1, 4, 3, requires_grad=True)
+    for large in (1 << 62, 1 << 30, 1 << 32):  # times 4 positions the first was that of row 0
+        with pytest.raises(InvalidInput, match="row"):
+            layer(positions, rows=torch.tensor([large]))
+        with pytest.raises(InvalidInput, match="row"):
+            gradest.expect(lambda h: h.sum(-1), positions, rows=torch.tensor([large]))
     with pytest.raises(InvalidInput, match="given twice"):
         gradest.expect(lambda h: h.sum(-1), a, seed=gradest.Key(1, rows=torch.arange(4)), rows=torch.arange(4))
     with pytest.raises(InvalidInput, match="transform"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradest
 from gradest.contract.objective import Objective
@@ -238,6 +239,30 @@ def test_what_a_transform_refuses():
     scalar.backward()  # what a transform left behind does no harm
     with pytest.raises(Incompatible, match="has a state"):
         vmap(Gated("reinforce_average"))(x[:, None])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("record", ["make_fx", "jit.trace"])
+def test_what_is_recorded_has_no_noise_of_its_own(record):
+    """A seed would be a constant of the program. What needs no seed follows its input."""
+
+    def recorded(function, a):
+        return make_fx(function)(a) if record == "make_fx" else torch.jit.trace(function, a, check_trace=False)
+
+    a, other = torch.randn(4, 3), torch.randn(4, 3)
+    layer = gradest.nn.Stochastic("bernoulli", "straight_through", evaluation="sample")
+    for call in (layer, layer.eval(), lambda a: gradest.sample("bernoulli", a)):
+        with pytest.raises(Incompatible, match="record a seed as a constant"):
+            recorded(call, a)
+    for evaluation in ("mean", "threshold"):
+        layer.evaluation = evaluation
+        assert torch.equal(recorded(layer, a)(other), layer(other))
+    if record == "jit.trace":
+        with pytest.raises(Incompatible, match="cannot record noise"):
+            recorded(lambda a: gradest.sample("bernoulli", a, 2, seed=1), a)
+    else:
+        sample = recorded(lambda a: gradest.sample("bernoulli", a, 2, seed=1), a)
+        assert torch.equal(sample(other), gradest.sample("bernoulli", other, 2, seed=1))
 
 
 def test_evaluation_maps():

@@ -36,6 +36,7 @@ FIELDS = {
     "/v1/credit": {"estimator": "reinforce"},
     "/v1/estimate": {"estimator": "rloo", "objective": "quadratic", "draws": 2},
     "/v1/compare": {"estimators": ["rloo"], "objective": "quadratic", "draws": 2},
+    "/v1/recommend": {"objective": "quadratic", "draws": 2, "evaluations": 2},
 }
 
 # the pre-activations; what else a request needs is added once it is known which

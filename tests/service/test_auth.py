@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from gradest.errors import InvalidInput
 from gradest_service.admit import auth
 from gradest_service.app import create_app, running
+from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
 SERVICE = Path(auth.__file__).parents[1]
@@ -60,8 +61,8 @@ def test_every_route_needs_a_key_but_two_and_the_page(start, file, refused):
         for method in ("GET", "POST", "PUT", "OPTIONS", "HEAD"):
             answer = service.request(method, f"/{path.removeprefix('/')}" if path != "*" else "/*", json=SAMPLE)
             # as it was sent: httpx takes //livez for a host, and asks for /
-            if answer.request.url.path in ("/livez", "/readyz", "/", "/page/app.js"):
-                assert answer.status_code == (200 if method == "GET" else 405)
+            if answer.request.url.path.rstrip("/") in ("/livez", "/readyz", "", "/page/app.js"):
+                assert answer.status_code == (200 if method in ("GET", "HEAD") else 405)
             else:
                 assert answer.status_code == 401, (method, path)
                 assert answer.headers["www-authenticate"] == "Bearer"
@@ -342,3 +343,36 @@ def test_no_request_loads_a_plugin(http, monkeypatch):
     http.get("/v1/plugins")
     http.get("/readyz")
     assert loads == []
+
+
+def test_a_file_that_is_rewritten_in_place_keeps_the_last_whole_keys(file, caplog):
+    """Nobody who has a key is refused while the file is half written; the new keys are in force a second after the last write."""
+    keys = auth.ApiKeys(file)
+    name = lambda key: keys.identify([f"Bearer {key}"]).name  # noqa: E731
+    with file.open("w") as writing:
+        assert name(ALICE) == "alice"  # the file is empty
+        writing.write(line("bob", BOB)[:30])
+        writing.flush()
+        assert name(ALICE) == "alice"  # and now has half a line
+        writing.write(line("bob", BOB)[30:])
+    assert name(ALICE) == "alice"
+    assert not caplog.records
+    long_ago = file.stat().st_mtime - 2
+    os.utime(file, (long_ago, long_ago))
+    assert name(BOB) == "bob"
+    with pytest.raises(Problem, match="no such API key"):
+        name(ALICE)
+    file.write_text("")
+    os.utime(file, (long_ago, long_ago))
+    assert name(BOB) == "bob"
+    os.utime(file, (long_ago - 10, long_ago - 10))
+    with pytest.raises(Problem, match="no such API key"):
+        name(BOB)
+
+
+def test_a_file_without_keys_is_warned_of(file, caplog):
+    auth.ApiKeys(file)
+    assert not caplog.records
+    file.write_text("# nobody yet\n")
+    auth.ApiKeys(file)
+    assert "--new-api-key" in caplog.text

@@ -19,6 +19,7 @@ from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
 from gradest_service.admit.pool import Pool
 from gradest_service.run import joint_pass
 from gradest_service.run.batching import Batcher
+from gradest_service.run.cancellation import raise_if_cancelled
 from tests.events import event_of
 from tests.losses import cubes, with_gradient
 from tests.selection import others_deep
@@ -289,5 +290,35 @@ def test_whoever_gives_up_is_left_out():
         assert await asyncio.gather(first, stays) == [2, 6]
         assert work.passes == [[1], [3]]
         assert gone.cancelled()
+
+    run(main())
+
+
+def test_a_joined_pass_ends_once_all_of_its_clients_have_left_and_not_before():
+    async def main():
+        passes, ended = [], threading.Event()
+
+        def work(items):
+            passes.append(list(items))
+            try:
+                until = time.monotonic() + 20
+                while time.monotonic() < until:
+                    time.sleep(0.01)
+                    raise_if_cancelled()
+            finally:
+                ended.set()
+            return items
+
+        batcher = Batcher(Pool(1), 0.05, 100)
+        clients = [asyncio.create_task(batcher.run("k", work, item, 1)) for item in (1, 2)]
+        await asyncio.sleep(0.3)
+        clients[0].cancel()
+        await asyncio.sleep(0.3)
+        assert passes == [[1, 2]]
+        assert not ended.is_set(), "one of them still waits"
+        clients[1].cancel()
+        assert await asyncio.to_thread(ended.wait, 5)
+        assert await batcher.run("other", lambda items: items, 3, 1) == 3, "the thread is free"
+        assert passes == [[1, 2]]
 
     run(main())

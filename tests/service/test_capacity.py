@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import httpx
 import pytest
+import torch
 
 import gradest
 
@@ -79,7 +80,7 @@ def test_a_full_service_refuses_at_once_and_says_when(start, gate, refused):
 
 def connect(service, head):
     connection = socket.create_connection((service.base_url.host, service.base_url.port), timeout=20)
-    connection.sendall(b"POST /v1/sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + head)
+    connection.sendall(b"POST /v1/sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + head)
     return connection
 
 
@@ -190,3 +191,129 @@ def test_work_stops_when_its_client_goes_away(start, endless, path, accept):
         time.sleep(0.5)  # and leaves
     assert 1 < stopped(endless) < 30
     assert service.post("/v1/sample", json=SAMPLE).status_code == 200
+
+
+class Slow(gradest.Neuron):
+    """Computes for a minute in one method, in steps of torch, and counts them."""
+
+    name, summary = "slow", "counts"
+
+    def _work(self, a):
+        for _ in range(6000):
+            type(self).asked += 1
+            time.sleep(0.01)
+            a = a + 0
+        return torch.zeros_like(a)
+
+    def noise(self, key, a, draws):
+        return self._work(a).expand(draws, *a.shape)
+
+    def forward(self, a, noise):
+        return a + noise
+
+    def backward(self, a, noise, grad_h):
+        return grad_h
+
+    def mean(self, a):
+        return self._work(a)
+
+    def active_probability(self, a):
+        return a
+
+    def law(self, a):
+        return self._work(a)[None], torch.ones(1, *a.shape)
+
+
+class ExpectsSlowly(gradest.Objective):
+    """Has the mean computed for its expectation."""
+
+    name, summary = "expects_slowly", "counts"
+
+    def __call__(self, points):
+        return points.mean(-1)
+
+    def expectation(self, neuron, a):
+        return gradest.neuron("slow").mean(a).mean(-1)
+
+
+_MANY = {"neuron": "slow", "a": [0.0] * 65536}
+_ESTIMATE = {"estimator": "straight_through", "objective": "expects_slowly", "draws": 1, "neuron": "bernoulli"}
+LONG = {
+    "mean": _MANY,
+    "sample": {**_MANY, "samples": 1, "seed": 1, "a": [0.0] * 65536},
+    "estimate": {**_MANY, **_ESTIMATE, "seed": 1},
+}
+SAFE = {"Accept": "application/vnd.safetensors"}
+
+
+@pytest.mark.parametrize(("path", "leaves"), [("mean", True), ("sample", True), ("sample", False), ("estimate", False)])
+def test_one_call_of_a_plugin_is_stopped_within_it(start, registered, path, leaves):
+    """By the deadline, or when the client leaves: at its next operation of torch."""
+    registered(Slow)
+    registered(ExpectsSlowly)
+    Slow.asked = 0
+    service = start(deadline_seconds=60 if leaves else 3, threads=1, max_json_elements=1 << 17)
+    with suppress(httpx.ReadTimeout):
+        body = {**LONG[path], "a": [0.0] * 70000}
+        answer = httpx.post(f"{service.base_url}/v1/{path}", json=body, timeout=3 if leaves else 30, headers=SAFE)
+        assert answer.status_code == 504
+    asked = Slow.asked
+    eventually(lambda: service.post("/v1/sample", json=SAMPLE).status_code == 200)
+    assert Slow.asked >= asked > 0
+    assert stopped(Slow) < 1000
+
+
+def test_heavy_work_leaves_a_thread_to_light_work(start, gate):
+    service = start(threads=3, heavy_work=100)
+    heavy = {**GATED, "draws": 60}
+    held = [in_thread(lambda: service.post("/v1/estimate", json=heavy)) for _ in range(5)]
+    for _ in range(2):
+        assert gate.asked.acquire(timeout=20)
+    assert not gate.asked.acquire(timeout=0.5)  # the other three wait, though a thread is free
+    for _ in range(3):
+        assert service.post("/v1/sample", json=SAMPLE).status_code == 200
+        assert service.post("/v1/mean", json={"neuron": "bernoulli", "a": [0.0]}).status_code == 200
+    gate.open.set()
+    assert [join().status_code for join in held] == [200] * 5
+
+
+def test_one_key_does_not_take_all_places(start, gate, refused, tmp_path):
+    from gradest_service.admit.auth import new_key
+
+    keys = [new_key(name) for name in ("alice", "bob")]
+    (tmp_path / "keys").write_text("\n".join(line for _, line in keys))
+    alice, bob = ({"Authorization": f"Bearer {key}"} for key, _ in keys)
+    service = start(api_keys=tmp_path / "keys", max_requests=4, threads=4)
+    held = [in_thread(lambda: service.post("/v1/estimate", json=GATED, headers=alice)) for _ in range(2)]
+    for _ in held:
+        assert gate.asked.acquire(timeout=20)
+    answer = service.post("/v1/sample", json=SAMPLE, headers=alice)
+    assert "This key has 2 requests" in refused(answer, 429)["detail"]
+    assert answer.headers["retry-after"] == "1"
+    assert service.post("/v1/sample", json=SAMPLE, headers=bob).status_code == 200
+    gate.open.set()
+    assert [join().status_code for join in held] == [200] * 2
+    eventually(lambda: service.post("/v1/sample", json=SAMPLE, headers=alice).status_code == 200)
+
+
+def test_a_body_that_drips_gives_its_place_back(start, monkeypatch):
+    """One byte now and then would hold it until the deadline, and a few hundred such requests the whole service."""
+    monkeypatch.setattr("gradest_service.middleware._BODY_GRACE_SECONDS", 0.3)
+    service = start(deadline_seconds=60, max_requests=2, min_body_rate=1000)
+    with (
+        connect(service, b"Content-Length: 1000\r\n\r\n") as first,
+        connect(service, b"Content-Length: 1000\r\n\r\n") as second,
+    ):
+        eventually(lambda: service.post("/v1/sample", json=SAMPLE).status_code == 429)
+        for slow in (first, second):
+            with suppress(OSError):
+                slow.sendall(b"{")
+            assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+    eventually(lambda: service.post("/v1/sample", json=SAMPLE).status_code == 200)
+    body = json.dumps(SAMPLE).encode()
+    with connect(service, b"Content-Length: %d\r\n\r\n" % (2000 + len(body))) as steady:
+        for _ in range(10):
+            steady.sendall(b" " * 200)
+            time.sleep(0.1)
+        steady.sendall(body)
+        assert steady.recv(1000).startswith(b"HTTP/1.1 200")

@@ -381,3 +381,11 @@ def test_tensors_among_options_are_checked():
 )
 def test_an_answer_is_json_unless_safetensors_are_preferred(accept, codec):
     assert answer_codec(accept) is codec
+
+
+def test_half_of_a_surrogate_pair_in_the_metadata(http, refused):
+    """The header is JSON, which may escape what is no character."""
+    head = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"__metadata__":{"request":"\\ud800"}}'
+    body = len(head).to_bytes(8, "little") + head + bytes(4)
+    answer = http.post("/v1/sample", content=body, headers={"Content-Type": "application/vnd.safetensors"})
+    assert "surrogate" in refused(answer, 400)["detail"]

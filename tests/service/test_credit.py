@@ -101,6 +101,8 @@ def test_its_limits(start, refused):
     assert "loss may have 12 elements" in refused(post(loss=[[0.0] * 7] * 2), 413)["detail"]
     assert "K x loss would be 49" in refused(post(loss=[0.0] * 7), 413)["detail"]
     wide = {"estimator": {"name": "nvil", "hidden": 64}, "loss": [0.0], "features": [1.0]}
+    assert "nvil would compute 715" in refused(post(**wide), 413)["detail"]
+    small = start(max_elements=20, max_json_elements=12)
     assert "the state would be" in refused(post(**wide), 413)["detail"]
 
 

@@ -20,14 +20,14 @@ def without(body, name):
     return {field: value for field, value in body.items() if field != name}
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/neurons/", "/v1/sample/x"])
+@pytest.mark.parametrize("path", ["/nowhere", "/v1", "/v1/sample/x"])
 def test_unknown_route(http, refused, path):
     refused(http.get(path), 404)
 
 
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
-    [("GET", "/v1/sample", "POST"), ("POST", "/v1/neurons", "GET"), ("PUT", "/livez", "GET")],
+    [("GET", "/v1/sample", "POST"), ("POST", "/v1/neurons", "GET, HEAD"), ("PUT", "/livez", "GET, HEAD")],
 )
 def test_method_not_allowed(http, refused, method, path, allowed):
     answer = http.request(method, path)
@@ -331,3 +331,34 @@ def test_an_option_that_is_a_module_has_no_schema_and_no_request(http, refused):
     (fault,) = problem["errors"]
     assert fault["field"] == "estimator.network"
     assert "it takes a torch.nn.Module, which only Python code can give: neither a request" in fault["message"]
+
+
+MANY = 50_000
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("sample", {"neuron": "bernoulli", "a": [0.0], "shape": [-1] * MANY}, "shape.0"),
+        ("sample", {"neuron": "bernoulli", "a": [0.0], **{f"x{place}": 0 for place in range(MANY)}}, f"{MANY} fields"),
+        ("sample", {"neuron": {"name": "bernoulli", **{f"x{i}": 0 for i in range(MANY)}}, "a": [0.0]}, "100 options"),
+        ("compare", {"neuron": "bernoulli", "a": [0.0], "objective": "linear", "estimators": [1] * MANY}, "estimators"),
+        (
+            "forward",
+            {
+                "neuron": "bernoulli",
+                "estimator": "reinforce_average",
+                "a": [0.0],
+                "state": {str(i): 0 for i in range(MANY)},
+            },
+            "of other names",
+        ),
+        ("sample", {"neuron": {"name": "bernoulli", **{f"x{i}": 0 for i in range(99)}}, "a": [0.0]}, "79 more"),
+    ],
+)
+def test_an_answer_does_not_grow_with_the_faults_of_a_request(http, path, body, said):
+    answer = http.post(f"/v1/{path}", json=body)
+    assert answer.status_code in (413, 422)
+    assert said in answer.text
+    assert len(answer.content) < 20_000
+    assert len(answer.json().get("errors", ())) <= 21

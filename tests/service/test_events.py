@@ -31,7 +31,17 @@ def test_progress_then_one_result(http):
     assert [name for name, _ in events] == ["progress"] * len(fitting) + ["result"]
     assert events[0][1] == {"estimator": fitting[0], "done": 20, "draws": 20}
     result = events[-1][1]
-    assert result.keys() == {"neuron", "draws", "seed", "rows", "failures", "skipped", "exact", "no_exact"}
+    assert result.keys() == {
+        "neuron",
+        "draws",
+        "seed",
+        "rows",
+        "failures",
+        "skipped",
+        "unresolved",
+        "exact",
+        "no_exact",
+    }
     assert [row["estimator"] for row in result["rows"]] == fitting
     assert torch.tensor(result["exact"]).shape == (2,)
 
@@ -186,3 +196,27 @@ def test_an_estimate_stops_where_it_is_good_enough(http):
 @pytest.mark.parametrize("wrong", [0, -1.0, "NaN", "small"])
 def test_a_target_must_be_a_positive_number(http, refused, wrong):
     refused(http.post("/v1/estimate", json={**ESTIMATE, "target_standard_error": wrong}), 422)
+
+
+def test_a_client_that_does_not_read_holds_the_newest_progress_alone(start):
+    """An event has megabytes here. All but the first, which fill the socket's buffers, and the last are dropped and counted."""
+    service = start(threads=1, max_json_elements=1 << 17)
+    body = {
+        "neuron": "bernoulli",
+        "objective": "quadratic",
+        "estimator": "rloo",
+        "a": [[0.5] * 60000],
+        "draws": 600,
+        "seed": 1,
+    }
+    with service.stream("POST", "/v1/estimate", json=body, headers={"Accept": "text/event-stream"}) as answer:
+        assert (
+            service.post("/v1/sample", json={"neuron": "bernoulli", "a": [0.0], "seed": 1}).status_code == 200
+        )  # it has ended
+        events = parse(answer.read().decode())
+    assert events[-1][0] == "result"
+    assert events[-1][1]["draws"] == 600
+    drawn = [data["draws"] for name, data in events if name == "progress"]
+    assert drawn == sorted(drawn)
+    lines = dict(line.rsplit(" ", 1) for line in service.get("/metrics").text.splitlines())
+    assert float(lines['gradest_dropped_events_total{route="/v1/estimate"}']) > len(drawn)

@@ -1,5 +1,6 @@
 """Plugins that raise, hang or break their contract: the answer names the plugin and the method, and nobody else notices."""
 
+import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -371,3 +372,55 @@ def test_readyz_says_so_when_every_thread_hangs(start, hanging, refused, monkeyp
         assert time.monotonic() < until
         time.sleep(0.02)
     assert service.post("/v1/sample", json=BODIES["sample"]).status_code == 200
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit])
+@pytest.mark.parametrize(
+    ("base", "method", "path"),
+    [
+        (Fair, "forward", "sample"),
+        (Plain, "init", "forward"),
+        (Plain, "forward", "forward"),
+        (Mean, "__call__", "estimate"),
+    ],
+)
+def test_what_would_end_a_process_is_the_fault_of_its_plugin(service, refused, registered, base, method, path, kind):
+    """The service goes on, and does not say that it is stopping; other requests of the same pass get their answers."""
+
+    def raising_it(sound):
+        def changed(self, *inputs):
+            raise kind(SECRET)
+
+        return changed
+
+    registered(faulty(base, method, raising_it))
+    answer = service.post(f"/v1/{path}", json=BODIES[path] | {KINDS[base]: "odd"})
+    assert f"odd.{method}" in refused(answer, 500)["detail"]
+    assert SECRET not in answer.text
+    assert service.get("/readyz").status_code == 200
+    assert service.post("/v1/sample", json=BODIES["sample"]).status_code == 200
+
+
+def test_a_plugin_that_loses_threads_is_set_aside(start, hanging, refused, monkeypatch):
+    """Others are served, and everything says why."""
+    monkeypatch.setattr(Hanging, "where", "forward")
+    service = start(deadline_seconds=0.5, threads=3)
+    ready = lambda: service.get("/readyz").json()  # noqa: E731
+    assert (ready()["lost_threads"], ready()["set_aside"]) == (0, [])
+    for lost in (1, 2):
+        assert service.post("/v1/forward", json={**HANG, "a": [0.5] * lost}).status_code == 504
+        until = time.monotonic() + 10
+        while ready()["lost_threads"] < lost:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    assert ready()["set_aside"] == ["hanging"]
+    answer = service.post("/v1/forward", json=HANG)
+    assert "hanging is set aside" in refused(answer, 503)["detail"]
+    assert answer.headers["retry-after"]
+    assert service.post("/v1/sample", json=BODIES["sample"]).status_code == 200
+    assert 'gradest_lost_threads_total{plugin="hanging"} 2.0' in service.get("/metrics").text
+    hanging.release.set()
+    while ready()["lost_threads"]:
+        assert time.monotonic() < until + 10
+        time.sleep(0.02)
+    refused(service.post("/v1/forward", json=HANG), 503)

@@ -1,5 +1,6 @@
 """What a request multiplies is bounded before it is allocated, and the answer says what the limit is."""
 
+import json
 import resource
 import socket
 import threading
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import gradest
+from gradest.client.wire import SAFETENSORS, pack
 from gradest_service.admit.jobs import ObjectiveJob
 from gradest_service.admit.limits import exact_work
 
@@ -52,6 +54,68 @@ HUGE = {"name": "rloo", "samples": 10**12}
 )
 def test_caps(http, refused, path, body, limit):
     assert limit in refused(http.post(f"/v1/{path}", json=body), 413)["detail"]
+
+
+STATED = {
+    # what a plugin holds or computes beside its points
+    "inner samples": (
+        "backward",
+        {"neuron": "categorical", "estimator": {"name": "gumbel_rao", "conditional_samples": 10**9}},
+    ),
+    "network": ("forward", {"neuron": "bernoulli", "estimator": {"name": "nvil", "hidden": 256}}),
+    "network of an estimate": (
+        "estimate",
+        {"neuron": "bernoulli", "estimator": {"name": "relax", "hidden": 256}, "objective": "quadratic", "draws": 1},
+    ),
+    "pairs of samples": ("forward", {"neuron": "bernoulli", "estimator": {"name": "vimco", "samples": 65536}}),
+    "nodes": ("mean", {"neuron": "binary_concrete"}),
+    "tables": ("mean", {"neuron": "plackett_luce"}),
+    "tables of samples": ("sample", {"neuron": {"name": "k_subset", "k": 1000}, "samples": 2}),
+}
+
+
+@pytest.mark.parametrize("what", STATED)
+def test_what_a_plugin_takes_beside_its_points_is_refused_before_it_runs(http, refused, what, monkeypatch):
+    """What it would run does not run: every method that computes raises here."""
+    path, body = STATED[what]
+    units = {"nodes": 65000, "tables": 2000, "tables of samples": 3000, "pairs of samples": 1}.get(what, 60000)
+    a = torch.zeros(1, units, 1) if body["neuron"] == "categorical" else torch.zeros(1, units)
+    a = a if body["neuron"] in ("bernoulli", "binary_concrete", "categorical") else a.reshape(1, 1, -1)
+    for plugin in (body["neuron"], body.get("estimator")):
+        name = plugin["name"] if isinstance(plugin, dict) else plugin
+        kind = gradest.registry.neurons.get(name) or gradest.registry.estimators.get(name)
+        for method in {"init", "forward", "noise", "law", "mean"} & {*dir(kind)} if kind else ():
+            monkeypatch.setattr(kind, method, None)
+    fields = {**body, "seed": 1} if path != "mean" else body
+    message = pack({"a": a}, {"request": json.dumps(fields)})
+    answer = http.post(f"/v1/{path}", content=message, headers={"Content-Type": SAFETENSORS, "Accept": SAFETENSORS})
+    detail = refused(answer, 413)["detail"]
+    assert "the limit is" in detail
+
+
+def test_rows_of_a_mean_are_computed_in_parts(http, start):
+    """With the same bits, so that memory does not grow with rows."""
+    body = {"neuron": "binary_concrete", "a": torch.linspace(-3, 3, 60).reshape(5, 4, 3).tolist()}
+    whole = http.post("/v1/mean", json=body).json()
+    parts = start(max_points=96 * 3 * 4 * 2)  # two rows
+    calls, mean = [], gradest.registry.neurons["binary_concrete"].mean
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            gradest.registry.neurons["binary_concrete"], "mean", lambda self, a: calls.append(a) or mean(self, a)
+        )
+        assert parts.post("/v1/mean", json=body).json() == whole
+    assert [call.shape for call in calls] == [(2, 3)] * 10
+
+
+def test_exact_is_left_out_where_the_law_would_not_fit(http):
+    """The law of many units has a hundred nodes for each; the estimate needs none of them."""
+    a = torch.zeros(1, 20000)
+    fields = {"neuron": "binary_concrete", "estimator": "pathwise", "objective": "quadratic", "draws": 2, "seed": 1}
+    for columns, known in ((20000, False), (2000, True)):
+        message = pack({"a": a[:, :columns].contiguous()}, {"request": json.dumps(fields)})
+        answer = http.post("/v1/estimate", content=message, headers={"Content-Type": SAFETENSORS})
+        assert answer.status_code == 200
+        assert (answer.json()["exact"] is not None) == known
 
 
 def test_an_objective_that_would_spread_its_points_is_refused_unevaluated(http, refused):
@@ -120,7 +184,8 @@ def test_a_chunked_body_over_the_cap(start, refused):
 def test_a_body_that_never_ends_is_cut(start):
     small = start(max_body_bytes=1000)
     with socket.create_connection((small.base_url.host, small.base_url.port), timeout=20) as connection:
-        head = b"POST /v1/sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = b"POST /v1/sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
         connection.sendall(head + b"7d0\r\n" + b" " * 2000 + b"\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
@@ -129,7 +194,7 @@ def test_a_client_that_goes_away_in_its_body_harms_nothing(http, url, caplog):
     address = httpx.URL(url)
     with socket.create_connection((address.host, address.port)) as connection:
         connection.sendall(
-            b"POST /v1/sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+            b"POST /v1/sample HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
         )
     time.sleep(0.2)
     assert http.get("/livez").status_code == 200

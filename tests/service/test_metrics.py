@@ -62,7 +62,7 @@ def test_requests_are_counted_by_route_method_and_status(service):
     assert counted() == {  # method, route, status
         ("POST", "/v1/sample", "200"): 3,
         ("POST", "/v1/sample", "422"): 1,
-        ("POST", "none", "413"): 1,
+        ("POST", "/v1/sample", "413"): 1,
         ("GET", "/v1/neurons/{name}", "200"): 1,
         ("GET", "/v1/neurons/{name}", "404"): 1,
         ("GET", "none", "404"): 2,
@@ -148,7 +148,9 @@ def test_a_line_a_request(start, caplog, tmp_path):
     assert fields.pop("seconds") > 0
     assert fields.pop("bytes_in") > 0
     assert fields.pop("bytes_out") > 0
-    assert fields == {"method": "POST", "route": "/v1/sample", "status": 200, "elements": 30, "key": "alice"}
+    assert fields == {"method": "POST", "route": "/v1/sample", "status": 200, "elements": 30, "key": "alice"} | {
+        "client": "127.0.0.1"
+    }
     assert (second.fields["status"], second.fields["route"], second.fields["key"]) == (401, "none", "")
     assert key not in caplog.text
 
@@ -161,7 +163,12 @@ def logged(capsys):
 
     def set_up(**settings):
         logs.set_up(Settings(**settings))
-        return lambda: capsys.readouterr().err
+
+        def read():
+            logs.flush()
+            return capsys.readouterr().err
+
+        return read
 
     yield set_up
     root.handlers[:] = kept[0]
@@ -196,6 +203,7 @@ def test_json_logs(logged):
         "bytes_in": 0,
         "bytes_out": 0,
         "key": "",
+        "client": "",
     }
     assert (failed["level"], failed["request_id"]) == ("error", "run-7")
     assert "ValueError: line\nbreak" in failed["exception"]
@@ -294,3 +302,60 @@ def test_what_waits_for_a_thread_and_what_ran_together_is_counted(start, monkeyp
 def requests_in(service):
     """Those in progress, less the scrape itself."""
     return scrape(service)["gradest_requests_in_progress"] - 1
+
+
+def test_a_log_that_nobody_reads_stops_no_request(monkeypatch):
+    """Lines beyond those that wait are dropped and counted; what reads again is told how many."""
+    reading, writing = os.pipe()
+    monkeypatch.setattr(logs, "_MOST_LINES", 50)
+    with os.fdopen(writing, "w") as stream, os.fdopen(reading) as reader:
+        handler = logs._Unblocked(stream)
+        handler.setFormatter(logs._Text())
+        record = logging.makeLogRecord({"msg": "x" * 1000, "levelname": "INFO"})
+        lines = 2000  # 2 MB; a pipe holds 64 kB
+        done = threading.Event()
+
+        def log():
+            for _ in range(lines):
+                handler.emit(record)
+            done.set()
+
+        threading.Thread(target=log, daemon=True).start()
+        assert done.wait(20)
+        read = []
+        threading.Thread(target=lambda: read.extend(iter(reader.readline, "")), daemon=True).start()
+        handler.flush()
+        handler.emit(record)  # the next line is preceded by what was dropped before it
+        handler.flush()
+        told = lambda: sum(int(found) for found in re.findall(r"(\d+) lines were dropped", "".join(read)))  # noqa: E731
+        eventually(lambda: told() > lines / 2)
+        eventually(lambda: sum("xxx" in line for line in read) == lines + 1 - told())  # no other line is missing
+        stream.close()
+
+
+@pytest.mark.parametrize(
+    ("trusted", "address"), [("", "127.0.0.1"), ("127.0.0.0/8", "203.0.113.9"), ("10.0.0.1", "127.0.0.1")]
+)
+def test_the_log_has_the_address_behind_trusted_proxies_alone(start, caplog, trusted, address):
+    service = start(trusted_proxies=trusted)
+    with caplog.at_level(logging.INFO, "gradest_service.requests"):
+        service.get("/version", headers={"X-Forwarded-For": "203.0.113.9"})
+        eventually(lambda: len(caplog.records) == 1)
+    assert caplog.records[0].fields["client"] == address
+
+
+def test_refusals_before_the_route_have_it_too(start, caplog, tmp_path):
+    from gradest_service.admit.auth import new_key
+
+    key, entry = new_key("alice")
+    (tmp_path / "keys").write_text(entry + " requests_per_second=0.01")
+    service = start(api_keys=tmp_path / "keys")
+    with caplog.at_level(logging.INFO, "gradest_service.requests"):
+        service.get("/v1/neurons/secret")
+        for _ in range(2):
+            service.post(
+                "/v1/mean", json={"neuron": "bernoulli", "a": [0.0]}, headers={"Authorization": f"Bearer {key}"}
+            )
+        eventually(lambda: len(caplog.records) == 3)
+    found = sorted((record.fields["status"], record.fields["route"]) for record in caplog.records)
+    assert found == [(200, "/v1/mean"), (401, "/v1/neurons/{name}"), (429, "/v1/mean")]

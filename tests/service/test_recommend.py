@@ -1,4 +1,4 @@
-"""GET /v1/recommend, and the certificates that an estimator's description has."""
+"""GET and POST /v1/recommend, and the certificates that an estimator's description has."""
 
 import json
 
@@ -25,17 +25,8 @@ def test_defaults(http):
 def test_measures(http):
     spec = {"name": "polynomial", "power": 3.0, "target": 0.2}
     a = [[0.5, -1.0, 2.0]]
-    found = http.get(
-        "/v1/recommend",
-        params={
-            "neuron": "binomial",
-            "objective": json.dumps(spec),
-            "a": json.dumps(a),
-            "evaluations": 4,
-            "draws": 100,
-            "seed": 5,
-        },
-    ).json()
+    body = {"neuron": "binomial", "objective": spec, "a": a, "evaluations": 4, "draws": 100, "seed": 5}
+    found = http.post("/v1/recommend", json=body).json()
     wanted = gradest.recommend("binomial", ["loss"], 4, f=gradest.objective(spec), a=torch.tensor(a), draws=100, seed=5)
     assert found == json.loads(json.dumps(wanted.to_dict()))
 
@@ -50,12 +41,34 @@ def test_measures(http):
         ({"unknown": 1}, 422),
         ({"objective": "quadratic"}, 422),
         ({"neuron": '{"name": "bernoulli", "low": 1}'}, 422),
-        ({"a": "[[1,", "objective": "quadratic"}, 400),
-        ({"a": "[0.0]", "objective": "quadratic", "draws": 900_000}, 413),
+        ({"neuron": '{"name"'}, 400),
     ],
 )
 def test_refusals(http, refused, params, status):
     refused(http.get("/v1/recommend", params=params), status)
+
+
+@pytest.mark.parametrize(
+    "params", [{"objective": "quadratic", "a": "[0.0]"}, {"a": "[0.0]"}, {"draws": 3}, {"seed": 1}]
+)
+def test_a_get_measures_nothing(http, refused, params):
+    """A page of another site can have a browser send it, without asking beforehand."""
+    assert "POST /v1/recommend" in refused(http.get("/v1/recommend", params=params), 422)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"a": None}, 422),
+        ({"objective": "none"}, 404),
+        ({"draws": 900_000}, 413),
+        ({"bring": ["losses"]}, 422),
+        ({"draws": 0}, 422),
+    ],
+)
+def test_refusals_of_a_measurement(http, refused, change, status):
+    body = {"a": [0.0], "objective": "quadratic", "seed": 1} | change
+    refused(http.post("/v1/recommend", json={k: v for k, v in body.items() if v is not None}), status)
 
 
 def test_an_estimators_description_has_its_certificates(http):

@@ -109,18 +109,20 @@ def test_openapi(http):
     assert document["openapi"].startswith("3.1")
     schemas = document["components"]["schemas"]
     posts = {path: item["post"] for path, item in document["paths"].items() if "post" in item}
-    assert set(posts) == {
-        f"/v1/{name}" for name in ("sample", "mean", "forward", "backward", "credit", "estimate", "compare")
-    }
+    operations = ("sample", "mean", "forward", "backward", "credit", "estimate", "compare", "recommend")
+    assert set(posts) == {f"/v1/{name}" for name in operations}
     for path, post in posts.items():
         schema = post["requestBody"]["content"]["application/json"]["schema"]["$ref"]
         name = schema.rpartition("/")[2]
-        assert name == f"{path.rpartition('/')[2].capitalize()}Request"
-        needed = {"estimator", "loss"} if path == "/v1/credit" else {"neuron", "a"}
+        called = {"recommend": "Measure"}.get(path.rpartition("/")[2], path.rpartition("/")[2].capitalize())
+        assert name == f"{called}Request"
+        needed = {"/v1/credit": {"estimator", "loss"}, "/v1/recommend": {"objective", "a"}}.get(path, {"neuron", "a"})
         assert needed <= set(schemas[name]["required"])
         errors = {status: answer for status, answer in post["responses"].items() if status != "200"}
         own = {"409"} if path == "/v1/backward" else set()
-        assert errors.keys() == {"400", "404", "408", "413", "415", "422", "429", "500", "503", "504"} | own
+        assert (
+            errors.keys() == {"400", "403", "404", "421", "408", "413", "415", "422", "429", "500", "503", "504"} | own
+        )
         assert all(error["content"].keys() == {"application/problem+json"} for error in errors.values())
     gets = {path for path, item in document["paths"].items() if "get" in item}
     kinds = {f"/v1/{kind}s{tail}" for kind in KINDS for tail in ("", "/{name}")}
@@ -168,3 +170,42 @@ def test_another_request_id_is_replaced(http, bad):
     made = answer.headers["x-request-id"]
     assert len(made) == 32
     assert answer.json()["request_id"] == made
+
+
+GETS = [
+    "/livez",
+    "/readyz",
+    "/version",
+    "/metrics",
+    "/v1/neurons",
+    "/v1/neurons/bernoulli",
+    "/v1/plugins",
+    "/openapi.json",
+    "/docs",
+    "/",
+]
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_head_has_the_headers_of_get_and_no_body(http, path):
+    got, head = http.get(path), http.head(path)
+    assert (got.status_code, head.status_code, head.content) == (200, 200, b"")
+    different = {"date", "x-request-id", "content-length"} if path == "/metrics" else {"date", "x-request-id"}
+    assert {k: v for k, v in got.headers.items() if k not in different} == {
+        k: v for k, v in head.headers.items() if k not in different
+    }
+
+
+def test_head_of_what_is_not_there(http):
+    assert http.head("/nowhere").status_code == 404
+    assert http.head("/v1/sample").status_code == 405
+
+
+@pytest.mark.parametrize("path", [path for path in GETS if path != "/"])
+def test_a_last_slash_is_the_same_path(http, path):
+    assert http.get(f"{path}/").status_code == 200
+
+
+def test_a_last_slash_of_a_post(http):
+    body = {"neuron": "bernoulli", "a": [0.0], "seed": 1}
+    assert http.post("/v1/sample/", json=body).json() == http.post("/v1/sample", json=body).json()

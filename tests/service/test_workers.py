@@ -1,5 +1,6 @@
 """Several processes on one port: one that dies is replaced, counts are told together, and all of them end with the service."""
 
+import contextlib
 import os
 import re
 import signal
@@ -201,3 +202,82 @@ def test_a_taken_port_is_an_error():
     assert found.returncode == 1
     assert found.stderr.startswith("gradest: ")
     assert "in use" in found.stderr
+
+
+HANGING = """
+import os, time, gradest
+
+class Hangs(gradest.Objective):
+    name, summary = "hangs", "does not end"
+
+    def __call__(self, points):
+        if points.shape[0]:
+            time.sleep(600)
+        return points.mean(-1)
+
+class Stops(gradest.Objective):
+    name, summary = "stops", "stops its process"
+
+    def __call__(self, points):
+        if points.shape[0]:
+            os.kill(os.getpid(), 19)
+        return points.mean(-1)
+
+@gradest.hookimpl
+def gradest_objectives():
+    return [Hangs, Stops]
+"""
+
+
+@pytest.fixture(scope="module")
+def hanging(tmp_path_factory):
+    """A service with a plugin package whose objectives hang, or stop the process."""
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "hanging.py").write_text(HANGING)
+    (folder / "hanging-1.dist-info").mkdir()
+    (folder / "hanging-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: hanging\nVersion: 1\n")
+    (folder / "hanging-1.dist-info" / "entry_points.txt").write_text("[gradest]\nhanging = hanging\n")
+    flags = ("--deadline-seconds", "2", "--threads", "1", "--log-level", "warning")
+    with serving(*flags, PYTHONPATH=str(folder)) as found:
+        yield found
+
+
+@pytest.mark.parametrize(("objective", "why"), [("hangs", "lost all its threads"), ("stops", "no sign of life")])
+def test_a_worker_that_hangs_is_replaced(hanging, objective, why):
+    process, url = hanging
+    eventually(lambda: len(children(process)) == 2)
+    before = set(children(process))
+    body = {"neuron": "bernoulli", "estimator": "rloo", "objective": objective, "a": [0.0], "draws": 1, "seed": 1}
+    with contextlib.suppress(httpx.HTTPError):  # a stopped process answers nothing
+        assert httpx.post(f"{url}/v1/estimate", json=body, timeout=40).status_code == 504
+    eventually(lambda: len(children(process)) == 2 and len(before & set(children(process))) == 1)
+    assert why in os.read(process.stderr.fileno(), 1 << 16).decode()
+    ask = lambda: httpx.post(f"{url}/v1/sample", json=SAMPLE, timeout=60).status_code  # noqa: E731
+    eventually(lambda: {ask() for _ in range(10)} == {200})
+
+
+def test_stopping_under_load_resets_no_connection():
+    """As with one worker: until the port closes every request is answered, and then a connection is refused at once."""
+    with serving("--log-level", "warning") as (process, url):
+        stop, statuses, faults = threading.Event(), [], []
+
+        def ask():  # a connection a request, so that they come until the port closes
+            while not stop.is_set():
+                try:
+                    statuses.append(httpx.post(f"{url}/v1/sample", json=SAMPLE, timeout=20).status_code)
+                except httpx.ConnectError:
+                    return
+                except httpx.HTTPError as error:
+                    faults.append(error)
+
+        askers = [threading.Thread(target=ask) for _ in range(16)]
+        for asker in askers:
+            asker.start()
+        eventually(lambda: len(statuses) > 100)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        stop.set()
+        for asker in askers:
+            asker.join(30)
+        assert not faults
+        assert set(statuses) == {200}

@@ -2,4 +2,5 @@
 
 evaluation     f at points, checked, and dL/dh
 checks         whether f treats rows as independent examples, is random, or writes to buffers
+repetition     calls that an activation checkpoint runs again, after their state has moved
 """

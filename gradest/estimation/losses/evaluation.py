@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -17,6 +18,7 @@ from gradest.contract.objective import Loss, Objective
 from gradest.errors import Incompatible, InvalidInput, NotDifferentiable
 from gradest.kernels import plain_saved_tensors, transformed
 from gradest.kernels.stable import widen
+from gradest.random import Key
 
 __all__ = [
     "CHUNK",
@@ -27,6 +29,8 @@ __all__ = [
     "leads_to",
     "losses_at",
     "losses_in_progress",
+    "points_of",
+    "refuse_noise_of_points",
     "slope_at",
 ]
 
@@ -106,6 +110,7 @@ class _InProgress(threading.local):
 
     losses = 0
     uses: dict[_Check, list[Any]] | None = None  # by f, where its parameters are to be trained
+    keys: tuple[Key, ...] = ()  # of the points at which they are evaluated
 
 
 _in_progress = _InProgress()
@@ -114,6 +119,30 @@ _in_progress = _InProgress()
 def losses_in_progress() -> int:
     """Return how many functions f, each inside the other, this code runs in. It is 0 outside of `expect` and its like."""
     return _in_progress.losses
+
+
+@contextmanager
+def points_of(key: Key) -> Iterator[None]:
+    """Return a context in which f is evaluated at the points that this key drew."""
+    outer, _in_progress.keys = _in_progress.keys, (*_in_progress.keys, key)
+    try:
+        yield
+    finally:
+        _in_progress.keys = outer
+
+
+def refuse_noise_of_points(key: Key) -> None:
+    """Raise InvalidInput if this code runs in an f, and the points that f was given were drawn from this same key.
+
+    Noise is a function of the key, so that what f draws would not be independent of its points.
+    """
+    for other in _in_progress.keys:
+        same = key.seed is other.seed or (isinstance(key.seed, int) and key.seed == other.seed)
+        if same and key.stream == other.stream:
+            raise InvalidInput(
+                f"f draws from the seed {key.seed}, as its own points were drawn, so that the noise would be the same, and the "
+                "expectation wrong. Leave the seed out in f, give it another, or fold a number in: gradest.Key(seed).fold_in(1)"
+            )
 
 
 def expect_led(use: object, check: _Check) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, compiled_and_awaited, inlined
 from gradest.kernels.cpu.functions import exp, log
-from gradest.kernels.cpu.noise import locate, noise_scratch, row_count, uniforms
+from gradest.kernels.cpu.noise import locate, noise_scratch, uniforms
 from gradest.kernels.cpu.samplers import run_kernel
 from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads
 from gradest.kernels.portable import LANES
@@ -37,7 +37,16 @@ def _(x: Any) -> Any:
 
 @compiled
 def _one_hot(
-    seed0: Any, seed1: Any, rows: Any, stream: Any, a: Any, out: Any, first: Any, last: Any, classes: Any
+    words: Any,
+    seed0: Any,
+    seed1: Any,
+    rows: Any,
+    stream: Any,
+    a: Any,
+    out: Any,
+    first: Any,
+    last: Any,
+    classes: Any,
 ) -> None:
     """Draw the units `first` to `last`, each of several classes, which all lie in one block."""
     block = max(1, BLOCK // classes) * classes
@@ -46,7 +55,7 @@ def _one_hot(
     zero, one = a.dtype.type(0), a.dtype.type(1)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
-        place = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, noise)
+        place = locate(words, seed0, seed1, stream, a.size // rows, at, at + size, noise)
         for unit in range(0, size, classes):
             x, y = a[at + unit : at + unit + classes], w[unit : unit + classes]
             largest = x.max()
@@ -94,6 +103,7 @@ def _last_sum(x: Any, lanes: Any) -> Any:
 
 @compiled
 def _softmax(
+    words: Any,
     seed0: Any,
     seed1: Any,
     rows: Any,
@@ -111,7 +121,7 @@ def _softmax(
     u, lanes = np.empty(block, a.dtype), np.empty(LANES, a.dtype)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
-        place = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + size, noise)
+        place = locate(words, seed0, seed1, stream, a.size // rows, at, at + size, noise)
         x = a[at : at + size]
         for draw in range(len(out)):
             uniforms(noise, place, draw, u[:size])
@@ -176,6 +186,7 @@ def _fill_ratios(w: Any, table: Any) -> None:
 
 @compiled
 def _subset(
+    words: Any,
     seed0: Any,
     seed1: Any,
     rows: Any,
@@ -194,7 +205,7 @@ def _subset(
     u, w = np.empty(items, a.dtype), np.empty(items, np.float64)
     zero, one = a.dtype.type(0), a.dtype.type(1)
     for at in range(first * items, last * items, items):
-        place = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, at + items, noise)
+        place = locate(words, seed0, seed1, stream, a.size // rows, at, at + items, noise)
         _exponentials(logits[at : at + items], w)
         _fill_ratios(w, table)
         for draw in range(len(out)):

@@ -14,7 +14,7 @@ from gradest.kernels.cpu.compilation.compiler import BLOCK, INLINED_BY_LLVM, com
 from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
 from gradest.kernels.reference.noise import LOWER_WORDS, MULTIPLIERS, WEYL, Word
 
-__all__ = ["locate", "noise_scratch", "row_count", "uniform", "uniforms"]
+__all__ = ["locate", "noise_scratch", "uniform", "uniforms"]
 
 _M0, _M1 = map(np.uint64, MULTIPLIERS)
 _W0, _W1 = map(np.uint64, WEYL)
@@ -46,54 +46,6 @@ def _philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
     return (c0 & _LOW) | (c1 << _BITS), (c2 & _LOW) | (c3 << _BITS)
 
 
-def _at(x: Any, i: Any) -> Any:
-    """Return x[i] of an array, or x itself if it is one number for all rows."""
-    raise NotImplementedError
-
-
-@overload(_at, inline="always")
-def _(x: Any, i: Any) -> Any:
-    def one_for_each(x: Any, i: Any) -> Any:
-        return x[i]
-
-    def one_for_all(x: Any, i: Any) -> Any:
-        return x
-
-    return one_for_each if isinstance(x, types.Array) else one_for_all
-
-
-def _row(rows: Any, i: Any) -> Any:
-    """Return the number of row i: rows[i], or i if `rows` is only how many rows there are."""
-    raise NotImplementedError
-
-
-@overload(_row, inline="always")
-def _(rows: Any, i: Any) -> Any:
-    def given(rows: Any, i: Any) -> Any:
-        return rows[i]
-
-    def counted(rows: Any, i: Any) -> Any:
-        return uint32(i)
-
-    return given if isinstance(rows, types.Array) else counted
-
-
-def row_count(rows: Any) -> Any:
-    """Return how many rows there are."""
-    raise NotImplementedError
-
-
-@overload(row_count, inline="always")
-def _(rows: Any) -> Any:
-    def given(rows: Any) -> Any:
-        return rows.size
-
-    def counted(rows: Any) -> Any:
-        return rows
-
-    return given if isinstance(rows, types.Array) else counted
-
-
 @inlined
 def noise_scratch(size: Any, like: Any) -> Any:
     """Return what `locate` and `uniforms` write to, for at most `size` elements at a time of the dtype of `like`.
@@ -107,17 +59,22 @@ def noise_scratch(size: Any, like: Any) -> Any:
 
 @compiled
 def locate(
-    seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, first: Any, last: Any, scratch: Any
+    words: Any, seed0: Any, seed1: Any, stream: Any, units: Any, first: Any, last: Any, scratch: Any
 ) -> tuple[Any, Any, Any, Any]:
     """Write the rows of the elements `first` to `last`, and return their place, which `uniforms` takes.
 
-    It is the stream, the number of units of a row, the unit of the first element, and the number of rows.
+    The first arguments are as `as_words` returns them. The place is the stream, the number of units of a row, the unit of the
+    first element, and the number of rows.
     """
     first_row, count = first // units, (last - 1) // units - first // units + 1
     number, k0, k1 = scratch[0][0, :count], scratch[0][1, :count], scratch[0][2, :count]
-    for i in range(count):
-        row = first_row + i
-        number[i], k0[i], k1[i] = uint32(_row(rows, row)), uint32(_at(seed0, row)), uint32(_at(seed1, row))
+    if words.size > 0:
+        for i in range(count):
+            row = first_row + i
+            number[i], k0[i], k1[i] = words[0, row], words[1, row], words[2, row]
+    else:
+        for i in range(count):
+            number[i], k0[i], k1[i] = uint32(first_row + i), uint32(seed0), uint32(seed1)
     return stream, units, first % units, count
 
 
@@ -201,11 +158,13 @@ def uniforms(scratch: Any, place: Any, draw: Any, out: Any) -> None:
 
 
 @compiled
-def _uniform(seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, out: Any, first: Any, last: Any) -> None:
+def _uniform(
+    words: Any, seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, out: Any, first: Any, last: Any
+) -> None:
     scratch = noise_scratch(BLOCK, out)
     for at in range(first, last, BLOCK):
         end = min(at + BLOCK, last)
-        place = locate(seed0, seed1, rows, stream, units, at, end, scratch)
+        place = locate(words, seed0, seed1, stream, units, at, end, scratch)
         for draw in range(len(out)):
             uniforms(scratch, place, draw, out[draw, at:end])
 

@@ -12,7 +12,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined_by_name
-from gradest.kernels.cpu.noise import locate, noise_scratch, row_count, uniforms
+from gradest.kernels.cpu.noise import locate, noise_scratch, uniforms
 from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
 from gradest.kernels.reference.noise import Word
 
@@ -67,6 +67,7 @@ def sampler(
     """
 
     def kernel(
+        words: Any,
         seed0: Any,
         seed1: Any,
         rows: Any,
@@ -84,7 +85,7 @@ def sampler(
         draws = len(out) // halves
         for at in range(first, last, BLOCK):
             end = min(at + BLOCK, last)
-            place = locate(seed0, seed1, rows, stream, a.size // row_count(rows), at, end, noise)
+            place = locate(words, seed0, seed1, stream, a.size // rows, at, end, noise)
             x = a[at:end]
             prepare(x, u, shared, options)
             for draw in range(draws):

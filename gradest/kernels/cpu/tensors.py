@@ -21,6 +21,7 @@ __all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "row_major", "run
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_NO_WORDS = np.empty((3, 0), np.uint32)
 _NUMBERS_PER_THREAD = 1 << 18  # fewer are not worth a thread of their own
 _LEAST_REUSED_BYTES = 1 << 20  # memory of a tensor this large is kept for another tensor
 
@@ -79,11 +80,16 @@ def _array(x: Tensor) -> Any:
 
 
 def as_words(seed: tuple[Word, Word], rows: Word, stream: int) -> tuple[Any, ...]:
-    """Convert the words to what kernels take: if all are ints, two numbers and the number of rows; otherwise arrays `[rows]`."""
+    """Convert the words to what kernels take: the words of each row, two of the seed, the number of rows, and the stream.
+
+    The words of each row, `[3, rows]`, are its number and the two of its seed. They are empty if all words are ints: then the
+    rows are numbered from 0, and share the seed. Both forms have the same types, so that a kernel is compiled once for both.
+    """
     if isinstance(rows, int) and isinstance(seed[0], int) and isinstance(seed[1], int):
-        return seed[0] & 0xFFFFFFFF, seed[1] & 0xFFFFFFFF, rows, np.uint32(stream)
+        return _NO_WORDS, seed[0] & 0xFFFFFFFF, seed[1] & 0xFFFFFFFF, rows, np.uint32(stream)
     seed, rows = as_tensors(seed, rows)
-    return *(_array(word).view(np.uint32) for word in (*seed, rows)), np.uint32(stream)
+    words = np.stack([_array(word).view(np.uint32) for word in (rows, *seed)])
+    return words, 0, 0, words.shape[1], np.uint32(stream)
 
 
 def in_threads(work: Callable[[int, int], None], elements: int, numbers: int) -> None:

@@ -43,6 +43,7 @@ from gradest_service.bodies.schemas import (
     EventRequest,
     ForwardRequest,
     MeanRequest,
+    MeasureRequest,
     NeuronRequest,
     RecommendRequest,
     SampleRequest,
@@ -63,6 +64,7 @@ __all__ = [
 ]
 
 AnyEstimatorJob = TypeVar("AnyEstimatorJob", bound=EstimatorJob)
+AnyWork = TypeVar("AnyWork", bound=ObjectiveJob | CreditJob)
 _MEASURED_EVALUATIONS = (
     100  # the maximum evaluations of a step in a measured recommendation, unless the caller sets one
 )
@@ -90,8 +92,7 @@ def admit_mean(request: MeanRequest, settings: Settings, as_json: bool) -> Neuro
     """Admit a request of POST /v1/mean."""
     neuron, a, wide = _decode_inputs(request, settings)
     job = NeuronJob(neuron=neuron, a=a, wide=wide)
-    limits.check_mean(settings, job, as_json)
-    charge(a.numel())
+    charge(limits.check_mean(settings, job, as_json))
     return job
 
 
@@ -133,8 +134,7 @@ def admit_estimate(request: EstimateRequest, settings: Settings, as_json: bool) 
         target_standard_error=request.target_standard_error,
         seed=_seed(request.seed),
     )
-    charge(limits.check_estimate(settings, job, as_json))
-    return job
+    return _charged(job, limits.check_estimate(settings, job, as_json))
 
 
 def admit_comparison(request: CompareRequest, settings: Settings) -> ComparisonJob:
@@ -153,8 +153,7 @@ def admit_comparison(request: CompareRequest, settings: Settings) -> ComparisonJ
             for position, spec in enumerate(request.estimators)
         ]
     job = replace(job, estimators=estimators)
-    charge(limits.check_comparison(settings, job))
-    return job
+    return _charged(job, limits.check_comparison(settings, job))
 
 
 def admit_credit(request: CreditRequest, settings: Settings, as_json: bool) -> CreditJob:
@@ -171,7 +170,7 @@ def admit_credit(request: CreditRequest, settings: Settings, as_json: bool) -> C
         features = decode_tensor("features", request.features, torch.promote_types(given, loss.dtype), settings)
     estimator.check_features(loss, features)
     job = CreditJob(estimator=estimator, loss=loss, features=features)
-    charge(limits.check_credit(settings, job, as_json))
+    job = _charged(job, limits.check_credit(settings, job, as_json))
     first = estimator.credit_state(loss, features)
     limits.check_credit_state(settings, first, as_json)
     return (
@@ -182,21 +181,18 @@ def admit_credit(request: CreditRequest, settings: Settings, as_json: bool) -> C
 
 
 def admit_recommendation(request: RecommendRequest, settings: Settings) -> RecommendationJob:
-    """Admit a request of GET /v1/recommend, which may ask for a measurement."""
+    """Admit a request of GET /v1/recommend, which reads certificates, or of POST /v1/recommend, which measures."""
     neuron = build_neuron(request.neuron, settings)
-    evaluations, measure, seed = request.evaluations, None, _seed(request.seed)
-    if request.objective is not None and request.a is not None:
-        a = decode_tensor("a", request.a, torch.float32, settings)
-        wide = check_pre_activations(a, neuron)
-        objective = build_objective(request.objective, neuron, wide, settings)
-        evaluations = evaluations or _MEASURED_EVALUATIONS
-        measure = ObjectiveJob(neuron=neuron, a=a, wide=wide, objective=objective, draws=request.draws, seed=seed)
-        charge(limits.check_measurement(settings, measure, evaluations))
-    elif request.objective is not None or request.a is not None:
-        raise Problem(
-            422,
-            "To measure, send both objective and a. Without both, the recommendation follows from the certificates.",
+    if not isinstance(request, MeasureRequest):
+        return RecommendationJob(
+            neuron=neuron, criteria=request, evaluations=request.evaluations, measure=None, seed=_seed(None)
         )
+    evaluations, seed = request.evaluations or _MEASURED_EVALUATIONS, _seed(request.seed)
+    a = decode_tensor("a", request.a, torch.float32, settings)
+    wide = check_pre_activations(a, neuron)
+    objective = build_objective(request.objective, neuron, wide, settings)
+    measure = ObjectiveJob(neuron=neuron, a=a, wide=wide, objective=objective, draws=request.draws, seed=seed)
+    measure = _charged(measure, limits.check_measurement(settings, measure, evaluations))
     return RecommendationJob(neuron=neuron, criteria=request, evaluations=evaluations, measure=measure, seed=seed)
 
 
@@ -221,13 +217,19 @@ def _admit_draw(
     job: AnyEstimatorJob, state: Mapping[str, Any] | None, settings: Settings, as_json: bool
 ) -> AnyEstimatorJob:
     """Check and charge the draw that both halves of a gradient make, then decode the estimator's state."""
-    points = limits.check_estimator(settings, job, as_json)
-    charge(points)
-    job = replace(job, elements=points, first_state=first_state(job.estimator, job.neuron, job.wide))
+    work = limits.check_estimator(settings, job, as_json)
+    charge(work)
+    job = replace(job, elements=work, first_state=first_state(job.estimator, job.neuron, job.wide))
     limits.check_state(settings, job, as_json)
     return (
         job if state is None else replace(job, state=decode_state(job.estimator.name, state, job.first_state, settings))
     )
+
+
+def _charged(job: AnyWork, work: int) -> AnyWork:
+    """Charge the work of a job to the caller's key, and return the job with it."""
+    charge(work)
+    return replace(job, work=work)
 
 
 def _seed(seed: int | None) -> int:

@@ -5,8 +5,9 @@ A key is 256 random bits. A file of the service has a line for each key, with it
     alice sha256:9f86d081...                                       # no limits
     bob   sha256:60303ae2... requests_per_second=5 elements_per_minute=1000000
 
-The file is read again whenever it changes. Replace it in a single step (`mv new keys`). If it cannot be read or has a fault,
-the keys stay as they were, and the log says so.
+The file is read again whenever it changes. Replace it in a single step (`mv new keys`), and the new keys are in force at once.
+One that is rewritten in place is read once nobody has written to it for a second, or for ten if nothing is left in it, because it
+may be half written until then. If it cannot be read or has a fault, the keys stay as they were, and the log says so.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ __all__ = ["HEALTH_PATHS", "ApiKey", "ApiKeys", "TokenBucket", "new_key"]
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 """The paths that need no key. All others need one, even those that do not exist."""
 
+_SETTLED_SECONDS, _EMPTY_SECONDS = (
+    1.0,
+    10.0,
+)  # without a write, after which a file that is rewritten in place counts as whole
 _LOG = logging.getLogger("gradest_service")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
@@ -101,6 +106,7 @@ class ApiKeys:
         self._path = path
         self._stamp = _stamp(path)
         self._keys = _read(path)
+        self._warn_of_none()
 
     def identify(self, authorization: Sequence[str]) -> ApiKey:
         """Return the key in a request's Authorization headers; raises a 401 if there is no valid one."""
@@ -119,15 +125,30 @@ class ApiKeys:
         stamp = _stamp(self._path)
         if stamp == self._stamp:
             return
-        self._stamp = stamp
+        age = time.time() - stamp[-1] / 1e9 if stamp else 0.0
+        in_place = stamp[:1] == self._stamp[:1]
+        if in_place and age < _SETTLED_SECONDS:
+            return
         try:
             found = _read(self._path)
         except InvalidInput as error:
+            self._stamp = stamp
             _LOG.error("the API keys stay as they were: %s", error)
             return
+        if _stamp(self._path) != stamp or (in_place and not found and age < _EMPTY_SECONDS):
+            return
+        self._stamp = stamp
         kept = {repr(key) + key.digest.hex(): key for key in self._keys}
         self._keys = [kept.get(repr(key) + key.digest.hex(), key) for key in found]
         _LOG.info("%d API keys are in force", len(found))
+        self._warn_of_none()
+
+    def _warn_of_none(self) -> None:
+        if not self._keys:
+            _LOG.warning(
+                "%s has no API keys, so every request that needs one is answered 401; gradest serve --new-api-key NAME makes one",
+                self._path,
+            )
 
 
 def new_key(name: str) -> tuple[str, str]:

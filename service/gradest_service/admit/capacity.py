@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from typing import NoReturn
 
 import anyio
 
+from gradest_service.admit.metrics import Metrics
 from gradest_service.admit.pool import Pool
 from gradest_service.plugin_frames import running_plugin_methods
 from gradest_service.problems import Problem
@@ -14,14 +17,20 @@ from gradest_service.settings import Settings
 
 __all__ = ["Capacity"]
 
+_LOG = logging.getLogger("gradest_service")
+_UNWIND_SECONDS = (
+    5.0  # beyond the deadline, after which work that was told to stop counts as lost; less for short deadlines
+)
+_NO_PLUGIN = "no plugin"
 _RETRY_SOON = {"Retry-After": "1"}
 
 
 class Capacity:
     """Counts the requests in progress and the bytes of their bodies. Only the event loop's thread changes it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self._settings = settings
+        self._metrics = metrics
         self.requests = 0
         self.bytes = 0
         self.draining = False
@@ -29,15 +38,25 @@ class Capacity:
         self.computes = True
         """False if the first sample of this process failed."""
         self.stuck = False
-        """True while every thread of the pool has been busy for longer than a request's deadline."""
+        """True while every thread of the pool is lost."""
+        self.lost_threads = 0
+        """How many threads have been busy for longer than a request's deadline, though the work was told to stop."""
+        self.set_aside: set[str] = set()
+        """The plugins to which too many threads have been lost; requests for them are answered 503."""
+        self._losses: Counter[str] = Counter()
+        self._of_key: Counter[str] = Counter()
 
-    def take_place(self) -> None:
-        """Count one more request; raises a 429 if as many as allowed are in progress."""
+    def take_place(self, key: str = "") -> None:
+        """Count one more request, perhaps of an API key; raises a 429 if as many as allowed are in progress."""
+        share = self._settings.max_requests_per_key or max(1, self._settings.max_requests // 2)
+        if key and self._of_key[key] >= share:
+            raise Problem(429, f"This key has {share} requests in progress. Send it again.", headers=_RETRY_SOON)
         if self.requests >= self._settings.max_requests:
             raise Problem(
                 429, f"{self._settings.max_requests} requests are in progress. Send it again.", headers=_RETRY_SOON
             )
         self.requests += 1
+        self._of_key[key] += 1
 
     def reserve(self, body_bytes: int) -> None:
         """Count more bytes of a request's body; raises a 429 if there is no room for them."""
@@ -45,19 +64,37 @@ class Capacity:
             raise Problem(429, "The bodies in progress leave no room for this one. Send it again.", headers=_RETRY_SOON)
         self.bytes += body_bytes
 
-    def leave(self, body_bytes: int) -> None:
+    def leave(self, body_bytes: int, key: str = "") -> None:
         """Count one request less, and the bytes that were reserved for it."""
         self.requests -= 1
+        self._of_key[key] -= 1
+        if not self._of_key[key]:
+            del self._of_key[key]
         self.bytes -= body_bytes
 
     async def watch(self, pool: Pool) -> NoReturn:
-        """Keep `stuck` up to date, by noting since when each thread of the pool has been busy."""
-        deadline, busy_since = self._settings.deadline_seconds, dict[object, float]()
+        """Count the threads of the pool that are busy for longer than the deadline, and set aside plugins that lose many."""
+        deadline = self._settings.deadline_seconds
+        longest = deadline + min(_UNWIND_SECONDS, 2 * deadline)
+        lost: set[tuple[int, float]] = set()
         while True:
-            now = time.monotonic()
-            busy_since = {holder: busy_since.get(holder, now) for holder in pool.holders()}
-            self.stuck = len(busy_since) >= pool.threads and max(busy_since.values()) < now - deadline
+            late = {call for call in pool.running() if call[1] < time.monotonic() - longest}
+            for thread, _ in late - lost:
+                self._note_loss(next(iter(running_plugin_methods([thread])), _NO_PLUGIN))
+            lost = late
+            self.lost_threads = len(late)
+            self.stuck = len(late) >= pool.threads
             await anyio.sleep(min(1.0, deadline / 4))
+
+    def _note_loss(self, method: str) -> None:
+        name = method.partition(".")[0]
+        _LOG.error("a thread is lost: what runs in it, in %s, does not end", method)
+        if self._metrics is not None:
+            self._metrics.count_lost_thread(name)
+        self._losses[name] += 1
+        if self._losses[name] >= self._settings.max_lost_threads and method != _NO_PLUGIN:
+            self.set_aside.add(name)
+            _LOG.error("%s is set aside: %d threads were lost to it", name, self._losses[name])
 
     def check_ready(self) -> None:
         """Raise a 503 if new requests should go elsewhere."""

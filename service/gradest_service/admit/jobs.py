@@ -109,7 +109,7 @@ class EstimatorJob(NeuronJob):
     estimator: Estimator
     seed: int
     elements: int = 0
-    """The size of one draw: K x size of a."""
+    """The work of one draw: K x size of a, or what the estimator states if that is more."""
     first_state: State = field(default_factory=dict)
     """The estimator's state before its first step; empty if it carries none."""
     state: State | None = None
@@ -151,6 +151,8 @@ class ObjectiveJob(NeuronJob):
     objective: Objective
     draws: int
     seed: int
+    work: int = 0
+    """The elements that are computed, as `limits` counts them."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -176,6 +178,8 @@ class CreditJob:
     loss: Tensor
     """`[K, *batch]`, in at least float32."""
     features: Tensor | None
+    work: int = 0
+    """The elements that are computed, as `limits` counts them."""
     state: State | None = None
     """The state that the caller sent; None at the first step."""
 

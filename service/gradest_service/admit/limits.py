@@ -1,6 +1,7 @@
 """The limits on what a request multiplies: samples, draws, an estimator's K, outputs^units.
 
-Each check looks at a whole job once, before anything is allocated for it, and raises a 413 that names the limit.
+Each check looks at a whole job once, before anything is allocated for it, and raises a 413 that names the limit. What a plugin
+takes beside its points, such as inner samples, nodes and state, it states itself: `cost`, `draw_size`, `mean_cost`, `law_size`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 import gradest
 from gradest.analysis.comparison import comparable_estimators
 from gradest.client.wire import SAFETENSORS
+from gradest.contract.cost import Cost
 from gradest.contract.estimator import Estimator, State
 from gradest.contract.law import MAX_POINTS, count_configurations
 from gradest.contract.target import Target
@@ -27,6 +29,7 @@ from gradest_service.admit.jobs import (
     ObjectiveJob,
     SampleJob,
 )
+from gradest_service.admit.request_context import is_set_aside
 from gradest_service.bodies.sizes import size
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
@@ -45,9 +48,12 @@ __all__ = [
     "check_sample",
     "check_state",
     "exact_work",
+    "rows_of_mean",
+    "work_of_mean",
 ]
 
 _CALL = 256  # elements that are computed in the time of one call of a pointwise objective, at least
+_LAW = 4  # nodes of a law take so many times the memory of as many points, with the derivatives of their density
 _WARM_UP = 100  # steps that a stateful estimator takes before its draws
 
 
@@ -58,18 +64,48 @@ def check_sample(settings: Settings, job: SampleJob, as_json: bool) -> None:
             413, f"samples may be {settings.max_samples} at most. Send more requests, each with its own seed."
         )
     _check_answer(settings, job.samples * size(job.output_shape), "samples x a", as_json)
+    drawn: int = gradest.registry.call(job.neuron, "draw_size", job.event, kind=int)
+    held = job.samples * size(job.batch) * drawn
+    _check_held(settings, f"samples x a of {job.neuron.name}", held, held)
 
 
-def check_mean(settings: Settings, job: NeuronJob, as_json: bool) -> None:
-    """Check the size of the answer."""
+def check_mean(settings: Settings, job: NeuronJob, as_json: bool) -> int:
+    """Check the size of the answer, and what the mean of one row holds and that of all computes; returns the latter."""
     _check_answer(settings, size(job.output_shape), "the mean", as_json)
+    _check_held(settings, f"The mean of a row of {job.neuron.name}", _row_of_mean(job).held, size(job.output_event))
+    work = work_of_mean(job)
+    if work > settings.max_work:
+        raise Problem(
+            413,
+            f"The mean of {job.neuron.name} would compute {_show(work)} elements, its nodes or tables included; the limit is "
+            f"{settings.max_work}. Send fewer rows or units in a request, and more requests.",
+        )
+    return work
+
+
+def rows_of_mean(settings: Settings, job: NeuronJob) -> int:
+    """Return of how many rows the mean is computed at a time."""
+    return max(1, settings.max_points // (_LAW * max(1, _row_of_mean(job).held)))
+
+
+def work_of_mean(job: NeuronJob) -> int:
+    """Return the elements that the mean of all rows computes."""
+    return _row_of_mean(job).work * size(job.batch)
+
+
+def _row_of_mean(job: NeuronJob) -> Cost:
+    found: Cost = gradest.registry.call(job.neuron, "mean_cost", job.event, (1,), kind=Cost)
+    return found
 
 
 def check_estimator(settings: Settings, job: EstimatorJob, as_json: bool) -> int:
-    """Check what one draw holds in memory, and the size of the answer; returns K x size of a. Raises TooManyPoints too."""
-    points = _check_points(settings, job, job.estimator)
+    """Check what one draw holds and computes, and the size of the answer; returns the work. Raises TooManyPoints too."""
+    points, cost = _check_points(settings, job, job.estimator)
     _check_answer(settings, points, "points", as_json)
-    return points
+    work = max(points, cost.work)
+    if work > settings.max_work:
+        raise _too_much_work(work, settings)
+    return work
 
 
 def check_state(settings: Settings, job: EstimatorJob, as_json: bool) -> None:
@@ -86,11 +122,15 @@ def check_credit(settings: Settings, job: CreditJob, as_json: bool) -> int:
     """Check the size of the answer, and the work if each sample is compared with all others; returns the size of the loss."""
     elements = size(job.loss.shape)
     _check_answer(settings, elements, "the weights", as_json)
-    if (work := job.loss.shape[0] * elements) > settings.max_work:
+    cost: Cost = gradest.registry.call(job.estimator, "credit_cost", job.loss, job.features, kind=Cost)
+    _check_held(settings, f"The credit of {job.estimator.name}", cost.held, elements)
+    pairs = job.loss.shape[0] * elements
+    if (work := max(pairs, cost.work)) > settings.max_work:
+        what = "K x loss would be" if work == pairs else f"The credit of {job.estimator.name} would compute"
         raise Problem(
             413,
-            f"K x loss would be {_show(work)} elements; the limit is {settings.max_work}. Send fewer elements of the batch in a "
-            "request, or fewer samples.",
+            f"{what} {_show(work)} elements; the limit is {settings.max_work}. Send fewer elements of the batch in a request, or "
+            "fewer samples.",
         )
     return elements
 
@@ -114,10 +154,10 @@ def check_comparison(settings: Settings, job: ComparisonJob) -> int:
     _check_draws(settings, job.draws)
     works = [_work(settings, job, estimator) for estimator in job.estimators]
     targets = {estimator.target() for estimator in job.estimators} | {Target()}
-    if sum(exact_work(job, target) for target in targets) > settings.max_work:
+    if _law_is_too_large(settings, job) or sum(exact_work(job, target) for target in targets) > settings.max_work:
         raise Problem(
             413,
-            "The exact gradient of this comparison would take too many points. Send fewer rows or units, or use an "
+            "The exact gradient of this comparison would take too many points or nodes. Send fewer rows or units, or use an "
             "objective with a closed form.",
         )
     return _check_work(settings, sum(works))
@@ -127,6 +167,8 @@ def affordable_estimators(settings: Settings, job: ObjectiveJob) -> list[Estimat
     """Return the estimators that `gradest.compare` takes by default and that are within the limits on this job."""
     affordable = []
     for estimator in comparable_estimators(job.neuron):
+        if is_set_aside(estimator.name):
+            continue
         try:
             work = _work(settings, job, estimator)
         except (TooManyPoints, Problem, PluginFault):  # GET /v1/estimators states the fault
@@ -142,14 +184,20 @@ def check_measurement(settings: Settings, job: ObjectiveJob, evaluations: int) -
     rows = size(job.a.shape) // size(job.event)
     of_one = (job.draws + _WARM_UP) * evaluations * rows * _point_work(job)
     work = of_one * len(comparable_estimators(job.neuron))
-    if work + exact_work(job, Target()) > settings.max_work:
+    if _law_is_too_large(settings, job) or work + exact_work(job, Target()) > settings.max_work:
         raise _too_much_work(work, settings)
     return work
 
 
 def can_afford_exact(settings: Settings, job: EstimateJob) -> bool:
     """Tell whether the exact values of the estimator's target are within the limit on work."""
-    return exact_work(job, job.estimator.target()) <= settings.max_work
+    return not _law_is_too_large(settings, job) and exact_work(job, job.estimator.target()) <= settings.max_work
+
+
+def _law_is_too_large(settings: Settings, job: ObjectiveJob) -> bool:
+    """Tell whether the law of all units, of which a closed form may be a sum, has more elements than may be held."""
+    elements: int = gradest.registry.call(job.neuron, "law_size", job.wide, kind=int)
+    return _LAW * elements > settings.max_points
 
 
 def exact_work(job: ObjectiveJob, target: Target) -> int:
@@ -175,9 +223,9 @@ def exact_work(job: ObjectiveJob, target: Target) -> int:
 
 def _work(settings: Settings, job: ObjectiveJob, estimator: Estimator) -> int:
     """Return the elements that an estimate computes: draws x K x size of a, with the objective's tensors."""
-    points = _check_points(settings, job, estimator) // _point_size(job)
+    points, cost = _check_points(settings, job, estimator)
     steps = job.draws + (_WARM_UP if gradest.registry.call(estimator, "init", job.neuron, job.wide) else 0)
-    return steps * points * _point_work(job)
+    return steps * max(cost.work, points // _point_size(job) * _point_work(job))
 
 
 def _check_work(settings: Settings, work: int) -> int:
@@ -191,18 +239,27 @@ def _check_draws(settings: Settings, draws: int) -> None:
         raise Problem(413, f"draws may be {settings.max_draws} at most. Send more requests, each with its own seed.")
 
 
-def _check_points(settings: Settings, job: NeuronJob, estimator: Estimator) -> int:
+def _check_points(settings: Settings, job: NeuronJob, estimator: Estimator) -> tuple[int, Cost]:
+    """Check what a draw holds; returns K x size of a, and the cost that the estimator states."""
     evaluations: int = gradest.registry.call(estimator, "evaluations", job.neuron, job.event, kind=int)
     if evaluations < 1:
         raise PluginFault(f"{estimator.name}.evaluations must return a whole number above 0")
+    batch = tuple(max(1, dim) for dim in job.batch)
     points = evaluations * size(job.batch) * _point_size(job)
-    if points > settings.max_points:
+    cost: Cost = gradest.registry.call(estimator, "cost", job.neuron, job.event, batch, kind=Cost)
+    _check_held(settings, f"A draw of {estimator.name}", max(points, cost.held), points)
+    return points, cost
+
+
+def _check_held(settings: Settings, what: str, held: int, points: int) -> None:
+    """Check how many elements are held at once, of which so many are points or outputs."""
+    if held > settings.max_points:
+        more = "" if held <= points else f", beside K x a = {_show(points)} what the plugin needs for them"
         raise Problem(
             413,
-            f"A draw of {estimator.name} would hold K x a = {_show(points)} elements; the limit is {settings.max_points}. "
-            "Send fewer rows or units, or choose options or an estimator with fewer evaluations.",
+            f"{what} would hold {'K x a = ' if held <= points else ''}{_show(held)} elements{more}; the limit is "
+            f"{settings.max_points}. Send fewer rows or units, or choose options or an estimator that take less.",
         )
-    return points
 
 
 def _check_answer(settings: Settings, elements: int, what: str, as_json: bool) -> None:

@@ -63,6 +63,15 @@ class Metrics:
         self._elements = Counter(
             "gradest_elements", "Elements sampled or estimated from.", ["route"], registry=self._registry
         )
+        self._lost = Counter(
+            "gradest_lost_threads", "Threads that did not end at the deadline.", ["plugin"], registry=self._registry
+        )
+        self._dropped = Counter(
+            "gradest_dropped_events",
+            "Events of progress that were replaced by newer ones, because their client did not read.",
+            ["route"],
+            registry=self._registry,
+        )
         self._received = Counter(
             "gradest_received_bytes", "Bytes of requests' bodies.", ["route"], registry=self._registry
         )
@@ -76,6 +85,10 @@ class Metrics:
         """Count so many more computations that wait for a thread; fewer if it is negative."""
         self._waiting.inc(more)
 
+    def count_lost_thread(self, plugin: str) -> None:
+        """Count a thread in which a plugin's code runs past the deadline."""
+        self._lost.labels(plugin).inc()
+
     def observe_batch(self, requests: int) -> None:
         """Count a computation that starts for so many requests."""
         self._batch.observe(requests)
@@ -87,6 +100,8 @@ class Metrics:
         self._requests.labels(context.route, method, str(status)).inc()
         self._seconds.labels(context.route).observe(seconds)
         self._elements.labels(context.route).inc(context.elements)
+        if context.dropped_events:
+            self._dropped.labels(context.route).inc(context.dropped_events)
         self._received.labels(context.route).inc(context.bytes_in)
         self._sent.labels(context.route).inc(context.bytes_out)
 

@@ -14,6 +14,7 @@ from gradest.contract.neuron import Neuron, output_shape
 from gradest.contract.objective import Objective, Separable
 from gradest.contract.plugin import Plugin
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, PluginFault, UnknownPlugin
+from gradest_service.admit.request_context import is_set_aside
 from gradest_service.bodies.tensors import check_options
 from gradest_service.problems import Problem, describe_faults
 from gradest_service.settings import Settings
@@ -112,6 +113,13 @@ def _build(
     name = spec.get("name") if isinstance(spec, dict) else spec
     if isinstance(name, str) and len(name) > _MAX_NAME:
         raise Problem(404, f"{field}: no plugin has a name of more than {_MAX_NAME} characters.")
+    if isinstance(name, str) and is_set_aside(name):
+        raise Problem(
+            503,
+            f"{name} is set aside, because its code did not end in several requests. GET /readyz lists such plugins; restart the "
+            "service to use it again.",
+            headers={"Retry-After": "60"},
+        )
     try:
         return build(spec)
     except UnknownPlugin as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from gradest_service.admit.auth import ApiKey
 
-__all__ = ["RequestContext", "charge", "current_request"]
+__all__ = ["RequestContext", "charge", "count_dropped_event", "current_request", "is_set_aside"]
 
 
 @dataclass(slots=True)
@@ -18,9 +19,15 @@ class RequestContext:
     method: str
     route: str = "none"
     """The path's template; never the path itself, which is the caller's own text."""
+    client: str = ""
+    """The address of the client, or of the last proxy that is not trusted."""
     key: ApiKey | None = None
+    set_aside: Collection[str] = ()
+    """The plugins that are answered 503."""
     elements: int = 0
     """How many elements of tensors the service has computed for the request."""
+    dropped_events: int = 0
+    """How many events of progress were replaced by newer ones, because the client had not read those before."""
     bytes_in: int = 0
     bytes_out: int = 0
 
@@ -35,3 +42,16 @@ def charge(elements: int) -> None:
         context.elements += elements
         if context.key is not None:
             context.key.charge(elements)
+
+
+def count_dropped_event() -> None:
+    """Record that an event of the current request's stream was replaced by a newer one."""
+    context = current_request.get()
+    if context is not None:
+        context.dropped_events += 1
+
+
+def is_set_aside(plugin: str) -> bool:
+    """Tell whether the plugin of this name has been set aside, because threads were lost to it."""
+    context = current_request.get()
+    return context is not None and plugin in context.set_aside

@@ -52,6 +52,11 @@ def parse_json(text: str | bytes | bytearray, what: str) -> Any:
 
     It accepts NaN and infinity, which are refused later, where the error can name their place.
     """
+    if isinstance(text, str):
+        try:
+            text = text.encode()
+        except UnicodeEncodeError as error:
+            raise Problem(400, f"{what} has half of a surrogate pair, which is no character.") from error
     try:
         return from_json(text, allow_inf_nan=True)
     except ValueError as error:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from gradest_service.bodies.codec import Codec, request_codec
-from gradest_service.problems import Problem, describe_faults
+from gradest_service.problems import Fault, Problem, describe_faults
 from gradest_service.settings import Settings
 
 __all__ = ["RequestBody", "read_body", "validate"]
@@ -42,10 +42,22 @@ async def read_body(request: Request, settings: Settings) -> RequestBody:
 
 
 def validate(schema: type[AnyModel], fields: Any, place: str) -> AnyModel:
-    """Check fields against a schema; raises a 422 with every fault. `place` stands for the request as a whole."""
+    """Check fields against a schema; raises a 422 with its faults. `place` stands for the request as a whole.
+
+    Fields with unknown names are counted apart, because pydantic would make an error of each.
+    """
+    known, faults, unknown = list(schema.model_fields), list[Fault](), 0
+    if isinstance(fields, dict):
+        given = {name: fields[name] for name in known if name in fields}
+        fields, unknown = given, len(fields) - len(given)
     try:
-        return schema.model_validate(fields)
+        found = schema.model_validate(fields)
+        if not unknown:
+            return found
     except ValidationError as error:
-        faults = describe_faults(error, list(schema.model_fields))
-        listed = "; ".join(f"{fault.field or place}: {fault.message}" for fault in faults)
-        raise Problem(422, f"The request does not fit its schema: {listed}.", faults) from error
+        faults = describe_faults(error, known)
+    if unknown:
+        what = "a field with an unknown name" if unknown == 1 else f"{unknown} fields with unknown names"
+        faults.append(Fault(field="", message=f"it has {what}; the known names are {', '.join(known)}"))
+    listed = "; ".join(f"{fault.field or place}: {fault.message}" for fault in faults)
+    raise Problem(422, f"The request does not fit its schema: {listed}.", faults)

@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, RootModel, TypeAdapter
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    RootModel,
+    TypeAdapter,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -34,6 +42,7 @@ __all__ = [
     "ForwardRequest",
     "MeanAnswer",
     "MeanRequest",
+    "MeasureRequest",
     "NeuronDescription",
     "NeuronRequest",
     "ObjectiveDescription",
@@ -95,6 +104,7 @@ def _integral(value: Any) -> Any:
 _INTEGRAL = BeforeValidator(_integral)
 Seed = Annotated[int, Field(strict=True, ge=0, lt=MAX_SEED), _INTEGRAL]
 Size = Annotated[int, Field(strict=True, ge=0), _INTEGRAL]
+Shape = Annotated[list[Size], Field(fail_fast=True)]  # one fault is enough
 Draws = Annotated[int, Field(strict=True, ge=1), _INTEGRAL]
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -112,7 +122,7 @@ class NeuronRequest(BaseModel):
     a: Numbers = Field(
         examples=[[[0.5, -1.0, 2.0]]], description="Pre-activations, [*batch, *event], as nested arrays of numbers."
     )
-    shape: list[Size] | None = Field(
+    shape: Shape | None = Field(
         None, description="The shape of a; needed only for shapes that JSON cannot express, such as [0, 3]."
     )
     dtype: Dtype | None = Field(
@@ -219,7 +229,7 @@ class CreditRequest(BaseModel):
         examples=[[[0.2, 1.0], [0.3, 0.0]]],
         description="The losses of K samples, [K, *batch]; the estimator credits all K against each other.",
     )
-    shape: list[Size] | None = Field(
+    shape: Shape | None = Field(
         None, description="The shape of the loss; needed only for shapes that JSON cannot express, such as [4, 0]."
     )
     dtype: Dtype | None = Field(
@@ -237,29 +247,36 @@ class CreditRequest(BaseModel):
 
 
 class RecommendRequest(BaseModel):
-    """What a caller has and wants, as query parameters; a value that is no plain word or number is in JSON."""
+    """What a caller has and wants; as query parameters, a value that is no plain word or number is in JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     neuron: PluginSpec = Field("bernoulli", description='A name, or {"name": ..., and its options}.')
-    bring: list[Literal["loss", "grad", "relaxed"]] = Field(
+    bring: Annotated[list[Literal["loss", "grad", "relaxed"]], Field(fail_fast=True)] = Field(
         ["loss"],
         min_length=1,
         description="What the caller can compute, separated by commas: loss; grad, which is dL/dh; relaxed, which is both at "
         "points between the neuron's outputs too.",
     )
-    evaluations: int | None = Field(
-        None, ge=1, description="Maximum evaluations of the loss in one step; no maximum if omitted."
+    evaluations: Annotated[int, Field(ge=1), _INTEGRAL] | None = Field(
+        None, description="Maximum evaluations of the loss in one step; no maximum if omitted."
     )
     unbiased: bool = Field(False, description="Recommend only estimators without bias.")
     saturated: bool = Field(False, description="Whether the units' probabilities are near 0 or 1.")
-    units: int | None = Field(None, ge=1, description="Number of units in one event.")
-    objective: PluginSpec | None = Field(
-        None, description="An objective on which the errors are measured, at the pre-activations a."
+    units: Annotated[int, Field(ge=1), _INTEGRAL] | None = Field(None, description="Number of units in one event.")
+
+
+class MeasureRequest(RecommendRequest):
+    """A case as for GET, and what the errors of the estimators are to be measured on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    objective: PluginSpec = Field(
+        examples=["quadratic"], description="The objective on which the errors are measured, at the pre-activations a."
     )
-    a: Numbers | None = Field(None, description="Pre-activations to measure at, [*batch, *event].")
-    draws: int = Field(1000, ge=1, description="Number of draws of the measurement.")
-    seed: int | None = Field(None, ge=0, lt=MAX_SEED, description="Seed of the measurement's noise.")
+    a: Numbers = Field(examples=[[[0.5, -1.0, 2.0]]], description="Pre-activations to measure at, [*batch, *event].")
+    draws: Draws = Field(1000, description=f"{_DRAWS}, for each estimator.")
+    seed: Seed | None = Field(None, description=_SEED)
 
 
 class TensorInfo(BaseModel):
@@ -376,6 +393,10 @@ class CompareAnswer(BaseModel):
     skipped: list[Excluded] = Field(
         description="The estimators without a row, because they need dL/dh, which the objective does not have."
     )
+    unresolved: list[Excluded] = Field(
+        description="The estimators whose bias_in_se is no evidence of bias, because the draws hardly show outputs that the "
+        "gradient needs."
+    )
     exact: NumbersOut | None = Field(description=_EXACT.format("gradient, [*batch, *event]"))
     no_exact: str | None = Field(None, description="Why there is no exact gradient; null if there is one.")
 
@@ -478,6 +499,10 @@ class Ready(BaseModel):
     status: Literal["ready"]
     plugins: int
     failures: int
+    lost_threads: int = Field(description="Threads whose code has not ended though its deadline has passed.")
+    set_aside: list[str] = Field(
+        description="Plugins to which too many threads were lost; requests for them are answered 503."
+    )
 
 
 class Versions(BaseModel):

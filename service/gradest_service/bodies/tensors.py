@@ -19,6 +19,7 @@ from gradest_service.settings import Settings
 
 __all__ = ["DTYPES", "check_finite", "check_options", "decode_floats", "decode_state", "decode_tensor", "dtype_name"]
 
+_MAX_OPTIONS = 100  # of a plugin
 _MAX_DIMS = 32  # of a tensor in a request; torch itself stops at 64, and estimators add leading dims
 
 DTYPES = {
@@ -108,6 +109,10 @@ def decode_state(
 
 def check_options(field: str, spec: Any, settings: Settings) -> None:
     """Refuse options that hold non-finite numbers (422) or more values than a tensor may have (413)."""
+    if isinstance(spec, dict) and len(spec) > _MAX_OPTIONS:
+        raise Problem(
+            422, f"{field} may have at most {_MAX_OPTIONS} options, and GET /v1/{field}s lists those that it has."
+        )
     for count, (place, leaf) in enumerate(_leaves(field, spec), 1):
         check_elements(settings, f"{field}'s options", (count,), as_json=True)
         if isinstance(leaf, Tensor):

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import queue
 import sys
+import threading
 import time
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 from gradest_service.admit.request_context import RequestContext, current_request
 from gradest_service.settings import Settings
 
-__all__ = ["log_request", "set_up"]
+__all__ = ["flush", "log_request", "set_up"]
 
+_MOST_LINES = 10_000  # that wait for a stream
+_FLUSH_SECONDS = 1.0
 _REQUESTS = logging.getLogger("gradest_service.requests")
 
 
 def set_up(settings: Settings) -> None:
     """Send the log of this process to standard error. Only for a process that the service has to itself."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Unblocked(sys.stderr)
     handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("gradest_service").setLevel(settings.log_level.upper())
+
+
+def flush() -> None:
+    """Write the lines that wait, before the process ends without further ado."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def log_request(context: RequestContext, status: int, seconds: float) -> None:
@@ -37,8 +49,66 @@ def log_request(context: RequestContext, status: int, seconds: float) -> None:
         "bytes_in": context.bytes_in,
         "bytes_out": context.bytes_out,
         "key": context.key.name if context.key else "",
+        "client": context.client,
     }
     _REQUESTS.info("answered", extra={"fields": fields})
+
+
+class _Unblocked(logging.Handler):
+    """Writes lines to a stream in a thread of its own, so that a stream that nobody reads stops no request.
+
+    Lines beyond those that wait are dropped; once the stream takes lines again, one says how many.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._stream = stream
+        self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add the line of a record to those that wait, unless there are too many."""
+        if self._lines.qsize() >= _MOST_LINES:
+            self.dropped += 1
+            return
+        try:
+            self._lines.put(self.format(record))
+        except Exception:
+            self.handleError(record)
+            return
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._write, name="gradest-log", daemon=True)
+            self._thread.start()
+            atexit.register(self.flush)
+
+    def flush(self) -> None:
+        """Wait for the lines so far to be written, for a second at most."""
+        if self._thread is not None and self._thread.is_alive():
+            written = threading.Event()
+            self._lines.put(written)
+            written.wait(_FLUSH_SECONDS)
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
+            dropped, self.dropped = self.dropped, 0
+            if dropped:
+                more = logging.makeLogRecord(
+                    {
+                        "name": __name__,
+                        "levelno": logging.WARNING,
+                        "levelname": "WARNING",
+                        "msg": f"{dropped} lines were dropped",
+                    }
+                )
+                line = f"{self.format(more)}\n{line}"
+            with suppress(OSError, ValueError):  # the stream is closed
+                self._stream.write(line + "\n")
+                self._stream.flush()
 
 
 class _Json(logging.Formatter):

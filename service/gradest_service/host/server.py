@@ -29,6 +29,7 @@ FAILED = 3
 """The exit code of a service that could not start, as uvicorn has it."""
 
 _ALLOCATOR = {-1: 64 << 20, -3: 32 << 20}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes
+_TICKS_PER_BEAT = 10  # uvicorn has ten ticks a second
 _LAST_HANDSHAKE_SECONDS = 1.0  # for a TLS handshake when the service stops
 
 _LOG = logging.getLogger("gradest_service")
@@ -52,6 +53,8 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=settings.trusted_proxies,
             ssl_certfile=settings.ssl_certfile,
             ssl_keyfile=settings.ssl_keyfile,
             ssl_keyfile_password=None if password is None else password.get_secret_value(),
@@ -61,6 +64,7 @@ class Server(uvicorn.Server):
         self.accepting = threading.Event()
         self.url = ""
         self.on_accepting: Callable[[str], None] = lambda url: None
+        self.on_beat: Callable[[bool], None] | None = None
         self.obeys_second_signal = True
         self._settings = settings
         self._capacity: Capacity = app.state.capacity
@@ -87,6 +91,8 @@ class Server(uvicorn.Server):
         """Decide, ten times a second, whether it is time to close the port."""
         if self._closes_at is not None and time.monotonic() >= self._closes_at:
             self.should_exit = True
+        if self.on_beat is not None and counter % _TICKS_PER_BEAT == 0:
+            self.on_beat(self._capacity.stuck)
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -115,8 +121,12 @@ def run_process(
     create_app: Callable[[Settings], FastAPI],
     sockets: Sequence[socket.socket] = (),
     on_accepting: Callable[[str], None] | None = None,
+    on_beat: Callable[[bool], None] | None = None,
 ) -> None:
-    """Serve from this process until a signal; with sockets, serve on them as a worker of a supervisor."""
+    """Serve from this process until a signal; with sockets, serve on them as a worker of a supervisor.
+
+    on_beat: called by the event loop once a second, with whether all threads are lost.
+    """
     logs.set_up(settings)
     _keep_freed_memory()
     # if each thread of the pool had all cores, they would wait for one another
@@ -131,6 +141,7 @@ def run_process(
         announce_address(url)
 
     server.on_accepting = start
+    server.on_beat = on_beat
     server.obeys_second_signal = not sockets
     server.run(list(sockets) or None)
     gc.unfreeze()  # frozen objects would outlive the interpreter, about which some libraries complain
@@ -139,6 +150,7 @@ def run_process(
     if _threads_busy():
         # uvicorn has answered their clients; the interpreter would wait for them, for ever if they hang
         _LOG.warning("requests were still being computed at the end of the time to stop")
+        logs.flush()
         os._exit(1)
 
 

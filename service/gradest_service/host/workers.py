@@ -1,4 +1,4 @@
-"""Several processes on one port. A process that dies is replaced, while the others continue."""
+"""Several processes on one port. One that dies, hangs, or has lost all its threads is replaced, while the others continue."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -28,7 +29,10 @@ __all__ = ["run_workers"]
 
 _LOG = logging.getLogger("gradest_service")
 _SPAWN = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+_SILENT_SECONDS = 20.0  # without one, after which a worker counts as hung: its event loop is never busy for so long
 _RESTART_SECONDS = 1.0  # at least, between the start of a worker and that of its replacement
+
+_ALIVE, _STUCK = b"alive", b"stuck"
 
 Factory = Callable[[Settings], FastAPI]
 
@@ -70,6 +74,11 @@ class _Supervisor:
                 announce(url_of(self._settings, self._listener))
             while self._workers:
                 wait([worker.process.sentinel for worker in self._workers], timeout=0.2)
+                for worker in self._workers:
+                    if not self._stopping and (fault := worker.fault()):
+                        _LOG.error("worker %s %s and is ended", worker.process.pid, fault)
+                        worker.process.kill()
+                        worker.process.join()
                 for worker in [worker for worker in self._workers if not worker.process.is_alive()]:
                     self._replace(worker)
             if self._exit_code:
@@ -114,33 +123,56 @@ class _Supervisor:
 
     def _stop(self) -> None:
         self._stopping = True
+        self._listener.close()  # the port closes with the last worker's copy, and no connection waits for nobody
         for worker in self._workers:
             worker.process.terminate()
 
 
 class _Worker:
-    """One process, and the pipe through which it announces that it accepts connections."""
+    """One process, and the pipe through which it announces that it accepts connections, and from then on that it is alive."""
 
-    def __init__(self, process: SpawnProcess, accepting: Connection) -> None:
+    def __init__(self, process: SpawnProcess, beats: Connection) -> None:
         self.process = process
         self.started = time.monotonic()
-        self._accepting = accepting
+        self._beats = beats
+        self._heard: float | None = None
+        self._last = b""
 
     def wait_until_accepting(self) -> bool:
         """Wait until the worker accepts connections; returns False if it ends before."""
         try:
-            self._accepting.recv_bytes()
+            self._hear()
         except EOFError:
             return False
         return True
 
+    def fault(self) -> str:
+        """Return why the worker cannot answer requests any more; "" if it can, or has not yet begun to."""
+        try:
+            while self._beats.poll():
+                self._hear()
+        except (EOFError, OSError):
+            return ""  # it has ended
+        if self._heard is not None and time.monotonic() - self._heard > _SILENT_SECONDS:
+            return f"has given no sign of life for {_SILENT_SECONDS:g} seconds"
+        return "has lost all its threads to plugins" if self._last == _STUCK else ""
 
-def _run_worker(settings: Settings, create_app: Factory, listener: socket.socket, accepting: Connection) -> None:
+    def _hear(self) -> None:
+        self._last = self._beats.recv_bytes()
+        self._heard = time.monotonic()
+
+
+def _run_worker(settings: Settings, create_app: Factory, listener: socket.socket, beats: Connection) -> None:
     """Serve as a worker, in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a keyboard sends it to every process; the supervisor passes it on
     threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
+
+    def announce_alive(stuck: bool) -> None:
+        with suppress(OSError):  # the supervisor has ended
+            beats.send_bytes(_STUCK if stuck else _ALIVE)
+
     try:
-        run_process(settings, create_app, [listener], lambda url: accepting.send_bytes(b"accepting"))
+        run_process(settings, create_app, [listener], lambda url: announce_alive(False), announce_alive)
     except GradestError as error:
         _LOG.error("%s", error)
         raise SystemExit(FAILED) from error

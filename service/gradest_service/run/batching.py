@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from gradest_service.admit.pool import Pool
+from gradest.errors import Cancelled
+from gradest_service.admit.pool import Pool, contained
+from gradest_service.run.cancellation import abandoned_when
 
 __all__ = ["Batcher"]
 
@@ -58,10 +60,15 @@ class Batcher:
         self._open: dict[Hashable, _Group[Any, Any]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
-    async def run(self, kind: Hashable, work: Work[Item, Answer], item: Item, elements: int) -> Answer:
-        """Return `work([item])[0]`, perhaps computed with other items of the same kind; `work` must be the same for all."""
-        if kind is None or not self._enabled:
-            (result,) = await self._pool.run(partial(work, [item]))
+    async def run(
+        self, kind: Hashable, work: Work[Item, Answer], item: Item, elements: int, heavy: bool = False
+    ) -> Answer:
+        """Return `work([item])[0]`, perhaps computed with other items of the same kind; `work` must be the same for all.
+
+        What is heavy runs alone.
+        """
+        if kind is None or heavy or not self._enabled:
+            (result,) = await self._pool.run(partial(work, [item]), heavy)
             return result
         group = self._open.get(kind)
         if group is None or group.elements + elements > self._max_elements:
@@ -122,7 +129,10 @@ def _outcomes(work: Work[Any, Any], waiting: Sequence[tuple[Any, asyncio.Future[
         return [None] * len(waiting)
     try:
         if len(wanted) == len(waiting):
-            return list(work(wanted))
+            with abandoned_when(lambda: all(answer.done() for _, answer in waiting)):
+                return list(contained(partial(work, wanted)))
+    except Cancelled:
+        return [None] * len(waiting)
     except Exception as error:
         if len(waiting) == 1:
             return [error]

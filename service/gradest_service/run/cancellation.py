@@ -1,15 +1,73 @@
-"""How work in a thread of the pool learns that nobody waits for it any more."""
+"""How work in a thread of the pool learns that nobody waits for it any more.
+
+Work stops at its next report of progress and, if it is more than a moment's, at its next operation of torch: plugins are made of
+such operations, and the limits bound each of them.
+"""
 
 from __future__ import annotations
 
-from anyio import from_thread
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
-__all__ = ["raise_if_cancelled"]
+from anyio import from_thread
+from torch.overrides import TorchFunctionMode
+
+from gradest.errors import Cancelled
+
+__all__ = ["abandoned_when", "interruptible", "raise_if_cancelled"]
+
+_MOMENT = 1 << 16  # elements; to look at each operation takes longer than what is stopped in less work than this
+_abandoned: ContextVar[Callable[[], bool]] = ContextVar("gradest_service_abandoned", default=lambda: False)
 
 
 def raise_if_cancelled(*_: object) -> None:
-    """End the work in this thread if its request is past its deadline or its client has disconnected.
+    """End the work in this thread if its request is past its deadline or its client has disconnected, by raising Cancelled.
 
     It takes any arguments, so that it can be given to gradest as a `progress` callback.
     """
-    from_thread.check_cancelled()
+    if _abandoned.get()():
+        raise Cancelled
+    try:
+        from_thread.check_cancelled()
+    except asyncio.CancelledError:
+        raise Cancelled from None
+    except RuntimeError:  # it is no thread of the pool, but a caller of the operation itself
+        return
+
+
+@contextmanager
+def abandoned_when(nobody_waits: Callable[[], bool]) -> Iterator[None]:
+    """End the work of the block, which is done for several requests, once this returns True."""
+    token = _abandoned.set(nobody_waits)
+    try:
+        yield
+    finally:
+        _abandoned.reset(token)
+
+
+@contextmanager
+def interruptible(work: int) -> Iterator[None]:
+    """Let `raise_if_cancelled` end the block at any operation of torch, if its work is more than a moment's."""
+    raise_if_cancelled()
+    if work <= _MOMENT:
+        yield
+        return
+    with _Interruptible():
+        yield
+
+
+class _Interruptible(TorchFunctionMode):
+    """Looks before each call of a torch function of this thread whether anybody waits for the result."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        raise_if_cancelled()
+        return func(*args, **(kwargs or {}))

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
 import anyio
 from anyio import from_thread
-from anyio.streams.memory import MemoryObjectSendStream
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gradest_service.admit.pool import Pool
+from gradest_service.admit.request_context import count_dropped_event
 from gradest_service.bodies.codec import JSON
 from gradest_service.problems import Problem, from_exception, internal_error
+from gradest_service.run.cancellation import raise_if_cancelled
 
 __all__ = ["EventStream", "Report", "error_event"]
 
@@ -35,30 +35,26 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, run: Callable[[Report], Any], pool: Pool, request_id: str) -> None:
+    def __init__(self, run: Callable[[Report], Any], pool: Pool, request_id: str, heavy: bool = False) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._run = run
         self._pool = pool
+        self._heavy = heavy
         self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events as they occur."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        # at most one event for each chunk of work waits here, and the limits bound the work
-        reports, events = anyio.create_memory_object_stream[bytes](math.inf)
+        events = _Waiting()
         async with anyio.create_task_group() as group:
             group.start_soon(self._stop_when_disconnected, receive, group.cancel_scope)
-            group.start_soon(self._produce, reports)
-            async with events:
-                while True:
-                    chunk = b": still running\n\n"
-                    with anyio.move_on_after(_KEEP_ALIVE_SECONDS):
-                        try:
-                            chunk = await events.receive()
-                        except anyio.EndOfStream:
-                            break
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            group.start_soon(self._produce, events)
+            while not events.ended:
+                chunk = b": still running\n\n"
+                with anyio.move_on_after(_KEEP_ALIVE_SECONDS):
+                    chunk = await events.take()
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             group.cancel_scope.cancel()
 
@@ -67,21 +63,60 @@ class EventStream(Response):
             pass
         scope.cancel()
 
-    async def _produce(self, reports: MemoryObjectSendStream[bytes]) -> None:
+    async def _produce(self, events: _Waiting) -> None:
         def report(fields: Any) -> None:
-            from_thread.check_cancelled()
-            from_thread.run_sync(reports.send_nowait, _event("progress", fields))
+            raise_if_cancelled()
+            subject = fields.get("estimator", "") if isinstance(fields, dict) else ""
+            from_thread.run_sync(events.put, subject, _event("progress", fields))
 
-        async with reports:
-            try:
-                answer = await self._pool.run(functools.partial(self._run, report))
-                reports.send_nowait(_event("result", answer))
-            except Exception as error:
-                problem = from_exception(error)
-                if problem is None:
-                    _LOG.exception("request %s failed", self._request_id)
-                    problem = internal_error(error)
-                reports.send_nowait(error_event(problem, self._request_id))
+        try:
+            answer = await self._pool.run(functools.partial(self._run, report), self._heavy)
+            events.end(_event("result", answer))
+        except Exception as error:
+            problem = from_exception(error)
+            if problem is None:
+                _LOG.exception("request %s failed", self._request_id)
+                problem = internal_error(error)
+            events.end(error_event(problem, self._request_id))
+
+
+class _Waiting:
+    """The events that wait to be sent: the newest progress of each estimator, and the last event once there is one.
+
+    Progress that newer progress replaces is counted. So a client that does not read holds an event for each estimator that it has
+    named, however long the work reports.
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        """Whether the last event has been taken."""
+        self._progress: dict[str, bytes] = {}
+        self._last: bytes | None = None
+        self._any = anyio.Event()
+
+    def put(self, subject: str, event: bytes) -> None:
+        """Add an event of progress, in place of one of the same subject that was not taken."""
+        if self._progress.pop(subject, None) is not None:
+            count_dropped_event()
+        self._progress[subject] = event
+        self._any.set()
+
+    def end(self, event: bytes) -> None:
+        """Add the last event."""
+        self._last = event
+        self._any.set()
+
+    async def take(self) -> bytes:
+        """Wait for an event and return it."""
+        await self._any.wait()
+        if self._progress:
+            found = self._progress.pop(next(iter(self._progress)))
+            if not self._progress and self._last is None:
+                self._any = anyio.Event()
+            return found
+        assert self._last is not None
+        self.ended = True
+        return self._last
 
 
 def error_event(problem: Problem, request_id: str) -> bytes:

@@ -18,6 +18,7 @@ from gradest.random import Key
 from gradest_service.admit.digest import digest_of
 from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
 from gradest_service.bodies.schemas import BackwardAnswer, ForwardAnswer, SampleAnswer
+from gradest_service.run.cancellation import interruptible
 
 __all__ = ["backward", "forward", "sample"]
 
@@ -27,7 +28,8 @@ AnyJob = SampleJob | ForwardJob | BackwardJob
 def sample(jobs: Sequence[SampleJob]) -> list[SampleAnswer]:
     """Compute `gradest.sample` for each of several jobs of one kind."""
     first, joined = jobs[0], _JoinedRows(jobs)
-    h = sample_checked(first.neuron, widen(joined.a), first.samples, joined.key, first.dtype)
+    with interruptible(joined.work):
+        h = sample_checked(first.neuron, widen(joined.a), first.samples, joined.key, first.dtype)
     parts = joined.split_points(h.to(first.dtype or joined.a.dtype))
     return [SampleAnswer(h=part, seed=job.seed) for job, part in zip(jobs, parts, strict=True)]
 
@@ -35,7 +37,8 @@ def sample(jobs: Sequence[SampleJob]) -> list[SampleAnswer]:
 def forward(jobs: Sequence[ForwardJob]) -> list[ForwardAnswer]:
     """Compute the first half of a gradient for each of several jobs of one kind. A job with a state is given alone."""
     first, joined = jobs[0], _JoinedRows(jobs)
-    draw, _ = ask(first.neuron, first.estimator, joined.a, joined.key, first.state)
+    with interruptible(joined.work):
+        draw, _ = ask(first.neuron, first.estimator, joined.a, joined.key, first.state)
     points = joined.split_points(draw.points.to(joined.a.dtype))
     needs = sorted(first.estimator.needs, reverse=True)
     return [
@@ -57,10 +60,11 @@ def backward(jobs: Sequence[BackwardJob]) -> list[BackwardAnswer]:
     The draw that forward made is made again, with the same noise.
     """
     first, joined = jobs[0], _JoinedRows(jobs)
-    draw, state = ask(first.neuron, first.estimator, joined.a, joined.key, first.state)
     loss = joined.join([job.loss for job in jobs], ())
     grad = joined.join([job.grad for job in jobs], joined.output_event)
-    gradient, next_state = tell(first.estimator, draw, Feedback(loss, grad), state)
+    with interruptible(joined.work):
+        draw, state = ask(first.neuron, first.estimator, joined.a, joined.key, first.state)
+        gradient, next_state = tell(first.estimator, draw, Feedback(loss, grad), state)
     gradients = joined.split_gradient(gradient.to(joined.a.dtype))
     values: Sequence[Tensor | None] = [None] * len(jobs)
     weights: Sequence[Tensor | None] = values
@@ -91,6 +95,7 @@ class _JoinedRows:
     """The rows of several jobs one below the other, and how to split what has an entry for each row."""
 
     def __init__(self, jobs: Sequence[AnyJob]) -> None:
+        self.work = sum(job.elements for job in jobs)
         self.event, self.output_event = jobs[0].event, jobs[0].output_event
         self._jobs, self._batches = jobs, [job.batch for job in jobs]
         self._sizes = [torch.Size(batch).numel() for batch in self._batches]

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gradest.kernels import cpu
 from gradest.kernels.cpu import conditional
-from gradest.kernels.reference.noise import Word
 
 __all__ = ["calls"]
 
@@ -20,15 +19,10 @@ Call = Callable[[], Any]
 
 def calls() -> list[Call]:
     """Return a call for each kernel and each combination of types, which compiles it or loads what was kept."""
-    by_row: tuple[tuple[Word, Word], Word] = (
-        (torch.zeros(2, dtype=torch.int32),) * 2,
-        torch.arange(2, dtype=torch.int32),
-    )
     found: list[Call] = []
     for dtype in (torch.float32, torch.float64):
         found += _of_whole_tensors(torch.zeros(2, 3, dtype=dtype))
-        for seed, rows in (((0, 0), 2), by_row):
-            found += _that_draw(seed, rows, dtype)
+        found += _that_draw(dtype)
     for of_weights, dtype in ((torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)):
         found.append(partial(_conditional, of_weights, dtype))
     return found
@@ -51,8 +45,9 @@ def _of_whole_tensors(x: Tensor) -> Iterator[Call]:
     yield lambda: cpu.subset_mean_backward(x.double(), x.double(), 2)
 
 
-def _that_draw(seed: tuple[Word, Word], rows: Word, dtype: torch.dtype) -> Iterator[Call]:
-    a, grad, key = torch.zeros(2, 6, dtype=dtype), torch.zeros(1, 2, 6, dtype=dtype), (seed, rows, 0, 1)
+def _that_draw(dtype: torch.dtype) -> Iterator[Call]:
+    seed = (0, 0)  # for words that differ from row to row the types are the same
+    a, grad, key = torch.zeros(2, 6, dtype=dtype), torch.zeros(1, 2, 6, dtype=dtype), (seed, 2, 0, 1)
     yield lambda: cpu.uniform(*key, 6, dtype)
     yield lambda: cpu.binary(*key, a, 0.0, 1.0)
     yield lambda: cpu.binary(*key, a, 0.0, 1.0, torch.uint8)

@@ -1,13 +1,9 @@
-"""The demo: the registry, the service, estimators beside the exact gradient, a private loss, and a training run."""
+"""The tables of `gradest demo --full`: the registry, samples, and many estimators beside the exact gradient."""
 
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import torch
 from rich.console import Console
@@ -22,15 +18,15 @@ from gradest.client import Client
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Objective
 from gradest.discovery.registry import registry
-from gradest.errors import GradestError
-from gradest_experiments.engine.data import Split, load
-from gradest_experiments.gated.gaters import compare_gaters, to_table
+from gradest_experiments.engine.data import Split
 
-__all__ = ["run"]
+__all__ = ["WIDTH", "show"]
+
+WIDTH = 160
+"""The columns that the tables need."""
 
 # the four units of Bengio et al. (2013), and two that choose items
 _NEURONS = ("bernoulli", "noisy_rectifier", "stochastic_times_smooth", "noisy_sigmoid", "categorical", "k_subset")
-_GATERS, _EPOCHS = ("noisy_rectifier", "straight_through", "stochastic_times_smooth", "stochastic_binary"), 40
 # numbers of units whose exact gradient is fast: 2^8 or 3^8 configurations of binary or categorical ones, else 97^2 nodes
 _FINITE_UNITS, _OTHER_UNITS = 8, 2
 _CLASSES = 3  # the classes of a categorical unit
@@ -38,48 +34,16 @@ _FEW_NODES = 200  # of the law of a unit, with which the exact gradient of two u
 _IMAGES, _DRAWS, _SAMPLES = 4, 1000, 2000
 
 
-def run(seed: int = 0) -> None:
-    """Run the demo and print what it finds; it takes about two minutes on two cores. Raises GradestError if the service fails."""
-    began = time.perf_counter()
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    console.rule("1. The registered plugins")
+def show(console: Console, client: Client, digits: Split, seed: int) -> None:
+    """Print the tables: the registered plugins, and samples and comparisons that the service makes."""
+    console.rule("The registered plugins")
     for table in _registered():
         console.print(table)
-    with _service() as (url, stop), Client(url) as client:
-        digits = load("digits").train
-        console.rule(f"2. Samples over HTTP, from {url}, of units whose inputs are digits")
-        console.print(_samples(client, digits, seed))
-        console.rule("3. Gradients of the cross entropy of a readout of digits, beside the exact ones")
-        for comparison in _comparisons(client, digits, seed):
-            console.print(_comparison_table(comparison))
-        console.rule("4. Training through the service with a loss that the service never sees")
-        for line in _private_loss(client, digits, seed):
-            console.print(line)
-        console.rule("5. The gated network of Bengio et al. (2013) on digits")
-        progress = sys.stderr.isatty()
-        console.print(to_table(compare_gaters("digits", _EPOCHS, seed, names=_GATERS, progress=progress)))
-        console.print(f"The service stopped with exit code {stop()}. {time.perf_counter() - began:.0f} seconds in all.")
-
-
-@contextmanager
-def _service() -> Iterator[tuple[str, Callable[[], int]]]:
-    """Start `gradest serve` on a free port for the block; yield its URL, and a function that stops it."""
-    command = [sys.executable, "-m", "gradest", "serve", "--port", "0", "--log-level", "warning"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-
-        def stop() -> int:
-            process.terminate()
-            return process.wait(timeout=30)
-
-        assert process.stdout is not None
-        try:
-            _, listening, url = process.stdout.readline().partition("listening on ")
-            if not listening:
-                raise GradestError(f"the service did not start; `{' '.join(command)}` shows why")
-            yield url.strip(), stop
-        finally:
-            if process.poll() is None:
-                stop()
+    console.rule(f"Samples over HTTP, from {client.url}, of units whose inputs are digits")
+    console.print(_samples(client, digits, seed))
+    console.rule("Gradients of the cross entropy of a readout of digits, beside the exact ones")
+    for comparison in _comparisons(client, digits, seed):
+        console.print(_comparison_table(comparison))
 
 
 def _registered() -> Iterator[Table]:
@@ -170,29 +134,3 @@ def _comparison_table(comparison: Comparison) -> Table:
             row.estimator, row.claim, str(row.evaluations), *("-" if x is None else f"{x:.3g}" for x in figures)
         )
     return table
-
-
-def _private_loss(client: Client, split: Split, seed: int, steps: int = 150) -> Iterator[str]:
-    """Train an encoder of digits into bits through the service, which sees neither the decoder nor the pixels."""
-    pair, bits = ("bernoulli", {"name": "rloo", "samples": 4}), 12
-    x = (split.x > 0.5).float()
-    generator = torch.Generator().manual_seed(seed)
-    encoder, decoder = (
-        (0.1 * torch.randn(size, generator=generator)).requires_grad_()
-        for size in ((x.shape[1], bits), (bits, x.shape[1]))
-    )
-    bias = torch.logit(x.mean(0).clamp(0.01, 0.99)).requires_grad_()
-    optimiser = torch.optim.Adam([encoder, decoder, bias], lr=0.03)
-    for step in range(steps):
-        batch = x[torch.randint(len(x), (64,), generator=generator)]
-        a = (batch - x.mean(0)) @ encoder
-        draw = client.forward(*pair, a.detach(), seed=step)  # ask: at which points is the loss needed?
-        pixels = draw.points @ decoder + bias
-        loss = functional.binary_cross_entropy_with_logits(pixels, batch.expand_as(pixels), reduction="none").sum(-1)
-        answer = client.backward(*pair, a.detach(), draw, loss.detach())  # tell
-        optimiser.zero_grad()
-        a.backward(answer.gradient / len(batch))  # type: ignore[no-untyped-call]
-        loss.mean().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        if step % 50 == 0 or step == steps - 1:
-            yield f"step {step:3}: {float(loss.detach().mean()):.2f} nats for a digit's {x.shape[1]} pixels from {bits} bits"

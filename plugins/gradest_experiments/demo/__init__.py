@@ -1,0 +1,1 @@
+"""The demo: a story in four scenes, on the terminal and as a page with pictures."""
