@@ -23,7 +23,8 @@ def correlated_normals(key: Key, a: Tensor, draws: int, correlation: float) -> T
 
 def logit_of_normal(z: Tensor) -> Tensor:
     """Return logit Φ(z), accurate in both tails: a logistic variable of a normal one."""
-    return torch.special.log_ndtr(z) - torch.special.log_ndtr(-z)
+    x: Tensor = torch.special.log_ndtr(z) - torch.special.log_ndtr(-z)
+    return x
 
 
 def normal_of_logit(x: Tensor) -> Tensor:

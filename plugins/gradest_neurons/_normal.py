@@ -19,7 +19,12 @@ _FURTHER = 1.5  # at each further level
 _SOBOL_POINTS = 1024
 
 
-@functools.lru_cache(maxsize=32)
+def count_normal_nodes(dims: int, step: float) -> int:
+    """Return the number of nodes of level 0."""
+    return _SOBOL_POINTS if dims > GRID_DIMS else int((2 * math.ceil(_REACH / step) + 1) ** dims)
+
+
+@functools.lru_cache(maxsize=8)  # of many dimensions, a table has tens of megabytes
 @torch.inference_mode(False)  # a cached inference tensor could not take part in a later autograd graph
 def normal_nodes(dims: int, step: float, level: int, name: str) -> tuple[Tensor, Tensor]:
     """Return nodes `[S, dims]` and weights `[S]`, with twice as many nodes in each dimension at each further level.

@@ -13,7 +13,7 @@ from gradest.contract.numerics import leading_sum, softplus, spread, widen
 from gradest.random import Key
 from gradest_neurons._continuous import normalised, sigmoid_at
 from gradest_neurons._copula import correlated_normals, logit_of_normal, normal_of_logit
-from gradest_neurons._normal import normal_nodes
+from gradest_neurons._normal import count_normal_nodes, normal_nodes
 from gradest_neurons.binary_concrete import BinaryConcrete
 
 _STEP = 0.65  # of the grid at level 0, for a function whose slope is at most 1
@@ -63,6 +63,18 @@ class CorrelatedBinaryConcrete(BinaryConcrete):
         values, weights = super().quadrature(widen(a), 0)
         return leading_sum(values * weights).to(a.dtype)
 
+    def law_size(self, a: Tensor) -> int:
+        """Return the number of nodes times the size of `a`."""
+        n = a.shape[-1]
+        return count_normal_nodes(n, self._step(n)) * a.numel()
+
+    def _largest(self, n: int) -> float:
+        """Return the largest eigenvalue of the root of the matrix of correlations."""
+        return math.sqrt(1 + (n - 1) * self.correlation)
+
+    def _step(self, n: int) -> float:
+        return _STEP / max(1.0, _SLOPE / self.temperature * self._largest(n))
+
     def quadrature(self, a: Tensor, level: int) -> tuple[Tensor, Tensor]:
         """Return h, `[S, *batch, groups, n]`, at the S nodes of a quadrature over the normal variables, and weights of groups.
 
@@ -70,9 +82,8 @@ class CorrelatedBinaryConcrete(BinaryConcrete):
         x = logit u is, with z = Φ⁻¹(σ(x)) and the matrix R of correlations, Σ_i (log σ'(x_i) + z_i²/2) - zᵀR⁻¹z/2 + const.
         """
         wide, n = widen(a), a.shape[-1]
-        rest, largest = math.sqrt(1 - self.correlation), math.sqrt(1 + (n - 1) * self.correlation)
-        step = _STEP / max(1.0, _SLOPE / self.temperature * largest)
-        nodes, weights = normal_nodes(n, step, level, self.name)
+        rest, largest = math.sqrt(1 - self.correlation), self._largest(n)
+        nodes, weights = normal_nodes(n, self._step(n), level, self.name)
         z = rest * nodes + (largest - rest) / n * nodes.sum(-1, keepdim=True)  # the root of R times the nodes
         still = wide.detach()
         noise = logit_of_normal(z).to(still).reshape(len(z), *[1] * (a.ndim - 1), n)

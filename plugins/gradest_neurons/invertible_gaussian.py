@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.neuron import Density
+from gradest.contract.cost import Cost
+from gradest.contract.neuron import Density, output_shape
 from gradest.contract.numerics import leading_sum, portable, softmax_backward, spread, widen
 from gradest.random import Key
 from gradest_neurons._continuous import normalised
-from gradest_neurons._normal import normal_nodes
+from gradest_neurons._normal import count_normal_nodes, normal_nodes
 
 _STEP = 0.65  # of the grid at level 0 and a standard deviation of at most 1
 
@@ -72,6 +74,19 @@ class InvertibleGaussian(Density):
         """Return z/s, the derivative of -|log(h/h_{C+1}) - a|²/(2 s²) in a."""
         return (noise / self.std / self.std).to(a.dtype)
 
+    def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of the nodes of the law, all of which are held."""
+        elements = math.prod(batch) * math.prod(self.output_event(event)) * count_normal_nodes(event[-1], self._step)
+        return Cost(elements, elements)
+
+    def law_size(self, a: Tensor) -> int:
+        """Return the number of nodes times the size of h."""
+        return count_normal_nodes(a.shape[-1], self._step) * math.prod(output_shape(self, a))
+
+    @property
+    def _step(self) -> float:
+        return _STEP / max(1.0, self.std)
+
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h], the weighted sum over the nodes of `law`."""
         values, weights = self.law(widen(a))
@@ -91,7 +106,7 @@ class InvertibleGaussian(Density):
         h is fixed at the present value of a; only the density of a + s z is differentiated in a.
         """
         wide = widen(a)
-        nodes, weights = normal_nodes(a.shape[-1], _STEP / max(1.0, self.std), level, self.name)
+        nodes, weights = normal_nodes(a.shape[-1], self._step, level, self.name)
         still = wide.detach()
         z = nodes.to(still).reshape(len(nodes), *[1] * (a.ndim - 1), a.shape[-1])
         values = torch.softmax(_with_last(still + self.std * z), -1)
