@@ -1249,7 +1249,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/nn/layers.py",
-        "        return target.combine(loss)",
+        "        return target.combine(loss.clone())",
         "        return loss.mean(0)",
         "after eval() the value for an estimator of a bound is the mean loss",
         "tests/nn/test_events.py -k evaluated_as_that_bound",
