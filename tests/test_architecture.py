@@ -55,7 +55,7 @@ LAYERS: dict[
     "gradest_experiments": [
         {"engine"},
         {"belief", "gated", "report", "toys", "vae"},
-        {"bengio2013", "blocks", "demo"},
+        {"bengio2013", "blocks", "demo", "experts"},
         {"cli"},
         {"__main__"},
     ],
@@ -76,11 +76,13 @@ NAMES_ARE_DATA = {
     "plugins/gradest_experiments/gated/gaters.py",  # a table of a paper, by the names of its neurons and estimators
     "plugins/gradest_experiments/demo/scenes.py",  # shows the built-ins at work, as the next
     "plugins/gradest_experiments/demo/tables.py",
-    "plugins/gradest_experiments/toys/quadratic.py",  # like the three that follow, a table or a figure of a paper
+    "plugins/gradest_experiments/toys/quadratic.py",  # like the four that follow, a table or a figure of a paper
     "plugins/gradest_experiments/toys/learning.py",
     "plugins/gradest_experiments/toys/probability.py",
     "plugins/gradest_experiments/toys/polynomial.py",
+    "plugins/gradest_experiments/toys/subsets.py",
     "plugins/gradest_experiments/blocks/settings.py",
+    "plugins/gradest_experiments/experts/settings.py",  # the routers that are compared
     "plugins/gradest_experiments/belief/settings.py",  # the unit of which such a network consists
     "plugins/gradest_experiments/vae/settings.py",  # which estimators the benchmark compares
     "gradest/discovery/validation.py",  # lists the flags of an estimator, one of which has the name of an objective

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gradest.client.endpoints import backward, forward
-from gradest.client.requests import Call
+from gradest.client.requests import Call, choose_seed
 from gradest.client.results import RemoteDraw, RemoteGradient
 
 if TYPE_CHECKING:
@@ -48,11 +48,24 @@ def expect(
     from gradest.contract.objective import Objective
     from gradest.discovery.registry import registry
     from gradest.estimation.events import EventLayout
-    from gradest.estimation.losses.evaluation import flattened, losses_at, slope_at
+    from gradest.estimation.losses.evaluation import (
+        flattened,
+        losses_at,
+        points_of,
+        refuse_noise_of_points,
+        slope_at,
+    )
+    from gradest.estimation.losses.repetition import is_recomputed, remember_first_call, state_of_first_call
     from gradest.estimation.second_derivative import forbid_second
     from gradest.kernels import plain_saved_tensors
+    from gradest.random import Key
 
-    draw = yield from forward(neuron, estimator, a, seed, state, event_dims=event_dims)
+    draws_from = choose_seed(seed)
+    key, given, repeated = Key(draws_from), state, is_recomputed()
+    refuse_noise_of_points(key)
+    if state and repeated:
+        state = state_of_first_call(key.seed, a, state)
+    draw = yield from forward(neuron, estimator, a, draws_from, state, event_dims=event_dims)
     differentiating = torch.is_grad_enabled()
     points, grad = draw.points, None
     if "grad" in draw.needs:
@@ -64,7 +77,7 @@ def expect(
     if isinstance(f, Objective) and event_dims is not None:  # it is written for neurons, and reads their events
         known = registry.neuron(neuron)
         read, event_ndim = EventLayout.of(known, a, event_dims).flatten_output(points), known.output_ndim
-    with plain_saved_tensors():
+    with plain_saved_tensors(), points_of(key):
         loss = losses_at(f, read, event_ndim)
     if grad is not None and differentiating:
         grad = slope_at(points, loss, "the estimator", keep_graph=True)
@@ -80,7 +93,12 @@ def expect(
         carrier.grad_fn.register_prehook(partial(forbid_second, sources))
         if value.grad_fn is not None:
             value.grad_fn.register_prehook(partial(forbid_second, (a,)))
-    return value + carrier, gradient.state
+    value = value + carrier
+    if given and repeated:
+        return value, given  # the state moved when the call ran first
+    if gradient.state:
+        remember_first_call(value, draws_from, a, state or {})
+    return value, gradient.state
 
 
 def _value(draw: RemoteDraw, gradient: RemoteGradient, loss: Tensor) -> Tensor:

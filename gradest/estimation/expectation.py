@@ -135,7 +135,7 @@ def expect(
     key = to_key(seed) if rows is None else _key_of_part(seed, rows, a, neuron)
     given = state
     if state and is_recomputed():
-        state = state_of_first_call(key.seed, a) or state
+        state = state_of_first_call(key.seed, a, state)
     draw, state = ask(neuron, estimator, a, key, state)
     points, f = cast(draw.points, a.dtype), flattened(f, neuron.output_ndim, flatten)
     if not torch.is_grad_enabled():
@@ -197,7 +197,8 @@ def _carry(
     """
     product = a * gradient
     assert product.grad_fn is not None
-    told = loss if loss.dtype == draw.a.dtype else loss.to(loss_dtype(loss.dtype, draw.a.dtype))
+    # a copy, because f may use the memory of its losses again before second derivatives are asked for
+    told = loss.to(draw.a.dtype if loss.dtype == draw.a.dtype else loss_dtype(loss.dtype, draw.a.dtype), copy=True)
     again = partial(differentiable_again, estimator, draw.neuron, draw.key, state, told, a, a._version)
     product.grad_fn.register_hook(again)
     carrier = cast(product.sum(tuple(range(-draw.neuron.event_ndim, 0))), value.dtype)

@@ -502,7 +502,7 @@ class Expectation(StochasticModule):
 
     def _evaluate_loss(self, f: Loss, a: Tensor, rows: Tensor | None) -> Tensor:
         if self.evaluation != "sample":
-            return losses_at(f, self.emit(a)[None], self.neuron.output_ndim)[0]
+            return losses_at(f, self.emit(a)[None], self.neuron.output_ndim)[0].clone()  # f may use its memory again
         target = self.estimator.target()
         if not target.is_mean:
             raise Incompatible(
@@ -511,7 +511,7 @@ class Expectation(StochasticModule):
                 "gradest.exact(f, a, neuron, estimator.target())"
             )
         loss = losses_at(f, self._samples(a, target.samples, rows), self.neuron.output_ndim)
-        return target.combine(loss)
+        return target.combine(loss.clone())
 
 
 def _move(old: Tensor, new: Tensor, by: float) -> Tensor:

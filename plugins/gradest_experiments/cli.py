@@ -119,7 +119,7 @@ def toys(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="The part to run: quadratic, learning, probability or polynomial. It can be repeated. If omitted, all."
+            help="The part to run: quadratic, learning, probability, polynomial or subsets. It can be repeated. If omitted, all."
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Use few draws and steps: half a minute.")] = False,
@@ -216,6 +216,34 @@ def block_gated(
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     runs = list_runs(specs, size or None, seeds=seeds, quick=quick, **given)
     print(reproduce_block_gated(out, runs, load("mnist", data_dir), progress=True, tensorboard=tensorboard))
+
+
+@reproduce.command()
+def experts(
+    out: Out = Path("runs/experts"),
+    data_dir: DataDir = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="The epochs of each run.", show_default="10; with --quick 2")
+    ] = None,
+    balance: Annotated[
+        float | None, typer.Option(help="The weight of the penalty on unequal loads.", show_default="0.1")
+    ] = None,
+    seeds: Seeds = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="Use few epochs and images: half a minute.")] = False,
+    tensorboard: Tensorboard = False,
+) -> None:
+    """Train routers that send each MNIST image to one or two of 16 experts, beside dense networks. Ten minutes.
+
+    Run again with the same folder, it continues where it stopped.
+    """
+    from gradest_experiments.engine.data import load
+    from gradest_experiments.experts.run import reproduce_experts
+    from gradest_experiments.experts.settings import list_runs
+
+    options = {"epochs": epochs, "balance": balance}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    runs = list_runs(seeds=seeds, quick=quick, **given)
+    print(reproduce_experts(out, runs, load("mnist", data_dir), progress=True, tensorboard=tensorboard))
 
 
 @reproduce.command()

@@ -31,7 +31,7 @@ from gradest.contract.estimator import Bias, MonteCarlo
 from gradest.discovery.loading import PluginFailure
 from gradest.errors import InvalidInput, InvalidOptions
 
-HELPED = [["reproduce", name] for name in ("toys", "binary-vae", "block-gated", "bengio2013")]
+HELPED = [["reproduce", name] for name in ("toys", "binary-vae", "block-gated", "experts", "bengio2013")]
 KINDS = ("neurons", "estimators", "objectives")
 
 
@@ -570,7 +570,7 @@ def test_reproduce_toys_has_its_options_and_writes_its_report(
     assert "reproduce toys" in run("reproduce", "toys", "--help").out
     ran = run("reproduce", "toys", "--part", "probabilty", "--out", str(tmp_path / "other"))
     assert (ran.code, ran.out) == (1, "")
-    assert "no part is named 'probabilty'; there are: quadratic, learning, probability, polynomial" in ran.err
+    assert "no part is named 'probabilty'; there are: quadratic, learning, probability, polynomial, subsets" in ran.err
     assert not (tmp_path / "other").exists()
 
 

@@ -12,6 +12,7 @@ import time
 import httpx
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import gradest
 from gradest.analysis.results import ComparisonRow
@@ -950,3 +951,36 @@ def test_connections_are_kept(client):
 def test_a_loss_of_another_shape_is_refused_here(client, f, match):
     with pytest.raises((InvalidInput, ServiceError), match=match):
         client.expect(f, A, seed=1)
+
+
+def test_a_checkpoint_has_the_gradient_of_no_checkpoint(client):
+    """The state that the caller keeps has moved when the checkpoint runs the call again; the gradient was 0."""
+    a, state = torch.tensor([[0.3, -1.0, 2.0]], requires_grad=True), None
+
+    def f(h):
+        return h.sum(-1).sub(0.7).square() + 2
+
+    def step(a):
+        nonlocal state
+        value, state = client.expect(f, a * 1, estimator="reinforce_average", seed=3, state=state)
+        return value
+
+    checkpoint(step, a, use_reentrant=False).sum().backward()
+    found, moved = a.grad, dict(state)
+    a.grad = None
+    value, right = gradest.expect(f, a, estimator="reinforce_average", seed=3)
+    value.sum().backward()
+    torch.testing.assert_close(found, a.grad)
+    for name, x in right.items():
+        torch.testing.assert_close(moved[name], x)
+
+
+def test_the_seed_of_f_s_points_is_refused_in_f(client):
+    a = torch.zeros(1, 2)
+
+    def nested(seed):
+        return client.expect(lambda h: client.expect(lambda g: g.sum(-1), h, seed=seed)[0], a, seed=5)
+
+    with pytest.raises(InvalidInput, match="f draws from the seed 5"):
+        nested(5)
+    nested(6)

@@ -120,6 +120,44 @@ def test_a_seed_serves_once_in_nested_expectations():
     gradest.sample("bernoulli", A, 1, seed=5)  # nothing is in progress any more
 
 
+class InPlace:
+    """A loss that returns the same memory in each call, as a simulator may."""
+
+    def __init__(self):
+        self.memory = {}
+
+    def __call__(self, points):
+        loss = mixed(points)
+        return self.memory.setdefault(loss.shape, torch.empty_like(loss)).copy_(loss)
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "reinforce", "enumeration", "nvil"])
+def test_a_loss_may_use_its_memory_again(estimator):
+    """estimate and exact refused it for rows that share a loss; second derivatives and values in evaluation were wrong."""
+    for call in (
+        lambda f: gradest.estimate(f, A, estimator=estimator, draws=300, seed=0).gradient,
+        lambda f: gradest.exact(f, A)[1],
+        lambda f: gradest.compare(f, A, estimators=[estimator], draws=20, seed=0).exact,
+    ):
+        assert torch.equal(call(InPlace()), call(mixed))
+
+    def second(f):
+        a = A.clone().requires_grad_()
+        value, _ = gradest.expect(f, a, estimator=estimator, seed=1)
+        gradest.expect(f, A + 1, estimator=estimator, seed=2)
+        (slope,) = torch.autograd.grad(value.sum(), a, create_graph=True)
+        return torch.autograd.grad(slope[:, 0].sum(), a)[0]
+
+    def values(f, evaluation):
+        layer = gradest.nn.Expectation("bernoulli", estimator, evaluation).eval()
+        torch.manual_seed(0)
+        return torch.stack([layer(f, A + step) for step in range(3)])
+
+    assert torch.equal(second(InPlace()), second(mixed))
+    for evaluation in ("sample", "mean", "threshold"):
+        assert torch.equal(values(InPlace(), evaluation), values(mixed, evaluation))
+
+
 def test_pre_activations_that_were_written_are_refused():
     a = A.clone()
     draw, state = gradest.ask("bernoulli", "rloo", a, 3)

@@ -18,6 +18,7 @@ from gradest_experiments.toys.polynomial import PolynomialPart
 from gradest_experiments.toys.probability import ProbabilityPart
 from gradest_experiments.toys.quadratic import QuadraticPart
 from gradest_experiments.toys.run import PARTS, choose, reproduce_toys
+from gradest_experiments.toys.subsets import SubsetsPart
 from tests.selection import deep
 
 pytest.importorskip("altair")
@@ -28,6 +29,7 @@ TINY = (
     LearningPart(steps=2, checkpoints=2, draws=20),
     ProbabilityPart(units=3, places=3, draws=20),
     PolynomialPart(units=2, powers=(2.0,), steps=2, batch=2, draws=20),
+    SubsetsPart(items=3, chosen=1, draws=20, warm_up=2),
 )
 
 
@@ -293,3 +295,23 @@ def test_plots_look_as_the_charts_of_the_page_do(tmp_path):
     drawn = re.findall(r'"line mark" [^>]* stroke="(#\w+)" [^>]*(stroke-dasharray="[^"]*")', text)
     assert len(set(drawn)) == len(drawn) == len(names)
     assert [stroke for stroke, _ in drawn[:10]] == definition("config")["range"]["category"]
+
+
+def test_subsets_are_measured_against_all_of_them():
+    """`simple` is exact where dL/dh is what an item adds, `rloo` has no bias, and both agree with a sum over all subsets."""
+    part = SubsetsPart(items=4, chosen=2, draws=4000)
+    row = run(part, "pairs: rloo")
+    assert row["bias"] < 5 * row["bias_error"] * 2  # of four coordinates together
+    assert row["bias_error"] < 0.1
+    f, a = part._losses()["pairs"], part._logits().requires_grad_()
+    subsets = torch.tensor([[float(i in (j, k)) for i in range(4)] for j in range(4) for k in range(j)]).double()[
+        :, None
+    ]
+    p = torch.softmax((subsets * a).sum((-2, -1)), 0)
+    (gradient,) = torch.autograd.grad((p * f(subsets)).sum(), a)
+    neuron = gradest.neuron("k_subset", k=2)
+    found = gradest.estimate(f, a.detach(), neuron, "rloo", draws=2000, seed=derive_seed(0, 0))
+    share = float(found.variance.sum() / gradient.square().sum())
+    assert row["variance"] == pytest.approx(share, rel=0.25)
+    biased = run(part, "distance: simple")
+    assert biased["bias"] > 5 * biased["bias_error"]

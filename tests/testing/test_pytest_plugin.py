@@ -58,7 +58,13 @@ def run(tmp_path: Path) -> Run:
             "xdist.plugin",
             *arguments,
         ]
-        env = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+        # with the reference, no process loads numba and the compiled kernels first
+        env = {
+            **os.environ,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "PYTEST_ADDOPTS": "",
+            "GRADEST_KERNELS": "reference",
+        }
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
 
     return pytest_on

@@ -70,7 +70,7 @@ def _examine(f: Loss, wide: Tensor, neuron: Neuron, dtype: torch.dtype) -> str |
         for generator in generators:
             generator.manual_seed(seed)
         with torch.enable_grad():
-            return losses_at(f, points.clone(), neuron.output_ndim).detach()
+            return losses_at(f, points.clone(), neuron.output_ndim).detach().clone()  # f may use its memory again
 
     with _kept_generators(wide.device) as generators:
         given = losses(one)

@@ -44,22 +44,26 @@ def remember_first_call(value: Tensor, seed: object, a: Tensor, state: State) ->
     _first_calls.add(call)
 
 
-def state_of_first_call(seed: object, a: Tensor) -> State | None:
-    """Return the state of the call that backward now runs again, or None if this is no such call.
+def state_of_first_call(seed: object, a: Tensor, given: State) -> State:
+    """Return the state of the call that backward now runs again, or the given one if this is no such call.
 
     Raises Incompatible if several calls with this seed, from different states, wait for their backward pass.
     """
     if transformed():
-        return None
+        return given
     states = [call.state for call in list(_first_calls) if call.shape == a.shape and _same(call.seed, seed)]
     if not states:
-        return None
-    if any(not torch.equal(value, states[0][name]) for state in states[1:] for name, value in state.items()):
+        return given
+    if not all(_equal(state, states[0]) for state in states[1:]):
         raise Incompatible(
             f"a checkpoint runs gradest.expect again, and several calls with its seed {seed}, from different states, wait for "
             "their backward pass, so that its state is unknown. Give each call another seed, or use gradest.nn.Expectation"
         )
     return states[0]
+
+
+def _equal(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def _same(one: object, other: object) -> bool:

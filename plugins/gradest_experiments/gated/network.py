@@ -89,7 +89,7 @@ class GatedNetwork(nn.Module):
             inputs,
             gates,
             method=SKIP_UP_TO if sparse_experts else "dense",
-            closed_gate_gradient=needs_closed_gate_gradient(neuron, estimator),
+            closed_gate_gradient=needs_closed_gate_gradient(neuron, estimator, event),
         )
         self.readout = nn.Linear(gates, outputs)
         self.unit = build_unit(neuron, estimator, event, evaluation)
@@ -164,11 +164,17 @@ def build_unit(
     return (Stochastic if one_point and estimator.linear else Expectation)(neuron, estimator, evaluation)
 
 
-def needs_closed_gate_gradient(neuron: Neuron, estimator: Estimator) -> bool:
-    """Return whether the estimator's gradient depends on dL/dh where h is 0, as straight-through does, by trying both."""
+def needs_closed_gate_gradient(neuron: Neuron, estimator: Estimator, event: tuple[int, ...] | None = None) -> bool:
+    """Return whether the estimator's gradient depends on dL/dh where h is 0, as straight-through does, by trying both.
+
+    event: that of the network, so that units of two dims, such as a router, are tried on as many classes as they will have, of
+        which some are closed. By default units of two classes are tried.
+    """
     if "grad" not in estimator.needs:
         return False
     a = probe_points(neuron)
+    if event is not None and neuron.event_ndim == 2:
+        a = a[..., :1] * torch.linspace(-0.5, 0.5, event[-1], dtype=a.dtype)
     a = a.repeat(32, *[1] * (a.ndim - 1))
     draw, state = ask(neuron, estimator, a, Key(0))
     loss = draw.points.new_zeros(draw.points.shape[: draw.points.ndim - neuron.event_ndim])

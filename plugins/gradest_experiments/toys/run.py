@@ -21,11 +21,12 @@ from gradest_experiments.toys.part import Part
 from gradest_experiments.toys.polynomial import PolynomialPart
 from gradest_experiments.toys.probability import ProbabilityPart
 from gradest_experiments.toys.quadratic import QuadraticPart
+from gradest_experiments.toys.subsets import SubsetsPart
 
 __all__ = ["PARTS", "choose", "reproduce_toys"]
 
 PARTS: dict[str, type[Part]] = {
-    part.name: part for part in (QuadraticPart, LearningPart, ProbabilityPart, PolynomialPart)
+    part.name: part for part in (QuadraticPart, LearningPart, ProbabilityPart, PolynomialPart, SubsetsPart)
 }
 """The parts by name, in the order of the report."""
 
