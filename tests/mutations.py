@@ -1,4 +1,4 @@
-"""A hundred and fifty faults, which the tests must find: a sign, a factor, a swapped argument, a dropped check, a missing limit.
+"""Almost two hundred faults, which the tests must find: a sign, a factor, a swapped argument, a dropped check, a missing limit.
 
     python tests/mutations.py                         all of them
     python tests/mutations.py 3 17-20                 some of them, by number
@@ -1270,7 +1270,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/nn/layers.py",
-        "        return target.combine(loss)",
+        "        return target.combine(loss.clone())",
         "        return loss.mean(0)",
         "after eval() the value for an estimator of a bound is the mean loss",
         "tests/nn/test_events.py -k evaluated_as_that_bound",
@@ -1393,6 +1393,20 @@ MUTATIONS = (
         "        return 1",
         "a one-hot unit states that its law has a single atom",
         "tests/contract/test_contract.py -k shapes_and_dtypes",
+    ),
+    Mutation(
+        "gradest/kernels/cpu/noise.py",
+        "words[0, row], words[1, row], words[2, row]",
+        "words[0, row], words[2, row], words[1, row]",
+        "a kernel swaps the two words of a row's own seed",
+        "tests/kernels/test_kernels.py -k 'words or row or key'",
+    ),
+    Mutation(
+        "gradest/nn/conditional.py",
+        "            return conditional_forward(self._forward, x, gates)\n",
+        "            return self._forward(x, gates)\n",
+        "torch.compile looks into the kernels of a linear layer with gates",
+        "tests/nn/test_conditional.py -k torch_compile",
     ),
 )
 

@@ -158,9 +158,8 @@ class CallProtocol(Generic[T]):
             failure = error
         longest = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(self._attempts - 1, _DOUBLINGS))
         exhausted = self._attempts - self._refusals > self._policy.retries
-        if self._policy.retries and _is_refusal(
-            error
-        ):  # it is starting, or restarting: a matter of time, not of attempts
+        if self._policy.retries and _is_refusal(error):
+            # the service is starting, or restarting: a matter of time, not of attempts
             self._refusals += 1
             self._refused_since = min(self._refused_since, self._policy.clock())
             longest = min(longest, _LONGEST_START_DELAY)

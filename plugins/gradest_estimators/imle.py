@@ -30,7 +30,8 @@ class Imle(MonteCarlo):
     The noise is Sum-of-Gamma, ε = (1/k)(Σ_i X_i - log s) with X_i ~ Gamma(1/k, k/i) for i = 1 to s, where s is `terms`: as
     s grows, the sum of ε over any k items tends to a Gumbel variable. A gamma variable is drawn by the series
     Σ_j E_j exp(-Γ_j k) of exponential E_j, with Γ_j the j-th arrival of a Poisson process (Bondesson 1982), up to
-    2^-26 of its mean.
+    2^-26 of its mean. So a draw takes 2 s J random numbers for each item, with J = 17 for k = 2 and 8 for k = 10, which is
+    most of its time: 10,000 groups of 8 items take about a second on one core. `simple` and `gumbel_top_k` take one number.
 
     Biased: L' is a first-order expansion, λ is not 0, and the law of h is near to that of the unit, but not equal to it, so
     that the value is biased, too.

@@ -25,7 +25,7 @@ class Settings(BaseModel):
         "by requests of more than heavy_work.",
     )
     heavy_work: int = Field(
-        1 << 22,
+        1 << 20,
         ge=1,
         description="Work of a request, as max_work counts it, above which it leaves one thread to lighter ones.",
     )

@@ -43,6 +43,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of MaskedTensors")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_other_tensors_are_refused_everywhere(kind):
     make, remedy = REFUSED[kind]

@@ -33,10 +33,8 @@ __all__ = ["HEALTH_PATHS", "ApiKey", "ApiKeys", "TokenBucket", "new_key"]
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 """The paths that need no key. All others need one, even those that do not exist."""
 
-_SETTLED_SECONDS, _EMPTY_SECONDS = (
-    1.0,
-    10.0,
-)  # without a write, after which a file that is rewritten in place counts as whole
+_SETTLED_SECONDS = 1.0  # without a write, after which a file that is rewritten in place counts as whole
+_EMPTY_SECONDS = 10.0  # the same for one in which no key is left
 _LOG = logging.getLogger("gradest_service")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
