@@ -118,8 +118,8 @@ def tell(
 
     Returns the gradient `[*batch, *event]` in the dtype of `draw.a`, and the state of the next step. Raises InvalidInput if the
     feedback lacks something, has a wrong shape or is not finite, if the state is that of another estimator or event shape, or if
-    the pre-activations were written to since `ask`. Inside a
-    transform of torch.func values cannot be read: a loss that is not finite there leaves the state as it was.
+    the pre-activations were written to since `ask`. Inside a transform of torch.func values cannot be read: a loss that is not
+    finite there leaves the state as it was.
     """
     estimator = registry.estimator(estimator)
     if not isinstance(draw, Draw) or not isinstance(feedback, Feedback):

@@ -20,6 +20,7 @@ from starlette.types import Scope
 
 import gradest
 from gradest.contract.neuron import Neuron
+from gradest.errors import Cancelled
 from gradest.random import Key
 from gradest_service.admit import metrics
 from gradest_service.admit.auth import HEALTH_PATHS, ApiKeys
@@ -168,10 +169,12 @@ def _warm_up(neurons: Sequence[type[Neuron]]) -> bool:
     """
     sound = True
     for cls in neurons:
-        raise_if_cancelled()
         try:
+            raise_if_cancelled()
             for key in (Key(0), Key(torch.tensor([0, 0]), torch.tensor([0, 1]))):
                 gradest.sample(cls.name, torch.zeros([2, *cls.example_events[0]]), samples=1, seed=key)
+        except Cancelled:  # the service stops
+            return sound
         except Exception:
             _LOG.exception("the first sample of %s failed", cls.name)
             sound = False

@@ -828,9 +828,9 @@ def test_the_api_key_comes_from_the_environment(run: Run, monkeypatch: pytest.Mo
     seen = []
 
     class Spy(gradest.client.Client):
-        def __init__(self, url: str, *, api_key: str | None) -> None:
+        def __init__(self, url: str, *, api_key: str | None, start_timeout: float) -> None:
             seen.append(api_key)
-            super().__init__(url, retries=0)
+            super().__init__(url, retries=0, start_timeout=start_timeout)
 
     monkeypatch.setattr(gradest.client, "Client", Spy)
     for key in ("hunter2", None):

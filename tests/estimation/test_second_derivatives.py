@@ -30,6 +30,7 @@ OTHERS = [
     "otb",
     "grpo",
     "dr_grpo",
+    "entropic_risk",
     "reinforce_centered",
     "disarm",
     "rebar",

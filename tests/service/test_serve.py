@@ -105,7 +105,7 @@ def test_settings_are_checked_and_fixed():
 def test_apps_share_nothing():
     one, other = create_app(Settings(threads=1)), create_app()
     assert one.state.pool is not other.state.pool
-    assert (one.state.pool.threads, other.state.pool.threads) == (1, 2)
+    assert (one.state.pool.threads, other.state.pool.threads) == (1, Settings().threads)
     assert other.state.settings == Settings()
 
 
