@@ -206,7 +206,7 @@ def test_a_client_that_does_not_read_holds_the_newest_progress_alone(start):
         "objective": "quadratic",
         "estimator": "rloo",
         "a": [[0.5] * 60000],
-        "draws": 1500,
+        "draws": 800,
         "seed": 1,
     }
     with service.stream("POST", "/v1/estimate", json=body, headers={"Accept": "text/event-stream"}) as answer:
@@ -215,7 +215,7 @@ def test_a_client_that_does_not_read_holds_the_newest_progress_alone(start):
         )  # it has ended
         events = parse(answer.read().decode())
     assert events[-1][0] == "result"
-    assert events[-1][1]["draws"] == 1500
+    assert events[-1][1]["draws"] == 800
     drawn = [data["draws"] for name, data in events if name == "progress"]
     assert drawn == sorted(drawn)
     lines = dict(line.rsplit(" ", 1) for line in service.get("/metrics").text.splitlines())
