@@ -313,8 +313,10 @@ def _canonical(scope: Scope) -> Scope:
     found = dict(scope)
     if found["method"] == "HEAD":
         found["method"] = "GET"
-    if len(found["path"]) > 1:
-        found["path"] = found["path"].rstrip("/") or "/"
+    root, path = found.get("root_path", "").rstrip("/"), found["path"]
+    prefix = root if path.startswith(root) else ""
+    rest = path[len(prefix) :]
+    found["path"] = prefix + (rest.rstrip("/") or rest[:1])  # below a prefix, too, "/" is the page
     return found
 
 

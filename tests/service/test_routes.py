@@ -1,10 +1,15 @@
 """Every GET route, the OpenAPI document, and the header that goes round."""
 
+import asyncio
+
+import httpx
 import jsonschema
 import pytest
 
 import gradest
 from gradest.discovery.loading import PluginFailure
+from gradest_service.app import create_app
+from gradest_service.settings import Settings
 
 KINDS = ["neuron", "estimator", "objective"]
 NAMES = [(kind, name) for kind in KINDS for name in getattr(gradest.registry, f"{kind}s")]
@@ -204,6 +209,18 @@ def test_head_of_what_is_not_there(http):
 @pytest.mark.parametrize("path", [path for path in GETS if path != "/"])
 def test_a_last_slash_is_the_same_path(http, path):
     assert http.get(f"{path}/").status_code == 200
+
+
+@pytest.mark.parametrize("root", ["", "/tools/gradest"])
+def test_a_last_slash_below_a_prefix(root):
+    paths = [root + path for path in ("/", "/v1/neurons", "/v1/neurons/", "/livez/")]
+
+    async def statuses():
+        transport = httpx.ASGITransport(create_app(Settings()), root_path=root)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return [(await http.request(method, path)).status_code for method in ("GET", "HEAD") for path in paths]
+
+    assert set(asyncio.run(statuses())) == {200}
 
 
 def test_a_last_slash_of_a_post(http):
