@@ -153,8 +153,9 @@ def audit(
         claim, target = estimator.bias(neuron), estimator.target()
         for name in names:
             smooth = claim.continuous or not claim.unbiased
-            loss = KINKED if LOSSES[name].jumps and smooth else LOSSES[name]
-            key = (name, smooth, str(target))
+            coarse = isinstance(neuron, gradest.Continuous) and neuron.output_ndim > 1  # a grid that resolves no jump
+            loss = KINKED if LOSSES[name].jumps and (smooth or coarse) else LOSSES[name]
+            key = (name, smooth or coarse, str(target))
             if key not in truths:
                 truths[key] = exact(neuron, loss, target)
             yield from measure(name, loss, truths[key], neuron, estimator, 17 + list(LOSSES).index(name))
@@ -181,7 +182,8 @@ alone would be expected to give {chance:.1f}. A wrong sign or a wrong factor of 
 bound of the test.
 
 The loss "rows" weights the rows of the batch differently and jumps; where a claim is for continuous losses alone,
-or there is none, a loss with kinks takes its place. "offset" lies above 1,000, "parity" joins all units, and
+or there is none, or the grid of a group of continuous units resolves no jump, a loss with kinks takes its place.
+"offset" lies above 1,000, "parity" joins all units, and
 "network" has parameters of its own, whose gradients are compared too.
 
 This page is written by `python -m tests.estimation.audit`; `make test-deep` holds the promises.
