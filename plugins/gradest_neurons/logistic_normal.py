@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.quasirandom import SobolEngine
 
 from gradest.contract.cost import Cost
 from gradest.contract.numerics import leading_sum, portable, softmax_backward, spread, widen
-from gradest.errors import InvalidInput
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, normalised
+from gradest_neurons._normal import GRID_DIMS, count_normal_nodes, normal_nodes
 
 _STEP = 0.65  # of the grid over each whitened difference, at level 0 and a standard deviation of at most 1
-_REACH = 6.0  # of the grid at level 0, in standard deviations
-_FURTHER = 1.5  # at each further level
-_SOBOL_POINTS = 1024  # for more than three classes
 
 
 class LogisticNormal(Squashed):
@@ -83,10 +78,7 @@ class LogisticNormal(Squashed):
         return self._count_nodes(a.shape[-1]) * a.numel()
 
     def _count_nodes(self, classes: int) -> int:
-        if classes > 3:
-            return _SOBOL_POINTS
-        of_dim = 2 * math.ceil(_REACH / (_STEP / max(1.0, self.std))) + 1
-        return int(of_dim ** max(0, classes - 1))
+        return count_normal_nodes(_dims(classes), _STEP / max(1.0, self.std))
 
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h], the weighted sum over the nodes of `law`."""
@@ -116,33 +108,15 @@ class LogisticNormal(Squashed):
         return values.to(a.dtype), normalised(share).to(a.dtype)
 
 
-@functools.lru_cache(maxsize=8)  # of many classes, a table has tens of megabytes
-@torch.inference_mode(False)  # a cached inference tensor could not take part in a later autograd graph
-def _nodes(classes: int, step: float, level: int) -> tuple[Tensor, Tensor]:
-    """Return noise `[S, classes]` and weights `[S]`, with twice as many nodes in each dimension at each further level.
+def _dims(classes: int) -> int:
+    """Return how many normal variables are integrated over: a grid leaves out the direction (1, ..., 1), in which h stays."""
+    return classes if classes - 1 > GRID_DIMS else max(0, classes - 1)
 
-    Level -1 has five sixths of the nodes of level 0, and less reach. For up to three classes the noise is orthogonal to
-    (1, ..., 1), in which direction h does not move, and its coordinates form a grid. For more classes it is normal noise from a
-    Sobol sequence.
-    """
-    finer = 2.0**level if level >= 0 else 5 / 6
-    with torch.device("cpu"):
-        if classes > 3:
-            if classes > SobolEngine.MAXDIM:
-                raise InvalidInput(
-                    f"the law of logistic_normal can be integrated for at most {SobolEngine.MAXDIM} classes, not {classes}"
-                )
-            points = max(4, round(_SOBOL_POINTS * finer))
-            sobol = SobolEngine(classes, scramble=True, seed=0)  # type: ignore[no-untyped-call]
-            u = sobol.draw(points, dtype=torch.float64) + 0.5 ** (sobol.MAXBIT + 1)  # the middle of a cell, never 0
-            return torch.special.ndtri(u), torch.full((points,), 1 / points, dtype=torch.float64)
-        reach = _REACH + _FURTHER * level if level >= 0 else _REACH * finer
-        half = math.ceil(reach / step * finer)
-        x = torch.arange(-half, half + 1, dtype=torch.float64) * (step / finer)
-        if classes == 1:
-            return torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-        grid = torch.cartesian_prod(*[x] * (classes - 1)).reshape(-1, classes - 1)
-        weights = torch.exp(-0.5 * grid.square().sum(-1))
-        basis = torch.tensor([[1.0, -1, 0], [1, 1, -2]], dtype=torch.float64)[: classes - 1, :classes]
-        basis = basis / basis.norm(dim=-1, keepdim=True)
-        return grid @ basis, weights / weights.sum()
+
+def _nodes(classes: int, step: float, level: int) -> tuple[Tensor, Tensor]:
+    """Return noise `[S, classes]` and weights `[S]` of a level; that of a grid is orthogonal to (1, ..., 1)."""
+    nodes, weights = normal_nodes(_dims(classes), step, level, LogisticNormal.name)
+    if nodes.shape[-1] == classes:
+        return nodes, weights
+    basis = torch.tensor([[1.0, -1, 0], [1, 1, -2]], dtype=torch.float64, device="cpu")[: classes - 1, :classes]
+    return nodes @ (basis / basis.norm(dim=-1, keepdim=True)), weights

@@ -122,7 +122,7 @@ class RequestMiddleware:
             await Response(status_code=204, headers=preflight)(scope, exchange.receive, exchange.send)
             return
         if path not in HEALTH_PATHS:
-            self._origins.check(scope, headers)
+            self._origins.check(scope["method"], path, headers)
         if self._keys is not None and not exempt:
             exchange.context.key = self._keys.identify(headers.getlist("authorization"))
             exchange.context.key.admit()

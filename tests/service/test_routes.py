@@ -218,7 +218,9 @@ def test_a_last_slash_below_a_prefix(root):
     async def statuses():
         transport = httpx.ASGITransport(create_app(Settings()), root_path=root)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-            return [(await http.request(method, path)).status_code for method in ("GET", "HEAD") for path in paths]
+            found = [(await http.request(method, path)).status_code for method in ("GET", "HEAD") for path in paths]
+            link = await http.get(paths[0], headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"})
+            return [*found, link.status_code]
 
     assert set(asyncio.run(statuses())) == {200}
 

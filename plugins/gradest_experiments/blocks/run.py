@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import TextColumn
-
-from gradest.errors import GradestError
 from gradest_experiments.blocks.network import BlockNetwork
 from gradest_experiments.blocks.report import SPEED, write_report
 from gradest_experiments.blocks.settings import BlockSettings, Size
@@ -17,7 +14,7 @@ from gradest_experiments.blocks.speed import measure_speed
 from gradest_experiments.blocks.training import train_blocks
 from gradest_experiments.engine.checkpoint import write_atomically
 from gradest_experiments.engine.data import Dataset
-from gradest_experiments.engine.display import progress_bar
+from gradest_experiments.engine.display import do_in_turn
 from gradest_experiments.engine.plot import check_plots
 
 __all__ = ["reproduce_block_gated"]
@@ -43,23 +40,16 @@ def reproduce_block_gated(
     """
     check_plots()
     out = Path(out)
+    trained = do_in_turn(
+        runs,
+        lambda one, show: train_blocks(one[1], data, out / one[1].folder(one[0]), show, tensorboard=tensorboard),
+        lambda one: f"{one[0]} {one[1].label()}, seed {one[1].seed}",
+        lambda one: one[1].epochs,
+        progress=progress,
+    )
     networks: dict[Size, dict[str, BlockNetwork]] = {}
-    with progress_bar(progress, TextColumn("{task.percentage:>3.0f}%")) as bar:
-        shown = bar.add_task("", total=sum(run.epochs for _, run in runs))
-        done = 0
-        for place, (size, run) in enumerate(runs):
-            name = f"{size} {run.label()}, seed {run.seed}"
-            bar.update(shown, description=f"{place + 1}/{len(runs)} {name}")
-
-            def show(epochs: float, before: int = done) -> None:
-                bar.update(shown, completed=before + epochs)
-
-            try:
-                network = train_blocks(run, data, out / run.folder(size), show, tensorboard=tensorboard)
-            except GradestError as error:
-                raise GradestError(f"{name}: {error}") from error
-            networks.setdefault(size, {}).setdefault(run.label(), network)
-            done += run.epochs
+    for (size, run), network in zip(runs, trained, strict=True):
+        networks.setdefault(size, {}).setdefault(run.label(), network)
     for size, group in networks.items():
         _save(out / size / SPEED, measure_speed(group, data.test.x))
     return write_report(out)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import TextColumn
-
-from gradest.errors import GradestError
 from gradest_experiments.engine.data import Dataset
-from gradest_experiments.engine.display import progress_bar
+from gradest_experiments.engine.display import do_in_turn
 from gradest_experiments.engine.plot import check_plots
 from gradest_experiments.experts.report import write_report
 from gradest_experiments.experts.settings import ExpertSettings
@@ -37,19 +34,11 @@ def reproduce_experts(
     """
     check_plots()
     out = Path(out)
-    with progress_bar(progress, TextColumn("{task.percentage:>3.0f}%")) as bar:
-        shown = bar.add_task("", total=sum(run.epochs for run in runs))
-        done = 0
-        for place, run in enumerate(runs):
-            name = f"{run.label()}, seed {run.seed}"
-            bar.update(shown, description=f"{place + 1}/{len(runs)} {name}")
-
-            def show(epochs: float, before: int = done) -> None:
-                bar.update(shown, completed=before + epochs)
-
-            try:
-                train_experts(run, data, out / run.folder(), show, tensorboard=tensorboard)
-            except GradestError as error:
-                raise GradestError(f"{name}: {error}") from error
-            done += run.epochs
+    do_in_turn(
+        runs,
+        lambda run, show: train_experts(run, data, out / run.folder(), show, tensorboard=tensorboard),
+        lambda run: f"{run.label()}, seed {run.seed}",
+        lambda run: run.epochs,
+        progress=progress,
+    )
     return write_report(out)

@@ -6,11 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import TextColumn
-
-from gradest.errors import GradestError, InvalidInput
+from gradest.errors import InvalidInput
 from gradest.estimation.distributed import rank
-from gradest_experiments.engine.display import progress_bar
+from gradest_experiments.engine.display import do_in_turn
 from gradest_experiments.engine.images import Images
 from gradest_experiments.engine.plot import check_plots
 from gradest_experiments.vae.report import REPORT, write_report
@@ -59,19 +57,11 @@ def reproduce_binary_vae(
     """
     check_plots()
     out = Path(out)
-    with progress_bar(progress, TextColumn("{task.percentage:>3.0f}%")) as bar:
-        shown = bar.add_task("", total=sum(run.steps for run in runs))
-        done = 0
-        for place, run in enumerate(runs):
-            name = f"{run.network} {run.build_estimator().label()}, seed {run.seed}"
-            bar.update(shown, description=f"{place + 1}/{len(runs)} {name}")
-
-            def show(step: int, before: int = done) -> None:
-                bar.update(shown, completed=before + step)
-
-            try:
-                train_vae(run, images, out / run.folder(), show, tensorboard=tensorboard)
-            except GradestError as error:
-                raise GradestError(f"{name}: {error}") from error
-            done += run.steps
+    do_in_turn(
+        runs,
+        lambda run, show: train_vae(run, images, out / run.folder(), show, tensorboard=tensorboard),
+        lambda run: f"{run.network} {run.build_estimator().label()}, seed {run.seed}",
+        lambda run: run.steps,
+        progress=progress,
+    )
     return out / REPORT if rank() else write_report(out)

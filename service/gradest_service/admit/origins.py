@@ -35,8 +35,11 @@ class Origins:
         self._any_host = settings.api_keys is not None  # without the key, which no page has, a name gains nothing
         self._origins = _words(settings.cors_origins)
 
-    def check(self, scope: Scope, headers: Headers) -> None:
-        """Raise a 421 for a Host header that is not one of the service's names, and a 403 for a request from another site."""
+    def check(self, method: str, path: str, headers: Headers) -> None:
+        """Raise a 421 for a Host header that is not one of the service's names, and a 403 for a request from another site.
+
+        path: without the prefix below which the service is mounted.
+        """
         host = _name(headers.get("host", ""))
         if host and not self._knows(host):
             raise Problem(
@@ -44,11 +47,11 @@ class Origins:
                 "The Host header names another server. Use the address at which the service is bound, or set allowed_hosts to "
                 "the names by which it is reached.",
             )
-        navigates = headers.get("sec-fetch-mode") == "navigate" and scope["method"] == "GET"
+        navigates = headers.get("sec-fetch-mode") == "navigate" and method == "GET"
         if (
             headers.get("sec-fetch-site") == "cross-site"
             and not self.allows(headers.get("origin", ""))
-            and not (navigates and scope["path"] in self._public)
+            and not (navigates and path in self._public)
         ):
             raise Problem(
                 403,
