@@ -27,7 +27,7 @@ _REACH = (
 _NEWTON_STEPS = 20
 _LARGEST = 350.0  # |a|, beyond which the derivative of σ(a) would underflow in the computation of that of Φ⁻¹(σ(a))
 _NODES = 2 * _HALF_NODES + 1
-_MAX_LAW = 1 << 27  # numbers at the nodes of a law, over all groups
+_MAX_LAW = 1 << 25  # numbers at the nodes of a law, over all groups
 _ROOT_2_PI = math.sqrt(2 * math.pi)
 
 
@@ -113,13 +113,13 @@ class CorrelatedBernoulli(LogisticStep):
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return all 2^n outputs of a group and their probabilities.
 
-        Raises TooManyPoints if there are more than 2^20, or if they times the size of `a` and the nodes exceed 2^27.
+        Raises TooManyPoints if there are more than 2^20, or if they times the size of `a` and the nodes exceed 2^25.
         """
         n = a.shape[-1]
         if (1 << n) > MAX_POINTS or self.law_size(a) > _MAX_LAW:
             raise TooManyPoints(
                 f"listing the outputs of {n} correlated units takes 2^{n} outputs for each of {a[..., 0].numel()} groups, with "
-                f"{_NODES} nodes for each unit of an output; the limit is 2^27 numbers in all. Use smaller groups or fewer of "
+                f"{_NODES} nodes for each unit of an output; the limit is 2^25 numbers in all. Use smaller groups or fewer of "
                 "them, an objective with a closed form (objective.expectation), or estimate"
             )
         outputs = _all_outputs(n).to(a)
