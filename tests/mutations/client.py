@@ -15,14 +15,14 @@ MUTATIONS = (
         "longest = min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(self._attempts - 1, _DOUBLINGS))",
         "longest = max(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** min(self._attempts - 1, _DOUBLINGS))",
         "the first wait before another try is five seconds",
-        "tests/client/test_client.py -k wait",
+        "tests/client/test_retries.py -k wait",
     ),
     Mutation(
         "gradest/client/responses.py",
         "date = date.replace(tzinfo=UTC)",
         "pass",
         "a date without a zone is taken for local time",
-        "tests/client/test_client.py -k date",
+        "tests/client/test_retries.py -k date",
     ),
     Mutation(
         "gradest/client/endpoints.py",
