@@ -17,7 +17,7 @@ the outside to the inside:
     plugin_frames  which plugin an error comes from
     settings       what an operator can set
 
-Imports run inwards, in this order: ray, cli | app | routes | openapi, middleware, page, docs | static_files, run, host | admit | bodies |
-problems | plugin_frames, settings. What stands between two bars does not import each other. The service keeps nothing from one
-request to the next. It names no plugin: whatever is registered is served.
+Imports run inwards, in this order: ray, cli | app | routes | openapi, middleware, page, docs | static_files, run, host | admit |
+bodies | problems | plugin_frames, settings. What stands between two bars does not import each other. The service keeps nothing
+from one request to the next. It names no plugin: whatever is registered is served.
 """
