@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,15 +15,14 @@ from torch import Tensor
 from gradest.contract.cost import Cost
 from gradest.contract.law import MAX_POINTS
 from gradest.contract.neuron import LogisticStep
-from gradest.contract.numerics import leading_sum, portable, sinh_cosh, softplus
+from gradest.contract.numerics import leading_sum, portable, sinh_cosh, softplus, widen
 from gradest.errors import TooManyPoints
 from gradest.random import Key
 from gradest_neurons._copula import correlated_normals, normal_of_logit
 
 _HALF_NODES = 48  # on either side of the mode of the integrand over the factor
-_REACH = (
-    9.0  # of the nodes; the logarithm of the integrand falls by at least half the square of the distance from the mode
-)
+_REACH = 9.0  # of the nodes: the logarithm of the integrand falls by at least half the squared distance from the mode
+_FEW = 8  # units of a group, whose outputs are listed to compute each once
 _NEWTON_STEPS = 20
 _LARGEST = 350.0  # |a|, beyond which the derivative of σ(a) would underflow in the computation of that of Φ⁻¹(σ(a))
 _NODES = 2 * _HALF_NODES + 1
@@ -81,17 +80,17 @@ class CorrelatedBernoulli(LogisticStep):
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """Return 1 where noise > -Φ⁻¹(σ(a)), with the same bits on every device."""
-        wide = a.double()
+        wide = widen(a)
         quantile = torch.copysign(portable.ndtri(portable.sigmoid(-wide.abs())), wide)
-        return (noise > -quantile.to(noise.dtype)).to(a.dtype)
+        return (noise > -quantile).to(a.dtype)
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """Return log P(h | a) of each group, `[..., *batch, groups]`."""
-        return _Orthant(h, a, self.correlation).log_probability().to(a.dtype)
+        return self._by_output(lambda h, a: _Orthant(h, a, self.correlation).log_probability()[..., None], h, a)[..., 0]
 
     def score(self, h: Tensor, a: Tensor) -> Tensor:
         """Return d log P(h | a)/da: that given the factor, averaged over the factor given h."""
-        return _Orthant(h, a, self.correlation).score().to(a.dtype)
+        return self._by_output(lambda h, a: _Orthant(h, a, self.correlation).score(), h, a)
 
     def draw_size(self, event: tuple[int, ...]) -> int:
         """Return groups · n times the number of nodes, at which log P and the score are computed."""
@@ -126,6 +125,22 @@ class CorrelatedBernoulli(LogisticStep):
         values = outputs.reshape(len(outputs), *[1] * (a.ndim - 1), n).expand(len(outputs), *a.shape)
         return values, self.log_prob(values, a).exp()
 
+    def _by_output(self, compute: Callable[[Tensor, Tensor], Tensor], h: Tensor, a: Tensor) -> Tensor:
+        """Return compute(h, a), `[..., *batch, groups, ·]`, computed once for each output of a group where that is less work.
+
+        So it is for many samples of few units, also where `a` is expanded, as for many draws at the same pre-activations.
+        """
+        n, draws = a.shape[-1], h.reshape(-1, *a.shape)
+        rows = a[tuple(slice(1) if stride == 0 else slice(None) for stride in a.stride()[:-2])]
+        recorded = torch.is_grad_enabled() and a.requires_grad
+        if recorded or n > _FEW or (1 << n) * rows.numel() >= draws.numel():
+            return compute(h, a).to(a.dtype)
+        outputs = _all_outputs(n).to(rows)
+        table = compute(outputs.reshape(len(outputs), *[1] * (a.ndim - 1), n).expand(len(outputs), *rows.shape), rows)
+        place = ((draws > 0) * 2 ** torch.arange(n - 1, -1, -1, device=a.device)).sum(-1, keepdim=True)
+        found = table.expand(-1, *a.shape[:-1], -1).gather(0, place.expand(*draws.shape[:-1], table.shape[-1]))
+        return found.reshape(*h.shape[:-1], -1).to(a.dtype)
+
 
 class _Orthant:
     """The integral over the factor that is P(h | a), at its nodes, which do not move with `a`; float64.
@@ -149,7 +164,8 @@ class _Orthant:
     def log_probability(self) -> Tensor:
         """Return log P(h | a), `[..., *batch, groups]`."""
         top = self.log_integrand.detach().amax(0)
-        return top + torch.log(leading_sum(torch.exp(self.log_integrand - top)))
+        log_p: Tensor = top + torch.log(leading_sum(torch.exp(self.log_integrand - top)))
+        return log_p
 
     def score(self) -> Tensor:
         """Return d log P(h | a)/da, `[..., *batch, groups, n]`."""
@@ -160,7 +176,8 @@ class _Orthant:
         return torch.where(self.moves, self.sign * ratio * slope / self.near, 0)
 
     def _argument(self, factor: Tensor) -> Tensor:
-        return self.sign * (self.quantile + self.far * factor[..., None]) / self.near
+        x: Tensor = self.sign * (self.quantile + self.far * factor[..., None]) / self.near
+        return x
 
     def _nodes(self) -> tuple[Tensor, Tensor]:
         """Return nodes of the factor and the logarithms of their weights, `[S, ..., *batch, groups]`.

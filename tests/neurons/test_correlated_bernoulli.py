@@ -183,3 +183,18 @@ def test_a_row_has_the_same_bits_in_any_batch():
             unit().score(h[:, row : row + 1], a[row : row + 1]),
         )
         assert all(torch.equal(x[:, row : row + 1], y) for x, y in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(), (30,), (5, 30)])
+def test_many_samples_of_few_units_have_the_same_bits(shape):
+    """They are computed once for each output, and looked up; so are those at pre-activations that are expanded."""
+    a = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0))
+    h = (torch.rand(*shape, 2, 2, 3, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    found = unit().log_prob(h, a), unit().score(h, a)
+    for one in itertools.product(*map(range, shape)):
+        assert torch.equal(found[0][one], unit().log_prob(h[one], a))
+        assert torch.equal(found[1][one], unit().score(h[one], a))
+    if shape:
+        wide = a.expand(*shape[-1:], 2, 2, 3)
+        assert torch.equal(unit().log_prob(h, wide), found[0])
+        assert torch.equal(unit().score(h, wide), found[1])
