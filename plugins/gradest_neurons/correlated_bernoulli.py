@@ -26,7 +26,9 @@ _FEW = 8  # units of a group, whose outputs are listed to compute each once
 _NEWTON_STEPS = 20
 _LARGEST = 350.0  # |a|, beyond which the derivative of σ(a) would underflow in the computation of that of Φ⁻¹(σ(a))
 _NODES = 2 * _HALF_NODES + 1
-_MAX_LAW = 1 << 25  # numbers at the nodes of a law, over all groups
+_MOST_AT_ONCE = 1 << 22  # numbers at the nodes, unless autograd records all
+_MAX_LAW = 1 << 27  # numbers at the nodes of a law, over all groups
+_MAX_RECORDED = 1 << 25  # of one that autograd records
 _ROOT_2_PI = math.sqrt(2 * math.pi)
 
 
@@ -112,13 +114,15 @@ class CorrelatedBernoulli(LogisticStep):
     def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """Return all 2^n outputs of a group and their probabilities.
 
-        Raises TooManyPoints if there are more than 2^20, or if they times the size of `a` and the nodes exceed 2^25.
+        Raises TooManyPoints if there are more than 2^20, or if they times the size of `a` and the nodes exceed 2^27, or 2^25
+        where autograd records them.
         """
         n = a.shape[-1]
-        if (1 << n) > MAX_POINTS or self.law_size(a) > _MAX_LAW:
+        most = _MAX_RECORDED if torch.is_grad_enabled() and a.requires_grad else _MAX_LAW
+        if (1 << n) > MAX_POINTS or self.law_size(a) > most:
             raise TooManyPoints(
                 f"listing the outputs of {n} correlated units takes 2^{n} outputs for each of {a[..., 0].numel()} groups, with "
-                f"{_NODES} nodes for each unit of an output; the limit is 2^25 numbers in all. Use smaller groups or fewer of "
+                f"{_NODES} nodes for each unit of an output; the limit is {most} numbers in all. Use smaller groups or fewer of "
                 "them, an objective with a closed form (objective.expectation), or estimate"
             )
         outputs = _all_outputs(n).to(a)
@@ -130,16 +134,26 @@ class CorrelatedBernoulli(LogisticStep):
 
         So it is for many samples of few units, also where `a` is expanded, as for many draws at the same pre-activations.
         """
-        n, draws = a.shape[-1], h.reshape(-1, *a.shape)
-        rows = a[tuple(slice(1) if stride == 0 else slice(None) for stride in a.stride()[:-2])]
-        recorded = torch.is_grad_enabled() and a.requires_grad
-        if recorded or n > _FEW or (1 << n) * rows.numel() >= draws.numel():
+        n = a.shape[-1]
+        if torch.is_grad_enabled() and a.requires_grad:
             return compute(h, a).to(a.dtype)
-        outputs = _all_outputs(n).to(rows)
-        table = compute(outputs.reshape(len(outputs), *[1] * (a.ndim - 1), n).expand(len(outputs), *rows.shape), rows)
+        draws = h.reshape(-1, *a.shape)
+        rows = a[tuple(slice(1) if stride == 0 else slice(None) for stride in a.stride()[:-2])]
+        if n > _FEW or (1 << n) * rows.numel() >= draws.numel():
+            return _in_parts(compute, draws, a).reshape(*h.shape[:-1], -1).to(a.dtype)
+        outputs = _all_outputs(n).to(rows).reshape(1 << n, *[1] * (a.ndim - 1), n)
+        table = _in_parts(compute, outputs.expand(-1, *rows.shape), rows)
         place = ((draws > 0) * 2 ** torch.arange(n - 1, -1, -1, device=a.device)).sum(-1, keepdim=True)
         found = table.expand(-1, *a.shape[:-1], -1).gather(0, place.expand(*draws.shape[:-1], table.shape[-1]))
         return found.reshape(*h.shape[:-1], -1).to(a.dtype)
+
+
+def _in_parts(compute: Callable[[Tensor, Tensor], Tensor], h: Tensor, a: Tensor) -> Tensor:
+    """Return compute(h, a) for h `[draws, *batch, groups, n]`, so many groups at a time that memory is bounded."""
+    n = a.shape[-1]
+    size = max(1, _MOST_AT_ONCE // (_NODES * max(n, 1)))
+    parts = zip(*(torch.split(x.reshape(-1, n), size) for x in (h, a.expand(h.shape))), strict=True)
+    return torch.cat([compute(*part) for part in parts]).reshape(*h.shape[:-1], -1)
 
 
 class _Orthant:
