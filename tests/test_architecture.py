@@ -46,7 +46,7 @@ LAYERS: dict[
         {"problems"},
         {"bodies"},
         {"admit"},
-        {"host", "run"},
+        {"host", "run", "static_files"},
         {"docs", "middleware", "openapi", "page"},
         {"routes"},
         {"app"},
