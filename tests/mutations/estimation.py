@@ -120,7 +120,7 @@ MUTATIONS = (
         "    return replace(key, rows=numbers.reshape(batch))",
         "    return replace(key, rows=None)",
         "the parts of a batch draw the same noise",
-        "tests/nn/test_silent_errors.py -k batch_in_parts",
+        "tests/nn/test_batch_in_parts.py -k batch_in_parts",
     ),
     Mutation(
         "gradest/estimation/events.py",
