@@ -1,9 +1,15 @@
-"""The OpenAPI document: the routes read raw bodies, so their requests, answers and errors are described here."""
+"""The OpenAPI document: the routes read raw bodies, so their requests, answers and errors are described here.
+
+Clients in other languages are generated from it. So it has no recursive schema, which some generators drop; no field of a request
+has a default, which others take for a required field; and the operationIds and names of schemas are stable.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
@@ -46,12 +52,20 @@ class DocumentedApp(FastAPI):
     """FastAPI, with the models of the raw bodies and the API keys in its OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document."""
-        document = super().openapi()
+        """Return the OpenAPI document, which is made once."""
+        if self.openapi_schema is None:
+            self._complete(super().openapi())
+        return super().openapi()
+
+    def _complete(self, document: dict[str, Any]) -> None:
+        """Add to FastAPI's document what the routes cannot say."""
         _, definitions = models_json_schema(
             [(model, "validation") for model in _MODELS], ref_template=_REF.format(name="{model}")
         )
         document["components"] = {"schemas": _published(definitions["$defs"])}
+        for item in document["paths"].values():
+            for operation in item.values():
+                _add_examples(operation)
         if self.state.settings.api_keys:
             scheme = {"type": "http", "scheme": "bearer", "description": "An API key, from the service's operator."}
             document["components"]["securitySchemes"] = {"key": scheme}
@@ -62,7 +76,6 @@ class DocumentedApp(FastAPI):
                         operation["security"] = []
                     else:
                         operation["responses"] |= {"401": describe_errors(401)[401]}
-        return document
 
 
 def _published(definitions: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +86,38 @@ def _published(definitions: dict[str, Any]) -> dict[str, Any]:
     schemas_by_name: dict[str, Any] = json.loads(text)
     for name, published in _PUBLISHED_NAMES.items():
         schemas_by_name[published] = schemas_by_name.pop(name) | {"title": published}
+    for name, schema in schemas_by_name.items():
+        if name.endswith("Request"):
+            for field in schema["properties"].values():
+                _describe_default(field)
     return schemas_by_name
+
+
+def _describe_default(field: dict[str, Any]) -> None:
+    """Move the default of a field into its description."""
+    default = field.pop("default", None)
+    if default is not None:
+        field["description"] = f"{field['description'].rstrip('.')}; {json.dumps(default)} if omitted."
+
+
+@cache
+def _examples() -> dict[str, dict[str, Any]]:
+    """Return an example for each operationId: its `parameters`, its `request` and its `answer`, where it has such."""
+    text = files("gradest_service").joinpath("examples.json").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Any]] = json.loads(text)
+    return found
+
+
+def _add_examples(operation: dict[str, Any]) -> None:
+    example = _examples()[operation["operationId"]]
+    for parameter in operation.get("parameters", ()):
+        if parameter["name"] in example["parameters"]:
+            parameter["example"] = example["parameters"][parameter["name"]]
+    if "request" in example:
+        operation["requestBody"]["content"][JSON.media_type]["example"] = example["request"]
+    for media_type, body in operation["responses"]["200"]["content"].items():
+        if media_type in (JSON.media_type, "text/plain") and "answer" in example:
+            body["example"] = example["answer"]
 
 
 def _refer(model: type[BaseModel]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Tensors are `Any` here, because each content type has its own form of them; the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -18,7 +18,7 @@ from pydantic import (
     TypeAdapter,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, core_schema
 
 from gradest.analysis.certificates import Certificate
 from gradest.analysis.results import Excluded, Recommendation
@@ -58,12 +58,21 @@ __all__ = [
 ]
 
 
-class NestedNumbers(RootModel["float | list[NestedNumbers]"]):
+T = TypeVar("T")
+_Nested: TypeAlias = T | list[T] | list[list[T]] | list[list[list[T]]] | list[list[list[list[Any]]]]
+"""Nested arrays without recursion, for which generators of clients can make types. From the fourth dim on the type is open."""
+
+
+class NestedNumbers(RootModel[_Nested[float]]):
     """A number, or a rectangular nested array of numbers."""
 
 
-class NestedNumbersOut(RootModel['float | Literal["NaN", "Infinity", "-Infinity"] | list[NestedNumbersOut]']):
-    """A number, or a nested array of numbers; non-finite ones are the strings "NaN", "Infinity" and "-Infinity"."""
+class NumberOut(RootModel[float | Annotated[str, Field(pattern="^(NaN|-?Infinity)$")]]):
+    """A number; one that is not finite is the string "NaN", "Infinity" or "-Infinity"."""
+
+
+class NestedNumbersOut(RootModel[_Nested[NumberOut]]):
+    """A number, or a rectangular nested array of numbers."""
 
 
 class NamedPlugin(BaseModel):
@@ -85,7 +94,11 @@ class _DescribedAs:
 
 
 def _described_as(kind: Any) -> _DescribedAs:
-    return _DescribedAs(TypeAdapter(kind).core_schema)
+    core = TypeAdapter(kind).core_schema
+    if "ref" in core:  # a model by itself is described by a reference, as it is inside other types
+        reference = core_schema.definition_reference_schema(core["ref"])
+        core = core_schema.definitions_schema(reference, [core])
+    return _DescribedAs(core)
 
 
 Numbers = Annotated[Any, _described_as(NestedNumbers)]
@@ -93,7 +106,6 @@ NumbersOut = Annotated[Any, _described_as(NestedNumbersOut)]
 PluginSpec = Annotated[Any, _described_as(str | NamedPlugin)]
 NamedTensors = Annotated[dict[str, Any], _described_as(dict[str, NestedNumbers])]
 NamedTensorsOut = Annotated[Any, _described_as(dict[str, NestedNumbersOut])]
-Figure = float | Literal["NaN", "Infinity", "-Infinity"]
 
 
 def _integral(value: Any) -> Any:
@@ -118,10 +130,8 @@ class NeuronRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    neuron: PluginSpec = Field(examples=["bernoulli"])
-    a: Numbers = Field(
-        examples=[[[0.5, -1.0, 2.0]]], description="Pre-activations, [*batch, *event], as nested arrays of numbers."
-    )
+    neuron: PluginSpec
+    a: Numbers = Field(description="Pre-activations, [*batch, *event], as nested arrays of numbers.")
     shape: Shape | None = Field(
         None, description="The shape of a; needed only for shapes that JSON cannot express, such as [0, 3]."
     )
@@ -157,7 +167,7 @@ class MeanRequest(NeuronRequest):
 class ForwardRequest(EventRequest):
     """The points at which an estimator needs the loss."""
 
-    estimator: PluginSpec = Field(examples=["rloo"])
+    estimator: PluginSpec
     seed: Seed | None = Field(None, description=_SEED)
     state: NamedTensors | None = Field(
         None, description="The estimator's state, from the last backward answer; null at the first step."
@@ -167,8 +177,8 @@ class ForwardRequest(EventRequest):
 class BackwardRequest(EventRequest):
     """The losses at those points. All else is as in the forward request, of which the service has kept nothing."""
 
-    estimator: PluginSpec = Field(examples=["rloo"])
-    seed: Seed = Field(examples=[7], description="The seed that the forward answer reports.")
+    estimator: PluginSpec
+    seed: Seed = Field(description="The seed that the forward answer reports.")
     state: NamedTensors | None = Field(None, description="The state that the forward request had.")
     digest: str | None = Field(
         None,
@@ -178,7 +188,6 @@ class BackwardRequest(EventRequest):
     )
     loss: Numbers | None = Field(
         None,
-        examples=[[[0.2], [0.3]]],
         description="The loss at the points, [K, *batch]; null only if the estimator does not need it.",
     )
     loss_dtype: Dtype | None = Field(
@@ -194,8 +203,8 @@ class BackwardRequest(EventRequest):
 class EstimateRequest(EventRequest):
     """The gradient of an objective's expectation, by averaging independent draws of an estimator."""
 
-    estimator: PluginSpec = Field(examples=["rloo"])
-    objective: PluginSpec = Field(examples=[{"name": "quadratic", "target": 0.499}])
+    estimator: PluginSpec
+    objective: PluginSpec
     draws: Draws = Field(1000, description=f"{_DRAWS}.")
     target_standard_error: float | None = Field(
         None,
@@ -209,10 +218,9 @@ class EstimateRequest(EventRequest):
 class CompareRequest(EventRequest):
     """Several estimators compared on one objective."""
 
-    objective: PluginSpec = Field(examples=[{"name": "quadratic", "target": 0.499}])
+    objective: PluginSpec
     estimators: list[PluginSpec] | None = Field(
         None,
-        examples=[["rloo", "straight_through"]],
         description="Null takes every registered estimator that fits the neuron and the service's limits.",
     )
     draws: Draws = Field(1000, description=f"{_DRAWS}, for each estimator.")
@@ -224,9 +232,8 @@ class CreditRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    estimator: PluginSpec = Field(examples=["rloo"], description="An estimator that weights scores by losses alone.")
+    estimator: PluginSpec = Field(description="An estimator that weights scores by losses alone.")
     loss: Numbers = Field(
-        examples=[[[0.2, 1.0], [0.3, 0.0]]],
         description="The losses of K samples, [K, *batch]; the estimator credits all K against each other.",
     )
     shape: Shape | None = Field(
@@ -272,9 +279,9 @@ class MeasureRequest(RecommendRequest):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     objective: PluginSpec = Field(
-        examples=["quadratic"], description="The objective on which the errors are measured, at the pre-activations a."
+        description="The objective on which the errors are measured, at the pre-activations a."
     )
-    a: Numbers = Field(examples=[[[0.5, -1.0, 2.0]]], description="Pre-activations to measure at, [*batch, *event].")
+    a: Numbers = Field(description="Pre-activations to measure at, [*batch, *event].")
     draws: Draws = Field(1000, description=f"{_DRAWS}, for each estimator.")
     seed: Seed | None = Field(None, description=_SEED)
 
@@ -373,12 +380,12 @@ class ComparisonRow(BaseModel):
     estimator: str
     claim: str = Field(description="The bias that the estimator claims.")
     evaluations: int
-    bias: Figure | None = Field(description="Root mean square over coordinates of (mean gradient - exact gradient).")
-    bias_in_se: Figure | None = Field(description="The same in standard errors; near 1 for an unbiased estimator.")
-    variance: Figure = Field(description="The variance of one draw, averaged over coordinates.")
-    snr: Figure = Field(description="|mean gradient| / sqrt(summed variance of one draw).")
-    cosine: Figure | None = Field(description="Cosine of the angle between the mean gradient and the exact one.")
-    efficiency: Figure = Field(description="1 / (variance * evaluations).")
+    bias: NumberOut | None = Field(description="Root mean square over coordinates of (mean gradient - exact gradient).")
+    bias_in_se: NumberOut | None = Field(description="The same in standard errors; near 1 for an unbiased estimator.")
+    variance: NumberOut = Field(description="The variance of one draw, averaged over coordinates.")
+    snr: NumberOut = Field(description="|mean gradient| / sqrt(summed variance of one draw).")
+    cosine: NumberOut | None = Field(description="Cosine of the angle between the mean gradient and the exact one.")
+    efficiency: NumberOut = Field(description="1 / (variance * evaluations).")
     seconds: float
 
 
@@ -485,6 +492,11 @@ class Plugins(BaseModel):
 
 class RecommendAnswer(RootModel[Recommendation]):
     """The estimators that fit, best first, and why the others were rejected."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the record itself: generators of clients make no type of a schema that is only a reference."""
+        return {**handler.resolve_ref_schema(handler(core)), "title": cls.__name__}
 
 
 class Status(BaseModel):
