@@ -7,6 +7,7 @@ has a default, which others take for a required field; and the operationIds and 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
@@ -36,7 +37,7 @@ __all__ = [
 
 _REF = "#/components/schemas/{name}"
 _MODELS = [getattr(schemas, name) for name in schemas.__all__] + [ProblemDetails]
-_PUBLISHED_NAMES = {"ComparisonRow": "Row", "Excluded": "Rejected", "NeuronRequest": "Request"}
+_PUBLISHED_NAMES = {"ComparisonRow": "Row", "Excluded": "Rejected"}
 """The names of models in the document that are not their classes' names: clients are generated from the document."""
 _ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
 _PROGRESS: dict[type[BaseModel], type[BaseModel]] = {
@@ -62,7 +63,7 @@ class DocumentedApp(FastAPI):
         _, definitions = models_json_schema(
             [(model, "validation") for model in _MODELS], ref_template=_REF.format(name="{model}")
         )
-        document["components"] = {"schemas": _published(definitions["$defs"])}
+        document["components"] = {"schemas": _only_used(_published(definitions["$defs"]), document["paths"])}
         for item in document["paths"].values():
             for operation in item.values():
                 _add_examples(operation)
@@ -91,6 +92,20 @@ def _published(definitions: dict[str, Any]) -> dict[str, Any]:
             for field in schema["properties"].values():
                 _describe_default(field)
     return schemas_by_name
+
+
+def _only_used(schemas_by_name: dict[str, Any], paths: dict[str, Any]) -> dict[str, Any]:
+    """Return the schemas to which the paths refer, directly or through other schemas."""
+    used, found = set[str](), _references(paths)
+    while found - used:
+        used |= found
+        found = set().union(*(_references(schemas_by_name[name]) for name in used))
+    return {name: schema for name, schema in schemas_by_name.items() if name in used}
+
+
+def _references(description: Any) -> set[str]:
+    """Return the names of the schemas to which a description refers."""
+    return set(re.findall(f'"{_REF.format(name="(.+?)")}"', json.dumps(description)))
 
 
 def _describe_default(field: dict[str, Any]) -> None:
@@ -200,7 +215,7 @@ def describe_query(model: type[BaseModel]) -> dict[str, Any]:
     fields = model.model_json_schema(ref_template=_REF.format(name="{model}"))["properties"]
     return {
         "parameters": [
-            {"name": name, "in": "query", "description": schema["description"], "explode": False, **_parameter(schema)}
+            {"name": name, "in": "query", "description": schema["description"], **_parameter(schema)}
             for name, schema in fields.items()
         ]
     }

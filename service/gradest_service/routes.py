@@ -299,7 +299,10 @@ _add_kind(_PluginKind("objective", catalog.describe_objective, schemas.Objective
 
 
 @router.get(
-    "/v1/plugins", name="list_plugins", tags=["registry"], responses=describe_answer(schemas.Plugins) | counted_errors()
+    "/v1/plugins",
+    name="list_plugins",
+    tags=["registry"],
+    responses=describe_answer(schemas.PluginListing) | counted_errors(),
 )
 async def plugins(request: Request) -> Response:
     """What each distribution registered, and which plugins did not load."""
@@ -320,7 +323,7 @@ async def recommend(request: Request) -> Response:
         raise Problem(
             422, f"{', '.join(sorted(_MEASURED))} are for a measurement: send them to POST /v1/recommend, in the body."
         )
-    query = {name: _query_value(name, text) for name, text in request.query_params.items()}
+    query = {name: _query_value(name, request.query_params.getlist(name)) for name in request.query_params}
     criteria = validate(schemas.RecommendRequest, query, "query")
     return await _answer_json(request, lambda: operations.recommend(admission.admit_recommendation(criteria, settings)))
 
@@ -339,11 +342,11 @@ _MEASURED = schemas.MeasureRequest.model_fields.keys() - schemas.RecommendReques
 _add_post("/v1/recommend", measure, schemas.MeasureRequest, schemas.RecommendAnswer, name="measure")
 
 
-def _query_value(name: str, text: str) -> Any:
-    """Convert a parameter's text: to a list if the field is one, and from JSON if the text is no plain word."""
+def _query_value(name: str, texts: Sequence[str]) -> Any:
+    """Convert a parameter's texts: to a list if the field is one, else the last of them, from JSON if it is no plain word."""
     if name == "bring":
-        return [word.strip() for word in text.split(",")]
-    return parse_json(text, name) if text[:1] in ("{", "[") else text
+        return [word.strip() for text in texts for word in text.split(",")]
+    return parse_json(texts[-1], name) if texts[-1][:1] in ("{", "[") else texts[-1]
 
 
 async def _answer_json(request: Request, describe: Callable[[], Any]) -> Response:
@@ -354,7 +357,7 @@ async def _answer_json(request: Request, describe: Callable[[], Any]) -> Respons
 # --- the state of the service ---
 
 
-@router.get("/livez", tags=["service"], responses=describe_answer(schemas.Status) | _HEALTH_ERRORS)
+@router.get("/livez", tags=["service"], responses=describe_answer(schemas.Alive) | _HEALTH_ERRORS)
 async def livez() -> Response:
     """Whether the process answers at all."""
     return Response(JSON.encode({"status": "alive"}), media_type=JSON.media_type)

@@ -6,7 +6,7 @@ Tensors are `Any` here, because each content type has its own form of them; the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
+from typing_extensions import TypeAliasType
 
 from gradest.analysis.certificates import Certificate
 from gradest.analysis.results import Excluded, Recommendation
@@ -26,6 +27,7 @@ from gradest.discovery.loading import PluginFailure
 from gradest.random import MAX_SEED
 
 __all__ = [
+    "Alive",
     "BackwardAnswer",
     "BackwardRequest",
     "CompareAnswer",
@@ -46,24 +48,21 @@ __all__ = [
     "NeuronDescription",
     "NeuronRequest",
     "ObjectiveDescription",
-    "Plugins",
+    "PluginListing",
     "Progress",
     "Ready",
     "RecommendAnswer",
     "RecommendRequest",
     "SampleAnswer",
     "SampleRequest",
-    "Status",
     "Versions",
 ]
 
 
-T = TypeVar("T")
-_Nested: TypeAlias = T | list[T] | list[list[T]] | list[list[list[T]]] | list[list[list[list[Any]]]]
-"""Nested arrays without recursion, for which generators of clients can make types. From the fourth dim on the type is open."""
-
-
-class NestedNumbers(RootModel[_Nested[float]]):
+# Generators of clients make no types of a recursive schema, so these say what nested arrays are without recursion.
+class NestedNumbers(
+    RootModel[float | list[float] | list[list[float]] | list[list[list[float]]] | list[list[list[list[Any]]]]]
+):
     """A number, or a rectangular nested array of numbers."""
 
 
@@ -71,8 +70,16 @@ class NumberOut(RootModel[float | Annotated[str, Field(pattern="^(NaN|-?Infinity
     """A number; one that is not finite is the string "NaN", "Infinity" or "-Infinity"."""
 
 
-class NestedNumbersOut(RootModel[_Nested[NumberOut]]):
-    """A number, or a rectangular nested array of numbers."""
+class NestedNumbersOut(RootModel[NumberOut | list[Any]]):
+    """A number, or a rectangular nested array of numbers; those that are not finite are strings, as in NumberOut."""
+
+
+class State(RootModel[dict[str, NestedNumbers]]):
+    """The tensors of an estimator's state, by name."""
+
+
+class StateOut(RootModel[dict[str, NestedNumbersOut]]):
+    """The tensors of an estimator's state, by name. Send them back as they are."""
 
 
 class NamedPlugin(BaseModel):
@@ -104,8 +111,8 @@ def _described_as(kind: Any) -> _DescribedAs:
 Numbers = Annotated[Any, _described_as(NestedNumbers)]
 NumbersOut = Annotated[Any, _described_as(NestedNumbersOut)]
 PluginSpec = Annotated[Any, _described_as(str | NamedPlugin)]
-NamedTensors = Annotated[dict[str, Any], _described_as(dict[str, NestedNumbers])]
-NamedTensorsOut = Annotated[Any, _described_as(dict[str, NestedNumbersOut])]
+NamedTensors = Annotated[dict[str, Any], _described_as(State)]
+NamedTensorsOut = Annotated[Any, _described_as(StateOut)]
 
 
 def _integral(value: Any) -> Any:
@@ -118,7 +125,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=MAX_SEED), _INTEGRAL]
 Size = Annotated[int, Field(strict=True, ge=0), _INTEGRAL]
 Shape = Annotated[list[Size], Field(fail_fast=True)]  # one fault is enough
 Draws = Annotated[int, Field(strict=True, ge=1), _INTEGRAL]
-Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+Dtype = TypeAliasType("Dtype", Literal["float32", "float64", "bfloat16", "float16"])
 
 _DRAWS = "Number of independent draws to average"
 _SEED = "Seed of the noise; null takes a fresh one, which the answer reports."
@@ -262,8 +269,8 @@ class RecommendRequest(BaseModel):
     bring: Annotated[list[Literal["loss", "grad", "relaxed"]], Field(fail_fast=True)] = Field(
         ["loss"],
         min_length=1,
-        description="What the caller can compute, separated by commas: loss; grad, which is dL/dh; relaxed, which is both at "
-        "points between the neuron's outputs too.",
+        description="What the caller can compute, repeated or separated by commas: loss; grad, which is dL/dh; relaxed, which is "
+        "both at points between the neuron's outputs too.",
     )
     evaluations: Annotated[int, Field(ge=1), _INTEGRAL] | None = Field(
         None, description="Maximum evaluations of the loss in one step; no maximum if omitted."
@@ -483,7 +490,7 @@ class Distribution(BaseModel):
     objectives: list[str]
 
 
-class Plugins(BaseModel):
+class PluginListing(BaseModel):
     """What each distribution registered, and which plugins did not load."""
 
     plugins: list[Distribution]
@@ -499,7 +506,7 @@ class RecommendAnswer(RootModel[Recommendation]):
         return {**handler.resolve_ref_schema(handler(core)), "title": cls.__name__}
 
 
-class Status(BaseModel):
+class Alive(BaseModel):
     """The process answers."""
 
     status: Literal["alive"]
