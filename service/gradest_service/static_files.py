@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from importlib.resources.abc import Traversable
 
 from anyio import to_thread
@@ -58,7 +58,9 @@ class StaticFiles:
         if path not in self._files:
             raise Problem(404, "The page has no such file.")
         file = self._files[path]
-        content, packed, tag = await to_thread.run_sync(_load, file)  # to compress takes a while, at the first request
+        content, packed, tag = await to_thread.run_sync(
+            lambda: _load(file)
+        )  # to compress takes a while, at the first request
         headers = {**self._headers, "ETag": tag}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
@@ -67,7 +69,7 @@ class StaticFiles:
         return Response(content, headers={**headers, "Content-Type": _TYPES[file.name.rpartition(".")[2]]})
 
 
-@lru_cache(256)
+@cache
 def _load(file: Traversable) -> tuple[bytes, bytes | None, str]:
     """Return a file's bytes, the same compressed if that makes them smaller, and an ETag."""
     content = file.read_bytes()
