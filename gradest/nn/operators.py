@@ -7,8 +7,9 @@
 torch.compile does not look inside an operator, so any plugin may run there. The layer is an opaque object to it, an input of the
 graph that nothing is specialised on. The seed is drawn when the operator runs, from the generator that eager code uses. torch
 merges two operators with equal arguments, but never takes two empty tensors for equal, so each use gets an empty tensor as its
-salt. `drawn` is the seed, with the layer's steps and changes. `tell` and `pull` draw again from it, unless points are all that the
-draw holds: then these are an output, apart from h, to which the caller may write. Else this output is empty. The flag is a zero, to which the scalar of a told loss sends a 1 in backward; without it `pull` raises MissingLoss.
+salt. `drawn` is the seed, with the layer's steps and changes. `tell` and `pull` draw again from it, unless points are all that
+the draw holds: then these are an output, apart from h, to which the caller may write. Else this output is empty. The flag is a
+zero, to which the scalar of a told loss sends a 1 in backward; without it `pull` raises MissingLoss.
 """
 
 from __future__ import annotations
