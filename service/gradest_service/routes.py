@@ -39,6 +39,7 @@ from gradest_service.openapi import (
     describe_query,
     describe_request,
 )
+from gradest_service.phases import phase
 from gradest_service.problems import Problem
 from gradest_service.run import joint_pass, operations
 from gradest_service.run.batching import Batcher
@@ -75,8 +76,10 @@ class JoinableOperation(Generic[AnyRequest, AnyJob]):
 
     def run_and_encode(self, items: Sequence[tuple[AnyJob, Codec]]) -> list[bytes]:
         """Run several jobs of one kind together, and encode the answer to each."""
-        answers = self.run([job for job, _ in items])
-        return [codec.encode(answer) for (_, codec), answer in zip(items, answers, strict=True)]
+        with phase("compute"):
+            answers = self.run([job for job, _ in items])
+        with phase("encode"):
+            return [codec.encode(answer) for (_, codec), answer in zip(items, answers, strict=True)]
 
 
 async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequest, AnyJob]) -> Response:
@@ -85,6 +88,7 @@ async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequ
     body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
 
+    @phase("decode")
     def decode_and_admit() -> AnyJob:
         return operation.admit(body.decode(operation.request), settings, codec is JSON)
 
@@ -111,9 +115,11 @@ async def mean(request: Request) -> Response:
     body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
 
-    job = await pool.run(lambda: admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON))
+    job = await pool.run(
+        phase("decode")(lambda: admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON))
+    )
     heavy = work_of_mean(job) > settings.heavy_work
-    encoded = await pool.run(lambda: codec.encode(operations.mean(job, settings)), heavy)
+    encoded = await pool.run(lambda: _compute(partial(operations.mean, job, settings), codec), heavy)
     return Response(encoded, media_type=codec.media_type)
 
 
@@ -123,8 +129,10 @@ async def credit(request: Request) -> Response:
     body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
 
-    job = await pool.run(lambda: admission.admit_credit(body.decode(schemas.CreditRequest), settings, codec is JSON))
-    encoded = await pool.run(lambda: codec.encode(operations.credit(job)), job.work > settings.heavy_work)
+    job = await pool.run(
+        phase("decode")(lambda: admission.admit_credit(body.decode(schemas.CreditRequest), settings, codec is JSON))
+    )
+    encoded = await pool.run(lambda: _compute(partial(operations.credit, job), codec), job.work > settings.heavy_work)
     return Response(encoded, media_type=codec.media_type)
 
 
@@ -139,11 +147,13 @@ async def estimate(request: Request) -> Response:
     codec = answer_codec(accept)
     streamed = prefers(accept, EventStream.media_type, JSON.media_type)
     as_json = streamed or codec is JSON
-    job = await pool.run(lambda: admission.admit_estimate(body.decode(schemas.EstimateRequest), settings, as_json))
+    job = await pool.run(
+        phase("decode")(lambda: admission.admit_estimate(body.decode(schemas.EstimateRequest), settings, as_json))
+    )
     heavy = job.work > settings.heavy_work
     if streamed:
         return EventStream(partial(stream_estimate, job, settings), pool, request.state.request_id, heavy)
-    encoded = await pool.run(lambda: codec.encode(operations.estimate(job, settings)), heavy)
+    encoded = await pool.run(lambda: _compute(partial(operations.estimate, job, settings), codec), heavy)
     return Response(encoded, media_type=codec.media_type)
 
 
@@ -151,12 +161,24 @@ async def compare(request: Request) -> Response:
     """A stream of `progress` events, then one `result` or `error`. If Accept prefers JSON, the result alone."""
     settings, pool, _ = _parts(request)
     body = await read_body(request, settings)
-    job = await pool.run(lambda: admission.admit_comparison(body.decode(schemas.CompareRequest), settings))
+    job = await pool.run(
+        phase("decode")(lambda: admission.admit_comparison(body.decode(schemas.CompareRequest), settings))
+    )
     heavy = job.work > settings.heavy_work
     if not prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
         return EventStream(partial(stream_comparison, job), pool, request.state.request_id, heavy)
-    encoded = await pool.run(lambda: JSON.encode(operations.compare(job, raise_if_cancelled).to_dict()), heavy)
+    encoded = await pool.run(
+        lambda: _compute(lambda: operations.compare(job, raise_if_cancelled).to_dict(), JSON), heavy
+    )
     return Response(encoded, media_type=JSON.media_type)
+
+
+def _compute(compute: Callable[[], Any], codec: Codec) -> bytes:
+    """Compute an answer, and encode it."""
+    with phase("compute"):
+        answer = compute()
+    with phase("encode"):
+        return codec.encode(answer)
 
 
 def _parts(request: Request) -> tuple[Settings, Pool, Batcher]:
@@ -333,9 +355,12 @@ async def measure(request: Request) -> Response:
     settings, pool, _ = _parts(request)
     body = await read_body(request, settings)
 
-    job = await pool.run(lambda: admission.admit_recommendation(body.decode(schemas.MeasureRequest), settings))
+    job = await pool.run(
+        phase("decode")(lambda: admission.admit_recommendation(body.decode(schemas.MeasureRequest), settings))
+    )
     heavy = job.measure is not None and job.measure.work > settings.heavy_work
-    return Response(await pool.run(lambda: JSON.encode(operations.recommend(job)), heavy), media_type=JSON.media_type)
+    encoded = await pool.run(lambda: _compute(partial(operations.recommend, job), JSON), heavy)
+    return Response(encoded, media_type=JSON.media_type)
 
 
 _MEASURED = schemas.MeasureRequest.model_fields.keys() - schemas.RecommendRequest.model_fields.keys()
@@ -351,7 +376,7 @@ def _query_value(name: str, texts: Sequence[str]) -> Any:
 
 async def _answer_json(request: Request, describe: Callable[[], Any]) -> Response:
     _, pool, _ = _parts(request)
-    return Response(await pool.run(lambda: JSON.encode(describe())), media_type=JSON.media_type)
+    return Response(await pool.run(lambda: _compute(describe, JSON)), media_type=JSON.media_type)
 
 
 # --- the state of the service ---

@@ -266,7 +266,7 @@ def test_head_of_what_is_not_there(http):
 
 @pytest.mark.parametrize("path", [path for path in GETS if path != "/"])
 def test_a_last_slash_is_the_same_path(http, path):
-    assert http.get(f"{path}/").status_code == 200
+    assert http.get(f"{path}/", follow_redirects=True).status_code == 200
 
 
 @pytest.mark.parametrize("root", ["", "/tools/gradest"])
