@@ -53,6 +53,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("gradest"),
         description="Sampling from stochastic neurons, and gradients of expected losses through them.",
         lifespan=_lifespan,
+        servers=[{"url": "."}],  # relative to the document, so that it is true below any prefix
+        root_path_in_servers=False,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.docs else None,
         docs_url=None,
@@ -144,9 +147,9 @@ def _routes_of(app: FastAPI, scope: Scope) -> Iterator[Route]:
 
 
 def _add_metrics(app: FastAPI, counts: metrics.Metrics) -> None:
-    @app.get(
-        "/metrics", tags=["service"], response_class=Response, responses=describe_text("Counts") | counted_errors()
-    )
+    described = describe_text("Counts") | counted_errors()
+
+    @app.get("/metrics", name="metrics", tags=["service"], response_class=Response, responses=described)
     async def show_metrics() -> Response:
         """The metrics, in the text format of Prometheus."""
         return Response(await to_thread.run_sync(counts.render), headers={"Content-Type": counts.media_type})

@@ -186,6 +186,9 @@ def _parts(request: Request) -> tuple[Settings, Pool, Batcher]:
     return state.settings, state.pool, state.batcher
 
 
+# The name of a route is its operationId in the OpenAPI document, from which generated clients take the names of their functions.
+
+
 def _add_joinable(path: str, operation: JoinableOperation[Any, Any]) -> None:
     async def endpoint(request: Request) -> Response:
         return await answer_joinable(request, operation)
@@ -200,13 +203,14 @@ def _add_post(
     request: type[BaseModel],
     answer: type[BaseModel],
     *media_types: str,
+    name: str = "",
     errors: Sequence[int] = (),
 ) -> None:
     router.add_api_route(
         path,
         endpoint,
         methods=["POST"],
-        name=path.rpartition("/")[2],
+        name=name or path.rpartition("/")[2],
         tags=["estimation"],
         summary=request.__doc__,
         responses=describe_answer(answer, media_types or (JSON.media_type,))
@@ -250,7 +254,7 @@ _add_post("/v1/mean", mean, schemas.MeanRequest, schemas.MeanAnswer, *CODECS)
 _add_post("/v1/credit", credit, schemas.CreditRequest, schemas.CreditAnswer, *CODECS)
 _add_post("/v1/estimate", estimate, schemas.EstimateRequest, schemas.EstimateAnswer, *CODECS, EventStream.media_type)
 _add_post(
-    "/v1/compare", compare, schemas.CompareRequest, schemas.CompareAnswer, EventStream.media_type, JSON.media_type
+    "/v1/compare", compare, schemas.CompareRequest, schemas.CompareAnswer, JSON.media_type, EventStream.media_type
 )
 
 
@@ -295,7 +299,7 @@ def _add_kind(kind: _PluginKind) -> None:
     router.add_api_route(
         f"/v1/{kind.name}s",
         describe_all,
-        name=every,
+        name=f"list_{kind.name}s",
         summary=every,
         tags=["registry"],
         responses=describe_list(kind.model, every) | counted_errors(),
@@ -303,7 +307,7 @@ def _add_kind(kind: _PluginKind) -> None:
     router.add_api_route(
         f"/v1/{kind.name}s/{{name}}",
         describe_one,
-        name=one,
+        name=f"get_{kind.name}",
         summary=one,
         tags=["registry"],
         responses=describe_answer(kind.model, description=one) | counted_errors(404),
@@ -316,7 +320,12 @@ _add_kind(_PluginKind("estimator", catalog.describe_estimator, schemas.Estimator
 _add_kind(_PluginKind("objective", catalog.describe_objective, schemas.ObjectiveDescription))
 
 
-@router.get("/v1/plugins", tags=["registry"], responses=describe_answer(schemas.Plugins) | counted_errors())
+@router.get(
+    "/v1/plugins",
+    name="list_plugins",
+    tags=["registry"],
+    responses=describe_answer(schemas.PluginListing) | counted_errors(),
+)
 async def plugins(request: Request) -> Response:
     """What each distribution registered, and which plugins did not load."""
     return await _answer_json(request, catalog.describe_plugins)
@@ -336,7 +345,7 @@ async def recommend(request: Request) -> Response:
         raise Problem(
             422, f"{', '.join(sorted(_MEASURED))} are for a measurement: send them to POST /v1/recommend, in the body."
         )
-    query = {name: _query_value(name, text) for name, text in request.query_params.items()}
+    query = {name: _query_value(name, request.query_params.getlist(name)) for name in request.query_params}
     criteria = validate(schemas.RecommendRequest, query, "query")
     return await _answer_json(request, lambda: operations.recommend(admission.admit_recommendation(criteria, settings)))
 
@@ -355,14 +364,14 @@ async def measure(request: Request) -> Response:
 
 
 _MEASURED = schemas.MeasureRequest.model_fields.keys() - schemas.RecommendRequest.model_fields.keys()
-_add_post("/v1/recommend", measure, schemas.MeasureRequest, schemas.RecommendAnswer)
+_add_post("/v1/recommend", measure, schemas.MeasureRequest, schemas.RecommendAnswer, name="measure")
 
 
-def _query_value(name: str, text: str) -> Any:
-    """Convert a parameter's text: to a list if the field is one, and from JSON if the text is no plain word."""
+def _query_value(name: str, texts: Sequence[str]) -> Any:
+    """Convert a parameter's texts: to a list if the field is one, else the last of them, from JSON if it is no plain word."""
     if name == "bring":
-        return [word.strip() for word in text.split(",")]
-    return parse_json(text, name) if text[:1] in ("{", "[") else text
+        return [word.strip() for text in texts for word in text.split(",")]
+    return parse_json(texts[-1], name) if texts[-1][:1] in ("{", "[") else texts[-1]
 
 
 async def _answer_json(request: Request, describe: Callable[[], Any]) -> Response:
@@ -373,7 +382,7 @@ async def _answer_json(request: Request, describe: Callable[[], Any]) -> Respons
 # --- the state of the service ---
 
 
-@router.get("/livez", tags=["service"], responses=describe_answer(schemas.Status) | _HEALTH_ERRORS)
+@router.get("/livez", tags=["service"], responses=describe_answer(schemas.Alive) | _HEALTH_ERRORS)
 async def livez() -> Response:
     """Whether the process answers at all."""
     return Response(JSON.encode({"status": "alive"}), media_type=JSON.media_type)
@@ -408,7 +417,9 @@ _VERSIONS = {
 }
 
 
-@router.get("/version", tags=["service"], responses=describe_answer(schemas.Versions) | counted_errors())
+@router.get(
+    "/version", name="version", tags=["service"], responses=describe_answer(schemas.Versions) | counted_errors()
+)
 async def show_version() -> Response:
     """The versions of the software that computes the answers."""
     return Response(JSON.encode(_VERSIONS), media_type=JSON.media_type)
