@@ -42,7 +42,7 @@ LAYERS: dict[
         {"__main__"},
     ],
     "gradest_service": [
-        {"plugin_frames", "settings"},
+        {"allocator", "plugin_frames", "settings"},
         {"problems"},
         {"bodies"},
         {"admit"},

@@ -45,6 +45,7 @@ class Capacity:
         """The plugins to which too many threads have been lost; requests for them are answered 503."""
         self._losses: Counter[str] = Counter()
         self._of_key: Counter[str] = Counter()
+        self._bytes_of_key: Counter[str] = Counter()
 
     def take_place(self, key: str = "") -> None:
         """Count one more request, perhaps of an API key; raises a 429 if as many as allowed are in progress."""
@@ -58,19 +59,28 @@ class Capacity:
         self.requests += 1
         self._of_key[key] += 1
 
-    def reserve(self, body_bytes: int) -> None:
-        """Count more bytes of a request's body; raises a 429 if there is no room for them."""
+    def check_room(self, body_bytes: int, key: str = "") -> None:
+        """Raise a 429 if there is no room for so many more bytes of bodies, or too little of it is for this key."""
+        share = max(self._settings.max_pending_bytes // 2, self._settings.max_body_bytes)
+        if key and self._bytes_of_key[key] + body_bytes > share:
+            raise Problem(429, "This key's bodies in progress leave no room. Send it again.", headers=_RETRY_SOON)
         if self.bytes + body_bytes > self._settings.max_pending_bytes:
             raise Problem(429, "The bodies in progress leave no room for this one. Send it again.", headers=_RETRY_SOON)
+
+    def reserve(self, body_bytes: int, key: str = "") -> None:
+        """Count more bytes of a request's body, which have arrived; raises a 429 if there is no room for them."""
+        self.check_room(body_bytes, key)
         self.bytes += body_bytes
+        self._bytes_of_key[key] += body_bytes
 
     def leave(self, body_bytes: int, key: str = "") -> None:
         """Count one request less, and the bytes that were reserved for it."""
         self.requests -= 1
-        self._of_key[key] -= 1
-        if not self._of_key[key]:
-            del self._of_key[key]
         self.bytes -= body_bytes
+        for counter, less in ((self._of_key, 1), (self._bytes_of_key, body_bytes)):
+            counter[key] -= less
+            if not counter[key]:
+                del counter[key]
 
     async def watch(self, pool: Pool) -> NoReturn:
         """Count the threads of the pool that are busy for longer than the deadline, and set aside plugins that lose many."""

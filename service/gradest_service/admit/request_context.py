@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from gradest_service.admit.auth import ApiKey
 
-__all__ = ["RequestContext", "charge", "count_dropped_event", "current_request", "is_set_aside"]
+__all__ = [
+    "RequestContext",
+    "charge",
+    "count_dropped_event",
+    "current_caller",
+    "current_request",
+    "is_set_aside",
+    "reserve",
+]
 
 
 @dataclass(slots=True)
@@ -30,6 +38,13 @@ class RequestContext:
     """How many events of progress were replaced by newer ones, because the client had not read those before."""
     bytes_in: int = 0
     bytes_out: int = 0
+    reserve: Callable[[int], None] = lambda more: None
+    """Counts more bytes that the request holds; raises a 429 if there is no room for them. Only for the event loop's thread."""
+
+    @property
+    def caller(self) -> str:
+        """Whose request it is, where callers take turns: the name of the API key, or the client's address."""
+        return self.client if self.key is None else self.key.name
 
 
 current_request: ContextVar[RequestContext | None] = ContextVar("gradest_service_request", default=None)
@@ -42,6 +57,19 @@ def charge(elements: int) -> None:
         context.elements += elements
         if context.key is not None:
             context.key.charge(elements)
+
+
+def current_caller() -> str:
+    """Return whose the current request is; an empty string outside of requests."""
+    context = current_request.get()
+    return "" if context is None else context.caller
+
+
+def reserve(more: int) -> None:
+    """Count bytes that the current request holds beside its body, if any; raises a 429 if there is no room for them."""
+    context = current_request.get()
+    if context is not None:
+        context.reserve(more)
 
 
 def count_dropped_event() -> None:
