@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gradest.cli.arguments import SPEC, Json, build_settings, command, read_spec, settings_command
+from gradest.cli.arguments import SPEC, Json, Plugins, build_settings, command, read_spec, settings_command
 from gradest.errors import InvalidInput
 
 __all__ = ["demo", "report", "reproduce", "train"]
@@ -45,6 +45,7 @@ def _train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard event files into --out.")
     ] = False,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Train the gated network of Bengio et al. (2013) (arXiv 1308.3432, section 5) through any neuron and estimator.
@@ -82,6 +83,7 @@ def _train_belief(
     out: Annotated[Path, typer.Option(help="The folder for runs, each in a folder of its own.")] = Path("runs/belief"),
     data_dir: DataDir = None,
     tensorboard: Tensorboard = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train a sigmoid belief network on MNIST, with several stochastic layers and K whole-path samples.
 
@@ -122,8 +124,17 @@ def toys(
             help="The part to run: quadratic, learning, probability, polynomial or subsets. It can be repeated. If omitted, all."
         ),
     ] = None,
+    estimators: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--estimators",
+            "--estimator",
+            help=f"An estimator: {SPEC}. It can be repeated. If omitted, those of each part. A part that none fits is left out.",
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Use few draws and steps: half a minute.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    plugin: Plugins = None,
 ) -> None:
     """Run the small problems by which papers compare estimators: variance, learning, bias. This takes some minutes.
 
@@ -132,7 +143,8 @@ def toys(
     """
     from gradest_experiments.toys.run import choose, reproduce_toys
 
-    print(reproduce_toys(out, choose(part, quick=quick, seed=seed), progress=True))
+    specs = [read_spec(text) for text in estimators or []] or None
+    print(reproduce_toys(out, choose(part, quick=quick, seed=seed, estimators=specs), progress=True))
 
 
 @reproduce.command("binary-vae")
@@ -140,7 +152,10 @@ def binary_vae(
     out: Out = Path("runs/binary-vae"),
     data_dir: DataDir = None,
     estimators: Annotated[
-        list[str] | None, typer.Option(help=f"An estimator: {SPEC}. It can be repeated. If omitted, eight of them.")
+        list[str] | None,
+        typer.Option(
+            "--estimators", "--estimator", help=f"An estimator: {SPEC}. It can be repeated. If omitted, eight of them."
+        ),
     ] = None,
     network: Annotated[
         list[str] | None, typer.Option(help="linear or nonlinear. It can be repeated. If omitted, both.")
@@ -158,6 +173,7 @@ def binary_vae(
     ] = "sampled",
     quick: Annotated[bool, typer.Option("--quick", help="Use few steps, draws and test images: some minutes.")] = False,
     tensorboard: Tensorboard = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train a variational autoencoder with 200 binary latents on MNIST, the common benchmark. This takes hours.
 
@@ -179,7 +195,9 @@ def block_gated(
     estimators: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"An estimator of the policy's gradient: {SPEC}. It can be repeated. If omitted, five of them."
+            "--estimators",
+            "--estimator",
+            help=f"An estimator of the policy's gradient: {SPEC}. It can be repeated. If omitted, five of them.",
         ),
     ] = None,
     size: Annotated[
@@ -202,6 +220,7 @@ def block_gated(
     seeds: Seeds = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Use few epochs and images: a minute.")] = False,
     tensorboard: Tensorboard = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train networks in which a policy opens few blocks of a layer for each MNIST image, beside dense networks. Half an hour.
 

@@ -176,7 +176,7 @@ def test_the_deadline_stops_the_work(start, endless, refused, path, accept):
         problem = refused(answer, 504)
     assert (problem["status"], problem["request_id"]) == (504, "late")
     assert "1 seconds" in problem["detail"]
-    assert 1 < stopped(endless) < 30
+    assert 0 < stopped(endless) < 30
     assert service.post("/v1/sample", json=SAMPLE).status_code == 200  # the thread is free
 
 
@@ -190,7 +190,7 @@ def test_work_stops_when_its_client_goes_away(start, endless, path, accept):
         impatient.stream("POST", f"/v1/{path}", json=ENDLESS[path], headers={"Accept": accept}),
     ):
         eventually(lambda: endless.asked > 1)  # and leaves
-    assert 1 < stopped(endless) < 30
+    assert 0 < stopped(endless) < 30
     assert service.post("/v1/sample", json=SAMPLE).status_code == 200
 
 

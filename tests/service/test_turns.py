@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from gradest_service.admit.memory import Memory
-from gradest_service.admit.turns import Need, Turns
+from gradest_service.resources.memory import Memory
+from gradest_service.resources.turns import Need, Turns
 
 
 async def settle():

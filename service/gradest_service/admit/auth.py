@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gradest.errors import InvalidInput
-from gradest_service.admit.budgets import TokenBucket
 from gradest_service.problems import Problem
+from gradest_service.resources.budgets import TokenBucket
 
 __all__ = ["HEALTH_PATHS", "ApiKey", "ApiKeys", "new_key"]
 

@@ -70,17 +70,23 @@ class Capacity:
     def reserve(self, body_bytes: int, key: str = "") -> None:
         """Count more bytes of a request's body, which have arrived; raises a 429 if there is no room for them."""
         self.check_room(body_bytes, key)
-        self.bytes += body_bytes
-        self._bytes_of_key[key] += body_bytes
+        self._hold(body_bytes, key)
 
     def leave(self, body_bytes: int, key: str = "") -> None:
         """Count one request less, and the bytes that were reserved for it."""
         self.requests -= 1
-        self.bytes -= body_bytes
-        for counter, less in ((self._of_key, 1), (self._bytes_of_key, body_bytes)):
-            counter[key] -= less
-            if not counter[key]:
-                del counter[key]
+        self._of_key[key] -= 1
+        if not self._of_key[key]:
+            del self._of_key[key]
+        self._hold(-body_bytes, key)
+
+    def _hold(self, more: int, key: str) -> None:
+        self.bytes += more
+        self._bytes_of_key[key] += more
+        if not self._bytes_of_key[key]:
+            del self._bytes_of_key[key]
+        if self._metrics is not None and more:
+            self._metrics.hold_bytes(more)
 
     async def watch(self, pool: Pool) -> NoReturn:
         """Count the threads of the pool that are busy for longer than the deadline, and set aside plugins that lose many."""
@@ -94,6 +100,8 @@ class Capacity:
             lost = late
             self.lost_threads = len(late)
             self.stuck = len(late) >= pool.threads
+            if self._metrics is not None:
+                self._metrics.measure_memory()
             await anyio.sleep(min(1.0, deadline / 4))
 
     def _note_loss(self, method: str) -> None:

@@ -33,9 +33,9 @@ from gradest_service.admit.jobs import (
     SampleJob,
 )
 from gradest_service.admit.request_context import is_set_aside
-from gradest_service.admit.turns import Need
 from gradest_service.bodies.sizes import size
 from gradest_service.problems import Problem
+from gradest_service.resources.turns import Need
 from gradest_service.settings import Settings
 
 __all__ = [

@@ -14,11 +14,12 @@ from typing import TypeVar
 from anyio import CapacityLimiter, from_thread, to_thread
 
 from gradest.errors import Cancelled, PluginFault
-from gradest_service.admit.memory import Memory
 from gradest_service.admit.metrics import Metrics
 from gradest_service.admit.request_context import current_caller
-from gradest_service.admit.turns import LIGHT, Need, Turns
-from gradest_service.allocator import release_memory_after
+from gradest_service.phases import record_of_caller
+from gradest_service.resources.allocator import release_memory_after
+from gradest_service.resources.memory import Memory
+from gradest_service.resources.turns import LIGHT, Need, Turns
 
 __all__ = ["Pool", "contained"]
 
@@ -36,7 +37,9 @@ class Pool:
 
     async def run(self, work: Callable[[], Result], need: Need = LIGHT) -> Result:
         """Wait for a turn and return `work()`, called in a thread."""
+        waiting_since = time.time_ns()
         async with self.thread(need):
+            record_of_caller().add("queue", waiting_since)
             return await self.run_now(partial(release_memory_after, work) if need.heavy else work)
 
     def running(self) -> Collection[tuple[int, float]]:

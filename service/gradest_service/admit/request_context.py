@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gradest_service.admit.auth import ApiKey
+from gradest_service.phases import Record
 
 __all__ = [
     "RequestContext",
@@ -15,6 +16,7 @@ __all__ = [
     "current_caller",
     "current_request",
     "is_set_aside",
+    "note_plugin_fault",
     "reserve",
 ]
 
@@ -38,6 +40,12 @@ class RequestContext:
     """How many events of progress were replaced by newer ones, because the client had not read those before."""
     bytes_in: int = 0
     bytes_out: int = 0
+    trace_id: str = ""
+    """The trace of which the request is a part, if there is one."""
+    plugin_fault: str = ""
+    """The plugin whose code failed on the request."""
+    record: Record = field(default_factory=Record)
+    """The phases of the request that are over."""
     reserve: Callable[[int], None] = lambda more: None
     """Counts more bytes that the request holds; raises a 429 if there is no room for them. Only for the event loop's thread."""
 
@@ -77,6 +85,13 @@ def count_dropped_event() -> None:
     context = current_request.get()
     if context is not None:
         context.dropped_events += 1
+
+
+def note_plugin_fault(plugin: str) -> None:
+    """Record that the code of this plugin failed on the current request."""
+    context = current_request.get()
+    if context is not None:
+        context.plugin_fault = plugin
 
 
 def is_set_aside(plugin: str) -> bool:

@@ -72,12 +72,13 @@ class _HeadLimits(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Receive more of a head or of a body, and refuse a head that is too large."""
+        in_a_head = self._awaits_head()
         super().data_received(data)
         if not self._awaits_head():
             self._stop_timer()
             self._head = 0
             return
-        self._head += len(data)
+        self._head += len(data) if in_a_head else 0  # else the data end a body, which was answered before it was whole
         if self._head > _MAX_HEAD_BYTES:
             self._refuse(Problem(431, f"The head of a request may have {_MAX_HEAD_BYTES} bytes."))
         elif self._timer is None:

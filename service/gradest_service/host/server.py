@@ -18,9 +18,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from gradest_service.admit.capacity import Capacity
-from gradest_service.allocator import keep_freed_blocks
 from gradest_service.host import logs
 from gradest_service.host.protocol import limited_protocol
+from gradest_service.resources.allocator import keep_freed_blocks
 from gradest_service.settings import Settings
 
 __all__ = ["FAILED", "Server", "announce", "run_process", "url_of"]

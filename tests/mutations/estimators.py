@@ -1,0 +1,111 @@
+"""Faults in `plugins/gradest_estimators`."""
+
+from tests.mutations.mutation import Mutation
+
+MUTATIONS = (
+    Mutation(
+        "plugins/gradest_estimators/arm.py",
+        "* (noise - 0.5)), state",
+        "* (0.5 - noise)), state",
+        "the sign of a gradient",
+        "tests/estimators/test_binary.py -k 'arm_by_hand or mean_is_the_gradient'",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/rebar.py",
+        "return loss[0] * score, path - loss[2] * score",
+        "return loss[0] * score, path + loss[2] * score",
+        "a control variate that has another mean than 0",
+        "tests/estimators/test_learned.py -k 'by_hand or both_noises'",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/_learning.py",
+        "unbiased.append(after[name + kind] / (1 - decay**steps))",
+        "unbiased.append(after[name + kind] / (1 - decay))",
+        "Adam's averages are not corrected for their start",
+        "tests/estimators/test_learned.py -k adam",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/_binary.py",
+        "    logit = torch.where(h == neuron.high, -a, a)\n",
+        "    logit = torch.where(h == neuron.high, a, -a)\n",
+        "the weight of a flip is that of no flip",
+        "tests/estimators/test_binary.py -k 'mean_is_the_gradient'",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/carms.py",
+        "neither, step = (1 - q) ** 2 / (1 - 2 * q + both), 1",
+        "neither, step = (1 - q) ** 2 / (1 - q), 1",
+        "pairs are corrected as if the classes passed before had been independent",
+        "tests/estimators/test_carms.py -k mean_over_all",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/carms.py",
+        "* torch.log1p(-spacings / leading_sum(spacings))",
+        "* torch.log1p(-spacings / leading_sum(spacings).roll(1, -1))",
+        "samples are coupled by the noise of two classes, and so not as the correction has it",
+        "tests/estimators/test_carms.py -k forward_draws",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/gapped_straight_through.py",
+        "below.clamp(max=-self.gap)",
+        "below - self.gap",
+        "logits that are far enough below the largest are moved, too",
+        "tests/estimators/test_one_hot.py -k gapped",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/decoupled_straight_through.py",
+        "_relative(neuron, a) / self.forward_temperature",
+        "_relative(neuron, a) / self.backward_temperature",
+        "the temperature of the derivative is that of the samples",
+        "tests/estimators/test_one_hot.py -k decoupled",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/rodeo.py",
+        "expected + here, p * (gap - expected)",
+        "expected, p * (gap - expected)",
+        "the second control variate of a one-hot unit has another mean than 0",
+        "tests/estimators/test_one_hot.py -k rodeo_has_the_gradient",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/lax.py",
+        "per_event(feedback.get_loss() - c, neuron)",
+        "per_event(feedback.get_loss() + c, neuron)",
+        "a control variate of a density that has another mean than 0",
+        "tests/estimators/test_lax.py -k mean",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/entropic_risk.py",
+        "torch.stack([value - self.combine(rest) for rest in others])",
+        "torch.stack([value - self.combine(loss) + 0 * rest[0] for rest in others])",
+        "a sample is credited with nothing",
+        "tests/estimators/test_entropic_risk.py -k unbiased",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/eat.py",
+        "step_slope * time / self.temperature",
+        "step_slope / self.temperature",
+        "all arrivals move with the rate as one at time 1 does",
+        "tests/estimators/test_counts.py -k moments",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/generalised_gumbel_softmax.py",
+        "centred = counts[:, None] - leading_sum(counts[:, None] * weights)",
+        "centred = counts[:, None]",
+        "the covariance of counts and scores is a product of their means too",
+        "tests/estimators/test_counts.py -k relaxed_objective",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/sparse_mixer.py",
+        "torch.where(u < 0.25, 1.0, 1 / 3)",
+        "torch.where(u < 0.75, 1.0, 1 / 3)",
+        "the weights of Heun's rule are exchanged, and its order is lost",
+        "tests/estimators/test_routers.py -k sparse_mixer",
+    ),
+    Mutation(
+        "plugins/gradest_estimators/pathwise.py",
+        "        return Bias.NONE_IF_CONTINUOUS",
+        "        return Bias.NONE",
+        "pathwise claims to be unbiased for losses that jump",
+        "tests/analysis/test_recommendation.py -k condition",
+    ),
+)
