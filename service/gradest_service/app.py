@@ -38,6 +38,7 @@ from gradest_service.routes import router
 from gradest_service.run.batching import Batcher
 from gradest_service.run.cancellation import raise_if_cancelled
 from gradest_service.settings import Settings
+from gradest_service.tracing import Spans, Tracing
 
 __all__ = ["create_app", "running", "serve"]
 
@@ -52,6 +53,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("gradest"),
         description="Sampling from stochastic neurons, and gradients of expected losses through them.",
         lifespan=_lifespan,
+        servers=[{"url": "."}],  # relative to the document, so that it is true below any prefix
+        root_path_in_servers=False,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,
         openapi_url="/openapi.json" if settings.docs else None,
         docs_url=None,
@@ -60,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     counts = metrics.Metrics() if settings.metrics and metrics.available() else None
     app.state.capacity = Capacity(settings, counts)
+    app.state.tracing = Spans.configured() if settings.tracing else Tracing()
     app.state.pool = Pool(settings.threads, counts)
     app.state.batcher = Batcher(
         app.state.pool,
@@ -76,6 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         metrics=counts,
         exempt_paths=HEALTH_PATHS | PATHS if settings.page else HEALTH_PATHS,
         route_of=partial(_route_of, app),
+        tracing=app.state.tracing,
     )
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.include_router(router)
@@ -141,9 +147,9 @@ def _routes_of(app: FastAPI, scope: Scope) -> Iterator[Route]:
 
 
 def _add_metrics(app: FastAPI, counts: metrics.Metrics) -> None:
-    @app.get(
-        "/metrics", tags=["service"], response_class=Response, responses=describe_text("Counts") | counted_errors()
-    )
+    described = describe_text("Counts") | counted_errors()
+
+    @app.get("/metrics", name="metrics", tags=["service"], response_class=Response, responses=described)
     async def show_metrics() -> Response:
         """The metrics, in the text format of Prometheus."""
         return Response(await to_thread.run_sync(counts.render), headers={"Content-Type": counts.media_type})
@@ -159,6 +165,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         group.start_soon(app.state.capacity.watch, app.state.pool)
         yield
         group.cancel_scope.cancel()
+    await to_thread.run_sync(app.state.tracing.close)
 
 
 def _warm_up(neurons: Sequence[type[Neuron]]) -> bool:

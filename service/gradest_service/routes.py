@@ -39,6 +39,7 @@ from gradest_service.openapi import (
     describe_query,
     describe_request,
 )
+from gradest_service.phases import phase
 from gradest_service.problems import Problem
 from gradest_service.run import joint_pass, operations
 from gradest_service.run.batching import Batcher
@@ -75,8 +76,10 @@ class JoinableOperation(Generic[AnyRequest, AnyJob]):
 
     def run_and_encode(self, items: Sequence[tuple[AnyJob, Codec]]) -> list[bytes]:
         """Run several jobs of one kind together, and encode the answer to each."""
-        answers = self.run([job for job, _ in items])
-        return [codec.encode(answer) for (_, codec), answer in zip(items, answers, strict=True)]
+        with phase("compute"):
+            answers = self.run([job for job, _ in items])
+        with phase("encode"):
+            return [codec.encode(answer) for (_, codec), answer in zip(items, answers, strict=True)]
 
 
 async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequest, AnyJob]) -> Response:
@@ -85,6 +88,7 @@ async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequ
     body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
 
+    @phase("decode")
     def decode_and_admit() -> AnyJob:
         return operation.admit(body.decode(operation.request), settings, codec is JSON)
 
@@ -111,9 +115,11 @@ async def mean(request: Request) -> Response:
     body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
 
-    job = await pool.run(lambda: admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON))
+    job = await pool.run(
+        phase("decode")(lambda: admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON))
+    )
     heavy = work_of_mean(job) > settings.heavy_work
-    encoded = await pool.run(lambda: codec.encode(operations.mean(job, settings)), heavy)
+    encoded = await pool.run(lambda: _compute(partial(operations.mean, job, settings), codec), heavy)
     return Response(encoded, media_type=codec.media_type)
 
 
@@ -123,8 +129,10 @@ async def credit(request: Request) -> Response:
     body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
 
-    job = await pool.run(lambda: admission.admit_credit(body.decode(schemas.CreditRequest), settings, codec is JSON))
-    encoded = await pool.run(lambda: codec.encode(operations.credit(job)), job.work > settings.heavy_work)
+    job = await pool.run(
+        phase("decode")(lambda: admission.admit_credit(body.decode(schemas.CreditRequest), settings, codec is JSON))
+    )
+    encoded = await pool.run(lambda: _compute(partial(operations.credit, job), codec), job.work > settings.heavy_work)
     return Response(encoded, media_type=codec.media_type)
 
 
@@ -139,11 +147,13 @@ async def estimate(request: Request) -> Response:
     codec = answer_codec(accept)
     streamed = prefers(accept, EventStream.media_type, JSON.media_type)
     as_json = streamed or codec is JSON
-    job = await pool.run(lambda: admission.admit_estimate(body.decode(schemas.EstimateRequest), settings, as_json))
+    job = await pool.run(
+        phase("decode")(lambda: admission.admit_estimate(body.decode(schemas.EstimateRequest), settings, as_json))
+    )
     heavy = job.work > settings.heavy_work
     if streamed:
         return EventStream(partial(stream_estimate, job, settings), pool, request.state.request_id, heavy)
-    encoded = await pool.run(lambda: codec.encode(operations.estimate(job, settings)), heavy)
+    encoded = await pool.run(lambda: _compute(partial(operations.estimate, job, settings), codec), heavy)
     return Response(encoded, media_type=codec.media_type)
 
 
@@ -151,17 +161,32 @@ async def compare(request: Request) -> Response:
     """A stream of `progress` events, then one `result` or `error`. If Accept prefers JSON, the result alone."""
     settings, pool, _ = _parts(request)
     body = await read_body(request, settings)
-    job = await pool.run(lambda: admission.admit_comparison(body.decode(schemas.CompareRequest), settings))
+    job = await pool.run(
+        phase("decode")(lambda: admission.admit_comparison(body.decode(schemas.CompareRequest), settings))
+    )
     heavy = job.work > settings.heavy_work
     if not prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
         return EventStream(partial(stream_comparison, job), pool, request.state.request_id, heavy)
-    encoded = await pool.run(lambda: JSON.encode(operations.compare(job, raise_if_cancelled).to_dict()), heavy)
+    encoded = await pool.run(
+        lambda: _compute(lambda: operations.compare(job, raise_if_cancelled).to_dict(), JSON), heavy
+    )
     return Response(encoded, media_type=JSON.media_type)
+
+
+def _compute(compute: Callable[[], Any], codec: Codec) -> bytes:
+    """Compute an answer, and encode it."""
+    with phase("compute"):
+        answer = compute()
+    with phase("encode"):
+        return codec.encode(answer)
 
 
 def _parts(request: Request) -> tuple[Settings, Pool, Batcher]:
     state = request.app.state
     return state.settings, state.pool, state.batcher
+
+
+# The name of a route is its operationId in the OpenAPI document, from which generated clients take the names of their functions.
 
 
 def _add_joinable(path: str, operation: JoinableOperation[Any, Any]) -> None:
@@ -178,13 +203,14 @@ def _add_post(
     request: type[BaseModel],
     answer: type[BaseModel],
     *media_types: str,
+    name: str = "",
     errors: Sequence[int] = (),
 ) -> None:
     router.add_api_route(
         path,
         endpoint,
         methods=["POST"],
-        name=path.rpartition("/")[2],
+        name=name or path.rpartition("/")[2],
         tags=["estimation"],
         summary=request.__doc__,
         responses=describe_answer(answer, media_types or (JSON.media_type,))
@@ -228,7 +254,7 @@ _add_post("/v1/mean", mean, schemas.MeanRequest, schemas.MeanAnswer, *CODECS)
 _add_post("/v1/credit", credit, schemas.CreditRequest, schemas.CreditAnswer, *CODECS)
 _add_post("/v1/estimate", estimate, schemas.EstimateRequest, schemas.EstimateAnswer, *CODECS, EventStream.media_type)
 _add_post(
-    "/v1/compare", compare, schemas.CompareRequest, schemas.CompareAnswer, EventStream.media_type, JSON.media_type
+    "/v1/compare", compare, schemas.CompareRequest, schemas.CompareAnswer, JSON.media_type, EventStream.media_type
 )
 
 
@@ -273,7 +299,7 @@ def _add_kind(kind: _PluginKind) -> None:
     router.add_api_route(
         f"/v1/{kind.name}s",
         describe_all,
-        name=every,
+        name=f"list_{kind.name}s",
         summary=every,
         tags=["registry"],
         responses=describe_list(kind.model, every) | counted_errors(),
@@ -281,7 +307,7 @@ def _add_kind(kind: _PluginKind) -> None:
     router.add_api_route(
         f"/v1/{kind.name}s/{{name}}",
         describe_one,
-        name=one,
+        name=f"get_{kind.name}",
         summary=one,
         tags=["registry"],
         responses=describe_answer(kind.model, description=one) | counted_errors(404),
@@ -294,7 +320,12 @@ _add_kind(_PluginKind("estimator", catalog.describe_estimator, schemas.Estimator
 _add_kind(_PluginKind("objective", catalog.describe_objective, schemas.ObjectiveDescription))
 
 
-@router.get("/v1/plugins", tags=["registry"], responses=describe_answer(schemas.Plugins) | counted_errors())
+@router.get(
+    "/v1/plugins",
+    name="list_plugins",
+    tags=["registry"],
+    responses=describe_answer(schemas.PluginListing) | counted_errors(),
+)
 async def plugins(request: Request) -> Response:
     """What each distribution registered, and which plugins did not load."""
     return await _answer_json(request, catalog.describe_plugins)
@@ -314,7 +345,7 @@ async def recommend(request: Request) -> Response:
         raise Problem(
             422, f"{', '.join(sorted(_MEASURED))} are for a measurement: send them to POST /v1/recommend, in the body."
         )
-    query = {name: _query_value(name, text) for name, text in request.query_params.items()}
+    query = {name: _query_value(name, request.query_params.getlist(name)) for name in request.query_params}
     criteria = validate(schemas.RecommendRequest, query, "query")
     return await _answer_json(request, lambda: operations.recommend(admission.admit_recommendation(criteria, settings)))
 
@@ -324,31 +355,34 @@ async def measure(request: Request) -> Response:
     settings, pool, _ = _parts(request)
     body = await read_body(request, settings)
 
-    job = await pool.run(lambda: admission.admit_recommendation(body.decode(schemas.MeasureRequest), settings))
+    job = await pool.run(
+        phase("decode")(lambda: admission.admit_recommendation(body.decode(schemas.MeasureRequest), settings))
+    )
     heavy = job.measure is not None and job.measure.work > settings.heavy_work
-    return Response(await pool.run(lambda: JSON.encode(operations.recommend(job)), heavy), media_type=JSON.media_type)
+    encoded = await pool.run(lambda: _compute(partial(operations.recommend, job), JSON), heavy)
+    return Response(encoded, media_type=JSON.media_type)
 
 
 _MEASURED = schemas.MeasureRequest.model_fields.keys() - schemas.RecommendRequest.model_fields.keys()
-_add_post("/v1/recommend", measure, schemas.MeasureRequest, schemas.RecommendAnswer)
+_add_post("/v1/recommend", measure, schemas.MeasureRequest, schemas.RecommendAnswer, name="measure")
 
 
-def _query_value(name: str, text: str) -> Any:
-    """Convert a parameter's text: to a list if the field is one, and from JSON if the text is no plain word."""
+def _query_value(name: str, texts: Sequence[str]) -> Any:
+    """Convert a parameter's texts: to a list if the field is one, else the last of them, from JSON if it is no plain word."""
     if name == "bring":
-        return [word.strip() for word in text.split(",")]
-    return parse_json(text, name) if text[:1] in ("{", "[") else text
+        return [word.strip() for text in texts for word in text.split(",")]
+    return parse_json(texts[-1], name) if texts[-1][:1] in ("{", "[") else texts[-1]
 
 
 async def _answer_json(request: Request, describe: Callable[[], Any]) -> Response:
     _, pool, _ = _parts(request)
-    return Response(await pool.run(lambda: JSON.encode(describe())), media_type=JSON.media_type)
+    return Response(await pool.run(lambda: _compute(describe, JSON)), media_type=JSON.media_type)
 
 
 # --- the state of the service ---
 
 
-@router.get("/livez", tags=["service"], responses=describe_answer(schemas.Status) | _HEALTH_ERRORS)
+@router.get("/livez", tags=["service"], responses=describe_answer(schemas.Alive) | _HEALTH_ERRORS)
 async def livez() -> Response:
     """Whether the process answers at all."""
     return Response(JSON.encode({"status": "alive"}), media_type=JSON.media_type)
@@ -383,7 +417,9 @@ _VERSIONS = {
 }
 
 
-@router.get("/version", tags=["service"], responses=describe_answer(schemas.Versions) | counted_errors())
+@router.get(
+    "/version", name="version", tags=["service"], responses=describe_answer(schemas.Versions) | counted_errors()
+)
 async def show_version() -> Response:
     """The versions of the software that computes the answers."""
     return Response(JSON.encode(_VERSIONS), media_type=JSON.media_type)

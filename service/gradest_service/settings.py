@@ -32,6 +32,11 @@ class Settings(BaseModel):
     page: bool = Field(True, description="Serve the web page at /; without it, / redirects to /docs.")
     docs: bool = Field(True, description="Serve /docs and /openapi.json.")
     metrics: bool = Field(True, description="Serve /metrics, if prometheus-client is installed.")
+    tracing: bool = Field(
+        False,
+        description="Report each request and its phases as spans of OpenTelemetry, which the variables OTEL_* configure; needs "
+        "gradest[otel].",
+    )
     log_format: Literal["text", "json"] = Field("text", description="Format of the log on standard error.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Lowest level that is logged; info includes a line for each request."

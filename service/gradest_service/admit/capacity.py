@@ -62,7 +62,7 @@ class Capacity:
         """Count more bytes of a request's body; raises a 429 if there is no room for them."""
         if self.bytes + body_bytes > self._settings.max_pending_bytes:
             raise Problem(429, "The bodies in progress leave no room for this one. Send it again.", headers=_RETRY_SOON)
-        self.bytes += body_bytes
+        self._hold(body_bytes)
 
     def leave(self, body_bytes: int, key: str = "") -> None:
         """Count one request less, and the bytes that were reserved for it."""
@@ -70,7 +70,12 @@ class Capacity:
         self._of_key[key] -= 1
         if not self._of_key[key]:
             del self._of_key[key]
-        self.bytes -= body_bytes
+        self._hold(-body_bytes)
+
+    def _hold(self, more: int) -> None:
+        self.bytes += more
+        if self._metrics is not None and more:
+            self._metrics.hold_bytes(more)
 
     async def watch(self, pool: Pool) -> NoReturn:
         """Count the threads of the pool that are busy for longer than the deadline, and set aside plugins that lose many."""
@@ -84,6 +89,8 @@ class Capacity:
             lost = late
             self.lost_threads = len(late)
             self.stuck = len(late) >= pool.threads
+            if self._metrics is not None:
+                self._metrics.measure_memory()
             await anyio.sleep(min(1.0, deadline / 4))
 
     def _note_loss(self, method: str) -> None:

@@ -13,6 +13,7 @@ from anyio import CapacityLimiter, from_thread, to_thread
 
 from gradest.errors import Cancelled, PluginFault
 from gradest_service.admit.metrics import Metrics
+from gradest_service.phases import record_of_caller
 
 __all__ = ["Pool", "contained"]
 
@@ -34,7 +35,9 @@ class Pool:
 
     async def run(self, work: Callable[[], Result], heavy: bool = False) -> Result:
         """Wait for a free thread and return `work()`, called in it."""
+        waiting_since = time.time_ns()
         async with self.thread(heavy):
+            record_of_caller().add("queue", waiting_since)
             return await self.run_now(work)
 
     def running(self) -> Collection[tuple[int, float]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gradest_service.admit.auth import ApiKey
+from gradest_service.phases import Record
 
-__all__ = ["RequestContext", "charge", "count_dropped_event", "current_request", "is_set_aside"]
+__all__ = ["RequestContext", "charge", "count_dropped_event", "current_request", "is_set_aside", "note_plugin_fault"]
 
 
 @dataclass(slots=True)
@@ -30,6 +31,12 @@ class RequestContext:
     """How many events of progress were replaced by newer ones, because the client had not read those before."""
     bytes_in: int = 0
     bytes_out: int = 0
+    trace_id: str = ""
+    """The trace of which the request is a part, if there is one."""
+    plugin_fault: str = ""
+    """The plugin whose code failed on the request."""
+    record: Record = field(default_factory=Record)
+    """The phases of the request that are over."""
 
 
 current_request: ContextVar[RequestContext | None] = ContextVar("gradest_service_request", default=None)
@@ -49,6 +56,13 @@ def count_dropped_event() -> None:
     context = current_request.get()
     if context is not None:
         context.dropped_events += 1
+
+
+def note_plugin_fault(plugin: str) -> None:
+    """Record that the code of this plugin failed on the current request."""
+    context = current_request.get()
+    if context is not None:
+        context.plugin_fault = plugin
 
 
 def is_set_aside(plugin: str) -> bool:

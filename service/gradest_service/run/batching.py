@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from gradest.errors import Cancelled
 from gradest_service.admit.pool import Pool, contained
+from gradest_service.phases import Record, phase, record_of_caller, recorded
 from gradest_service.run.cancellation import abandoned_when
 
 __all__ = ["Batcher"]
@@ -20,13 +22,23 @@ Answer = TypeVar("Answer")
 Work = Callable[[Sequence[Item]], Sequence[Answer]]
 
 
+@dataclass(frozen=True)
+class _Member(Generic[Item, Answer]):
+    """One request of a group."""
+
+    item: Item
+    answer: asyncio.Future[Answer]
+    record: Record
+    since: int
+    """When it joined, in nanoseconds since 1970."""
+
+
 @dataclass
 class _Group(Generic[Item, Answer]):
     """The items of one kind that wait to be run together."""
 
     work: Work[Item, Answer]
-    items: list[Item] = field(default_factory=list)
-    answers: list[asyncio.Future[Answer]] = field(default_factory=list)
+    members: list[_Member[Item, Answer]] = field(default_factory=list)
     elements: int = 0
     full: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -78,8 +90,7 @@ class Batcher:
             self._running.add(task)  # or it could be collected while it runs
             task.add_done_callback(self._running.discard)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        group.items.append(item)
-        group.answers.append(answer)
+        group.members.append(_Member(item, answer, record_of_caller(), time.time_ns()))
         group.elements += elements
         if group.elements >= self._max_elements:
             group.full.set()
@@ -95,7 +106,8 @@ class Batcher:
                 return None
             if self._observe is not None:
                 self._observe(1)
-        (result,) = work([item])
+        with phase("batch", requests=1):
+            (result,) = work([item])
         return result
 
     async def _run_group(self, kind: Hashable, group: _Group[Any, Any]) -> None:
@@ -106,34 +118,40 @@ class Batcher:
             async with self._pool.thread():
                 if self._open.get(kind) is group:
                     del self._open[kind]
-                waiting = [pair for pair in zip(group.items, group.answers, strict=True) if not pair[1].done()]
+                waiting = [member for member in group.members if not member.answer.done()]
+                for member in waiting:
+                    member.record.add("queue", member.since)
                 if self._observe is not None and waiting:
                     self._observe(len(waiting))
                 outcomes = await self._pool.run_now(partial(_outcomes, group.work, waiting))
-            for (_, answer), outcome in zip(waiting, outcomes, strict=True):
-                if answer.done():
+            for member, outcome in zip(waiting, outcomes, strict=True):
+                if member.answer.done():
                     continue
                 if isinstance(outcome, Exception):
-                    answer.set_exception(outcome)
+                    member.answer.set_exception(outcome)
                 else:
-                    answer.set_result(outcome)
+                    member.answer.set_result(outcome)
         finally:
-            for answer in group.answers:
-                answer.cancel()  # those without an outcome, because the service stops
+            for member in group.members:
+                member.answer.cancel()  # those without an outcome, because the service stops
 
 
-def _outcomes(work: Work[Any, Any], waiting: Sequence[tuple[Any, asyncio.Future[Any]]]) -> list[Any]:
+def _outcomes(work: Work[Any, Any], waiting: Sequence[_Member[Any, Any]]) -> list[Any]:
     """Return the answer to each item, or the error of that item alone; None for an item that nobody waits for any more."""
-    wanted = [item for item, answer in waiting if not answer.done()]
+    wanted = [member.item for member in waiting if not member.answer.done()]
     if not wanted:
         return [None] * len(waiting)
     try:
         if len(wanted) == len(waiting):
-            with abandoned_when(lambda: all(answer.done() for _, answer in waiting)):
+            with (
+                recorded(*(member.record for member in waiting)),
+                phase("batch", requests=len(wanted)),
+                abandoned_when(lambda: all(member.answer.done() for member in waiting)),
+            ):
                 return list(contained(partial(work, wanted)))
     except Cancelled:
         return [None] * len(waiting)
     except Exception as error:
         if len(waiting) == 1:
             return [error]
-    return [outcome for pair in waiting for outcome in _outcomes(work, [pair])]
+    return [outcome for member in waiting for outcome in _outcomes(work, [member])]

@@ -13,9 +13,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gradest_service.admit.pool import Pool
-from gradest_service.admit.request_context import count_dropped_event
+from gradest_service.admit.request_context import count_dropped_event, note_plugin_fault
 from gradest_service.bodies.codec import JSON
-from gradest_service.problems import Problem, from_exception, internal_error
+from gradest_service.phases import phase
+from gradest_service.problems import Problem, from_exception, internal_error, plugin_at_fault
 from gradest_service.run.cancellation import raise_if_cancelled
 
 __all__ = ["EventStream", "Report", "error_event"]
@@ -70,12 +71,15 @@ class EventStream(Response):
             from_thread.run_sync(events.put, subject, _event("progress", fields))
 
         try:
-            answer = await self._pool.run(functools.partial(self._run, report), self._heavy)
-            events.end(_event("result", answer))
+            answer = await self._pool.run(phase("compute")(functools.partial(self._run, report)), self._heavy)
+            with phase("encode"):
+                last = _event("result", answer)
+            events.end(last)
         except Exception as error:
             problem = from_exception(error)
             if problem is None:
                 _LOG.exception("request %s failed", self._request_id)
+                note_plugin_fault(plugin_at_fault(error))
                 problem = internal_error(error)
             events.end(error_event(problem, self._request_id))
 
