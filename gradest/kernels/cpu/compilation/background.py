@@ -22,6 +22,8 @@ from typing import Any
 import numba
 from numba.core.dispatcher import Dispatcher
 
+from gradest.kernels.cpu.compilation.kept import is_kept
+
 __all__ = ["NotCompiled", "is_ready", "serve", "shown_on_a_terminal"]
 
 _IDLE = 10.0  # seconds after which the process ends if nothing is asked of it
@@ -42,7 +44,7 @@ def is_ready(kernel: Any, signature: Any) -> bool:
 
     Otherwise the process beside this one has been asked for it.
     """
-    if os.environ.get("GRADEST_KERNELS") == "cpu" or kernel.stats.cache_path is None or _is_kept(kernel, signature):
+    if os.environ.get("GRADEST_KERNELS") == "cpu" or kernel.stats.cache_path is None or is_kept(kernel, signature):
         return True
     return _compiler_of(os.getpid()).has_done(kernel, signature)  # a fork has one of its own
 
@@ -51,7 +53,7 @@ def is_ready(kernel: Any, signature: Any) -> bool:
 def shown_on_a_terminal(kernel: Any, signature: Any) -> Iterator[None]:
     """Say on standard error, if that is a terminal, that a kernel is being compiled, as long as it takes."""
     name = kernel.py_func.__name__.strip("_")
-    if sys.stderr is None or not sys.stderr.isatty() or _is_kept(kernel, signature):
+    if sys.stderr is None or not sys.stderr.isatty() or is_kept(kernel, signature):
         yield
         return
     print(f"gradest: compiling the kernel {name}, once for this installation ...", end="", file=sys.stderr, flush=True)
@@ -59,15 +61,6 @@ def shown_on_a_terminal(kernel: Any, signature: Any) -> Iterator[None]:
         yield
     finally:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _is_kept(kernel: Any, signature: Any) -> bool:
-    cache = kernel._cache
-    try:
-        kept: dict[Any, Any] = cache._cache_file._load_index()
-        return cache._index_key(signature, kernel.targetctx.codegen()) in kept
-    except Exception:  # a broken index
-        return False
 
 
 @functools.cache
