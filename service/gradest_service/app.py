@@ -28,6 +28,7 @@ from gradest_service.admit.capacity import Capacity
 from gradest_service.admit.plugins import built_in_neurons
 from gradest_service.admit.pool import Pool
 from gradest_service.docs import add_docs
+from gradest_service.guide import add_guide, find_guide, guide_paths
 from gradest_service.host.server import Server, run_process
 from gradest_service.host.workers import run_workers
 from gradest_service.middleware import RequestMiddleware
@@ -68,19 +69,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         observe=None if counts is None else counts.observe_batch,
         enabled=settings.batching,
     )
+    guide = find_guide() if settings.docs else None
+    open_paths = guide_paths(guide)
     app.add_middleware(
         RequestMiddleware,
         settings=settings,
         capacity=app.state.capacity,
         keys=ApiKeys(settings.api_keys) if settings.api_keys else None,
         metrics=counts,
-        exempt_paths=HEALTH_PATHS | PATHS if settings.page else HEALTH_PATHS,
+        exempt_paths=HEALTH_PATHS | open_paths | (PATHS if settings.page else frozenset()),
         route_of=partial(_route_of, app),
     )
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.include_router(router)
     if settings.docs:
         add_docs(app)
+        add_guide(app, guide, open_paths)
     if settings.page:
         add_page(app)
     elif settings.docs:
