@@ -42,8 +42,8 @@ LAYERS: dict[
         {"__main__"},
     ],
     "gradest_service": [
-        {"plugin_frames", "settings"},
-        {"problems"},
+        {"phases", "plugin_frames", "resources", "settings"},
+        {"problems", "tracing"},
         {"bodies"},
         {"admit"},
         {"host", "run", "static_files"},

@@ -28,8 +28,8 @@ _ELSEWHERE = {
 _PYTHON = """\
 # Python
 
-Every public name, by module. A plugin imports `gradest.contract`, `gradest.random` and `gradest.errors`, and nothing else of gradest;
-the names that most plugins need are also in `gradest` itself.
+Every public name, by module. A plugin imports `gradest.contract`, `gradest.random` and `gradest.errors`, and nothing else of
+gradest; the names that most plugins need are also in `gradest` itself.
 """
 
 _CODE = re.compile(r"^(?P<fence>```+|~~~+).*?^(?P=fence)|`[^`\n]+`", re.MULTILINE | re.DOTALL)
