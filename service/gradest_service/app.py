@@ -30,12 +30,12 @@ from gradest_service.admit.limits import light_need
 from gradest_service.admit.plugins import built_in_neurons
 from gradest_service.admit.pool import Pool
 from gradest_service.docs import add_docs
-from gradest_service.guide import add_guide, find_guide, guide_paths
 from gradest_service.host.server import Server, run_process
 from gradest_service.host.workers import run_workers
 from gradest_service.middleware import RequestMiddleware
 from gradest_service.openapi import DocumentedApp, counted_errors, describe_text
 from gradest_service.page import PATHS, add_page
+from gradest_service.page.guide import add_guide, find_guide, guide_paths
 from gradest_service.problems import from_http_exception, to_response
 from gradest_service.resources.memory import Memory
 from gradest_service.routes import router

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers
 from gradest.errors import InvalidInput
 from gradest_service.admit import auth
 from gradest_service.app import create_app, running
-from gradest_service.guide import find_guide
+from gradest_service.page.guide import find_guide
 from gradest_service.problems import Problem
 from gradest_service.resources.budgets import TokenBucket
 from gradest_service.settings import Settings

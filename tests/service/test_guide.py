@@ -7,7 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from gradest_service.guide import add_guide, find_guide, guide_paths
+from gradest_service.page.guide import add_guide, find_guide, guide_paths
 from gradest_service.problems import Problem
 
 PAGE = "<html><script>hello()</script><script src='x.js'></script></html>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradest.contract.estimator import Estimator
-from gradest.contract.neuron import Neuron
+from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.objective import Objective
 from gradest.contract.plugin import Plugin
 from gradest.discovery.registry import registry
@@ -59,13 +59,15 @@ assert a.grad.shape == a.shape
 def _of_objective(cls: type[Objective]) -> str:
     options = cls.examples[0] if cls.examples else {}
     given = "".join(f", {name}={value!r}" for name, value in options.items())
-    neuron = "bernoulli" if getattr(cls.build(**options), "event_ndim", 1) == 1 else "categorical"
-    event = "2" if neuron == "bernoulli" else "2, 3"
+    event_ndim = getattr(cls.build(**options), "event_ndim", 1)
+    built = map(registry.build_default, registry.neurons.values())
+    neuron = next(one for one in built if isinstance(one, Discrete) and one.event_ndim == one.output_ndim == event_ndim)
+    event = ", ".join(map(str, neuron.example_events[0]))
     return f"""\
 import torch, gradest
 
 f = gradest.objective("{cls.name}"{given})
 a = torch.zeros(3, {event})
-value, gradient = gradest.exact(f, a, "{neuron}")
+value, gradient = gradest.exact(f, a, "{neuron.name}")
 assert gradient.shape == a.shape
 """

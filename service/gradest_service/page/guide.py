@@ -16,7 +16,7 @@ from gradest_service.problems import Problem
 
 __all__ = ["add_guide", "find_guide", "guide_paths"]
 
-_HERE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -31,7 +31,7 @@ _REMEDY = (
 )
 
 
-def find_guide(package: Path = _HERE) -> Path | None:
+def find_guide(package: Path = _PACKAGE) -> Path | None:
     """Return the folder of the site: in the package, or in build/site of the checkout that the package is in; None without one.
 
     package: the folder of the package.
