@@ -228,7 +228,8 @@ def _to_numpy(array: Any) -> NDArray[Any]:
         return np.asarray(array) if hasattr(array, "__array__") else np.from_dlpack(array)
     except Exception as error:  # whatever the library of the array raises
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
+        reason = str(error).partition("\n")[0].rstrip(".")
         raise InvalidInput(
-            f"{kind} cannot be read as a NumPy array: {str(error).partition(chr(10))[0].rstrip('.')}. An array inside jax.jit or jax.grad has "
-            "no values yet: call the client outside, or by jax.pure_callback"
+            f"{kind} cannot be read as a NumPy array: {reason}. An array inside jax.jit or jax.grad has no values yet: call the "
+            "client outside, or by jax.pure_callback"
         ) from error
