@@ -184,7 +184,8 @@ def test_an_option_that_is_no_json_is_refused(remote):
 
 def test_an_option_may_be_a_number_of_numpy(remote):
     found, wanted = (
-        remote.sample({"name": "noisy_rectifier", "std": std}, TENSOR, 2, seed=1) for std in (np.float32(2), 2.0)
+        remote.sample({"name": "noisy_rectifier", "distribution": "gaussian", "std": std}, TENSOR, 2, seed=1)
+        for std in (np.float32(2), 2.0)
     )
     assert torch.equal(found, wanted)
 
