@@ -31,7 +31,7 @@ LAYERS: dict[
 ] = {  # the parts of a package, lowest first; those of one layer do not import each other
     "gradest": [
         {"errors"},
-        {"kernels"},
+        {"kernels", "seeds"},
         {"random"},
         {"contract"},
         {"discovery"},
