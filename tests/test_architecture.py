@@ -31,7 +31,7 @@ LAYERS: dict[
 ] = {  # the parts of a package, lowest first; those of one layer do not import each other
     "gradest": [
         {"errors"},
-        {"kernels"},
+        {"kernels", "seeds"},
         {"random"},
         {"contract"},
         {"discovery"},
@@ -42,8 +42,8 @@ LAYERS: dict[
         {"__main__"},
     ],
     "gradest_service": [
-        {"plugin_frames", "settings"},
-        {"problems"},
+        {"phases", "plugin_frames", "resources", "settings"},
+        {"problems", "tracing"},
         {"bodies"},
         {"admit"},
         {"host", "run", "static_files"},

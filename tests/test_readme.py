@@ -226,7 +226,7 @@ def test_new_plugin_block(shell):
 def test_names_in_the_table_of_advice_exist():
     import gradest
 
-    advice = (ROOT / "docs/choosing.md").read_text()
+    advice = (ROOT / "docs/guides/choosing.md").read_text()
     names = re.findall(r"\| `(\w+)`", advice)
     assert len(names) > 10
     assert set(names) <= set(gradest.registry.estimators)

@@ -6,7 +6,6 @@ import gzip
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.resources.abc import Traversable
 
 from anyio import to_thread
@@ -64,7 +63,7 @@ class StaticFiles:
     def __init__(self, files: Mapping[str, StaticFile], policy: str) -> None:
         self.paths = frozenset(files)
         self._files = files
-        self._load = lru_cache(256)(self._read)
+        self._loaded: dict[str, tuple[bytes, bytes | None, str]] = {}
         self._headers = {
             "Cache-Control": "no-cache",  # a browser keeps the file but asks each time, so that a new version shows at once
             "Vary": "Accept-Encoding",
@@ -85,9 +84,10 @@ class StaticFiles:
             content, headers["Content-Encoding"] = packed, "gzip"
         return Response(content, headers={**headers, "Content-Type": _TYPES[self._files[path].name.rpartition(".")[2]]})
 
-    def _read(self, path: str) -> tuple[bytes, bytes | None, str]:
+    def _load(self, path: str) -> tuple[bytes, bytes | None, str]:
         """Return a file's bytes, the same compressed if that makes them smaller, and an ETag."""
-        file = self._files[path]
-        content = file.read_bytes()
-        packed = None if file.name.endswith("woff2") else gzip.compress(content, mtime=0)
-        return content, packed, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        if path not in self._loaded:
+            content = self._files[path].read_bytes()
+            packed = None if path.endswith("woff2") else gzip.compress(content, mtime=0)
+            self._loaded[path] = content, packed, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        return self._loaded[path]

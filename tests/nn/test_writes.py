@@ -129,6 +129,15 @@ def test_a_sample_may_be_written_to(estimator, scope):
     assert torch.allclose(a.grad, wanted)
 
 
+@pytest.mark.parametrize(("neuron", "estimator"), [("bernoulli", "straight_through"), ("gaussian", "pathwise")])
+def test_a_sample_of_compiled_code_may_be_written_to(neuron, estimator):
+    layer, z = Stochastic(neuron, estimator), torch.full((4, 3), 0.5, requires_grad=True)
+    h = torch.compile(layer, backend="aot_eager")(z * 2)
+    h.mul_(3)
+    h.sum().backward()
+    assert torch.equal(z.grad, torch.full((4, 3), 6.0))
+
+
 class EmitsItsInput(type(gradest.neuron("gaussian"))):
     name = "emits_its_input"
 
@@ -136,10 +145,11 @@ class EmitsItsInput(type(gradest.neuron("gaussian"))):
         return a.expand(draws, *a.shape)
 
 
-def test_the_output_of_a_neuron_that_emits_its_input_may_be_written_to():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_output_of_a_neuron_that_emits_its_input_may_be_written_to(compiled):
     layer, z = Stochastic(EmitsItsInput(), "pathwise"), torch.ones(4, 3, requires_grad=True)
     a = 2 * z
-    h = layer(a)
+    h = (torch.compile(layer, backend="aot_eager") if compiled else layer)(a)
     h.mul_(3)
     h.sum().backward()
     assert torch.equal(a, torch.full((4, 3), 2.0))
@@ -151,4 +161,14 @@ def test_a_sample_that_nobody_writes_to_is_drawn_once(monkeypatch):
     forward = type(layer.estimator).forward
     monkeypatch.setattr(type(layer.estimator), "forward", lambda *given: drawn.append(1) or forward(*given))
     broadcast_loss(layer, layer(a).sum(-1)).backward()
+    assert len(drawn) == 1
+
+
+@pytest.mark.parametrize("estimator", ["reinforce", "straight_through"])
+def test_compiled_code_draws_a_sample_once(monkeypatch, estimator):
+    layer, a, drawn = Stochastic("bernoulli", estimator), torch.zeros(4, 3, requires_grad=True), []
+    sample = type(layer.neuron).sample
+    monkeypatch.setattr(type(layer.neuron), "sample", lambda *given: drawn.append(1) or sample(*given))
+    step = torch.compile(lambda a: broadcast_loss(layer, layer(a).sum(-1)), backend="aot_eager", fullgraph=True)
+    step(a).backward()
     assert len(drawn) == 1

@@ -27,7 +27,7 @@ _LEADERBOARD = """# Leaderboard
 
 The results that are kept with gradest, ranked. To place an estimator of your own among them, write it in a file `my.py` and run
 `gradest benchmark --quick --estimators mine --plugin my.py`; `gradest leaderboard` prints this page's tables. `gradest benchmark
---keep` adds results to [docs/results/leaderboard](leaderboard) and writes this page again.
+--keep` adds results to docs/results/leaderboard and writes this page again.
 """
 _SHOWN = 10  # curves in a chart
 

@@ -10,7 +10,7 @@ import pytest
 import gradest
 from gradest.analysis import catalog
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDERS = ("docs", "gradest", "plugins", "service", "tests")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md"))])
 
@@ -39,14 +39,25 @@ def test_every_link_leads_somewhere(path: Path) -> None:
 
 def test_the_links_are_found() -> None:
     """The test of links would pass if `links` or `anchors` found nothing."""
-    assert "docs/words.md" in links(ROOT / "README.md")
+    assert "docs/reference/words.md" in links(ROOT / "README.md")
     assert "#binary-vae" in links(ROOT / "docs/results/reproduction.md")
     assert "the-table-of-bengio-et-al-2013" in anchors(ROOT / "docs/results/reproduction.md")
 
 
-def test_every_document_is_linked_from_the_readme() -> None:
-    linked = {(ROOT / target.partition("#")[0]).resolve() for target in links(ROOT / "README.md")}
-    assert {*(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"} <= linked
+def pages(path: Path) -> list[str]:
+    """The pages in the tables of contents of a page of the site."""
+    trees = re.findall(r"^```\{toctree\}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
+    return [f"{name}.md" for tree in trees for name in tree.split("\n\n")[-1].split()]
+
+
+def test_every_document_is_reached_from_the_readme() -> None:
+    reached, new = set(), {ROOT / "README.md"}
+    while new:
+        reached |= new
+        found = {path.parent / target.partition("#")[0] for path in new for target in [*links(path), *pages(path)]}
+        new = {path.resolve() for path in found if path.suffix == ".md" and path.is_file()} - reached
+    assert {*(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"} <= reached
+    assert ROOT / "docs/tutorials/invent.md" in reached  # of a table of contents
 
 
 def test_the_readme_takes_five_minutes() -> None:
