@@ -35,6 +35,7 @@ from gradest_service.host.workers import run_workers
 from gradest_service.middleware import RequestMiddleware
 from gradest_service.openapi import DocumentedApp, counted_errors, describe_text
 from gradest_service.page import PATHS, add_page
+from gradest_service.page.guide import add_guide, find_guide, guide_paths
 from gradest_service.problems import from_http_exception, to_response
 from gradest_service.resources.memory import Memory
 from gradest_service.routes import router
@@ -81,6 +82,8 @@ def create_app(settings: Settings | None = None, budgets: Path | None = None) ->
         enabled=settings.batching,
         need=light_need(settings),
     )
+    guide = find_guide() if settings.docs else None
+    open_paths = guide_paths(guide)
     app.add_middleware(
         RequestMiddleware,
         settings=settings,
@@ -88,7 +91,7 @@ def create_app(settings: Settings | None = None, budgets: Path | None = None) ->
         keys=ApiKeys(settings.api_keys, budgets) if settings.api_keys else None,
         metrics=counts,
         memory=app.state.memory,
-        exempt_paths=HEALTH_PATHS | PATHS if settings.page else HEALTH_PATHS,
+        exempt_paths=HEALTH_PATHS | open_paths | (PATHS if settings.page else frozenset()),
         route_of=partial(_route_of, app),
         tracing=app.state.tracing,
     )
@@ -96,6 +99,7 @@ def create_app(settings: Settings | None = None, budgets: Path | None = None) ->
     app.include_router(router)
     if settings.docs:
         add_docs(app)
+        add_guide(app, guide, open_paths)
     if settings.page:
         add_page(app)
     elif settings.docs:
