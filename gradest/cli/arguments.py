@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SPEC",
     "Json",
+    "Plugins",
     "build_settings",
     "command",
     "read_numbers",
@@ -35,6 +36,29 @@ SPEC = "a name, name:key=value,key=value, or JSON"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 """The flag of a command that can print JSON."""
+
+
+def _use_plugins(context: typer.Context, plugins: list[str] | None) -> list[str] | None:
+    """Register plugins until the command ends."""
+    if plugins and not context.resilient_parsing:
+        from gradest.discovery.entry_points import find
+        from gradest.discovery.registry import registry
+
+        for plugin in plugins:
+            context.with_resource(registry.using(find(plugin)))
+    return plugins
+
+
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--plugin",
+        callback=_use_plugins,
+        is_eager=True,
+        help="A plugin to register for this run: a .py file with hooks, a project's folder, or a module. It can be repeated.",
+    ),
+]
+"""The option by which a command of this machine knows plugins that are not installed. The command's body need not read it."""
 
 Settings = TypeVar("Settings", bound="BaseModel")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gradest
+from gradest.errors import InvalidInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,8 +130,16 @@ class RemoteBackend(Backend):
 
 
 @contextmanager
-def find_backend(url: str | None) -> Iterator[Backend]:
-    """Give the backend for --url: the service there, with the API key in GRADEST_API_KEY, or this process for None."""
+def find_backend(url: str | None, plugins: Sequence[str] | None = None) -> Iterator[Backend]:
+    """Give the backend for --url: the service there, with the API key in GRADEST_API_KEY, or this process for None.
+
+    plugins: those of --plugin. Raises InvalidInput if there are any for a service, which runs only what its owner installed.
+    """
+    if url is not None and plugins:
+        raise InvalidInput(
+            "--plugin registers a plugin in this process, and --url asks another: omit one of them, or install the plugin where "
+            "the service runs"
+        )
     if url is None:
         yield LocalBackend()
         return

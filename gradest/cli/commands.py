@@ -1,4 +1,4 @@
-"""The nine commands of gradest itself."""
+"""The ten commands of gradest itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gradest.cli.arguments import SPEC, Json, read_numbers, read_options, read_spec
+from gradest.cli.arguments import SPEC, Json, Plugins, read_numbers, read_options, read_spec
 from gradest.cli.plugins import list_failures
 from gradest.errors import GradestError, InvalidInput
 
@@ -144,13 +144,18 @@ def compare(
     neuron: Annotated[str, typer.Option(help=f"The neuron: {SPEC}.")] = "bernoulli",
     estimator: Annotated[
         list[str] | None,
-        typer.Option(help=f"An estimator: {SPEC}. It can be repeated. If omitted, all that fit the neuron."),
+        typer.Option(
+            "--estimator",
+            "--estimators",
+            help=f"An estimator: {SPEC}. It can be repeated. If omitted, all that fit the neuron.",
+        ),
     ] = None,
     objective: Annotated[str, typer.Option(help=f"The loss: {SPEC}.")] = "quadratic",
     draws: Annotated[int, typer.Option(help="The number of independent draws of each estimator.")] = 1000,
     seed: Seed = None,
     dtype: AsDtype = "float32",
     plot: Annotated[Path | None, typer.Option(help=f"Save a chart in this file, {', '.join(_CHARTS)}.")] = None,
+    plugin: Plugins = None,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -162,7 +167,7 @@ def compare(
         raise InvalidInput(f"--plot {plot}: the name of a chart must end in one of {', '.join(_CHARTS)}")
     unit, loss = read_spec(neuron), read_spec(objective)
     chosen = [read_spec(text) for text in estimator] if estimator else None
-    with find_backend(url) as backend, Bars() as bars:
+    with find_backend(url, plugin) as backend, Bars() as bars:
         comparison = backend.compare(
             loss,
             a=_tensor(a, dtype),
@@ -208,6 +213,7 @@ def recommend(
     a: Annotated[str | None, typer.Option(help="The pre-activations of the measurement, as for compare.")] = None,
     draws: Annotated[int, typer.Option(help="The number of draws of each estimator in the measurement.")] = 1000,
     seed: Seed = None,
+    plugin: Plugins = None,
     as_json: Json = False,
     url: Url = None,
 ) -> None:
@@ -215,7 +221,7 @@ def recommend(
     from gradest.cli.backends import find_backend
     from gradest.cli.display import print_json, show_recommendation
 
-    with find_backend(url) as backend:
+    with find_backend(url, plugin) as backend:
         found = backend.recommend(
             None if objective is None else read_spec(objective),
             neuron=read_spec(neuron),
@@ -260,6 +266,23 @@ def certify(
     from gradest.cli.certifying import write_certificates
 
     write_certificates(names or [], package, out, everything, as_json, examples)
+
+
+def docs(
+    package: Annotated[
+        str,
+        typer.Option(help='The distribution, package or module that is described; "gradest" has all built-in plugins.'),
+    ] = "gradest",
+    out: Annotated[Path, typer.Option(help="The folder in which the pages are written.")] = Path("pages"),
+) -> None:
+    """Write a page in Markdown for each neuron, estimator and objective of a package, with pictures.
+
+    A page has the formula, the options, what fits, an example, the measurements of the certificates and the source. The site of
+    gradest has such pages of gradest's own plugins. There is no --url: the pages describe the code on this machine.
+    """
+    from gradest.analysis.pages.plugins import write_pages
+
+    print(f"{len(write_pages(package, out))} pages are written in {out}")
 
 
 def new_plugin(
@@ -339,6 +362,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "recommend": recommend,
     "certify": certify,
+    "docs": docs,
     "new-plugin": new_plugin,
     "check": check,
     "warm": warm,

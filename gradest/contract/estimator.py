@@ -256,5 +256,8 @@ class MonteCarlo(Estimator):
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Ask for the loss at `samples` independent outputs of the neuron."""
-        points = neuron.sample(key, a, self.samples)
+        return self.draw_of(neuron, a, key, neuron.sample(key, a, self.samples))
+
+    def draw_of(self, neuron: Neuron, a: Tensor, key: Key, points: Tensor) -> Draw:
+        """Return the draw that has these points, which are `neuron.sample(key, a, samples)`."""
         return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))

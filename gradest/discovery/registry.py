@@ -256,6 +256,29 @@ class Registry:
                     return
         raise PluginError(f"{plugin!r} was not added by register, so it cannot be unregistered")
 
+    @contextmanager
+    def using(self, source: PluginSource) -> Iterator[None]:
+        """Have a plugin that is not installed registered for the block. One that is installed, and has loaded, stays as it is.
+
+        Raises PluginError, which gives the reason, if it cannot be loaded or a name is taken.
+        """
+        self._load()
+        if source.distribution in {info.distribution for info in self._plugins}:
+            yield
+            return
+        folders, info = list(sys.path), None
+        try:
+            with self._lock:
+                info = self._stage(source)
+                self._plugins = (*self._plugins, info)
+            yield
+        except _NotLoaded as error:
+            raise PluginError(f"plugin not loaded: {error.failure}") from error.__cause__
+        finally:
+            with self._lock:
+                self._plugins = tuple(kept for kept in self._plugins if kept is not info)
+            sys.path[:] = [folder for folder in sys.path if folder in folders]
+
     def _table(self, kind: str) -> Mapping[str, Any]:
         """Return the classes of all plugins by name. The table is rebuilt only when plugins are added or removed."""
         plugins = self.plugins
@@ -292,6 +315,17 @@ class Registry:
                 raise
 
     def _load_source(self, source: PluginSource) -> None:
+        """Add a plugin, or keep the reason why it did not load."""
+        try:
+            self._plugins = (*self._plugins, self._stage(source))
+        except _NotLoaded as error:
+            if os.environ.get("GRADEST_STRICT_PLUGINS") == "1":
+                raise PluginError(f"plugin not loaded: {error.failure}") from error.__cause__
+            self._failures = (*self._failures, error.failure)
+            _LOG.warning("plugin not loaded: %s", error.failure)
+
+    def _stage(self, source: PluginSource) -> PluginInfo:
+        """Import a plugin and check its classes. Raises _NotLoaded."""
         stage = Stage(source.distribution, source.version, self._plugins)
         at = ""
         try:
@@ -305,12 +339,16 @@ class Registry:
                 stage.add_hooks(at, load_entry_point(point))
         except InvalidPlugin as rejected:
             failure = PluginFailure(source.distribution, source.version, at, rejected.phase, str(rejected))
-            if os.environ.get("GRADEST_STRICT_PLUGINS") == "1":
-                raise PluginError(f"plugin not loaded: {failure}") from rejected
-            self._failures = (*self._failures, failure)
-            _LOG.warning("plugin not loaded: %s", failure)
-        else:
-            self._plugins = (*self._plugins, stage.commit())
+            raise _NotLoaded(failure) from rejected
+        return stage.commit()
+
+
+class _NotLoaded(Exception):
+    """A plugin was rejected, for the reason that is the cause."""
+
+    def __init__(self, failure: PluginFailure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
 
 
 def _definition(plugin: object) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ __all__ = ["DifferentiateOnce", "differentiable_again", "differentiable_once", "
 _MESSAGE = (
     "this gradient is an estimate from the samples that were drawn, which cannot be differentiated a second time here. Second "
     "derivatives in the pre-activations come from gradest.expect with create_graph=True and the estimator enumeration or an "
-    "unbiased score-function estimator, such as rloo, and only if f itself does not depend on them; see docs/choosing.md"
+    "unbiased score-function estimator, such as rloo, and only if f itself does not depend on them; see docs/guides/choosing.md"
 )
 
 

@@ -3,7 +3,7 @@
 torch evaluates the tail of a tensor, and every non-contiguous tensor, with other instructions than the bulk. For `torch.sigmoid`,
 `torch.logit`, `softplus`, `sinh`, `cosh`, `hypot`, `logaddexp` and sums over a leading dimension the two differ in the last bit
 on some processors, so that a row alone gives other bits than the same row in a batch. `exp`, `log`, `log1p`, `expm1`,
-`logsigmoid`, `asinh`, `erfinv` and sums over a contiguous last dimension do not have this problem (tests/kernels/test_kernels.py
+`logsigmoid`, `asinh`, `erfinv` and sums over a contiguous last dimension do not have this problem (tests/kernels/test_portable.py
 holds that), and the functions here are built from those alone.
 """
 

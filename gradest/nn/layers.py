@@ -284,7 +284,7 @@ class Stochastic(StochasticModule):
                 return self.emit(a)
             state = list(self.state.values())
             shape = output_shape(self.neuron, a)
-            sampled: Tensor = draw(self._handle, a.detach(), state, torch.empty(0), shape, 0, False, False)[0]
+            sampled: Tensor = draw(self._handle, a.detach(), state, torch.empty(0), shape, 0, False, False, False)[0]
             return sampled
         scope, paths = uses.scope, NO_PATHS
         if scope is not None:
@@ -299,7 +299,7 @@ class Stochastic(StochasticModule):
             raise self._paths_missing()
         given = a if learns else a.detach()
         h: Tensor
-        h, flag, drawn = draw(
+        h, flag, drawn, points = draw(
             self._handle,
             given,
             state,
@@ -308,11 +308,16 @@ class Stochastic(StochasticModule):
             paths.samples,
             paths.flat,
             self._pair.needs_slope and learns,
+            self._pair.draws_points_alone and learns,
         )
         if self._pair.needs_loss and learns:
             still = a.detach()
             port = widen(a - still)
-            self._record(RecordedInGraph(self._pair, self._handle, port, baseline, flag, still, state, drawn, paths))
+            self._record(
+                RecordedInGraph(
+                    self._pair, self._handle, port, baseline, flag, still, state, drawn, points.detach(), paths
+                )
+            )
         return h
 
     def _record(self, recorded: Recorded) -> None:

@@ -1,13 +1,15 @@
 """The torch operators that stand for a stochastic layer in a compiled graph.
 
-    gradest::draw(layer, a, state, salt, ...) -> h, flag, drawn     `drawn`: the seed, and the layer's steps and changes
-    gradest::tell(layer, a, state, drawn, loss, ...) -> gradient    draws again from the seed, and moves the state on
-    gradest::pull(layer, a, state, drawn, grad_h, flag, ...) -> gradient    the backward of `draw`
+    gradest::draw(layer, a, state, salt, ...) -> h, flag, drawn, points
+    gradest::tell(layer, a, state, drawn, points, loss, ...) -> gradient            moves the state on
+    gradest::pull(layer, a, state, drawn, points, grad_h, flag, ...) -> gradient    the backward of `draw`
 
 torch.compile does not look inside an operator, so any plugin may run there. The layer is an opaque object to it, an input of the
 graph that nothing is specialised on. The seed is drawn when the operator runs, from the generator that eager code uses. torch
 merges two operators with equal arguments, but never takes two empty tensors for equal, so each use gets an empty tensor as its
-salt. The flag is a zero, to which the scalar of a told loss sends a 1 in backward; without it `pull` raises MissingLoss.
+salt. `drawn` is the seed, with the layer's steps and changes. `tell` and `pull` draw again from it, unless points are all that
+the draw holds: then these are an output, apart from h, to which the caller may write. Else this output is empty. The flag is a
+zero, to which the scalar of a told loss sends a 1 in backward; without it `pull` raises MissingLoss.
 """
 
 from __future__ import annotations
@@ -77,11 +79,13 @@ class Handle(OpaqueBase):
             )
         return sampler
 
-    def again(self, a: Tensor, state: list[Tensor], drawn: Tensor, paths: int, flat: bool) -> Use:
-        """Draw again what `draw` drew."""
+    def use(self, a: Tensor, state: list[Tensor], drawn: Tensor, points: Tensor, paths: int, flat: bool) -> Use:
+        """Return the use that `draw` drew."""
         sampler, named, how = self.sampler_of(drawn), self.named(state, a), Paths(paths, flat)
         seed, step, _ = drawn.tolist()
-        return Use(self.layer, sampler, sampler.draw(a, named, how, seed), named, step, how)
+        kept = points.ndim > 1
+        draw = sampler.draw_of(points, a, how, seed) if kept else sampler.draw(a, named, how, seed)
+        return Use(self.layer, sampler, draw, named, step, how)
 
     def named(self, state: list[Tensor], a: Tensor) -> State:
         """Return the state with its names, for a use at `a`."""
@@ -104,13 +108,16 @@ class RecordedInGraph(Recorded):
         a: Tensor,
         state: list[Tensor],
         drawn: Tensor,
+        points: Tensor,
         paths: Paths,
     ) -> None:
         super().__init__(sampler, port, baseline, paths, flag)
-        self.handle, self.a, self.state, self.drawn, self.paths = handle, a, state, drawn, paths
+        self.handle, self.a, self.state, self.drawn, self.points, self.paths = handle, a, state, drawn, points, paths
 
     def _gradient(self, loss: Tensor) -> Tensor:
-        gradient: Tensor = _tell(self.handle, self.a, self.state, self.drawn, loss, self.paths.samples, self.paths.flat)
+        gradient: Tensor = _tell(
+            self.handle, self.a, self.state, self.drawn, self.points, loss, self.paths.samples, self.paths.flat
+        )
         return gradient
 
 
@@ -122,10 +129,10 @@ def _autograd() -> AbstractContextManager[None]:
     return guard
 
 
-def _own(gradient: Tensor, *given: Tensor) -> Tensor:
-    """Return the gradient in memory of its own: an estimator may return its argument, an operator must not."""
-    memory = gradient.untyped_storage().data_ptr()
-    return gradient.clone() if any(memory == x.untyped_storage().data_ptr() for x in given) else gradient
+def _own(result: Tensor, *given: Tensor) -> Tensor:
+    """Return the result in memory of its own: a plugin may return its argument, an operator must not."""
+    memory = result.untyped_storage().data_ptr()
+    return result.clone() if any(memory == x.untyped_storage().data_ptr() for x in given) else result
 
 
 @torch.library.custom_op("gradest::draw", mutates_args=())
@@ -138,43 +145,72 @@ def draw(
     paths: int,
     flat: bool,
     needs_slope: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return one sample, of this shape, the flag, and the triple (seed, step, changes of options).
+    keeps_points: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return one sample, of this shape, the flag, the triple (seed, step, changes of options), and the points of the draw.
 
     An empty `salt` distinguishes two uses with equal arguments. needs_slope: whether the estimator needs dL/dh, in training.
+    keeps_points: whether the points are returned; else the last output is empty.
     """
     with _autograd(), torch.no_grad():
         drawn = handle.layer.sampler.draw(a, handle.named(state, a), Paths(paths, flat))
-    h = drawn.points[0].to(a.dtype, copy=True)
+    points = _own(drawn.points.contiguous(), a)
+    h = points[0].to(a.dtype, copy=True) if keeps_points else points[0].to(a.dtype)
     if needs_slope and not is_recomputed():
         handle.layer.await_slope(int(drawn.key.seed))
-    return h, a.new_zeros(()), torch.tensor((int(drawn.key.seed), handle.layer.steps, handle.layer.changes))
+    seed = torch.tensor((int(drawn.key.seed), handle.layer.steps, handle.layer.changes))
+    return h, a.new_zeros(()), seed, points if keeps_points else a.new_empty(0)
 
 
 @draw.register_fake
 def _(
-    handle: Any, a: Tensor, state: list[Tensor], salt: Tensor, shape: Sequence[int], *_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    return a.new_empty(shape), a.new_zeros(()), torch.empty(3, dtype=torch.int64)
+    handle: Any,
+    a: Tensor,
+    state: list[Tensor],
+    salt: Tensor,
+    shape: Sequence[int],
+    paths: int,
+    flat: bool,
+    needs_slope: bool,
+    keeps_points: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    points = widen(a).new_empty(1, *shape) if keeps_points else a.new_empty(0)
+    return a.new_empty(shape), a.new_zeros(()), torch.empty(3, dtype=torch.int64), points
 
 
 @torch.library.custom_op("gradest::tell", mutates_args=())
 def _tell(
-    handle: Handle, a: Tensor, state: list[Tensor], drawn: Tensor, loss: Tensor, paths: int, flat: bool
+    handle: Handle,
+    a: Tensor,
+    state: list[Tensor],
+    drawn: Tensor,
+    points: Tensor,
+    loss: Tensor,
+    paths: int,
+    flat: bool,
 ) -> Tensor:
     check_feedback_finite(Feedback(loss))
     with _autograd():
-        return _own(handle.again(a, state, drawn, paths, flat).gradient_of_loss(loss.detach()), a, loss)
+        gradient = handle.use(a, state, drawn, points, paths, flat).gradient_of_loss(loss.detach())
+    return _own(gradient, a, points, loss)
 
 
 @_tell.register_fake
-def _(handle: Any, a: Tensor, state: list[Tensor], drawn: Tensor, loss: Tensor, paths: int, flat: bool) -> Tensor:
+def _(handle: Any, a: Tensor, *_: Any) -> Tensor:
     return widen(a).new_empty(a.shape)
 
 
 @torch.library.custom_op("gradest::pull", mutates_args=())
 def _pull(
-    handle: Handle, a: Tensor, state: list[Tensor], drawn: Tensor, grad_h: Tensor, flag: Tensor, paths: int, flat: bool
+    handle: Handle,
+    a: Tensor,
+    state: list[Tensor],
+    drawn: Tensor,
+    points: Tensor,
+    grad_h: Tensor,
+    flag: Tensor,
+    paths: int,
+    flat: bool,
 ) -> Tensor:
     estimator = handle.sampler_of(drawn).estimator
     handle.layer.slope_reached(int(drawn[0]))
@@ -183,32 +219,32 @@ def _pull(
     if "grad" not in estimator.needs:
         return torch.zeros_like(a)
     with _autograd():
-        return _own(handle.again(a, state, drawn, paths, flat).gradient_of_grad(grad_h).to(a.dtype), a, grad_h)
+        gradient = handle.use(a, state, drawn, points, paths, flat).gradient_of_grad(grad_h).to(a.dtype)
+    return _own(gradient, a, points, grad_h)
 
 
 @_pull.register_fake
-def _(
-    handle: Any, a: Tensor, state: list[Tensor], drawn: Tensor, grad_h: Tensor, flag: Tensor, paths: int, flat: bool
-) -> Tensor:
+def _(handle: Any, a: Tensor, *_: Any) -> Tensor:
     return a.new_empty(a.shape)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.handle, a, state, _, _, ctx.paths, ctx.flat, ctx.needs_slope = inputs
-    ctx.save_for_backward(output[2], a, *state)
+    ctx.handle, a, state, _, _, ctx.paths, ctx.flat, ctx.needs_slope, _ = inputs
+    _, _, drawn, points = output
+    ctx.save_for_backward(drawn, points, a, *state)
     ctx.set_materialize_grads(False)  # an output that received no gradient gets None
 
 
-def _backward(ctx: Any, grad_h: Tensor | None, flag: Tensor | None, _: Any) -> tuple[Any, ...]:
-    drawn, a, *state = ctx.saved_tensors
+def _backward(ctx: Any, grad_h: Tensor | None, flag: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    drawn, points, a, *state = ctx.saved_tensors
     gradient = None
     if grad_h is None and flag is not None and ctx.needs_slope:  # the loss was told, but no graph leads to h
         handle = getattr(ctx.handle, "real_obj", ctx.handle)  # torch.compile traces with a stand-in
         raise unreached(handle.layer.sampler)
     if grad_h is not None:
         flag = a.new_zeros(()) if flag is None else flag
-        gradient = _pull(ctx.handle, a, state, drawn, grad_h, flag, ctx.paths, ctx.flat)
-    return None, gradient, [None] * len(state), *[None] * 5
+        gradient = _pull(ctx.handle, a, state, drawn, points, grad_h, flag, ctx.paths, ctx.flat)
+    return None, gradient, [None] * len(state), *[None] * 6
 
 
 draw.register_autograd(_backward, setup_context=_keep)

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gradest.contract.estimator import Draw, Estimator, State
+from gradest.contract.estimator import Draw, Estimator, MonteCarlo, State
 from gradest.contract.neuron import Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.contract.target import Target
 from gradest.discovery.registry import registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions
+from gradest.estimation.arguments import check_form
 from gradest.estimation.ask_tell import ask
 from gradest.estimation.distributed import fresh_key, fresh_path_key
+from gradest.random import Key
 
 __all__ = ["NO_PATHS", "Pair", "Paths", "Sampler"]
 
@@ -46,6 +48,7 @@ class Sampler(Pair):
     """A pair that draws one sample, for a `gradest.nn.Stochastic`. Raises Incompatible for an estimator that needs other points.
 
     credits_paths: whether the estimator credits several samples against each other, which are the paths of a scope.
+    draws_points_alone: whether a draw is known from its points, by `draw_of`.
     has_target, target_kind: whether it estimates something else than E[L], and what.
     """
 
@@ -66,6 +69,9 @@ class Sampler(Pair):
             )
         self._single = estimator.model_copy(update={"samples": 1}) if self.credits_paths else estimator
         self._of_samples: dict[int, Estimator] = {}
+        self.draws_points_alone = (
+            isinstance(self._single, MonteCarlo) and type(self._single).forward is MonteCarlo.forward
+        )
         target = estimator.target()
         self.has_target = target != Target()
         if self.has_target and not isinstance(estimator, ScoreFunction):
@@ -81,12 +87,18 @@ class Sampler(Pair):
     def draw(self, a: Tensor, state: State, paths: Paths, seed: int | Tensor | None = None) -> Draw:
         """Return one sample at each pre-activation, from a new seed if none is given."""
         self.of_samples(paths.samples)  # refuses a number of paths that does not suit the estimator
+        return ask(self.neuron, self._single, a, self._key(a, paths, seed), state)[0]
+
+    def draw_of(self, points: Tensor, a: Tensor, paths: Paths, seed: int) -> Draw:
+        """Return what `draw` returned for these arguments, given its points, if the sampler `draws_points_alone`."""
+        assert isinstance(self._single, MonteCarlo)
+        return self._single.draw_of(self.neuron, check_form(a, self.neuron), self._key(a, paths, seed), points)
+
+    def _key(self, a: Tensor, paths: Paths, seed: int | Tensor | None) -> Key:
         ndim = self.neuron.event_ndim
         if paths.samples:
-            key = fresh_path_key(a, ndim, paths.samples, paths.flat, seed, paths.rows)
-        else:
-            key = fresh_key(a, ndim, seed, paths.rows)
-        return ask(self.neuron, self._single, a, key, state)[0]
+            return fresh_path_key(a, ndim, paths.samples, paths.flat, seed, paths.rows)
+        return fresh_key(a, ndim, seed, paths.rows)
 
     def of_samples(self, samples: int | None) -> Estimator:
         """Return the estimator, with K whole-path samples as the samples that it credits against each other, if it does.

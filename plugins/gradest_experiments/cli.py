@@ -1,4 +1,4 @@
-"""The commands `gradest train`, `gradest reproduce`, `gradest report` and `gradest demo`.
+"""The commands `gradest train`, `reproduce`, `benchmark`, `leaderboard`, `report` and `demo`.
 
 They are entry points of the group `gradest.commands`. A command imports what it needs when it runs, so that `gradest demo --help`
 does not wait for torch.
@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from gradest.cli.arguments import SPEC, Json, build_settings, command, read_spec, settings_command
+from gradest.cli.arguments import SPEC, Json, Plugins, build_settings, command, read_spec, settings_command
 from gradest.errors import InvalidInput
 
-__all__ = ["demo", "report", "reproduce", "train"]
+__all__ = ["benchmark", "demo", "leaderboard", "report", "reproduce", "train"]
 
 DataDir = Annotated[Path | None, typer.Option(help="The folder of MNIST's IDX files. If omitted, $GRADEST_DATA.")]
 Out = Annotated[Path, typer.Option(help="The folder for runs, plots (SVG, PNG) and report.md.")]
@@ -45,6 +45,7 @@ def _train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard event files into --out.")
     ] = False,
+    plugin: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Train the gated network of Bengio et al. (2013) (arXiv 1308.3432, section 5) through any neuron and estimator.
@@ -82,6 +83,7 @@ def _train_belief(
     out: Annotated[Path, typer.Option(help="The folder for runs, each in a folder of its own.")] = Path("runs/belief"),
     data_dir: DataDir = None,
     tensorboard: Tensorboard = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train a sigmoid belief network on MNIST, with several stochastic layers and K whole-path samples.
 
@@ -122,8 +124,17 @@ def toys(
             help="The part to run: quadratic, learning, probability, polynomial or subsets. It can be repeated. If omitted, all."
         ),
     ] = None,
+    estimators: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--estimators",
+            "--estimator",
+            help=f"An estimator: {SPEC}. It can be repeated. If omitted, those of each part. A part that none fits is left out.",
+        ),
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Use few draws and steps: half a minute.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    plugin: Plugins = None,
 ) -> None:
     """Run the small problems by which papers compare estimators: variance, learning, bias. This takes some minutes.
 
@@ -132,7 +143,8 @@ def toys(
     """
     from gradest_experiments.toys.run import choose, reproduce_toys
 
-    print(reproduce_toys(out, choose(part, quick=quick, seed=seed), progress=True))
+    specs = [read_spec(text) for text in estimators or []] or None
+    print(reproduce_toys(out, choose(part, quick=quick, seed=seed, estimators=specs), progress=True))
 
 
 @reproduce.command("binary-vae")
@@ -140,7 +152,10 @@ def binary_vae(
     out: Out = Path("runs/binary-vae"),
     data_dir: DataDir = None,
     estimators: Annotated[
-        list[str] | None, typer.Option(help=f"An estimator: {SPEC}. It can be repeated. If omitted, eight of them.")
+        list[str] | None,
+        typer.Option(
+            "--estimators", "--estimator", help=f"An estimator: {SPEC}. It can be repeated. If omitted, eight of them."
+        ),
     ] = None,
     network: Annotated[
         list[str] | None, typer.Option(help="linear or nonlinear. It can be repeated. If omitted, both.")
@@ -158,6 +173,7 @@ def binary_vae(
     ] = "sampled",
     quick: Annotated[bool, typer.Option("--quick", help="Use few steps, draws and test images: some minutes.")] = False,
     tensorboard: Tensorboard = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train a variational autoencoder with 200 binary latents on MNIST, the common benchmark. This takes hours.
 
@@ -179,7 +195,9 @@ def block_gated(
     estimators: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"An estimator of the policy's gradient: {SPEC}. It can be repeated. If omitted, five of them."
+            "--estimators",
+            "--estimator",
+            help=f"An estimator of the policy's gradient: {SPEC}. It can be repeated. If omitted, five of them.",
         ),
     ] = None,
     size: Annotated[
@@ -202,6 +220,7 @@ def block_gated(
     seeds: Seeds = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Use few epochs and images: a minute.")] = False,
     tensorboard: Tensorboard = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train networks in which a policy opens few blocks of a layer for each MNIST image, beside dense networks. Half an hour.
 
@@ -289,6 +308,95 @@ def bengio2013(
     options |= {"seeds": seeds, "minutes": minutes, "search": search, "quick": quick, "device": device}
     chosen, data = choose_rows(rows or None), load_or_fetch(data_dir)
     print(reproduce_bengio2013(out, chosen, data, progress=True, tensorboard=tensorboard, **options))
+
+
+@command
+def benchmark(
+    estimators: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--estimators",
+            "--estimator",
+            help=f"An estimator: {SPEC}. It can be repeated. If omitted, all that fit, with their default options.",
+        ),
+    ] = None,
+    problem: Annotated[
+        list[str] | None,
+        typer.Option(help="A problem, such as polynomial-2. It can be repeated. If omitted, all that need no data."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Use small sizes: minutes for one estimator.")] = False,
+    seeds: Seeds = 3,
+    out: Annotated[Path, typer.Option(help="The folder for runs, results (JSON), plots and report.md.")] = Path(
+        "runs/benchmark"
+    ),
+    kept: Annotated[
+        Path | None, typer.Option(help="The folder of the results to stand beside.", show_default="gradest's own")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Add the results to the kept ones.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Run estimators on a fixed set of problems, and rank them among the results that are kept with gradest.
+
+    For example: gradest benchmark --quick --estimators mine --plugin my.py
+
+    Run again with the same folder, it continues where it stopped; more estimators, problems and seeds can be added. `gradest
+    leaderboard` shows the kept results without running anything.
+    """
+    from gradest.analysis.leaderboard import kept_results
+    from gradest_experiments.benchmark.problems import choose_problems
+    from gradest_experiments.benchmark.run import list_benchmark_runs, run_benchmark
+
+    specs = [read_spec(text) for text in estimators or []] or None
+    size: Literal["quick", "full"] = "quick" if quick else "full"
+    runs, reasons = list_benchmark_runs(choose_problems(problem or None, size), size, specs, seeds)
+    home = kept_results() if kept is None else kept
+    page = run_benchmark(out, runs, home, keep=keep, progress=True)
+    if specs is not None:
+        for place, reason in reasons.items():
+            print(f"not run on {place}: {reason}")
+    print(page)
+
+
+@command
+def leaderboard(
+    problem: Annotated[
+        list[str] | None,
+        typer.Option(help="A problem, such as polynomial-2. It can be repeated. If omitted, all."),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of results to show beside the kept ones, such as runs/benchmark/results.", metavar="PATH"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the results that are kept with gradest: the place of each estimator on each problem."""
+    from gradest.analysis.leaderboard import (
+        STANDING_COLUMNS,
+        board_to_dict,
+        join_boards,
+        kept_results,
+        read_boards,
+        standings,
+        to_row,
+    )
+    from gradest.cli.display import print_json, show_rows
+
+    boards = join_boards(read_boards(kept_results()), [] if results is None else read_boards(results))
+    known = {board.problem.name for board in boards}
+    if unknown := sorted({*(problem or ())} - known):
+        raise InvalidInput(
+            f"there are no results on {unknown[0]!r}; there are on: {', '.join(sorted(known)) or 'none'}"
+        )
+    shown = [board for board in boards if not problem or board.problem.name in problem]
+    if as_json:
+        print_json([board_to_dict(board) for board in shown])
+        return
+    for board in shown:
+        about = board.problem
+        caption = f"{about.metric}, in {about.unit}; the {about.better} the better. Tuned: {about.tuned}"
+        show_rows(STANDING_COLUMNS, map(to_row, standings(board)), f"{about.key}: {about.title}", caption)
 
 
 @command

@@ -15,9 +15,10 @@ the outside to the inside:
     bodies/        bytes to named fields and tensors, and back
     problems       errors, as RFC 9457 problem details
     plugin_frames  which plugin an error comes from
+    phases         when the phases of a request began and ended; `tracing` makes spans of them
     settings       what an operator can set
 
 Imports run inwards, in this order: ray, cli | app | routes | openapi, middleware, page, docs | static_files, run, host | admit |
-bodies | problems | plugin_frames, settings. What stands between two bars does not import each other. The service keeps nothing
-from one request to the next. It names no plugin: whatever is registered is served.
+bodies | problems, tracing | phases, plugin_frames, settings. What stands between two bars does not import each other. The
+service keeps nothing from one request to the next. It names no plugin: whatever is registered is served.
 """

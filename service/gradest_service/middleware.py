@@ -21,9 +21,19 @@ from gradest_service.admit.metrics import Metrics
 from gradest_service.admit.origins import Origins
 from gradest_service.admit.request_context import RequestContext, current_request
 from gradest_service.host.logs import log_request
-from gradest_service.problems import STOPPING, Problem, from_exception, internal_error, to_response
+from gradest_service.phases import recorded
+from gradest_service.problems import (
+    STOPPING,
+    Problem,
+    from_exception,
+    internal_error,
+    plugin_at_fault,
+    to_response,
+)
+from gradest_service.resources.memory import Memory
 from gradest_service.run.event_stream import EventStream, error_event
 from gradest_service.settings import Settings
+from gradest_service.tracing import Tracing
 
 __all__ = ["RequestMiddleware"]
 
@@ -31,8 +41,11 @@ _LOG = logging.getLogger("gradest_service")
 _VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ID_HEADER = "X-Request-ID"
 _BODY_GRACE_SECONDS = 5.0  # before a body must arrive at the least rate
+_UNSENT_BYTES = 1 << 16  # what a connection holds before it asks its sender to wait
+_PART_BYTES = 1 << 20  # of a large answer, which are with the connection at a time
 _LAST_EVENT_SECONDS = 1.0  # for a client to take the end of its stream
 _CLIENT_CLOSED = 499  # the log's status of a request whose client disconnected
+_UNTRACED = Tracing()
 _DEFAULT_HEADERS = {  # of every answer that has none of its own
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -53,16 +66,20 @@ class RequestMiddleware:
         keys: ApiKeys | None = None,
         metrics: Metrics | None = None,
         exempt_paths: frozenset[str] = HEALTH_PATHS,
+        memory: Memory | None = None,
         route_of: Callable[[Scope], str | None] = lambda scope: None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._settings = settings
         self._capacity = capacity
         self._keys = keys
         self._metrics = metrics
+        self._memory = memory or Memory(settings.max_memory_bytes, settings.max_heavy_bytes)
         self._exempt_paths = exempt_paths  # they need no key, and do not count towards the capacity
         self._origins = Origins(settings, exempt_paths)
         self._route_of = route_of  # the template of the path of a request that is refused before it reaches its route
+        self._tracing = tracing or _UNTRACED
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,23 +96,31 @@ class RequestMiddleware:
         if not _VALID_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        trace = (_UNTRACED if _path(scope) in HEALTH_PATHS else self._tracing).begin(headers)
         context = RequestContext(
-            request_id, method, client=(scope.get("client") or ("",))[0], set_aside=self._capacity.set_aside
+            request_id,
+            method,
+            client=(scope.get("client") or ("",))[0],
+            set_aside=self._capacity.set_aside,
+            trace_id=trace.trace_id,
         )
         token = current_request.set(context)
-        allowed = self._origins.headers_for(headers.get("origin", ""))
-        exchange = _HttpExchange(context, self._settings, self._capacity, receive, send, allowed)
+        always = {**self._origins.headers_for(headers.get("origin", "")), **trace.headers}
+        exchange = _HttpExchange(context, self._settings, self._capacity, self._memory, receive, send, always)
         began = time.perf_counter()
         if self._metrics:
             self._metrics.begin()
         try:
-            await self._answer(scope, headers, exchange)
+            with recorded(context.record):
+                await self._answer(scope, headers, exchange)
         finally:
             context.route = getattr(scope.get("route"), "path", None) or self._route_of(scope) or context.route
             seconds = time.perf_counter() - began
             if self._metrics:
                 self._metrics.end(context, exchange.status, seconds)
             log_request(context, exchange.status, seconds)
+            attributes = _attributes(context, exchange.status)
+            trace.end(f"{method} {context.route}", attributes, context.record.phases, exchange.status >= 500)
             current_request.reset(token)
 
     async def _answer(self, scope: Scope, headers: Headers, exchange: _HttpExchange) -> None:
@@ -111,12 +136,13 @@ class RequestMiddleware:
             problem = from_exception(error)
             if problem is None:
                 _LOG.exception("request %s failed", exchange.context.request_id)
+                exchange.context.plugin_fault = plugin_at_fault(error)
             if not await exchange.close_with(problem or internal_error(error), scope):
                 raise  # part of an answer is sent: cut the connection, so that it does not look complete
 
     async def _pass_on(self, scope: Scope, headers: Headers, exchange: _HttpExchange) -> None:
         """Let the application answer in a task of its own, which outlives the answer if its work cannot be stopped."""
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = _path(scope)
         exempt = path in self._exempt_paths
         if (preflight := self._origins.preflight(scope, headers)) is not None:
             await Response(status_code=204, headers=preflight)(scope, exchange.receive, exchange.send)
@@ -162,6 +188,7 @@ class _HttpExchange:
         context: RequestContext,
         settings: Settings,
         capacity: Capacity,
+        memory: Memory,
         receive: Receive,
         send: Send,
         headers: Mapping[str, str],
@@ -173,6 +200,7 @@ class _HttpExchange:
         self.work = anyio.CancelScope()
         self._settings = settings
         self._capacity = capacity
+        self._memory = memory
         self._receive = receive
         self._send = send
         self._headers = headers  # of every answer to this request
@@ -192,8 +220,9 @@ class _HttpExchange:
             return
         self._capacity.take_place(self._key)
         self._entered = True
+        self.context.reserve = self._reserve
         try:
-            self._reserve(declared)
+            self._capacity.check_room(declared, self._key)
         except Problem:
             self.leave()
             raise
@@ -263,6 +292,22 @@ class _HttpExchange:
         return self._streams
 
     async def _pass_on(self, message: Message) -> None:
+        """Send a message of an answer; what is large in parts, and then wait until the client has taken nearly all of it.
+
+        The connection would take the whole at once, and hold it for a client that does not read.
+        """
+        body = message.get("body", b"")
+        if len(body) <= _UNSENT_BYTES:
+            await self._send_now(message)
+            return
+        with self._memory.unsent(len(body), self.context.caller):
+            for begin in range(0, len(body), _PART_BYTES):
+                part = body[begin : begin + _PART_BYTES]
+                await self._send_now({"type": "http.response.body", "body": part, "more_body": True})
+            if not message.get("more_body", False):
+                await self._send_now({"type": "http.response.body", "body": b""})
+
+    async def _send_now(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
@@ -298,7 +343,7 @@ class _HttpExchange:
 
     def _reserve(self, bytes_: int) -> None:
         if bytes_ > 0:
-            self._capacity.reserve(bytes_)
+            self._capacity.reserve(bytes_, self._key)
             self._reserved += bytes_
 
     def _too_large(self) -> Problem:
@@ -306,6 +351,23 @@ class _HttpExchange:
             413,
             f"The body may have {self._settings.max_body_bytes} bytes. Send fewer rows in a request, and more requests.",
         )
+
+
+def _attributes(context: RequestContext, status: int) -> Mapping[str, str | int]:
+    """Return what a span says of a request, by OpenTelemetry's conventions where there are some."""
+    return {
+        "http.request.method": context.method,
+        "http.route": context.route,
+        "http.response.status_code": status,
+        "gradest.request_id": context.request_id,
+        "gradest.elements": context.elements,
+    }
+
+
+def _path(scope: Scope) -> str:
+    """Return the path of a request without the prefix below which the service is mounted."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path
 
 
 def _canonical(scope: Scope) -> Scope:

@@ -27,6 +27,7 @@ __all__ = [
     "from_http_exception",
     "further_faults",
     "internal_error",
+    "plugin_at_fault",
     "to_bytes",
     "to_response",
 ]
@@ -125,13 +126,26 @@ def from_exception(error: Exception) -> Problem | None:
 
 def internal_error(error: Exception) -> Problem:
     """Convert an unexpected error to a problem that names the plugin method in which it was raised, if it was in one."""
-    raised = (error.__cause__ if isinstance(error, PluginFault) else None) or error
-    method = plugin_method(frame for frame, _ in reversed(list(traceback.walk_tb(raised.__traceback__))))
+    raised, method = _raised_in(error)
     if raised is error and isinstance(error, PluginFault):
         what = f"{error}."
     else:
         what = f"{method} failed on this request." if method else "The service failed on this request."
     return Problem(500, f"{what} The service's log has the reason under this request_id.")
+
+
+def plugin_at_fault(error: Exception) -> str:
+    """Return the name of the plugin in which an unexpected error was raised; "" if it was in none."""
+    raised, method = _raised_in(error)
+    if method is None and raised is error and isinstance(error, PluginFault):
+        method = str(error).partition(" ")[0]  # it begins with the method
+    return (method or "").partition(".")[0]
+
+
+def _raised_in(error: Exception) -> tuple[BaseException, str | None]:
+    """Return the error in which an unexpected one has its cause, and the plugin method in which that was raised, if in one."""
+    raised = (error.__cause__ if isinstance(error, PluginFault) else None) or error
+    return raised, plugin_method(frame for frame, _ in reversed(list(traceback.walk_tb(raised.__traceback__))))
 
 
 def from_http_exception(error: HTTPException) -> Problem:

@@ -1,13 +1,16 @@
 """Chromium, one for the session, and services that its pages come from."""
 
 import logging
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+import gradest
 from gradest_service.app import running
 from gradest_service.settings import Settings
+from tests.browser.plugins import Acme, Gate, Shifted, Slow
 
 # Chromium as a test wants it: it calls nobody on its own account
 ARGUMENTS = [
@@ -83,3 +86,21 @@ def visit(chromium, url):
 def quiet():
     """A page asks for much; a line for each request would drown what a failing test says."""
     logging.getLogger("gradest_service").setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def acme():
+    added = [gradest.registry.register(plugin) for plugin in (Acme, Shifted)]
+    yield
+    for plugin in added:
+        gradest.registry.unregister(plugin)
+
+
+@pytest.fixture
+def gate():
+    Gate.asked, Gate.open = threading.Semaphore(0), threading.Event()
+    added = [gradest.registry.register(plugin) for plugin in (Gate, Slow)]
+    yield Gate
+    Gate.open.set()
+    for plugin in added:
+        gradest.registry.unregister(plugin)

@@ -19,7 +19,7 @@ from gradest.contract.neuron import per_event
 from gradest.contract.numerics import leading_mean, sigmoid
 from gradest.errors import InvalidInput, InvalidOptions, PluginError
 from gradest.testing import checks
-from tests.cli.test_cli import run  # noqa: F401
+from tests.cli.conftest import run  # noqa: F401
 
 TOLERANCE_SE = 5.0
 A = torch.tensor([[0.4, -0.9], [0.1, 0.7]])

@@ -8,6 +8,6 @@ MUTATIONS = (
         r'pairs = re.split(r",(?=\s*\w+\s*=)", options) if options else []',
         'pairs = options.split(",") if options else []',
         "an option that is a list is cut at its commas",
-        "tests/cli/test_cli.py -k read_",
+        "tests/cli/test_arguments.py -k read_",
     ),
 )

@@ -64,14 +64,14 @@ MUTATIONS = (
         "    seed=${seed},\n)\nprint",
         "    seed=${seed + 1},\n)\nprint",
         "code that computes other numbers than those on screen",
-        "tests/browser/test_page.py -k code",
+        "tests/browser/test_comparison.py -k code",
     ),
     Mutation(
         "service/gradest_service/page/compare.js",
         "ticks(SWEEP, -EDGE, EDGE).map(",
         "ticks(SWEEP, EDGE, -EDGE).map(",
         "the sweep over a pre-activation goes from its end to its beginning",
-        "tests/browser/test_page.py -k swept",
+        "tests/browser/test_playground.py -k swept",
     ),
     Mutation(
         "service/gradest_service/page/api.js",

@@ -1,7 +1,6 @@
 """StochasticGraph: gradients against enumeration, and against gradients by hand, in every way of use."""
 
 import itertools
-import warnings
 
 import pytest
 import torch
@@ -12,18 +11,11 @@ from gradest.nn import Expectation, Stochastic, StochasticGraph
 from tests.nn.belief import WEIGHT, Belief, compiled_inside, compiled_outside, surrogate
 from tests.selection import deep
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 # of z statistics: 5 is passed by chance once in 1.7 million, and a test looks at 19 of them
 Z = 5.0
 POWER = 40.0  # standard errors that the largest gradient has at least, so that a factor of two or a sign is 20 and more
-
-
-@pytest.fixture(autouse=True)
-def _apart():
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="torch")  # of the compiler's own code
-        yield
-    torch._dynamo.reset()
 
 
 def eagerly(model, samples, flatten):

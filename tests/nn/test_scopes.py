@@ -3,7 +3,6 @@
 import copy
 import gc
 import threading
-import warnings
 import weakref
 
 import pytest
@@ -18,14 +17,7 @@ from gradest.nn import Stochastic, StochasticGraph, broadcast_loss
 from tests.nn.belief import Belief, compiled_inside, surrogate
 from tests.selection import deep
 
-
-@pytest.fixture(autouse=True)
-def _apart():
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="torch")  # of the compiler's own code
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def test_a_baseline_is_subtracted_once_and_state_moves_once_a_surrogate():

@@ -38,6 +38,10 @@ class _Problem:
     least: float = 0.0
     learning_rate: float | None = None
 
+    def start(self) -> Tensor:
+        """Return θ before the first step."""
+        return torch.zeros(self.units, dtype=torch.float64)
+
 
 def _sum(points: Tensor) -> Tensor:
     """Return (Σb - 30)² / 50, which for 50 units is of order 1, as the estimators' learning rates assume."""
@@ -72,7 +76,7 @@ P(b = 1) = 0. Estimators have their default options; K, the number of evaluation
         return {
             f"{name}: {estimator.label()}": self._task(name, problem, neuron, estimator)
             for name, problem in self._problems().items()
-            for estimator in [*learners, *references]
+            for estimator in self.choose(neuron, problem.start(), [*learners, *references])
         }
 
     def table(self, results: Results) -> str:
@@ -98,7 +102,7 @@ P(b = 1) = 0. Estimators have their default options; K, the number of evaluation
         """Draw a panel per problem, with variance against steps and, if θ moves, a second one with the loss."""
         import altair  # noqa: PLC0415  # an extra
 
-        learners = sorted({row["estimator"] for row in results.values() if row["learns"]})
+        learners = sorted({row["estimator"] for row in results.values()} - {*_REFERENCES})
         grey = [name for name in _REFERENCES if any(row["estimator"] == name for row in results.values())]
         panels = {name: self._panel(results, name, learners, grey, "variance") for name in self._problems()}
         moving = [name for name, problem in self._problems().items() if problem.learning_rate is not None]
@@ -132,7 +136,7 @@ P(b = 1) = 0. Estimators have their default options; K, the number of evaluation
 
     def _task(self, name: str, problem: _Problem, neuron: Neuron, estimator: Estimator) -> Task:
         def run(on_progress: OnProgress) -> dict[str, Any]:
-            a = torch.zeros(problem.units, dtype=torch.float64)
+            a = problem.start()
             learns = bool(estimator.init(neuron, a))
             # if neither the estimator nor θ changes, variance is the same at every step
             checkpoints = [0] if problem.learning_rate is None and not learns else self._checkpoints()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,9 +11,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from gradest.analysis.comparison import within_point_limit
 from gradest.contract.estimator import Estimator, State
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Loss
+from gradest.contract.target import Target
+from gradest.discovery.registry import registry
 from gradest.estimation.estimate import estimate
 from gradest.estimation.results import Estimate
 from gradest.random import MAX_SEED
@@ -46,6 +49,20 @@ class Part(BaseModel, ABC):
     """The fields that --quick sets."""
 
     seed: int = Field(0, ge=0, lt=MAX_SEED)
+    estimators: tuple[dict[str, Any], ...] | None = Field(
+        None, description="the estimators to measure, {name, **options}; those of the part if omitted"
+    )
+
+    def choose(self, neuron: Neuron, a: Tensor, usual: Sequence[Estimator]) -> list[Estimator]:
+        """Return the estimators to measure at `a`: those of the field that can be compared there, or the usual ones.
+
+        Raises UnknownPlugin or InvalidOptions.
+        """
+        if self.estimators is None:
+            return list(usual)
+        named = map(registry.estimator, self.estimators)
+        fitting = [one for one in named if one.accepts(neuron) and one.target() == Target()]
+        return [one for one in fitting if within_point_limit(one, neuron, a)]
 
     @abstractmethod
     def tasks(self) -> dict[str, Task]:

@@ -62,7 +62,8 @@ tune."""
         return {
             f"n = {power:g}: {label}": partial(self._row, power, label)
             for power in self.powers
-            for label in (*_ESTIMATORS, _EXACT)
+            for label in (*self._specs(), _EXACT)
+            if self._specs()
         }
 
     def table(self, results: Results) -> str:
@@ -89,7 +90,7 @@ tune."""
         """Draw a column per power: training curves above, bias below."""
         import altair  # noqa: PLC0415  # an extra
 
-        styles = line_encodings(list(_ESTIMATORS), [_EXACT])
+        styles = line_encodings(list(self._specs()), [_EXACT])
         rows = list(results.values())
 
         def line(points: list[dict[str, Any]], x: Any, y: Any, title: str) -> Any:
@@ -111,6 +112,13 @@ tune."""
             below.append(zero + line(bias, x, y, f"n = {power:g}"))
         return altair.vconcat(altair.hconcat(*above), altair.hconcat(*below))
 
+    def _specs(self) -> Mapping[str, dict[str, Any]]:
+        """Return the estimators by the names that tables and charts give them."""
+        if self.estimators is None:
+            return _ESTIMATORS
+        neuron, a = registry.neuron("categorical"), torch.zeros(self.units, 2, dtype=torch.float64)
+        return {estimator.label(): estimator.spec() for estimator in self.choose(neuron, a, [])}
+
     def _loss(self, power: float) -> Loss:
         return lambda points: ((points[..., 1] - self.target).abs() ** power).mean(-1)
 
@@ -121,7 +129,7 @@ tune."""
         return mean
 
     def _row(self, power: float, label: str, on_progress: OnProgress) -> dict[str, Any]:
-        estimator = registry.estimator(_ESTIMATORS[label]) if label in _ESTIMATORS else None
+        estimator = None if label == _EXACT else registry.estimator(self._specs()[label])
         variance, bias = (None, []) if estimator is None else self._bias(power, estimator)
         return {
             "estimator": label,

@@ -43,7 +43,9 @@ for each unit the better of bitflip and disarm. local_expectation sums out each 
     def tasks(self) -> dict[str, Task]:
         """Return one task per estimator."""
         neuron = registry.neuron("bernoulli")
-        return {name: partial(self._curve, neuron, registry.estimator(name)) for name in (*_SHOWN, *_REFERENCES)}
+        usual = [registry.estimator(name) for name in (*_SHOWN, *_REFERENCES)]
+        chosen = self.choose(neuron, torch.zeros(self.units, dtype=torch.float64), usual)
+        return {estimator.label(): partial(self._curve, neuron, estimator) for estimator in chosen}
 
     def table(self, results: Results) -> str:
         """Return a table of variance · K at some p."""
@@ -73,7 +75,9 @@ for each unit the better of bitflip and disarm. local_expectation sums out each 
         x = x.axis(values=[_logit(p) for p in ticks], labelExpr=labels, labelFlush=False)
         chart = altair.Chart.from_dict(definition("variance"))
         chart.data = inline_data(points)
-        encoded = chart.encode(x=x, **line_encodings(_SHOWN, _REFERENCES))
+        coloured = [row["estimator"] for row in results.values() if row["estimator"] not in _REFERENCES]
+        grey = [row["estimator"] for row in results.values() if row["estimator"] in _REFERENCES]
+        encoded = chart.encode(x=x, **line_encodings(coloured, grey))
         return encoded.properties(
             width=560, height=360, title=f"(Σb - {self.target:g})² / {self.units}, {self.units} units"
         )

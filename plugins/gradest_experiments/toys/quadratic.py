@@ -48,10 +48,10 @@ have taken some steps first."""
     def tasks(self) -> dict[str, Task]:
         """Return one task per estimator."""
         neuron = registry.neuron("bernoulli")
-        chosen = [*comparable_estimators(neuron), registry.estimator("reinforce", samples=2)]
+        usual = [*comparable_estimators(neuron), registry.estimator("reinforce", samples=2)]
         return {
             estimator.label(): partial(self._row, neuron, estimator)
-            for estimator in chosen
+            for estimator in self.choose(neuron, self._at(), usual)
             if within_point_limit(estimator, neuron, self._at())
         }
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.progress import Progress, TaskID, TextColumn
 
-from gradest.errors import GradestError, InvalidInput
+from gradest.discovery.registry import registry
+from gradest.errors import GradestError, Incompatible, InvalidInput
 from gradest.estimation.distributed import world_size
 from gradest_experiments.engine.checkpoint import write_atomically
 from gradest_experiments.engine.display import progress_bar
@@ -34,15 +35,35 @@ _EXPERIMENT = "toys: "
 _CHART = "chart"
 
 
-def choose(names: Iterable[str] | None = None, *, quick: bool = False, seed: int = 0) -> list[Part]:
+def choose(
+    names: Iterable[str] | None = None,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    estimators: Sequence[dict[str, Any]] | None = None,
+) -> list[Part]:
     """Return the named parts, or all, with their default fields, or with those of --quick if `quick` is set.
 
-    Raises InvalidInput for an unknown name.
+    estimators: what to measure, {name, **options}; without them, the estimators of each part. A part that none of them fits is
+        left out.
+
+    Raises InvalidInput for an unknown name, UnknownPlugin or InvalidOptions for a wrong estimator, and Incompatible if the
+    estimators fit no part.
     """
     wanted = set(PARTS if names is None else names)
     if unknown := sorted(wanted - PARTS.keys()):
         raise InvalidInput(f"no part is named {unknown[0]!r}; there are: {', '.join(PARTS)}")
-    return [part(seed=seed, **(part.quick if quick else {})) for name, part in PARTS.items() if name in wanted]
+    specs = None if estimators is None else tuple(registry.estimator(spec).spec() for spec in estimators)
+    parts = [
+        part(seed=seed, estimators=specs, **(part.quick if quick else {}))
+        for name, part in PARTS.items()
+        if name in wanted
+    ]
+    chosen = parts if specs is None else [part for part in parts if part.tasks()]
+    if specs and not chosen:
+        names = ", ".join(spec["name"] for spec in specs)
+        raise Incompatible(f"{names} cannot be compared in any of the parts {', '.join(part.name for part in parts)}")
+    return chosen
 
 
 def reproduce_toys(out: Path, parts: Sequence[Part], *, progress: bool = False) -> Path:
@@ -75,6 +96,7 @@ def _finish(part: Part, folder: RunFolder, bar: Progress) -> None:
     tasks = part.tasks()
     shown = bar.add_task(part.name, total=len(tasks), what="")
     with folder.record(None) as metrics:
+        folder.add_results(tasks=[*tasks])
         known = _results(folder)
         for done, (name, task) in enumerate(tasks.items()):
             bar.update(shown, completed=done, what=name)
@@ -108,7 +130,8 @@ def _write_report(out: Path) -> None:
             continue
         folder = RunFolder.read(out / name)
         part, results = kind(**folder.settings), _results(folder)
-        if part.tasks().keys() <= results.keys():
+        # what part.tasks() says needs the estimators, which may have been registered for an earlier run alone
+        if "tasks" in folder.results and {*folder.results["tasks"]} <= results.keys():
             listed = ", ".join(f"{field} {value}" for field, value in (folder.settings | folder.versions).items())
             sections.append(
                 f"## {part.title}\n\n{part.text}\n\n![{part.title}]({name}/{_CHART}.svg)\n\n{part.table(results)}\n\n"

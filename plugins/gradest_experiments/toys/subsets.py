@@ -51,7 +51,7 @@ divided by |g|²; K is the number of evaluations of the loss in a draw. Estimato
         return {
             f"{loss}: {estimator.label()}": partial(self._row, loss, estimator)
             for loss in self._losses()
-            for estimator in comparable_estimators(neuron)
+            for estimator in self.choose(neuron, a, comparable_estimators(neuron))
             if within_point_limit(estimator, neuron, a)
         }
 

@@ -7,7 +7,9 @@ answers for all.
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 
 from gradest_service.admit.request_context import RequestContext
 
@@ -16,6 +18,7 @@ __all__ = ["FOLDER_VARIABLE", "Metrics", "available", "forget_worker"]
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """The environment variable that names the folder of several workers' counts."""
 
+_STATM = Path("/proc/self/statm")  # sizes in pages, of which the second is the resident one
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -63,6 +66,34 @@ class Metrics:
         self._elements = Counter(
             "gradest_elements", "Elements sampled or estimated from.", ["route"], registry=self._registry
         )
+        self._phases = Histogram(
+            "gradest_phase_seconds",
+            "Seconds of each phase of a request: decode, queue (it waits for a thread), batch, and in it compute and encode.",
+            ["phase"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._faults = Counter(
+            "gradest_plugin_faults", "Requests on which a plugin's code failed.", ["plugin"], registry=self._registry
+        )
+        self._body_bytes = Gauge(
+            "gradest_body_bytes",
+            "Bytes of the bodies of requests in progress.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self._memory = Gauge(
+            "gradest_memory_bytes",
+            "Memory of computations and of answers that are not yet sent, as plugins state it, once a second.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self._resident = Gauge(
+            "gradest_resident_bytes",
+            "Memory that the processes hold, once a second.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
         self._lost = Counter(
             "gradest_lost_threads", "Threads that did not end at the deadline.", ["plugin"], registry=self._registry
         )
@@ -89,6 +120,16 @@ class Metrics:
         """Count a thread in which a plugin's code runs past the deadline."""
         self._lost.labels(plugin).inc()
 
+    def hold_bytes(self, more: int) -> None:
+        """Count so many more bytes of bodies; fewer if it is negative."""
+        self._body_bytes.inc(more)
+
+    def measure_memory(self, counted: int) -> None:
+        """Set the memory that is counted for requests, and what this process holds, on systems that tell it."""
+        self._memory.set(counted)
+        with suppress(OSError):
+            self._resident.set(int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+
     def observe_batch(self, requests: int) -> None:
         """Count a computation that starts for so many requests."""
         self._batch.observe(requests)
@@ -100,6 +141,10 @@ class Metrics:
         self._requests.labels(context.route, method, str(status)).inc()
         self._seconds.labels(context.route).observe(seconds)
         self._elements.labels(context.route).inc(context.elements)
+        for one in context.record.phases:
+            self._phases.labels(one.name).observe((one.ended - one.began) / 1e9)
+        if context.plugin_fault:
+            self._faults.labels(context.plugin_fault).inc()
         if context.dropped_events:
             self._dropped.labels(context.route).inc(context.dropped_events)
         self._received.labels(context.route).inc(context.bytes_in)

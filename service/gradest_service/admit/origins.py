@@ -17,8 +17,8 @@ from gradest_service.settings import Settings
 
 __all__ = ["Origins"]
 
-_ALLOWED_HEADERS = "Accept, Authorization, Content-Type, X-Request-ID"
-_EXPOSED_HEADERS = "Retry-After, WWW-Authenticate, X-Request-ID"
+_ALLOWED_HEADERS = "Accept, Authorization, Content-Type, traceparent, tracestate, X-Request-ID"
+_EXPOSED_HEADERS = "Retry-After, traceparent, WWW-Authenticate, X-Request-ID"
 _PREFLIGHT_SECONDS = "600"
 
 

@@ -138,7 +138,10 @@ class _Text(logging.Formatter):
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     context = current_request.get()
-    return ({"request_id": context.request_id} if context else {}) | getattr(record, "fields", {})
+    ids = {} if context is None else {"request_id": context.request_id}
+    if context is not None and context.trace_id:
+        ids["trace_id"] = context.trace_id
+    return ids | getattr(record, "fields", {})
 
 
 def _time(record: logging.LogRecord) -> str:
