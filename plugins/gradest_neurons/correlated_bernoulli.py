@@ -137,15 +137,16 @@ class CorrelatedBernoulli(LogisticStep):
         n = a.shape[-1]
         if torch.is_grad_enabled() and a.requires_grad:
             return compute(h, a).to(a.dtype)
-        draws = h.reshape(-1, *a.shape)
+        draws = h.reshape(math.prod(h.shape[: h.ndim - a.ndim]), *a.shape)
         rows = a[tuple(slice(1) if stride == 0 else slice(None) for stride in a.stride()[:-2])]
         if n > _FEW or (1 << n) * rows.numel() >= draws.numel():
-            return _in_parts(compute, draws, a).reshape(*h.shape[:-1], -1).to(a.dtype)
+            found = _in_parts(compute, draws, a)
+            return found.reshape(*h.shape[:-1], found.shape[-1]).to(a.dtype)
         outputs = _all_outputs(n).to(rows).reshape(1 << n, *[1] * (a.ndim - 1), n)
         table = _in_parts(compute, outputs.expand(-1, *rows.shape), rows)
         place = ((draws > 0) * 2 ** torch.arange(n - 1, -1, -1, device=a.device)).sum(-1, keepdim=True)
         found = table.expand(-1, *a.shape[:-1], -1).gather(0, place.expand(*draws.shape[:-1], table.shape[-1]))
-        return found.reshape(*h.shape[:-1], -1).to(a.dtype)
+        return found.reshape(*h.shape[:-1], found.shape[-1]).to(a.dtype)
 
 
 def _in_parts(compute: Callable[[Tensor, Tensor], Tensor], h: Tensor, a: Tensor) -> Tensor:
@@ -153,7 +154,8 @@ def _in_parts(compute: Callable[[Tensor, Tensor], Tensor], h: Tensor, a: Tensor)
     n = a.shape[-1]
     size = max(1, _MOST_AT_ONCE // (_NODES * max(n, 1)))
     parts = zip(*(torch.split(x.reshape(-1, n), size) for x in (h, a.expand(h.shape))), strict=True)
-    return torch.cat([compute(*part) for part in parts]).reshape(*h.shape[:-1], -1)
+    found = torch.cat([compute(*part) for part in parts])
+    return found.reshape(*h.shape[:-1], found.shape[-1])
 
 
 class _Orthant:

@@ -185,6 +185,14 @@ def test_a_row_has_the_same_bits_in_any_batch():
         assert all(torch.equal(x[:, row : row + 1], y) for x, y in zip(together, alone, strict=True))
 
 
+@pytest.mark.parametrize("shape", [(0, 2), (3, 0)])
+def test_nothing_has_no_scores(shape):
+    """Neither no draws nor no rows."""
+    a, h = torch.zeros(shape[1], 2, 3), torch.zeros(*shape, 2, 3)
+    assert unit().score(h, a).shape == h.shape
+    assert unit().log_prob(h, a).shape == (*shape, 2)
+
+
 @pytest.mark.parametrize("shape", [(), (30,), (5, 30)])
 def test_many_samples_of_few_units_have_the_same_bits(shape):
     """They are computed once for each output, and looked up; so are those at pre-activations that are expanded."""
