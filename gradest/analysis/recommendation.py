@@ -132,7 +132,10 @@ def _check_arguments(bring: Sequence[LossAccess], evaluations: int | None, f: Lo
 
 def _case_event_shape(neuron: Neuron, units: int | None, a: Tensor | None) -> tuple[int, ...]:
     if a is not None:
-        return event_shape(neuron, check_pre_activations(a, neuron))
+        event = event_shape(neuron, check_pre_activations(a, neuron))
+        if not event[0]:
+            raise InvalidInput(f"a must have at least one unit to measure on, but has the shape {list(a.shape)}")
+        return event
     if units is not None and units < 1:
         raise InvalidInput(f"units must be at least 1, not {units}")
     first, *within = neuron.example_events[0]

@@ -1,9 +1,16 @@
-"""The OpenAPI document: the routes read raw bodies, so their requests, answers and errors are described here."""
+"""The OpenAPI document: the routes read raw bodies, so their requests, answers and errors are described here.
+
+Clients in other languages are generated from it. So it has no recursive schema, which some generators drop; no field of a request
+has a default, which others take for a required field; and the operationIds and names of schemas are stable.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 from fastapi import FastAPI
@@ -30,7 +37,7 @@ __all__ = [
 
 _REF = "#/components/schemas/{name}"
 _MODELS = [getattr(schemas, name) for name in schemas.__all__] + [ProblemDetails]
-_PUBLISHED_NAMES = {"ComparisonRow": "Row", "Excluded": "Rejected", "NeuronRequest": "Request"}
+_PUBLISHED_NAMES = {"ComparisonRow": "Row", "Excluded": "Rejected"}
 """The names of models in the document that are not their classes' names: clients are generated from the document."""
 _ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}
 _PROGRESS: dict[type[BaseModel], type[BaseModel]] = {
@@ -46,12 +53,20 @@ class DocumentedApp(FastAPI):
     """FastAPI, with the models of the raw bodies and the API keys in its OpenAPI document."""
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document."""
-        document = super().openapi()
+        """Return the OpenAPI document, which is made once."""
+        if self.openapi_schema is None:
+            self._complete(super().openapi())
+        return super().openapi()
+
+    def _complete(self, document: dict[str, Any]) -> None:
+        """Add to FastAPI's document what the routes cannot say."""
         _, definitions = models_json_schema(
             [(model, "validation") for model in _MODELS], ref_template=_REF.format(name="{model}")
         )
-        document["components"] = {"schemas": _published(definitions["$defs"])}
+        document["components"] = {"schemas": _only_used(_published(definitions["$defs"]), document["paths"])}
+        for item in document["paths"].values():
+            for operation in item.values():
+                _add_examples(operation)
         if self.state.settings.api_keys:
             scheme = {"type": "http", "scheme": "bearer", "description": "An API key, from the service's operator."}
             document["components"]["securitySchemes"] = {"key": scheme}
@@ -62,7 +77,6 @@ class DocumentedApp(FastAPI):
                         operation["security"] = []
                     else:
                         operation["responses"] |= {"401": describe_errors(401)[401]}
-        return document
 
 
 def _published(definitions: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +87,52 @@ def _published(definitions: dict[str, Any]) -> dict[str, Any]:
     schemas_by_name: dict[str, Any] = json.loads(text)
     for name, published in _PUBLISHED_NAMES.items():
         schemas_by_name[published] = schemas_by_name.pop(name) | {"title": published}
+    for name, schema in schemas_by_name.items():
+        if name.endswith("Request"):
+            for field in schema["properties"].values():
+                _describe_default(field)
     return schemas_by_name
+
+
+def _only_used(schemas_by_name: dict[str, Any], paths: dict[str, Any]) -> dict[str, Any]:
+    """Return the schemas to which the paths refer, directly or through other schemas."""
+    used, found = set[str](), _references(paths)
+    while found - used:
+        used |= found
+        found = set().union(*(_references(schemas_by_name[name]) for name in used))
+    return {name: schema for name, schema in schemas_by_name.items() if name in used}
+
+
+def _references(description: Any) -> set[str]:
+    """Return the names of the schemas to which a description refers."""
+    return set(re.findall(f'"{_REF.format(name="(.+?)")}"', json.dumps(description)))
+
+
+def _describe_default(field: dict[str, Any]) -> None:
+    """Move the default of a field into its description."""
+    default = field.pop("default", None)
+    if default is not None:
+        field["description"] = f"{field['description'].rstrip('.')}; {json.dumps(default)} if omitted."
+
+
+@cache
+def _examples() -> dict[str, dict[str, Any]]:
+    """Return an example for each operationId: its `parameters`, its `request` and its `answer`, where it has such."""
+    text = files("gradest_service").joinpath("examples.json").read_text(encoding="utf-8")
+    found: dict[str, dict[str, Any]] = json.loads(text)
+    return found
+
+
+def _add_examples(operation: dict[str, Any]) -> None:
+    example = _examples()[operation["operationId"]]
+    for parameter in operation.get("parameters", ()):
+        if parameter["name"] in example["parameters"]:
+            parameter["example"] = example["parameters"][parameter["name"]]
+    if "request" in example:
+        operation["requestBody"]["content"][JSON.media_type]["example"] = example["request"]
+    for media_type, body in operation["responses"]["200"]["content"].items():
+        if media_type in (JSON.media_type, "text/plain") and "answer" in example:
+            body["example"] = example["answer"]
 
 
 def _refer(model: type[BaseModel]) -> dict[str, Any]:
@@ -156,7 +215,7 @@ def describe_query(model: type[BaseModel]) -> dict[str, Any]:
     fields = model.model_json_schema(ref_template=_REF.format(name="{model}"))["properties"]
     return {
         "parameters": [
-            {"name": name, "in": "query", "description": schema["description"], "explode": False, **_parameter(schema)}
+            {"name": name, "in": "query", "description": schema["description"], **_parameter(schema)}
             for name, schema in fields.items()
         ]
     }

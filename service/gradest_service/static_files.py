@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 from collections.abc import Mapping
-from functools import cache
 from importlib.resources.abc import Traversable
 
 from anyio import to_thread
@@ -47,6 +46,7 @@ class StaticFiles:
     def __init__(self, files: Mapping[str, Traversable], policy: str) -> None:
         self.paths = frozenset(files)
         self._files = files
+        self._loaded: dict[str, tuple[bytes, bytes | None, str]] = {}
         self._headers = {
             "Cache-Control": "no-cache",  # a browser keeps the file but asks each time, so that a new version shows at once
             "Vary": "Accept-Encoding",
@@ -57,21 +57,20 @@ class StaticFiles:
         """Answer a request for the file of this path, compressed if the client takes that; raises a 404 if there is none."""
         if path not in self._files:
             raise Problem(404, "The page has no such file.")
-        file = self._files[path]
         content, packed, tag = await to_thread.run_sync(
-            lambda: _load(file)
+            self._load, path
         )  # to compress takes a while, at the first request
         headers = {**self._headers, "ETag": tag}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         if packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
             content, headers["Content-Encoding"] = packed, "gzip"
-        return Response(content, headers={**headers, "Content-Type": _TYPES[file.name.rpartition(".")[2]]})
+        return Response(content, headers={**headers, "Content-Type": _TYPES[self._files[path].name.rpartition(".")[2]]})
 
-
-@cache
-def _load(file: Traversable) -> tuple[bytes, bytes | None, str]:
-    """Return a file's bytes, the same compressed if that makes them smaller, and an ETag."""
-    content = file.read_bytes()
-    packed = None if file.name.endswith("woff2") else gzip.compress(content, mtime=0)
-    return content, packed, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    def _load(self, path: str) -> tuple[bytes, bytes | None, str]:
+        """Return a file's bytes, the same compressed if that makes them smaller, and an ETag."""
+        if path not in self._loaded:
+            content = self._files[path].read_bytes()
+            packed = None if path.endswith("woff2") else gzip.compress(content, mtime=0)
+            self._loaded[path] = content, packed, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        return self._loaded[path]

@@ -195,6 +195,7 @@ def test_to_markdown_and_to_dict():
         ({"units": 0}, "units must be at least 1"),
         ({"a": torch.zeros(2)}, "give both f and a"),
         ({"f": lambda h: h.sum(-1), "a": torch.tensor([float("nan")])}, "finite"),
+        ({"f": lambda h: h.sum(-1), "a": torch.zeros(2, 0)}, r"at least one unit .* shape \[2, 0\]"),
     ],
 )
 def test_bad_input(arguments, complaint):

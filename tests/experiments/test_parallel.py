@@ -14,76 +14,10 @@ import torch
 
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.gated.training import train
+from tests.experiments.parallel_runs import BATCHES, make_runs
 from tests.selection import deep
 
 ROOT = Path(__file__).parents[2]
-
-TRAIN = """
-import os, sys, torch
-from contextlib import nullcontext
-from pathlib import Path
-from gradest_experiments.gated.settings import GatedSettings
-from gradest_experiments.gated import training
-from gradest.estimation.distributed import fresh_key, rank
-from gradest_experiments.belief.settings import BeliefSettings
-from gradest_experiments.belief.training import train_belief
-from gradest_experiments.engine.distributed import processes
-from gradest_experiments.engine.images import Images
-from gradest_experiments.vae.settings import VaeSettings
-from gradest_experiments.vae.training import train_vae
-
-torch.set_num_threads(1)
-seen, noise = [], []
-objective = training.GatedNetwork.objective
-
-def listen(network, x, y, of):
-    state = torch.get_rng_state()
-    seed = torch.randint(0, 2**53, ())
-    torch.set_rng_state(state)
-    a = network.pre_activations(x)
-    key = fresh_key(a, 1, int(seed))
-    noise.append(network.neuron.noise(key, a, 1)[0].detach())
-    handle = network.unit.register_forward_hook(lambda unit, given, h: seen.append(h.detach().clone()))
-    found = objective(network, x, y, of)
-    handle.remove()
-    return found
-
-training.GatedNetwork.objective = listen
-
-def gates(out, estimator, experts):
-    seen.clear()
-    noise.clear()
-    settings = GatedSettings.build(
-        data="digits", epochs=1, hidden=8, gates=20, batch=92, estimator=estimator, experts=experts
-    )
-    training.train(settings, out=out)
-    torch.save({"gates": seen, "noise": noise}, out / f"seen{rank()}.pt")
-
-def tiny_images():
-    generator = torch.Generator().manual_seed(0)
-    return Images(*(torch.randint(0, 256, (n, 12), dtype=torch.uint8, generator=generator) for n in (70, 10, 6)))
-
-def belief(out, estimator):
-    settings = BeliefSettings.build(
-        estimator={"name": estimator}, units=5, samples=3, epochs=2, batch=7, learning_rate=0.01, valid_samples=4
-    )
-    train_belief(settings, tiny_images(), out)
-
-def vae(out, estimator):
-    settings = VaeSettings.build(
-        estimator={"name": estimator}, latents=5, hidden=6, batch=7, steps=12, log_every=1, eval_every=12,
-        learning_rate=0.01, variance_draws=3, test_samples=4,
-    )
-    train_vae(settings, tiny_images(), out)
-
-out, *runs = sys.argv[1:]
-with processes() if "RANK" in os.environ else nullcontext():
-    for run in runs:
-        kind, *options = run.split("-")
-        {"gates": gates, "vae": vae, "belief": belief}[kind](Path(out, run), *options)
-threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-assert not any("gloo" in name for name in threads), threads
-"""
 
 GATES = ["reinforce_average-sparse", *deep("straight_through-dense", "rloo-dense")]
 VAES = ["relax_rebar", *deep("disarm", "double_cv")]
@@ -94,9 +28,9 @@ DEEP = ("gates-straight_through-dense", "gates-rloo-dense", "vae-disarm", "vae-d
 pytestmark = pytest.mark.slow
 
 
-def launch(words: list[str], processes: int | None = None) -> subprocess.CompletedProcess[str]:
+def launch(words: list[str], processes: int) -> subprocess.CompletedProcess[str]:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(torchrun if processes else []), *words]
+    command = [sys.executable, *torchrun, *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
@@ -118,15 +52,18 @@ def dealt(parts: list[torch.Tensor]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Path]]:
-    """Find the folders of a run in one process and in two; a process makes all runs that are quick, or all that are deep."""
+    """Find the folders of a run in this process and in two; all runs that are quick are made at once, or all that are deep."""
 
     @functools.cache
     def make(names: tuple[str, ...]) -> Path:
         folder = tmp_path_factory.mktemp("runs")
-        script = folder / "train.py"
-        script.write_text(TRAIN)
-        launch([str(script), str(folder / "one"), *names])
-        launch([str(script), str(folder / "two"), *names], 2)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            make_runs(folder / "one", names)
+        finally:
+            torch.set_num_threads(threads)
+        launch(["-m", "tests.experiments.parallel_runs", str(folder / "two"), *names], 2)
         return folder
 
     return lambda name: [make(QUICK if name in QUICK else DEEP) / which / name for which in ("one", "two")]
@@ -141,7 +78,7 @@ def test_two_processes_draw_the_gates_of_one_and_learn_the_same(runs, name):
     alone, together = runs(f"gates-{name}")
     one = torch.load(alone / "seen0.pt")
     two = [torch.load(together / f"seen{rank}.pt") for rank in (0, 1)]
-    assert len(one["noise"]) == 14
+    assert len(one["noise"]) == BATCHES
     for what in ("noise", "gates"):
         if what == "gates" and name.startswith("rloo"):
             continue  # several points, which an Expectation layer gives to the loss

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 import pytest
 import torch
 from numba.core import caching
@@ -127,3 +128,55 @@ def test_numba_does_not_compile(monkeypatch: pytest.MonkeyPatch, fault: str) -> 
     finally:
         kernels._has_numba.cache_clear()
     assert all(torch.equal(h, expected) for h in found)
+
+
+def _read_only(monkeypatch: pytest.MonkeyPatch, *unwritable: str) -> None:
+    """Have these folders refuse files, as on a read-only file system, also for root."""
+    make = caching.tempfile.TemporaryFile
+
+    def temporary_file(**options: Any) -> Any:
+        if str(options["dir"]).startswith(unwritable):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return make(**options)
+
+    monkeypatch.setattr(caching.tempfile, "TemporaryFile", temporary_file)
+
+
+def hits_and_misses(kernel: Any) -> tuple[int, int]:
+    return sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values())
+
+
+def test_kept_kernels_are_read_where_nothing_can_be_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with a read-only root, whose image has the kernels."""
+    compiled()(3.0)
+    before = sorted(folder.rglob("*"))
+    _read_only(monkeypatch, "")
+    kernel = compiled()
+    assert kernel(4.0) == 8.0
+    assert hits_and_misses(kernel) == (1, 0)
+    assert sorted(folder.rglob("*")) == before
+    kernel = compiled()
+    with pytest.warns(GradestWarning, match="for other processors") as warned:
+        assert kernel(np.float32(4.0)) == 8.0  # for these types nothing is kept
+    assert (hits_and_misses(kernel), len(warned)) == ((0, 1), 1)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_kernels_of_the_installation_are_read_beside_the_user_s_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As for a user of an installation that root has warmed up; what is missing there is kept in a folder of the user's."""
+    compiled()(3.0)
+    _read_only(monkeypatch, str(folder), str(Path(__file__).parent))
+    own = tmp_path_factory.mktemp("own")
+    monkeypatch.setattr(caching.AppDirs, "user_cache_dir", str(own))
+    kernel = compiled()
+    assert kernel(4.0) == 8.0
+    assert hits_and_misses(kernel) == (1, 0)
+    assert not list(own.rglob("*.nbc"))
+    monkeypatch.setenv("GRADEST_KERNELS", "cpu")  # else another process would compile it
+    assert kernel(np.float32(4.0)) == 8.0
+    assert len(list(own.rglob("*.nbc"))) == 1
+    again = compiled()
+    assert (again(np.float32(5.0)), again(5.0)) == (10.0, 10.0)
+    assert hits_and_misses(again) == (2, 0)

@@ -143,7 +143,8 @@ def test_every_library_that_tests_import_is_declared() -> None:
     imported = {
         name.partition(".")[0]
         for path in (ROOT / "tests").rglob("*.py")
-        if "benchmarks" not in path.parts
+        if not {"benchmarks", "generated"}
+        & {*path.parts}  # a program of the second runs beside the client generated for it
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and node.module)
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
@@ -167,22 +168,22 @@ def written(built: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return folder, home / "site"
 
 
+def run_installed(site: Path, folder: Path, *module: str) -> str:
+    """Standard output of a module of Python, with what is installed in `site`, in a folder that is not the checkout."""
+    # kernels for the CPU would be compiled again there, for a minute
+    env = {**os.environ, "PYTHONPATH": str(site), "PYTEST_ADDOPTS": "", "GRADEST_KERNELS": "reference"}
+    ran = subprocess.run([sys.executable, "-m", *module], cwd=folder, env=env, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_gradest_and_a_new_plugin_work_from_wheels(written: tuple[Path, Path], tmp_path: Path) -> None:
-    """In a folder that is not the checkout: the plugin's own tests, `gradest list`, and the conformance kit."""
+    """`gradest list`, the conformance kit by `gradest check`, and pytest with a plugin's own tests and `--gradest-plugin`."""
     folder, site = written
     shutil.copytree(folder / "tests", tmp_path / "tests")
-
-    def run(*module: str) -> str:
-        # those for the CPU would be compiled again here, for a minute
-        env = {**os.environ, "PYTHONPATH": str(site), "PYTEST_ADDOPTS": "", "GRADEST_KERNELS": "reference"}
-        ran = subprocess.run([sys.executable, "-m", *module], cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        return ran.stdout
-
-    assert " passed" in run("pytest", "-q", "tests")
-    listed = json.loads(run("gradest", "list", "--json"))
+    listed = json.loads(run_installed(site, tmp_path, "gradest", "list", "--json"))
     assert listed["failures"] == []
     assert listed["plugins"][1] == {
         "distribution": "my-plugin",
@@ -191,14 +192,22 @@ def test_gradest_and_a_new_plugin_work_from_wheels(written: tuple[Path, Path], t
         "estimators": ["my_plugin_running_baseline"],
         "objectives": [],
     }
-    report = json.loads(run("gradest", "check", "My.Plugin", "--fast", "--json"))
+    report = json.loads(run_installed(site, tmp_path, "gradest", "check", "My.Plugin", "--fast", "--json"))
     assert report["passed"]
     assert {result["plugin"] for result in report["results"]} > {"my_plugin_probit", "my_plugin_running_baseline"}
-    # by its own entry point in the group pytest11, and with every file of gradest marked for rewriting by pytest
-    ran = run(
-        "pytest", "-q", "--gradest-plugin", "my-plugin", "tests/test_values.py", "-W", "error", "-k", "is_pure or score"
-    )
-    assert " passed" in ran
+    # the kit by its own entry point in the group pytest11, and with every file of gradest marked for rewriting by pytest
+    kit = ["--gradest-plugin", "my-plugin", "-k", "is_pure or score or values", "-W", "error"]
+    ran = run_installed(site, tmp_path, "pytest", "-q", "-rA", *kit, "tests")
+    for part in ("tests/test_values.py::", "tests/test_conformance.py::", "gradest:my-plugin"):
+        assert f"PASSED {part}" in ran
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(900)
+def test_all_tests_of_a_new_plugin_pass(written: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, site = written
+    shutil.copytree(folder / "tests", tmp_path / "tests")
+    assert " passed" in run_installed(site, tmp_path, "pytest", "-q", "tests")
 
 
 @pytest.mark.deep

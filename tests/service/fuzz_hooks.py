@@ -19,7 +19,8 @@ PLUGINS = {"neuron": NEURONS, "estimator": ESTIMATORS, "objective": OBJECTIVES}
 # what no JSON Schema of one request can say; each refusal is a 413, a 409 or a 422, or a 404 for a name
 _BEYOND_A_SCHEMA = re.compile(
     "must have shape|must be \\[K|is not rectangular|is not a finite number|at most 32 dims"  # of nested arrays
-    "|event dim|more dims than|takes \\[\\*batch"
+    "|\\[\\d+(, \\d+){3,}\\] is not a number"  # of those of four dims and more, whose numbers the schema leaves open
+    "|event dim|at least one unit|more dims than|takes \\[\\*batch"
     "|does not fit|refuses its options|options of .* do not fit"  # of plugins and their options
     "|needs the (loss|grad)|state must hold|has no credit|cannot credit|against each other|features"  # of an estimator
     "|To measure, send both"  # of a query

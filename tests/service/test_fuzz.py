@@ -24,7 +24,8 @@ def fuzz(tmp_path):
 def _run(folder, service, *flags):
     command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run"]
     command += ["--checks", "all", "--seed", "1", "--generation-deterministic"]
-    command += ["--continue-on-failure", "--no-color", "--request-timeout", "60", "--warnings", "off", *flags]
+    command += ["--continue-on-failure", "--no-color", "--request-timeout", "60", "--max-response-time", "60"]
+    command += ["--warnings", "off", *flags]
     found = subprocess.run(
         [*command, f"{service.base_url}/openapi.json"],
         capture_output=True,

@@ -18,6 +18,12 @@ def test_is_the_librarys_answer(http):
     assert found.json() == json.loads(json.dumps(wanted.to_dict()))
 
 
+def test_a_list_may_be_repeated_as_generated_clients_send_it(http):
+    """The last of them alone would be another case, without a word."""
+    both, joined = ({"bring": given, "evaluations": 2} for given in (["loss", "grad"], "loss,grad"))
+    assert http.get("/v1/recommend", params=both).json() == http.get("/v1/recommend", params=joined).json()
+
+
 def test_defaults(http):
     assert http.get("/v1/recommend").json() == json.loads(json.dumps(gradest.recommend().to_dict()))
 

@@ -132,26 +132,84 @@ def test_openapi(http):
     gets = {path for path, item in document["paths"].items() if "get" in item}
     kinds = {f"/v1/{kind}s{tail}" for kind in KINDS for tail in ("", "/{name}")}
     assert gets == kinds | {"/v1/plugins", "/v1/recommend", "/livez", "/readyz", "/metrics", "/version"}
-    identifiers = [operation["operationId"] for item in document["paths"].values() for operation in item.values()]
-    assert len(identifiers) == len(set(identifiers))
     for reference in _references(document):
         found = document
         for step in reference.removeprefix("#/").split("/"):
             found = found[step]
 
 
-def test_openapi_requests_describe_what_is_accepted(http):
+def test_openapi_names_do_not_change(http):
+    """Generated clients have functions of these names."""
     document = http.get("/openapi.json").json()
-    for name in ("SampleRequest", "ForwardRequest", "BackwardRequest", "EstimateRequest", "CompareRequest"):
-        schema = document["components"]["schemas"][name]
-        jsonschema.Draft202012Validator.check_schema(schema)
-        schema = {**schema, "components": document["components"]}
-        example = {field: about["examples"][0] for field, about in schema["properties"].items() if "examples" in about}
-        jsonschema.validate(example, schema)
-        answer = http.post(
-            f"/v1/{name.removesuffix('Request').lower()}", json=example, headers={"Accept": "application/json"}
-        )
-        assert answer.status_code == 200, answer.text
+    found = {o["operationId"]: (m, path) for path, item in document["paths"].items() for m, o in item.items()}
+    posts = {name: ("post", f"/v1/{name}") for name in ("sample", "forward", "backward", "mean", "credit", "estimate")}
+    posts |= {"compare": ("post", "/v1/compare"), "measure": ("post", "/v1/recommend")}
+    gets = {f"list_{kind}s": ("get", f"/v1/{kind}s") for kind in ("plugin", "neuron", "estimator", "objective")}
+    gets |= {f"get_{kind}": ("get", f"/v1/{kind}s/{{name}}") for kind in ("neuron", "estimator", "objective")}
+    gets |= {name: ("get", f"/{name}") for name in ("livez", "readyz", "version", "metrics")}
+    assert found == posts | gets | {"recommend": ("get", "/v1/recommend")}
+
+
+def test_openapi_has_no_recursion_and_its_requests_no_defaults(http):
+    document = http.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    names = {name: {r.rpartition("/")[2] for r in _references(schema)} for name, schema in schemas.items()}
+    while names:  # take away those that refer to nothing that is left
+        free = {name for name, inner in names.items() if not inner & names.keys()}
+        assert free, f"recursive: {sorted(names)}"
+        names = {name: inner for name, inner in names.items() if name not in free}
+    requests = [schema for name, schema in schemas.items() if name.endswith("Request")]
+    assert len(requests) == 8
+    assert not [about for schema in requests for about in schema["properties"].values() if "default" in about]
+    assert schemas["SampleRequest"]["properties"]["samples"]["description"] == "Number of samples; 1 if omitted."
+
+
+def test_openapi_has_an_example_of_every_operation(http):
+    """Each fits its schema. What is sent is accepted, and the answer is the one that stands there."""
+    document = http.get("/openapi.json").json()
+    brief = {"measure", "recommend", "version", "readyz", "livez", "list_plugins"}  # whose answer is cut, or differs
+    brief |= {f"list_{kind}s" for kind in KINDS}
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            name, answer = operation["operationId"], operation["responses"]["200"]["content"]
+            parameters = {p["name"]: p["example"] for p in operation.get("parameters", ()) if "example" in p}
+            wanted = next(iter(answer.values())).get("example")
+            body = None
+            if method == "post":
+                body = operation["requestBody"]["content"]["application/json"]
+                assert not _fault(document, body["schema"], body["example"]), name
+                body = body["example"]
+            assert wanted or parameters, name
+            if "application/json" not in answer:
+                continue
+            query = {key: ",".join(v) if isinstance(v, list) else v for key, v in parameters.items() if key != "name"}
+            url = path.format(name=parameters.get("name"))
+            found = http.request(method, url, json=body, params=query or None, headers={"Accept": "application/json"})
+            assert found.status_code == 200, found.text
+            schema = answer["application/json"]["schema"]
+            assert not _fault(document, schema, found.json()), name
+            assert not (wanted and _fault(document, schema, wanted)), name
+            if wanted and name not in brief:
+                _assert_close(found.json(), wanted)
+
+
+def _fault(document, schema, value):
+    """The first fault of a value against a schema of the document."""
+    checked = jsonschema.Draft202012Validator({**schema, "components": document["components"]})
+    return next(checked.iter_errors(value), None)
+
+
+def _assert_close(found, wanted):
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for name in wanted.keys() - {"seconds"}:
+            _assert_close(found[name], wanted[name])
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted)
+        for inner, outer in zip(found, wanted, strict=True):
+            _assert_close(inner, outer)
+    else:
+        assert found == (pytest.approx(wanted, rel=1e-4) if isinstance(wanted, float) else wanted)
 
 
 def _references(node):

@@ -18,7 +18,8 @@ from pydantic import (
     TypeAdapter,
 )
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, core_schema
+from typing_extensions import TypeAliasType
 
 from gradest.analysis.certificates import Certificate
 from gradest.analysis.results import Excluded, Recommendation
@@ -26,6 +27,7 @@ from gradest.discovery.loading import PluginFailure
 from gradest.random import MAX_SEED
 
 __all__ = [
+    "Alive",
     "BackwardAnswer",
     "BackwardRequest",
     "CompareAnswer",
@@ -46,24 +48,38 @@ __all__ = [
     "NeuronDescription",
     "NeuronRequest",
     "ObjectiveDescription",
-    "Plugins",
+    "PluginListing",
     "Progress",
     "Ready",
     "RecommendAnswer",
     "RecommendRequest",
     "SampleAnswer",
     "SampleRequest",
-    "Status",
     "Versions",
 ]
 
 
-class NestedNumbers(RootModel["float | list[NestedNumbers]"]):
+# Generators of clients make no types of a recursive schema, so these say what nested arrays are without recursion.
+class NestedNumbers(
+    RootModel[float | list[float] | list[list[float]] | list[list[list[float]]] | list[list[list[list[Any]]]]]
+):
     """A number, or a rectangular nested array of numbers."""
 
 
-class NestedNumbersOut(RootModel['float | Literal["NaN", "Infinity", "-Infinity"] | list[NestedNumbersOut]']):
-    """A number, or a nested array of numbers; non-finite ones are the strings "NaN", "Infinity" and "-Infinity"."""
+class NumberOut(RootModel[float | Annotated[str, Field(pattern="^(NaN|-?Infinity)$")]]):
+    """A number; one that is not finite is the string "NaN", "Infinity" or "-Infinity"."""
+
+
+class NestedNumbersOut(RootModel[NumberOut | list[Any]]):
+    """A number, or a rectangular nested array of numbers; those that are not finite are strings, as in NumberOut."""
+
+
+class State(RootModel[dict[str, NestedNumbers]]):
+    """The tensors of an estimator's state, by name."""
+
+
+class StateOut(RootModel[dict[str, NestedNumbersOut]]):
+    """The tensors of an estimator's state, by name. Send them back as they are."""
 
 
 class NamedPlugin(BaseModel):
@@ -85,15 +101,18 @@ class _DescribedAs:
 
 
 def _described_as(kind: Any) -> _DescribedAs:
-    return _DescribedAs(TypeAdapter(kind).core_schema)
+    core = TypeAdapter(kind).core_schema
+    if "ref" in core:  # a model by itself is described by a reference, as it is inside other types
+        reference = core_schema.definition_reference_schema(core["ref"])
+        core = core_schema.definitions_schema(reference, [core])
+    return _DescribedAs(core)
 
 
 Numbers = Annotated[Any, _described_as(NestedNumbers)]
 NumbersOut = Annotated[Any, _described_as(NestedNumbersOut)]
 PluginSpec = Annotated[Any, _described_as(str | NamedPlugin)]
-NamedTensors = Annotated[dict[str, Any], _described_as(dict[str, NestedNumbers])]
-NamedTensorsOut = Annotated[Any, _described_as(dict[str, NestedNumbersOut])]
-Figure = float | Literal["NaN", "Infinity", "-Infinity"]
+NamedTensors = Annotated[dict[str, Any], _described_as(State)]
+NamedTensorsOut = Annotated[Any, _described_as(StateOut)]
 
 
 def _integral(value: Any) -> Any:
@@ -106,7 +125,7 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=MAX_SEED), _INTEGRAL]
 Size = Annotated[int, Field(strict=True, ge=0), _INTEGRAL]
 Shape = Annotated[list[Size], Field(fail_fast=True)]  # one fault is enough
 Draws = Annotated[int, Field(strict=True, ge=1), _INTEGRAL]
-Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+Dtype = TypeAliasType("Dtype", Literal["float32", "float64", "bfloat16", "float16"])
 
 _DRAWS = "Number of independent draws to average"
 _SEED = "Seed of the noise; null takes a fresh one, which the answer reports."
@@ -118,10 +137,8 @@ class NeuronRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    neuron: PluginSpec = Field(examples=["bernoulli"])
-    a: Numbers = Field(
-        examples=[[[0.5, -1.0, 2.0]]], description="Pre-activations, [*batch, *event], as nested arrays of numbers."
-    )
+    neuron: PluginSpec
+    a: Numbers = Field(description="Pre-activations, [*batch, *event], as nested arrays of numbers.")
     shape: Shape | None = Field(
         None, description="The shape of a; needed only for shapes that JSON cannot express, such as [0, 3]."
     )
@@ -157,7 +174,7 @@ class MeanRequest(NeuronRequest):
 class ForwardRequest(EventRequest):
     """The points at which an estimator needs the loss."""
 
-    estimator: PluginSpec = Field(examples=["rloo"])
+    estimator: PluginSpec
     seed: Seed | None = Field(None, description=_SEED)
     state: NamedTensors | None = Field(
         None, description="The estimator's state, from the last backward answer; null at the first step."
@@ -167,8 +184,8 @@ class ForwardRequest(EventRequest):
 class BackwardRequest(EventRequest):
     """The losses at those points. All else is as in the forward request, of which the service has kept nothing."""
 
-    estimator: PluginSpec = Field(examples=["rloo"])
-    seed: Seed = Field(examples=[7], description="The seed that the forward answer reports.")
+    estimator: PluginSpec
+    seed: Seed = Field(description="The seed that the forward answer reports.")
     state: NamedTensors | None = Field(None, description="The state that the forward request had.")
     digest: str | None = Field(
         None,
@@ -178,7 +195,6 @@ class BackwardRequest(EventRequest):
     )
     loss: Numbers | None = Field(
         None,
-        examples=[[[0.2], [0.3]]],
         description="The loss at the points, [K, *batch]; null only if the estimator does not need it.",
     )
     loss_dtype: Dtype | None = Field(
@@ -194,8 +210,8 @@ class BackwardRequest(EventRequest):
 class EstimateRequest(EventRequest):
     """The gradient of an objective's expectation, by averaging independent draws of an estimator."""
 
-    estimator: PluginSpec = Field(examples=["rloo"])
-    objective: PluginSpec = Field(examples=[{"name": "quadratic", "target": 0.499}])
+    estimator: PluginSpec
+    objective: PluginSpec
     draws: Draws = Field(1000, description=f"{_DRAWS}.")
     target_standard_error: float | None = Field(
         None,
@@ -209,10 +225,9 @@ class EstimateRequest(EventRequest):
 class CompareRequest(EventRequest):
     """Several estimators compared on one objective."""
 
-    objective: PluginSpec = Field(examples=[{"name": "quadratic", "target": 0.499}])
+    objective: PluginSpec
     estimators: list[PluginSpec] | None = Field(
         None,
-        examples=[["rloo", "straight_through"]],
         description="Null takes every registered estimator that fits the neuron and the service's limits.",
     )
     draws: Draws = Field(1000, description=f"{_DRAWS}, for each estimator.")
@@ -224,9 +239,8 @@ class CreditRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    estimator: PluginSpec = Field(examples=["rloo"], description="An estimator that weights scores by losses alone.")
+    estimator: PluginSpec = Field(description="An estimator that weights scores by losses alone.")
     loss: Numbers = Field(
-        examples=[[[0.2, 1.0], [0.3, 0.0]]],
         description="The losses of K samples, [K, *batch]; the estimator credits all K against each other.",
     )
     shape: Shape | None = Field(
@@ -255,8 +269,8 @@ class RecommendRequest(BaseModel):
     bring: Annotated[list[Literal["loss", "grad", "relaxed"]], Field(fail_fast=True)] = Field(
         ["loss"],
         min_length=1,
-        description="What the caller can compute, separated by commas: loss; grad, which is dL/dh; relaxed, which is both at "
-        "points between the neuron's outputs too.",
+        description="What the caller can compute, repeated or separated by commas: loss; grad, which is dL/dh; relaxed, which is "
+        "both at points between the neuron's outputs too.",
     )
     evaluations: Annotated[int, Field(ge=1), _INTEGRAL] | None = Field(
         None, description="Maximum evaluations of the loss in one step; no maximum if omitted."
@@ -272,9 +286,9 @@ class MeasureRequest(RecommendRequest):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     objective: PluginSpec = Field(
-        examples=["quadratic"], description="The objective on which the errors are measured, at the pre-activations a."
+        description="The objective on which the errors are measured, at the pre-activations a."
     )
-    a: Numbers = Field(examples=[[[0.5, -1.0, 2.0]]], description="Pre-activations to measure at, [*batch, *event].")
+    a: Numbers = Field(description="Pre-activations to measure at, [*batch, *event].")
     draws: Draws = Field(1000, description=f"{_DRAWS}, for each estimator.")
     seed: Seed | None = Field(None, description=_SEED)
 
@@ -373,12 +387,12 @@ class ComparisonRow(BaseModel):
     estimator: str
     claim: str = Field(description="The bias that the estimator claims.")
     evaluations: int
-    bias: Figure | None = Field(description="Root mean square over coordinates of (mean gradient - exact gradient).")
-    bias_in_se: Figure | None = Field(description="The same in standard errors; near 1 for an unbiased estimator.")
-    variance: Figure = Field(description="The variance of one draw, averaged over coordinates.")
-    snr: Figure = Field(description="|mean gradient| / sqrt(summed variance of one draw).")
-    cosine: Figure | None = Field(description="Cosine of the angle between the mean gradient and the exact one.")
-    efficiency: Figure = Field(description="1 / (variance * evaluations).")
+    bias: NumberOut | None = Field(description="Root mean square over coordinates of (mean gradient - exact gradient).")
+    bias_in_se: NumberOut | None = Field(description="The same in standard errors; near 1 for an unbiased estimator.")
+    variance: NumberOut = Field(description="The variance of one draw, averaged over coordinates.")
+    snr: NumberOut = Field(description="|mean gradient| / sqrt(summed variance of one draw).")
+    cosine: NumberOut | None = Field(description="Cosine of the angle between the mean gradient and the exact one.")
+    efficiency: NumberOut = Field(description="1 / (variance * evaluations).")
     seconds: float
 
 
@@ -476,7 +490,7 @@ class Distribution(BaseModel):
     objectives: list[str]
 
 
-class Plugins(BaseModel):
+class PluginListing(BaseModel):
     """What each distribution registered, and which plugins did not load."""
 
     plugins: list[Distribution]
@@ -486,8 +500,13 @@ class Plugins(BaseModel):
 class RecommendAnswer(RootModel[Recommendation]):
     """The estimators that fit, best first, and why the others were rejected."""
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe the record itself: generators of clients make no type of a schema that is only a reference."""
+        return {**handler.resolve_ref_schema(handler(core)), "title": cls.__name__}
 
-class Status(BaseModel):
+
+class Alive(BaseModel):
     """The process answers."""
 
     status: Literal["alive"]

@@ -22,6 +22,11 @@ __all__ = ["DTYPES", "check_finite", "check_options", "decode_floats", "decode_s
 _MAX_OPTIONS = 100  # of a plugin
 _MAX_DIMS = 32  # of a tensor in a request; torch itself stops at 64, and estimators add leading dims
 
+_JAVASCRIPT = {  # what becomes of numbers there that look right to their author
+    type(None): " but null, which is what JSON.stringify makes of NaN and Infinity",
+    dict: " but an object, which is what JSON.stringify makes of a typed array; convert it with Array.from",
+}
+
 DTYPES = {
     "float32": torch.float32,
     "float64": torch.float64,
@@ -175,7 +180,8 @@ def _to_numbers(field: str, flat: list[Any], shape: tuple[int, ...], dtype: torc
             raise Problem(422, f"{field} is not rectangular: {place} is an array, and others beside it are numbers.")
         if type(number) is not int and (whole or type(number) is not float):
             kind = "a whole number" if whole else "a number"
-            raise Problem(422, f"{_place(field, _unravel(position, shape))} is not {kind}.")
+            hint = _JAVASCRIPT.get(type(number), "")
+            raise Problem(422, f"{_place(field, _unravel(position, shape))} is not {kind}{hint}.")
     try:
         return torch.tensor(flat, dtype=dtype if whole else torch.float64).reshape(shape)
     except (OverflowError, RuntimeError, ValueError) as error:

@@ -22,6 +22,8 @@ from typing import Any
 import numba
 from numba.core.dispatcher import Dispatcher
 
+from gradest.kernels.cpu.compilation.kept import is_kept
+
 __all__ = ["NotCompiled", "is_ready", "serve", "shown_on_a_terminal"]
 
 _IDLE = 10.0  # seconds after which the process ends if nothing is asked of it
@@ -42,16 +44,19 @@ def is_ready(kernel: Any, signature: Any) -> bool:
 
     Otherwise the process beside this one has been asked for it.
     """
-    if os.environ.get("GRADEST_KERNELS") == "cpu" or kernel.stats.cache_path is None or _is_kept(kernel, signature):
+    if os.environ.get("GRADEST_KERNELS") == "cpu" or kernel.stats.cache_path is None:
         return True
-    return _compiler_of(os.getpid()).has_done(kernel, signature)  # a fork has one of its own
+    compiler = _compiler_of(os.getpid())  # a fork has one of its own
+    if compiler.awaits(kernel, signature):  # looking at the disk at every call would take longer than the reference
+        return False
+    return is_kept(kernel, signature) or compiler.has_done(kernel, signature)
 
 
 @contextmanager
 def shown_on_a_terminal(kernel: Any, signature: Any) -> Iterator[None]:
     """Say on standard error, if that is a terminal, that a kernel is being compiled, as long as it takes."""
     name = kernel.py_func.__name__.strip("_")
-    if sys.stderr is None or not sys.stderr.isatty() or _is_kept(kernel, signature):
+    if sys.stderr is None or not sys.stderr.isatty() or is_kept(kernel, signature):
         yield
         return
     print(f"gradest: compiling the kernel {name}, once for this installation ...", end="", file=sys.stderr, flush=True)
@@ -59,15 +64,6 @@ def shown_on_a_terminal(kernel: Any, signature: Any) -> Iterator[None]:
         yield
     finally:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def _is_kept(kernel: Any, signature: Any) -> bool:
-    cache = kernel._cache
-    try:
-        kept: dict[Any, Any] = cache._cache_file._load_index()
-        return cache._index_key(signature, kernel.targetctx.codegen()) in kept
-    except Exception:  # a broken index
-        return False
 
 
 @functools.cache
@@ -83,6 +79,12 @@ class _Compiler:
         self._beside: subprocess.Popen[bytes] | None = None
         self._waiting: dict[tuple[Any, Any], int] = {}  # how often each was asked for
         self._done: set[tuple[Any, Any]] = set()
+
+    def awaits(self, kernel: Any, signature: Any) -> bool:
+        """Tell whether the process beside this one runs, was asked for the kernel and has not done it."""
+        wanted = (kernel, signature)
+        with self._lock:
+            return self._beside is not None and wanted in self._waiting and wanted not in self._done
 
     def has_done(self, kernel: Any, signature: Any) -> bool:
         """Tell whether the kernel need not be waited for; at first, ask for it."""

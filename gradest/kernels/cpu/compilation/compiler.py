@@ -21,6 +21,7 @@ from numba.np.numpy_support import carray
 
 from gradest.errors import GradestWarning
 from gradest.kernels.cpu.compilation.background import NotCompiled, is_ready, shown_on_a_terminal
+from gradest.kernels.cpu.compilation.kept import attach
 
 __all__ = [
     "BLOCK",
@@ -101,9 +102,13 @@ def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any)
     try:
         kernel.enable_caching()
     except RuntimeError:  # neither the package's folder nor the user's can be written to
-        _warn(_NOT_KEPT.format("no folder for them can be written to"))
+        if not attach(kernel):
+            _warn(_NOT_KEPT.format("no folder for them can be written to"))
+            return kernel
+        _warn_of_another_machine(kernel)
         return kernel
     _survive_a_broken_cache(kernel)
+    attach(kernel)
     _compile_in_one_process(kernel, waits)
     return kernel
 
@@ -154,6 +159,22 @@ def _survive_a_broken_cache(kernel: Any) -> None:
             _warn(_NOT_KEPT.format(getattr(error, "strerror", None) or type(error).__name__))
 
     cache.load_overload, cache.save_overload = load_overload, save_overload
+
+
+def _warn_of_another_machine(kernel: Any) -> None:
+    """Warn if the kernel is compiled although some are kept, because those are for another kind of processor."""
+    cache = kernel._cache
+    load = cache.load_overload
+
+    def load_overload(*arguments: Any) -> Any:
+        kept = load(*arguments)
+        if kept is None:
+            _warn(
+                _NOT_KEPT.format(f"{cache.cache_path} cannot be written to, and its kernels are for other processors")
+            )
+        return kept
+
+    cache.load_overload = load_overload
 
 
 _inside_a_kernel: ContextVar[bool] = ContextVar("compiling what a kernel calls", default=False)
