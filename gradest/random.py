@@ -19,6 +19,7 @@ from gradest.errors import Incompatible, InvalidInput
 from gradest.kernels import fused, recorded, select, transformed, untransformed
 from gradest.kernels.reference.noise import ROUNDS, Word, as_tensors, philox, signed_word
 from gradest.kernels.stable import cast, widen
+from gradest.seeds import MAX_SEED, check_seed
 
 __all__ = ["MAX_SEED", "VERSION", "Key", "check_words", "fresh_seed", "philox4x32"]
 
@@ -27,9 +28,6 @@ VERSION = 2
 
 Version 1, before the first release, was Threefry-2x32 with 20 rounds, of whose two words float32 used one.
 """
-
-MAX_SEED = 1 << 53
-"""The bound of seeds, which are smaller: every JSON client represents integers below 2**53 exactly."""
 
 _Words = tuple[Tensor | int, Tensor | int]
 _Counter = tuple[Tensor | int, Tensor | int, Tensor | int, Tensor | int]
@@ -112,13 +110,6 @@ def fresh_seed() -> int:
 def fresh_seed_tensor() -> Tensor:
     """Draw a seed as a tensor. Inside torch.func.vmap, `randomness` decides whether all examples share it."""
     return torch.randint(0, MAX_SEED, (), device="cpu")
-
-
-def check_seed(seed: int) -> int:
-    """Return the seed. Raises InvalidInput unless it is an integer with 0 <= seed < 2**53."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
-        raise InvalidInput(f"a seed must be an integer with 0 <= seed < 2**53, not {seed!r}")
-    return seed
 
 
 def _check_integers(name: str, value: object, bits: int, hint: str = "") -> None:

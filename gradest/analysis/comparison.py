@@ -24,7 +24,8 @@ from gradest.estimation.exact import check_outside_transforms, exact_or_raise
 from gradest.estimation.losses.checks import checked_loss
 from gradest.estimation.losses.evaluation import flattened
 from gradest.estimation.results import Estimate
-from gradest.random import check_seed, fresh_seed
+from gradest.random import fresh_seed
+from gradest.seeds import check_seed
 
 __all__ = ["bias_in_standard_errors", "comparable_estimators", "compare", "cosine_similarity", "within_point_limit"]
 

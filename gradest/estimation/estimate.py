@@ -30,7 +30,8 @@ from gradest.estimation.losses.evaluation import CHUNK, evaluate, flattened
 from gradest.estimation.results import Estimate
 from gradest.kernels import select
 from gradest.kernels.stable import widen
-from gradest.random import Key, check_seed, fresh_seed
+from gradest.random import Key, fresh_seed
+from gradest.seeds import check_seed
 
 __all__ = ["NO_DRAWS", "DrawBlock", "Moments", "blocks_of", "estimate", "estimate_checked", "step_at", "warm_up_state"]
 

@@ -123,6 +123,7 @@ NEURON_CHECKS: tuple[Callable[[Neuron], None], ...] = (
     neuron_units_are_independent,
     neuron_derivatives_agree,
 )
+"""The checks of a neuron: functions that raise AssertionError, with an explanation, where it breaks the contract."""
 ESTIMATOR_CHECKS: tuple[Callable[[Estimator, Neuron], None], ...] = (
     estimator_shapes_and_dtypes,
     estimator_is_pure,
@@ -136,7 +137,9 @@ ESTIMATOR_CHECKS: tuple[Callable[[Estimator, Neuron], None], ...] = (
     estimator_fits_layers,
     estimator_bias_is_as_claimed,
 )
+"""The checks of an estimator on a neuron that it accepts."""
 OBJECTIVE_CHECKS: tuple[Callable[[Objective], None], ...] = (
     objective_shapes_and_values,
     objective_expectation_agrees,
 )
+"""The checks of an objective."""
