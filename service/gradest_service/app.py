@@ -41,6 +41,7 @@ from gradest_service.resources.memory import Memory
 from gradest_service.routes import router
 from gradest_service.run.batching import Batcher
 from gradest_service.run.cancellation import raise_if_cancelled
+from gradest_service.run.device import Device, device_named
 from gradest_service.settings import Settings
 from gradest_service.tracing import Spans, Tracing
 
@@ -72,6 +73,7 @@ def create_app(settings: Settings | None = None, budgets: Path | None = None) ->
     counts = metrics.Metrics() if settings.metrics and metrics.available() else None
     app.state.capacity = Capacity(settings, counts)
     app.state.memory = Memory(settings.max_memory_bytes, settings.max_heavy_bytes)
+    app.state.device = device_named(settings.device)
     app.state.tracing = Spans.configured() if settings.tracing else Tracing()
     app.state.pool = Pool(settings.threads, app.state.memory, counts)
     app.state.batcher = Batcher(
@@ -172,16 +174,16 @@ def _add_metrics(app: FastAPI, counts: metrics.Metrics) -> None:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the plugins and try one neuron before the first request; try the others, and watch the threads, meanwhile."""
     neurons = await to_thread.run_sync(built_in_neurons)
-    app.state.capacity.computes = await to_thread.run_sync(_warm_up, neurons[:1])
+    app.state.capacity.computes = await to_thread.run_sync(_warm_up, neurons[:1], app.state.device)
     async with create_task_group() as group:
-        group.start_soon(to_thread.run_sync, _warm_up, neurons)
+        group.start_soon(to_thread.run_sync, _warm_up, neurons, app.state.device)
         group.start_soon(app.state.capacity.watch, app.state.pool)
         yield
         group.cancel_scope.cancel()
     await to_thread.run_sync(app.state.tracing.close)
 
 
-def _warm_up(neurons: Sequence[type[Neuron]]) -> bool:
+def _warm_up(neurons: Sequence[type[Neuron]], device: Device) -> bool:
     """Sample each neuron once for a request alone and once for two that are computed together; return whether all could be.
 
     The first sample of a process takes a second, and a neuron's first on a new machine takes several, because code is loaded and
@@ -192,7 +194,9 @@ def _warm_up(neurons: Sequence[type[Neuron]]) -> bool:
         try:
             raise_if_cancelled()
             for key in (Key(0), Key(torch.tensor([0, 0]), torch.tensor([0, 1]))):
-                gradest.sample(cls.name, torch.zeros([2, *cls.example_events[0]]), samples=1, seed=key)
+                with device.computing():
+                    a = device.put(torch.zeros([2, *cls.example_events[0]]))
+                    gradest.sample(cls.name, a, samples=1, seed=key)
         except Cancelled:  # the service stops
             return sound
         except Exception:
