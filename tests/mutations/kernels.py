@@ -110,7 +110,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/kernels/cpu/compilation/background.py",
-        "cache_path is None or _is_kept(kernel, signature):",
+        "cache_path is None or is_kept(kernel, signature):",
         "cache_path is None:",
         "what was compiled beside the program is not loaded at the first call of the next",
         "tests/kernels/test_background.py -k what_is_kept",
