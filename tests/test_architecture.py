@@ -42,7 +42,7 @@ LAYERS: dict[
         {"__main__"},
     ],
     "gradest_service": [
-        {"phases", "plugin_frames", "settings"},
+        {"phases", "plugin_frames", "resources", "settings"},
         {"problems", "tracing"},
         {"bodies"},
         {"admit"},

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from anyio import create_task_group, to_thread
@@ -25,6 +26,7 @@ from gradest.random import Key
 from gradest_service.admit import metrics
 from gradest_service.admit.auth import HEALTH_PATHS, ApiKeys
 from gradest_service.admit.capacity import Capacity
+from gradest_service.admit.limits import light_need
 from gradest_service.admit.plugins import built_in_neurons
 from gradest_service.admit.pool import Pool
 from gradest_service.docs import add_docs
@@ -34,6 +36,7 @@ from gradest_service.middleware import RequestMiddleware
 from gradest_service.openapi import DocumentedApp, counted_errors, describe_text
 from gradest_service.page import PATHS, add_page
 from gradest_service.problems import from_http_exception, to_response
+from gradest_service.resources.memory import Memory
 from gradest_service.routes import router
 from gradest_service.run.batching import Batcher
 from gradest_service.run.cancellation import raise_if_cancelled
@@ -45,8 +48,11 @@ __all__ = ["create_app", "running", "serve"]
 _LOG = logging.getLogger("gradest_service")
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """Build the service as an ASGI application. Its only state is its settings, its threads, its counts and its API keys."""
+def create_app(settings: Settings | None = None, budgets: Path | None = None) -> FastAPI:
+    """Build the service as an ASGI application. Its only state is its settings, its threads, its counts and its API keys.
+
+    budgets: a folder through which the processes of one service share what is left of their keys' limits.
+    """
     settings = settings or Settings()
     app = DocumentedApp(
         title="gradest",
@@ -64,21 +70,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     counts = metrics.Metrics() if settings.metrics and metrics.available() else None
     app.state.capacity = Capacity(settings, counts)
+    app.state.memory = Memory(settings.max_memory_bytes, settings.max_heavy_bytes)
     app.state.tracing = Spans.configured() if settings.tracing else Tracing()
-    app.state.pool = Pool(settings.threads, counts)
+    app.state.pool = Pool(settings.threads, app.state.memory, counts)
     app.state.batcher = Batcher(
         app.state.pool,
         settings.batch_wait_seconds,
         settings.batch_elements,
         observe=None if counts is None else counts.observe_batch,
         enabled=settings.batching,
+        need=light_need(settings),
     )
     app.add_middleware(
         RequestMiddleware,
         settings=settings,
         capacity=app.state.capacity,
-        keys=ApiKeys(settings.api_keys) if settings.api_keys else None,
+        keys=ApiKeys(settings.api_keys, budgets) if settings.api_keys else None,
         metrics=counts,
+        memory=app.state.memory,
         exempt_paths=HEALTH_PATHS | PATHS if settings.page else HEALTH_PATHS,
         route_of=partial(_route_of, app),
         tracing=app.state.tracing,

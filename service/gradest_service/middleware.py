@@ -30,6 +30,7 @@ from gradest_service.problems import (
     plugin_at_fault,
     to_response,
 )
+from gradest_service.resources.memory import Memory
 from gradest_service.run.event_stream import EventStream, error_event
 from gradest_service.settings import Settings
 from gradest_service.tracing import Tracing
@@ -40,6 +41,8 @@ _LOG = logging.getLogger("gradest_service")
 _VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ID_HEADER = "X-Request-ID"
 _BODY_GRACE_SECONDS = 5.0  # before a body must arrive at the least rate
+_UNSENT_BYTES = 1 << 16  # what a connection holds before it asks its sender to wait
+_PART_BYTES = 1 << 20  # of a large answer, which are with the connection at a time
 _LAST_EVENT_SECONDS = 1.0  # for a client to take the end of its stream
 _CLIENT_CLOSED = 499  # the log's status of a request whose client disconnected
 _UNTRACED = Tracing()
@@ -63,6 +66,7 @@ class RequestMiddleware:
         keys: ApiKeys | None = None,
         metrics: Metrics | None = None,
         exempt_paths: frozenset[str] = HEALTH_PATHS,
+        memory: Memory | None = None,
         route_of: Callable[[Scope], str | None] = lambda scope: None,
         tracing: Tracing | None = None,
     ) -> None:
@@ -71,6 +75,7 @@ class RequestMiddleware:
         self._capacity = capacity
         self._keys = keys
         self._metrics = metrics
+        self._memory = memory or Memory(settings.max_memory_bytes, settings.max_heavy_bytes)
         self._exempt_paths = exempt_paths  # they need no key, and do not count towards the capacity
         self._origins = Origins(settings, exempt_paths)
         self._route_of = route_of  # the template of the path of a request that is refused before it reaches its route
@@ -101,7 +106,7 @@ class RequestMiddleware:
         )
         token = current_request.set(context)
         always = {**self._origins.headers_for(headers.get("origin", "")), **trace.headers}
-        exchange = _HttpExchange(context, self._settings, self._capacity, receive, send, always)
+        exchange = _HttpExchange(context, self._settings, self._capacity, self._memory, receive, send, always)
         began = time.perf_counter()
         if self._metrics:
             self._metrics.begin()
@@ -183,6 +188,7 @@ class _HttpExchange:
         context: RequestContext,
         settings: Settings,
         capacity: Capacity,
+        memory: Memory,
         receive: Receive,
         send: Send,
         headers: Mapping[str, str],
@@ -194,6 +200,7 @@ class _HttpExchange:
         self.work = anyio.CancelScope()
         self._settings = settings
         self._capacity = capacity
+        self._memory = memory
         self._receive = receive
         self._send = send
         self._headers = headers  # of every answer to this request
@@ -213,8 +220,9 @@ class _HttpExchange:
             return
         self._capacity.take_place(self._key)
         self._entered = True
+        self.context.reserve = self._reserve
         try:
-            self._reserve(declared)
+            self._capacity.check_room(declared, self._key)
         except Problem:
             self.leave()
             raise
@@ -284,6 +292,22 @@ class _HttpExchange:
         return self._streams
 
     async def _pass_on(self, message: Message) -> None:
+        """Send a message of an answer; what is large in parts, and then wait until the client has taken nearly all of it.
+
+        The connection would take the whole at once, and hold it for a client that does not read.
+        """
+        body = message.get("body", b"")
+        if len(body) <= _UNSENT_BYTES:
+            await self._send_now(message)
+            return
+        with self._memory.unsent(len(body), self.context.caller):
+            for begin in range(0, len(body), _PART_BYTES):
+                part = body[begin : begin + _PART_BYTES]
+                await self._send_now({"type": "http.response.body", "body": part, "more_body": True})
+            if not message.get("more_body", False):
+                await self._send_now({"type": "http.response.body", "body": b""})
+
+    async def _send_now(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
@@ -319,7 +343,7 @@ class _HttpExchange:
 
     def _reserve(self, bytes_: int) -> None:
         if bytes_ > 0:
-            self._capacity.reserve(bytes_)
+            self._capacity.reserve(bytes_, self._key)
             self._reserved += bytes_
 
     def _too_large(self) -> Problem:

@@ -23,13 +23,24 @@ from gradest.analysis import catalog
 from gradest.errors import PluginError, UnknownPlugin
 from gradest.random import VERSION as NOISE_VERSION
 from gradest_service.admit import admission
-from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
-from gradest_service.admit.limits import work_of_mean
+from gradest_service.admit.jobs import (
+    BackwardJob,
+    ComparisonJob,
+    CreditJob,
+    EstimateJob,
+    ForwardJob,
+    Job,
+    NeuronJob,
+    RecommendationJob,
+    SampleJob,
+)
+from gradest_service.admit.limits import light_need, need_of
 from gradest_service.admit.plugins import only_built_ins, unknown_plugin
 from gradest_service.admit.pool import Pool
+from gradest_service.admit.request_context import reserve
 from gradest_service.bodies import schemas
 from gradest_service.bodies.codec import CODECS, JSON, Codec, answer_codec, parse_json, prefers
-from gradest_service.bodies.request_body import read_body, validate
+from gradest_service.bodies.request_body import RequestBody, read_body, validate
 from gradest_service.openapi import (
     counted_errors,
     describe_answer,
@@ -44,7 +55,7 @@ from gradest_service.problems import Problem
 from gradest_service.run import joint_pass, operations
 from gradest_service.run.batching import Batcher
 from gradest_service.run.cancellation import raise_if_cancelled
-from gradest_service.run.event_stream import EventStream
+from gradest_service.run.event_stream import EventStream, Report
 from gradest_service.run.streaming import stream_comparison, stream_estimate
 from gradest_service.settings import Settings
 
@@ -54,6 +65,7 @@ _SMALL_BYTES = 1 << 13  # up to this size, decoding a body on the event loop tak
 _HEALTH_ERRORS = describe_errors(413, 500)
 AnyRequest = TypeVar("AnyRequest", bound=schemas.NeuronRequest)
 AnyJob = TypeVar("AnyJob", SampleJob, ForwardJob, BackwardJob)
+AnyAdmitted = TypeVar("AnyAdmitted", bound=Job)
 Endpoint = Callable[[Request], Any]
 
 router = APIRouter(default_response_class=Response)
@@ -94,7 +106,7 @@ async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequ
 
     def answer_unless_joined() -> tuple[AnyJob, bytes | None]:
         job = decode_and_admit()
-        if job.elements > settings.heavy_work:
+        if need_of(settings, job).heavy:
             return job, None
         return job, batcher.run_alone(job.kind, operation.run_and_encode, (job, codec))
 
@@ -102,38 +114,38 @@ async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequ
     if body.size <= _SMALL_BYTES and only_built_ins():  # others' code may hang, and must not stop the event loop
         job = decode_and_admit()
     else:
-        job, encoded = await pool.run(answer_unless_joined)
+        job, encoded = await pool.run(answer_unless_joined, light_need(settings))
     if encoded is None:
-        heavy = job.elements > settings.heavy_work
-        encoded = await batcher.run(job.kind, operation.run_and_encode, (job, codec), job.elements, heavy)
+        reserve(job.bytes - body.size)
+        need = need_of(settings, job)
+        encoded = await batcher.run(job.kind, operation.run_and_encode, (job, codec), job.cost.work, need)
     return Response(encoded, media_type=codec.media_type)
 
 
 async def mean(request: Request) -> Response:
     """E[h] and P(h > 0), in closed form or as exactly as the neuron provides them."""
-    settings, pool, _ = _parts(request)
+    settings, _, _ = _parts(request)
     body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
 
-    job = await pool.run(
-        phase("decode")(lambda: admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON))
-    )
-    heavy = work_of_mean(job) > settings.heavy_work
-    encoded = await pool.run(lambda: _compute(partial(operations.mean, job, settings), codec), heavy)
-    return Response(encoded, media_type=codec.media_type)
+    def admit() -> NeuronJob:
+        return admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON)
+
+    job = await _admit(request, body, admit)
+    return await _answer(request, job, partial(operations.mean, job, settings), codec)
 
 
 async def credit(request: Request) -> Response:
     """The weights of the scores of the caller's own samples, as `gradest.credit` returns them."""
-    settings, pool, _ = _parts(request)
+    settings, _, _ = _parts(request)
     body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
 
-    job = await pool.run(
-        phase("decode")(lambda: admission.admit_credit(body.decode(schemas.CreditRequest), settings, codec is JSON))
-    )
-    encoded = await pool.run(lambda: _compute(partial(operations.credit, job), codec), job.work > settings.heavy_work)
-    return Response(encoded, media_type=codec.media_type)
+    def admit() -> CreditJob:
+        return admission.admit_credit(body.decode(schemas.CreditRequest), settings, codec is JSON)
+
+    job = await _admit(request, body, admit)
+    return await _answer(request, job, partial(operations.credit, job), codec)
 
 
 async def estimate(request: Request) -> Response:
@@ -141,36 +153,54 @@ async def estimate(request: Request) -> Response:
 
     If Accept prefers text/event-stream, the answer is a stream of the estimate so far, which ends with the estimate.
     """
-    settings, pool, _ = _parts(request)
+    settings, _, _ = _parts(request)
     body = await read_body(request, settings)
     accept = request.headers.get("accept", "")
     codec = answer_codec(accept)
     streamed = prefers(accept, EventStream.media_type, JSON.media_type)
     as_json = streamed or codec is JSON
-    job = await pool.run(
-        phase("decode")(lambda: admission.admit_estimate(body.decode(schemas.EstimateRequest), settings, as_json))
-    )
-    heavy = job.work > settings.heavy_work
+
+    def admit() -> EstimateJob:
+        return admission.admit_estimate(body.decode(schemas.EstimateRequest), settings, as_json)
+
+    job = await _admit(request, body, admit)
     if streamed:
-        return EventStream(partial(stream_estimate, job, settings), pool, request.state.request_id, heavy)
-    encoded = await pool.run(lambda: _compute(partial(operations.estimate, job, settings), codec), heavy)
-    return Response(encoded, media_type=codec.media_type)
+        return _stream(request, job, partial(stream_estimate, job, settings))
+    return await _answer(request, job, partial(operations.estimate, job, settings), codec)
 
 
 async def compare(request: Request) -> Response:
     """A stream of `progress` events, then one `result` or `error`. If Accept prefers JSON, the result alone."""
-    settings, pool, _ = _parts(request)
+    settings, _, _ = _parts(request)
     body = await read_body(request, settings)
-    job = await pool.run(
-        phase("decode")(lambda: admission.admit_comparison(body.decode(schemas.CompareRequest), settings))
-    )
-    heavy = job.work > settings.heavy_work
+
+    def admit() -> ComparisonJob:
+        return admission.admit_comparison(body.decode(schemas.CompareRequest), settings)
+
+    job = await _admit(request, body, admit)
     if not prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
-        return EventStream(partial(stream_comparison, job), pool, request.state.request_id, heavy)
-    encoded = await pool.run(
-        lambda: _compute(lambda: operations.compare(job, raise_if_cancelled).to_dict(), JSON), heavy
-    )
-    return Response(encoded, media_type=JSON.media_type)
+        return _stream(request, job, partial(stream_comparison, job))
+    return await _answer(request, job, lambda: operations.compare(job, raise_if_cancelled).to_dict(), JSON)
+
+
+async def _admit(request: Request, body: RequestBody, admit: Callable[[], AnyAdmitted]) -> AnyAdmitted:
+    """Decode and admit a request in a thread, and reserve room for what its tensors take beyond its body."""
+    settings, pool, _ = _parts(request)
+    job = await pool.run(phase("decode")(admit), light_need(settings))
+    reserve(job.bytes - body.size)
+    return job
+
+
+async def _answer(request: Request, job: Job, compute: Callable[[], Any], codec: Codec) -> Response:
+    """Compute and encode the answer in a thread, once there is what the job takes."""
+    settings, pool, _ = _parts(request)
+    encoded = await pool.run(lambda: _compute(compute, codec), need_of(settings, job))
+    return Response(encoded, media_type=codec.media_type)
+
+
+def _stream(request: Request, job: Job, run: Callable[[Report], Any]) -> EventStream:
+    settings, pool, _ = _parts(request)
+    return EventStream(run, pool, request.app.state.memory, request.state.request_id, need_of(settings, job))
 
 
 def _compute(compute: Callable[[], Any], codec: Codec) -> bytes:
@@ -352,15 +382,14 @@ async def recommend(request: Request) -> Response:
 
 async def measure(request: Request) -> Response:
     """The estimators that fit a case, with their errors measured on an objective: as for GET, with the body's fields."""
-    settings, pool, _ = _parts(request)
+    settings, _, _ = _parts(request)
     body = await read_body(request, settings)
 
-    job = await pool.run(
-        phase("decode")(lambda: admission.admit_recommendation(body.decode(schemas.MeasureRequest), settings))
-    )
-    heavy = job.measure is not None and job.measure.work > settings.heavy_work
-    encoded = await pool.run(lambda: _compute(partial(operations.recommend, job), JSON), heavy)
-    return Response(encoded, media_type=JSON.media_type)
+    def admit() -> RecommendationJob:
+        return admission.admit_recommendation(body.decode(schemas.MeasureRequest), settings)
+
+    job = await _admit(request, body, admit)
+    return await _answer(request, job, partial(operations.recommend, job), JSON)
 
 
 _MEASURED = schemas.MeasureRequest.model_fields.keys() - schemas.RecommendRequest.model_fields.keys()

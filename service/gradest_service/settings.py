@@ -17,12 +17,16 @@ class Settings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    workers: int = Field(1, ge=1, description="Number of processes; each has its own threads, limits and budgets.")
+    workers: int = Field(
+        1,
+        ge=1,
+        description="Number of processes; each has its own threads and limits, and they share the limits of API keys.",
+    )
     threads: int = Field(
         3,
         ge=1,
-        description="Requests computed at the same time by a process; further ones wait. Of several threads, one is never taken "
-        "by requests of more than heavy_work.",
+        description="Requests computed at the same time by a process; further ones wait, and the callers take turns. Of several "
+        "threads, one is never taken by requests of more than heavy_work, or of much memory.",
     )
     heavy_work: int = Field(
         1 << 20,
@@ -80,13 +84,21 @@ class Settings(BaseModel):
         description="How long running requests may then continue; if omitted, 5 seconds more than the deadline.",
     )
     deadline_seconds: float = Field(
-        60, gt=0, description="Time limit of a request, from its first byte to the last byte of its answer."
+        60,
+        gt=0,
+        description="Time limit of a request, from its first byte to the last byte of its answer, which is cut off then.",
     )
     max_lost_threads: int = Field(
         2,
         ge=1,
         description="Number of threads whose code did not end at the deadline, after which their plugin is set aside: requests "
         "for it are answered 503.",
+    )
+    max_memory_bytes: int = Field(
+        1 << 30,
+        ge=1,
+        description="Memory of requests that are computed in a process and of answers that are not yet sent, in bytes, as "
+        "plugins state it; further work waits for room. Heavy work takes three quarters of it at most.",
     )
     max_requests: int = Field(256, ge=1, description="Maximum number of requests in a process, waiting ones included.")
     max_requests_per_key: int | None = Field(
@@ -143,6 +155,16 @@ class Settings(BaseModel):
                 "max_pending_bytes: it must be at least max_body_bytes, or the largest body could never be accepted"
             )
         return self
+
+    @property
+    def max_heavy_bytes(self) -> int:
+        """What all heavy work of a process may take, so that light work finds room."""
+        return self.max_memory_bytes * 3 // 4
+
+    @property
+    def max_light_bytes(self) -> int:
+        """What a piece of light work may take: a thread's part of the room that heavy work leaves."""
+        return self.max_memory_bytes // (4 * self.threads)
 
     def grace(self) -> int:
         """Return how long a stopping service lets running requests continue, in seconds."""

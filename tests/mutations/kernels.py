@@ -110,8 +110,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/kernels/cpu/compilation/background.py",
-        "cache_path is None or is_kept(kernel, signature):",
-        "cache_path is None:",
+        "return is_kept(kernel, signature) or compiler.has_done(kernel, signature)",
+        "return compiler.has_done(kernel, signature)",
         "what was compiled beside the program is not loaded at the first call of the next",
         "tests/kernels/test_background.py -k what_is_kept",
     ),

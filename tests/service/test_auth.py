@@ -8,6 +8,8 @@ import os
 import re
 import ssl
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import httpx
@@ -19,6 +21,7 @@ from gradest.errors import InvalidInput
 from gradest_service.admit import auth
 from gradest_service.app import create_app, running
 from gradest_service.problems import Problem
+from gradest_service.resources.budgets import TokenBucket
 from gradest_service.settings import Settings
 
 SERVICE = Path(auth.__file__).parents[1]
@@ -180,7 +183,7 @@ class Clock:
 
 def test_a_bucket_fills_at_its_rate_and_takes_debt():
     clock = Clock()
-    bucket = auth.TokenBucket(rate=2, capacity=3, clock=clock)
+    bucket = TokenBucket(rate=2, capacity=3, clock=clock)
     assert bucket.wait(1) == 0
     bucket.take(10)
     assert bucket.wait(1) == 4  # from -7 to 1 at 2 a second
@@ -190,6 +193,44 @@ def test_a_bucket_fills_at_its_rate_and_takes_debt():
     assert bucket.wait(1) == 0
     clock.now = 1000.0
     assert (bucket.wait(3), bucket.wait(4)) == (0, 0.5)  # no more than its capacity
+
+
+def test_processes_share_what_is_left_of_a_budget(tmp_path):
+    """Each thread has a bucket of its own on the same file, as each worker has; together they take no more than it holds."""
+    shared = tmp_path, "alice"
+    taken = []
+
+    def take():
+        bucket = TokenBucket(rate=1e-6, capacity=300, shared=shared)
+        taken.append(sum(bucket.take_or_wait(1) == 0 for _ in range(200)))
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(taken) == 300
+    assert TokenBucket(rate=1e-6, capacity=300, shared=(tmp_path, "bob")).take_or_wait(300) == 0
+
+
+def test_a_process_that_is_killed_leaves_the_budget_whole(tmp_path):
+    script = (
+        "import pathlib, sys\n"
+        "from gradest_service.resources.budgets import TokenBucket\n"
+        "bucket = TokenBucket(1e-6, 1e9, shared=(pathlib.Path(sys.argv[1]), 'alice'))\n"
+        "bucket.take(7)\n"
+        "print('taken', flush=True)\n"
+        "with bucket._full_at.locked():\n"
+        "    print('locked', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert [process.stdout.readline().strip() for _ in range(2)] == ["taken", "locked"]
+        process.kill()
+    bucket = TokenBucket(1e-6, 1e9, shared=(tmp_path, "alice"))
+    assert bucket.take_or_wait(1e9 - 7) == 0
+    assert bucket.wait(1) > 0
 
 
 def test_requests_a_second(start, file, refused):

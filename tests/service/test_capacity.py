@@ -87,7 +87,8 @@ def connect(service, head):
 def test_the_bodies_in_progress_are_bounded_together(start, refused):
     service = start(max_body_bytes=1000, max_pending_bytes=2500)
     state = lambda: service.post("/v1/sample", content=b" " * 900, headers=JSON)  # noqa: E731
-    with connect(service, b"Content-Length: 1000\r\n\r\n"), connect(service, b"Content-Length: 1000\r\n\r\n"):
+    held = b"Content-Length: 1000\r\n\r\n" + b" " * 999
+    with connect(service, held), connect(service, held):
         eventually(lambda: state().status_code == 429)
         answer = state()
         assert "room" in refused(answer, 429)["detail"]
@@ -175,21 +176,21 @@ def test_the_deadline_stops_the_work(start, endless, refused, path, accept):
         problem = refused(answer, 504)
     assert (problem["status"], problem["request_id"]) == (504, "late")
     assert "1 seconds" in problem["detail"]
-    assert 1 < stopped(endless) < 30
+    assert 0 < stopped(endless) < 30
     assert service.post("/v1/sample", json=SAMPLE).status_code == 200  # the thread is free
 
 
 @pytest.mark.parametrize(("path", "accept"), WAYS)
 def test_work_stops_when_its_client_goes_away(start, endless, path, accept):
     service = start(threads=1)
-    impatient = httpx.Client(base_url=service.base_url, timeout=1)
+    impatient = httpx.Client(base_url=service.base_url, timeout=3)
     with (
         suppress(httpx.ReadTimeout),
         impatient,
         impatient.stream("POST", f"/v1/{path}", json=ENDLESS[path], headers={"Accept": accept}),
     ):
-        time.sleep(0.5)  # and leaves
-    assert 1 < stopped(endless) < 30
+        eventually(lambda: endless.asked > 1)  # and leaves
+    assert 0 < stopped(endless) < 30
     assert service.post("/v1/sample", json=SAMPLE).status_code == 200
 
 

@@ -98,3 +98,14 @@ def test_a_second_head_has_as_long(connect):
     assert answered(connection)
     connection.sendall(b"GET /livez HTTP/1.1\r\n")
     assert read(connection).startswith(b"HTTP/1.1 408")
+
+
+def test_the_rest_of_a_body_that_was_refused_is_no_head(connect):
+    """The next request on the connection is answered, though the service did not wait for that rest."""
+    connection = connect()
+    size = (32 << 20) + 1
+    connection.sendall(b"POST /v1/sample HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
+    assert b" 413 " in connection.recv(65536)
+    connection.sendall(b"x" * size)
+    connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert b" 200 " in answered(connection)

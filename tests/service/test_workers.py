@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from gradest_service.admit.auth import new_key
+
 pytestmark = pytest.mark.slow
 
 # each request has a connection of its own; reading the certificates of authorities for it would take most of the time
@@ -285,3 +287,26 @@ def test_stopping_under_load_resets_no_connection():
             asker.join(30)
         assert not faults
         assert set(statuses) == {200}
+
+
+@pytest.mark.deep
+def test_workers_share_the_limits_of_a_key(tmp_path):
+    """Each worker alone would let ten requests pass; and one that is killed takes nothing with it."""
+    key, line = new_key("alice")
+    (tmp_path / "keys").write_text(f"{line} elements_per_minute=120")
+    with serving("--api-keys", tmp_path / "keys", "--log-level", "error") as (process, url):
+        bearer = {"Authorization": f"Bearer {key}"}
+
+        def ask():  # on a connection of its own, so that both workers are asked
+            return httpx.post(f"{url}/v1/sample", json=SAMPLE, headers=bearer, timeout=60).status_code
+
+        began = time.monotonic()
+        statuses = [ask() for _ in range(40)]
+        assert set(statuses) == {200, 429}
+        refilled = 2 * (time.monotonic() - began)
+        assert 10 <= statuses.count(200) <= 11 + refilled / 12
+        victim, _ = children(process)
+        os.kill(victim, signal.SIGKILL)
+        eventually(lambda: len(children(process)) == 2 and victim not in children(process))
+        statuses = [ask() for _ in range(20)]
+        assert statuses.count(200) <= 1 + 2 * (time.monotonic() - began) / 12

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.neuron import Binary, Neuron
 from gradest.estimation.arguments import at_least_float32, check_pre_activations, loss_dtype
 from gradest.estimation.ask_tell import first_state
@@ -28,6 +29,7 @@ from gradest_service.admit.jobs import (
     EstimateJob,
     EstimatorJob,
     ForwardJob,
+    Job,
     NeuronJob,
     ObjectiveJob,
     RecommendationJob,
@@ -64,7 +66,7 @@ __all__ = [
 ]
 
 AnyEstimatorJob = TypeVar("AnyEstimatorJob", bound=EstimatorJob)
-AnyWork = TypeVar("AnyWork", bound=ObjectiveJob | CreditJob)
+AnyJob = TypeVar("AnyJob", bound=Job)
 _MEASURED_EVALUATIONS = (
     100  # the maximum evaluations of a step in a measured recommendation, unless the caller sets one
 )
@@ -83,17 +85,14 @@ def admit_sample(request: SampleRequest, settings: Settings, as_json: bool) -> S
         dtype=torch.uint8 if as_bytes else None,
         seed=_seed(request.seed),
     )
-    limits.check_sample(settings, job, as_json)
-    charge(job.elements)
-    return job
+    return _charged(job, limits.check_sample(settings, job, as_json))
 
 
 def admit_mean(request: MeanRequest, settings: Settings, as_json: bool) -> NeuronJob:
     """Admit a request of POST /v1/mean."""
     neuron, a, wide = _decode_inputs(request, settings)
     job = NeuronJob(neuron=neuron, a=a, wide=wide)
-    charge(limits.check_mean(settings, job, as_json))
-    return job
+    return _charged(job, limits.check_mean(settings, job, as_json))
 
 
 def admit_forward(request: ForwardRequest, settings: Settings, as_json: bool) -> ForwardJob:
@@ -192,8 +191,8 @@ def admit_recommendation(request: RecommendRequest, settings: Settings) -> Recom
     wide = check_pre_activations(a, neuron)
     objective = build_objective(request.objective, neuron, wide, settings)
     measure = ObjectiveJob(neuron=neuron, a=a, wide=wide, objective=objective, draws=request.draws, seed=seed)
-    measure = _charged(measure, limits.check_measurement(settings, measure, evaluations))
-    return RecommendationJob(neuron=neuron, criteria=request, evaluations=evaluations, measure=measure, seed=seed)
+    job = RecommendationJob(neuron=neuron, criteria=request, evaluations=evaluations, measure=measure, seed=seed)
+    return _charged(job, limits.check_measurement(settings, measure, evaluations))
 
 
 def _decode_inputs(request: NeuronRequest, settings: Settings) -> tuple[Neuron, Tensor, Tensor]:
@@ -217,19 +216,18 @@ def _admit_draw(
     job: AnyEstimatorJob, state: Mapping[str, Any] | None, settings: Settings, as_json: bool
 ) -> AnyEstimatorJob:
     """Check and charge the draw that both halves of a gradient make, then decode the estimator's state."""
-    work = limits.check_estimator(settings, job, as_json)
-    charge(work)
-    job = replace(job, elements=work, first_state=first_state(job.estimator, job.neuron, job.wide))
+    job = _charged(job, limits.check_estimator(settings, job, as_json))
+    job = replace(job, first_state=first_state(job.estimator, job.neuron, job.wide))
     limits.check_state(settings, job, as_json)
     return (
         job if state is None else replace(job, state=decode_state(job.estimator.name, state, job.first_state, settings))
     )
 
 
-def _charged(job: AnyWork, work: int) -> AnyWork:
-    """Charge the work of a job to the caller's key, and return the job with it."""
-    charge(work)
-    return replace(job, work=work)
+def _charged(job: AnyJob, cost: Cost) -> AnyJob:
+    """Charge the work of a job to the caller's key, and return the job with its cost."""
+    charge(cost.work)
+    return replace(job, cost=cost)
 
 
 def _seed(seed: int | None) -> int:

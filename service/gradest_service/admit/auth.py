@@ -19,16 +19,16 @@ import math
 import os
 import re
 import secrets
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gradest.errors import InvalidInput
 from gradest_service.problems import Problem
+from gradest_service.resources.budgets import TokenBucket
 
-__all__ = ["HEALTH_PATHS", "ApiKey", "ApiKeys", "TokenBucket", "new_key"]
+__all__ = ["HEALTH_PATHS", "ApiKey", "ApiKeys", "new_key"]
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 """The paths that need no key. All others need one, even those that do not exist."""
@@ -40,34 +40,6 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
 
 
-class TokenBucket:
-    """A token bucket: it fills at a rate up to its capacity, and it may be overdrawn.
-
-    So a cost can be charged that is known only after a request is admitted: the key's next request waits until the debt is paid.
-    """
-
-    def __init__(self, rate: float, capacity: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.rate = rate
-        self.capacity = capacity
-        self._clock = clock
-        self._level = capacity
-        self._at = clock()
-        self._lock = threading.Lock()  # the threads that compute take from it
-
-    def wait(self, amount: float) -> float:
-        """Return the seconds until the bucket holds `amount`; 0 if it does already."""
-        with self._lock:
-            now = self._clock()
-            self._level = min(self.capacity, self._level + self.rate * (now - self._at))
-            self._at = now
-            return max(0.0, (amount - self._level) / self.rate)
-
-    def take(self, amount: float) -> None:
-        """Take `amount`, even if the bucket holds less."""
-        with self._lock:
-            self._level -= amount
-
-
 @dataclass
 class ApiKey:
     """One API key, known by its hash, with its limits; None is no limit."""
@@ -76,20 +48,29 @@ class ApiKey:
     digest: bytes = field(repr=False)
     requests_per_second: float | None = None
     elements_per_minute: float | None = None
+    folder: Path | None = field(default=None, repr=False)
+    """Where several processes share what is left of the limits."""
 
     def __post_init__(self) -> None:
         rate, elements = self.requests_per_second, self.elements_per_minute
-        self._requests = None if rate is None else TokenBucket(rate, max(1.0, rate))
-        self._elements = None if elements is None else TokenBucket(elements / 60, elements)
+        self._requests = None if rate is None else self._bucket("requests", rate, max(1.0, rate))
+        self._elements = None if elements is None else self._bucket("elements", elements / 60, elements)
+
+    @property
+    def line(self) -> str:
+        """What tells it from other keys, and from the same key with other limits."""
+        return repr(self) + self.digest.hex()
+
+    def _bucket(self, what: str, rate: float, capacity: float) -> TokenBucket:
+        shared = None if self.folder is None else (self.folder, f"{what} of {self.line}")
+        return TokenBucket(rate, capacity, shared=shared)
 
     def admit(self) -> None:
         """Count a request; raises a 429 with the time to wait if a limit is reached."""
         if self._elements is not None and (wait := self._elements.wait(1)):
             raise _limited(f"This key may compute {self.elements_per_minute:g} elements a minute.", wait)
-        if self._requests is not None:
-            if wait := self._requests.wait(1):
-                raise _limited(f"This key may send {self.requests_per_second:g} requests a second.", wait)
-            self._requests.take(1)
+        if self._requests is not None and (wait := self._requests.take_or_wait(1)):
+            raise _limited(f"This key may send {self.requests_per_second:g} requests a second.", wait)
 
     def charge(self, elements: int) -> None:
         """Take the elements that a request computes from the budget."""
@@ -98,12 +79,16 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The keys of a file, read again when it changes. A key whose line did not change keeps its used-up budget."""
+    """The keys of a file, read again when it changes. A key whose line did not change keeps its used-up budget.
 
-    def __init__(self, path: Path) -> None:
+    folder: where processes with the same keys share the budgets; if omitted, this process has its own.
+    """
+
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
         self._path = path
+        self._folder = folder
         self._stamp = _stamp(path)
-        self._keys = _read(path)
+        self._keys = _read(path, folder)
         self._warn_of_none()
 
     def identify(self, authorization: Sequence[str]) -> ApiKey:
@@ -128,7 +113,7 @@ class ApiKeys:
         if in_place and age < _SETTLED_SECONDS:
             return
         try:
-            found = _read(self._path)
+            found = _read(self._path, self._folder)
         except InvalidInput as error:
             self._stamp = stamp
             _LOG.error("the API keys stay as they were: %s", error)
@@ -136,8 +121,8 @@ class ApiKeys:
         if _stamp(self._path) != stamp or (in_place and not found and age < _EMPTY_SECONDS):
             return
         self._stamp = stamp
-        kept = {repr(key) + key.digest.hex(): key for key in self._keys}
-        self._keys = [kept.get(repr(key) + key.digest.hex(), key) for key in found]
+        kept = {key.line: key for key in self._keys}
+        self._keys = [kept.get(key.line, key) for key in found]
         _LOG.info("%d API keys are in force", len(found))
         self._warn_of_none()
 
@@ -159,7 +144,7 @@ def new_key(name: str) -> tuple[str, str]:
     return key, f"{name} sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
-def _read(path: Path) -> list[ApiKey]:
+def _read(path: Path, folder: Path | None) -> list[ApiKey]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -169,7 +154,7 @@ def _read(path: Path) -> list[ApiKey]:
         words = line.partition("#")[0].split()
         if words:
             try:
-                keys.append(_parse(words))
+                keys.append(_parse(words, folder))
             except ValueError as error:
                 raise InvalidInput(f"API keys, {path}, line {number}: {error}") from error
     for what, found in (("name", [key.name for key in keys]), ("hash", [key.digest for key in keys])):
@@ -178,7 +163,7 @@ def _read(path: Path) -> list[ApiKey]:
     return keys
 
 
-def _parse(words: list[str]) -> ApiKey:
+def _parse(words: list[str], folder: Path | None) -> ApiKey:
     name, digest = words[0], _HASH.fullmatch(words[1] if len(words) > 1 else "")
     if not _NAME.fullmatch(name) or digest is None:
         raise ValueError("it must be NAME sha256:HASH, with 64 hexadecimal digits")
@@ -190,7 +175,7 @@ def _parse(words: list[str]) -> ApiKey:
         limits[limit] = float(value)
         if not (limits[limit] > 0 and math.isfinite(limits[limit])):
             raise ValueError(f"{limit} must be a number above 0")
-    return ApiKey(name, bytes.fromhex(digest[1]), **limits)
+    return ApiKey(name, bytes.fromhex(digest[1]), **limits, folder=folder)
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -45,6 +45,7 @@ class Capacity:
         """The plugins to which too many threads have been lost; requests for them are answered 503."""
         self._losses: Counter[str] = Counter()
         self._of_key: Counter[str] = Counter()
+        self._bytes_of_key: Counter[str] = Counter()
 
     def take_place(self, key: str = "") -> None:
         """Count one more request, perhaps of an API key; raises a 429 if as many as allowed are in progress."""
@@ -58,11 +59,18 @@ class Capacity:
         self.requests += 1
         self._of_key[key] += 1
 
-    def reserve(self, body_bytes: int) -> None:
-        """Count more bytes of a request's body; raises a 429 if there is no room for them."""
+    def check_room(self, body_bytes: int, key: str = "") -> None:
+        """Raise a 429 if there is no room for so many more bytes of bodies, or too little of it is for this key."""
+        share = max(self._settings.max_pending_bytes // 2, self._settings.max_body_bytes)
+        if key and self._bytes_of_key[key] + body_bytes > share:
+            raise Problem(429, "This key's bodies in progress leave no room. Send it again.", headers=_RETRY_SOON)
         if self.bytes + body_bytes > self._settings.max_pending_bytes:
             raise Problem(429, "The bodies in progress leave no room for this one. Send it again.", headers=_RETRY_SOON)
-        self._hold(body_bytes)
+
+    def reserve(self, body_bytes: int, key: str = "") -> None:
+        """Count more bytes of a request's body, which have arrived; raises a 429 if there is no room for them."""
+        self.check_room(body_bytes, key)
+        self._hold(body_bytes, key)
 
     def leave(self, body_bytes: int, key: str = "") -> None:
         """Count one request less, and the bytes that were reserved for it."""
@@ -70,10 +78,13 @@ class Capacity:
         self._of_key[key] -= 1
         if not self._of_key[key]:
             del self._of_key[key]
-        self._hold(-body_bytes)
+        self._hold(-body_bytes, key)
 
-    def _hold(self, more: int) -> None:
+    def _hold(self, more: int, key: str) -> None:
         self.bytes += more
+        self._bytes_of_key[key] += more
+        if not self._bytes_of_key[key]:
+            del self._bytes_of_key[key]
         if self._metrics is not None and more:
             self._metrics.hold_bytes(more)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.estimator import Estimator, State
 from gradest.contract.neuron import Neuron, event_shape, output_shape
 from gradest.contract.objective import Objective
@@ -18,12 +19,14 @@ from gradest.estimation.events import EventLayout
 from gradest_service.bodies.schemas import RecommendRequest
 
 __all__ = [
+    "NOTHING",
     "BackwardJob",
     "ComparisonJob",
     "CreditJob",
     "EstimateJob",
     "EstimatorJob",
     "ForwardJob",
+    "Job",
     "NeuronJob",
     "ObjectiveJob",
     "RecommendationJob",
@@ -31,8 +34,34 @@ __all__ = [
 ]
 
 
+NOTHING = Cost(0, 0)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class NeuronJob:
+class Job(ABC):
+    """What every job has."""
+
+    cost: Cost = NOTHING
+    """What it holds and computes, as `limits` counts it."""
+
+    @property
+    @abstractmethod
+    def itemsize(self) -> int:
+        """The bytes of each element that it holds."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Sequence[Tensor | None]:
+        """The tensors that the caller sent, as they were decoded."""
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of its tensors."""
+        return sum({id(x): x.nbytes for x in self.tensors if x is not None}.values())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NeuronJob(Job):
     """A neuron and its pre-activations."""
 
     neuron: Neuron
@@ -42,6 +71,16 @@ class NeuronJob:
     """The same in at least float32: estimators compute with these."""
     layout: EventLayout | None = None
     """How the caller's tensors hold an event, where that is not how the neuron reads it."""
+
+    @property
+    def itemsize(self) -> int:
+        """The size of an element of `wide`."""
+        return self.wide.element_size()
+
+    @property
+    def tensors(self) -> Sequence[Tensor | None]:
+        """The pre-activations."""
+        return [self.a, self.wide]
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -92,11 +131,6 @@ class SampleJob(NeuronJob):
     seed: int
 
     @property
-    def elements(self) -> int:
-        """The number of outputs to sample."""
-        return self.samples * math.prod(self.output_shape)
-
-    @property
     def kind(self) -> Hashable:
         """Equal for jobs that can be computed together."""
         return SampleJob, self.samples, self.dtype, _identity(self.neuron), self.a.dtype, self.event
@@ -108,8 +142,6 @@ class EstimatorJob(NeuronJob):
 
     estimator: Estimator
     seed: int
-    elements: int = 0
-    """The work of one draw: K x size of a, or what the estimator states if that is more."""
     first_state: State = field(default_factory=dict)
     """The estimator's state before its first step; empty if it carries none."""
     state: State | None = None
@@ -138,6 +170,11 @@ class BackwardJob(EstimatorJob):
     """dL/dh, `[K, *batch, *given_output]`."""
 
     @property
+    def tensors(self) -> Sequence[Tensor | None]:
+        """The pre-activations, the losses, and dL/dh."""
+        return [*super().tensors, self.loss, self.grad]
+
+    @property
     def kind(self) -> Hashable:
         """As for every estimator job; those with losses of another dtype, or without, are not computed together."""
         kind = super().kind
@@ -151,8 +188,6 @@ class ObjectiveJob(NeuronJob):
     objective: Objective
     draws: int
     seed: int
-    work: int = 0
-    """The elements that are computed, as `limits` counts them."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -171,21 +206,29 @@ class ComparisonJob(ObjectiveJob):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CreditJob:
+class CreditJob(Job):
     """The losses of a caller's own samples, whose credit is wanted."""
 
     estimator: ScoreFunction
     loss: Tensor
     """`[K, *batch]`, in at least float32."""
     features: Tensor | None
-    work: int = 0
-    """The elements that are computed, as `limits` counts them."""
     state: State | None = None
     """The state that the caller sent; None at the first step."""
 
+    @property
+    def itemsize(self) -> int:
+        """The size of an element of the loss."""
+        return self.loss.element_size()
+
+    @property
+    def tensors(self) -> Sequence[Tensor | None]:
+        """The losses and the features."""
+        return [self.loss, self.features]
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RecommendationJob:
+class RecommendationJob(Job):
     """What a caller has and wants of an estimator."""
 
     neuron: Neuron
@@ -195,6 +238,16 @@ class RecommendationJob:
     measure: ObjectiveJob | None
     """What the estimators are to be measured on; None for a recommendation from the certificates."""
     seed: int
+
+    @property
+    def itemsize(self) -> int:
+        """The size of an element of what is measured."""
+        return 1 if self.measure is None else self.measure.itemsize
+
+    @property
+    def tensors(self) -> Sequence[Tensor | None]:
+        """Those of what is measured."""
+        return [] if self.measure is None else self.measure.tensors
 
 
 def _identity(plugin: Plugin) -> Hashable:

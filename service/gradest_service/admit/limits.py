@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -20,11 +21,13 @@ from gradest.contract.estimator import Estimator, State
 from gradest.contract.law import MAX_POINTS, count_configurations
 from gradest.contract.target import Target
 from gradest.errors import Inexact, PluginFault, TooManyPoints
+from gradest.estimation.losses.evaluation import CHUNK
 from gradest_service.admit.jobs import (
     ComparisonJob,
     CreditJob,
     EstimateJob,
     EstimatorJob,
+    Job,
     NeuronJob,
     ObjectiveJob,
     SampleJob,
@@ -32,6 +35,7 @@ from gradest_service.admit.jobs import (
 from gradest_service.admit.request_context import is_set_aside
 from gradest_service.bodies.sizes import size
 from gradest_service.problems import Problem
+from gradest_service.resources.turns import Need
 from gradest_service.settings import Settings
 
 __all__ = [
@@ -48,8 +52,9 @@ __all__ = [
     "check_sample",
     "check_state",
     "exact_work",
+    "light_need",
+    "need_of",
     "rows_of_mean",
-    "work_of_mean",
 ]
 
 _CALL = 256  # elements that are computed in the time of one call of a pointwise objective, at least
@@ -57,8 +62,19 @@ _LAW = 4  # nodes of a law take so many times the memory of as many points, with
 _WARM_UP = 100  # steps that a stateful estimator takes before its draws
 
 
-def check_sample(settings: Settings, job: SampleJob, as_json: bool) -> None:
-    """Check the number of samples, and the size of the answer."""
+def need_of(settings: Settings, job: Job) -> Need:
+    """Return what a job takes of the process. It is heavy if it computes or holds more than light work may."""
+    held = min(job.cost.held * Cost.HELD_PER_ELEMENT * job.itemsize, settings.max_heavy_bytes)
+    return Need(job.cost.work > settings.heavy_work or held > settings.max_light_bytes, held)
+
+
+def light_need(settings: Settings) -> Need:
+    """Return what decoding and light work take."""
+    return Need(bytes=settings.max_light_bytes)
+
+
+def check_sample(settings: Settings, job: SampleJob, as_json: bool) -> Cost:
+    """Check the number of samples, and the size of the answer; returns what the samples take."""
     if job.samples > settings.max_samples:
         raise Problem(
             413, f"samples may be {settings.max_samples} at most. Send more requests, each with its own seed."
@@ -67,20 +83,23 @@ def check_sample(settings: Settings, job: SampleJob, as_json: bool) -> None:
     drawn: int = gradest.registry.call(job.neuron, "draw_size", job.event, kind=int)
     held = job.samples * size(job.batch) * drawn
     _check_held(settings, f"samples x a of {job.neuron.name}", held, held)
+    return Cost(held, job.samples * math.prod(job.output_shape))
 
 
-def check_mean(settings: Settings, job: NeuronJob, as_json: bool) -> int:
-    """Check the size of the answer, and what the mean of one row holds and that of all computes; returns the latter."""
-    _check_answer(settings, size(job.output_shape), "the mean", as_json)
-    _check_held(settings, f"The mean of a row of {job.neuron.name}", _row_of_mean(job).held, size(job.output_event))
-    work = work_of_mean(job)
+def check_mean(settings: Settings, job: NeuronJob, as_json: bool) -> Cost:
+    """Check the size of the answer, and what the mean of one row holds and that of all computes; returns what the mean takes."""
+    outputs, row = size(job.output_shape), _row_of_mean(job)
+    _check_answer(settings, outputs, "the mean", as_json)
+    _check_held(settings, f"The mean of a row of {job.neuron.name}", row.held, size(job.output_event))
+    work = row.work * size(job.batch)
     if work > settings.max_work:
         raise Problem(
             413,
             f"The mean of {job.neuron.name} would compute {_show(work)} elements, its nodes or tables included; the limit is "
             f"{settings.max_work}. Send fewer rows or units in a request, and more requests.",
         )
-    return work
+    at_once = min(size(job.batch), rows_of_mean(settings, job))
+    return Cost(max(outputs, row.held * at_once), work)
 
 
 def rows_of_mean(settings: Settings, job: NeuronJob) -> int:
@@ -88,24 +107,17 @@ def rows_of_mean(settings: Settings, job: NeuronJob) -> int:
     return max(1, settings.max_points // (_LAW * max(1, _row_of_mean(job).held)))
 
 
-def work_of_mean(job: NeuronJob) -> int:
-    """Return the elements that the mean of all rows computes."""
-    return _row_of_mean(job).work * size(job.batch)
-
-
 def _row_of_mean(job: NeuronJob) -> Cost:
     found: Cost = gradest.registry.call(job.neuron, "mean_cost", job.event, (1,), kind=Cost)
     return found
 
 
-def check_estimator(settings: Settings, job: EstimatorJob, as_json: bool) -> int:
-    """Check what one draw holds and computes, and the size of the answer; returns the work. Raises TooManyPoints too."""
+def check_estimator(settings: Settings, job: EstimatorJob, as_json: bool) -> Cost:
+    """Check what one draw takes, and the size of the answer; returns the former. Raises TooManyPoints too."""
     points, cost = _check_points(settings, job, job.estimator)
     _check_answer(settings, points, "points", as_json)
-    work = max(points, cost.work)
-    if work > settings.max_work:
-        raise _too_much_work(work, settings)
-    return work
+    _check_work(settings, cost.work)
+    return cost
 
 
 def check_state(settings: Settings, job: EstimatorJob, as_json: bool) -> None:
@@ -118,8 +130,8 @@ def check_credit_state(settings: Settings, state: State, as_json: bool) -> None:
     _check_answer(settings, max((x.numel() for x in state.values()), default=0), "the state", as_json)
 
 
-def check_credit(settings: Settings, job: CreditJob, as_json: bool) -> int:
-    """Check the size of the answer, and the work if each sample is compared with all others; returns the size of the loss."""
+def check_credit(settings: Settings, job: CreditJob, as_json: bool) -> Cost:
+    """Check the size of the answer, and the work if each sample is compared with all others; returns what the credit takes."""
     elements = size(job.loss.shape)
     _check_answer(settings, elements, "the weights", as_json)
     cost: Cost = gradest.registry.call(job.estimator, "credit_cost", job.loss, job.features, kind=Cost)
@@ -132,14 +144,16 @@ def check_credit(settings: Settings, job: CreditJob, as_json: bool) -> int:
             f"{what} {_show(work)} elements; the limit is {settings.max_work}. Send fewer elements of the batch in a request, or "
             "fewer samples.",
         )
-    return elements
+    return Cost(max(elements, cost.held), max(elements, cost.work))
 
 
-def check_estimate(settings: Settings, job: EstimateJob, as_json: bool) -> int:
-    """Check the size of the answer, the draws and the work; returns the work."""
+def check_estimate(settings: Settings, job: EstimateJob, as_json: bool) -> Cost:
+    """Check the size of the answer, the draws and the work; returns what the estimate takes."""
     _check_answer(settings, size(job.a.shape), "the gradient", as_json)
     _check_draws(settings, job.draws)
-    return _check_work(settings, _work(settings, job, job.estimator))
+    cost = _cost_of_estimate(settings, job, job.estimator)
+    _check_work(settings, cost.work)
+    return Cost(max(cost.held, _held_by_exact(settings, job)), cost.work)
 
 
 def check_estimator_count(settings: Settings, estimators: int) -> None:
@@ -148,11 +162,11 @@ def check_estimator_count(settings: Settings, estimators: int) -> None:
         raise Problem(413, f"estimators may be {settings.max_estimators} at most. Send more requests.")
 
 
-def check_comparison(settings: Settings, job: ComparisonJob) -> int:
-    """Check the size of the answer, the draws, the work for the exact gradient and for all estimators; returns the latter."""
+def check_comparison(settings: Settings, job: ComparisonJob) -> Cost:
+    """Check the size of the answer, the draws, the work for the exact gradient and for all estimators; returns what all take."""
     _check_answer(settings, size(job.a.shape), "the exact gradient", as_json=True)
     _check_draws(settings, job.draws)
-    works = [_work(settings, job, estimator) for estimator in job.estimators]
+    costs = [_cost_of_estimate(settings, job, estimator) for estimator in job.estimators]
     targets = {estimator.target() for estimator in job.estimators} | {Target()}
     if _law_is_too_large(settings, job) or sum(exact_work(job, target) for target in targets) > settings.max_work:
         raise Problem(
@@ -160,7 +174,9 @@ def check_comparison(settings: Settings, job: ComparisonJob) -> int:
             "The exact gradient of this comparison would take too many points or nodes. Send fewer rows or units, or use an "
             "objective with a closed form.",
         )
-    return _check_work(settings, sum(works))
+    work = sum(cost.work for cost in costs)
+    _check_work(settings, work)
+    return Cost(max([_held_by_exact(settings, job), *(cost.held for cost in costs)]), work)
 
 
 def affordable_estimators(settings: Settings, job: ObjectiveJob) -> list[Estimator]:
@@ -170,7 +186,7 @@ def affordable_estimators(settings: Settings, job: ObjectiveJob) -> list[Estimat
         if is_set_aside(estimator.name):
             continue
         try:
-            work = _work(settings, job, estimator)
+            work = _cost_of_estimate(settings, job, estimator).work
         except (TooManyPoints, Problem, PluginFault):  # GET /v1/estimators states the fault
             continue
         if work <= settings.max_work:
@@ -178,15 +194,20 @@ def affordable_estimators(settings: Settings, job: ObjectiveJob) -> list[Estimat
     return affordable
 
 
-def check_measurement(settings: Settings, job: ObjectiveJob, evaluations: int) -> int:
-    """Check the draws, and the work of measuring every estimator that takes at most so many evaluations a draw; returns it."""
+def check_measurement(settings: Settings, job: ObjectiveJob, evaluations: int) -> Cost:
+    """Check the draws, and what it takes to measure every estimator that takes at most so many evaluations a draw; returns it."""
     _check_draws(settings, job.draws)
     rows = size(job.a.shape) // size(job.event)
     of_one = (job.draws + _WARM_UP) * evaluations * rows * _point_work(job)
-    work = of_one * len(comparable_estimators(job.neuron))
+    estimators = comparable_estimators(job.neuron)
+    work, held = of_one * len(estimators), [_held_by_exact(settings, job)]
     if _law_is_too_large(settings, job) or work + exact_work(job, Target()) > settings.max_work:
         raise _too_much_work(work, settings)
-    return work
+    for estimator in estimators:
+        with suppress(TooManyPoints, PluginFault):  # such an estimator is not measured
+            if gradest.registry.call(estimator, "evaluations", job.neuron, job.event, kind=int) <= evaluations:
+                held.append(_cost_of_estimate(settings, job, estimator).held)
+    return Cost(max(held), work)
 
 
 def can_afford_exact(settings: Settings, job: EstimateJob) -> bool:
@@ -198,6 +219,18 @@ def _law_is_too_large(settings: Settings, job: ObjectiveJob) -> bool:
     """Tell whether the law of all units, of which a closed form may be a sum, has more elements than may be held."""
     elements: int = gradest.registry.call(job.neuron, "law_size", job.wide, kind=int)
     return _LAW * elements > settings.max_points
+
+
+def _held_by_exact(settings: Settings, job: ObjectiveJob) -> int:
+    """Return the elements that the exact values hold: the nodes of the law, and as many points as are evaluated at once."""
+    elements: int = gradest.registry.call(job.neuron, "law_size", job.wide, kind=int)
+    if _law_is_too_large(settings, job):
+        return 0
+    try:
+        points = count_configurations(job.neuron, job.event) * size(job.a.shape)
+    except TooManyPoints:
+        points = 0
+    return _LAW * elements + min(CHUNK, points)
 
 
 def exact_work(job: ObjectiveJob, target: Target) -> int:
@@ -221,17 +254,19 @@ def exact_work(job: ObjectiveJob, target: Target) -> int:
     return points * size(a.shape) // size(event) * _point_work(job)
 
 
-def _work(settings: Settings, job: ObjectiveJob, estimator: Estimator) -> int:
-    """Return the elements that an estimate computes: draws x K x size of a, with the objective's tensors."""
+def _cost_of_estimate(settings: Settings, job: ObjectiveJob, estimator: Estimator) -> Cost:
+    """Return what an estimate takes. It holds some draws at once, and computes draws x K x size of a, with the objective's
+    tensors.
+    """
     points, cost = _check_points(settings, job, estimator)
     steps = job.draws + (_WARM_UP if gradest.registry.call(estimator, "init", job.neuron, job.wide) else 0)
-    return steps * max(cost.work, points // _point_size(job) * _point_work(job))
+    held = max(cost.held, min(CHUNK, steps * cost.held))
+    return Cost(held, steps * max(cost.work, points // _point_size(job) * _point_work(job)))
 
 
-def _check_work(settings: Settings, work: int) -> int:
+def _check_work(settings: Settings, work: int) -> None:
     if work > settings.max_work:
         raise _too_much_work(work, settings)
-    return work
 
 
 def _check_draws(settings: Settings, draws: int) -> None:
@@ -240,14 +275,15 @@ def _check_draws(settings: Settings, draws: int) -> None:
 
 
 def _check_points(settings: Settings, job: NeuronJob, estimator: Estimator) -> tuple[int, Cost]:
-    """Check what a draw holds; returns K x size of a, and the cost that the estimator states."""
+    """Check what a draw holds; returns K x size of a, and the cost of a draw, which is that at least."""
     evaluations: int = gradest.registry.call(estimator, "evaluations", job.neuron, job.event, kind=int)
     if evaluations < 1:
         raise PluginFault(f"{estimator.name}.evaluations must return a whole number above 0")
     batch = tuple(max(1, dim) for dim in job.batch)
     points = evaluations * size(job.batch) * _point_size(job)
     cost: Cost = gradest.registry.call(estimator, "cost", job.neuron, job.event, batch, kind=Cost)
-    _check_held(settings, f"A draw of {estimator.name}", max(points, cost.held), points)
+    cost = Cost(max(points, cost.held), max(points, cost.work))
+    _check_held(settings, f"A draw of {estimator.name}", cost.held, points)
     return points, cost
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from anyio import CapacityLimiter, from_thread, to_thread
 
 from gradest.errors import Cancelled, PluginFault
 from gradest_service.admit.metrics import Metrics
+from gradest_service.admit.request_context import current_caller
 from gradest_service.phases import record_of_caller
+from gradest_service.resources.allocator import release_memory_after
+from gradest_service.resources.memory import Memory
+from gradest_service.resources.turns import LIGHT, Need, Turns
 
 __all__ = ["Pool", "contained"]
 
@@ -21,47 +27,43 @@ Result = TypeVar("Result")
 
 
 class Pool:
-    """A fixed number of threads. Further work waits for a thread in order of arrival, and is counted while it waits.
+    """A fixed number of threads. Further work waits for its turn, and is counted while it waits."""
 
-    Heavy work takes all threads but one, if there are several, so that light work never waits behind it alone.
-    """
-
-    def __init__(self, threads: int, metrics: Metrics | None = None) -> None:
+    def __init__(self, threads: int, memory: Memory | None = None, metrics: Metrics | None = None) -> None:
         self.threads = threads
-        self._free_threads = CapacityLimiter(threads)
-        self._free_for_heavy = CapacityLimiter(max(1, threads - 1))
+        self._turns = Turns(threads, memory or Memory(sys.maxsize, sys.maxsize))
         self._metrics = metrics
         self._running: set[tuple[int, float]] = set()
 
-    async def run(self, work: Callable[[], Result], heavy: bool = False) -> Result:
-        """Wait for a free thread and return `work()`, called in it."""
+    async def run(self, work: Callable[[], Result], need: Need = LIGHT) -> Result:
+        """Wait for a turn and return `work()`, called in a thread."""
         waiting_since = time.time_ns()
-        async with self.thread(heavy):
+        async with self.thread(need):
             record_of_caller().add("queue", waiting_since)
-            return await self.run_now(work)
+            return await self.run_now(partial(release_memory_after, work) if need.heavy else work)
 
     def running(self) -> Collection[tuple[int, float]]:
         """Return the calls that run: the thread of each, and when it began by the monotonic clock."""
         return self._running.copy()
 
     def waiting(self) -> int:
-        """Return how many tasks wait for a thread."""
-        return self._free_threads.statistics().tasks_waiting + self._free_for_heavy.statistics().tasks_waiting
+        """Return how many tasks wait for their turn."""
+        return self._turns.waiting()
 
     @asynccontextmanager
-    async def thread(self, heavy: bool = False) -> AsyncIterator[None]:
-        """Wait for a free thread, and hold it inside the block, for one call of `run_now`."""
+    async def thread(self, need: Need = LIGHT) -> AsyncIterator[None]:
+        """Wait for a turn, and hold a thread and memory inside the block, for one call of `run_now`."""
         if self._metrics is not None:
             self._metrics.add_waiting(1)
-        async with AsyncExitStack() as stack:
-            try:
-                if heavy:
-                    await stack.enter_async_context(self._free_for_heavy)
-                await stack.enter_async_context(self._free_threads)
-            finally:
-                if self._metrics is not None:
-                    self._metrics.add_waiting(-1)
+        try:
+            await self._turns.take(need, current_caller())
+        finally:
+            if self._metrics is not None:
+                self._metrics.add_waiting(-1)
+        try:
             yield
+        finally:
+            self._turns.give_back(need)
 
     async def run_now(self, work: Callable[[], Result]) -> Result:
         """Return `work()`, called in the thread that this task holds."""

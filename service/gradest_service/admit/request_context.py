@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from gradest_service.admit.auth import ApiKey
 from gradest_service.phases import Record
 
-__all__ = ["RequestContext", "charge", "count_dropped_event", "current_request", "is_set_aside", "note_plugin_fault"]
+__all__ = [
+    "RequestContext",
+    "charge",
+    "count_dropped_event",
+    "current_caller",
+    "current_request",
+    "is_set_aside",
+    "note_plugin_fault",
+    "reserve",
+]
 
 
 @dataclass(slots=True)
@@ -37,6 +46,13 @@ class RequestContext:
     """The plugin whose code failed on the request."""
     record: Record = field(default_factory=Record)
     """The phases of the request that are over."""
+    reserve: Callable[[int], None] = lambda more: None
+    """Counts more bytes that the request holds; raises a 429 if there is no room for them. Only for the event loop's thread."""
+
+    @property
+    def caller(self) -> str:
+        """Whose request it is, where callers take turns: the name of the API key, or the client's address."""
+        return self.client if self.key is None else self.key.name
 
 
 current_request: ContextVar[RequestContext | None] = ContextVar("gradest_service_request", default=None)
@@ -49,6 +65,19 @@ def charge(elements: int) -> None:
         context.elements += elements
         if context.key is not None:
             context.key.charge(elements)
+
+
+def current_caller() -> str:
+    """Return whose the current request is; an empty string outside of requests."""
+    context = current_request.get()
+    return "" if context is None else context.caller
+
+
+def reserve(more: int) -> None:
+    """Count bytes that the current request holds beside its body, if any; raises a 429 if there is no room for them."""
+    context = current_request.get()
+    if context is not None:
+        context.reserve(more)
 
 
 def count_dropped_event() -> None:

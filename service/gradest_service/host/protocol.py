@@ -15,11 +15,13 @@ from gradest_service.settings import Settings
 __all__ = ["limited_protocol"]
 
 _MAX_HEAD_BYTES = 1 << 16
+_LAST_BYTES_SECONDS = 1.0  # for a client to take the rest of an answer when its connection closes
 _LAST_HEAD_SECONDS = 1.0  # for a head that is on its way when the service stops
 
 
 def limited_protocol(settings: Settings) -> type[asyncio.Protocol]:
-    """Return the protocol of a service: a head must arrive within the deadline, from the connection or its own first byte on.
+    """Return the protocol of a service: a head must arrive within the deadline, from the connection or its own first byte on,
+    and a client that does not read for so long is cut off.
 
     HTTP is parsed by httptools if that is installed, else by h11.
     """
@@ -40,6 +42,7 @@ class _HeadLimits(asyncio.Protocol):
         self._head_awaited = True
         self._head = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start to wait for a head."""
@@ -49,16 +52,33 @@ class _HeadLimits(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop_timer()
+        self._stop_write_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Let the sender wait for the client to read, and cut the client off if it does not."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Let the sender continue."""
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection that has been idle, though its client has not read all of the last answer."""
+        super().timeout_keep_alive_handler()  # type: ignore[misc]
+        self._close()
 
     def data_received(self, data: bytes) -> None:
         """Receive more of a head or of a body, and refuse a head that is too large."""
+        in_a_head = self._awaits_head()
         super().data_received(data)
         if not self._awaits_head():
             self._stop_timer()
             self._head = 0
             return
-        self._head += len(data)
+        self._head += len(data) if in_a_head else 0  # else the data end a body, which was answered before it was whole
         if self._head > _MAX_HEAD_BYTES:
             self._refuse(Problem(431, f"The head of a request may have {_MAX_HEAD_BYTES} bytes."))
         elif self._timer is None:
@@ -104,7 +124,18 @@ class _HeadLimits(asyncio.Protocol):
         if self._head:
             self._refuse(Problem(408, f"The head of the request did not arrive within {seconds:g} seconds."))
         else:
-            self.transport.close()
+            self._close()
+
+    def _close(self) -> None:
+        """Close the connection. One whose client does not take what it was sent would stay otherwise."""
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self.loop.call_later(_LAST_BYTES_SECONDS, self.transport.abort)
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _refuse(self, problem: Problem) -> None:
         self._stop_timer()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
@@ -21,6 +20,7 @@ from fastapi import FastAPI
 from gradest_service.admit.capacity import Capacity
 from gradest_service.host import logs
 from gradest_service.host.protocol import limited_protocol
+from gradest_service.resources.allocator import keep_freed_blocks
 from gradest_service.settings import Settings
 
 __all__ = ["FAILED", "Server", "announce", "run_process", "url_of"]
@@ -28,7 +28,6 @@ __all__ = ["FAILED", "Server", "announce", "run_process", "url_of"]
 FAILED = 3
 """The exit code of a service that could not start, as uvicorn has it."""
 
-_ALLOCATOR = {-1: 64 << 20, -3: 32 << 20}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, in bytes
 _TICKS_PER_BEAT = 10  # uvicorn has ten ticks a second
 _LAST_HANDSHAKE_SECONDS = 1.0  # for a TLS handshake when the service stops
 
@@ -128,7 +127,7 @@ def run_process(
     on_beat: called by the event loop once a second, with whether all threads are lost.
     """
     logs.set_up(settings)
-    _keep_freed_memory()
+    keep_freed_blocks()
     # if each thread of the pool had all cores, they would wait for one another
     torch.set_num_threads(max(1, torch.get_num_threads() // settings.threads))
     server = Server(settings, create_app(settings))
@@ -152,14 +151,6 @@ def run_process(
         _LOG.warning("requests were still being computed at the end of the time to stop")
         logs.flush()
         os._exit(1)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed blocks of tens of megabytes: new pages from the system for each body cost as much as its work."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:  # other C libraries do not have it
-        for option, size in _ALLOCATOR.items():
-            mallopt(option, size)
 
 
 def _accept_all(listener: int) -> list[socket.socket]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import tempfile
@@ -13,9 +12,12 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from fastapi import FastAPI
 
@@ -37,29 +39,40 @@ _ALIVE, _STUCK = b"alive", b"stuck"
 Factory = Callable[[Settings], FastAPI]
 
 
-def run_workers(settings: Settings, create_app: Factory) -> None:
+class SharingFactory(Protocol):
+    """Builds the application of a process that shares the budgets of API keys with others, through a folder."""
+
+    def __call__(self, settings: Settings, *, budgets: Path) -> FastAPI:
+        """Build the application."""
+
+
+def run_workers(settings: Settings, create_app: SharingFactory) -> None:
     """Serve from `settings.workers` processes until SIGINT or SIGTERM; at the second signal they are killed."""
     logs.set_up(settings)
-    folder = None
-    if settings.metrics and metrics.available():
-        folder = os.environ[metrics.FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="gradest-metrics-")
-    try:
-        with _bind(settings) as listener:
-            _Supervisor(settings, create_app, listener, folder).run()
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            del os.environ[metrics.FOLDER_VARIABLE]
+    with (
+        tempfile.TemporaryDirectory(prefix="gradest-", ignore_cleanup_errors=True) as folder,
+        _bind(settings) as listener,
+    ):
+        counts, budgets = (Path(folder, name) for name in ("metrics", "budgets"))
+        counts.mkdir()
+        budgets.mkdir()
+        counted = settings.metrics and metrics.available()
+        if counted:
+            os.environ[metrics.FOLDER_VARIABLE] = str(counts)
+        try:
+            _Supervisor(settings, partial(create_app, budgets=budgets), listener, counts if counted else None).run()
+        finally:
+            os.environ.pop(metrics.FOLDER_VARIABLE, None)
 
 
 class _Supervisor:
     """Starts the workers, replaces those that die, and passes on the signal to stop."""
 
-    def __init__(self, settings: Settings, create_app: Factory, listener: socket.socket, folder: str | None) -> None:
+    def __init__(self, settings: Settings, create_app: Factory, listener: socket.socket, counts: Path | None) -> None:
         self._settings = settings
         self._create_app = create_app
         self._listener = listener
-        self._folder = folder
+        self._counts = counts
         self._workers: list[_Worker] = []
         self._stopping = False
         self._exit_code = 0
@@ -101,8 +114,8 @@ class _Supervisor:
     def _replace(self, worker: _Worker) -> None:
         self._workers.remove(worker)
         process = worker.process
-        if self._folder is not None and process.pid is not None:
-            metrics.forget_worker(process.pid, self._folder)
+        if self._counts is not None and process.pid is not None:
+            metrics.forget_worker(process.pid, str(self._counts))
         if self._stopping:
             return
         if process.exitcode == FAILED:

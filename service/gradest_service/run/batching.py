@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from gradest.errors import Cancelled
 from gradest_service.admit.pool import Pool, contained
 from gradest_service.phases import Record, phase, record_of_caller, recorded
+from gradest_service.resources.turns import LIGHT, Need
 from gradest_service.run.cancellation import abandoned_when
 
 __all__ = ["Batcher"]
@@ -40,6 +41,7 @@ class _Group(Generic[Item, Answer]):
     work: Work[Item, Answer]
     members: list[_Member[Item, Answer]] = field(default_factory=list)
     elements: int = 0
+    bytes: int = 0
     full: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -47,8 +49,8 @@ class Batcher:
     """Runs the work of concurrent requests of one kind as one call in a thread of the pool.
 
     The first request of a kind waits for a free thread, and `max_wait` seconds more at most. Requests of its kind that arrive
-    meanwhile join it, up to `max_elements`. So nothing is delayed while threads are idle and `max_wait` is 0, and the more there
-    is to do, the more is done at once.
+    meanwhile join it, up to `max_elements`, and to the bytes of `need` if it has some. So nothing is delayed while threads are
+    idle and `max_wait` is 0, and the more there is to do, the more is done at once.
 
     If a call fails, each of its requests is run alone, so that an error reaches only the request that it belongs to. A request
     that is cancelled before its turn is left out. `observe` is called with the number of requests in each call.
@@ -63,27 +65,29 @@ class Batcher:
         max_elements: int,
         observe: Callable[[int], None] | None = None,
         enabled: bool = True,
+        need: Need = LIGHT,
     ) -> None:
         self._pool = pool
         self._max_wait = max_wait
         self._max_elements = max_elements
         self._observe = observe
         self._enabled = enabled
+        self._need = need
         self._open: dict[Hashable, _Group[Any, Any]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
     async def run(
-        self, kind: Hashable, work: Work[Item, Answer], item: Item, elements: int, heavy: bool = False
+        self, kind: Hashable, work: Work[Item, Answer], item: Item, elements: int, need: Need = LIGHT
     ) -> Answer:
         """Return `work([item])[0]`, perhaps computed with other items of the same kind; `work` must be the same for all.
 
         What is heavy runs alone.
         """
-        if kind is None or heavy or not self._enabled:
-            (result,) = await self._pool.run(partial(work, [item]), heavy)
+        if kind is None or need.heavy or not self._enabled:
+            (result,) = await self._pool.run(partial(work, [item]), need)
             return result
         group = self._open.get(kind)
-        if group is None or group.elements + elements > self._max_elements:
+        if group is None or self._is_full(group, elements, need.bytes):
             group = _Group(work)
             self._open[kind] = group
             task = asyncio.create_task(self._run_group(kind, group))
@@ -92,9 +96,14 @@ class Batcher:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         group.members.append(_Member(item, answer, record_of_caller(), time.time_ns()))
         group.elements += elements
+        group.bytes += need.bytes
         if group.elements >= self._max_elements:
             group.full.set()
         return await answer
+
+    def _is_full(self, group: _Group[Any, Any], elements: int, size: int) -> bool:
+        bounded = self._need.bytes > 0
+        return group.elements + elements > self._max_elements or (bounded and group.bytes + size > self._need.bytes)
 
     def run_alone(self, kind: Hashable, work: Work[Item, Answer], item: Item) -> Answer | None:
         """Return `work([item])[0]`, computed at once in the calling thread; None, without a call, if others may join it.
@@ -115,7 +124,7 @@ class Batcher:
             if self._max_wait:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(group.full.wait(), self._max_wait)
-            async with self._pool.thread():
+            async with self._pool.thread(self._need):
                 if self._open.get(kind) is group:
                     del self._open[kind]
                 waiting = [member for member in group.members if not member.answer.done()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import anyio
 from anyio import from_thread
@@ -13,10 +13,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gradest_service.admit.pool import Pool
-from gradest_service.admit.request_context import count_dropped_event, note_plugin_fault
+from gradest_service.admit.request_context import count_dropped_event, current_caller, note_plugin_fault
 from gradest_service.bodies.codec import JSON
 from gradest_service.phases import phase
 from gradest_service.problems import Problem, from_exception, internal_error, plugin_at_fault
+from gradest_service.resources.memory import Memory
+from gradest_service.resources.turns import Need
 from gradest_service.run.cancellation import raise_if_cancelled
 
 __all__ = ["EventStream", "Report", "error_event"]
@@ -36,19 +38,19 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, run: Callable[[Report], Any], pool: Pool, request_id: str, heavy: bool = False) -> None:
+    def __init__(self, run: Callable[[Report], Any], pool: Pool, memory: Memory, request_id: str, need: Need) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._run = run
         self._pool = pool
-        self._heavy = heavy
+        self._memory = memory
+        self._need = need
         self._request_id = request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events as they occur."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        events = _Waiting()
-        async with anyio.create_task_group() as group:
+        async with _Waiting(self._memory) as events, anyio.create_task_group() as group:
             group.start_soon(self._stop_when_disconnected, receive, group.cancel_scope)
             group.start_soon(self._produce, events)
             while not events.ended:
@@ -71,7 +73,7 @@ class EventStream(Response):
             from_thread.run_sync(events.put, subject, _event("progress", fields))
 
         try:
-            answer = await self._pool.run(phase("compute")(functools.partial(self._run, report)), self._heavy)
+            answer = await self._pool.run(phase("compute")(functools.partial(self._run, report)), self._need)
             with phase("encode"):
                 last = _event("result", answer)
             events.end(last)
@@ -91,23 +93,37 @@ class _Waiting:
     named, however long the work reports.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory) -> None:
         self.ended = False
         """Whether the last event has been taken."""
         self._progress: dict[str, bytes] = {}
         self._last: bytes | None = None
         self._any = anyio.Event()
+        self._memory = memory
+        self._caller = current_caller()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Drop the events that wait."""
+        dropped = sum(map(len, self._progress.values())) + len(self._last or b"")
+        self._progress, self._last = {}, None
+        self._memory.release_unsent(dropped, self._caller)
 
     def put(self, subject: str, event: bytes) -> None:
         """Add an event of progress, in place of one of the same subject that was not taken."""
-        if self._progress.pop(subject, None) is not None:
+        if (replaced := self._progress.pop(subject, None)) is not None:
             count_dropped_event()
+            self._memory.release_unsent(len(replaced), self._caller)
         self._progress[subject] = event
+        self._memory.take_unsent(len(event), self._caller)
         self._any.set()
 
     def end(self, event: bytes) -> None:
         """Add the last event."""
         self._last = event
+        self._memory.take_unsent(len(event), self._caller)
         self._any.set()
 
     async def take(self) -> bytes:
@@ -117,10 +133,11 @@ class _Waiting:
             found = self._progress.pop(next(iter(self._progress)))
             if not self._progress and self._last is None:
                 self._any = anyio.Event()
-            return found
-        assert self._last is not None
-        self.ended = True
-        return self._last
+        else:
+            assert self._last is not None
+            found, self._last, self.ended = self._last, None, True
+        self._memory.release_unsent(len(found), self._caller)
+        return found
 
 
 def error_event(problem: Problem, request_id: str) -> bytes:

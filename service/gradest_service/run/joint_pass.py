@@ -95,7 +95,7 @@ class _JoinedRows:
     """The rows of several jobs one below the other, and how to split what has an entry for each row."""
 
     def __init__(self, jobs: Sequence[AnyJob]) -> None:
-        self.work = sum(job.elements for job in jobs)
+        self.work = sum(job.cost.work for job in jobs)
         self.event, self.output_event = jobs[0].event, jobs[0].output_event
         self._jobs, self._batches = jobs, [job.batch for job in jobs]
         self._sizes = [torch.Size(batch).numel() for batch in self._batches]

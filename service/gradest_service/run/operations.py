@@ -29,7 +29,7 @@ _DRAWS = 1000  # of a recommendation from the certificates, which takes none
 def mean(job: NeuronJob, settings: Settings) -> MeanAnswer:
     """Compute a neuron's `mean` and `active_probability`, of so many rows at a time as the limits allow."""
     neuron, rows = job.neuron, limits.rows_of_mean(settings, job)
-    with interruptible(limits.work_of_mean(job)):
+    with interruptible(job.cost.work):
         if rows >= math.prod(job.batch):
             return MeanAnswer(mean=neuron.mean(job.wide), active_probability=neuron.active_probability(job.wide))
         parts = torch.split(job.wide.flatten(0, len(job.batch) - 1), rows)
@@ -40,7 +40,7 @@ def mean(job: NeuronJob, settings: Settings) -> MeanAnswer:
 
 def credit(job: CreditJob) -> CreditAnswer:
     """Compute `gradest.credit`."""
-    with interruptible(job.work):
+    with interruptible(job.cost.work):
         weights, state = gradest.credit(job.estimator, job.loss, job.state, job.features)
     return CreditAnswer(weights=weights, state=dict(state))
 
@@ -48,7 +48,7 @@ def credit(job: CreditJob) -> CreditAnswer:
 def estimate(job: EstimateJob, settings: Settings, watch: Callable[[Estimate], None] | None = None) -> EstimateAnswer:
     """Compute `gradest.estimate`, and the exact values if they exist within the limits. `watch` sees the estimate so far."""
     exact = None
-    with interruptible(job.work):
+    with interruptible(job.cost.work):
         found = gradest.estimate(
             job.objective,
             job.a,
@@ -83,7 +83,7 @@ def to_answer(job: EstimateJob, found: Estimate, exact: tuple[Tensor, Tensor] | 
 
 def compare(job: ComparisonJob, progress: Callable[[str, int, int], None]) -> Comparison:
     """Compute `gradest.compare`. `progress` is called with an estimator's name, the draws done and all its draws."""
-    with interruptible(job.work):
+    with interruptible(job.cost.work):
         found = gradest.compare(
             job.objective, job.a, job.neuron, job.estimators, job.draws, job.seed, progress=progress
         )
@@ -93,7 +93,7 @@ def compare(job: ComparisonJob, progress: Callable[[str, int, int], None]) -> Co
 def recommend(job: RecommendationJob) -> dict[str, Any]:
     """Compute `gradest.recommend`, from certificates or from a measurement."""
     criteria, measure = job.criteria, job.measure
-    with interruptible(0 if measure is None else measure.work):
+    with interruptible(job.cost.work):
         return gradest.recommend(
             job.neuron,
             criteria.bring,

@@ -1,0 +1,133 @@
+"""Whose work runs next: callers take turns, heavy work leaves a thread and room to light work, and no memory is taken twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gradest_service.resources.memory import Memory
+
+__all__ = ["LIGHT", "Need", "Turns"]
+
+
+@dataclass(frozen=True)
+class Need:
+    """What work takes: a thread, and so many bytes while it runs. Heavy work does not take all threads."""
+
+    heavy: bool = False
+    bytes: int = 0
+
+
+LIGHT = Need()
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """One piece of work that waits for its turn."""
+
+    number: int
+    caller: str
+    need: Need
+    turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class _Lane:
+    """The tickets that wait, by caller. The callers take turns; the tickets of one caller keep their order."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._of_caller: OrderedDict[str, deque[_Ticket]] = OrderedDict()
+
+    def first(self, may_run: Callable[[str], bool]) -> _Ticket | None:
+        """Return the ticket whose turn it is, among the callers that may have one."""
+        return next((tickets[0] for caller, tickets in self._of_caller.items() if may_run(caller)), None)
+
+    def add(self, ticket: _Ticket) -> None:
+        """Add a ticket behind those of its caller; a caller without tickets comes last."""
+        self._of_caller.setdefault(ticket.caller, deque()).append(ticket)
+        self.size += 1
+
+    def remove(self, ticket: _Ticket) -> None:
+        """Remove a ticket, if it is there; its caller then comes last if it was the first of its tickets."""
+        tickets = self._of_caller.get(ticket.caller, deque())
+        if ticket not in tickets:
+            return
+        was_first = tickets[0] is ticket
+        tickets.remove(ticket)
+        self.size -= 1
+        if not tickets:
+            del self._of_caller[ticket.caller]
+        elif was_first:
+            self._of_caller.move_to_end(ticket.caller)
+
+
+class Turns:
+    """Hands out threads and memory in order of arrival, except that callers take turns and that work waits for room.
+
+    Of several threads, heavy work leaves one, and some of the memory, so that light work never waits behind heavy work alone.
+    Heavy work that waits for room lets no other heavy work pass, or it might wait for ever. Only the event loop's thread
+    uses it.
+    """
+
+    def __init__(self, threads: int, memory: Memory) -> None:
+        self._free = threads
+        self._free_for_heavy = max(1, threads - 1)
+        self._heavy_bytes = 0
+        self._memory = memory
+        self._lanes = {heavy: _Lane() for heavy in (False, True)}
+        self._count = 0
+        memory.on_release = self._call_next
+
+    def waiting(self) -> int:
+        """Return how many tasks wait for their turn."""
+        return sum(lane.size for lane in self._lanes.values())
+
+    async def take(self, need: Need, caller: str) -> None:
+        """Wait for a turn, and take a thread and memory."""
+        self._count += 1
+        ticket = _Ticket(self._count, caller, need)
+        self._lanes[need.heavy].add(ticket)
+        self._call_next()
+        try:
+            await ticket.turn
+        except asyncio.CancelledError:
+            if ticket.turn.cancelled():
+                self._lanes[need.heavy].remove(ticket)
+                self._call_next()
+            else:  # the turn came, and the cancellation before this task ran
+                self.give_back(need)
+            raise
+
+    def give_back(self, need: Need) -> None:
+        """Give back the thread and the memory of one turn."""
+        self._free += 1
+        if need.heavy:
+            self._free_for_heavy += 1
+            self._heavy_bytes -= need.bytes
+        self._memory.release(need.bytes)
+
+    def _call_next(self) -> None:
+        while self._free and (ready := [ticket for lane in self._lanes.values() if (ticket := self._ready(lane))]):
+            ticket = min(ready, key=lambda ticket: ticket.number)
+            need = ticket.need
+            self._lanes[need.heavy].remove(ticket)
+            if ticket.turn.cancelled():  # its task has not run since
+                continue
+            self._free -= 1
+            if need.heavy:
+                self._free_for_heavy -= 1
+                self._heavy_bytes += need.bytes
+            self._memory.take(need.bytes)
+            ticket.turn.set_result(None)
+
+    def _ready(self, lane: _Lane) -> _Ticket | None:
+        """Return the ticket of a lane whose turn it is, if there is what it needs."""
+        ticket = lane.first(lambda caller: self._memory.has_room(0, caller))
+        if ticket is None or not self._memory.has_room(ticket.need.bytes, ticket.caller):
+            return None
+        if ticket.need.heavy:
+            fits = self._heavy_bytes + ticket.need.bytes <= self._memory.for_heavy
+            return ticket if fits and self._free_for_heavy else None
+        return ticket
