@@ -239,7 +239,10 @@ OLDEST_PLUGIN_API = 2
 """The oldest version of the contract for which a plugin may be written and still be loaded."""
 
 hookspec = pluggy.HookspecMarker("gradest")
+"""Marks a hook that gradest calls."""
+
 hookimpl = pluggy.HookimplMarker("gradest")
+"""Marks a plugin's implementation of a hook, as a decorator."""
 
 
 @hookspec

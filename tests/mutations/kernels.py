@@ -18,7 +18,7 @@ MUTATIONS = (
         "tests/test_random.py",
     ),
     Mutation(
-        "gradest/random.py",
+        "gradest/seeds.py",
         "not 0 <= seed < MAX_SEED",
         "not 0 <= seed <= MAX_SEED",
         "a seed that JSON cannot tell from its neighbour is accepted",
