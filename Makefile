@@ -25,7 +25,7 @@ test-most: $(READY)
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not deep and not gpu and not benchmark" --ignore tests/browser
 
 # What `make test` leaves out: every pair and every option, longer statistics, things that take their time to start.
-test-deep: $(READY) chromium dieharder nginx caddy
+test-deep: $(READY) chromium dieharder nginx caddy docs
 	$(PYTEST) $(SIDE_BY_SIDE) -m "deep and not gpu and not benchmark" --ignore tests/browser
 	$(PYTEST) $(SIDE_BY_SIDE) -m deep tests/browser
 

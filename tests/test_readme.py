@@ -91,6 +91,7 @@ def test_every_block_is_of_a_kind_that_is_run_here():
         "gradest recommend",
         "gradest compare",
         "gradest reproduce",
+        "gradest benchmark",
     )
     handled += [only("sh", word) for word in shell]
     assert sorted(handled) == sorted(text for _, text in BLOCKS)
@@ -174,9 +175,10 @@ def test_recommend_block(here):
     assert "double_cv(samples=8)" in out
 
 
-def test_reproduce_block(here):
-    """Its commands and options are there; tests/experiments runs them."""
-    for line in only("sh", "gradest reproduce").splitlines():
+@pytest.mark.parametrize("word", ["gradest reproduce", "gradest benchmark"])
+def test_blocks_of_experiments(here, word):
+    """Their commands and options are there; tests/experiments runs them."""
+    for line in only("sh", word).splitlines():
         words = line.partition("#")[0].split()
         command = words[: 3 if "reproduce" in words else 2]
         shown = here(f"{' '.join(command)} --help")

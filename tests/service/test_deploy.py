@@ -27,6 +27,7 @@ OBJECTS = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
 UNIT = (DEPLOY / "gradest.service").read_text()
 PREFIX = "GRADEST_SERVICE_"
 STOP_SECONDS = Settings().drain_seconds + Settings().grace()
+EMPTY_BYTES = 600 << 20  # of a process before its first request
 FILES = [ROOT / "service/Dockerfile", ROOT / "docs/guides/deploy.md", *sorted(DEPLOY.iterdir())]
 
 
@@ -111,9 +112,12 @@ def test_what_stops_the_service_waits_for_its_requests():
 def test_all_have_the_same_limits():
     gradest, (_, container) = COMPOSE["services"]["gradest"], container_of()
     limits = container["resources"]["limits"]
-    assert limits["memory"] == "4Gi"
-    assert gradest["mem_limit"] == gradest["memswap_limit"] == "4g"
-    assert "\nMemoryMax=4G\n" in UNIT
+    settings = Settings()
+    taken = EMPTY_BYTES + settings.max_memory_bytes + settings.max_pending_bytes
+    assert 1.25 * taken < 3 << 30 < 2 * taken
+    assert limits["memory"] == "3Gi"
+    assert gradest["mem_limit"] == gradest["memswap_limit"] == "3g"
+    assert "\nMemoryMax=3G\n" in UNIT
     assert str(gradest["cpus"]) == limits["cpu"] == gradest["environment"]["OMP_NUM_THREADS"] == "2"
     assert "\nCPUQuota=200%\n" in UNIT
     assert "OMP_NUM_THREADS=2" in UNIT

@@ -31,7 +31,8 @@ class Pool:
 
     def __init__(self, threads: int, memory: Memory | None = None, metrics: Metrics | None = None) -> None:
         self.threads = threads
-        self._turns = Turns(threads, memory or Memory(sys.maxsize, sys.maxsize))
+        self.memory = memory or Memory(sys.maxsize, sys.maxsize)
+        self._turns = Turns(threads, self.memory)
         self._metrics = metrics
         self._running: set[tuple[int, float]] = set()
 
