@@ -13,7 +13,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
 # All tests of a file run in one of two processes, for they share what is slow to start. Files with slow tests come first.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: test test-most test-deep test-page lint chromium dieharder demo docs bench clean
+.PHONY: test test-most test-deep test-page lint chromium dieharder nginx caddy demo docs bench clean
 
 # One case of each kind of thing. Linting, which takes one core, runs beside the tests. Those of the page come last, because by
 # then the kernels are compiled for which its pictures would have to wait.
@@ -25,7 +25,7 @@ test-most: $(READY)
 	$(PYTEST) $(SIDE_BY_SIDE) -m "not deep and not gpu and not benchmark" --ignore tests/browser
 
 # What `make test` leaves out: every pair and every option, longer statistics, things that take their time to start.
-test-deep: $(READY) chromium dieharder
+test-deep: $(READY) chromium dieharder nginx caddy docs
 	$(PYTEST) $(SIDE_BY_SIDE) -m "deep and not gpu and not benchmark" --ignore tests/browser
 	$(PYTEST) $(SIDE_BY_SIDE) -m deep tests/browser
 
@@ -38,8 +38,8 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Debian's own programs, which tests of the page and of the noise drive; without them these tests are skipped.
-chromium dieharder:
+# Debian's own programs, which tests of the page, of the noise and of deployment drive; without them these tests are skipped.
+chromium dieharder nginx caddy:
 	@command -v $@ >/dev/null || { \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y $@ >/dev/null; \

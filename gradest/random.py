@@ -19,6 +19,7 @@ from gradest.errors import Incompatible, InvalidInput
 from gradest.kernels import fused, recorded, select, transformed, untransformed
 from gradest.kernels.reference.noise import ROUNDS, Word, as_tensors, philox, signed_word
 from gradest.kernels.stable import cast, widen
+from gradest.seeds import MAX_SEED, check_seed
 
 __all__ = ["MAX_SEED", "VERSION", "Key", "check_words", "fresh_seed", "philox4x32"]
 
@@ -27,9 +28,6 @@ VERSION = 2
 
 Version 1, before the first release, was Threefry-2x32 with 20 rounds, of whose two words float32 used one.
 """
-
-MAX_SEED = 1 << 53
-"""The bound of seeds, which are smaller: every JSON client represents integers below 2**53 exactly."""
 
 _Words = tuple[Tensor | int, Tensor | int]
 _Counter = tuple[Tensor | int, Tensor | int, Tensor | int, Tensor | int]
@@ -80,6 +78,7 @@ def philox4x32(
     patterns). All ints give ints; any tensor gives int64 tensors of unsigned words. Raises InvalidInput for any other word, and
     for `rounds` that are no integer of at least 1.
 
+    >>> from gradest.random import philox4x32
     >>> [hex(word) for word in philox4x32((0, 0), (0, 0, 0, 0))]
     ['0x5f6fb709', '0xd893f64', '0x4f121f81', '0x4f730a48']
     """
@@ -100,6 +99,10 @@ def fresh_seed() -> int:
     """Draw a seed from torch's global generator, so that `torch.manual_seed` makes results reproducible.
 
     Raises Incompatible where torch.jit.trace or make_fx would record the seed as a constant.
+
+    >>> import gradest
+    >>> 0 <= gradest.random.fresh_seed() <= gradest.random.MAX_SEED
+    True
     """
     if recorded():
         raise Incompatible(
@@ -112,13 +115,6 @@ def fresh_seed() -> int:
 def fresh_seed_tensor() -> Tensor:
     """Draw a seed as a tensor. Inside torch.func.vmap, `randomness` decides whether all examples share it."""
     return torch.randint(0, MAX_SEED, (), device="cpu")
-
-
-def check_seed(seed: int) -> int:
-    """Return the seed. Raises InvalidInput unless it is an integer with 0 <= seed < 2**53."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
-        raise InvalidInput(f"a seed must be an integer with 0 <= seed < 2**53, not {seed!r}")
-    return seed
 
 
 def _check_integers(name: str, value: object, bits: int, hint: str = "") -> None:
@@ -177,6 +173,12 @@ class Key:
 
     Row numbers are integers with 0 <= row < 2**32. Raises InvalidInput for a seed, rows or a stream outside of their ranges, as
     their noise would be that of others.
+
+    >>> import torch, gradest
+    >>> whole = gradest.sample("bernoulli", torch.zeros(4, 2), seed=gradest.Key(7))
+    >>> part = gradest.sample("bernoulli", torch.zeros(2, 2), seed=gradest.Key(7, rows=torch.tensor([2, 3])))
+    >>> bool((whole[:, 2:] == part).all())  # a row has its noise wherever it is computed
+    True
     """
 
     seed: int | Tensor

@@ -31,7 +31,7 @@ LAYERS: dict[
 ] = {  # the parts of a package, lowest first; those of one layer do not import each other
     "gradest": [
         {"errors"},
-        {"kernels"},
+        {"kernels", "seeds"},
         {"random"},
         {"contract"},
         {"discovery"},
@@ -56,6 +56,7 @@ LAYERS: dict[
         {"engine"},
         {"belief", "gated", "report", "toys", "vae"},
         {"bengio2013", "blocks", "demo", "experts"},
+        {"benchmark"},
         {"cli"},
         {"__main__"},
     ],
@@ -81,6 +82,10 @@ NAMES_ARE_DATA = {
     "plugins/gradest_experiments/toys/probability.py",
     "plugins/gradest_experiments/toys/polynomial.py",
     "plugins/gradest_experiments/toys/subsets.py",
+    "plugins/gradest_experiments/benchmark/polynomial.py",  # the units of each problem
+    "plugins/gradest_experiments/benchmark/subsets.py",
+    "plugins/gradest_experiments/benchmark/select.py",
+    "plugins/gradest_experiments/benchmark/variance.py",
     "plugins/gradest_experiments/blocks/settings.py",
     "plugins/gradest_experiments/experts/settings.py",  # the routers that are compared
     "plugins/gradest_experiments/belief/settings.py",  # the unit of which such a network consists

@@ -19,7 +19,8 @@ from gradest.testing import checks as testing
 from gradest_service.app import running
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ELSEWHERE = [ROOT / "docs/guides/clients.md"]  # tests/docs/test_clients.py runs its blocks
+DOCUMENTS = [ROOT / "README.md", *sorted({*(ROOT / "docs").rglob("*.md")} - {*ELSEWHERE})]
 BLOCKS = [
     block
     for path in DOCUMENTS
@@ -90,6 +91,7 @@ def test_every_block_is_of_a_kind_that_is_run_here():
         "gradest recommend",
         "gradest compare",
         "gradest reproduce",
+        "gradest benchmark",
     )
     handled += [only("sh", word) for word in shell]
     assert sorted(handled) == sorted(text for _, text in BLOCKS)
@@ -173,9 +175,10 @@ def test_recommend_block(here):
     assert "double_cv(samples=8)" in out
 
 
-def test_reproduce_block(here):
-    """Its commands and options are there; tests/experiments runs them."""
-    for line in only("sh", "gradest reproduce").splitlines():
+@pytest.mark.parametrize("word", ["gradest reproduce", "gradest benchmark"])
+def test_blocks_of_experiments(here, word):
+    """Their commands and options are there; tests/experiments runs them."""
+    for line in only("sh", word).splitlines():
         words = line.partition("#")[0].split()
         command = words[: 3 if "reproduce" in words else 2]
         shown = here(f"{' '.join(command)} --help")

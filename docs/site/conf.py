@@ -10,7 +10,7 @@ copyright = "2026, the gradest authors"
 version = release = gradest.__version__
 language = "en-GB"
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "extension"]
+extensions = ["myst_nb", "sphinx.ext.viewcode", "extension"]
 source_suffix = {".md": "myst-nb"}
 exclude_patterns = ["files/**"]
 root_doc = "index"
@@ -28,10 +28,7 @@ nb_render_markdown_format = "gfm"
 nb_merge_streams = True
 nb_output_stderr = "remove"  # a kernel's notice that it is still being compiled depends on the machine
 
-autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
+smartquotes = False  # quotation marks in prose may be those of code
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
 add_module_names = False

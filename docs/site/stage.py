@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+
+from api import MODULES, write_api
+from commands import write_commands
+from gradest.analysis.pages.plugins import KINDS, write_pages
+from http_api import write_http
 
 __all__ = ["ROOT", "documents", "stage"]
 
@@ -19,6 +24,13 @@ _ELSEWHERE = {
     "CHANGELOG.md": "reference/changelog.md",
 }
 """Documents that are not in docs/, and their places in the site."""
+
+_PYTHON = """\
+# Python
+
+Every public name, by module. A plugin imports `gradest.contract`, `gradest.random` and `gradest.errors`, and nothing else of
+gradest; the names that most plugins need are also in `gradest` itself.
+"""
 
 _CODE = re.compile(r"^(?P<fence>```+|~~~+).*?^(?P=fence)|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<target>[^)\s]+)\)")
@@ -39,9 +51,32 @@ def stage(out: Path) -> None:
         target = out / place
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
+    _generate(out / "reference")
     _copy(_pictures(), _DOCS, out)
     _copy((Path(__file__).parent / "static").iterdir(), Path(__file__).parent / "static", out / "_static")
     _copy([_KATEX / "katex.min.js", _KATEX / "katex.min.css", *(_KATEX / "fonts").iterdir()], _KATEX, out / "_static")
+
+
+def _generate(out: Path) -> None:
+    """Write the pages of the reference that follow from the code."""
+    write_commands(out / "commands.md")
+    write_http(out / "http.md")
+    write_pages("gradest", out)
+    for kind in KINDS:
+        _add_contents(out / kind / "index.md", [path.stem for path in sorted((out / kind).glob("*.md"))])
+    modules = write_api(out / "api")
+    (out / "api/index.md").write_text(_PYTHON, encoding="utf-8")
+    _add_contents(out / "api/index.md", [f"{MODULES[name]} <{name}>" for name in modules], hidden=False)
+    _add_contents(
+        out / "index.md", ["api/index", *(f"{kind}/index" for kind in KINDS), "commands", "http"], hidden=False
+    )
+
+
+def _add_contents(page: Path, names: Sequence[str], hidden: bool = True) -> None:
+    """Append a table of contents to a page."""
+    option = ":hidden:" if hidden else ":maxdepth: 1"
+    lines = ["", "```{toctree}", option, "", *(name for name in names if name != "index"), "```", ""]
+    page.write_text(page.read_text(encoding="utf-8") + "\n".join(lines), encoding="utf-8")
 
 
 def _pictures() -> Iterable[Path]:

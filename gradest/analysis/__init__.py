@@ -7,5 +7,6 @@ recommendation    ranks the estimators that fit a case, with reasons
 catalog           describes registered plugins
 results           has the records that comparison and recommendation return
 markdown          writes tables
+pages             writes pages of plugins in Markdown
 charts            has the definitions of all charts
 """

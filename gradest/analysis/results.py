@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Generic, Literal
 
 from gradest.analysis.charts import chart
 from gradest.analysis.markdown import table
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from gradest.estimation.results import Array
 
 __all__ = [
     "COMPARISON_COLUMNS",
@@ -79,14 +77,14 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Generic[Array]):
     """The figures of several estimators on one neuron and loss."""
 
     neuron: str
     draws: int
     seed: int
     rows: tuple[ComparisonRow, ...]
-    exact: Tensor | None
+    exact: Array | None
     """The exact gradient of E[f(h)], `[*batch, *event]`, or None if it cannot be computed."""
     failures: tuple[Excluded, ...] = ()
     """The estimators without a row, because the code of a plugin failed, with file and line."""
@@ -99,13 +97,14 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the table as numbers, strings, lists and dicts; figures that are not finite stay floats."""
+        exact: Any = self.exact  # a tensor, or an array of a client
         return {
             "neuron": self.neuron,
             "draws": self.draws,
             "seed": self.seed,
             "rows": [asdict(row) for row in self.rows],
             "failures": [{**asdict(failure), "reasons": list(failure.reasons)} for failure in self.failures],
-            "exact": None if self.exact is None else self.exact.tolist(),
+            "exact": None if exact is None else exact.tolist(),
             "no_exact": self.no_exact,
             "skipped": [{**asdict(one), "reasons": list(one.reasons)} for one in self.skipped],
             "unresolved": [{**asdict(one), "reasons": list(one.reasons)} for one in self.unresolved],

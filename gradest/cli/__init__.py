@@ -1,6 +1,6 @@
 """The command line, `gradest`. Tables are for people; with --json a command prints JSON and nothing else on standard output.
 
-    commands    the nine commands of gradest itself
+    commands    the ten commands of gradest itself
     plugins     commands of other distributions, found through the entry-point group `gradest.commands`
     arguments   what is read from the command line; like display, commands of other distributions may use it
     display     what is printed

@@ -1,4 +1,4 @@
-"""The nine commands of gradest itself."""
+"""The ten commands of gradest itself."""
 
 from __future__ import annotations
 
@@ -268,6 +268,23 @@ def certify(
     write_certificates(names or [], package, out, everything, as_json, examples)
 
 
+def docs(
+    package: Annotated[
+        str,
+        typer.Option(help='The distribution, package or module that is described; "gradest" has all built-in plugins.'),
+    ] = "gradest",
+    out: Annotated[Path, typer.Option(help="The folder in which the pages are written.")] = Path("pages"),
+) -> None:
+    """Write a page in Markdown for each neuron, estimator and objective of a package, with pictures.
+
+    A page has the formula, the options, what fits, an example, the measurements of the certificates and the source. The site of
+    gradest has such pages of gradest's own plugins. There is no --url: the pages describe the code on this machine.
+    """
+    from gradest.analysis.pages.plugins import write_pages
+
+    print(f"{len(write_pages(package, out))} pages are written in {out}")
+
+
 def new_plugin(
     name: Annotated[str, typer.Argument(help="The name of the plugin's distribution, such as my-plugin.")],
     directory: Annotated[Path, typer.Option(help="The folder in which the plugin's folder is made.")] = Path(),
@@ -345,6 +362,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "compare": compare,
     "recommend": recommend,
     "certify": certify,
+    "docs": docs,
     "new-plugin": new_plugin,
     "check": check,
     "warm": warm,

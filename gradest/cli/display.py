@@ -14,6 +14,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
 
+from gradest.analysis.markdown import type_in_words
 from gradest.analysis.results import COMPARISON_COLUMNS, RECOMMENDATION_COLUMNS
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def show_description(description: dict[str, Any], text: str) -> None:
             [
                 name,
                 "(required)" if name in required else option.get("default"),
-                _type(option),
+                type_in_words(option),
                 option.get("description"),
             ]
             for name, option in options.get("properties", {}).items()
@@ -238,16 +239,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
-
-
-def _type(option: dict[str, Any]) -> str:
-    """Return the type that a JSON Schema states, in words."""
-    if "enum" in option:
-        return " | ".join(map(str, option["enum"]))
-    if "anyOf" in option:
-        return " | ".join(_type(part) for part in option["anyOf"])
-    kind = option.get("type", "any")
-    return " | ".join(kind) if isinstance(kind, list) else str(kind)
 
 
 def _show(value: Any) -> str:

@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, MutableMapping
 from contextlib import aclosing
-from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar, cast, get_args, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -32,23 +32,11 @@ __all__ = ["AsyncClient", "Client"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
 HttpTransport = TypeVar("HttpTransport")
 
 
-class _Method(Protocol[P, T_co]):
-    """The type of a method that returns its result in `Client`, and is awaited in `AsyncClient`."""
-
-    @overload
-    def __get__(self, client: Client, kind: type) -> Callable[P, T_co]: ...
-    @overload
-    def __get__(self, client: AsyncClient, kind: type) -> Callable[P, Coroutine[Any, Any, T_co]]: ...
-    @overload
-    def __get__(self, client: None, kind: type) -> Callable[..., Any]: ...
-
-
-def _method(build: Callable[P, Call[T]]) -> _Method[P, T]:
+def _method(build: Callable[P, Call[T]]) -> Callable[..., Any]:
     """Return the method that makes this call. help() shows it with the name, documentation and signature of `build`."""
 
     def method(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -61,7 +49,17 @@ def _method(build: Callable[P, Call[T]]) -> _Method[P, T]:
     method.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[own, *signature.parameters.values()], return_annotation=returned
     )
-    return cast(_Method[P, T], method)
+    return method
+
+
+def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate[Any, P], T]:
+    """Return the method of `Client` that makes this call."""
+    return _method(build)
+
+
+def _awaited(build: Callable[P, Call[T]]) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Return the method of `AsyncClient` that makes this call."""
+    return _method(build)
 
 
 class _Service(ABC, Generic[Http, HttpTransport]):
@@ -135,24 +133,6 @@ class _Service(ABC, Generic[Http, HttpTransport]):
             http = self._open[owner] = self._connect()
         return http
 
-    neurons = _method(endpoints.neurons)
-    estimators = _method(endpoints.estimators)
-    objectives = _method(endpoints.objectives)
-    neuron = _method(endpoints.neuron)
-    estimator = _method(endpoints.estimator)
-    objective = _method(endpoints.objective)
-    plugins = _method(endpoints.plugins)
-    version = _method(endpoints.version)
-    sample = _method(endpoints.sample)
-    mean = _method(endpoints.mean)
-    forward = _method(endpoints.forward)
-    backward = _method(endpoints.backward)
-    expect = _method(expect)
-    credit = _method(endpoints.credit)
-    estimate = _method(endpoints.estimate)
-    compare = _method(endpoints.compare)
-    recommend = _method(endpoints.recommend)
-
 
 def _check_number(name: str, value: float, above_zero: bool) -> float:
     """Return a number of seconds or retries. Raises InvalidInput if it is none."""
@@ -185,12 +165,38 @@ class Client(_Service[httpx.Client, httpx.BaseTransport]):
     The variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY hold, but a service on this machine is never asked for through
     a proxy. One client serves any number of threads, and processes that are forked from this one, with connections of their own.
 
-    `a` and the results are torch tensors, on the device of `a`. A neuron, an estimator or an objective is a name, {"name": ...,
+    Results are arrays of the kind of `a`: torch tensors on its device, NumPy arrays, or arrays of a library that follows the
+    array API standard, such as JAX. Only `expect` needs torch. A neuron, an estimator or an objective is a name, {"name": ...,
     **options}, or an instance; the service must have the plugin, this process need not. A seed of None is drawn from torch's
-    global generator in this process, as in the library. Every error of the service or of the connection is a ServiceError.
+    global generator in this process, as in the library, or from NumPy's for other arrays than tensors. Every error of the
+    service or of the connection is a ServiceError.
+
+    >>> import torch, gradest
+    >>> from gradest_service.app import running  # a service in a thread, for tests and notebooks
+    >>> with running() as url, gradest.Client(url) as client:
+    ...     client.sample("bernoulli", torch.zeros(3), samples=2, seed=7).shape
+    torch.Size([2, 3])
     """
 
     _sleep = staticmethod(time.sleep)
+
+    neurons = _blocking(endpoints.neurons)
+    estimators = _blocking(endpoints.estimators)
+    objectives = _blocking(endpoints.objectives)
+    neuron = _blocking(endpoints.neuron)
+    estimator = _blocking(endpoints.estimator)
+    objective = _blocking(endpoints.objective)
+    plugins = _blocking(endpoints.plugins)
+    version = _blocking(endpoints.version)
+    sample = _blocking(endpoints.sample)
+    mean = _blocking(endpoints.mean)
+    forward = _blocking(endpoints.forward)
+    backward = _blocking(endpoints.backward)
+    expect = _blocking(expect)
+    credit = _blocking(endpoints.credit)
+    estimate = _blocking(endpoints.estimate)
+    compare = _blocking(endpoints.compare)
+    recommend = _blocking(endpoints.recommend)
 
     def __enter__(self) -> Self:
         return self
@@ -245,6 +251,24 @@ class AsyncClient(_Service[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     """
 
     _sleep = staticmethod(anyio.sleep)
+
+    neurons = _awaited(endpoints.neurons)
+    estimators = _awaited(endpoints.estimators)
+    objectives = _awaited(endpoints.objectives)
+    neuron = _awaited(endpoints.neuron)
+    estimator = _awaited(endpoints.estimator)
+    objective = _awaited(endpoints.objective)
+    plugins = _awaited(endpoints.plugins)
+    version = _awaited(endpoints.version)
+    sample = _awaited(endpoints.sample)
+    mean = _awaited(endpoints.mean)
+    forward = _awaited(endpoints.forward)
+    backward = _awaited(endpoints.backward)
+    expect = _awaited(expect)
+    credit = _awaited(endpoints.credit)
+    estimate = _awaited(endpoints.estimate)
+    compare = _awaited(endpoints.compare)
+    recommend = _awaited(endpoints.recommend)
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gradest.client.arrays import is_tensor
 from gradest.client.endpoints import backward, forward
 from gradest.client.requests import Call, choose_seed
 from gradest.client.results import RemoteDraw, RemoteGradient
+from gradest.errors import InvalidInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,11 +40,18 @@ def expect(
     `gradest.expect`. Returns the value and the state for the next step. Under torch.no_grad() the state
     is returned unchanged, as an empty one in the first step.
 
+    Autograd is torch's. With an array of another library, call `forward`, evaluate the loss at the points, and call `backward`.
+
     A second derivative in `a`, which the samples do not give, raises RuntimeError.
 
     Raises InvalidInput if f returns no losses of the right shape, or if the estimator needs dL/dh and f is not differentiable in
     its points.
     """
+    if not is_tensor(a):
+        raise InvalidInput(
+            f"expect differentiates by torch and takes a torch tensor, not {type(a).__name__}: with other arrays call forward, "
+            "evaluate the loss at the points of the draw, and call backward, which returns the gradient"
+        )
     import torch
 
     from gradest.contract.objective import Objective
@@ -60,7 +69,7 @@ def expect(
     from gradest.kernels import plain_saved_tensors
     from gradest.random import Key
 
-    draws_from = choose_seed(seed)
+    draws_from = choose_seed(seed, a)
     key, given, repeated = Key(draws_from), state, is_recomputed()
     refuse_noise_of_points(key)
     if state and repeated:
@@ -101,7 +110,7 @@ def expect(
     return value, gradient.state
 
 
-def _value(draw: RemoteDraw, gradient: RemoteGradient, loss: Tensor) -> Tensor:
+def _value(draw: RemoteDraw[Tensor], gradient: RemoteGradient[Tensor], loss: Tensor) -> Tensor:
     """Return the estimated value, differentiable in the losses."""
     import torch
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from gradest.client.arrays import builder_like, to_list
 from gradest.client.wire import SAFETENSORS, join_tensors, pack, split_tensors, unpack
 from gradest.errors import InvalidInput
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["JSON", "Transport", "decode", "encode", "encode_json", "with_non_finite"]
 
@@ -33,40 +31,38 @@ def encode(fields: Mapping[str, Any], transport: Transport) -> tuple[str, bytes]
 def encode_json(value: Any) -> bytes:
     """Return the value as JSON, with tensors as nested lists. Raises InvalidInput for a value that JSON cannot hold."""
     # numbers that are not finite are written as constants, so that the service can report where they are
-    return to_json(value, inf_nan_mode="constants", fallback=_to_plain)
+    try:
+        return to_json(value, inf_nan_mode="constants", fallback=to_list)
+    except PydanticSerializationError as error:  # which has the message of what `to_list` raised
+        message = str(error).removeprefix("Error serializing to JSON: ").removeprefix("InvalidInput: ")
+        raise InvalidInput(message) from error
 
 
-def _to_plain(value: Any) -> Any:
-    import torch
+def decode(content_type: str, body: str | bytes | bytearray, like: Any) -> Any:
+    """Return the fields of a response, with arrays of the kind of `like`, on its device.
 
-    if isinstance(value, torch.Tensor):
-        return (value.to(torch.uint8) if value.dtype == torch.bool else value).tolist()
-    raise InvalidInput(f"a request cannot hold a {type(value).__name__}")
-
-
-def decode(content_type: str, body: str | bytes | bytearray, device: torch.device | None) -> Any:
-    """Return the fields of a response, with its tensors on `device`. A malformed body raises an exception of any type."""
+    A malformed body raises an exception of any type, but InvalidInput, which is raised for a dtype that NumPy does not have.
+    """
+    build = builder_like(like)
     if content_type == SAFETENSORS:
         assert not isinstance(body, str)
-        tensors, metadata = unpack(body)
+        tensors, metadata = unpack(body, build.from_bytes)
         fields = from_json(metadata.get("response", ""))
     else:
         fields = from_json(body)
         described = fields.pop("tensors", {}) if isinstance(fields, dict) else {}
-        tensors = {name: _take_tensor(fields, name, info) for name, info in described.items()}
-    if tensors:
-        join_tensors(fields, {name: tensor.to(device) for name, tensor in tensors.items()})
-    return fields
+        tensors = {
+            name: build.from_list(_take_list(fields, name), info["dtype"], info["shape"])
+            for name, info in described.items()
+        }
+    return join_tensors(fields, tensors) if tensors else fields
 
 
-def _take_tensor(fields: dict[str, Any], name: str, info: Mapping[str, Any]) -> torch.Tensor:
-    """Take the nested list of that name out of the fields; return it as a tensor."""
-    import torch
-
+def _take_list(fields: dict[str, Any], name: str) -> Any:
+    """Take the nested list of that name out of the fields."""
     *outer, last = name.split(".", 1)
     holder = fields[outer[0]] if outer else fields
-    numbers = with_non_finite(holder.pop(last))
-    return torch.tensor(numbers, dtype=getattr(torch, info["dtype"])).reshape(info["shape"])
+    return with_non_finite(holder.pop(last))
 
 
 def with_non_finite(numbers: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from gradest.analysis.results import Comparison, ComparisonRow, Excluded, LossAccess, Recommendation, Recommended
+from gradest.client.arrays import Array, ArrayLike, builder_like, cast, dtype_name, is_array
 from gradest.client.encoding import encode_json, with_non_finite
 from gradest.client.requests import DTYPES, ApiRequest, Call, check_dtype, choose_seed, post, to_spec
 from gradest.client.responses import ResponseFields
@@ -16,9 +17,6 @@ from gradest.errors import InvalidInput
 from gradest.estimation.results import Estimate
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from gradest.contract.estimator import State
     from gradest.contract.objective import Objective
     from gradest.discovery.registry import EstimatorSpec, NeuronSpec
     from gradest.estimation.events import EventDims
@@ -91,14 +89,14 @@ def version() -> Call[dict[str, Any]]:
     return found
 
 
-def sample(neuron: NeuronSpec, a: Tensor, samples: int = 1, seed: int | None = None) -> Call[Tensor]:
+def sample(neuron: NeuronSpec, a: Array, samples: int = 1, seed: int | None = None) -> Call[Array]:
     """Draw independent outputs of the neuron, `[samples, *a.shape]`, as `gradest.sample` does."""
-    response = yield post("/v1/sample", neuron, a, {"samples": samples, "seed": choose_seed(seed)})
-    h: Tensor = response.tensor("h")
-    return h.to(a.device, a.dtype)  # outputs of binary units are sent as bytes
+    response = yield post("/v1/sample", neuron, a, {"samples": samples, "seed": choose_seed(seed, a)})
+    h: Array = cast(response.array("h"), dtype_name(a))  # outputs of binary units are sent as bytes
+    return h
 
 
-def mean(neuron: NeuronSpec, a: Tensor) -> Call[RemoteMean]:
+def mean(neuron: NeuronSpec, a: Array) -> Call[RemoteMean[Array]]:
     """Return the neuron's `mean(a)` and `active_probability(a)`, computed in at least float32. Nothing is sampled."""
     return _build(RemoteMean, (yield post("/v1/mean", neuron, a, {})))
 
@@ -106,18 +104,18 @@ def mean(neuron: NeuronSpec, a: Tensor) -> Call[RemoteMean]:
 def forward(
     neuron: NeuronSpec,
     estimator: EstimatorSpec,
-    a: Tensor,
+    a: Array,
     seed: int | None = None,
-    state: State | None = None,
+    state: Mapping[str, ArrayLike] | None = None,
     *,
     event_dims: EventDims | None = None,
-) -> Call[RemoteDraw]:
+) -> Call[RemoteDraw[Array]]:
     """Return the points at which the estimator needs the loss.
 
     state: None in the first step, then the state that `backward` returned.
     event_dims: the number of trailing dims of `a` that are one event, as for `gradest.expect`.
     """
-    fields = {"estimator": to_spec(estimator), "seed": choose_seed(seed), "state": state or None}
+    fields = {"estimator": to_spec(estimator), "seed": choose_seed(seed, a), "state": state or None}
     fields |= _events(event_dims)
     response = yield post("/v1/forward", neuron, a, fields)
     return _build(RemoteDraw, response | {"needs": frozenset(response["needs"]), "digest": response.get("digest")})
@@ -126,12 +124,12 @@ def forward(
 def backward(
     neuron: NeuronSpec,
     estimator: EstimatorSpec,
-    a: Tensor,
-    draw: RemoteDraw,
-    loss: Tensor | None,
-    grad: Tensor | None = None,
-    state: State | None = None,
-) -> Call[RemoteGradient]:
+    a: Array,
+    draw: RemoteDraw[Any],
+    loss: ArrayLike | None,
+    grad: ArrayLike | None = None,
+    state: Mapping[str, ArrayLike] | None = None,
+) -> Call[RemoteGradient[Array]]:
     """Return the gradient that follows from the losses.
 
     draw: what `forward` returned, with its `event_dims`.
@@ -158,48 +156,52 @@ def _events(event_dims: EventDims | None) -> dict[str, Any]:
     return {} if event_dims is None else {"event_dims": event_dims}
 
 
-def _losses(loss: Tensor | None) -> dict[str, Any]:
+def _losses(loss: ArrayLike | None) -> dict[str, Any]:
     """Return the fields of losses, which are sent in the precision that they have here."""
     if loss is None:
         return {"loss": None}
-    import torch
-
-    from gradest.estimation.arguments import loss_dtype
-
-    if isinstance(loss, torch.Tensor) and not loss.is_floating_point():
-        loss = loss.to(loss_dtype(loss.dtype, torch.float32))
+    name = dtype_name(loss) if is_array(loss) else ""
+    if name.startswith(("int", "uint", "bool")):
+        name = "float64" if name.endswith(("32", "64")) else "float32"  # which holds all of them
+        loss = cast(loss, name)
     check_dtype(loss, DTYPES, "the loss")
-    return {"loss": loss, "loss_dtype": str(loss.dtype).removeprefix("torch.")}
+    return {"loss": loss, "loss_dtype": name}
 
 
 def credit(
-    estimator: EstimatorSpec, loss: Tensor, state: State | None = None, features: Tensor | None = None
-) -> Call[tuple[Tensor, State]]:
+    estimator: EstimatorSpec,
+    loss: Array,
+    state: Mapping[str, ArrayLike] | None = None,
+    features: ArrayLike | None = None,
+) -> Call[tuple[Array, Mapping[str, Array]]]:
     """Return the weights of the scores of K samples of the caller's own, and the next state, as `gradest.credit` does.
 
     loss: the losses of the samples, `[K, *batch]`. state: None in the first step, then the state that the last call returned.
     features: what some estimators must know of the samples beside their losses.
     """
-    import torch
-
-    check_dtype(loss, DTYPES, "the loss")
-    if isinstance(features, torch.Tensor):  # lengths are whole numbers
-        features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
+    dtype = check_dtype(loss, DTYPES, "the loss")
+    if features is not None and is_array(features):  # lengths are whole numbers
+        features = cast(features, _at_least_float32(features))
     fields = {
         "estimator": to_spec(estimator),
-        "loss": loss.detach(),
+        "loss": loss,
         "shape": list(loss.shape),
-        "dtype": str(loss.dtype).removeprefix("torch."),
+        "dtype": dtype,
         "features": features,
         "state": state or None,
     }
-    response = yield ApiRequest("/v1/credit", fields=fields, device=loss.device)
-    return response.tensor("weights"), response["state"]
+    response = yield ApiRequest("/v1/credit", fields=fields, like=loss)
+    return response.array("weights"), response["state"]
+
+
+def _at_least_float32(array: ArrayLike) -> str:
+    """Return the name of the dtype of the array, or of float32 if that holds less."""
+    return "float64" if dtype_name(array) == "float64" else "float32"
 
 
 def estimate(
     objective: ObjectiveSpec,
-    a: Tensor,
+    a: Array,
     neuron: NeuronSpec = "bernoulli",
     estimator: EstimatorSpec = "rloo",
     draws: int = 1000,
@@ -208,8 +210,8 @@ def estimate(
     target_standard_error: float | None = None,
     event_dims: EventDims | None = None,
     progress: Callable[[int, int], None] | None = None,
-    watch: Callable[[Estimate], None] | None = None,
-) -> Call[RemoteEstimate]:
+    watch: Callable[[Estimate[Array]], None] | None = None,
+) -> Call[RemoteEstimate[Array]]:
     """Average many draws of an estimator, as `gradest.estimate` does for an objective.
 
     The result has the exact values too, if the service can compute them.
@@ -231,7 +233,7 @@ def estimate(
         "objective": to_spec(objective),
         "estimator": to_spec(estimator),
         "draws": draws,
-        "seed": choose_seed(seed),
+        "seed": choose_seed(seed, a),
         "target_standard_error": target_standard_error,
         **_events(event_dims),
     }
@@ -243,7 +245,7 @@ def estimate(
 
 def compare(
     objective: ObjectiveSpec,
-    a: Tensor,
+    a: Array,
     neuron: NeuronSpec = "bernoulli",
     estimators: Sequence[EstimatorSpec] | None = None,
     draws: int = 1000,
@@ -251,7 +253,7 @@ def compare(
     *,
     event_dims: EventDims | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-) -> Call[Comparison]:
+) -> Call[Comparison[Array]]:
     """Compare estimators with the exact gradient, as `gradest.compare` does for an objective.
 
     event_dims: the number of trailing dims of `a` that are one event, as for `gradest.compare`.
@@ -266,17 +268,14 @@ def compare(
     if isinstance(estimators, (str, Mapping)):
         raise InvalidInput(f"estimators must be a list of estimators, such as ['rloo'], not {estimators!r}")
     chosen = None if estimators is None else [to_spec(estimator) for estimator in estimators]
-    fields = {"objective": to_spec(objective), "estimators": chosen, "draws": draws, "seed": choose_seed(seed)}
+    fields = {"objective": to_spec(objective), "estimators": chosen, "draws": draws, "seed": choose_seed(seed, a)}
     fields |= _events(event_dims)
     response = yield post("/v1/compare", neuron, a, fields, report)
     texts = ("estimator", "claim")
     rows = [{key: v if key in texts else with_non_finite(v) for key, v in row.items()} for row in response["rows"]]
     exact = response["exact"]
     if exact is not None:
-        import torch
-
-        dtype = torch.promote_types(a.dtype, torch.float32)
-        exact = torch.tensor(with_non_finite(exact), dtype=dtype, device=a.device).reshape(a.shape)
+        exact = builder_like(a).from_list(with_non_finite(exact), _at_least_float32(a), a.shape)
     failures = _build_all(Excluded, response.get("failures", ()))
     skipped = _build_all(Excluded, response.get("skipped", ()))
     unresolved = _build_all(Excluded, response.get("unresolved", ()))
@@ -294,7 +293,7 @@ def recommend(
     saturated: bool = False,
     units: int | None = None,
     objective: ObjectiveSpec | None = None,
-    a: Tensor | None = None,
+    a: ArrayLike | None = None,
     draws: int = 1000,
     seed: int | None = None,
 ) -> Call[Recommendation]:
@@ -319,7 +318,7 @@ def recommend(
                 "to measure, give both objective and a; without both, the ranking follows from certificates"
             )
         check_dtype(a, ["float32"])
-        measured = {"objective": to_spec(objective), "a": a.detach(), "draws": draws, "seed": choose_seed(seed)}
+        measured = {"objective": to_spec(objective), "a": a, "draws": draws, "seed": choose_seed(seed, a)}
         wanted = [bring] if isinstance(bring, str) else list(bring)
         response = yield ApiRequest("/v1/recommend", fields={**case, **measured, "bring": wanted})
     rows, rejected = _build_all(Recommended, response["rows"]), _build_all(Excluded, response["rejected"])
@@ -344,7 +343,7 @@ def _build(kind: type[T], found: ResponseFields) -> T:
     """Return a record, which is a dataclass, of these fields. Other fields, which a newer service may send, are ignored."""
     return kind(
         **{
-            field.name: found.tensor(field.name) if field.type == "Tensor" else found[field.name]
+            field.name: found.array(field.name) if field.type == "Array" else found[field.name]
             for field in dataclasses.fields(kind)  # type: ignore[arg-type]
         }
     )

@@ -8,15 +8,15 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from gradest.client.arrays import is_array
 from gradest.client.encoding import JSON, decode
 from gradest.client.requests import ApiRequest
 from gradest.client.wire import SAFETENSORS
-from gradest.errors import ServiceError
+from gradest.errors import InvalidInput, ServiceError
 
 if TYPE_CHECKING:
     import httpx
     from httpx_sse import ServerSentEvent
-    from torch import Tensor
 
 __all__ = ["EVENT_STREAM", "AttemptFailed", "ResponseFields", "ResponseReader"]
 
@@ -50,12 +50,10 @@ class ResponseFields(dict[str, Any]):
     def __or__(self, other: Mapping[str, Any]) -> ResponseFields:  # type: ignore[override]
         return ResponseFields({**self, **other})
 
-    def tensor(self, name: str) -> Tensor:
-        """Return a field that is a tensor; raises ServiceError if it is none."""
-        from torch import Tensor
-
+    def array(self, name: str) -> Any:
+        """Return a field that is an array; raises ServiceError if it is none."""
         value = self[name]
-        if not isinstance(value, Tensor):
+        if not is_array(value):
             raise ServiceError(200, "Not a gradest service", f"the field {name} of the response is no tensor")
         return value
 
@@ -125,7 +123,9 @@ class ResponseReader:
 
     def _decode(self, content_type: str, body: str | bytes | bytearray) -> Any:
         try:
-            fields = decode(content_type, body, self._request.device)
+            fields = decode(content_type, body, self._request.like)
+        except InvalidInput:
+            raise
         except Exception:  # whatever is wrong with the body, no gradest service wrote it
             known = self._content_type in (JSON, SAFETENSORS, EVENT_STREAM, _PROBLEM)
             wrong = ", but malformed" if known else ", not JSON"

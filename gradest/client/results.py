@@ -1,22 +1,19 @@
-"""Records of responses, where the library has no such record."""
+"""Records of responses, where the library has no such record. Their arrays are of the kind that the call was given."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Generic
 
+from gradest.client.arrays import Array
 from gradest.estimation.results import Estimate
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from gradest.contract.estimator import State
 
 __all__ = ["RemoteDraw", "RemoteEstimate", "RemoteGradient", "RemoteMean"]
 
 
 @dataclass(frozen=True, eq=False)
-class RemoteDraw:
+class RemoteDraw(Generic[Array]):
     """The points at which the estimator needs the loss.
 
     points: `[K, *batch, *event']`, in the dtype of `a`.
@@ -28,8 +25,8 @@ class RemoteDraw:
         service is older than digests.
     """
 
-    points: Tensor
-    weights: Tensor
+    points: Array
+    weights: Array
     needs: frozenset[str]
     seed: int
     event_dims: int
@@ -37,7 +34,7 @@ class RemoteDraw:
 
 
 @dataclass(frozen=True, eq=False)
-class RemoteGradient:
+class RemoteGradient(Generic[Array]):
     """The gradient estimated from the losses.
 
     gradient: `[*batch, *event]`, in the dtype of `a`.
@@ -47,29 +44,29 @@ class RemoteGradient:
     state: the estimator's state for the next step.
     """
 
-    gradient: Tensor
-    value: Tensor | None
-    weights: Tensor | None
-    state: State
+    gradient: Array
+    value: Array | None
+    weights: Array | None
+    state: Mapping[str, Array]
 
 
 @dataclass(frozen=True, eq=False)
-class RemoteEstimate(Estimate):
+class RemoteEstimate(Estimate[Array]):
     """An estimate, with the exact values if the service can compute them.
 
     exact: E[loss], `[*batch]`, and its gradient, `[*batch, *event]`; None if neither a closed form nor enumeration gives them.
     """
 
-    exact: tuple[Tensor, Tensor] | None
+    exact: tuple[Array, Array] | None
 
 
 @dataclass(frozen=True, eq=False)
-class RemoteMean:
+class RemoteMean(Generic[Array]):
     """Expectations of a neuron's output, both of the shape of `a`, in at least float32.
 
     mean: E[h].
     active_probability: P(h > 0).
     """
 
-    mean: Tensor
-    active_probability: Tensor
+    mean: Array
+    active_probability: Array

@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pydantic_core import to_json
 
+from gradest.client.arrays import ArrayBytes, is_array, to_bytes, to_tensor
 from gradest.errors import InvalidInput
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
 
 __all__ = ["MAX_HEADER", "SAFETENSORS", "Malformed", "join_tensors", "pack", "split_tensors", "unpack"]
 
@@ -31,51 +28,59 @@ MAX_HEADER = 1 << 20
 
 _MAX_DIMS = 64
 _METADATA = "__metadata__"
-_DTYPES = {  # the names that torch has for the codes of the format
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U8": "uint8",
-    "BOOL": "bool",
+_DTYPES = {  # by the code of the format: the name that torch and NumPy have, and the bytes of an element
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "F16": ("float16", 2),
+    "BF16": ("bfloat16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
 }
-_CODES = {f"torch.{name}": code for code, name in _DTYPES.items()}
+_CODES = {name: (code, size) for code, (name, size) in _DTYPES.items()}
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Malformed(ValueError):
     """A body violates the format. The message quotes nothing of it."""
 
 
-def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return a body of the tensors, which may be on any device and have any strides.
+def pack(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> bytes:
+    """Return a body of the tensors or other arrays, which may be on any device and have any strides.
 
     Raises InvalidInput for a dtype that the format lacks.
     """
-    import torch
-
     header: dict[str, Any] = {_METADATA: metadata}
     parts, end = list[memoryview](), 0
+    found = {name: to_bytes(tensor) for name, tensor in tensors.items()}
+    for tensor in found.values():
+        if tensor.dtype not in _CODES:
+            raise InvalidInput(f"a tensor of {tensor.dtype} cannot be sent; these dtypes can: {', '.join(_CODES)}")
     # with the widest elements first, all tensors are aligned
-    for name in sorted(tensors, key=lambda name: -tensors[name].element_size()):
-        tensor = tensors[name]
-        dtype = str(tensor.dtype)
-        if dtype not in _CODES:
-            raise InvalidInput(f"a tensor of {dtype} cannot be sent; these dtypes can: {', '.join(_CODES)}")
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        parts.append(flat.view(torch.uint8).numpy().data)
-        place = [end, end := end + len(parts[-1])]
-        header[name] = {"dtype": _CODES[dtype], "shape": list(tensor.shape), "data_offsets": place}
+    for name, tensor in sorted(found.items(), key=lambda item: -_CODES[item[1].dtype][1]):
+        parts.append(tensor.data)
+        place = [end, end := end + len(tensor.data)]
+        header[name] = {"dtype": _CODES[tensor.dtype][0], "shape": list(tensor.shape), "data_offsets": place}
     text = to_json(header)
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 
 
-def unpack(body: bytes | bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a body. Raises Malformed.
+@overload
+def unpack(body: bytes | bytearray) -> tuple[dict[str, Tensor], dict[str, str]]: ...
+@overload
+def unpack(body: bytes | bytearray, build: Callable[[ArrayBytes], T]) -> tuple[dict[str, T], dict[str, str]]: ...
+def unpack(
+    body: bytes | bytearray, build: Callable[[ArrayBytes], Any] = to_tensor
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the tensors, by default torch's, and the metadata of a body. Raises Malformed.
 
     The tensors are views of a bytearray, which must not change while they are used. bytes, which torch cannot view, are copied
     once.
@@ -91,8 +96,8 @@ def unpack(body: bytes | bytearray) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise Malformed("its metadata is not an object of strings")
     entries = {name: _check_entry(entry) for name, entry in header.items()}
     _check_places([place for _, _, place in entries.values()], len(body) - 8 - size)
-    buffer = body if isinstance(body, bytearray) else bytearray(body)
-    return {name: _view(buffer, 8 + size, *entry) for name, entry in entries.items()}, metadata
+    buffer = memoryview(body if isinstance(body, bytearray) else bytearray(body))
+    return {name: _build(build, buffer, 8 + size, *entry) for name, entry in entries.items()}, metadata
 
 
 _Entry = tuple[str, list[int], tuple[int, int]]
@@ -129,16 +134,9 @@ def _check_entry(entry: Any) -> _Entry:
         raise Malformed(f"the dtype of a tensor is none of {', '.join(_DTYPES)}")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMS:
         raise Malformed(f"the shape of a tensor is not a list of at most {_MAX_DIMS} sizes")
-    if not _are_sizes(place) or len(place) != 2 or place[1] - place[0] != math.prod(shape) * _get_dtype(code).itemsize:
+    if not _are_sizes(place) or len(place) != 2 or place[1] - place[0] != math.prod(shape) * _DTYPES[code][1]:
         raise Malformed("the data_offsets of a tensor are not as far apart as its dtype and shape say")
     return code, shape, (place[0], place[1])
-
-
-def _get_dtype(code: str) -> torch.dtype:
-    import torch
-
-    dtype: torch.dtype = getattr(torch, _DTYPES[code])
-    return dtype
 
 
 def _are_sizes(value: Any) -> bool:
@@ -156,34 +154,31 @@ def _check_places(places: Iterable[tuple[int, int]], total: int) -> None:
         raise Malformed("it has more or fewer bytes than its tensors")
 
 
-def _view(buffer: bytearray, data: int, code: str, shape: list[int], place: tuple[int, int]) -> Tensor:
-    import torch
-
-    dtype = _get_dtype(code)
+def _build(
+    build: Callable[[ArrayBytes], T], buffer: memoryview, data: int, code: str, shape: list[int], place: tuple[int, int]
+) -> T:
+    dtype, size = _DTYPES[code]
     begin, end = (data + offset for offset in place)
+    numbers = buffer[begin:end]
+    if begin % size:  # an address that is no multiple of the size cannot be viewed
+        numbers = memoryview(bytearray(numbers))
     try:
-        if begin == end:
-            return torch.empty(shape, dtype=dtype)
-    except RuntimeError as error:  # the strides of the shape overflow
+        return build(ArrayBytes(dtype, tuple(shape), numbers))
+    except InvalidInput:
+        raise
+    except (RuntimeError, ValueError) as error:  # the strides of the shape overflow
         raise Malformed("the shape of a tensor is too large") from error
-    if begin % dtype.itemsize:
-        buffer, begin, end = buffer[begin:end], 0, end - begin
-    if dtype == torch.bool:  # torch expects the bytes 0 and 1 only
-        return torch.frombuffer(buffer, dtype=torch.uint8, count=end - begin, offset=begin).ne(0).reshape(shape)
-    return torch.frombuffer(buffer, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=begin).reshape(shape)
 
 
-def split_tensors(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the fields that are not tensors, and the tensors by name.
+def split_tensors(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields that are not tensors, and the tensors and other arrays by name.
 
     Names of tensors are like "a", "state.total", "objective.target", "estimators.0.slope".
     """
-    from torch import Tensor
-
     rest: dict[str, Any] = {}
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Any] = {}
     for name, value in fields.items():
-        if isinstance(value, Tensor):
+        if is_array(value):
             tensors[name] = value
         elif isinstance(value, Mapping):
             rest[name], inner = split_tensors(value)
@@ -199,7 +194,7 @@ def split_tensors(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     return rest, tensors
 
 
-def join_tensors(fields: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def join_tensors(fields: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Put the tensors into the fields, from where `split_tensors` took them, and return the fields. Raises Malformed.
 
     A plugin that is only a name becomes {"name": ..., **options} if there are tensors among its options.

@@ -63,7 +63,7 @@ Hooks
 -----
 An entry point of the group `gradest` names a module or another object, which implements one or more of these hooks:
 
-    gradest_neurons()       returns subclasses of Neuron       see gradest/contract/neuron.py for the contract
+    gradest_neurons()       returns subclasses of Neuron       see gradest/contract/neuron/ for the contract
     gradest_estimators()    returns subclasses of Estimator    see gradest/contract/estimator.py
     gradest_objectives()    returns subclasses of Objective    see gradest/contract/objective.py
 
@@ -239,7 +239,10 @@ OLDEST_PLUGIN_API = 2
 """The oldest version of the contract for which a plugin may be written and still be loaded."""
 
 hookspec = pluggy.HookspecMarker("gradest")
+"""Marks a hook that gradest calls."""
+
 hookimpl = pluggy.HookimplMarker("gradest")
+"""Marks a plugin's implementation of a hook, as a decorator."""
 
 
 @hookspec

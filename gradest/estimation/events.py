@@ -80,19 +80,19 @@ class EventLayout:
 
     def flatten(self, a: Tensor) -> Tensor:
         """Return the caller's tensor `[..., *given]` as `[..., *event]`."""
-        return a.reshape(*a.shape[: a.ndim - len(self.given)], *self.event)
+        return a.reshape((*a.shape[: a.ndim - len(self.given)], *self.event))
 
     def restore(self, x: Tensor) -> Tensor:
         """Return the neuron's tensor `[..., *event]` as `[..., *given]`."""
-        return x.reshape(*x.shape[: x.ndim - len(self.event)], *self.given)
+        return x.reshape((*x.shape[: x.ndim - len(self.event)], *self.given))
 
     def flatten_output(self, h: Tensor) -> Tensor:
         """Return outputs `[..., *output_given]` in the neuron's shape, `[..., *output_event]`."""
-        return h.reshape(*h.shape[: h.ndim - len(self.output_given)], *self.output_event)
+        return h.reshape((*h.shape[: h.ndim - len(self.output_given)], *self.output_event))
 
     def restore_output(self, h: Tensor) -> Tensor:
         """Return outputs in the neuron's shape, `[..., *output_event]`, as `[..., *output_given]`."""
-        return h.reshape(*h.shape[: h.ndim - len(self.output_event)], *self.output_given)
+        return h.reshape((*h.shape[: h.ndim - len(self.output_event)], *self.output_given))
 
     def loss(self, f: Loss) -> Loss:
         """Return f for points in the neuron's shape. An Objective, which is written for neurons, takes those itself."""

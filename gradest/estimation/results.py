@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic
+
+from typing_extensions import TypeVar
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from gradest.contract.estimator import State
+    from torch import Tensor  # noqa: F401: the default of Array
 
 __all__ = ["Estimate"]
 
+Array = TypeVar("Array", default="Tensor")
+"""Tensor, but for clients that take other arrays."""
+
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class Estimate(Generic[Array]):
     """The average of independent draws of an estimator. Tensors have the dtype of `a`, but at least float32.
 
     gradient: the mean of the draws, `[*batch, *event]`.
@@ -28,12 +32,12 @@ class Estimate:
     state: the estimator's state with which all draws were made.
     """
 
-    gradient: Tensor
-    variance: Tensor
-    standard_error: Tensor
-    loss: Tensor
+    gradient: Array
+    variance: Array
+    standard_error: Array
+    loss: Array
     draws: int
     evaluations: int
     seconds: float
     seed: int
-    state: State
+    state: Mapping[str, Array]

@@ -24,6 +24,7 @@ from gradest.nn.sampler import Pair
 __all__ = ["Evaluation", "StochasticModule"]
 
 Evaluation = Literal["mean", "sample", "threshold"]
+"""What a layer emits after `eval()`: E[h], a sample as in training, or E[h] where P(h > 0) is above a threshold and else 0."""
 _STATE = "state_"
 _SHOWN = 3  # the number of tensors of a state that an error shows
 _Shape = tuple[int | None, ...]  # None is a size that depends on the event

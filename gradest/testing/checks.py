@@ -93,7 +93,12 @@ __all__ = [
 
 
 def example_neurons(registry: Registry) -> list[Neuron]:
-    """Build every registered neuron with each of the option sets in its `examples`."""
+    """Build every registered neuron with each of the option sets in its `examples`.
+
+    >>> import gradest
+    >>> len(gradest.testing.example_neurons(gradest.registry)) >= len(gradest.registry.neurons)
+    True
+    """
     return [cls.build(**options) for cls in registry.neurons.values() for options in cls.examples]
 
 
@@ -123,6 +128,7 @@ NEURON_CHECKS: tuple[Callable[[Neuron], None], ...] = (
     neuron_units_are_independent,
     neuron_derivatives_agree,
 )
+"""The checks of a neuron: functions that raise AssertionError, with an explanation, where it breaks the contract."""
 ESTIMATOR_CHECKS: tuple[Callable[[Estimator, Neuron], None], ...] = (
     estimator_shapes_and_dtypes,
     estimator_is_pure,
@@ -136,7 +142,9 @@ ESTIMATOR_CHECKS: tuple[Callable[[Estimator, Neuron], None], ...] = (
     estimator_fits_layers,
     estimator_bias_is_as_claimed,
 )
+"""The checks of an estimator on a neuron that it accepts."""
 OBJECTIVE_CHECKS: tuple[Callable[[Objective], None], ...] = (
     objective_shapes_and_values,
     objective_expectation_agrees,
 )
+"""The checks of an objective."""

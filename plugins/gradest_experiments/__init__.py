@@ -7,6 +7,7 @@ blocks      conditional computation at block level: `gradest reproduce block-gat
 vae         the binary variational autoencoder: `gradest reproduce binary-vae`
 belief      the sigmoid belief network of several layers: `gradest train belief`
 toys        small problems: `gradest reproduce toys`
+benchmark   any estimators on a fixed set of problems: `gradest benchmark`, `gradest leaderboard`
 report      runs as an HTML page: `gradest report`
 demo        a tour through the library and the service: `gradest demo`
 """

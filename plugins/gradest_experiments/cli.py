@@ -1,4 +1,4 @@
-"""The commands `gradest train`, `gradest reproduce`, `gradest report` and `gradest demo`.
+"""The commands `gradest train`, `reproduce`, `benchmark`, `leaderboard`, `report` and `demo`.
 
 They are entry points of the group `gradest.commands`. A command imports what it needs when it runs, so that `gradest demo --help`
 does not wait for torch.
@@ -15,7 +15,7 @@ import typer
 from gradest.cli.arguments import SPEC, Json, Plugins, build_settings, command, read_spec, settings_command
 from gradest.errors import InvalidInput
 
-__all__ = ["demo", "report", "reproduce", "train"]
+__all__ = ["benchmark", "demo", "leaderboard", "report", "reproduce", "train"]
 
 DataDir = Annotated[Path | None, typer.Option(help="The folder of MNIST's IDX files. If omitted, $GRADEST_DATA.")]
 Out = Annotated[Path, typer.Option(help="The folder for runs, plots (SVG, PNG) and report.md.")]
@@ -308,6 +308,95 @@ def bengio2013(
     options |= {"seeds": seeds, "minutes": minutes, "search": search, "quick": quick, "device": device}
     chosen, data = choose_rows(rows or None), load_or_fetch(data_dir)
     print(reproduce_bengio2013(out, chosen, data, progress=True, tensorboard=tensorboard, **options))
+
+
+@command
+def benchmark(
+    estimators: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--estimators",
+            "--estimator",
+            help=f"An estimator: {SPEC}. It can be repeated. If omitted, all that fit, with their default options.",
+        ),
+    ] = None,
+    problem: Annotated[
+        list[str] | None,
+        typer.Option(help="A problem, such as polynomial-2. It can be repeated. If omitted, all that need no data."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Use small sizes: minutes for one estimator.")] = False,
+    seeds: Seeds = 3,
+    out: Annotated[Path, typer.Option(help="The folder for runs, results (JSON), plots and report.md.")] = Path(
+        "runs/benchmark"
+    ),
+    kept: Annotated[
+        Path | None, typer.Option(help="The folder of the results to stand beside.", show_default="gradest's own")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Add the results to the kept ones.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Run estimators on a fixed set of problems, and rank them among the results that are kept with gradest.
+
+    For example: gradest benchmark --quick --estimators mine --plugin my.py
+
+    Run again with the same folder, it continues where it stopped; more estimators, problems and seeds can be added. `gradest
+    leaderboard` shows the kept results without running anything.
+    """
+    from gradest.analysis.leaderboard import kept_results
+    from gradest_experiments.benchmark.problems import choose_problems
+    from gradest_experiments.benchmark.run import list_benchmark_runs, run_benchmark
+
+    specs = [read_spec(text) for text in estimators or []] or None
+    size: Literal["quick", "full"] = "quick" if quick else "full"
+    runs, reasons = list_benchmark_runs(choose_problems(problem or None, size), size, specs, seeds)
+    home = kept_results() if kept is None else kept
+    page = run_benchmark(out, runs, home, keep=keep, progress=True)
+    if specs is not None:
+        for place, reason in reasons.items():
+            print(f"not run on {place}: {reason}")
+    print(page)
+
+
+@command
+def leaderboard(
+    problem: Annotated[
+        list[str] | None,
+        typer.Option(help="A problem, such as polynomial-2. It can be repeated. If omitted, all."),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of results to show beside the kept ones, such as runs/benchmark/results.", metavar="PATH"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the results that are kept with gradest: the place of each estimator on each problem."""
+    from gradest.analysis.leaderboard import (
+        STANDING_COLUMNS,
+        board_to_dict,
+        join_boards,
+        kept_results,
+        read_boards,
+        standings,
+        to_row,
+    )
+    from gradest.cli.display import print_json, show_rows
+
+    boards = join_boards(read_boards(kept_results()), [] if results is None else read_boards(results))
+    known = {board.problem.name for board in boards}
+    if unknown := sorted({*(problem or ())} - known):
+        raise InvalidInput(
+            f"there are no results on {unknown[0]!r}; there are on: {', '.join(sorted(known)) or 'none'}"
+        )
+    shown = [board for board in boards if not problem or board.problem.name in problem]
+    if as_json:
+        print_json([board_to_dict(board) for board in shown])
+        return
+    for board in shown:
+        about = board.problem
+        caption = f"{about.metric}, in {about.unit}; the {about.better} the better. Tuned: {about.tuned}"
+        show_rows(STANDING_COLUMNS, map(to_row, standings(board)), f"{about.key}: {about.title}", caption)
 
 
 @command

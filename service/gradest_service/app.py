@@ -35,11 +35,13 @@ from gradest_service.host.workers import run_workers
 from gradest_service.middleware import RequestMiddleware
 from gradest_service.openapi import DocumentedApp, counted_errors, describe_text
 from gradest_service.page import PATHS, add_page
+from gradest_service.page.guide import add_guide, find_guide, guide_paths
 from gradest_service.problems import from_http_exception, to_response
 from gradest_service.resources.memory import Memory
 from gradest_service.routes import router
 from gradest_service.run.batching import Batcher
 from gradest_service.run.cancellation import raise_if_cancelled
+from gradest_service.run.device import Device, device_named
 from gradest_service.settings import Settings
 from gradest_service.tracing import Spans, Tracing
 
@@ -71,6 +73,7 @@ def create_app(settings: Settings | None = None, budgets: Path | None = None) ->
     counts = metrics.Metrics() if settings.metrics and metrics.available() else None
     app.state.capacity = Capacity(settings, counts)
     app.state.memory = Memory(settings.max_memory_bytes, settings.max_heavy_bytes)
+    app.state.device = device_named(settings.device)
     app.state.tracing = Spans.configured() if settings.tracing else Tracing()
     app.state.pool = Pool(settings.threads, app.state.memory, counts)
     app.state.batcher = Batcher(
@@ -81,6 +84,8 @@ def create_app(settings: Settings | None = None, budgets: Path | None = None) ->
         enabled=settings.batching,
         need=light_need(settings),
     )
+    guide = find_guide() if settings.docs else None
+    open_paths = guide_paths(guide)
     app.add_middleware(
         RequestMiddleware,
         settings=settings,
@@ -88,7 +93,7 @@ def create_app(settings: Settings | None = None, budgets: Path | None = None) ->
         keys=ApiKeys(settings.api_keys, budgets) if settings.api_keys else None,
         metrics=counts,
         memory=app.state.memory,
-        exempt_paths=HEALTH_PATHS | PATHS if settings.page else HEALTH_PATHS,
+        exempt_paths=HEALTH_PATHS | open_paths | (PATHS if settings.page else frozenset()),
         route_of=partial(_route_of, app),
         tracing=app.state.tracing,
     )
@@ -96,6 +101,7 @@ def create_app(settings: Settings | None = None, budgets: Path | None = None) ->
     app.include_router(router)
     if settings.docs:
         add_docs(app)
+        add_guide(app, guide, open_paths)
     if settings.page:
         add_page(app)
     elif settings.docs:
@@ -168,16 +174,16 @@ def _add_metrics(app: FastAPI, counts: metrics.Metrics) -> None:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Load the plugins and try one neuron before the first request; try the others, and watch the threads, meanwhile."""
     neurons = await to_thread.run_sync(built_in_neurons)
-    app.state.capacity.computes = await to_thread.run_sync(_warm_up, neurons[:1])
+    app.state.capacity.computes = await to_thread.run_sync(_warm_up, neurons[:1], app.state.device)
     async with create_task_group() as group:
-        group.start_soon(to_thread.run_sync, _warm_up, neurons)
+        group.start_soon(to_thread.run_sync, _warm_up, neurons, app.state.device)
         group.start_soon(app.state.capacity.watch, app.state.pool)
         yield
         group.cancel_scope.cancel()
     await to_thread.run_sync(app.state.tracing.close)
 
 
-def _warm_up(neurons: Sequence[type[Neuron]]) -> bool:
+def _warm_up(neurons: Sequence[type[Neuron]], device: Device) -> bool:
     """Sample each neuron once for a request alone and once for two that are computed together; return whether all could be.
 
     The first sample of a process takes a second, and a neuron's first on a new machine takes several, because code is loaded and
@@ -188,7 +194,9 @@ def _warm_up(neurons: Sequence[type[Neuron]]) -> bool:
         try:
             raise_if_cancelled()
             for key in (Key(0), Key(torch.tensor([0, 0]), torch.tensor([0, 1]))):
-                gradest.sample(cls.name, torch.zeros([2, *cls.example_events[0]]), samples=1, seed=key)
+                with device.computing():
+                    a = device.put(torch.zeros([2, *cls.example_events[0]]))
+                    gradest.sample(cls.name, a, samples=1, seed=key)
         except Cancelled:  # the service stops
             return sound
         except Exception:

@@ -124,10 +124,11 @@ def _examples() -> dict[str, dict[str, Any]]:
 
 
 def _add_examples(operation: dict[str, Any]) -> None:
-    example = _examples()[operation["operationId"]]
+    example = _examples().get(operation["operationId"], {})
+    given = example.get("parameters", {})
     for parameter in operation.get("parameters", ()):
-        if parameter["name"] in example["parameters"]:
-            parameter["example"] = example["parameters"][parameter["name"]]
+        if parameter["name"] in given:
+            parameter["example"] = given[parameter["name"]]
     if "request" in example:
         operation["requestBody"]["content"][JSON.media_type]["example"] = example["request"]
     for media_type, body in operation["responses"]["200"]["content"].items():

@@ -55,6 +55,7 @@ from gradest_service.problems import Problem
 from gradest_service.run import joint_pass, operations
 from gradest_service.run.batching import Batcher
 from gradest_service.run.cancellation import raise_if_cancelled
+from gradest_service.run.device import Device
 from gradest_service.run.event_stream import EventStream, Report
 from gradest_service.run.streaming import stream_comparison, stream_estimate
 from gradest_service.settings import Settings
@@ -82,14 +83,14 @@ class JoinableOperation(Generic[AnyRequest, AnyJob]):
     request: type[AnyRequest]
     answer: type[BaseModel]
     admit: Callable[[AnyRequest, Settings, bool], AnyJob]
-    run: Callable[[Sequence[AnyJob]], Sequence[BaseModel]]
+    run: Callable[[Sequence[AnyJob], Device], Sequence[BaseModel]]
     errors: Sequence[int] = ()
     """The statuses of errors that other operations do not have."""
 
-    def run_and_encode(self, items: Sequence[tuple[AnyJob, Codec]]) -> list[bytes]:
+    def run_and_encode(self, device: Device, items: Sequence[tuple[AnyJob, Codec]]) -> list[bytes]:
         """Run several jobs of one kind together, and encode the answer to each."""
         with phase("compute"):
-            answers = self.run([job for job, _ in items])
+            answers = self.run([job for job, _ in items], device)
         with phase("encode"):
             return [codec.encode(answer) for (_, codec), answer in zip(items, answers, strict=True)]
 
@@ -99,6 +100,7 @@ async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequ
     settings, pool, batcher = _parts(request)
     body = await read_body(request, settings)
     codec = answer_codec(request.headers.get("accept", ""))
+    work = partial(operation.run_and_encode, _device(request))
 
     @phase("decode")
     def decode_and_admit() -> AnyJob:
@@ -108,7 +110,7 @@ async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequ
         job = decode_and_admit()
         if need_of(settings, job).heavy:
             return job, None
-        return job, batcher.run_alone(job.kind, operation.run_and_encode, (job, codec))
+        return job, batcher.run_alone(job.kind, work, (job, codec))
 
     encoded = None
     if body.size <= _SMALL_BYTES and only_built_ins():  # others' code may hang, and must not stop the event loop
@@ -118,7 +120,7 @@ async def answer_joinable(request: Request, operation: JoinableOperation[AnyRequ
     if encoded is None:
         reserve(job.bytes - body.size)
         need = need_of(settings, job)
-        encoded = await batcher.run(job.kind, operation.run_and_encode, (job, codec), job.cost.work, need)
+        encoded = await batcher.run(job.kind, work, (job, codec), job.cost.work, need)
     return Response(encoded, media_type=codec.media_type)
 
 
@@ -132,7 +134,7 @@ async def mean(request: Request) -> Response:
         return admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON)
 
     job = await _admit(request, body, admit)
-    return await _answer(request, job, partial(operations.mean, job, settings), codec)
+    return await _answer(request, job, partial(operations.mean, job, settings, _device(request)), codec)
 
 
 async def credit(request: Request) -> Response:
@@ -145,7 +147,7 @@ async def credit(request: Request) -> Response:
         return admission.admit_credit(body.decode(schemas.CreditRequest), settings, codec is JSON)
 
     job = await _admit(request, body, admit)
-    return await _answer(request, job, partial(operations.credit, job), codec)
+    return await _answer(request, job, partial(operations.credit, job, _device(request)), codec)
 
 
 async def estimate(request: Request) -> Response:
@@ -165,8 +167,8 @@ async def estimate(request: Request) -> Response:
 
     job = await _admit(request, body, admit)
     if streamed:
-        return _stream(request, job, partial(stream_estimate, job, settings))
-    return await _answer(request, job, partial(operations.estimate, job, settings), codec)
+        return _stream(request, job, partial(stream_estimate, job, settings, _device(request)))
+    return await _answer(request, job, partial(operations.estimate, job, settings, _device(request)), codec)
 
 
 async def compare(request: Request) -> Response:
@@ -179,8 +181,10 @@ async def compare(request: Request) -> Response:
 
     job = await _admit(request, body, admit)
     if not prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
-        return _stream(request, job, partial(stream_comparison, job))
-    return await _answer(request, job, lambda: operations.compare(job, raise_if_cancelled).to_dict(), JSON)
+        return _stream(request, job, partial(stream_comparison, job, _device(request)))
+    return await _answer(
+        request, job, lambda: operations.compare(job, raise_if_cancelled, _device(request)).to_dict(), JSON
+    )
 
 
 async def _admit(request: Request, body: RequestBody, admit: Callable[[], AnyAdmitted]) -> AnyAdmitted:
@@ -214,6 +218,11 @@ def _compute(compute: Callable[[], Any], codec: Codec) -> bytes:
 def _parts(request: Request) -> tuple[Settings, Pool, Batcher]:
     state = request.app.state
     return state.settings, state.pool, state.batcher
+
+
+def _device(request: Request) -> Device:
+    device: Device = request.app.state.device
+    return device
 
 
 # The name of a route is its operationId in the OpenAPI document, from which generated clients take the names of their functions.
@@ -389,7 +398,7 @@ async def measure(request: Request) -> Response:
         return admission.admit_recommendation(body.decode(schemas.MeasureRequest), settings)
 
     job = await _admit(request, body, admit)
-    return await _answer(request, job, partial(operations.recommend, job), JSON)
+    return await _answer(request, job, partial(operations.recommend, job, _device(request)), JSON)
 
 
 _MEASURED = schemas.MeasureRequest.model_fields.keys() - schemas.RecommendRequest.model_fields.keys()

@@ -33,6 +33,11 @@ class Settings(BaseModel):
         ge=1,
         description="Work of a request, as max_work counts it, above which it leaves one thread to lighter ones.",
     )
+    device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:\d+)?|auto)$",
+        description="Where answers are computed: cpu, cuda, cuda:1 and so on, or auto, which is cuda where there is one.",
+    )
     page: bool = Field(True, description="Serve the web page at /; without it, / redirects to /docs.")
     docs: bool = Field(True, description="Serve /docs and /openapi.json.")
     metrics: bool = Field(True, description="Serve /metrics, if prometheus-client is installed.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 
 from anyio import to_thread
@@ -13,7 +14,7 @@ from starlette.responses import Response
 
 from gradest_service.problems import Problem
 
-__all__ = ["StaticFiles", "find_files"]
+__all__ = ["MadeFile", "StaticFile", "StaticFiles", "find_files"]
 
 _TYPES = {
     "html": "text/html; charset=utf-8",
@@ -23,6 +24,22 @@ _TYPES = {
     "svg": "image/svg+xml",
     "woff2": "font/woff2",
 }
+
+
+@dataclass(frozen=True)
+class MadeFile:
+    """What is served as a file, and is made at the first request. name: its ending tells the type."""
+
+    name: str
+    make: Callable[[], bytes]
+
+    def read_bytes(self) -> bytes:
+        """Return the content."""
+        return self.make()
+
+
+StaticFile = Traversable | MadeFile
+"""What is served, and does not change while the service runs."""
 
 
 def find_files(folder: Traversable, path: str) -> dict[str, Traversable]:
@@ -43,7 +60,7 @@ class StaticFiles:
     policy: their content security policy.
     """
 
-    def __init__(self, files: Mapping[str, Traversable], policy: str) -> None:
+    def __init__(self, files: Mapping[str, StaticFile], policy: str) -> None:
         self.paths = frozenset(files)
         self._files = files
         self._loaded: dict[str, tuple[bytes, bytes | None, str]] = {}

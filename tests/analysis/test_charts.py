@@ -11,7 +11,7 @@ from gradest.analysis.charts import chart, definition
 from gradest.analysis.results import ComparisonRow
 
 alt = pytest.importorskip("altair")
-NAMES = ["bias", "error", "variance", "distribution", "mean", "curve", "surface", "cloud"]
+NAMES = ["bias", "error", "variance", "distribution", "mean", "curve", "surface", "cloud", "training"]
 ROW = ComparisonRow("one", "none", 2, 0.1, 1.0, 0.5, 0.3, 0.9, 1.0, 0.1)
 
 

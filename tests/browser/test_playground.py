@@ -11,7 +11,7 @@ import gradest
 from gradest.contract.objective import Separable
 from tests.browser.steps import CASE, fact, link, slide, wait_for_pictures
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def test_sliders_move_the_picture(visit):

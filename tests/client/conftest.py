@@ -7,6 +7,12 @@ from gradest_service.app import running
 
 
 @pytest.fixture(scope="session")
-def client():
-    with running() as url, gradest.Client(url) as found:
+def url():
+    with running() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def client(url):
+    with gradest.Client(url) as found:
         yield found

@@ -122,6 +122,16 @@ def test_a_loss_of_a_wrong_shape_is_told_the_shape_it_got():
         gradest.expect(lambda h: h.sum(-1), torch.zeros(4, 3, 2), event_dims=2)
 
 
+def test_a_single_number_is_an_event_without_dims():
+    quadratic = gradest.objective("quadratic", target=0.3)
+    single, row = (
+        gradest.estimate(quadratic, torch.full(shape, 0.5), draws=10, seed=1, event_dims=len(shape))
+        for shape in ((), (1,))
+    )
+    assert torch.equal(single.gradient, row.gradient[0])
+    assert gradest.compare(quadratic, torch.tensor(0.5), estimators=["rloo"], draws=3, event_dims=0).exact.shape == ()
+
+
 def test_a_wrapped_loss_can_be_pickled():
     layout = EventLayout.of(gradest.neuron("bernoulli"), torch.zeros(4, 3, 2), 2)
     f = pickle.loads(pickle.dumps(layout.loss(_total)))

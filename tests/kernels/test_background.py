@@ -89,6 +89,16 @@ def test_a_process_that_ends_without_having_compiled_is_asked_twice(
     assert 1 <= len(started) <= 2
 
 
+def test_the_disk_is_looked_at_once_while_a_kernel_is_compiled(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_RUN", "import sys; sys.stdin.buffer.readlines()")
+    looked: list[object] = []
+    monkeypatch.setattr(background, "is_kept", lambda *given: bool(looked.append(given)))
+    for _ in range(3):
+        with pytest.raises(NotCompiled):
+            kernel(3.0)
+    assert len(looked) == 1
+
+
 def test_a_kernel_that_waits_is_compiled_by_its_first_call(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "_start", lambda: pytest.fail("a process was started"))
 

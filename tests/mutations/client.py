@@ -5,8 +5,8 @@ from tests.mutations.mutation import Mutation
 MUTATIONS = (
     Mutation(
         "gradest/client/wire.py",
-        "place[1] - place[0] != math.prod(shape) * _get_dtype(code).itemsize:",
-        "place[1] - place[0] < math.prod(shape) * _get_dtype(code).itemsize:",
+        "place[1] - place[0] != math.prod(shape) * _DTYPES[code][1]:",
+        "place[1] - place[0] < math.prod(shape) * _DTYPES[code][1]:",
         "a body whose tensors are smaller than their bytes is accepted",
         "tests/service/test_codec.py -k 'malformed or mutation'",
     ),
@@ -33,7 +33,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/client/endpoints.py",
-        '    return {"loss": loss, "loss_dtype": str(loss.dtype).removeprefix("torch.")}',
+        '    return {"loss": loss, "loss_dtype": name}',
         '    return {"loss": loss}',
         "the service takes losses for those of another dtype",
         "tests/service/test_precision_and_events.py -k 'losses_of_every_type'",

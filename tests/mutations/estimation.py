@@ -124,8 +124,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/estimation/events.py",
-        "        return x.reshape(*x.shape[: x.ndim - len(self.event)], *self.given)",
-        "        return x.reshape(*x.shape[: x.ndim - len(self.event)], *self.given).flip(-1)",
+        "        return x.reshape((*x.shape[: x.ndim - len(self.event)], *self.given))",
+        "        return x.reshape((*x.shape[: x.ndim - len(self.event)], *self.given)).flip(-1)",
         "an event is handed back in another order than it was given in",
         "tests/estimation/test_events.py -k 'agree_with_enumeration'",
     ),

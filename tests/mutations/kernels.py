@@ -18,7 +18,7 @@ MUTATIONS = (
         "tests/test_random.py",
     ),
     Mutation(
-        "gradest/random.py",
+        "gradest/seeds.py",
         "not 0 <= seed < MAX_SEED",
         "not 0 <= seed <= MAX_SEED",
         "a seed that JSON cannot tell from its neighbour is accepted",
@@ -110,8 +110,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/kernels/cpu/compilation/background.py",
-        "cache_path is None or _is_kept(kernel, signature):",
-        "cache_path is None:",
+        "return is_kept(kernel, signature) or compiler.has_done(kernel, signature)",
+        "return compiler.has_done(kernel, signature)",
         "what was compiled beside the program is not loaded at the first call of the next",
         "tests/kernels/test_background.py -k what_is_kept",
     ),

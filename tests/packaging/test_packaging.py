@@ -82,7 +82,12 @@ def test_wheel_holds_every_file_of_the_packages(wheel: zipfile.ZipFile) -> None:
         for path in home.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {name for name in wheel.namelist() if ".dist-info/" not in name} == files
+    kept = ROOT / "docs/results/leaderboard"
+    results = {f"gradest/leaderboard/{path.relative_to(kept).as_posix()}" for path in kept.rglob("*.json")}
+    assert results
+    shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert {name for name in shipped if not name.startswith("gradest_service/site/")} == files | results
+    assert ("gradest_service/site/index.html" in shipped) == (ROOT / "build/site/index.html").exists()
     assert {f"{package}/py.typed" for package in PACKAGES} <= files
 
 

@@ -42,9 +42,16 @@ def test_flags_go_before_environment_before_file_before_defaults(monkeypatch, fi
 
 def test_every_setting_can_come_from_the_environment(monkeypatch, tmp_path):
     (tmp_path / "x").write_text("")
-    odd = {"host": "127.0.0.9", "log_format": "json", "log_level": "error", "ssl_keyfile_password": "hunter2"}
+    odd = {
+        "host": "127.0.0.9",
+        "log_format": "json",
+        "log_level": "error",
+        "ssl_keyfile_password": "hunter2",
+        "device": "auto",
+    }
     odd |= dict.fromkeys(("api_keys", "ssl_certfile", "ssl_keyfile"), str(tmp_path / "x"))
-    odd |= dict.fromkeys(("page", "docs", "metrics", "batching"), "false") | {"allow_anonymous": "true"}
+    odd |= dict.fromkeys(("page", "docs", "metrics", "batching"), "false")
+    odd |= dict.fromkeys(("allow_anonymous", "tracing"), "true")
     for name, field in Settings.model_fields.items():
         number = str((field.default or 6) + 1) if name not in odd else ""
         monkeypatch.setenv(f"GRADEST_SERVICE_{name.upper()}", odd.get(name, number))

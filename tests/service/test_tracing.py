@@ -1,11 +1,14 @@
 """Where a request stands in its caller's trace, and the spans and figures of its phases."""
 
 import logging
+import subprocess
+import sys
 import threading
 from collections import defaultdict
 
 import httpx
 import pytest
+import torch
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -151,6 +154,25 @@ def test_a_fault_of_a_plugin_is_an_error_and_is_counted(start, spans, registered
     assert sum(value for name, value in scrape(service).items() if "plugin_faults_total" in name) == 2
 
 
+def test_a_client_names_the_span_in_which_it_is_called(start, spans):
+    service = start(tracing=True)
+    tracer = TracerProvider().get_tracer("a program")
+    with gradest.Client(str(service.base_url)) as client:
+        with tracer.start_as_current_span("step") as step:
+            client.sample("bernoulli", torch.zeros(2, 3), seed=1)
+        client.plugins()
+    eventually(lambda: len(servers(spans())) == 2)
+    inside, outside = sorted(servers(spans()), key=lambda span: span.start_time)
+    assert (inside.context.trace_id, inside.parent.span_id) == (step.context.trace_id, step.context.span_id)
+    assert outside.parent is None
+
+
+def test_a_client_does_not_import_opentelemetry():
+    code = "import sys, gradest.client.transports as t; assert t._trace_headers() == {}; print('opentelemetry' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
 def test_probes_are_no_spans(start, spans):
     service = start(tracing=True)
     for path in ("/livez", "/readyz/", "/version"):
@@ -241,8 +263,6 @@ def test_bytes_of_bodies_in_progress_are_counted():
 
 
 def test_tracing_without_opentelemetry_says_what_to_install(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(gradest.errors.InvalidInput, match=r"gradest\[otel\]"):
         create_app(Settings(tracing=True))

@@ -20,6 +20,7 @@ __all__ = [
     "Conclude",
     "GlobalGenerator",
     "Minibatches",
+    "NoExamples",
     "OnStep",
     "TrainingRun",
     "copy_weights",
@@ -74,6 +75,13 @@ class Minibatches:
         return self._order[place]
 
 
+class NoExamples:
+    """The minibatches of a run that learns from no examples: the indices of each step are empty."""
+
+    def __getitem__(self, step: int) -> Tensor:
+        return torch.empty(0, dtype=torch.int64)
+
+
 class TrainingRun(ABC):
     """A model in training: everything that changes from step to step, and how one step changes it.
 
@@ -87,7 +95,9 @@ class TrainingRun(ABC):
 
     KEPT: ClassVar[tuple[str, ...]] = ("step", "seconds")
 
-    def __init__(self, minibatches: Minibatches, steps: int, interval: int, parts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, minibatches: Minibatches | NoExamples, steps: int, interval: int, parts: Mapping[str, Any]
+    ) -> None:
         self.minibatches, self.steps, self.interval, self.parts = minibatches, steps, interval, parts
         self.step, self.seconds = 0, 0.0
 

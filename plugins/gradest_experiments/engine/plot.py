@@ -20,6 +20,7 @@ __all__ = [
     "themed",
     "write_chart",
     "write_png",
+    "write_svg",
 ]
 
 PALETTE: tuple[str, ...] = tuple(definition("config")["range"]["category"])
@@ -72,8 +73,13 @@ def themed(chart: Any) -> Any:
 
 def write_chart(chart: Any, folder: Path, name: str) -> None:
     """Write NAME.svg and NAME.png into the folder."""
-    write_atomically(folder / f"{name}.svg", lambda new: themed(chart).save(new, format="svg"))
+    write_svg(chart, folder, name)
     write_png(chart, folder, name)
+
+
+def write_svg(chart: Any, folder: Path, name: str) -> None:
+    """Write NAME.svg into the folder."""
+    write_atomically(folder / f"{name}.svg", lambda new: themed(chart).save(new, format="svg"))
 
 
 def write_png(chart: Any, folder: Path, name: str) -> None:

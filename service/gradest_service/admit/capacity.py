@@ -104,7 +104,7 @@ class Capacity:
             self.lost_threads = len(late)
             self.stuck = len(late) >= pool.threads
             if self._metrics is not None:
-                self._metrics.measure_memory()
+                self._metrics.measure_memory(pool.memory.used)
             await pool.release_memory()
             await anyio.sleep(min(1.0, deadline / 4))
 

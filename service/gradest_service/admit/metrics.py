@@ -82,6 +82,12 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livesum",
         )
+        self._memory = Gauge(
+            "gradest_memory_bytes",
+            "Memory of computations and of answers that are not yet sent, as plugins state it, once a second.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
         self._resident = Gauge(
             "gradest_resident_bytes",
             "Memory that the processes hold, once a second.",
@@ -118,8 +124,9 @@ class Metrics:
         """Count so many more bytes of bodies; fewer if it is negative."""
         self._body_bytes.inc(more)
 
-    def measure_memory(self) -> None:
-        """Set the memory that this process holds, on systems that tell it."""
+    def measure_memory(self, counted: int) -> None:
+        """Set the memory that is counted for requests, and what this process holds, on systems that tell it."""
+        self._memory.set(counted)
         with suppress(OSError):
             self._resident.set(int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 

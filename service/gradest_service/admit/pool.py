@@ -33,9 +33,9 @@ class Pool:
 
     def __init__(self, threads: int, memory: Memory | None = None, metrics: Metrics | None = None) -> None:
         self.threads = threads
-        memory = memory or Memory(sys.maxsize, sys.maxsize)
-        self._turns = Turns(threads, memory)
-        self._much_memory = memory.limit // _MUCH
+        self.memory = memory or Memory(sys.maxsize, sys.maxsize)
+        self._turns = Turns(threads, self.memory)
+        self._much_memory = self.memory.limit // _MUCH
         self._heavy_at: float | None = None
         self._metrics = metrics
         self._running: set[tuple[int, float]] = set()

@@ -5,13 +5,15 @@ It consists of plain HTML, CSS and ES modules, and of the libraries in `vendor`.
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 
 from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from gradest_service.static_files import StaticFiles, find_files
+from gradest.analysis.leaderboard import board_to_dict, kept_results, read_boards
+from gradest_service.static_files import MadeFile, StaticFile, StaticFiles, find_files
 
 __all__ = ["PATHS", "add_page"]
 
@@ -19,7 +21,19 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_FOUND = find_files(files(__name__), "/page") | find_files(files("gradest.analysis.charts"), "/page/charts")
+
+
+def _rank() -> bytes:
+    """Return the kept results of `gradest benchmark`, ranked, in JSON."""
+    boards = [board_to_dict(board) for board in read_boards(kept_results())]
+    return json.dumps(boards, allow_nan=False, separators=(",", ":")).encode()
+
+
+_FOUND: dict[str, StaticFile] = {
+    **find_files(files(__name__), "/page"),
+    **find_files(files("gradest.analysis.charts"), "/page/charts"),
+    "/page/leaderboard.json": MadeFile("leaderboard.json", _rank),
+}
 _FOUND["/"] = _FOUND.pop("/page/index.html")
 _FILES = StaticFiles(_FOUND, _POLICY)
 PATHS = _FILES.paths

@@ -7,6 +7,7 @@ import { redrawAll } from "./charts.js";
 const VIEWS = {
   playground: () => import("./playground.js"),
   compare: () => import("./compare.js"),
+  leaderboard: () => import("./leaderboard.js"),
   registry: () => import("./registry.js"),
   neurons: () => import("./entry.js"),
   estimators: () => import("./entry.js"),
@@ -23,7 +24,7 @@ async function route() {
   const { signal } = leave;
   const { view: named, name, state } = readAddress();
   const view = named in VIEWS ? named : "playground";
-  const top = ["playground", "compare"].includes(view) ? view : "registry";
+  const top = ["playground", "compare", "leaderboard"].includes(view) ? view : "registry";
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#/${top}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");

@@ -7,7 +7,7 @@ import { Chart, prepare } from "./charts.js";
 import { code } from "./code.js";
 import { Choice, Estimators, labelOf, nameOf } from "./forms.js";
 import { Numbers } from "./numbers.js";
-import { ResultTable, toCsv } from "./results.js";
+import { COLUMNS, ResultTable, WORDS, toCsv } from "./results.js";
 import { average, ticks } from "./stats.js";
 
 const DEFAULTS = {
@@ -52,7 +52,7 @@ class Compare {
     this.halt = el("button", { type: "button", disabled: true, onclick: () => this.stop() }, "Stop");
     this.bar = el("progress", { max: 1, value: 0, "aria-label": "Progress of the comparison", hidden: true });
     this.said = el("p", { role: "status", class: "quiet-text" }, "Nothing has been computed yet.");
-    this.table = new ResultTable(state.sort, () => this.#remember());
+    this.table = new ResultTable(COLUMNS, WORDS, state.sort, () => this.#remember());
     this.charts = {
       bias: new Chart("bias", "Bias against variance"),
       error: new Chart("error", "Error against evaluations"),

@@ -1,7 +1,7 @@
-// The table of a comparison, which a reader can sort, and its rows as CSV.
+// A table that a reader can sort; the columns of a comparison, and its rows as CSV.
 import { el, show as number } from "./dom.js";
 
-const COLUMNS = [
+export const COLUMNS = [
   ["estimator", "estimator"],
   ["claim", "claimed bias"],
   ["evaluations", "K"],
@@ -13,13 +13,17 @@ const COLUMNS = [
   ["efficiency", "efficiency"],
   ["seconds", "seconds"],
 ];
-const WORDS = ["estimator", "claim"]; // the columns that hold no numbers
+export const WORDS = ["estimator", "claim"]; // the columns that hold no numbers
 
 export class ResultTable {
-  // `sort` is a column and a direction, 1 or -1; `changed` is called when the reader sorts by another.
-  constructor(sort, changed) {
+  // `columns` are names and titles, and `words` the names of those that hold no numbers. `sort` is a column and a direction, 1 or
+  // -1; `changed` is called with these when the reader sorts by another. `made` has functions of a row for cells of their own.
+  constructor(columns, words, sort, changed, made = {}) {
+    this.columns = columns;
+    this.words = words;
     this.sort = sort;
     this.changed = changed;
+    this.made = made;
     this.rows = [];
     this.element = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Results", hidden: true });
   }
@@ -27,14 +31,14 @@ export class ResultTable {
   show(rows) {
     this.rows = rows;
     this.element.hidden = false;
-    const head = COLUMNS.map(([name, title]) => this.#heading(name, title));
-    const body = this.#sorted().map((row) => el("tr", {}, COLUMNS.map(([name]) => cell(name, row[name]))));
+    const head = this.columns.map(([name, title]) => this.#heading(name, title));
+    const body = this.#sorted().map((row) => el("tr", {}, this.columns.map(([name]) => this.#cell(name, row))));
     this.element.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, body)));
   }
 
   #sorted() {
     const [column, direction] = this.sort;
-    const key = (row) => (WORDS.includes(column) ? row[column] : Number(row[column] ?? NaN));
+    const key = (row) => (this.words.includes(column) ? row[column] : Number(row[column] ?? NaN));
     return [...this.rows].sort((one, two) => {
       const [x, y] = [key(one), key(two)];
       if (typeof x === "string") return direction * x.localeCompare(y);
@@ -45,7 +49,7 @@ export class ResultTable {
   #heading(name, title) {
     const [column, direction] = this.sort;
     const [order, arrow] = name !== column ? [false, ""] : direction > 0 ? ["ascending", " ↑"] : ["descending", " ↓"];
-    return el("th", { scope: "col", class: WORDS.includes(name) ? false : "number", "aria-sort": order },
+    return el("th", { scope: "col", class: this.words.includes(name) ? false : "number", "aria-sort": order },
       el("button", { type: "button", "data-column": name, onclick: () => this.#sortBy(name) },
         title,
         el("span", { "aria-hidden": "true" }, arrow),
@@ -57,15 +61,16 @@ export class ResultTable {
     const [column, direction] = this.sort;
     this.sort = [name, name === column ? -direction : 1];
     this.show(this.rows);
-    this.changed();
+    this.changed(this.sort);
     this.element.querySelector(`[data-column=${name}]`).focus();
   }
-}
 
-function cell(name, value) {
-  if (name === "estimator") return el("th", { scope: "row" }, value);
-  if (name === "claim") return el("td", { class: "" }, value);
-  return el("td", { class: "number" }, number(value));
+  #cell(name, row) {
+    const words = this.words.includes(name);
+    const content = this.made[name]?.(row) ?? (words ? row[name] : number(row[name]));
+    if (name === this.words[0]) return el("th", { scope: "row" }, content);
+    return el("td", { class: words ? "" : "number" }, content);
+  }
 }
 
 export function toCsv(rows) {

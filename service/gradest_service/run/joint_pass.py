@@ -19,27 +19,31 @@ from gradest_service.admit.digest import digest_of
 from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
 from gradest_service.bodies.schemas import BackwardAnswer, ForwardAnswer, SampleAnswer
 from gradest_service.run.cancellation import interruptible
+from gradest_service.run.device import CPU, Device
 
 __all__ = ["backward", "forward", "sample"]
 
 AnyJob = SampleJob | ForwardJob | BackwardJob
 
 
-def sample(jobs: Sequence[SampleJob]) -> list[SampleAnswer]:
+def sample(jobs: Sequence[SampleJob], device: Device = CPU) -> list[SampleAnswer]:
     """Compute `gradest.sample` for each of several jobs of one kind."""
     first, joined = jobs[0], _JoinedRows(jobs)
-    with interruptible(joined.work):
-        h = sample_checked(first.neuron, widen(joined.a), first.samples, joined.key, first.dtype)
-    parts = joined.split_points(h.to(first.dtype or joined.a.dtype))
+    with interruptible(joined.work), device.computing():
+        h = sample_checked(first.neuron, widen(device.put(joined.a)), first.samples, joined.key, first.dtype)
+        h = device.fetch(h.to(first.dtype or joined.a.dtype))
+    parts = joined.split_points(h)
     return [SampleAnswer(h=part, seed=job.seed) for job, part in zip(jobs, parts, strict=True)]
 
 
-def forward(jobs: Sequence[ForwardJob]) -> list[ForwardAnswer]:
+def forward(jobs: Sequence[ForwardJob], device: Device = CPU) -> list[ForwardAnswer]:
     """Compute the first half of a gradient for each of several jobs of one kind. A job with a state is given alone."""
     first, joined = jobs[0], _JoinedRows(jobs)
-    with interruptible(joined.work):
-        draw, _ = ask(first.neuron, first.estimator, joined.a, joined.key, first.state)
-    points = joined.split_points(draw.points.to(joined.a.dtype))
+    with interruptible(joined.work), device.computing():
+        a, state = device.put(joined.a), device.put_all(first.state)
+        draw, _ = ask(first.neuron, first.estimator, a, joined.key, state)
+        points = joined.split_points(device.fetch(draw.points.to(a.dtype)))
+        weights = device.fetch(draw.weights)
     needs = sorted(first.estimator.needs, reverse=True)
     return [
         ForwardAnswer(
@@ -50,27 +54,34 @@ def forward(jobs: Sequence[ForwardJob]) -> list[ForwardAnswer]:
             event_dims=len(job.given_event),
             digest=digest_of(job),
         )
-        for job, part, weights in zip(jobs, points, joined.split_weights(draw.weights), strict=True)
+        for job, part, weights in zip(jobs, points, joined.split_weights(weights), strict=True)
     ]
 
 
-def backward(jobs: Sequence[BackwardJob]) -> list[BackwardAnswer]:
+def backward(jobs: Sequence[BackwardJob], device: Device = CPU) -> list[BackwardAnswer]:
     """Compute the second half of a gradient for each of several jobs of one kind. A job with a state is given alone.
 
     The draw that forward made is made again, with the same noise.
     """
     first, joined = jobs[0], _JoinedRows(jobs)
-    loss = joined.join([job.loss for job in jobs], ())
-    grad = joined.join([job.grad for job in jobs], joined.output_event)
-    with interruptible(joined.work):
-        draw, state = ask(first.neuron, first.estimator, joined.a, joined.key, first.state)
-        gradient, next_state = tell(first.estimator, draw, Feedback(loss, grad), state)
-    gradients = joined.split_gradient(gradient.to(joined.a.dtype))
     values: Sequence[Tensor | None] = [None] * len(jobs)
     weights: Sequence[Tensor | None] = values
-    if loss is not None:
-        value, weight = _value_and_weights(first.estimator, draw, loss)
-        values, weights = joined.split_values(value), joined.split_weights(weight)
+    with interruptible(joined.work), device.computing():
+        a, given = device.put(joined.a), device.put_all(first.state)
+        loss, grad = (
+            None if x is None else device.put(x)
+            for x in (
+                joined.join([job.loss for job in jobs], ()),
+                joined.join([job.grad for job in jobs], joined.output_event),
+            )
+        )
+        draw, state = ask(first.neuron, first.estimator, a, joined.key, given)
+        gradient, next_state = tell(first.estimator, draw, Feedback(loss, grad), state)
+        gradients = joined.split_gradient(device.fetch(gradient.to(a.dtype)))
+        next_state = device.fetch_all(next_state)
+        if loss is not None:
+            value, weight = _value_and_weights(first.estimator, draw, loss)
+            values, weights = joined.split_values(device.fetch(value)), joined.split_weights(device.fetch(weight))
     return [
         BackwardAnswer(gradient=gradient, value=value, weights=weight, state=dict(next_state))
         for gradient, value, weight in zip(gradients, values, weights, strict=True)

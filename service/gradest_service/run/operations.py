@@ -12,12 +12,14 @@ from torch import Tensor
 
 import gradest
 from gradest.analysis.results import Comparison
+from gradest.contract.neuron import Neuron
 from gradest.estimation.exact import closed_form
 from gradest.estimation.results import Estimate
 from gradest_service.admit import limits
 from gradest_service.admit.jobs import ComparisonJob, CreditJob, EstimateJob, NeuronJob, RecommendationJob
 from gradest_service.bodies.schemas import CreditAnswer, EstimateAnswer, Exact, MeanAnswer
 from gradest_service.run.cancellation import interruptible, raise_if_cancelled
+from gradest_service.run.device import CPU, Device
 from gradest_service.settings import Settings
 
 __all__ = ["compare", "credit", "estimate", "mean", "recommend", "to_answer"]
@@ -26,32 +28,42 @@ __all__ = ["compare", "credit", "estimate", "mean", "recommend", "to_answer"]
 _DRAWS = 1000  # of a recommendation from the certificates, which takes none
 
 
-def mean(job: NeuronJob, settings: Settings) -> MeanAnswer:
+def mean(job: NeuronJob, settings: Settings, device: Device = CPU) -> MeanAnswer:
     """Compute a neuron's `mean` and `active_probability`, of so many rows at a time as the limits allow."""
     neuron, rows = job.neuron, limits.rows_of_mean(settings, job)
-    with interruptible(job.cost.work):
+    with interruptible(job.cost.work), device.computing():
         if rows >= math.prod(job.batch):
-            return MeanAnswer(mean=neuron.mean(job.wide), active_probability=neuron.active_probability(job.wide))
+            means, probabilities = _moments(neuron, job.wide, device)
+            return MeanAnswer(mean=means, active_probability=probabilities)
         parts = torch.split(job.wide.flatten(0, len(job.batch) - 1), rows)
-        found = [(neuron.mean(part), neuron.active_probability(part)) for part in parts]
+        found = [_moments(neuron, part, device) for part in parts]
     means, probabilities = (torch.cat(columns).reshape(job.output_shape) for columns in zip(*found, strict=True))
     return MeanAnswer(mean=means, active_probability=probabilities)
 
 
-def credit(job: CreditJob) -> CreditAnswer:
+def _moments(neuron: Neuron, rows: Tensor, device: Device) -> tuple[Tensor, Tensor]:
+    a = device.put(rows)
+    return device.fetch(neuron.mean(a)), device.fetch(neuron.active_probability(a))
+
+
+def credit(job: CreditJob, device: Device = CPU) -> CreditAnswer:
     """Compute `gradest.credit`."""
-    with interruptible(job.cost.work):
-        weights, state = gradest.credit(job.estimator, job.loss, job.state, job.features)
-    return CreditAnswer(weights=weights, state=dict(state))
+    with interruptible(job.cost.work), device.computing():
+        features = None if job.features is None else device.put(job.features)
+        weights, state = gradest.credit(job.estimator, device.put(job.loss), device.put_all(job.state), features)
+        return CreditAnswer(weights=device.fetch(weights), state=device.fetch_all(state))
 
 
-def estimate(job: EstimateJob, settings: Settings, watch: Callable[[Estimate], None] | None = None) -> EstimateAnswer:
+def estimate(
+    job: EstimateJob, settings: Settings, device: Device = CPU, watch: Callable[[Estimate], None] | None = None
+) -> EstimateAnswer:
     """Compute `gradest.estimate`, and the exact values if they exist within the limits. `watch` sees the estimate so far."""
     exact = None
-    with interruptible(job.cost.work):
+    with interruptible(job.cost.work), device.computing():
+        a = device.put(job.a)
         found = gradest.estimate(
             job.objective,
-            job.a,
+            a,
             job.neuron,
             job.estimator,
             job.draws,
@@ -61,39 +73,44 @@ def estimate(job: EstimateJob, settings: Settings, watch: Callable[[Estimate], N
             watch=watch,
         )
         if limits.can_afford_exact(settings, job):
-            exact = closed_form(job.objective, job.a, job.neuron, job.estimator.target(), progress=raise_if_cancelled)
-    return to_answer(job, found, exact)
+            exact = closed_form(job.objective, a, job.neuron, job.estimator.target(), progress=raise_if_cancelled)
+        return to_answer(job, found, exact, device)
 
 
-def to_answer(job: EstimateJob, found: Estimate, exact: tuple[Tensor, Tensor] | None = None) -> EstimateAnswer:
-    """Convert an estimate to the form in which it is sent, with events in the caller's shape."""
+def to_answer(
+    job: EstimateJob, found: Estimate, exact: tuple[Tensor, Tensor] | None = None, device: Device = CPU
+) -> EstimateAnswer:
+    """Convert an estimate of the device to the form in which it is sent, with events in the caller's shape."""
+
+    def restored(x: Tensor) -> Tensor:
+        return job.restore(device.fetch(x))
+
     return EstimateAnswer(
-        loss=found.loss,
-        gradient=job.restore(found.gradient),
-        variance=job.restore(found.variance),
-        standard_error=job.restore(found.standard_error),
+        loss=device.fetch(found.loss),
+        gradient=restored(found.gradient),
+        variance=restored(found.variance),
+        standard_error=restored(found.standard_error),
         draws=found.draws,
         evaluations=found.evaluations,
         seconds=found.seconds,
         seed=found.seed,
-        state=dict(found.state),
-        exact=None if exact is None else Exact(loss=exact[0], gradient=job.restore(exact[1])),
+        state=device.fetch_all(found.state),
+        exact=None if exact is None else Exact(loss=device.fetch(exact[0]), gradient=restored(exact[1])),
     )
 
 
-def compare(job: ComparisonJob, progress: Callable[[str, int, int], None]) -> Comparison:
+def compare(job: ComparisonJob, progress: Callable[[str, int, int], None], device: Device = CPU) -> Comparison:
     """Compute `gradest.compare`. `progress` is called with an estimator's name, the draws done and all its draws."""
-    with interruptible(job.cost.work):
-        found = gradest.compare(
-            job.objective, job.a, job.neuron, job.estimators, job.draws, job.seed, progress=progress
-        )
-    return found if found.exact is None else replace(found, exact=job.restore(found.exact))
+    with interruptible(job.cost.work), device.computing():
+        a = device.put(job.a)
+        found = gradest.compare(job.objective, a, job.neuron, job.estimators, job.draws, job.seed, progress=progress)
+        return found if found.exact is None else replace(found, exact=job.restore(device.fetch(found.exact)))
 
 
-def recommend(job: RecommendationJob) -> dict[str, Any]:
+def recommend(job: RecommendationJob, device: Device = CPU) -> dict[str, Any]:
     """Compute `gradest.recommend`, from certificates or from a measurement."""
     criteria, measure = job.criteria, job.measure
-    with interruptible(job.cost.work):
+    with interruptible(job.cost.work), device.computing():
         return gradest.recommend(
             job.neuron,
             criteria.bring,
@@ -102,7 +119,7 @@ def recommend(job: RecommendationJob) -> dict[str, Any]:
             saturated=criteria.saturated,
             units=criteria.units,
             f=None if measure is None else measure.objective,
-            a=None if measure is None else measure.a,
+            a=None if measure is None else device.put(measure.a),
             draws=_DRAWS if measure is None else measure.draws,
             seed=job.seed,
             progress=raise_if_cancelled,

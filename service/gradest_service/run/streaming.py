@@ -10,6 +10,7 @@ from gradest_service.admit.jobs import ComparisonJob, EstimateJob
 from gradest_service.bodies.schemas import EstimateAnswer
 from gradest_service.run import operations
 from gradest_service.run.cancellation import raise_if_cancelled
+from gradest_service.run.device import Device
 from gradest_service.run.event_stream import Report
 from gradest_service.settings import Settings
 
@@ -18,7 +19,7 @@ __all__ = ["stream_comparison", "stream_estimate"]
 _REPORT_SECONDS = 0.1  # at least, between two events of an estimate
 
 
-def stream_comparison(job: ComparisonJob, report: Report) -> dict[str, Any]:
+def stream_comparison(job: ComparisonJob, device: Device, report: Report) -> dict[str, Any]:
     """Compute a comparison, and report how many draws each estimator has made."""
 
     def report_progress(estimator: str, done: int, draws: int) -> None:
@@ -26,10 +27,10 @@ def stream_comparison(job: ComparisonJob, report: Report) -> dict[str, Any]:
         if done:  # else it is a step of a warm-up
             report({"estimator": estimator, "done": done, "draws": draws})
 
-    return operations.compare(job, report_progress).to_dict()
+    return operations.compare(job, report_progress, device).to_dict()
 
 
-def stream_estimate(job: EstimateJob, settings: Settings, report: Report) -> EstimateAnswer:
+def stream_estimate(job: EstimateJob, settings: Settings, device: Device, report: Report) -> EstimateAnswer:
     """Compute an estimate, and report the estimate so far from time to time."""
     reported_at = time.monotonic()
 
@@ -37,6 +38,6 @@ def stream_estimate(job: EstimateJob, settings: Settings, report: Report) -> Est
         nonlocal reported_at
         if time.monotonic() - reported_at >= _REPORT_SECONDS:
             reported_at = time.monotonic()
-            report(operations.to_answer(job, found))
+            report(operations.to_answer(job, found, device=device))
 
-    return operations.estimate(job, settings, report_estimate)
+    return operations.estimate(job, settings, device, report_estimate)

@@ -44,9 +44,12 @@ def is_ready(kernel: Any, signature: Any) -> bool:
 
     Otherwise the process beside this one has been asked for it.
     """
-    if os.environ.get("GRADEST_KERNELS") == "cpu" or kernel.stats.cache_path is None or is_kept(kernel, signature):
+    if os.environ.get("GRADEST_KERNELS") == "cpu" or kernel.stats.cache_path is None:
         return True
-    return _compiler_of(os.getpid()).has_done(kernel, signature)  # a fork has one of its own
+    compiler = _compiler_of(os.getpid())  # a fork has one of its own
+    if compiler.awaits(kernel, signature):  # looking at the disk at every call would take longer than the reference
+        return False
+    return is_kept(kernel, signature) or compiler.has_done(kernel, signature)
 
 
 @contextmanager
@@ -76,6 +79,12 @@ class _Compiler:
         self._beside: subprocess.Popen[bytes] | None = None
         self._waiting: dict[tuple[Any, Any], int] = {}  # how often each was asked for
         self._done: set[tuple[Any, Any]] = set()
+
+    def awaits(self, kernel: Any, signature: Any) -> bool:
+        """Tell whether the process beside this one runs, was asked for the kernel and has not done it."""
+        wanted = (kernel, signature)
+        with self._lock:
+            return self._beside is not None and wanted in self._waiting and wanted not in self._done
 
     def has_done(self, kernel: Any, signature: Any) -> bool:
         """Tell whether the kernel need not be waited for; at first, ask for it."""
