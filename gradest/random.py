@@ -78,6 +78,7 @@ def philox4x32(
     patterns). All ints give ints; any tensor gives int64 tensors of unsigned words. Raises InvalidInput for any other word, and
     for `rounds` that are no integer of at least 1.
 
+    >>> from gradest.random import philox4x32
     >>> [hex(word) for word in philox4x32((0, 0), (0, 0, 0, 0))]
     ['0x5f6fb709', '0xd893f64', '0x4f121f81', '0x4f730a48']
     """
@@ -98,6 +99,10 @@ def fresh_seed() -> int:
     """Draw a seed from torch's global generator, so that `torch.manual_seed` makes results reproducible.
 
     Raises Incompatible where torch.jit.trace or make_fx would record the seed as a constant.
+
+    >>> import gradest
+    >>> 0 <= gradest.random.fresh_seed() <= gradest.random.MAX_SEED
+    True
     """
     if recorded():
         raise Incompatible(
@@ -168,6 +173,12 @@ class Key:
 
     Row numbers are integers with 0 <= row < 2**32. Raises InvalidInput for a seed, rows or a stream outside of their ranges, as
     their noise would be that of others.
+
+    >>> import torch, gradest
+    >>> whole = gradest.sample("bernoulli", torch.zeros(4, 2), seed=gradest.Key(7))
+    >>> part = gradest.sample("bernoulli", torch.zeros(2, 2), seed=gradest.Key(7, rows=torch.tensor([2, 3])))
+    >>> bool((whole[:, 2:] == part).all())  # a row has its noise wherever it is computed
+    True
     """
 
     seed: int | Tensor

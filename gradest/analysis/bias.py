@@ -139,6 +139,11 @@ def measure_bias(
     seed: the seed of the draws.
 
     Raises what `exact` and `estimate` raise.
+
+    >>> import gradest
+    >>> records = gradest.testing.measure_bias(gradest.estimator("rloo"), gradest.neuron("bernoulli"))
+    >>> all(record.agrees_with_exact for record in records)
+    True
     """
     a, first = pre_activations(neuron, logits), draws or _FIRST_DRAWS[logits]
     claim = estimator.bias(neuron)

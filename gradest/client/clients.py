@@ -170,6 +170,12 @@ class Client(_Service[httpx.Client, httpx.BaseTransport]):
     **options}, or an instance; the service must have the plugin, this process need not. A seed of None is drawn from torch's
     global generator in this process, as in the library, or from NumPy's for other arrays than tensors. Every error of the
     service or of the connection is a ServiceError.
+
+    >>> import torch, gradest
+    >>> from gradest_service.app import running  # a service in a thread, for tests and notebooks
+    >>> with running() as url, gradest.Client(url) as client:
+    ...     client.sample("bernoulli", torch.zeros(3), samples=2, seed=7).shape
+    torch.Size([2, 3])
     """
 
     _sleep = staticmethod(time.sleep)

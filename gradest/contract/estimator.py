@@ -43,6 +43,10 @@ class Bias:
     continuous: whether the claim is restricted to losses that are continuous and differentiable almost everywhere. An
         estimator whose expectation is right only because dL/dh accounts for all changes of the loss needs this: the derivative
         of sign(h) is 0 almost everywhere and says nothing of its jump.
+
+    >>> import gradest
+    >>> str(gradest.estimator("reinmax").bias(gradest.neuron("bernoulli")))
+    'exact to order 2'
     """
 
     order: float
@@ -155,6 +159,11 @@ class Feedback:
     An estimator receives the loss in its own precision, at least that of `a`, so that differences of float64 losses are exact
     beside float32 pre-activations. The grad has the dtype of `a`. Both are finite, unless the caller allowed infinite ones.
     One of them may be None if the estimator's `needs` does not contain it.
+
+    >>> import torch, gradest
+    >>> feedback = gradest.Feedback(torch.tensor([0.5, 1.5]))
+    >>> feedback.get_loss()
+    tensor([0.5000, 1.5000])
     """
 
     loss: Tensor | None

@@ -63,7 +63,7 @@ Hooks
 -----
 An entry point of the group `gradest` names a module or another object, which implements one or more of these hooks:
 
-    gradest_neurons()       returns subclasses of Neuron       see gradest/contract/neuron.py for the contract
+    gradest_neurons()       returns subclasses of Neuron       see gradest/contract/neuron/ for the contract
     gradest_estimators()    returns subclasses of Estimator    see gradest/contract/estimator.py
     gradest_objectives()    returns subclasses of Objective    see gradest/contract/objective.py
 

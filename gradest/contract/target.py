@@ -39,6 +39,11 @@ class Target:
     is a frozen dataclass.
 
     samples: n, at least 1.
+
+    >>> import torch, gradest
+    >>> value, gradient = gradest.exact(lambda h: h.sum(-1), torch.zeros(1), "bernoulli", gradest.Target(2))
+    >>> round(value.item(), 3)  # below the 0.5 of one sample
+    0.44
     """
 
     samples: int = 1
@@ -80,6 +85,11 @@ class MaxOfSamples(Target):
     """The expected largest reward of n samples, where the reward is -L, as a loss: E[min(L(h_1), ..., L(h_n))].
 
     With losses 1 - right, right in {0, 1}, it is 1 - pass@n: one minus the probability that one of n attempts is right.
+
+    >>> import torch, gradest
+    >>> value, _ = gradest.exact(lambda h: h.sum(-1), torch.zeros(1), "bernoulli", gradest.MaxOfSamples(2))
+    >>> value  # the less of two coins is 1 in one case of four
+    tensor(0.2500)
     """
 
     def combine(self, loss: Tensor) -> Tensor:
@@ -98,6 +108,11 @@ class Risk(Target):
     has an unbiased estimate of it. Introduced by Howard and Matheson (1972), Risk-Sensitive Markov Decision Processes.
 
     aversion: β, finite and not 0.
+
+    >>> import torch, gradest
+    >>> value, _ = gradest.exact(lambda h: h.sum(-1), torch.zeros(1), "bernoulli", gradest.Risk(1.0))
+    >>> round(value.item(), 3)  # log((1 + e) / 2)
+    0.62
     """
 
     samples: int = field(default=1, init=False, repr=False)
@@ -133,6 +148,11 @@ class ConditionalValueAtRisk(Target):
     Conditional Value-at-Risk), so a change of the law does not change it by way of q. Level 0 is E[L].
 
     level: the share of the smallest losses that do not count, at least 0 and below 1.
+
+    >>> import torch, gradest
+    >>> value, _ = gradest.exact(lambda h: h.sum(-1), torch.zeros(1), "bernoulli", gradest.ConditionalValueAtRisk(0.5))
+    >>> round(value.item(), 3)
+    1.0
     """
 
     samples: int = field(default=1, init=False, repr=False)

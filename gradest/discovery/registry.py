@@ -59,6 +59,10 @@ class Registry:
         GRADEST_STRICT_PLUGINS: if it is 1, the first plugin that fails raises PluginError instead of being recorded.
 
     sources: the plugins to load instead of those that are installed.
+
+    >>> import gradest
+    >>> "rloo" in gradest.registry.estimators
+    True
     """
 
     def __init__(self, sources: Sequence[PluginSource] | None = None) -> None:
@@ -102,15 +106,29 @@ class Registry:
         """Return a neuron from its name or from {"name": ..., **options}; an instance is returned as it is.
 
         Raises UnknownPlugin, which lists names close to the given one, or InvalidOptions.
+
+        >>> import gradest
+        >>> gradest.neuron("k_subset", k=3)
+        KSubset(k=3)
         """
         return self._find("neuron", Neuron, spec, options)
 
     def estimator(self, spec: str | Mapping[str, Any] | Estimator | type[Estimator], /, **options: Any) -> Estimator:
-        """Return an estimator, by the same rules as `neuron`."""
+        """Return an estimator, by the same rules as `neuron`.
+
+        >>> import gradest
+        >>> gradest.estimator({"name": "rloo", "samples": 8})
+        Rloo(samples=8)
+        """
         return self._find("estimator", Estimator, spec, options)
 
     def objective(self, spec: str | Mapping[str, Any] | Objective | type[Objective], /, **options: Any) -> Objective:
-        """Return an objective, by the same rules as `neuron`."""
+        """Return an objective, by the same rules as `neuron`.
+
+        >>> import torch, gradest
+        >>> gradest.objective("quadratic", target=0.5)(torch.ones(1, 2))
+        tensor([0.2500])
+        """
         return self._find("objective", Objective, spec, options)
 
     def fitting(self, neuron: Neuron) -> dict[str, Estimator]:

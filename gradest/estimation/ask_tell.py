@@ -71,6 +71,11 @@ def ask(
 
     The loss may write into the points: `tell` draws them again if torch has written into them. It does not see what is written
     through an array of `draw.points.numpy()`, which shares their memory; write to a copy of it.
+
+    >>> import torch, gradest
+    >>> draw, state = gradest.ask("bernoulli", gradest.estimator("rloo", samples=4), torch.zeros(3), seed=7)
+    >>> draw.points.shape  # K points, at which the estimator wants the loss
+    torch.Size([4, 3])
     """
     neuron, estimator, key = registry.neuron(neuron), registry.estimator(estimator), to_key(seed)
     refuse_noise_of_points(key)
@@ -120,6 +125,14 @@ def tell(
     feedback lacks something, has a wrong shape or is not finite, if the state is that of another estimator or event shape, or if
     the pre-activations were written to since `ask`. Inside a transform of torch.func values cannot be read: a loss that is not
     finite there leaves the state as it was.
+
+    >>> import torch, gradest
+    >>> estimator = gradest.estimator("rloo", samples=4)
+    >>> draw, state = gradest.ask("bernoulli", estimator, torch.zeros(3), seed=7)
+    >>> losses = (draw.points.sum(-1) - 1) ** 2  # by any program
+    >>> gradient, state = gradest.tell(estimator, draw, gradest.Feedback(losses), state)
+    >>> gradient.shape
+    torch.Size([3])
     """
     estimator = registry.estimator(estimator)
     if not isinstance(draw, Draw) or not isinstance(feedback, Feedback):

@@ -56,6 +56,11 @@ def credit(
     Raises Incompatible if the estimator is no ScoreFunction, or cannot run inside a transform of torch.func. Raises InvalidInput
     if the loss or the features have a wrong shape or dtype or are not finite, if the estimator cannot credit K samples, or if its
     option `samples` was given and is not K.
+
+    >>> import torch, gradest
+    >>> weights, state = gradest.credit("rloo", torch.tensor([1.0, 2.0, 6.0]))
+    >>> weights  # (L_k - mean L) / (K - 1)
+    tensor([-1.0000, -0.5000,  1.5000])
     """
     if torch.compiler.is_compiling():
         return _outside(credit, estimator, loss, state, features)
@@ -101,6 +106,16 @@ def score_surrogate(
 
     Raises Incompatible for losses of tokens that the estimator cannot credit, InvalidInput if the shapes do not fit, and the
     errors of `credit`.
+
+    >>> import torch, gradest
+    >>> logits = torch.zeros(3, requires_grad=True)
+    >>> law = torch.distributions.Categorical(logits=logits)
+    >>> actions = torch.tensor([0, 1, 2, 0])  # four samples, drawn by any program
+    >>> loss = torch.tensor([1.0, 0.0, 2.0, 1.0])
+    >>> value, state = gradest.score_surrogate(law.log_prob(actions), loss, "rloo")
+    >>> value.backward()
+    >>> logits.grad.shape
+    torch.Size([3])
     """
     if torch.compiler.is_compiling():
         return _outside(score_surrogate, log_prob, loss, estimator, state, features, tokens=tokens)

@@ -244,6 +244,11 @@ def estimate(
 
     If f or a callback raises, blocks that have not begun are cancelled, and the exception is raised again once running ones have
     ended. Otherwise the errors are those of `expect`.
+
+    >>> import torch, gradest
+    >>> found = gradest.estimate(lambda h: h.sum(-1), torch.zeros(3), "bernoulli", "rloo", draws=1000, seed=7)
+    >>> bool(((found.gradient - 0.25).abs() < 5 * found.standard_error).all())  # p(1 - p) is the exact gradient
+    True
     """
     neuron, estimator = registry.neuron(neuron), registry.estimator(estimator)
     check_count("draws", draws, least=1)

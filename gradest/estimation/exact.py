@@ -79,6 +79,10 @@ def exact(
         mean absolute deviation if that is less, as where f gives most weight to a tail; for the gradient, as a share of that plus
         the largest entry of the row's gradient. The rounding error of f in its dtype is allowed besides.
     progress: progress(done, points) is called after each chunk of each level. An exception that it raises ends the computation.
+
+    >>> import torch, gradest
+    >>> gradest.exact(lambda h: h.sum(-1), torch.zeros(2), "bernoulli")
+    (tensor(1.), tensor([0.2500, 0.2500]))
     """
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not tolerance > 0:
         raise InvalidInput(f"tolerance must be a number above 0, not {tolerance!r}")

@@ -51,6 +51,10 @@ def sample(
     dtype: torch.uint8 or torch.bool, for a binary neuron whose two values it can represent; this takes a quarter of the memory of
         float32.
     Raises InvalidInput, UnknownPlugin, InvalidOptions.
+
+    >>> import torch, gradest
+    >>> gradest.sample("categorical", torch.zeros(5, 2, 3), samples=4, seed=7).sum(-1).unique()
+    tensor([1.])
     """
     neuron = registry.neuron(neuron)
     wide = check_pre_activations(a, neuron)
@@ -109,6 +113,13 @@ def expect(
     Raises Incompatible if the estimator does not fit the neuron, InvalidInput for a loss or dL/dh that is not finite and for the
     state of another estimator or size, NotDifferentiable if dL/dh is needed, by the estimator or by a layer of `gradest.nn` in f,
     but no graph leads there, and the errors of `sample`. After an error the given state is still valid.
+
+    >>> import torch, gradest
+    >>> a = torch.zeros(2, 3, requires_grad=True)
+    >>> loss, state = gradest.expect(lambda h: h.sum(-1), a, "bernoulli", "rloo", seed=7)
+    >>> loss.sum().backward()
+    >>> a.grad.shape
+    torch.Size([2, 3])
     """
     if torch.compiler.is_compiling():
         from gradest.estimation.outside import outside  # noqa: PLC0415  # it imports the compiler

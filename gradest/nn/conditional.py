@@ -84,6 +84,12 @@ class ConditionalLinear(nn.Linear):
 
     Under autocast the layer computes in the dtype of its weights. It has no second derivative. `computed` counts multiply-adds;
     set it to `Computed()` to restart the count. Raises InvalidOptions for a block size or a method that is not possible.
+
+    >>> import torch, gradest
+    >>> layer = gradest.nn.ConditionalLinear(8, 4)
+    >>> gates = torch.tensor([[1.0, 0.0, 0.0, 1.0]])
+    >>> (layer(torch.randn(1, 8), gates) == 0).tolist()
+    [[False, True, True, False]]
     """
 
     def __init__(

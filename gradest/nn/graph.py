@@ -77,6 +77,15 @@ class StochasticGraph:
     inside or outside of the compiled function, and transforms of torch.func may contain the whole scope.
 
     Source: Schulman, Heess, Weber and Abbeel (2015), Gradient Estimation Using Stochastic Computation Graphs, arXiv 1506.05254.
+
+    >>> import torch, gradest
+    >>> layer = gradest.nn.Stochastic("bernoulli", "rloo")
+    >>> a = torch.zeros(4, 3, requires_grad=True)
+    >>> with gradest.nn.StochasticGraph(layer, samples=2) as graph:
+    ...     graph.add_cost(layer(graph.expand(a)).sum(-1))
+    ...     graph.surrogate().backward()
+    >>> a.grad.shape
+    torch.Size([4, 3])
     """
 
     def __init__(self, model: nn.Module, samples: int | None = None) -> None:
@@ -390,6 +399,13 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     still have decided the loss. Raises ToldAlready if every use since the last forward pass was told before, and InvalidInput for
     a model without a stochastic layer or a loss that does not fit a layer or is not finite. A loss that is not finite leaves the
     states as they were and ends the step: the uses that waited for it are forgotten.
+
+    >>> import torch, gradest
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), gradest.nn.Stochastic("bernoulli", "reinforce_centered"))
+    >>> loss = model(torch.randn(4, 2)).sum(-1)  # one for each example
+    >>> gradest.nn.broadcast_loss(model, loss).backward()
+    >>> model[0].weight.grad.shape
+    torch.Size([3, 2])
     """
     _check_reduction(reduction)
     check_count("batch_dims", batch_dims, least=0)

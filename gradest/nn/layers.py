@@ -121,6 +121,13 @@ class Stochastic(StochasticModule):
     breaks the graph. If the estimator's state depends on the event, give `event`, or call the model once before compiling.
     torch.func can map over a layer and differentiate it if the estimator has no state and uses no autograd of its
     own; vmap's `randomness` decides whether examples share their noise.
+
+    >>> import torch, gradest
+    >>> layer = gradest.nn.Stochastic("bernoulli", "reinforce_centered")
+    >>> a = torch.zeros(4, 3, requires_grad=True)
+    >>> gradest.nn.broadcast_loss(layer, layer(a).sum(-1)).backward()
+    >>> a.grad.shape
+    torch.Size([4, 3])
     """
 
     _pair: Sampler
@@ -451,6 +458,13 @@ class Expectation(StochasticModule):
     then f at one fresh sample, whose mean is E[f(h)], as in training; for an estimator with a bound of n samples as its target,
     such as `vimco`, it is that bound at n samples. "mean" is f at E[h] and "threshold" is f at the thresholded output. Unless f
     is linear these have another expectation: the test bound of a VAE at E[h] is plausible and wrong.
+
+    >>> import torch, gradest
+    >>> layer = gradest.nn.Expectation("bernoulli", "disarm")
+    >>> a = torch.zeros(4, 3, requires_grad=True)
+    >>> layer(lambda h: h.sum(-1), a).mean().backward()
+    >>> a.grad.shape
+    torch.Size([4, 3])
     """
 
     def __init__(

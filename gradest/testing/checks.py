@@ -93,7 +93,12 @@ __all__ = [
 
 
 def example_neurons(registry: Registry) -> list[Neuron]:
-    """Build every registered neuron with each of the option sets in its `examples`."""
+    """Build every registered neuron with each of the option sets in its `examples`.
+
+    >>> import gradest
+    >>> len(gradest.testing.example_neurons(gradest.registry)) >= len(gradest.registry.neurons)
+    True
+    """
     return [cls.build(**options) for cls in registry.neurons.values() for options in cls.examples]
 
 

@@ -11,7 +11,7 @@ import gradest
 from tests.browser.steps import CASE, link, run_comparison, wait_for_pictures
 from tests.selection import deep
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def test_a_comparison_runs_and_sorts(visit):

@@ -31,6 +31,7 @@ def test_help_needs_no_torch() -> None:
         "compare",
         "recommend",
         "certify",
+        "docs",
         "new-plugin",
         "check",
         "train",

@@ -11,14 +11,14 @@ MUTATIONS = (
         "tests/estimators/test_multi_sample.py",
     ),
     Mutation(
-        "gradest/contract/neuron.py",
+        "gradest/contract/neuron/binary.py",
         "if_high = log_u - softplus(-a) - torch.log1p(-noise * p)",
         "if_high = log_u - softplus(-a) + torch.log1p(-noise * p)",
         "the relaxation given a high output has another law",
         "tests/neurons/test_neurons.py -k relaxations",
     ),
     Mutation(
-        "gradest/contract/neuron.py",
+        "gradest/contract/neuron/base.py",
         '"sample": ("forward", "noise"),',
         '"sample": ("forward",),',
         "a neuron with noise of its own inherits a kernel that draws other noise",
@@ -88,14 +88,14 @@ MUTATIONS = (
         "tests/estimation/test_losses.py -k copy_of_a_draw",
     ),
     Mutation(
-        "gradest/contract/neuron.py",
+        "gradest/contract/neuron/base.py",
         "    return *a.shape[:split], *neuron.output_event(tuple(a.shape[split:]))",
         "    return *a.shape[:split], *a.shape[split:]",
         "outputs are taken to have the event of the pre-activations",
         "tests/contract/test_output_events.py",
     ),
     Mutation(
-        "gradest/contract/neuron.py",
+        "gradest/contract/neuron/one_hot.py",
         "        return event[-1]",
         "        return 1",
         "a one-hot unit states that its law has a single atom",

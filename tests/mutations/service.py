@@ -12,8 +12,8 @@ MUTATIONS = (
     ),
     Mutation(
         "service/gradest_service/admit/auth.py",
-        "            self._requests.take(1)",
-        "            self._requests.take(0)",
+        "self._requests.take_or_wait(1)",
+        "self._requests.take_or_wait(0)",
         "a key may send as many requests as it likes",
         "tests/service/test_auth.py -k requests_a_second",
     ),

@@ -3,10 +3,11 @@
 import copy
 import gc
 import io
+import os
 import subprocess
 import sys
-import textwrap
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from torch import nn
 import gradest
 from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss
 from gradest.nn import Expectation, Stochastic, broadcast_loss
+from tests.nn.data_parallel import train
 
+ROOT = Path(__file__).parents[2]
 WEIGHT = torch.tensor([1.0, -2.0, 0.5])
 
 
@@ -345,21 +348,14 @@ TRAINED += ["rloo paths", "nvil paths", "reinforce_centered paths"]  # in a Stoc
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The weights after training with each estimator, by one process and by two.
-
-    The two are under DistributedDataParallel, by gloo, and each has every second example.
-    """
+    """The weights after training with each estimator, in this process and in two, each of which has every second example."""
     folder = tmp_path_factory.mktemp("parallel")
-    script = folder / "train.py"
-    script.write_text(TRAIN)
-    commands = [
-        [sys.executable, script, str(rank), str(world), folder / f"store{world}", folder / f"out{world}", *TRAINED]
-        for world in (1, 2)
-        for rank in range(world)
-    ]
-    processes = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(timeout=240) for process in processes] == [0] * 3
-    return [torch.load(folder / f"out{world}", weights_only=True) for world in (1, 2)]
+    command = [sys.executable, "-m", "tests.nn.data_parallel", folder / "store", folder / "weights"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    processes = [subprocess.Popen([*command, str(rank), *TRAINED], env=environment) for rank in range(2)]
+    alone = {estimator: train(estimator).state_dict() for estimator in TRAINED}
+    assert [process.wait(timeout=240) for process in processes] == [0] * 2
+    return alone, torch.load(folder / "weights", weights_only=True)
 
 
 @pytest.mark.slow
@@ -388,44 +384,3 @@ def test_a_process_without_examples_takes_part_in_what_is_joined(monkeypatch):
     (use,), _ = layer.waiting_uses()
     assert use.tell(torch.zeros(0)).shape == (0, 3)
     assert [feedback.loss.shape for feedback in joined] == [(1, 0)]
-
-
-TRAIN = textwrap.dedent(
-    """
-    import sys, torch
-    from torch import nn
-    from torch.nn.parallel import DistributedDataParallel
-    from gradest.nn import Stochastic, StochasticGraph, broadcast_loss
-
-    def surrogate(model, run, x, paths):
-        if not paths:
-            return broadcast_loss(model, (run(x)[..., 0] - x.sum(-1)) ** 2)
-        with StochasticGraph(model, 3) as graph:
-            graph.add_cost((run(graph.expand(x))[..., 0] - x.sum(-1)) ** 2)
-            return graph.surrogate()
-
-    rank, world, store, out, *estimators = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-    import torch.distributed.nn.functional  # see gradest_experiments.engine.distributed.processes
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    found = {}
-    for estimator in estimators:
-        torch.manual_seed(0)
-        name, _, paths = estimator.partition(" ")
-        name = {"name": "nvil", "samples": 3} if name == "nvil" else name
-        model = nn.Sequential(nn.Linear(4, 5), Stochastic("bernoulli", name), nn.Linear(5, 1))
-        data = torch.randn(6, 8, 4)
-        parallel = DistributedDataParallel(model)
-        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-        for batch in data:
-            mine = batch[rank::world]
-            optimiser.zero_grad()
-            surrogate(model, parallel, mine, paths).backward()
-            optimiser.step()
-        found[estimator] = model.state_dict()
-        del parallel  # it holds the process group, whose threads must end before the interpreter does
-    if rank == 0:
-        torch.save(found, out)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    """
-)

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -113,7 +114,7 @@ def test_kernels_are_loaded_from_a_folder_that_cannot_be_written_to(image):
     opt = image.places["/opt/gradest"]
     before = sorted(Path(opt).rglob("*.nbi"))
     command = read_only(opt, f"{opt}/bin/python", "-W", "error", "-c", COUNT)
-    done = subprocess.run(command, env=image.environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=image.environment, cwd="/", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     hits, misses = json.loads(done.stdout)
     assert hits >= 3
@@ -128,13 +129,13 @@ def start(image, *arguments, **variables):
     environment = {**image.environment, "GRADEST_SERVICE_PORT": "0", **variables}
     pipe = subprocess.PIPE
     command = read_only(opt, f"{opt}/bin/{entry[0]}", *entry[1:], *arguments)
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, env=environment, cwd="/", stdout=pipe, stderr=pipe, text=True)
 
 
 def test_it_serves_answers_its_health_check_and_ends(image, tmp_path):
     key, line = new_key("alice")
     (tmp_path / "keys").write_text(line)
-    with start(image, GRADEST_SERVICE_API_KEYS=str(tmp_path / "keys")) as process:
+    with start(image, GRADEST_SERVICE_API_KEYS=str(tmp_path / "keys")) as process, ended(process):
         port = int(process.stdout.readline().rpartition(":")[2])
         (check,) = [step.command() for step in STEPS if step.instruction == "HEALTHCHECK"]
         command = [
@@ -143,10 +144,10 @@ def test_it_serves_answers_its_health_check_and_ends(image, tmp_path):
         ]
         assert subprocess.run(command, env=image.environment).returncode == 0
         answer = httpx.post(
-            f"http://127.0.0.1:{port}/v1/sample", json=SAMPLE, headers={"Authorization": f"Bearer {key}"}
+            f"http://127.0.0.1:{port}/v1/sample", json=SAMPLE, headers={"Authorization": f"Bearer {key}"}, timeout=60
         )
         assert answer.status_code == 200
-        assert httpx.post(f"http://127.0.0.1:{port}/v1/sample", json=SAMPLE).status_code == 401
+        assert httpx.post(f"http://127.0.0.1:{port}/v1/sample", json=SAMPLE, timeout=60).status_code == 401
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -159,6 +160,15 @@ def test_without_keys_it_does_not_start(image):
         _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "api_keys" in errors
+
+
+@contextmanager
+def ended(process):
+    """Ends a process in any case, so that a test that fails does not wait for it."""
+    try:
+        yield
+    finally:
+        process.kill()
 
 
 def has_daemon():
@@ -190,7 +200,7 @@ def test_docker_builds_and_runs_it(tmp_path):
             time.sleep(1)
         address = f"http://{ask('port', name, '8000')}"
         headers = {"Authorization": f"Bearer {key}"}
-        assert httpx.post(f"{address}/v1/sample", json=SAMPLE, headers=headers).status_code == 200
+        assert httpx.post(f"{address}/v1/sample", json=SAMPLE, headers=headers, timeout=60).status_code == 200
         hits, misses = json.loads(ask("exec", name, "python", "-c", COUNT))
         assert hits >= 3
         assert misses == 0

@@ -1,11 +1,4 @@
-"""Neuron: a unit with random output h = f(a, z), and the capabilities that estimators ask for.
-
-Shapes: `a` is `[*batch, *event]`, where the event is the last `event_ndim` dims. h is `[draws, *batch, *event']`, where event' is
-`neuron.output_event(event)`: the event itself for most neurons, and another where a unit has several pre-activations or outputs.
-What belongs to outputs has event': samples, the mean, the values of the law, dL/dh. What belongs to pre-activations has the
-event: scores and gradients. Noise is `[draws, *batch, *event]` unless a neuron states another shape. Every method keeps the
-dtype of `a` and is pure.
-"""
+"""The base class of neurons, and the capabilities that estimators ask for. The package says which shapes tensors have."""
 
 from __future__ import annotations
 
@@ -22,27 +15,19 @@ from torch import Tensor
 from gradest.contract.cost import Cost
 from gradest.contract.plugin import Plugin
 from gradest.errors import Inexact
-from gradest.kernels import portable, select
-from gradest.kernels.stable import cast, leading_sum, leave_one_out, logit, sigmoid, softplus, widen
+from gradest.kernels.stable import leading_sum, leave_one_out
 from gradest.random import Key
 
 __all__ = [
-    "Binary",
     "Continuous",
     "Density",
     "Differentiable",
     "Discrete",
-    "LogisticBinary",
-    "LogisticStep",
     "Neuron",
-    "OneHot",
     "PoissonCount",
-    "RandomOneHot",
     "Relaxable",
     "Reparameterised",
     "Scored",
-    "SoftmaxOneHot",
-    "Step",
     "Subset",
     "TopGates",
     "UnbiasedRounding",
@@ -421,273 +406,6 @@ class TopGates(Differentiable):
     @abstractmethod
     def perturbed(self, a: Tensor, noise: Tensor) -> Tensor:
         """Return the perturbed pre-activations, whose largest are open, `[draws, *batch, groups, n]`."""
-
-
-class Step(Neuron):
-    """A neuron that outputs `low` or `high`: a step in `a`, for whose derivative a smooth function may be substituted."""
-
-    low: ClassVar[float] = 0.0
-    high: ClassVar[float] = 1.0
-
-    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """Return 0: between its jumps the output does not move with `a`."""
-        return torch.zeros_like(grad_h, dtype=a.dtype)
-
-
-class Binary(Discrete, Step):
-    """A neuron that outputs `low` or `high` at random: high where the noise is below `probability`."""
-
-    @abstractmethod
-    def probability(self, a: Tensor) -> Tensor:
-        """Return P(h = high)."""
-
-    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
-        """Return high where noise < probability(a), else low."""
-        return self.low + (self.high - self.low) * (noise < self.probability(a)).to(a.dtype)
-
-    def mean(self, a: Tensor) -> Tensor:
-        """Return low + (high - low) P(h = high)."""
-        return self.low + (self.high - self.low) * self.probability(a)
-
-    def active_probability(self, a: Tensor) -> Tensor:
-        """Return P(h > 0) = P(h = high), for a unit with low <= 0 < high."""
-        return self.probability(a)
-
-    def support(self) -> Tensor:
-        """Return (low, high)."""
-        return torch.tensor([self.low, self.high], device="cpu")
-
-    def fits(self, dtype: torch.dtype) -> bool:
-        """Return whether this dtype, uint8 or bool, represents both low and high."""
-        return {self.low, self.high} <= set(range(2 if dtype == torch.bool else 256))
-
-    def sample_as(self, key: Key, a: Tensor, draws: int, dtype: torch.dtype) -> Tensor | None:
-        """Return `sample` in a dtype that `fits`, written by a kernel; None if there is no such kernel."""
-        return None
-
-    def antithetic(self, key: Key, a: Tensor, pairs: int) -> Tensor:
-        """Return outputs at noise u, then at noise 1 - u, `[2 pairs, *a.shape]`, perhaps by a kernel."""
-        noise = self.noise(key, a, pairs)
-        return torch.cat([self.forward(a, noise), self.forward(a, 1 - noise)])
-
-    def is_high(self, h: Tensor) -> Tensor:
-        """Return 1 where h is high and 0 where it is low, in the dtype of h."""
-        return (h - self.low) / (self.high - self.low)
-
-    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
-        """Return high where P(h = high) > level, else low."""
-        return self.low + (self.high - self.low) * (self.probability(a) > level).to(a.dtype)
-
-
-class LogisticStep(Discrete, Step):
-    """A random step that is high with probability σ(a), by itself; units of a group may depend on each other."""
-
-    def mean(self, a: Tensor) -> Tensor:
-        """Return low + (high - low) σ(a)."""
-        return self.low + (self.high - self.low) * sigmoid(a).to(a.dtype)
-
-    def active_probability(self, a: Tensor) -> Tensor:
-        """Return P(h > 0) = σ(a), for a unit with low <= 0 < high."""
-        return sigmoid(a).to(a.dtype)
-
-    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
-        """Return high where σ(a) > level, else low."""
-        return self.low + (self.high - self.low) * (sigmoid(a).to(a.dtype) > level).to(a.dtype)
-
-
-class LogisticBinary(Binary, LogisticStep, Relaxable):
-    """A binary unit with P(h = high) = σ(a). Bernoulli and bipolar units differ only in their two values."""
-
-    def probability(self, a: Tensor) -> Tensor:
-        """Return σ(a)."""
-        return sigmoid(a).to(a.dtype)
-
-    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
-        """Return high where noise < σ(a), compared in float32 or wider."""
-        wide = widen(a)
-        return (self.low + (self.high - self.low) * (noise < portable.sigmoid(wide)).to(wide.dtype)).to(a.dtype)
-
-    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """Compute `sample` in one pass if the device has a kernel for it."""
-        h = key.fused("binary", a, draws, self.event_ndim, self.low, self.high)
-        return super().sample(key, a, draws) if h is None else h
-
-    def sample_as(self, key: Key, a: Tensor, draws: int, dtype: torch.dtype) -> Tensor | None:
-        """Compute `sample_as` in one pass if the device has a kernel for it."""
-        return key.fused("binary", a, draws, self.event_ndim, self.low, self.high, dtype=dtype)
-
-    def antithetic(self, key: Key, a: Tensor, pairs: int) -> Tensor:
-        """Compute `antithetic` in one pass if the device has a kernel for it."""
-        h = key.fused("antithetic", a, pairs, self.event_ndim, self.low, self.high)
-        return super().antithetic(key, a, pairs) if h is None else h
-
-    def weighted_score(self, h: Tensor, a: Tensor, weights: Tensor) -> Tensor:
-        """Compute `weighted_score` in one pass if the device has a kernel for it."""
-        scored = self._scored("logistic_score", h, a, weights)
-        return super().weighted_score(h, a, weights) if scored is None else scored
-
-    def leave_one_out_score(self, h: Tensor, a: Tensor, loss: Tensor) -> Tensor:
-        """Compute `leave_one_out_score` in one pass if the device has a kernel for it.
-
-        Losses wider than `a` are taken relative to the first, in their own precision, because the kernel has that of `a`.
-        """
-        if loss.dtype != a.dtype:
-            loss = loss - loss[:1]
-        scored = self._scored("leave_one_out_score", h, a, loss)
-        return super().leave_one_out_score(h, a, loss) if scored is None else scored
-
-    def _scored(self, kernel: str, h: Tensor, a: Tensor, of_points: Tensor) -> Tensor | None:
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (h, a, of_points)):
-            return None  # autograd has to record the computation
-        wide = widen(a)
-        scored = select(kernel, a.device)(wide, cast(h, wide.dtype), cast(of_points, wide.dtype), self.high)
-        return cast(scored, a.dtype)
-
-    def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
-        """Return -softplus(-a) where h is high and -softplus(a) where it is low."""
-        return -softplus(torch.where(h == self.high, -a, a)).to(a.dtype)
-
-    def score(self, h: Tensor, a: Tensor) -> Tensor:
-        """Return b - σ(a), b being 1 for high and 0 for low, computed as ±σ(∓a), which does not cancel at saturation."""
-        return torch.where(h == self.high, sigmoid(-a), -sigmoid(a)).to(a.dtype)
-
-    def relax(self, a: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
-        """Return low + (high - low) σ((a - logit u) / temperature), which is above the midpoint exactly where h is high."""
-        return self._squash(a - logit(noise), temperature).to(a.dtype)
-
-    def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
-        """Return `relax` at noise drawn given h: u·p where h is high, p + u·(1 - p) where it is low.
-
-        It is computed in logarithms, so that it is exact in both tails.
-        """
-        p, q = sigmoid(a), sigmoid(-a)
-        log_u, log_1mu = torch.log(noise), torch.log1p(-noise)
-        # with v the conditional noise, logit v = log v - log(1 - v)
-        if_high = log_u - softplus(-a) - torch.log1p(-noise * p)
-        if_low = torch.log1p(-(1 - noise) * q) - log_1mu + softplus(a)
-        return self._squash(a - torch.where(h == self.high, if_high, if_low), temperature).to(a.dtype)
-
-    def _squash(self, z: Tensor, temperature: float | Tensor) -> Tensor:
-        return self.low + (self.high - self.low) * sigmoid(z / temperature)
-
-
-class OneHot(Neuron):
-    """A unit of C classes whose output is a one-hot vector over the last dim, at random or not.
-
-    `a`, h and the noise are `[*batch, units, classes]`. A smooth function of `a` may be substituted for the output in the
-    derivative, as for a `Step`.
-    """
-
-    event_ndim: ClassVar[int] = 2
-    maskable: ClassVar[bool] = True
-
-    def one_hot(self, index: Tensor, a: Tensor) -> Tensor:
-        """Return the one-hot outputs `[..., classes]` of the classes `index` `[...]`, in the dtype of `a`."""
-        return (index[..., None] == torch.arange(a.shape[-1], device=a.device)).to(a.dtype)
-
-    def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """Return 0: a one-hot output does not move with `a`."""
-        return torch.zeros_like(grad_h, dtype=a.dtype)
-
-    def smooth_vjp(self, a: Tensor, grad: Tensor) -> Tensor:
-        """Return grad times the Jacobian of the smooth function that stands in for the output: E[h] if it is random.
-
-        By default that function is softmax(a).
-        """
-        p = torch.softmax(widen(a), -1)
-        grad = cast(grad, p.dtype)
-        return (p * (grad - (p * grad).contiguous().sum(-1, keepdim=True))).to(a.dtype)
-
-
-class RandomOneHot(OneHot, Discrete):
-    """A one-hot unit that draws one of its C classes, each with its `probability`, which is also its mean."""
-
-    @abstractmethod
-    def probability(self, a: Tensor) -> Tensor:
-        """Return the probability of each class, `[*batch, units, classes]`, differentiable in `a`."""
-
-    def atoms(self, event: tuple[int, ...]) -> int:
-        """Return C, the number of classes."""
-        return event[-1]
-
-    def mean(self, a: Tensor) -> Tensor:
-        """Return the probabilities."""
-        return self.probability(a)
-
-    def active_probability(self, a: Tensor) -> Tensor:
-        """Return the probabilities: only the entry of the class drawn is positive."""
-        return self.probability(a)
-
-    def law(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the C one-hot vectors and their probabilities."""
-        classes = a.shape[-1]
-        values = torch.eye(classes, dtype=a.dtype, device=a.device).reshape(classes, *[1] * (a.ndim - 1), classes)
-        return values.expand(classes, *a.shape), self.probability(a).movedim(-1, 0)
-
-    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
-        """Return 1 at the most probable class (the first of equals), for any level, because exactly one class of a unit is 1."""
-        return self.one_hot(a.argmax(-1), a)
-
-
-class SoftmaxOneHot(RandomOneHot, Relaxable):
-    """A unit of C classes: a one-hot vector over the last dim, of class c with probability softmax(a)_c.
-
-    The class is the argmax of a + G for Gumbel noise G (the Gumbel-max trick). So noise and h have the shape
-    `[*batch, units, classes]` of `a`, and only the log-probability of a unit has no dim of classes.
-    """
-
-    def probability(self, a: Tensor) -> Tensor:
-        """Return softmax(a) over the last dim."""
-        return torch.softmax(widen(a), -1).to(a.dtype)
-
-    def perturbed(self, a: Tensor, noise: Tensor) -> Tensor:
-        """Return log softmax(a) + G with G = -log(-log noise).
-
-        The largest entry is the class drawn; the k largest are k classes drawn without replacement.
-        """
-        return torch.log_softmax(widen(a), -1) - torch.log(-torch.log(noise))
-
-    def forward(self, a: Tensor, noise: Tensor) -> Tensor:
-        """Return 1 at the class at which `perturbed` is largest, else 0.
-
-        It is computed as the smallest of exponential times -log(noise) / softmax(a), so that all draws share softmax(a).
-        """
-        wide = widen(a)
-        wait = portable.exp(wide.amax(-1, keepdim=True) - wide)
-        return self.one_hot((-portable.log(noise) * wait).argmin(-1), a)
-
-    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """Compute `sample` in one pass if the device has a kernel for it."""
-        h = key.fused("one_hot", a, draws, self.event_ndim, a.shape[-1])
-        return super().sample(key, a, draws) if h is None else h
-
-    def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
-        """Return log softmax(a) at the class of h, `[..., *batch, units]`."""
-        log_p = torch.log_softmax(widen(a), -1)
-        log_p = torch.where((h == 0) & (log_p == -math.inf), 0, log_p)  # a masked class, which 0 · -inf would make NaN
-        return (h * log_p).contiguous().sum(-1).to(a.dtype)
-
-    def score(self, h: Tensor, a: Tensor) -> Tensor:
-        """Return h - softmax(a). At the class of h it sums the other probabilities, which does not cancel at saturation."""
-        p = torch.softmax(widen(a), -1)
-        others = ((1 - h) * p).contiguous().sum(-1, keepdim=True)
-        return torch.where(h > 0, others, -p).to(a.dtype)
-
-    def relax(self, a: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
-        """Return softmax((log softmax(a) + G) / temperature), which is largest where h is 1."""
-        return torch.softmax(self.perturbed(a, noise) / temperature, -1).to(a.dtype)
-
-    def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
-        """Return `relax` at noise drawn given h.
-
-        Let E = -log u, which is exponential. The perturbed entry of the class k of h is -log E_k, the maximum, whose law does not
-        depend on k; that of another class c is -log(E_c / p_c + E_k). It is computed in logarithms, so that p = 0 is allowed.
-        """
-        log_e = torch.log(-torch.log(noise))
-        first = (h * log_e).contiguous().sum(-1, keepdim=True)
-        other = log_e - torch.log_softmax(widen(a), -1)
-        perturbed = -torch.where(h > 0, first, other + softplus(first - other))
-        return torch.softmax(perturbed / temperature, -1).to(a.dtype)
 
 
 def event_shape(neuron: Neuron, a: Tensor) -> tuple[int, ...]:

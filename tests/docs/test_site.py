@@ -1,0 +1,83 @@
+"""The site that `make docs` builds: it opens from disk, asks no other host for anything, and shows formulas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SITE = Path(__file__).parents[2] / "build/site"
+PAGES = {  # with the least number of formulas that each shows
+    "index.html": 0,
+    "tutorials/five_minutes.html": 5,
+    "explanation/pitfalls.html": 3,
+    "reference/estimators/disarm.html": 1,
+    "reference/neurons/k_subset.html": 1,
+    "reference/objectives/quadratic.html": 1,
+    "reference/api/gradest.nn.html": 0,
+    "reference/http.html": 0,
+    "reference/commands.html": 0,
+    "results/certificates.html": 0,
+}
+LOADED = re.compile(r"<(?:script|img|iframe)[^>]* src=\"(https?:)?//|<link[^>]* href=\"(https?:)?//|url\((https?:)?//")
+
+pytestmark = [pytest.mark.deep, pytest.mark.skipif(not SITE.is_dir(), reason="make docs builds the site")]
+
+
+@pytest.fixture(scope="module")
+def open_page(request: pytest.FixtureRequest) -> Iterator[Callable[[str], object]]:
+    """Opens a page of the site from disk. It fails for a message in the console, and for a request to anywhere else."""
+    driver = pytest.importorskip("playwright.sync_api")
+    with driver.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=request.config.chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        wrong: list[str] = []
+        page.on("console", lambda said: said.type in ("error", "warning") and wrong.append(said.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or wrong.append(asked.url))
+
+        def visit(where: str) -> object:
+            wrong.clear()
+            page.goto(f"{SITE.as_uri()}/{where}")
+            assert not wrong
+            return page
+
+        yield visit
+        browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("where", "formulas"), PAGES.items())
+def test_a_page_opens_from_disk_and_shows_its_formulas(
+    open_page: Callable[[str], object], where: str, formulas: int
+) -> None:
+    page = open_page(where)
+    assert page.locator("h1").count() == 1
+    assert page.locator(".math .katex").count() >= formulas
+    assert page.locator(".katex-error").count() == 0
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")  # tables scroll within themselves
+
+
+@pytest.mark.browser
+def test_search_works_from_disk(open_page: Callable[[str], object]) -> None:
+    page = open_page("search.html?q=baseline")
+    page.locator("#search-results li").first.wait_for()
+    assert page.locator("#search-results li").count() > 5
+
+
+def test_no_page_loads_anything_from_another_host() -> None:
+    pages = list(SITE.rglob("*.html"))
+    assert len(pages) > 100
+    for path in [*pages, *SITE.rglob("*.css")]:
+        assert not LOADED.search(path.read_text(encoding="utf-8")), path.relative_to(SITE)
+    assert LOADED.search('<script src="https://cdn.example/x.js">')
+
+
+def test_every_tutorial_ran() -> None:
+    text = (SITE / "tutorials/index.html").read_text(encoding="utf-8")
+    for path in (SITE.parents[1] / "docs/tutorials").glob("*.md"):
+        if path.stem != "index":
+            assert f">tutorials/{path.stem}<" in text, "EXECUTE=off leaves out the code; make docs runs it"
