@@ -333,13 +333,15 @@ def boards_to_markdown(boards: Sequence[Board], heading: str, images: Mapping[st
 
 
 def _overview(boards: Sequence[Board], ranked: Mapping[str, list[Standing]]) -> Iterator[str]:
+    runs = [run for board in boards for entry in board.entries.values() for run in entry.runs]
     places: dict[str, dict[str, int | None]] = {}
     for key, standing in ranked.items():
         for row in standing:
             places.setdefault(row.entry.label, {})[key] = row.rank
     yield (
         "A number is the place of an estimator among those with results on the problem. Estimators with results on more problems "
-        "come first, and of those the ones of the least mean place. The tables below say which places chance could exchange."
+        "come first, and of those the ones of the least mean place. The tables below say which places chance could exchange. All "
+        f"{len(runs)} runs together took {sum(run.seconds for run in runs) / 3600:.2g} hours of training and measurement."
     )
 
     def order(label: str) -> tuple[int, float]:

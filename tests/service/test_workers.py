@@ -83,7 +83,7 @@ def scrape(url, name):
 
 @pytest.fixture(scope="module")
 def service():
-    """One service for the tests that follow, in their order: the last of them kills its supervisor."""
+    """One service for the tests that follow, in their order: the last of them stops it."""
     with serving("--log-level", "warning") as found:
         yield found
 
@@ -132,13 +132,31 @@ def test_a_killed_worker_is_replaced_and_its_counts_stay(service):
     assert len(re.findall(f"worker {victim} ended with -9 and is replaced", log)) == 1
 
 
-def test_workers_do_not_outlive_a_killed_supervisor(service):
+def test_stopping_under_load_resets_no_connection(service):
+    """As with one worker: until the port closes every request is answered, and then a connection is refused at once."""
     process, url = service
-    workers = children(process)
-    process.kill()
-    eventually(lambda: not any(map(alive, workers)))
-    with pytest.raises(httpx.ConnectError):
-        get(f"{url}/livez")
+    stop, statuses, faults = threading.Event(), [], []
+
+    def ask():  # a connection a request, so that they come until the port closes
+        while not stop.is_set():
+            try:
+                statuses.append(post(f"{url}/v1/sample", json=SAMPLE, timeout=20).status_code)
+            except httpx.ConnectError:
+                return
+            except httpx.HTTPError as error:
+                faults.append(error)
+
+    askers = [threading.Thread(target=ask) for _ in range(16)]
+    for asker in askers:
+        asker.start()
+    eventually(lambda: len(statuses) > 100)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    stop.set()
+    for asker in askers:
+        asker.join(30)
+    assert not faults
+    assert set(statuses) == {200}
 
 
 @pytest.mark.deep
@@ -237,7 +255,7 @@ def gradest_objectives():
 
 @pytest.fixture(scope="module")
 def hanging(tmp_path_factory):
-    """A service with a plugin package whose objectives hang, or stop the process."""
+    """A service with a plugin package whose objectives hang, or stop the process. The last test that uses it kills it."""
     folder = tmp_path_factory.mktemp("plugin")
     (folder / "hanging.py").write_text(HANGING)
     (folder / "hanging-1.dist-info").mkdir()
@@ -262,31 +280,14 @@ def test_a_worker_that_hangs_is_replaced(hanging, objective, why):
     eventually(lambda: {ask() for _ in range(10)} == {200})
 
 
-def test_stopping_under_load_resets_no_connection():
-    """As with one worker: until the port closes every request is answered, and then a connection is refused at once."""
-    with serving("--log-level", "warning") as (process, url):
-        stop, statuses, faults = threading.Event(), [], []
-
-        def ask():  # a connection a request, so that they come until the port closes
-            while not stop.is_set():
-                try:
-                    statuses.append(post(f"{url}/v1/sample", json=SAMPLE, timeout=20).status_code)
-                except httpx.ConnectError:
-                    return
-                except httpx.HTTPError as error:
-                    faults.append(error)
-
-        askers = [threading.Thread(target=ask) for _ in range(16)]
-        for asker in askers:
-            asker.start()
-        eventually(lambda: len(statuses) > 100)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
-        stop.set()
-        for asker in askers:
-            asker.join(30)
-        assert not faults
-        assert set(statuses) == {200}
+def test_workers_do_not_outlive_a_killed_supervisor(hanging):
+    process, url = hanging
+    eventually(lambda: len(children(process)) == 2)
+    workers = children(process)
+    process.kill()
+    eventually(lambda: not any(map(alive, workers)))
+    with pytest.raises(httpx.ConnectError):
+        get(f"{url}/livez")
 
 
 @pytest.mark.deep
@@ -298,7 +299,7 @@ def test_workers_share_the_limits_of_a_key(tmp_path):
         bearer = {"Authorization": f"Bearer {key}"}
 
         def ask():  # on a connection of its own, so that both workers are asked
-            return httpx.post(f"{url}/v1/sample", json=SAMPLE, headers=bearer, timeout=60).status_code
+            return post(f"{url}/v1/sample", json=SAMPLE, headers=bearer, timeout=60).status_code
 
         began = time.monotonic()
         statuses = [ask() for _ in range(40)]

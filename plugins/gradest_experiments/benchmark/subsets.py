@@ -31,9 +31,9 @@ class Subset(UnitProblem):
     text: ClassVar = """The synthetic problem of Ahmed et al. (2023, SIMPLE, arXiv 2210.01941) and of SFESS (ICLR 2025): n =
 10 and k = 5, with normal logits that follow from the seed. The loss `distance` is |h - b|² to a normal b, which is linear on
 subsets; the loss `pairs` is (wᵀh)² with normal w, in which items meet. The exact gradient is the sum over all subsets. The
-value is the relative error, between 0 and 1, of the mean gradient of as many draws as the budget of evaluations pays for,
-bias in direction and variance together; a wrong length does not count. Estimators that learn have taken 100 steps at the same
-logits."""
+value is the relative error, between 0 and 1, of the mean gradient of as many draws as the budget of evaluations pays for, at
+least one, bias in direction and variance together; a wrong length does not count. Estimators that learn have taken 100 steps
+at the same logits."""
     metric: ClassVar = "relative error of the mean gradient of 100 evaluations"
     unit: ClassVar = "shares of the gradient's size"
     quick: ClassVar = {"evaluations": 10_000}
