@@ -28,7 +28,7 @@ Law = tuple[Tensor, Tensor]
 
 def _units(neuron: gradest.Neuron) -> int:
     """Three units where that leaves few configurations, else two."""
-    if neuron.name == "correlated_binary_concrete":  # whose group has thousands of nodes
+    if neuron.name.startswith("correlated_"):  # whose groups have thousands of nodes, or cost a hundred for each score
         return 1
     few = {
         "bernoulli",
