@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import gradest
 
 project = "gradest"
@@ -20,7 +22,7 @@ myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 4
 myst_dmath_double_inline = True
 
-nb_execution_timeout = 120
+nb_execution_timeout = 300  # seconds, of a cell
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_execution_show_tb = True
@@ -34,6 +36,7 @@ python_maximum_signature_line_length = 100
 add_module_names = False
 
 html_theme = "furo"
+html_favicon = str(Path(__file__).parents[2] / "service/gradest_service/page/icon.svg")
 html_math_renderer = "katex"
 html_title = f"gradest {release}"
 html_css_files = ["katex.min.css", "site.css"]

@@ -47,7 +47,8 @@ def test_the_links_are_found() -> None:
 def pages(path: Path) -> list[str]:
     """The pages in the tables of contents of a page of the site."""
     trees = re.findall(r"^```\{toctree\}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
-    return [f"{name}.md" for tree in trees for name in tree.split("\n\n")[-1].split()]
+    lines = [line for tree in trees for line in tree.split("\n\n")[-1].splitlines()]
+    return [f"{line.rpartition('<')[2].rstrip('>')}.md" for line in lines]
 
 
 def test_every_document_is_reached_from_the_readme() -> None:

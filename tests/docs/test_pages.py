@@ -109,6 +109,11 @@ def test_docstrings_become_markdown() -> None:
             two lines.
         Returns: nothing that b names.
 
+        Precision: a word in front of a colon
+        is no name.
+
+        option: what it does.
+
             code(*here)
 
         >>> 1 + 1
@@ -119,6 +124,8 @@ def test_docstrings_become_markdown() -> None:
         "The factor is \\<b\\>, in \\$.",
         "- `b`: the factor, of\n  two lines.",
         "Returns: nothing that b names.",
+        "Precision: a word in front of a colon\nis no name.",
+        "- `option`: what it does.",
         "```python\ncode(*here)\n```",
         "```pycon\n>>> 1 + 1\n2\n```",
     ]

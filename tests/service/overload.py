@@ -26,9 +26,9 @@ import httpx
 
 from gradest_service.settings import Settings
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script it finds the other files of tests, too
 
-from worst_requests import WorstRequest, WorstRequests
+from tests.service.worst_requests import WorstRequest, WorstRequests
 
 MOST_MEGABYTES = 2048
 MOST_SECONDS_LATE = 0.5

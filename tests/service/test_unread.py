@@ -49,7 +49,9 @@ def test_they_keep_further_work_waiting_until_the_deadline(start):
         assert answer.status_code in (200, 504)
         assert is_cut(one)
         assert is_cut(other)
-    assert service.post("/v1/sample", json=MEGABYTES, headers=JSON).status_code == 200
+    until = time.monotonic() + 60
+    while service.post("/v1/sample", json=MEGABYTES, headers=JSON).status_code != 200:  # there is room again
+        assert time.monotonic() < until
 
 
 def test_an_answer_in_parts_is_whole(start):

@@ -193,8 +193,8 @@ def _spec(plugin: Any) -> dict[str, Any]:
     return {"name": plugin.name, **plugin.model_dump(mode="json", exclude_unset=True)}
 
 
-def _objective(neuron: Any) -> str:
-    return "quadratic" if neuron.output_ndim == 1 else "linear"
+def _objective(neuron: Any) -> dict[str, Any]:
+    return {"name": "linear", "event_ndim": neuron.output_ndim}
 
 
 def _with_option(spec: Fields, option: str, n: int) -> Fields:

@@ -30,8 +30,8 @@ class Block:
 def split_blocks(docstring: str, names: Collection[str] = ()) -> Iterator[Block]:
     """Yield the blocks of a docstring.
 
-    names: the arguments or fields that it may describe, each in lines that start with `name: `. At the start of a paragraph any
-        such word is taken for one.
+    names: the arguments or fields that it may describe, each in lines that start with `name: `. At the start of a paragraph
+        other words in lower case are taken for names too.
     """
     lines = cleandoc(docstring).splitlines()
     at, in_text = 0, False
@@ -45,7 +45,7 @@ def split_blocks(docstring: str, names: Collection[str] = ()) -> Iterator[Block]
             at, in_text = at + 2, False
             continue
         item = _ITEM.fullmatch(line)
-        if item and (not in_text or set(item["names"].split(", ")) <= set(names)):
+        if item and (set(item["names"].split(", ")) <= set(names) or (not in_text and _stands_alone(lines, at))):
             end = _end_of(lines, at + 1, _is_indented)
             rest = tuple(text.strip() for text in lines[at + 1 : end])
             yield Block("item", (item["text"], *rest), tuple(item["names"].split(", ")))
@@ -89,6 +89,12 @@ def escape(text: str) -> str:
 def cell(text: str) -> str:
     """Return text for a cell of a table, in one line."""
     return " ".join(escape(text).replace("|", "\\|").split())
+
+
+def _stands_alone(lines: list[str], at: int) -> bool:
+    """Return whether a line that starts like an item, with a name in lower case, does not go on as a paragraph does."""
+    after = lines[at + 1] if at + 1 < len(lines) else ""
+    return lines[at][0].islower() and (not after.strip() or _is_indented(after) or bool(_ITEM.fullmatch(after)))
 
 
 def _is_indented(line: str) -> bool:

@@ -89,7 +89,10 @@ class Capacity:
             self._metrics.hold_bytes(more)
 
     async def watch(self, pool: Pool) -> NoReturn:
-        """Count the threads of the pool that are busy for longer than the deadline, and set aside plugins that lose many."""
+        """Count the threads of the pool that are busy for longer than the deadline, and set aside plugins that lose many.
+
+        It also gives back memory that heavy work has freed.
+        """
         deadline = self._settings.deadline_seconds
         longest = deadline + min(_UNWIND_SECONDS, 2 * deadline)
         lost: set[tuple[int, float]] = set()
@@ -102,6 +105,7 @@ class Capacity:
             self.stuck = len(late) >= pool.threads
             if self._metrics is not None:
                 self._metrics.measure_memory(pool.memory.used)
+            await pool.release_memory()
             await anyio.sleep(min(1.0, deadline / 4))
 
     def _note_loss(self, method: str) -> None:

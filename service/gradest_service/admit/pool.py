@@ -17,13 +17,15 @@ from gradest.errors import Cancelled, PluginFault
 from gradest_service.admit.metrics import Metrics
 from gradest_service.admit.request_context import current_caller
 from gradest_service.phases import record_of_caller
-from gradest_service.resources.allocator import release_memory_after
+from gradest_service.resources.allocator import release_freed_blocks
 from gradest_service.resources.memory import Memory
 from gradest_service.resources.turns import LIGHT, Need, Turns
 
 __all__ = ["Pool", "contained"]
 
 Result = TypeVar("Result")
+_IDLE_SECONDS = 5.0  # after which memory that heavy work has freed is no longer kept for more of it
+_MUCH = 8  # work that takes more than the limit on memory over this gives it back to the system when it ends
 
 
 class Pool:
@@ -33,6 +35,8 @@ class Pool:
         self.threads = threads
         self.memory = memory or Memory(sys.maxsize, sys.maxsize)
         self._turns = Turns(threads, self.memory)
+        self._much_memory = self.memory.limit // _MUCH
+        self._heavy_at: float | None = None
         self._metrics = metrics
         self._running: set[tuple[int, float]] = set()
 
@@ -41,7 +45,14 @@ class Pool:
         waiting_since = time.time_ns()
         async with self.thread(need):
             record_of_caller().add("queue", waiting_since)
-            return await self.run_now(partial(release_memory_after, work) if need.heavy else work)
+            self._heavy_at = time.monotonic() if need.heavy else self._heavy_at
+            return await self.run_now(partial(_then_release, work) if need.bytes > self._much_memory else work)
+
+    async def release_memory(self) -> None:
+        """Give the system back what heavy work has freed, if the last began a while ago: more of it would take it again."""
+        if self._heavy_at is not None and time.monotonic() - self._heavy_at > _IDLE_SECONDS:
+            self._heavy_at = None
+            await to_thread.run_sync(release_freed_blocks, limiter=CapacityLimiter(1))
 
     def running(self) -> Collection[tuple[int, float]]:
         """Return the calls that run: the thread of each, and when it began by the monotonic clock."""
@@ -78,6 +89,13 @@ class Pool:
                 self._running.discard(call)
 
         return await to_thread.run_sync(noted, limiter=CapacityLimiter(1))
+
+
+def _then_release(work: Callable[[], Result]) -> Result:
+    try:
+        return work()
+    finally:
+        release_freed_blocks()
 
 
 def contained(work: Callable[[], Result]) -> Result:
