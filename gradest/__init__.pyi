@@ -28,6 +28,7 @@ from .contract.neuron import Density as Density
 from .contract.neuron import Differentiable as Differentiable
 from .contract.neuron import Discrete as Discrete
 from .contract.neuron import LogisticBinary as LogisticBinary
+from .contract.neuron import LogisticStep as LogisticStep
 from .contract.neuron import Neuron as Neuron
 from .contract.neuron import OneHot as OneHot
 from .contract.neuron import PoissonCount as PoissonCount

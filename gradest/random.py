@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gradest.errors import Incompatible, InvalidInput
-from gradest.kernels import fused, recorded, select, transformed, untransformed
+from gradest.kernels import fused, portable, recorded, select, transformed, untransformed
 from gradest.kernels.reference.noise import ROUNDS, Word, as_tensors, philox, signed_word
 from gradest.kernels.stable import cast, widen
 from gradest.seeds import MAX_SEED, check_seed
@@ -221,6 +221,11 @@ class Key:
         """Return uniform noise `[draws, *a.shape]` for pre-activations `a` `[*batch, *event]`; see `uniform`."""
         split = a.ndim - event_ndim
         return self.uniform(a.shape[:split], a.shape[split:], draws, dtype=a.dtype, device=a.device)
+
+    def normal_like(self, a: Tensor, draws: int, event_ndim: int = 1) -> Tensor:
+        """Return standard normal noise `[draws, *a.shape]`, the quantiles of `uniform_like`, in one pass if there is a kernel."""
+        z = self.fused("normal", torch.zeros_like(widen(a.detach())), draws, event_ndim, 1.0, 0)
+        return portable.ndtri(self.uniform_like(a, draws, event_ndim)) if z is None else z
 
     def uniform(
         self,

@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 
 from gradest.errors import InvalidInput
+from gradest.kernels import portable
 from gradest.kernels.reference.noise import uniform_from_words
 from gradest.random import MAX_SEED, VERSION, Key, fresh_seed, philox4x32
 
@@ -100,6 +101,21 @@ def test_open_interval_and_symmetry(dtype):
     assert float(u[0]) == 1 - float(u[1])  # the smallest and the largest mirror each other exactly
     drawn = Key(0).uniform((1000,), (100,), 10, dtype=dtype)
     assert torch.equal(1 - (1 - drawn), drawn)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_normal_noise_has_the_bits_of_the_quantiles(backend, dtype, monkeypatch):
+    """With or without a kernel, for pre-activations that are not finite or require a gradient, too."""
+    a = torch.full((3, 2, 5), -math.inf, dtype=dtype, requires_grad=True)
+    key = Key(7, rows=torch.tensor([4, 0, 9]), stream=2)
+    monkeypatch.setenv("GRADEST_KERNELS", "reference")
+    wanted = portable.ndtri(key.uniform_like(a, 4, 2))
+    monkeypatch.setenv("GRADEST_KERNELS", backend)
+    z = key.normal_like(a, 4, 2)
+    assert not z.requires_grad
+    assert z.dtype == wanted.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(z, wanted)
 
 
 def test_half_precision_noise_is_float32():

@@ -19,7 +19,10 @@ from gradest.testing import checks as testing
 from gradest_service.app import running
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = [ROOT / "docs/guides/clients.md"]  # tests/docs/test_clients.py runs its blocks
+ELSEWHERE = [
+    ROOT / "docs/guides/clients.md",  # tests/docs/test_clients.py runs its blocks
+    ROOT / "docs/guides/deploy.md",  # and tests/service/test_deploy.py those of this one
+]
 DOCUMENTS = [ROOT / "README.md", *sorted({*(ROOT / "docs").rglob("*.md")} - {*ELSEWHERE})]
 BLOCKS = [
     block

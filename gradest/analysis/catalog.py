@@ -227,6 +227,8 @@ def _kernels_used(cls: type[Neuron], device: torch.device) -> dict[str, str | No
         neuron = registry.build_default(cls)
         a = torch.zeros(1, *neuron.example_events[0], device=device)
         with torch.no_grad():
+            with record_kernels_used() as noise:
+                registry.call(neuron, "noise", key, a, 1)
             with record_kernels_used() as forward:
                 h = registry.call(neuron, "sample", key, a, 1)
             with record_kernels_used() as backward:
@@ -237,12 +239,16 @@ def _kernels_used(cls: type[Neuron], device: torch.device) -> dict[str, str | No
     except PluginFault as fault:
         return {"forward": str(fault), "backward": None}
     known = isinstance(neuron, Scored | Differentiable)
-    return {"forward": _summarise_kernels(forward), "backward": _summarise_kernels(backward) if known else None}
+    return {
+        "forward": _summarise_kernels(forward, noise),
+        "backward": _summarise_kernels(backward, noise) if known else None,
+    }
 
 
-def _summarise_kernels(used: dict[str, str]) -> str:
-    own = [name for name, module in used.items() if module != "reference"]
-    return "torch" if not own else "noise fused" if own == ["uniform"] else "fused"
+def _summarise_kernels(used: dict[str, str], noise: dict[str, str]) -> str:
+    """Summarise the kernels that a pass used, given those that draw its noise."""
+    own = {name for name, module in used.items() if module != "reference"}
+    return "torch" if not own else "noise fused" if own <= {"uniform", *noise} else "fused"
 
 
 def describe_objective(cls: type[Objective]) -> dict[str, Any]:

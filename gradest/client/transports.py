@@ -148,9 +148,11 @@ class CallProtocol(Generic[T]):
         """Return the seconds until the next attempt. Raises ServiceError if there is to be none."""
         if isinstance(error, httpx.HTTPError):
             reason = str(error) or type(error).__name__
-            remedy = next((remedy for part, remedy in _REMEDIES.items() if part in reason), "")
-            answer = ServiceError(0, "No response", f"{self._policy.address}: {reason}. {remedy or _REMEDY}")
-            failure = AttemptFailed(answer, retry=isinstance(error, _RETRIED) and not remedy)
+            hopeless = next((remedy for part, remedy in _REMEDIES.items() if part in reason), "")
+            waited = f" Its start is awaited for start_timeout={self._policy.start_timeout:g} seconds."
+            remedy = hopeless or f"{_REMEDY}{waited if _is_refusal(error) else ''}"
+            answer = ServiceError(0, "No response", f"{self._policy.address}: {reason}. {remedy}")
+            failure = AttemptFailed(answer, retry=isinstance(error, _RETRIED) and not hopeless)
             if self._reader is not None and self._reader.in_stream:
                 # comments, by which the service keeps the stream alive, are not events: the last one came so long ago at most
                 silent = self._silence if isinstance(error, httpx.ReadTimeout) else 0.0

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from gradest.contract.estimator import Draw, Estimator
-from gradest.contract.neuron import Discrete, LogisticBinary, Neuron, Relaxable, SoftmaxOneHot, Subset
+from gradest.contract.neuron import Discrete, LogisticBinary, LogisticStep, Neuron, Relaxable, SoftmaxOneHot, Subset
 from gradest.contract.numerics import leading_mean
 from gradest_estimators._binary import sigmoid_derivative
 from gradest_estimators._one_hot import softmax_vjp
@@ -45,22 +45,22 @@ class LogitEstimator(Estimator):
 
 
 class MeanEstimator(LogitEstimator):
-    """An estimator for the units of which `mean_vjp` knows dE[h]/da: those of a `LogitEstimator`, and subsets."""
+    """An estimator for units of which `mean_vjp` knows dE[h]/da: of a `LogitEstimator`, correlated binary ones, and subsets."""
 
     capabilities = (Discrete,)
 
     def accepts(self, neuron: Neuron) -> bool:
         """Return whether the neuron is of one of these kinds."""
-        return super().accepts(neuron) or isinstance(neuron, Subset)
+        return super().accepts(neuron) or isinstance(neuron, LogisticStep | Subset)
 
 
 def mean_vjp(neuron: Neuron, a: Tensor, grad: Tensor) -> Tensor:
-    """Return grad · dE[h]/da, for a unit whose pre-activations are logits."""
+    """Return grad · dE[h]/da, for a unit that a `MeanEstimator` accepts."""
     if isinstance(neuron, Subset):
         return neuron.mean_backward(a, grad)
     if isinstance(neuron, SoftmaxOneHot):
         return softmax_vjp(neuron.probability(a), grad)
-    assert isinstance(neuron, LogisticBinary)
+    assert isinstance(neuron, LogisticStep)
     return (neuron.high - neuron.low) * sigmoid_derivative(a) * grad
 
 

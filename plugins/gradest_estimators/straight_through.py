@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
-from gradest.contract.neuron import LogisticBinary, Neuron, OneHot, RandomOneHot, Step, UnbiasedRounding
+from gradest.contract.neuron import LogisticStep, Neuron, OneHot, RandomOneHot, Step, UnbiasedRounding
 from gradest.contract.numerics import leading_mean, select
 
 
@@ -65,7 +65,7 @@ class StraightThrough(MonteCarlo):
         if isinstance(neuron, UnbiasedRounding):
             exact = self.derivative == "identity"
         else:
-            exact = isinstance(neuron, LogisticBinary | RandomOneHot) and self.derivative == "sigmoid"
+            exact = isinstance(neuron, LogisticStep | RandomOneHot) and self.derivative == "sigmoid"
         return Bias.exact_to_order(1) if exact and self.slope == 1 else Bias.BIASED
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.contract.estimator import Bias, Draw, Feedback, MonteCarlo, State
-from gradest.contract.neuron import LogisticBinary, Neuron, Step
+from gradest.contract.neuron import LogisticStep, Neuron, Step
 from gradest.contract.numerics import leading_mean, select
 
 Derivative = Literal["sigmoid", "fast_sigmoid", "atan", "triangle", "rectangle"]
@@ -53,7 +53,7 @@ class Surrogate(MonteCarlo):
 
     def bias(self, neuron: Neuron) -> Bias:
         """Return exactness to first order where d equals dE[h]/da, and `Bias.BIASED` otherwise."""
-        exact = self.derivative == "sigmoid" and self.slope == 1 and isinstance(neuron, LogisticBinary)
+        exact = self.derivative == "sigmoid" and self.slope == 1 and isinstance(neuron, LogisticStep)
         return Bias.exact_to_order(1) if exact else Bias.BIASED
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:

@@ -7,6 +7,7 @@ from gradest_neurons.binary_concrete import BinaryConcrete
 from gradest_neurons.binomial import Binomial
 from gradest_neurons.bipolar import Bipolar
 from gradest_neurons.categorical import Categorical
+from gradest_neurons.correlated_bernoulli import CorrelatedBernoulli
 from gradest_neurons.correlated_binary_concrete import CorrelatedBinaryConcrete
 from gradest_neurons.diagonal_gaussian import DiagonalGaussian
 from gradest_neurons.gaussian import Gaussian
@@ -42,6 +43,7 @@ def gradest_neurons() -> list[type[Neuron]]:
         Binomial,
         Bipolar,
         Categorical,
+        CorrelatedBernoulli,
         CorrelatedBinaryConcrete,
         DiagonalGaussian,
         Gaussian,

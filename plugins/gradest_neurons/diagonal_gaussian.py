@@ -59,7 +59,7 @@ class DiagonalGaussian(Density):
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """Return z, `[draws, *batch, units]`, from uniform noise by the normal quantile function."""
-        return portable.ndtri(key.uniform_like(a[..., 0], draws))
+        return key.normal_like(a[..., 0], draws)
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """Return h = m + s z."""

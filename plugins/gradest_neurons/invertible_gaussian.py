@@ -58,8 +58,8 @@ class InvertibleGaussian(Density):
         return torch.finfo(dtype).max / 4 * min(1.0, self.std)
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """Return s z, `[draws, *a.shape]`, from uniform noise by the normal quantile function."""
-        return self.std * portable.ndtri(key.uniform_like(a, draws, self.event_ndim))
+        """Return s z, `[draws, *a.shape]` with z standard normal."""
+        return self.std * key.normal_like(a, draws, self.event_ndim)
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """Return h = softmax(a + s z, 0) over the last dimension."""

@@ -91,8 +91,8 @@ class NoisyTopK(Continuous, TopGates):
         return torch.finfo(dtype).max / 4 * min(1.0, self.std)
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """Return s z, `[draws, *a.shape]`, from uniform noise by the normal quantile function."""
-        return self.std * portable.ndtri(key.uniform_like(a, draws, self.event_ndim))
+        """Return s z, `[draws, *a.shape]` with z standard normal."""
+        return self.std * key.normal_like(a, draws, self.event_ndim)
 
     def perturbed(self, a: Tensor, noise: Tensor) -> Tensor:
         """Return H = a + s z, in at least float32."""

@@ -71,8 +71,9 @@ class StochasticRounding(UnbiasedRounding):
 
     def forward(self, a: Tensor, noise: Tensor) -> Tensor:
         """Return the grid point above a where noise < p, and the one at or below a elsewhere."""
-        near = self._neighbours(a.detach())
-        return torch.where(noise < near.p_up, near.up, near.down)
+        x = widen(a.detach()) * (1 / self.step)
+        below = x.floor()
+        return (self.step * (below + (noise < x - below).to(x.dtype))).to(a.dtype)
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """Return 0, because h is constant in a almost everywhere."""

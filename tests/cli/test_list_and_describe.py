@@ -47,6 +47,7 @@ def test_list_shows_what_computes_each_neuron(run: Run, monkeypatch: pytest.Monk
     assert on_cpu["heaviside"] == ("fused", None)
     assert {name: forward for name, (forward, _) in on_cpu.items() if forward != "fused"} == {
         "argmax": "torch",
+        "correlated_bernoulli": "noise fused",
         "correlated_binary_concrete": "noise fused",
         "diagonal_gaussian": "noise fused",
         "invertible_gaussian": "noise fused",

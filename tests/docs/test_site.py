@@ -41,7 +41,6 @@ def open_page(request: pytest.FixtureRequest) -> Iterator[Callable[[str], object
         def visit(where: str) -> object:
             wrong.clear()
             page.goto(f"{SITE.as_uri()}/{where}")
-            page.wait_for_load_state("networkidle")
             assert not wrong
             return page
 

@@ -141,6 +141,17 @@ def _argmax(a: Tensor) -> Law:
     return (a == a.amax(-1, keepdim=True)).double()[None], torch.ones_like(a[..., 0])[None]
 
 
+def _correlated_bernoulli(a: Tensor, correlation: float) -> Law:
+    """All outputs of a group, by a sum over a grid of the factor, given which the units are independent."""
+    n, factor = a.shape[-1], torch.arange(-9, 9, 0.02, dtype=torch.float64)[:, None, None, None]
+    place = torch.special.ndtri(_logistic(a)) + math.sqrt(correlation) * factor
+    p = torch.special.ndtr(place / math.sqrt(1 - correlation))
+    share = 0.02 / math.sqrt(2 * math.pi) * torch.exp(-0.5 * factor[..., 0] ** 2)
+    outputs = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * n).reshape(-1, n)
+    weights = [(share * torch.where(h > 0, p, 1 - p).prod(-1)).sum(0) for h in outputs]
+    return outputs[:, None, None].expand(-1, *a.shape), torch.stack(weights)
+
+
 def _certain(h: Tensor) -> Law:
     return h[None], torch.ones_like(h)[None]
 
@@ -155,6 +166,7 @@ _LAWS: dict[str, Callable[..., Law]] = {
     "binomial": _binomial,
     "poisson": _poisson,
     "categorical": _categorical,
+    "correlated_bernoulli": _correlated_bernoulli,
     "stochastic_times_smooth": _stochastic_times_smooth,
     "stochastic_rounding": _stochastic_rounding,
     "argmax": _argmax,

@@ -67,6 +67,20 @@ MUTATIONS = (
         "tests/neurons/test_logistic_normal.py -k derivative",
     ),
     Mutation(
+        "plugins/gradest_neurons/correlated_bernoulli.py",
+        "torch.log(width * cosh * reach / (_HALF_NODES * _ROOT_2_PI))",
+        "torch.log(width * reach / (_HALF_NODES * _ROOT_2_PI)).expand_as(sinh)",
+        "the nodes of the factor have even weights, though they are dense about the mode",
+        "tests/neurons/test_correlated_bernoulli.py -k fine_grid",
+    ),
+    Mutation(
+        "plugins/gradest_neurons/correlated_bernoulli.py",
+        "self.sign * ratio * slope / self.near",
+        "self.sign * ratio * slope",
+        "the score lacks the deviation of a unit given the factor",
+        "tests/neurons/test_correlated_bernoulli.py -k scores",
+    ),
+    Mutation(
         "plugins/gradest_neurons/correlated_binary_concrete.py",
         "(largest - rest) / n",
         "(largest + rest) / n",

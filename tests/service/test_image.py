@@ -82,7 +82,9 @@ class Folders:
             name = file.relative_to(ROOT).as_posix()
             if not is_sent(name, self._rules):
                 continue
-            to = target / file.relative_to(ROOT / source) if (ROOT / source).is_dir() else target / file.name
+            to = target / file.relative_to(ROOT / source) if (ROOT / source).is_dir() else target
+            if to.is_dir():  # a file that is copied into a folder
+                to /= file.name
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, to)
 

@@ -25,7 +25,7 @@ from gradest.contract.neuron.base import (
     output_shape,
     per_event,
 )
-from gradest.contract.neuron.binary import Binary, LogisticBinary, Step
+from gradest.contract.neuron.binary import Binary, LogisticBinary, LogisticStep, Step
 from gradest.contract.neuron.one_hot import OneHot, RandomOneHot, SoftmaxOneHot
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Differentiable",
     "Discrete",
     "LogisticBinary",
+    "LogisticStep",
     "Neuron",
     "OneHot",
     "PoissonCount",

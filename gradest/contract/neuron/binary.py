@@ -13,7 +13,7 @@ from gradest.kernels import portable, select
 from gradest.kernels.stable import cast, logit, sigmoid, softplus, widen
 from gradest.random import Key
 
-__all__ = ["Binary", "LogisticBinary", "Step"]
+__all__ = ["Binary", "LogisticBinary", "LogisticStep", "Step"]
 
 
 class Step(Neuron):
@@ -72,7 +72,23 @@ class Binary(Discrete, Step):
         return self.low + (self.high - self.low) * (self.probability(a) > level).to(a.dtype)
 
 
-class LogisticBinary(Binary, Relaxable):
+class LogisticStep(Discrete, Step):
+    """A random step that is high with probability σ(a), by itself; units of a group may depend on each other."""
+
+    def mean(self, a: Tensor) -> Tensor:
+        """Return low + (high - low) σ(a)."""
+        return self.low + (self.high - self.low) * sigmoid(a).to(a.dtype)
+
+    def active_probability(self, a: Tensor) -> Tensor:
+        """Return P(h > 0) = σ(a), for a unit with low <= 0 < high."""
+        return sigmoid(a).to(a.dtype)
+
+    def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:
+        """Return high where σ(a) > level, else low."""
+        return self.low + (self.high - self.low) * (sigmoid(a).to(a.dtype) > level).to(a.dtype)
+
+
+class LogisticBinary(Binary, LogisticStep, Relaxable):
     """A binary unit with P(h = high) = σ(a). Bernoulli and bipolar units differ only in their two values."""
 
     def probability(self, a: Tensor) -> Tensor:
