@@ -92,13 +92,16 @@ def _imports(module: str) -> Mapping[str, str]:
 
 
 def home_of(module: str, name: str) -> str:
-    """Return the module that defines a public name."""
+    """Return the module that defines a public name, or the public one from which it is had."""
     found = getattr(importlib.import_module(module), name)
     if isinstance(found, ModuleType):
         return found.__name__
     own = found.__module__ if inspect.isclass(found) or inspect.isroutine(found) else module
     home = _imports(module).get(name) or own
-    return home_of(home, name) if home in MODULES and home != module else home
+    if home not in MODULES or home == module:
+        return home
+    further = home_of(home, name)
+    return further if further in MODULES else home  # a public module may have its names from one that is not
 
 
 def _first_line(found: Any) -> str:

@@ -75,6 +75,7 @@ def test_the_document_is_true_where_keys_are_asked_for(keyed, fuzz):
 
 
 @pytest.mark.deep
+@pytest.mark.timeout(900)
 def test_the_whole_document_is_true(start, fuzz):
     service = start(**SMALL)
     fuzz(service, "-n", "40")
@@ -83,6 +84,7 @@ def test_the_whole_document_is_true(start, fuzz):
 
 
 @pytest.mark.deep
+@pytest.mark.timeout(900)
 def test_the_whole_document_is_true_where_keys_are_asked_for(keyed, fuzz):
     service, flags = keyed
     fuzz(service, "-n", "20", *flags)
