@@ -10,8 +10,9 @@ DOCS := $(VENV)/.docs
 # The machine's cores run whole tests side by side; a test of small tensors gains nothing from threads of its own. Bytecode is
 # kept, also where the environment says otherwise: each process that a test starts would compile gradest again.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
-# All tests of a file run in one of two processes, for they share what is slow to start. Files with slow tests come first.
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# All tests of a file run in one process, for they share what is slow to start. Files with slow tests come first. Three processes
+# keep two cores busy, because some tests wait, for a worker to start or for a deadline to pass.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: test test-most test-deep test-page lint chromium dieharder nginx caddy demo docs bench clean
 

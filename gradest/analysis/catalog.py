@@ -342,6 +342,7 @@ def _cost(counts: dict[str, int | None]) -> str:
 
 def _describe(cls: type[Plugin], base: type[Plugin], inquiry: _Inquiry) -> dict[str, Any]:
     parents = [parent for parent in read_bases(cls) if parent not in base.__mro__]
+    home = base.__module__.removesuffix(".base")  # the part of the contract for this kind, a module or a package
     return {
         "name": name_of_class(cls),
         "summary": inquiry.read("summary", ""),
@@ -350,6 +351,6 @@ def _describe(cls: type[Plugin], base: type[Plugin], inquiry: _Inquiry) -> dict[
         "options": inquiry.schema(),
         # The capabilities are the classes of the contract between this class and the base class of its kind.
         "capabilities": sorted(
-            parent.__name__ for parent in parents if read_attribute(parent, "__module__") == base.__module__
+            parent.__name__ for parent in parents if f"{read_attribute(parent, '__module__')}.".startswith(f"{home}.")
         ),
     }

@@ -428,7 +428,7 @@ def _build_class(cls: type[AnyPlugin], options: dict[str, Any]) -> AnyPlugin:
 
 def unknown_plugin(kind: str, name: str, known: Collection[str]) -> UnknownPlugin:
     """Return the error for an unknown name. Its message lists known names that are close to it, or all of them."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6) or difflib.get_close_matches(name, known, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known) or 'none'}."
     return UnknownPlugin(f"no {kind} is named {name!r}. {hint}")
 

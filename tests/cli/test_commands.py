@@ -19,7 +19,7 @@ from gradest.cli.docstrings import read_summary
 from gradest.cli.plugins import find_commands, list_failures
 from gradest.errors import PluginError
 
-BUILT_IN = ["demo", "report", "reproduce", "serve", "train"]
+BUILT_IN = ["benchmark", "demo", "leaderboard", "report", "reproduce", "serve", "train"]
 
 Install = Callable[..., None]
 

@@ -1,8 +1,8 @@
 """The site of the documents at /guide."""
 
+import asyncio
 import re
 
-import anyio
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -36,7 +36,7 @@ class Site:
             async with httpx.AsyncClient(transport=transport, base_url="http://site") as client:
                 return await client.get(path)
 
-        return anyio.run(ask)
+        return asyncio.run(ask())
 
 
 def test_pages_come_with_a_policy_that_lets_their_own_scripts_run(site):
