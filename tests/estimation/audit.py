@@ -34,6 +34,7 @@ ROUNDING = 3e-5
 DOCUMENT = Path(__file__).parents[2] / "docs/results/audit.md"
 _WARM_UP = 8  # small steps that an estimator with a state takes first, so that it is no longer the initial one
 _FIRST_COPIES, _MOST_COPIES = 1 << 12, 1 << 21
+_COSTLY = 32  # times the work of an ordinary unit; such a neuron begins with fewer copies
 _POINTS_AT_ONCE = 1 << 20  # rows of points in one call
 
 
@@ -119,7 +120,7 @@ def measure(
     for step in range(_WARM_UP if state else 0):
         _, state = _gradients(loss, neuron, estimator, 64, 1000 * seed + step, state)
     sums = [Sums(of) for of in truth]
-    wanted, step = _FIRST_COPIES, _WARM_UP
+    wanted, step = _FIRST_COPIES // (4 if _is_costly(neuron) else 1), _WARM_UP
     while sums[0].copies < wanted:
         found, state = _gradients(
             loss, neuron, estimator, min(at_once, wanted - sums[0].copies), 1000 * seed + step, state
@@ -145,13 +146,13 @@ def measure(
 
 
 def audit(
-    neuron: gradest.Neuron, estimators: Sequence[gradest.Estimator], names: Sequence[str] = tuple(LOSSES)
+    neuron: gradest.Neuron, estimators: Sequence[gradest.Estimator], names: Sequence[str] | None = None
 ) -> Iterator[Finding]:
-    """Yield the findings for a neuron, with each estimator on each of the losses with these names."""
+    """Yield the findings for a neuron, with each estimator on each of the losses with these names, or all that suit it."""
     truths: dict[tuple[str, bool, str], list[Tensor]] = {}
     for estimator in estimators:
         claim, target = estimator.bias(neuron), estimator.target()
-        for name in names:
+        for name in losses_for(neuron) if names is None else names:
             smooth = claim.continuous or not claim.unbiased
             coarse = isinstance(neuron, gradest.Continuous) and neuron.output_ndim > 1  # a grid that resolves no jump
             loss = KINKED if LOSSES[name].jumps and (smooth or coarse) else LOSSES[name]
@@ -159,6 +160,16 @@ def audit(
             if key not in truths:
                 truths[key] = exact(neuron, loss, target)
             yield from measure(name, loss, truths[key], neuron, estimator, 17 + list(LOSSES).index(name))
+
+
+def losses_for(neuron: gradest.Neuron) -> tuple[str, ...]:
+    """Return the names of the losses on which a neuron is audited: all, but for a costly one none that takes many draws."""
+    return tuple(name for name in LOSSES if name != "offset" or not _is_costly(neuron))
+
+
+def _is_costly(neuron: gradest.Neuron) -> bool:
+    event = tuple(pre_activations(neuron).shape[1:])
+    return neuron.draw_size(event) >= _COSTLY * math.prod(event)
 
 
 def pairs() -> dict[str, tuple[gradest.Neuron, list[gradest.Estimator]]]:
@@ -184,7 +195,8 @@ bound of the test.
 The loss "rows" weights the rows of the batch differently and jumps; where a claim is for continuous losses alone,
 or there is none, or the grid of a group of continuous units resolves no jump, a loss with kinks takes its place.
 "offset" lies above 1,000, "parity" joins all units, and
-"network" has parameters of its own, whose gradients are compared too.
+"network" has parameters of its own, whose gradients are compared too. A neuron of which a draw takes the work of more
+than {costly} ordinary ones leaves "offset" out, which needs the most draws.
 
 This page is written by `python -m tests.estimation.audit`; `make test-deep` holds the promises.
 
@@ -230,6 +242,7 @@ def document(findings: Sequence[Finding]) -> str:
         gradients=len(findings),
         promised=len(promised),
         signal=LEAST_SIGNAL,
+        costly=_COSTLY,
         worst=max(finding.z for finding in promised),
         coordinates=coordinates,
         chance=chance,
