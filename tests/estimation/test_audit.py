@@ -39,6 +39,7 @@ def test_a_pair_of_each_kind(neuron, estimator, losses):
     expect_as_promised(findings)
 
 
+@pytest.mark.slow
 @pytest.mark.deep
 @pytest.mark.parametrize("label", PAIRS)
 def test_every_pair_on_eight_losses(label):

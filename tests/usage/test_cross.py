@@ -7,6 +7,7 @@ from tests.usage.programs import CALLS, cases
 from tests.usage.ways import WAYS
 
 
+@pytest.mark.slow
 @pytest.mark.deep
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("call", CALLS)
