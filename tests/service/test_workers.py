@@ -166,21 +166,21 @@ def test_stopping_drains_every_worker_and_finishes_what_was_accepted():
         body = {**SAMPLE, "estimator": "rloo", "objective": "quadratic", "draws": 400_000}
         del body["samples"]
         answers = []
-        posts = [
+        threads = [
             threading.Thread(
                 target=lambda: answers.append(post(f"{url}/v1/estimate", json=body, timeout=60).status_code)
             )
             for _ in range(4)
         ]
-        for post in posts:
-            post.start()
+        for thread in threads:
+            thread.start()
         eventually(lambda: scrape(url, "gradest_requests_in_progress") > 1)
         os.kill(workers[0], signal.SIGTERM)  # as when a whole group is told; the supervisor tells them again
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         assert {get(f"{url}/readyz", timeout=60).status_code for _ in range(10)} == {503}
-        for post in posts:
-            post.join()
+        for thread in threads:
+            thread.join()
         assert answers == [200] * 4
         assert process.wait(30) == 0
         assert not any(map(alive, workers))
