@@ -138,6 +138,15 @@ def test_a_sample_of_compiled_code_may_be_written_to(neuron, estimator):
     assert torch.equal(z.grad, torch.full((4, 3), 6.0))
 
 
+def test_a_gradient_that_depends_on_the_sample_of_compiled_code_is_that_of_the_sample_drawn():
+    layer, a = Stochastic("bernoulli", "reinmax"), torch.ones(64, 3, requires_grad=True)
+    h = torch.compile(layer, backend="aot_eager")(a)
+    drawn = h.detach().clone()
+    h.neg_()
+    h.sum().backward()
+    assert torch.allclose(a.grad, -0.5 * (drawn - torch.sigmoid(a.detach())).abs())
+
+
 class EmitsItsInput(type(gradest.neuron("gaussian"))):
     name = "emits_its_input"
 
