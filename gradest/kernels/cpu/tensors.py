@@ -67,7 +67,8 @@ def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
     size = math.prod(shape) * dtype.itemsize
     if size < _LEAST_REUSED_BYTES:
         return torch.zeros(*shape, dtype=dtype, device="cpu")
-    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)  # torch.zeros writes them all, in small pages
+    memory = np.zeros(size, np.uint8)  # torch.zeros writes all of them, into small pages
+    return torch.from_numpy(memory).view(dtype).view(shape)
 
 
 def flat(x: Tensor, leading: int = 0) -> Any:

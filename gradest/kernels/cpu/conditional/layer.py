@@ -39,9 +39,9 @@ class Plan:
     """
 
     def __init__(self, gates: Tensor) -> None:
-        self.gates, (batch, blocks) = gates.contiguous(), gates.shape
-        self.chunks = -(-batch // kernels.CHUNK)
-        if batch == 1:
+        self.gates = gates.contiguous()
+        self.chunks = -(-len(gates) // kernels.CHUNK)
+        if len(gates) == 1:
             self.pairs = self.blocks = count(self.gates)
         else:
             self.words  # noqa: B018  # which counts them, too
