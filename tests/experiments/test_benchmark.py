@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -165,22 +166,30 @@ def test_both_kinds_of_units_are_one_problem(tmp_path):
     assert values[0] < 100
 
 
-def test_the_map_s_exact_gradients():
+def test_the_map_s_exact_gradients_and_curvatures():
+    """The loss has the variance 1, and single units, whose share by their gradients is Σ g² / p(1 - p), have what c leaves."""
     problem = VarianceMap(units=(4,))
     for cell in problem.cells():
         loss, a, gradient = problem.case(cell, 5)
         p = torch.sigmoid(a)
-        assert torch.minimum(p, 1 - p).tolist() == pytest.approx([min(cell.p, 1 - cell.p)] * 4)
-        torch.testing.assert_close(exact(loss, a, "bernoulli")[1], gradient)
+        assert (torch.minimum(p, 1 - p).logit() - math.log(cell.p / (1 - cell.p))).abs().max() < 2
+        mean, found = exact(loss, a, "bernoulli")
+        torch.testing.assert_close(found, gradient)
+        square, _ = exact(lambda h, loss=loss: loss(h) ** 2, a, "bernoulli")
+        assert float(square - mean**2) == pytest.approx(1)
+        assert float((gradient**2 / (p * (1 - p))).sum()) == pytest.approx(1 - cell.curvature)
 
 
 def test_the_map_has_each_cell_and_less_error_for_the_exact_estimator(tmp_path):
-    problem = VarianceMap(p=(0.5,), units=(2, 3), curvature=(0.0, 1.0), evaluations=400)
+    problem = VarianceMap(p=(0.5,), units=(2, 3), curvature=(0.0, 0.5), evaluations=400)
     found = {
         name: problem.run(RunFolder(None, "x", {}, {}), gradest.estimator(name), 0, lambda share: None)
         for name in ("enumeration", "reinforce")
     }
-    assert {*found["reinforce"].details["cells"]} == {str(cell) for cell in problem.cells()}
+    rows = found["reinforce"].details["cells"]
+    assert [tuple(row[:3]) for row in rows] == [*problem.cells()]
+    assert all(cosine > 0.5 and noise > 1 for *_, cosine, noise in rows)
+    assert all(noise < 1e-6 for *_, noise in found["enumeration"].details["cells"])
     assert found["enumeration"].value < 1e-6
     assert 0.01 < found["reinforce"].value < 1
 
