@@ -63,8 +63,8 @@ def recommend(
 
     For Bernoulli units such a case has its errors from the map of variance, and so has one with `p` or `curvature`. The map has
     figures for 2 to 200 units, between whose cells they are interpolated. An estimator that is not on it has the error of its
-    certificate, and comes last unless it is exact. On held-out losses, the first on the list had at most 1.5 times the error of
-    the best in 97 of 100 cases.
+    certificate, and comes last unless it is exact. On 153 held-out losses the first on the list had at most 1.5 times the error
+    of the best in 148 cases, and half of the errors on the list were within 3 % of those that were measured.
 
     bring: what the caller can compute: "loss" (L), "grad" (dL/dh), and "relaxed" if L and dL/dh make sense between the neuron's
         outputs too.
