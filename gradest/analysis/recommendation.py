@@ -15,7 +15,7 @@ from gradest.analysis.bias import LOGIT_REGIMES, UNITS, measurement_event_shape
 from gradest.analysis.certificates import Certificate, load_certificates, options_of
 from gradest.analysis.comparison import compare
 from gradest.analysis.results import Excluded, LossAccess, Recommendation, Recommended
-from gradest.analysis.variance_map import MAP_NEURON, MapPlace, describe_places, load_variance_map
+from gradest.analysis.variance_map import MapPlace, describe_places, load_variance_map
 from gradest.contract.estimator import Bias, Estimator
 from gradest.contract.neuron import Discrete, Neuron, event_shape, keeps_event
 from gradest.contract.objective import Loss
@@ -152,10 +152,10 @@ def _check_place(neuron: Neuron, p: float | None, curvature: float | None, *, me
         raise InvalidInput(f"p must be between 0 and 1, not {p}")
     if curvature is not None and not 0 <= curvature <= 1:
         raise InvalidInput(f"curvature must be from 0 to 1, not {curvature}")
-    if not measured and registry.label(neuron) != MAP_NEURON:
+    if not measured and not load_variance_map(registry.label(neuron)):
         raise InvalidInput(
-            f"p and curvature choose a place on the map of variance, which is of {MAP_NEURON} units and not of "
-            f"{registry.label(neuron)}: omit them, or measure on your own case, with f and a"
+            f"p and curvature choose a place on a map of variance, and {registry.label(neuron)} has none: omit them, or measure "
+            "on your own case, with f and a"
         )
 
 
@@ -314,7 +314,7 @@ def _errors_of_case(case: _Case, chosen: Sequence[Estimator]) -> _Errors:
         found = certificates[registry.label(estimator)]
         return None if found is None else found.error(logits, case.draws(estimator, found.options), units)
 
-    mapped = load_variance_map() if registry.label(case.neuron) == MAP_NEURON else {}
+    mapped = load_variance_map(registry.label(case.neuron))
     if mapped and (far or case.p is not None or case.curvature is not None):
         places = case.places()
 

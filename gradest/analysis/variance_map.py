@@ -1,4 +1,4 @@
-"""The map of variance: direction and noise of estimators for Bernoulli units, by P(h = 1), number of units and curvature.
+"""The map of variance: direction and noise of estimators for binary units, by P(h = 1), number of units and curvature.
 
 Its measurements are the results of `gradest benchmark --problem variance-map` that are kept with gradest. `recommend` reads them
 here, also for places between the cells of the map.
@@ -18,12 +18,10 @@ from typing import NamedTuple
 from gradest.analysis.leaderboard import BoardEntry, kept_results, read_boards
 from gradest.analysis.results import relative_error
 
-__all__ = ["MAP_NEURON", "MAP_PROBLEM", "MapPlace", "MappedEstimator", "describe_places", "load_variance_map"]
+__all__ = ["MAP_PROBLEM", "MapPlace", "MappedEstimator", "describe_places", "load_variance_map"]
 
 MAP_PROBLEM = "variance-map"
 """The name of the problem of `gradest benchmark` whose results are the map."""
-MAP_NEURON = "bernoulli"
-"""The name of the neuron of the map."""
 _SIZES = ("full", "quick")  # of the results, the preferred one first
 _LEAST_COSINE = 1e-2  # a smaller one is no direction
 _MOST = 1e12  # a squared noise that counts as infinite
@@ -94,16 +92,17 @@ def _linear(places: Sequence[float], values: Sequence[float], at: float) -> floa
 
 
 @lru_cache
-def load_variance_map(folder: Path | None = None) -> Mapping[str, MappedEstimator]:
-    """Return the estimators on the map by their labels; none if no results are kept.
+def load_variance_map(neuron: str, folder: Path | None = None) -> Mapping[str, MappedEstimator]:
+    """Return the estimators on the map of a neuron by their labels; none if no results on the neuron are kept.
 
-    folder: the kept results; if omitted, those that come with gradest. Raises InvalidInput if a file is damaged.
+    neuron: its label. folder: the kept results; if omitted, those that come with gradest. Raises InvalidInput if a file is damaged.
     """
     boards = {board.problem.size: board for board in read_boards(folder or kept_results(), MAP_PROBLEM)}
     size = next((size for size in _SIZES if size in boards), None)
     if size is None:
         return {}
-    found = {label: _to_mapped(entry) for label, entry in boards[size].entries.items()}
+    entries = boards[size].entries.items()
+    found = {label: _to_mapped(entry) for label, entry in entries if entry.neuron == neuron}
     return {label: mapped for label, mapped in found.items() if mapped.cells}
 
 

@@ -125,7 +125,7 @@ def test_bernoulli_units_have_a_map_where_certificates_do_not_reach():
     assert many.source.startswith("the map of variance: 200 units, p 0.3, curvature 0.1, 0.5, 0.9")
     placed = gradest.recommend("bernoulli", ["loss"], 4, units=10, p=0.9, curvature=0.5)
     assert placed.source.startswith("the map of variance: 10 units, p 0.1, curvature 0.5")
-    mapped, place = load_variance_map(), MapPlace(0.1, 10, 0.5)
+    mapped, place = load_variance_map("bernoulli"), MapPlace(0.1, 10, 0.5)
     found = {row.estimator["name"]: row.error for row in placed.rows}
     assert found["bitflip"] == mapped["bitflip"].error(place, 2)
     assert found["disarm"] == mapped["disarm"].error(place, 2)  # four samples are two draws of two
@@ -148,7 +148,7 @@ def test_an_estimator_that_is_not_on_the_map_comes_last_unless_it_is_exact():
 
 
 def test_the_map_is_exact_in_its_cells_and_between_them_in_between():
-    mapped = load_variance_map()["disarm"]
+    mapped = load_variance_map("bernoulli")["disarm"]
     for cell, (tangent, noise) in mapped.cells.items():
         wanted = relative_error((1 + tangent) ** -0.5, noise**-0.5, 7)
         assert mapped.error(cell, 7) == pytest.approx(wanted, rel=1e-6)
@@ -246,5 +246,5 @@ def test_bad_input(arguments, complaint):
 
 
 def test_other_neurons_are_not_on_the_map():
-    with pytest.raises(InvalidInput, match="the map of variance, which is of bernoulli units and not of categorical"):
+    with pytest.raises(InvalidInput, match="a map of variance, and categorical has none"):
         gradest.recommend("categorical", p=0.2)
