@@ -95,7 +95,9 @@ def _linear(places: Sequence[float], values: Sequence[float], at: float) -> floa
 def load_variance_map(neuron: str, folder: Path | None = None) -> Mapping[str, MappedEstimator]:
     """Return the estimators on the map of a neuron by their labels; none if no results on the neuron are kept.
 
-    neuron: its label. folder: the kept results; if omitted, those that come with gradest. Raises InvalidInput if a file is damaged.
+    neuron: its label. folder: the kept results; if omitted, those that come with gradest.
+
+    Raises InvalidInput if a file is damaged.
     """
     boards = {board.problem.size: board for board in read_boards(folder or kept_results(), MAP_PROBLEM)}
     size = next((size for size in _SIZES if size in boards), None)
