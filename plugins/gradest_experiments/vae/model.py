@@ -48,8 +48,10 @@ class Vae(nn.Module):
         classes: int | None = None,
     ) -> None:
         super().__init__()
-        widths: dict[str, tuple[int, ...]] = {"linear": (), "nonlinear": (hidden, hidden), "relu": _RELU_UNITS}
-        between, slope = widths[network], 0.0 if network == "relu" else _SLOPE
+        between: tuple[int, ...] = (hidden, hidden) if network == "nonlinear" else ()
+        slope = _SLOPE
+        if network == "relu":
+            between, slope = _RELU_UNITS, 0.0
         self.kl, self.classes = kl, classes
         self.neuron = NEURON if classes is None else CATEGORICAL
         self.encoder = _stack([len(mean), *between, latents * (classes or 1)], slope)
