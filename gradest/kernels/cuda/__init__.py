@@ -19,7 +19,14 @@ from gradest.kernels.cuda.binaries import antithetic, binary, times_smooth, time
 from gradest.kernels.cuda.classes import one_hot, softmax, softmax_backward
 from gradest.kernels.cuda.counts import binomial, poisson
 from gradest.kernels.cuda.deterministic import logistic_backward, rectified_backward, repeated, surrogate_backward
+from gradest.kernels.cuda.groups import correlated
 from gradest.kernels.cuda.noise import uniform
+from gradest.kernels.cuda.scaled_noise import (
+    scaled_concrete,
+    scaled_concrete_pullback,
+    scaled_normal,
+    scaled_normal_pullback,
+)
 from gradest.kernels.cuda.scores import antithetic_score, leave_one_out_score, logistic_score
 
 __all__ = [
@@ -29,6 +36,7 @@ __all__ = [
     "binomial",
     "concrete",
     "concrete_pullback",
+    "correlated",
     "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
@@ -39,6 +47,10 @@ __all__ = [
     "rectified",
     "rectified_backward",
     "repeated",
+    "scaled_concrete",
+    "scaled_concrete_pullback",
+    "scaled_normal",
+    "scaled_normal_pullback",
     "softmax",
     "softmax_backward",
     "surrogate_backward",
