@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradest.kernels.reference.noise import Word, as_tensors
 
-__all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "row_major", "run_in_team"]
+__all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "row_major", "run_in_team", "zeros"]
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -60,6 +60,15 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     memory = torch.from_numpy(_Memory.of(size + 64))
     aligned = -memory.data_ptr() % 64  # as torch aligns
     return memory[aligned : aligned + size].view(dtype).view(shape)
+
+
+def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Make a tensor of zeros whose memory, if it is large, the operating system clears where it is first touched."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LEAST_REUSED_BYTES:
+        return torch.zeros(*shape, dtype=dtype, device="cpu")
+    memory = np.zeros(size, np.uint8)  # torch.zeros writes all of them, into small pages
+    return torch.from_numpy(memory).view(dtype).view(shape)
 
 
 def flat(x: Tensor, leading: int = 0) -> Any:
