@@ -17,7 +17,17 @@ function whose body raises NotImplementedError is a name for numba alone, which 
 `conditional` computes linear layers that skip closed gates.
 """
 
-from gradest.kernels.cpu.additive_noise import concrete, concrete_pullback, normal, normal_pullback, rectified
+from gradest.kernels.cpu.additive_noise import (
+    concrete,
+    concrete_pullback,
+    normal,
+    normal_pullback,
+    rectified,
+    scaled_concrete,
+    scaled_concrete_pullback,
+    scaled_normal,
+    scaled_normal_pullback,
+)
 from gradest.kernels.cpu.binaries import antithetic, binary, times_smooth, times_smooth_backward
 from gradest.kernels.cpu.classes import (
     one_hot,
@@ -32,12 +42,6 @@ from gradest.kernels.cpu.counts import binomial, poisson
 from gradest.kernels.cpu.deterministic import logistic_backward, rectified_backward, repeated, surrogate_backward
 from gradest.kernels.cpu.groups import correlated, ordered
 from gradest.kernels.cpu.noise import uniform
-from gradest.kernels.cpu.scaled_noise import (
-    scaled_concrete,
-    scaled_concrete_pullback,
-    scaled_normal,
-    scaled_normal_pullback,
-)
 from gradest.kernels.cpu.scores import antithetic_score, leave_one_out_score, logistic_score
 from gradest.kernels.cpu.statistics import all_finite, moments
 
