@@ -17,10 +17,9 @@ from gradest.nn.conditional import Computed
 from gradest.random import Key
 from gradest_experiments.blocks.network import BlockNetwork
 from gradest_experiments.blocks.settings import NEURON, BlockSettings
-from gradest_experiments.engine.classifier import ClassifierRun
 from gradest_experiments.engine.data import Dataset, Split
 from gradest_experiments.engine.folder import MetricsWriter, RunFolder
-from gradest_experiments.engine.loop import fit
+from gradest_experiments.engine.loop import ClassifierRun, fit
 from gradest_experiments.engine.seeds import derive_key, derive_seed
 
 __all__ = ["EXPERIMENT", "BlockRun", "evaluate", "open_gates", "train_blocks"]

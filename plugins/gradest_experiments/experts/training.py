@@ -12,10 +12,9 @@ from torch import Tensor
 
 from gradest.errors import GradestError
 from gradest.nn.conditional import Computed
-from gradest_experiments.engine.classifier import ClassifierRun
 from gradest_experiments.engine.data import Dataset, Split
 from gradest_experiments.engine.folder import MetricsWriter, RunFolder
-from gradest_experiments.engine.loop import fit
+from gradest_experiments.engine.loop import ClassifierRun, fit
 from gradest_experiments.engine.seeds import derive_seed
 from gradest_experiments.experts.network import ExpertNetwork
 from gradest_experiments.experts.settings import ExpertSettings
