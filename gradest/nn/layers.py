@@ -134,7 +134,7 @@ class Stochastic(StochasticModule):
     _pair_type: ClassVar[type[Pair]] = Sampler
     _thread: _PerThread
     _moving: threading.Lock
-    _handle: Handle  # or None, with a torch that lacks what the operators need; then nothing uses it
+    _handle: Handle  # None with a torch that is too old for the operators
     _compiled_slopes: dict[int, Slope]  # of samples that compiled code drew, by their seeds
     _merged: int = 0  # how many uses the last update averages
 
