@@ -104,7 +104,7 @@ def create_app(settings: Settings | None = None, budgets: Path | None = None) ->
         add_docs(app)
         add_guide(app, guide, open_paths)
     if settings.page:
-        add_page(app)
+        add_page(app, open_paths)
     elif settings.docs:
         app.add_api_route("/", _to_docs, include_in_schema=False)
     if counts is not None:

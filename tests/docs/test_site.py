@@ -8,12 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.test_page_links import PLACES
+
 SITE = Path(__file__).parents[2] / "build/site"
 PAGES = {  # with the least number of formulas that each shows
     "index.html": 0,
     "tutorials/five_minutes.html": 5,
     "explanation/theory.html": 40,
     "explanation/pitfalls.html": 3,
+    "guides/randomness.html": 0,
+    "guides/models.html": 0,
+    "guides/coming_from.html": 0,
     "reference/estimators/disarm.html": 1,
     "reference/neurons/k_subset.html": 1,
     "reference/objectives/quadratic.html": 1,
@@ -95,3 +100,14 @@ def test_the_theory_links_to_every_neuron_and_estimator() -> None:
         f"{kind}/{path.stem}" for kind in ("neurons", "estimators") for path in (SITE / "reference" / kind).glob("*")
     }
     assert pages - linked == {"neurons/index", "estimators/index"}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_the_places_that_the_page_links_to_are_there(place: str) -> None:
+    page, _, anchor = place.partition("#")
+    assert f'id="{anchor}"' in (SITE / page).read_text(encoding="utf-8")
+
+
+def test_the_page_of_a_plugin_has_its_options() -> None:
+    for kind, name in (("neurons", "bernoulli"), ("estimators", "rloo"), ("objectives", "quadratic")):
+        assert 'id="options"' in (SITE / f"reference/{kind}/{name}.html").read_text(encoding="utf-8")

@@ -37,8 +37,8 @@ function letScroll(host) {
   else host.removeAttribute("tabindex");
 }
 
-// A formula in LaTeX, shown as text until it is typeset. Screen readers read its MathML. A long one is broken into lines, where a
-// part ends if it can be, else after an operator or a relation; it scrolls if what cannot be broken is longer than a line.
+// A formula in LaTeX, shown as text until it is typeset. Screen readers read its MathML. A long one is broken into lines,
+// where a part ends if it can be, else after an operator or a relation; what cannot be broken scrolls.
 export function formula(latex) {
   const host = el("div", { class: "formula" }, latex);
   // each formula is typeset when the browser is idle, so that the page stays responsive
