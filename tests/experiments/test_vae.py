@@ -28,6 +28,7 @@ from gradest_experiments.vae.run import list_runs, reproduce_binary_vae
 from gradest_experiments.vae.settings import VaeSettings, choose_estimators, default_estimators
 from gradest_experiments.vae.training import train_vae
 from gradest_experiments.vae.variance import draw_gradients, measure_variance
+from tests.experiments.tiny import InterruptedAt
 
 TINY = {
     "latents": 3,
@@ -303,15 +304,9 @@ def test_each_epoch_has_its_own_order_and_each_step_its_own_noise(tmp_path, monk
 def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
     run, images = run_of(name), tiny_images()
     train_vae(run, images, tmp_path / "whole")
-    steps = []
-
-    def strike(step):
-        steps.append(step)
-        if step == at:
-            os.kill(os.getpid(), signal.SIGINT)
-
+    steps = InterruptedAt(at)
     with pytest.raises(KeyboardInterrupt):
-        train_vae(run, images, tmp_path / "cut", strike)
+        train_vae(run, images, tmp_path / "cut", steps)
     assert steps[-1] == at
     assert "test" not in RunFolder.read(tmp_path / "cut").results
     train_vae(run, images, tmp_path / "cut", steps.append)
