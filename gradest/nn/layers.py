@@ -32,12 +32,12 @@ from gradest.nn.slopes import Slope, check_led
 from gradest.nn.uses import (
     Emit,
     EmitTransformed,
-    KeepAlive,
     LivenessToken,
     Recorded,
     RecordedEagerly,
     RecordedInTransform,
     Use,
+    keep_alive,
     missing_loss,
     used_inside_loss,
 )
@@ -245,7 +245,7 @@ class Stochastic(StochasticModule):
         token = LivenessToken()
         uses.alive[token] = recorded
         uses.recorded += 1
-        h = KeepAlive.apply(h, token)  # type: ignore[no-untyped-call]
+        keep_alive(h, token)
         use.intact = h._version
         return h
 
@@ -306,6 +306,7 @@ class Stochastic(StochasticModule):
             raise self._paths_missing()
         given = a if learns else a.detach()
         h: Tensor
+        assert self._handle is not None
         h, flag, drawn, points = draw(
             self._handle,
             given,

@@ -11,9 +11,9 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined_by_name
+from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined_by_name
 from gradest.kernels.cpu.noise import locate, noise_scratch, uniforms
-from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
+from gradest.kernels.cpu.tensors import LIKE, as_words, empty, empty_as, flat, in_threads, row_major
 from gradest.kernels.reference.noise import Word
 
 __all__ = ["run_kernel", "run_sampler", "sampler"]
@@ -22,6 +22,22 @@ __all__ = ["run_kernel", "run_sampler", "sampler"]
 @inlined_by_name
 def _prepare_nothing(x: Any, u: Any, scratch: Any, options: Any) -> None:
     pass
+
+
+def _points(address: Any, points: Any, size: Any, like: Any) -> Any:
+    """Return the array `[points, size]` that begins at the address, or None if there is no address."""
+    raise NotImplementedError
+
+
+@overload(_points, inline="always")
+def _(address: Any, points: Any, size: Any, like: Any) -> Any:
+    def values(address: Any, points: Any, size: Any, like: Any) -> Any:
+        return array(address, (points, size), like)
+
+    def nothing(address: Any, points: Any, size: Any, like: Any) -> None:
+        return None
+
+    return values if isinstance(address, types.Integer) else nothing
 
 
 def _part(values: Any, draw: Any, first: Any, last: Any) -> Any:
@@ -72,13 +88,19 @@ def sampler(
         seed1: Any,
         rows: Any,
         stream: Any,
-        a: Any,
-        grad: Any,
-        out: Any,
+        at_a: Any,
+        at_grad: Any,
+        at_out: Any,
+        points: Any,
+        size: Any,
+        like_a: Any,
+        like_out: Any,
         first: Any,
         last: Any,
         *options: Any,
     ) -> None:
+        a, out = array(at_a, (size,), like_a), array(at_out, (points, size), like_out)
+        grad = _points(at_grad, points, size, like_a)
         noise = noise_scratch(BLOCK, a)
         u, shared = np.empty(BLOCK, a.dtype), np.empty((scratch, BLOCK), np.float64 if wide else a.dtype)
         halves = 2 if mirrored else 1
@@ -112,8 +134,13 @@ def run_sampler(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Run a kernel that `sampler` has made, and return its outputs `[draws, *a.shape]`."""
-    more = (None if grad is None else flat(grad, 1),)
-    return run_kernel(kernel, seed, rows, stream, draws, a, *options, more=more, dtype=dtype)
+    out = empty_as(a, draws, *a.shape) if dtype is None else empty(draws, *a.shape, dtype=dtype)
+    size = a.numel()
+    given, pulled = row_major(a), None if grad is None else row_major(grad)
+    addresses = given.data_ptr(), None if pulled is None else pulled.data_ptr(), out.data_ptr()
+    arguments = *as_words(seed, rows, stream), *addresses, draws, size, LIKE[a.dtype], LIKE[out.dtype]
+    in_threads(lambda first, last: kernel(*arguments, first, last, *options), size, draws)
+    return out
 
 
 def run_kernel(
@@ -126,13 +153,12 @@ def run_kernel(
     *options: Any,
     size: int = 1,
     more: tuple[Any, ...] = (),
-    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Run a kernel that draws `[draws, *a.shape]` from the words, `a`, `more` and the options.
 
     size: how many numbers of `a` make one of the elements that the kernel counts.
     """
-    out = empty(draws, *a.shape, dtype=dtype or a.dtype)
+    out = empty_as(a, draws, *a.shape)
     words, given, numbers = as_words(seed, rows, stream), flat(a), flat(out, 1)
     in_threads(
         lambda first, last: kernel(*words, given, *more, numbers, first, last, *options),
