@@ -14,25 +14,18 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
 # keep two cores busy, because some tests wait, for a worker to start or for a deadline to pass.
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: test test-most test-deep test-page lint chromium dieharder nginx caddy demo docs bench clean
+.PHONY: test test-unlinted test-deep lint chromium dieharder nginx caddy demo docs bench clean
 
-# One case of each kind of thing. Linting, which takes one core, runs beside the tests. Those of the page come last, because by
-# then the kernels are compiled for which its pictures would have to wait.
+# One case of each kind of thing. Linting, which takes one core, runs beside the tests.
 test: chromium
-	$(MAKE) --jobs 2 lint test-most
-	$(MAKE) test-page
+	$(MAKE) --jobs 2 lint test-unlinted
 
-test-most: $(READY)
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not deep and not gpu and not benchmark" --ignore tests/browser
+test-unlinted: $(READY)
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not deep and not gpu and not benchmark"
 
 # What `make test` leaves out: every pair and every option, longer statistics, things that take their time to start.
 test-deep: $(READY) chromium dieharder nginx caddy docs
-	$(PYTEST) $(SIDE_BY_SIDE) -m "deep and not gpu and not benchmark" --ignore tests/browser
-	$(PYTEST) $(SIDE_BY_SIDE) -m deep tests/browser
-
-# Apart from the others: the browser's driver runs an event loop of its own, beside which they could not start theirs.
-test-page: $(READY) chromium
-	$(PYTEST) $(SIDE_BY_SIDE) -m "not deep and not benchmark" tests/browser
+	$(PYTEST) $(SIDE_BY_SIDE) -m "deep and not gpu and not benchmark"
 
 lint: $(READY)
 	$(BIN)/ruff check .

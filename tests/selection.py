@@ -20,14 +20,12 @@ def deep(*cases: Any) -> list[Any]:
 
 def each_once(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     """One pair of each estimator, with its default options. They take turns with their neurons, so that those are all there."""
-    return _in_turn(
-        (estimator.name, (estimator, neuron)) for estimator, neuron in pairs if not estimator.model_fields_set
-    )
+    return _in_turn((pair[0].name, pair) for pair in pairs if not pair[0].model_fields_set)
 
 
 def each_example_once(pairs: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
     """One pair of each estimator with each of its example options. They take turns with their neurons."""
-    return _in_turn((estimator.label(), (estimator, neuron)) for estimator, neuron in pairs)
+    return _in_turn((pair[0].label(), pair) for pair in pairs)
 
 
 def _in_turn(named: Iterable[tuple[str, Any]]) -> list[Any]:
@@ -41,8 +39,7 @@ def _in_turn(named: Iterable[tuple[str, Any]]) -> list[Any]:
 def others_deep(pairs: Iterable[tuple[Any, Any]], choose: Choice = each_once) -> list[Any]:
     """The pairs, all deep but those that `choose` takes."""
     pairs = list(pairs)
-    chosen = choose(pairs)
-    return [pair if pair in chosen else pytest.param(*pair, marks=pytest.mark.deep) for pair in pairs]
+    return _others_deep(pairs, choose(pairs))
 
 
 def fitting_pairs(takes: Callable[[Neuron], bool] = lambda neuron: True) -> list[tuple[str, str]]:
@@ -54,5 +51,10 @@ def fitting_pairs(takes: Callable[[Neuron], bool] = lambda neuron: True) -> list
 def fitting_pairs_others_deep(takes: Callable[[Neuron], bool] = lambda neuron: True) -> list[Any]:
     """The pairs of `fitting_pairs`, all deep but one of each estimator. They take turns with their neurons."""
     pairs = fitting_pairs(takes)
-    chosen = _in_turn((pair[1], pair) for pair in pairs)
-    return [pair if pair in chosen else pytest.param(*pair, marks=pytest.mark.deep) for pair in pairs]
+    return _others_deep(pairs, _in_turn((pair[1], pair) for pair in pairs))
+
+
+def _others_deep(pairs: list[tuple[Any, Any]], chosen: list[tuple[Any, Any]]) -> list[Any]:
+    """The pairs, all deep but those chosen of them. They are told apart as objects, because models take long to compare."""
+    kept = {id(pair) for pair in chosen}
+    return [pair if id(pair) in kept else pytest.param(*pair, marks=pytest.mark.deep) for pair in pairs]

@@ -23,6 +23,11 @@ class ReinMax(LogitEstimator, MonteCarlo):
     of several classes. Biased for other losses, where it need not be better than `straight_through`: on a cubic loss it
     can be worse. At any other τ it is biased even for linear losses.
 
+    Given h, ĝ has no noise. So no average over noises given h can lower its variance, and a control variate of mean zero
+    given h adds its own. ReinMax-Rao and ReinMax-CV of Wang and Bui (2026), arXiv 2603.08257, do both with Gumbel noises,
+    at logits for which the mean changes: neither is exact for linear losses any more. docs/results/reinmax.md has their
+    bias and variance, and why gradest has neither.
+
     Introduced by Liu, Dong, Liu, Yu and Gao (2023), Bridging Discrete and Backpropagation: Straight-Through and Beyond,
     arXiv 2304.08612.
     """

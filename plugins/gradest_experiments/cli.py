@@ -241,6 +241,14 @@ def block_gated(
 def experts(
     out: Out = Path("runs/experts"),
     data_dir: DataDir = None,
+    estimators: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--estimators",
+            "--estimator",
+            help=f"An estimator of the router's gradient: {SPEC}. It can be repeated. If omitted, five of them.",
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="The epochs of each run.", show_default="10; with --quick 2")
     ] = None,
@@ -250,6 +258,7 @@ def experts(
     seeds: Seeds = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Use few epochs and images: half a minute.")] = False,
     tensorboard: Tensorboard = False,
+    plugin: Plugins = None,
 ) -> None:
     """Train routers that send each MNIST image to one or two of 16 experts, beside dense networks. Ten minutes.
 
@@ -259,9 +268,10 @@ def experts(
     from gradest_experiments.experts.run import reproduce_experts
     from gradest_experiments.experts.settings import list_runs
 
+    specs = [read_spec(text) for text in estimators or []] or None
     options = {"epochs": epochs, "balance": balance}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    runs = list_runs(seeds=seeds, quick=quick, **given)
+    runs = list_runs(specs, seeds=seeds, quick=quick, **given)
     print(reproduce_experts(out, runs, load("mnist", data_dir), progress=True, tensorboard=tensorboard))
 
 
@@ -280,6 +290,22 @@ def bengio2013(
             help="A row of the table, such as straight_through. It can be repeated. If omitted, seven of them."
         ),
     ] = None,
+    estimators: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--estimators",
+            "--estimator",
+            help=f"An estimator of the gates' gradient: {SPEC}. It can be repeated, and has a row of its own. With it, only the "
+            "rows that are named by --rows are run beside it.",
+        ),
+    ] = None,
+    as_stated: Annotated[
+        bool,
+        typer.Option(
+            "--as-stated",
+            help="Use the settings of the paper, with a constant learning rate, in place of those of trials.",
+        ),
+    ] = False,
     seeds: Seeds = 1,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="The epochs of each run. If omitted, as many as take 15 minutes.")
@@ -293,12 +319,13 @@ def bengio2013(
     quick: Annotated[bool, typer.Option("--quick", help="Train two epochs of 20,000 images: three minutes.")] = False,
     device: Annotated[str, typer.Option(help="A torch device.")] = "cpu",
     tensorboard: Tensorboard = False,
+    plugin: Plugins = None,
 ) -> None:
     """Reproduce the table of Bengio et al. (2013), who introduced these neurons: 2000 gated experts on MNIST. Two hours.
 
     Run again with the same folder, it continues where it stopped.
     """
-    from gradest_experiments.bengio2013.rows import choose_rows
+    from gradest_experiments.bengio2013.rows import choose_rows, row_for
     from gradest_experiments.bengio2013.run import reproduce_bengio2013
     from gradest_experiments.engine.data import load_or_fetch
 
@@ -306,7 +333,12 @@ def bengio2013(
         raise InvalidInput("--epochs and --minutes both set the length of a run: give one of them")
     options: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     options |= {"seeds": seeds, "minutes": minutes, "search": search, "quick": quick, "device": device}
-    chosen, data = choose_rows(rows or None), load_or_fetch(data_dir)
+    specs = [read_spec(text) for text in estimators or []]
+    chosen = choose_rows(rows or ([] if specs else None))
+    if as_stated:
+        chosen = [row.as_stated() for row in chosen]
+    chosen += [row_for(spec) for spec in specs]
+    data = load_or_fetch(data_dir)
     print(reproduce_bengio2013(out, chosen, data, progress=True, tensorboard=tensorboard, **options))
 
 

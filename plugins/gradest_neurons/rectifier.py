@@ -29,8 +29,8 @@ class Rectifier(Deterministic, Reparameterised):
         return torch.relu(a + noise).to(a.dtype)
 
     def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
-        """Return h, `[draws, *a.shape]`, in one pass if the device has a kernel for it."""
-        h = repeat_activation(a, draws, 1)
+        """Return h, `[draws, *a.shape]`, in one pass: torch's own for one draw, a kernel's for several if there is one."""
+        h = torch.relu(a)[None] if draws == 1 else repeat_activation(a, draws, 1)
         return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from gradest_service.admit.limits import light_need
 from gradest_service.admit.plugins import built_in_neurons
 from gradest_service.admit.pool import Pool
 from gradest_service.docs import add_docs
-from gradest_service.host.server import Server, run_process
+from gradest_service.host.server import Server, bind, run_process
 from gradest_service.host.workers import run_workers
 from gradest_service.middleware import RequestMiddleware
 from gradest_service.openapi import DocumentedApp, counted_errors, describe_text
@@ -71,6 +71,7 @@ def create_app(settings: Settings | None = None, budgets: Path | None = None) ->
     )
     app.state.settings = settings
     counts = metrics.Metrics() if settings.metrics and metrics.available() else None
+    app.state.metrics = counts
     app.state.capacity = Capacity(settings, counts)
     app.state.memory = Memory(settings.max_memory_bytes, settings.max_heavy_bytes)
     app.state.device = device_named(settings.device)
@@ -103,7 +104,7 @@ def create_app(settings: Settings | None = None, budgets: Path | None = None) ->
         add_docs(app)
         add_guide(app, guide, open_paths)
     if settings.page:
-        add_page(app)
+        add_page(app, open_paths)
     elif settings.docs:
         app.add_api_route("/", _to_docs, include_in_schema=False)
     if counts is not None:
@@ -131,11 +132,11 @@ def running(settings: Settings | None = None) -> Iterator[str]:
     For notebooks and tests: it shares this process's registry, and is one worker.
     """
     settings = settings or Settings(port=0)
-    server = Server(settings, create_app(settings))
+    server, sockets = Server(settings, create_app(settings)), bind(settings)
 
     def run() -> None:
         with suppress(SystemExit):  # uvicorn raises it if it cannot start
-            server.run()
+            server.run(sockets)
 
     thread = threading.Thread(target=run, name="gradest-service")
     thread.start()

@@ -300,9 +300,10 @@ class _HttpExchange:
         if len(body) <= _UNSENT_BYTES:
             await self._send_now(message)
             return
+        whole = memoryview(body)  # whose parts are no copies
         with self._memory.unsent(len(body), self.context.caller):
             for begin in range(0, len(body), _PART_BYTES):
-                part = body[begin : begin + _PART_BYTES]
+                part = whole[begin : begin + _PART_BYTES]
                 await self._send_now({"type": "http.response.body", "body": part, "more_body": True})
             if not message.get("more_body", False):
                 await self._send_now({"type": "http.response.body", "body": b""})

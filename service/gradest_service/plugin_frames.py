@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import traceback
 from collections.abc import Collection, Iterable
 from types import CodeType, FrameType
 
@@ -11,7 +12,9 @@ import gradest
 from gradest.contract.plugin import Plugin
 from gradest.discovery.faults import read_bases, read_members
 
-__all__ = ["plugin_method", "running_plugin_methods"]
+__all__ = ["compiling_threads", "plugin_method", "running_plugin_methods", "show_stack"]
+
+_COMPILATION = "gradest.kernels.cpu.compilation"
 
 
 def plugin_method(frames: Iterable[FrameType]) -> str | None:
@@ -36,6 +39,22 @@ def running_plugin_methods(idents: Collection[int] | None = None) -> list[str]:
     threads = (_outwards(frame) for ident, frame in frames.items() if idents is None or ident in idents)
     methods = (next((names[frame.f_code] for frame in stack if frame.f_code in names), None) for stack in threads)
     return sorted({method for method in methods if method})
+
+
+def compiling_threads() -> set[int]:
+    """Return the threads of this process that compile a kernel or wait for another process which does: they end by themselves."""
+    frames = sys._current_frames()
+    return {ident for ident, frame in frames.items() if any(map(_compiles, _outwards(frame)))}
+
+
+def show_stack(thread: int) -> str:
+    """Return what this thread runs, as a traceback shows it; an empty string if it has ended."""
+    frame = sys._current_frames().get(thread)
+    return "" if frame is None else "".join(traceback.format_stack(frame))
+
+
+def _compiles(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith(_COMPILATION)
 
 
 def _method_names() -> dict[CodeType, str]:

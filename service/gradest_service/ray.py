@@ -3,13 +3,16 @@
 Each replica runs the application that `gradest serve` runs, unchanged, and answers by itself. The settings are read from
 GRADEST_SERVICE_* by the process that imports `app`, and are the same on all replicas; Ray chooses host and port. `Scale`, also
 from the environment, tells how many replicas there are and what resources each has. Requests that reach no replica are answered
-by Ray's proxy in text/plain: 404, 429 if the queues are full, and 503. Each replica has its own limits, so the budget of an API
-key applies to each replica separately, and so do metrics.
+by Ray's proxy in text/plain: 404, 429 if the queues are full, and 503.
+
+The replicas on one machine share the limits of each API key, through a folder of that machine. Machines count apart: on three of
+them a key may do three times as much. All other limits hold for each replica, and so do metrics.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 from typing import Any, Self
 
 from fastapi import FastAPI
@@ -17,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gradest_service.app import create_app
 from gradest_service.host.configuration import load_settings
+from gradest_service.resources.budgets import folder_of_machine
 from gradest_service.settings import Settings
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # read when ray is imported
@@ -99,8 +103,10 @@ def build(settings: Settings | None = None, scale: Scale | None = None) -> serve
         settings = settings.model_copy(update={"allowed_hosts": "*"})
     scale = scale or Scale.from_environment()
 
+    name = f"gradest-{secrets.token_hex(16)}"  # of this application, as every replica knows it
+
     def build_app() -> FastAPI:
-        return create_app(settings)
+        return create_app(settings, folder_of_machine(name) if settings.api_keys else None)
 
     deployment = serve.deployment(name="gradest", graceful_shutdown_timeout_s=settings.grace(), **scale.options())
     return deployment(serve.ingress(build_app)()).bind()

@@ -105,6 +105,22 @@ class Settings(BaseModel):
         description="Memory of requests that are computed in a process and of answers that are not yet sent, in bytes, as "
         "plugins state it; further work waits for room. Heavy work takes three quarters of it at most.",
     )
+    max_connections: int = Field(
+        1024,
+        ge=1,
+        description="Maximum number of open connections of a process; a further one is answered 503 and closed.",
+    )
+    max_connections_per_client: int | None = Field(
+        None,
+        ge=1,
+        description="Maximum number of open connections from one address, or from one network /64 of IPv6, to a process; those "
+        "of trusted_proxies do not count. If omitted, half of max_connections. A further one is answered 429 and closed.",
+    )
+    head_seconds: float = Field(
+        10,
+        gt=0,
+        description="Time limit of a TLS handshake, and of the head of a request, from its first byte, or from the connection.",
+    )
     max_requests: int = Field(256, ge=1, description="Maximum number of requests in a process, waiting ones included.")
     max_requests_per_key: int | None = Field(
         None,

@@ -14,26 +14,27 @@ from gradest.nn import ConditionalLinear
 
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 
-INPUTS, OPEN = 784, 0.1
-CASES = [  # examples, units, units a gate, and how many times as fast as dense it was asked to be
-    (1, 2000, 1, 6),
-    (32, 2048, 64, 5),
-    (32, 2000, 1, 1.5),
-    (256, 2000, 1, None),
+OPEN = 0.1
+CASES = [  # examples, inputs, units, units a gate, and how many times as fast as dense it was asked to be
+    (1, 784, 2000, 1, 6),
+    (1, 4096, 4096, 1, 6),
+    (32, 784, 2048, 64, 5),
+    (32, 784, 2000, 1, 1.5),
+    (256, 784, 2000, 1, None),
 ]
 
 
-@pytest.mark.parametrize(("batch", "units", "block", "asked"), CASES)
+@pytest.mark.parametrize(("batch", "inputs", "units", "block", "asked"), CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_against_dense(bench, dtype, batch, units, block, asked):
+def test_against_dense(bench, dtype, batch, inputs, units, block, asked):
     if bench.short and dtype != torch.float32:
         pytest.skip("the short form is of float32")
     torch.manual_seed(0)
     gates = (torch.rand(batch, units // block) < OPEN).to(dtype)
-    x = torch.randn(batch, INPUTS, dtype=dtype, requires_grad=True)
+    x = torch.randn(batch, inputs, dtype=dtype, requires_grad=True)
     wide, grad = gates.repeat_interleave(block, -1), torch.randn(batch, units, dtype=dtype)
     layers = {
-        name: ConditionalLinear(INPUTS, units, block_size=block, method=method, sparse_gradient=sparse, dtype=dtype)
+        name: ConditionalLinear(inputs, units, block_size=block, method=method, sparse_gradient=sparse, dtype=dtype)
         for name, method, sparse in (
             ("gradest", "auto", False),
             ("sparse", "sparse", False),
@@ -60,6 +61,6 @@ def test_against_dense(bench, dtype, batch, units, block, asked):
             torch.testing.assert_close(mine.to_dense(), theirs, **tolerance)
     kind = str(dtype).removeprefix("torch.")
     for way, calls in (("forward", forward), ("backward", backward)):
-        title = f"{way} of {batch} x {INPUTS} to {units} in blocks of {block}, {OPEN:.0%} open, {kind}"
+        title = f"{way} of {batch} x {inputs} to {units} in blocks of {block}, {OPEN:.0%} open, {kind}"
         at_least = {"dense": asked} if asked and dtype == torch.float32 else None
         bench.compare(title, bench.measure(calls, turn=0.04), at_least=at_least)

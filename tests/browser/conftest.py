@@ -56,11 +56,11 @@ def visit(chromium, url):
     """Opens the page: visit("#/compare") gives a playwright page of it. No visit may end with an error in the console, or
     have asked another host for anything.
 
-    host: another service's URL. faults: words of errors that the test is about.
+    host: another service's URL. faults: words of errors that the test is about. prepare: called with the page before it loads.
     """
     contexts, wrong = [], []
 
-    def open_one(where="", host=url, faults=(), **options):
+    def open_one(where="", host=url, faults=(), prepare=lambda page: None, **options):
         context = chromium.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
@@ -73,6 +73,7 @@ def visit(chromium, url):
         page.on("console", lambda said: said.type in ("error", "warning") and note(said.type, said.text))
         page.on("pageerror", lambda error: note("exception", str(error)))
         page.on("request", lambda asked: asked.url.startswith((host, "blob:")) or note("request", asked.url))
+        prepare(page)
         page.goto(f"{host}/{where}")
         return page
 

@@ -48,3 +48,26 @@ class Slow(Acme):
     def backward(self, draw, feedback, state):
         assert Gate.open.wait(30)
         return super().backward(draw, feedback, state)
+
+
+class Wide(Acme):
+    """A formula that cannot be broken, and is wider than any card."""
+
+    name = "acme_wide"
+    formula = (
+        rf"\hat g = \left({' + '.join(f'L_{{{at}}}(h)' for at in range(40))}\right), \quad L_i \sim \mathcal N(0, 1)"
+    )
+
+
+class Long(Acme):
+    """A formula that is long, and may be broken."""
+
+    name = "acme_long"
+    formula = rf"\hat g = {' + '.join(f'L_{{{at}}}(h)' for at in range(40))}"
+
+
+class Misspelt(Acme):
+    """A formula that is no LaTeX."""
+
+    name = "acme_misspelt"
+    formula = rf"\hat g = \{'lambda' * 40}"

@@ -79,6 +79,7 @@ def test_a_third_party_gets_pages_of_its_own_plugins_alone(package: str, tmp_pat
         assert text in page
     assert "| [`shy_of_a_test`](../estimators/shy_of_a_test.md) | loss | biased |" in page
     assert "| `rloo` | loss | none |" in page  # whose page is not written here
+    assert "\n## Options\n" in page  # which the service's page links to
     assert (
         "| [`coin_of_a_test`](../neurons/coin_of_a_test.md) | biased | 1 |"
         in (out / "estimators/shy_of_a_test.md").read_text()

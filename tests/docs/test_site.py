@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.test_page_links import PLACES
+
 SITE = Path(__file__).parents[2] / "build/site"
 PAGES = {  # with the least number of formulas that each shows
     "index.html": 0,
     "tutorials/five_minutes.html": 5,
+    "explanation/theory.html": 40,
     "explanation/pitfalls.html": 3,
+    "guides/randomness.html": 0,
+    "guides/models.html": 0,
+    "guides/coming_from.html": 0,
     "reference/estimators/disarm.html": 1,
     "reference/neurons/k_subset.html": 1,
     "reference/objectives/quadratic.html": 1,
@@ -75,8 +81,33 @@ def test_no_page_loads_anything_from_another_host() -> None:
     assert LOADED.search('<script src="https://cdn.example/x.js">')
 
 
-def test_every_tutorial_ran() -> None:
+def test_every_page_with_code_ran() -> None:
     text = (SITE / "tutorials/index.html").read_text(encoding="utf-8")
-    for path in (SITE.parents[1] / "docs/tutorials").glob("*.md"):
-        if path.stem != "index":
-            assert f">tutorials/{path.stem}<" in text, "EXECUTE=off leaves out the code; make docs runs it"
+    docs = SITE.parents[1] / "docs"
+    executed = [
+        path for path in docs.rglob("*.md") if "\nfile_format: mystnb\n" in path.read_text(encoding="utf-8")[:200]
+    ]
+    assert {*(docs / "tutorials").glob("*.md")} - {docs / "tutorials/index.md"} < {*executed}
+    for path in executed:
+        name = path.relative_to(docs).with_suffix("").as_posix()
+        assert f">{name}<" in text, "EXECUTE=off leaves out the code; make docs runs it"
+
+
+def test_the_theory_links_to_every_neuron_and_estimator() -> None:
+    text = (SITE / "explanation/theory.html").read_text(encoding="utf-8")
+    linked = set(re.findall(r'href="\.\./reference/((?:neurons|estimators)/\w+)\.html"', text))
+    pages = {
+        f"{kind}/{path.stem}" for kind in ("neurons", "estimators") for path in (SITE / "reference" / kind).glob("*")
+    }
+    assert pages - linked == {"neurons/index", "estimators/index"}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_the_places_that_the_page_links_to_are_there(place: str) -> None:
+    page, _, anchor = place.partition("#")
+    assert f'id="{anchor}"' in (SITE / page).read_text(encoding="utf-8")
+
+
+def test_the_page_of_a_plugin_has_its_options() -> None:
+    for kind, name in (("neurons", "bernoulli"), ("estimators", "rloo"), ("objectives", "quadratic")):
+        assert 'id="options"' in (SITE / f"reference/{kind}/{name}.html").read_text(encoding="utf-8")

@@ -11,10 +11,10 @@ from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 from gradest.cli import app
-from gradest.errors import GradestError, InvalidInput, InvalidOptions
+from gradest.errors import GradestError, Incompatible, InvalidInput, InvalidOptions
 from gradest_experiments.bengio2013 import report
 from gradest_experiments.bengio2013.noise import BetaNoise
-from gradest_experiments.bengio2013.rows import ROWS, choose_rows
+from gradest_experiments.bengio2013.rows import ROWS, choose_rows, row_for
 from gradest_experiments.bengio2013.run import reproduce_bengio2013
 from gradest_experiments.bengio2013.search import choose, name_trial, search_row
 from gradest_experiments.bengio2013.training import build_row, train_row
@@ -385,6 +385,26 @@ def test_the_report_says_where_it_differs_and_by_what_settings(tmp_path):
         settings = RunFolder.read(tmp_path / row.name / "seed-0").settings
         assert chosen == name_trial({name: settings[name] for name in row.grid})
     assert "more than two standard errors above" in text
+
+
+def test_the_paper_s_settings_and_other_estimators_have_rows_of_their_own(tmp_path):
+    """They stand beside the rows of the paper: neither has their folders, and other estimators have no published errors."""
+    pytest.importorskip("altair")
+    pytest.importorskip("vl_convert")
+    row = row_of("straight_through")
+    rows = [row, row.as_stated(), row_for({"name": "reinmax"}), row_for({"name": "pathwise"})]
+    assert [str(one.gater.neuron)[:24] for one in rows[2:]] == ["bernoulli", "{'name': 'noisy_rectifie"]
+    small = {"hidden": 5, "gates": 20, "epochs": 1, "images": 20}
+    text = reproduce_bengio2013(tmp_path, rows, tiny_data(), search=False, **small).read_text()
+    assert "| straight-through, as stated | 3.3e-03 |" in text
+    assert "- straight-through, as stated: as published." in text
+    assert "penalty_weight 0.03 (published: 0.1)" in text
+    line = next(line for line in text.splitlines() if line.startswith("| bernoulli + reinmax | - |"))
+    assert line.split("|")[4].strip() == line.split("|")[6].strip() == "-"
+    assert text.count("test error") == 2  # beside the published ones
+    assert RunFolder.read(tmp_path / "straight_through-as-stated" / "seed-0").settings["decay"] == 0
+    with pytest.raises(Incompatible, match="simple does not"):
+        row_for({"name": "simple"})
 
 
 def test_a_verdict_is_by_two_standard_errors(tmp_path):

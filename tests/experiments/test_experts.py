@@ -14,7 +14,7 @@ from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.experts import training
 from gradest_experiments.experts.network import ExpertNetwork
 from gradest_experiments.experts.run import reproduce_experts
-from gradest_experiments.experts.settings import ROUTERS, ExpertSettings, list_runs
+from gradest_experiments.experts.settings import ROUTERS, ExpertSettings, list_runs, settings_for
 from gradest_experiments.experts.training import evaluate, train_experts
 
 TINY = {"experts": 4, "expert_units": 3, "epochs": 3, "batch": 8}
@@ -35,6 +35,15 @@ def tiny_data():
         x[torch.arange(n), y] += 1
         splits.append(Split(x, y))
     return Dataset(*splits, classes=4)
+
+
+def test_an_estimator_that_is_named_gets_the_first_gates_that_it_can_train():
+    found = list_runs([{"name": "imle"}, {"name": "sparse_mixer"}], seeds=2, quick=True)
+    assert [run.label() for run in found[:2]] == ["k_subset(k=2) + imle", "categorical + sparse_mixer"]
+    assert [run.label() for run in found[2:5]] == [run.label() for run in list_runs()[len(ROUTERS) :]]
+    assert {run.epochs for run in found} == {2}
+    with pytest.raises(Incompatible, match="rloo on categorical cannot train a router"):
+        settings_for({"name": "rloo"})
 
 
 def network_of(router, **options):

@@ -19,8 +19,16 @@ from gradest.nn import ConditionalLinear
 from gradest.nn.conditional import Computed
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-# examples, inputs, outputs, block; odd ones reach the ends of vectors and chunks
-SHAPES = [(1, 37, 6, 1), (5, 64, 12, 3), (7, 129, 40, 8), (140, 20, 10, 2), (33, 1, 5, 5), (4, 91, 70, 1)]
+# examples, inputs, outputs, block; odd ones reach the ends of vectors and chunks, and the weights of the last have over 1 MB
+SHAPES = [
+    (1, 37, 6, 1),
+    (5, 64, 12, 3),
+    (7, 129, 40, 8),
+    (140, 20, 10, 2),
+    (33, 1, 5, 5),
+    (4, 91, 70, 1),
+    (1, 700, 400, 1),
+]
 
 
 def problem(batch, inputs, units, block, dtype=torch.float32, share=0.4, seed=0, **options):

@@ -254,6 +254,29 @@ def test_64_clients_at_once_get_the_answers_of_the_library(start):
     assert requests > 2 * passes, "they ran together"
 
 
+def test_a_system_without_threads_is_an_error_of_the_request_and_closes_the_group():
+    """Where the number of a container's threads is limited, none can be started."""
+
+    class NoThread(Pool):
+        fails = True
+
+        async def run_now(self, work):
+            if self.fails:
+                raise RuntimeError("can't start new thread")
+            return await super().run_now(work)
+
+    async def scenario():
+        pool = NoThread(1)
+        batcher = Batcher(pool, 0.05, 100)
+        asked = [asyncio.create_task(batcher.run("k", list, n, 1)) for n in range(2)]
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(answer, RuntimeError)
+        pool.fails = False
+        assert await batcher.run("k", list, 3, 1) == 3
+
+    asyncio.run(scenario())
+
+
 def test_a_failed_pass_is_not_repeated_for_whoever_gave_up():
     async def main():
         passes, gate = [], threading.Event()

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from gradest_service.page import add_page
 from gradest_service.page.guide import add_guide, find_guide, guide_paths
 from gradest_service.problems import Problem
 
@@ -24,11 +25,13 @@ def site(tmp_path):
 
 
 class Site:
-    """An application with the routes of the guide alone."""
+    """An application with the routes of the guide and of the page alone."""
 
     def __init__(self, folder):
         self._app = FastAPI()
-        add_guide(self._app, folder, guide_paths(folder))
+        paths = guide_paths(folder)
+        add_guide(self._app, folder, paths)
+        add_page(self._app, paths)
 
     def get(self, path):
         async def ask():
@@ -66,6 +69,11 @@ def test_without_a_site_the_error_says_how_to_build_it():
         with pytest.raises(Problem, match="make docs") as found:
             Site(None).get(path)
         assert found.value.status == 404
+
+
+def test_the_page_knows_which_pages_the_guide_has(site):
+    assert Site(site).get("/page/guide.json").json() == ["index.html", "reference/one.html"]
+    assert Site(None).get("/page/guide.json").json() == []
 
 
 def test_the_site_is_found_in_the_package_or_beside_it(site, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 import gradest
+from gradest.errors import InvalidInput
 from gradest_service.app import create_app, running
 from gradest_service.settings import Settings
 from tests.selection import deep
@@ -61,7 +62,7 @@ def test_running_ends_and_starts_again():
 def test_running_says_when_it_cannot_start():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         settings = Settings(port=taken.getsockname()[1])
-        with pytest.raises(RuntimeError, match="did not start"), running(settings):
+        with pytest.raises(InvalidInput, match="in use"), running(settings):
             pass
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradest.kernels.reference.noise import Word, as_tensors
 
-__all__ = ["LIKE", "NUMPY", "as_words", "empty", "empty_as", "flat", "in_threads", "row_major", "run_in_team"]
+__all__ = ["LIKE", "NUMPY", "as_words", "empty", "empty_as", "flat", "in_threads", "row_major", "run_in_team", "zeros"]
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 LIKE: dict[torch.dtype, Any] = {
@@ -76,6 +76,15 @@ def empty_as(x: Tensor, *shape: int) -> Tensor:
     if math.prod(shape) * x.element_size() < _LEAST_REUSED_BYTES:
         return x.new_empty(*shape) if shape else x.new_empty(())
     return empty(*shape, dtype=x.dtype)
+
+
+def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Make a tensor of zeros whose memory, if it is large, the operating system clears where it is first touched."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LEAST_REUSED_BYTES:
+        return torch.zeros(*shape, dtype=dtype, device="cpu")
+    memory = np.zeros(size, np.uint8)  # torch.zeros writes all of them, into small pages
+    return torch.from_numpy(memory).view(dtype).view(shape)
 
 
 def flat(x: Tensor, leading: int = 0) -> Any:

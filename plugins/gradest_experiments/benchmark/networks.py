@@ -18,7 +18,7 @@ from gradest_experiments.engine.data import load
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.engine.images import Images, load_images
 from gradest_experiments.engine.options import build_estimator
-from gradest_experiments.experts.settings import ROUTERS, ExpertSettings
+from gradest_experiments.experts.settings import ExpertSettings, settings_for
 from gradest_experiments.experts.training import train_experts
 from gradest_experiments.vae.settings import NEURON as VAE_NEURON
 from gradest_experiments.vae.settings import VaeSettings
@@ -189,16 +189,7 @@ are those by dL/dh at one sample, because the gates are within the network."""
         return Outcome(100 * run.results["test"]["error"], asked, run.rows("train")[-1]["seconds"], curve)
 
     def _settings(self, estimator: Estimator, seed: int) -> ExpertSettings:
-        reasons = []
-        for neuron, _ in ROUTERS:
-            settings = ExpertSettings.build(neuron=neuron, estimator=estimator.spec(), seed=seed, **self.model_dump())
-            try:
-                settings.gates()
-            except Incompatible as error:
-                reasons.append(str(error))
-            else:
-                return settings
-        raise Incompatible("; ".join(dict.fromkeys(reasons)))
+        return settings_for(estimator.spec(), seed=seed, **self.model_dump())
 
 
 def _affordable(estimator: Estimator, neuron: Neuron, event: tuple[int, ...]) -> Neuron:

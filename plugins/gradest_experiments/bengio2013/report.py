@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from gradest_experiments.bengio2013.rows import ROWS, TableRow
+from gradest_experiments.bengio2013.rows import ROWS, TableRow, row_of_run
 from gradest_experiments.bengio2013.search import TOLERANCE
 from gradest_experiments.bengio2013.settings import RowSettings
 from gradest_experiments.engine.checkpoint import write_atomically
@@ -36,6 +36,8 @@ and 10,000 to test on.
   last epoch, in %.
 - Several seeds: mean ± standard deviation. The published errors are of single runs.
 - ms per step: wall clock of a minibatch, validation included, on this machine.
+- A row "as stated" has the settings of the paper, with a constant learning rate; the others have what trials chose. A row
+  without published errors is by an estimator that is not of the paper.
 """
 
 
@@ -47,6 +49,12 @@ class _FinishedRun:
     versions: dict[str, Any]
     results: dict[str, Any]
     epochs: list[dict[str, Any]]
+
+    @property
+    def place(self) -> int:
+        """The place of the row in the paper's table; those that are not of the paper come after it."""
+        names = [{row.name, row.as_stated().name} for row in ROWS]
+        return next((place for place, either in enumerate(names) if self.settings.row in either), len(ROWS))
 
     def numbers(self) -> dict[str, float]:
         """Return the numbers of the table."""
@@ -62,19 +70,22 @@ class _FinishedRun:
         }
 
 
+_Groups = list[tuple[TableRow, list[_FinishedRun]]]
+
+
 def write_report(out: Path) -> Path:
     """Write report.md, curves.svg and curves.png on all complete runs in the folder, and return the path of report.md."""
-    groups = {row.name: runs for row in ROWS if (runs := _read(out / row.name))}
+    groups = _read_rows(out)
     sections = [_INTRODUCTION + f"\nPython {platform.python_version()}.\n"]
     if groups:
         write_chart(_chart(groups), out, "curves")
         sections += [
             _table(groups) + "\n",
             "## Beside the published errors\n\n"
-            + "\n".join(_verdict(row, groups[row.name]) for row in _rows(groups))
+            + "\n".join(_verdict(row, runs) for row, runs in groups if row.gater.published)
             + "\n",
             f"## Convergence\n\n![Validation error](curves.svg)\n\n{_convergence(groups)}\n",
-            "## Settings\n\n" + "\n".join(_settings(row, groups[row.name]) for row in _rows(groups)) + "\n",
+            "## Settings\n\n" + "\n".join(_settings(row, runs) for row, runs in groups) + "\n",
         ]
     if searches := [text for row in ROWS if (text := _search(row, out / row.name / "search"))]:
         sections.append("## Search\n\n" + "\n".join(searches))
@@ -83,8 +94,10 @@ def write_report(out: Path) -> Path:
     return out / "report.md"
 
 
-def _rows(groups: dict[str, list[_FinishedRun]]) -> list[TableRow]:
-    return [row for row in ROWS if row.name in groups]
+def _read_rows(out: Path) -> _Groups:
+    """Return the rows that have complete runs, those of the paper first."""
+    found = [runs for folder in sorted(out.iterdir()) if folder.is_dir() and (runs := _read(folder))]
+    return [(row_of_run(runs[0].settings), runs) for runs in sorted(found, key=lambda runs: runs[0].place)]
 
 
 def _read(folder: Path) -> list[_FinishedRun]:
@@ -97,17 +110,18 @@ def _read(folder: Path) -> list[_FinishedRun]:
     return sorted(runs, key=lambda run: run.settings.seed)
 
 
-def _table(groups: dict[str, list[_FinishedRun]]) -> str:
+def _table(groups: _Groups) -> str:
     head = ["gater", "published train", "train", "published valid %", "valid %", "published test %", "test %"]
     head += ["open %", "open in training %", "seeds", "epochs", "minutes", "ms per step"]
     rows = []
-    for row in _rows(groups):
-        found = [run.numbers() for run in groups[row.name]]
-        valid, test = row.gater.published
-        cells = [row.title, f"{row.criterion:.1e}", _mean(found, "train", ".1e"), f"{100 * valid:.2f}"]
-        cells += [_mean(found, "valid", ".2f"), f"{100 * test:.2f}", _mean(found, "test", ".2f")]
+    for row, runs in groups:
+        found = [run.numbers() for run in runs]
+        criterion = None if row.criterion is None else f"{row.criterion:.1e}"
+        valid, test = [f"{100 * error:.2f}" for error in row.gater.published or ()] or [None, None]
+        cells = [row.title, criterion, _mean(found, "train", ".1e"), valid]
+        cells += [_mean(found, "valid", ".2f"), test, _mean(found, "test", ".2f")]
         cells += [_mean(found, "open", ".1f"), _mean(found, "open in training", ".1f")]
-        epochs = sorted({run.settings.epochs for run in groups[row.name]})
+        epochs = sorted({run.settings.epochs for run in runs})
         cells += [
             str(len(found)),
             ", ".join(map(str, epochs)),
@@ -129,6 +143,7 @@ def _verdict(row: TableRow, runs: list[_FinishedRun]) -> str:
 
     Both are errors on the same 10,000 images, so their difference has at most the variance of two independent samples.
     """
+    assert row.gater.published is not None
     published, here = row.gater.published[1], fmean(run.results["test"]["error"] for run in runs)
     error = ((published * (1 - published) + here * (1 - here) / len(runs)) / _TEST_IMAGES) ** 0.5
     gap = here - published
@@ -153,12 +168,12 @@ def _verdict(row: TableRow, runs: list[_FinishedRun]) -> str:
     )
 
 
-def _convergence(groups: dict[str, list[_FinishedRun]]) -> str:
+def _convergence(groups: _Groups) -> str:
     """Return a table of the epochs in which each row's mean curve first reaches a level, the fastest row first."""
     head = ["epochs until a validation error of", *(f"{100 * level:g} %" for level in _LEVELS)]
     found = []
-    for row in _rows(groups):
-        curve = _curve(groups[row.name])
+    for row, runs in groups:
+        curve = _curve(runs)
         reached = [next((point["epoch"] for point in curve if point["value"] <= level), None) for level in _LEVELS]
         found.append([row.title, *reached])
     found.sort(key=lambda cells: [float("inf") if at is None else at for at in reversed(cells[1:])])
@@ -178,6 +193,8 @@ def _settings(row: TableRow, runs: list[_FinishedRun]) -> str:
         if given[name] != value
     ]
     text = f"- {row.title}: " + (", ".join(apart) if apart else "as published") + "."
+    if row.gater.published is None:
+        text = f"- {row.title}: the defaults of `gradest train`, with a learning rate of {given['learning_rate']:g}."
     several = {name for run in runs for name, value in run.settings.model_dump().items() if value != given[name]} - {
         "seed"
     }
@@ -221,12 +238,12 @@ def _curve(runs: Sequence[_FinishedRun]) -> list[dict[str, float]]:
     ]
 
 
-def _chart(groups: dict[str, list[_FinishedRun]]) -> Any:
+def _chart(groups: _Groups) -> Any:
     """Draw validation error against epochs and against minutes."""
     import altair  # noqa: PLC0415  # an extra
 
-    titles = [row.title for row in _rows(groups)]
-    curves = {row.title: _curve(groups[row.name]) for row in _rows(groups)}
+    titles = [row.title for row, _ in groups]
+    curves = {row.title: _curve(runs) for row, runs in groups}
     points = [
         {"estimator": title, **point, "value": 100 * point["value"]}
         for title, curve in curves.items()

@@ -1,17 +1,19 @@
-"""The seven rows of the table of Bengio et al. (2013): published settings and errors, and the settings that a search chose."""
+"""The rows of the table: the seven of Bengio et al. (2013), these by the settings of the paper, and any other estimator's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from gradest.errors import InvalidInput
+from gradest.discovery.registry import registry
+from gradest.errors import Incompatible, InvalidInput
 from gradest_experiments.bengio2013.settings import RowSettings
+from gradest_experiments.engine.options import to_folder_name
 from gradest_experiments.gated.gaters import GATERS, Gater
 
-__all__ = ["QUICK", "ROWS", "TableRow", "choose_rows"]
+__all__ = ["QUICK", "ROWS", "TableRow", "choose_rows", "row_for", "row_of_run"]
 
 _MNIST: dict[str, Any] = {"data": "mnist", "hidden": 400, "gates": 2000, "batch": 32, "sparsity": 0.1, "max_norm": 2.0}
 
@@ -23,14 +25,14 @@ QUICK: dict[str, Any] = {"epochs": 2, "images": 20_000}
 class TableRow:
     """A row of the table.
 
-    gater: neuron, estimator, and the published errors. criterion: the published training criterion. epochs: about what 15
-    minutes allow. stated: the settings of the row that Bengio et al. (2013) state. grid: the values to search, by setting.
-    chosen: what the search chose, which overrides what is stated.
+    gater: neuron, estimator, and the published errors. criterion: the published training criterion; None, like the published
+    errors, for a row that is not one of theirs. epochs: about what 15 minutes allow. stated: the settings of the row that Bengio
+    et al. (2013) state. grid: the values to search, by setting. chosen: what the search chose, which overrides what is stated.
     """
 
     gater: Gater
     title: str
-    criterion: float
+    criterion: float | None
     epochs: int
     stated: Mapping[str, Any]
     grid: Mapping[str, Sequence[float]]
@@ -51,10 +53,18 @@ class TableRow:
         """Return the settings that Bengio et al. (2013) state; their learning rate is constant."""
         return {"learning_rate": 0.1, "decay": 0.0, "max_norm": _MNIST["max_norm"], **self.stated}
 
+    def as_stated(self) -> TableRow:
+        """Return the row by the settings of the paper, in folders of its own."""
+        gater = replace(self.gater, name=self.name + _AS_STATED)
+        return replace(self, gater=gater, title=f"{self.title}, as stated", grid={}, chosen=self.published_settings())
+
     def trials(self) -> list[dict[str, float]]:
         """Return the points of the grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
 
+
+_AS_STATED = "-as-stated"
+_OTHER_EPOCHS = 60  # of a row that is not of the paper
 
 _NOISY_RECTIFIER, _STRAIGHT_THROUGH, _TIMES_SMOOTH, _BINARY, _RECTIFIER, _NOISY_SIGMOID, _SIGMOID = GATERS
 _L1: dict[str, Any] = {
@@ -142,3 +152,33 @@ def choose_rows(names: Sequence[str] | None = None) -> list[TableRow]:
     if unknown := [name for name in names or () if name not in known]:
         raise InvalidInput(f"no row is named {unknown[0]!r}; there are: {', '.join(known)}")
     return [row for row in ROWS if names is None or row.name in names]
+
+
+def row_for(estimator: Mapping[str, Any]) -> TableRow:
+    """Return a row by an estimator that is not of the paper: on the first neuron of ROWS that it fits, by default settings.
+
+    Raises UnknownPlugin, InvalidOptions, and Incompatible, with the reasons, if it fits none.
+    """
+    built = registry.estimator(estimator)
+    reasons = []
+    neurons = {str(gater.neuron): gater.neuron for gater in (_STRAIGHT_THROUGH, *GATERS)}
+    for neuron in neurons.values():
+        try:
+            registry.check_fit(registry.neuron(neuron), built)
+        except Incompatible as error:
+            reasons.append(str(error))
+        else:
+            return _other_row(neuron, built.spec())
+    raise Incompatible("; ".join(reasons))
+
+
+def _other_row(neuron: str | Mapping[str, Any], estimator: str | Mapping[str, Any]) -> TableRow:
+    label = f"{registry.label(registry.neuron(neuron))} + {registry.label(registry.estimator(estimator))}"
+    gater = Gater(to_folder_name(label), neuron, estimator, None)
+    return TableRow(gater, label, criterion=None, epochs=_OTHER_EPOCHS, stated={}, grid={})
+
+
+def row_of_run(settings: RowSettings) -> TableRow:
+    """Return the row to which a run belongs."""
+    known = {row.name: row for row in (*ROWS, *(row.as_stated() for row in ROWS))}
+    return known.get(settings.row) or _other_row(settings.neuron, settings.estimator)

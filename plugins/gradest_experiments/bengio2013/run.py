@@ -40,9 +40,9 @@ def reproduce_bengio2013(
 ) -> Path:
     """Train the rows, each seed in a folder of its own under `out`, and return the path of the report on all runs in `out`.
 
-    search: first choose each row's settings from its grid, in runs of three epochs. minutes: train for as many epochs as this
-    machine does in that time, instead of the row's number; a run that has begun keeps its number. quick: two epochs of 20,000
-    images, and one in a trial. progress: show a progress bar on standard error. tensorboard: write the metrics of each run
+    search: first choose the settings of each row that has a grid, in runs of three epochs. minutes: train for as many epochs as
+    this machine does in that time, instead of the row's number; a run that has begun keeps its number. quick: two epochs of
+    20,000 images, and one in a trial. progress: show a progress bar on standard error. tensorboard: write the metrics of each run
     except trials as event files too. options: of `TableRow.settings`, for every run.
 
     Called again with the same arguments, it continues from the last checkpoint, with the same numbers on the same machine.
@@ -58,7 +58,7 @@ def reproduce_bengio2013(
             shown = bar.add_task(f"{place + 1}/{len(rows) * seeds} {name}", total=None)
             try:
                 found: dict[str, Any] = {}
-                if search:
+                if search and row.grid:
                     few = {**given, "epochs": 1 if quick else _SEARCH_EPOCHS}
                     found = search_row(row, data, out / row.name / "search", **few)
                 settings = row.settings(**{**given, **found, "seed": seed})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -13,7 +14,7 @@ from gradest.errors import Incompatible
 from gradest.random import MAX_SEED
 from gradest_experiments.engine.options import RunSettings, to_folder_name
 
-__all__ = ["PENALTY", "QUICK", "ROUTERS", "ExpertSettings", "list_runs"]
+__all__ = ["PENALTY", "QUICK", "ROUTERS", "ExpertSettings", "list_runs", "settings_for"]
 
 ROUTERS: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
     ({"name": "noisy_top_k", "k": 2}, {"name": "held_noise"}),
@@ -80,14 +81,39 @@ class ExpertSettings(RunSettings):
         return f"{to_folder_name(self.label())}/seed-{self.seed}"
 
 
-def list_runs(*, seeds: int = 1, quick: bool = False, **options: Any) -> list[ExpertSettings]:
+def settings_for(estimator: dict[str, Any], **options: Any) -> ExpertSettings:
+    """Return the settings of a run by an estimator: on the first neuron of ROUTERS that it can train.
+
+    Raises UnknownPlugin, InvalidOptions, and Incompatible, with the reasons, if there is none.
+    """
+    reasons = []
+    for neuron, _ in ROUTERS:
+        settings = ExpertSettings.build(neuron=neuron, estimator=estimator, **options)
+        try:
+            settings.gates()
+        except Incompatible as error:
+            reasons.append(str(error))
+        else:
+            return settings
+    raise Incompatible("; ".join(dict.fromkeys(reasons)))
+
+
+def list_runs(
+    estimators: Sequence[dict[str, Any]] | None = None, *, seeds: int = 1, quick: bool = False, **options: Any
+) -> list[ExpertSettings]:
     """Return the settings of every run: the routers, and three dense networks.
 
     The dense ones have as many units as all experts, and as many as compute what a router and its two experts, or its one, do.
+
+    estimators: specs, each for a router by `settings_for`, in place of ROUTERS. Raises what that raises.
     """
     options = {**(QUICK if quick else {}), **options}
     base = ExpertSettings.build(neuron=None, estimator=None, **options)
-    networks: list[dict[str, Any]] = [{"neuron": neuron, "estimator": estimator} for neuron, estimator in ROUTERS]
+    routers = ROUTERS
+    if estimators is not None:
+        found = [settings_for(spec, **options) for spec in estimators]
+        routers = tuple((one.neuron, one.estimator) for one in found)
+    networks: list[dict[str, Any]] = [{"neuron": neuron, "estimator": estimator} for neuron, estimator in routers]
     networks += [
         {"neuron": None, "estimator": None, "experts": 1, "expert_units": units}
         for units in (base.units, 2 * base.expert_units + base.experts, base.expert_units + base.experts)

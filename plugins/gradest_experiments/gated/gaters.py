@@ -21,14 +21,14 @@ __all__ = ["GATERS", "Gater", "compare_gaters", "to_table"]
 class Gater:
     """A row of the table: a neuron and an estimator.
 
-    published: validation and test error on MNIST that Bengio et al. (2013) report, of single runs. options: further fields of
-    `GatedSettings` that belong to the row.
+    published: validation and test error on MNIST that Bengio et al. (2013) report, of single runs; None if it is not one of
+    their rows. options: further fields of `GatedSettings` that belong to the row.
     """
 
     name: str
     neuron: str | Mapping[str, Any]
     estimator: str | Mapping[str, Any]
-    published: tuple[float, float]
+    published: tuple[float, float] | None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, **options: Any) -> GatedSettings:
@@ -113,7 +113,7 @@ def to_table(results: Sequence[Result]) -> Table:
             cells += [f"{100 * result.computed:.1f}", f"{result.speedup:.1f}"]
         if on_mnist:
             pair = (result.settings.neuron, result.settings.estimator)
-            figures = next((gater.published for gater in GATERS if (gater.neuron, gater.estimator) == pair), ())
-            cells += [f"{100 * error:.2f}" for error in figures] or ["", ""]
+            figures = next((gater.published for gater in GATERS if (gater.neuron, gater.estimator) == pair), None)
+            cells += [f"{100 * error:.2f}" for error in figures or ()] or ["", ""]
         table.add_row(*cells)
     return table

@@ -7,7 +7,8 @@ A key is 256 random bits. A file of the service has a line for each key, with it
 
 The file is read again whenever it changes. Replace it in a single step (`mv new keys`), and the new keys are in force at once.
 One that is rewritten in place is read once nobody has written to it for a second, or for ten if nothing is left in it, because it
-may be half written until then. If it cannot be read or has a fault, the keys stay as they were, and the log says so.
+may be half written until then. If it cannot be read or has a fault, the keys stay as they were, the log says so, and it is read
+again every ten seconds.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 
 _SETTLED_SECONDS = 1.0  # without a write, after which a file that is rewritten in place counts as whole
 _EMPTY_SECONDS = 10.0  # the same for one in which no key is left
+_RETRY_SECONDS = 10.0  # after which a file that could not be read is read again
 _LOG = logging.getLogger("gradest_service")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LEAST = {"requests_per_second": 0, "elements_per_minute": 1}  # the smallest request computes one element
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -88,6 +91,7 @@ class ApiKeys:
         self._path = path
         self._folder = folder
         self._stamp = _stamp(path)
+        self._retry_at = math.inf
         self._keys = _read(path, folder)
         self._warn_of_none()
 
@@ -106,21 +110,21 @@ class ApiKeys:
 
     def _refresh(self) -> None:
         stamp = _stamp(self._path)
-        if stamp == self._stamp:
+        if stamp == self._stamp and time.monotonic() < self._retry_at:
             return
         age = time.time() - stamp[-1] / 1e9 if stamp else 0.0
-        in_place = stamp[:1] == self._stamp[:1]
+        in_place = stamp != self._stamp and stamp[:1] == self._stamp[:1]
         if in_place and age < _SETTLED_SECONDS:
             return
         try:
             found = _read(self._path, self._folder)
         except InvalidInput as error:
-            self._stamp = stamp
+            self._stamp, self._retry_at = stamp, time.monotonic() + _RETRY_SECONDS
             _LOG.error("the API keys stay as they were: %s", error)
             return
         if _stamp(self._path) != stamp or (in_place and not found and age < _EMPTY_SECONDS):
             return
-        self._stamp = stamp
+        self._stamp, self._retry_at = stamp, math.inf
         kept = {key.line: key for key in self._keys}
         self._keys = [kept.get(key.line, key) for key in found]
         _LOG.info("%d API keys are in force", len(found))
@@ -170,11 +174,12 @@ def _parse(words: list[str], folder: Path | None) -> ApiKey:
     limits = {}
     for word in words[2:]:
         limit, _, value = word.partition("=")
-        if limit not in ("requests_per_second", "elements_per_minute") or limit in limits:
+        if limit not in _LEAST or limit in limits:
             raise ValueError("the limits are requests_per_second=NUMBER and elements_per_minute=NUMBER")
         limits[limit] = float(value)
-        if not (limits[limit] > 0 and math.isfinite(limits[limit])):
-            raise ValueError(f"{limit} must be a number above 0")
+        least = _LEAST[limit]
+        if not (limits[limit] > 0 and limits[limit] >= least and math.isfinite(limits[limit])):
+            raise ValueError(f"{limit} must be a number {f'of at least {least}' if least else 'above 0'}")
     return ApiKey(name, bytes.fromhex(digest[1]), **limits, folder=folder)
 
 

@@ -11,7 +11,7 @@ import anyio
 
 from gradest_service.admit.metrics import Metrics
 from gradest_service.admit.pool import Pool
-from gradest_service.plugin_frames import running_plugin_methods
+from gradest_service.plugin_frames import compiling_threads, running_plugin_methods, show_stack
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
@@ -98,8 +98,11 @@ class Capacity:
         lost: set[tuple[int, float]] = set()
         while True:
             late = {call for call in pool.running() if call[1] < time.monotonic() - longest}
+            if late:  # the first kernel of an installation may take longer than a request where there is little to compute with
+                compiling = compiling_threads()
+                late = {call for call in late if call[0] not in compiling}
             for thread, _ in late - lost:
-                self._note_loss(next(iter(running_plugin_methods([thread])), _NO_PLUGIN))
+                self._note_loss(thread)
             lost = late
             self.lost_threads = len(late)
             self.stuck = len(late) >= pool.threads
@@ -108,9 +111,10 @@ class Capacity:
             await pool.release_memory()
             await anyio.sleep(min(1.0, deadline / 4))
 
-    def _note_loss(self, method: str) -> None:
+    def _note_loss(self, thread: int) -> None:
+        method = next(iter(running_plugin_methods([thread])), _NO_PLUGIN)
         name = method.partition(".")[0]
-        _LOG.error("a thread is lost: what runs in it, in %s, does not end", method)
+        _LOG.error("a thread is lost: what runs in it, in %s, does not end:\n%s", method, show_stack(thread))
         if self._metrics is not None:
             self._metrics.count_lost_thread(name)
         self._losses[name] += 1

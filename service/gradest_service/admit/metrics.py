@@ -63,6 +63,15 @@ class Metrics:
         self._batch = Histogram(
             "gradest_batch_requests", "Requests that were computed together.", buckets=_BATCHES, registry=self._registry
         )
+        self._connections = Gauge(
+            "gradest_connections", "Open connections.", registry=self._registry, multiprocess_mode="livesum"
+        )
+        self._refused = Counter(
+            "gradest_refused_connections",
+            "Connections that were closed at once, by the limit that they passed: that of the process, or of one client.",
+            ["limit"],
+            registry=self._registry,
+        )
         self._elements = Counter(
             "gradest_elements", "Elements sampled or estimated from.", ["route"], registry=self._registry
         )
@@ -115,6 +124,14 @@ class Metrics:
     def add_waiting(self, more: int) -> None:
         """Count so many more computations that wait for a thread; fewer if it is negative."""
         self._waiting.inc(more)
+
+    def add_connections(self, more: int) -> None:
+        """Count so many more open connections; fewer if it is negative."""
+        self._connections.inc(more)
+
+    def count_refused_connection(self, limit: str) -> None:
+        """Count a connection that was closed at once, because of this limit."""
+        self._refused.labels(limit).inc()
 
     def count_lost_thread(self, plugin: str) -> None:
         """Count a thread in which a plugin's code runs past the deadline."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -12,26 +13,31 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from gradest_service.problems import MEDIA_TYPE, Problem, to_bytes
 from gradest_service.settings import Settings
 
-__all__ = ["limited_protocol"]
+__all__ = ["LimitedProtocol", "limited_protocol", "to_message"]
 
 _MAX_HEAD_BYTES = 1 << 16
 _LAST_BYTES_SECONDS = 1.0  # for a client to take the rest of an answer when its connection closes
 _LAST_HEAD_SECONDS = 1.0  # for a head that is on its way when the service stops
 
 
-def limited_protocol(settings: Settings) -> type[asyncio.Protocol]:
-    """Return the protocol of a service: a head must arrive within the deadline, from the connection or its own first byte on,
-    and a client that does not read for so long is cut off.
+def limited_protocol(settings: Settings) -> type[LimitedProtocol]:
+    """Return the protocol of a service: a head must arrive in time, from the connection or its own first byte on, and a client
+    that does not read until the deadline is cut off.
 
     HTTP is parsed by httptools if that is installed, else by h11.
     """
-    return type("LimitedProtocol", (_HeadLimits, AutoHTTPProtocol), {"seconds": settings.deadline_seconds})
+    limits = {
+        "head_seconds": min(settings.head_seconds, settings.deadline_seconds),
+        "write_seconds": settings.deadline_seconds,
+    }
+    return type("HttpProtocol", (LimitedProtocol, AutoHTTPProtocol), limits)
 
 
-class _HeadLimits(asyncio.Protocol):
+class LimitedProtocol(asyncio.Protocol):
     """One connection, whose requests' heads are limited in time and size."""
 
-    seconds: float
+    head_seconds: float
+    write_seconds: float
     transport: asyncio.Transport
     loop: asyncio.AbstractEventLoop
     cycle: Any
@@ -39,6 +45,7 @@ class _HeadLimits(asyncio.Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.on_lost: Callable[[], None] = lambda: None
         self._head_awaited = True
         self._head = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -47,10 +54,11 @@ class _HeadLimits(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start to wait for a head."""
         super().connection_made(transport)
-        self._start_timer(self.seconds)
+        self._start_timer(self.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
+        self.on_lost()
         self._stop_timer()
         self._stop_write_timer()
         super().connection_lost(exc)
@@ -58,7 +66,7 @@ class _HeadLimits(asyncio.Protocol):
     def pause_writing(self) -> None:
         """Let the sender wait for the client to read, and cut the client off if it does not."""
         super().pause_writing()
-        self._write_timer = self.loop.call_later(self.seconds, self.transport.abort)
+        self._write_timer = self.loop.call_later(self.write_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Let the sender continue."""
@@ -82,7 +90,7 @@ class _HeadLimits(asyncio.Protocol):
         if self._head > _MAX_HEAD_BYTES:
             self._refuse(Problem(431, f"The head of a request may have {_MAX_HEAD_BYTES} bytes."))
         elif self._timer is None:
-            self._start_timer(self.seconds)
+            self._start_timer(self.head_seconds)
 
     def shutdown(self) -> None:
         """Close the connection because the service stops, unless a request is on its way."""
@@ -90,7 +98,7 @@ class _HeadLimits(asyncio.Protocol):
             super().shutdown()  # type: ignore[misc]
         else:
             self._stop_timer()
-            self._start_timer(min(_LAST_HEAD_SECONDS, self.seconds))
+            self._start_timer(min(_LAST_HEAD_SECONDS, self.head_seconds))
 
     def on_headers_complete(self) -> None:
         """Note that httptools has read a head."""
@@ -141,11 +149,21 @@ class _HeadLimits(asyncio.Protocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
-        request_id = uuid.uuid4().hex
-        body = to_bytes(problem, request_id)
-        head = (
-            f"HTTP/1.1 {problem.status} {problem.title}\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
-            f"x-request-id: {request_id}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        self.transport.write(to_message(problem))
         self.transport.close()
+
+
+def to_message(problem: Problem) -> bytes:
+    """Return the whole answer to a request that does not reach the application, after which the connection closes."""
+    request_id = uuid.uuid4().hex
+    body = to_bytes(problem, request_id)
+    headers = {
+        "content-type": MEDIA_TYPE,
+        "content-length": str(len(body)),
+        "x-request-id": request_id,
+        "cache-control": "no-store",
+        **problem.headers,
+        "connection": "close",
+    }
+    lines = [f"HTTP/1.1 {problem.status} {problem.title}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -17,18 +18,22 @@ import torch
 import uvicorn
 from fastapi import FastAPI
 
+from gradest.errors import InvalidInput
 from gradest_service.admit.capacity import Capacity
 from gradest_service.host import logs
-from gradest_service.host.protocol import limited_protocol
+from gradest_service.host.connections import Connections, Listener, allow_files
+from gradest_service.host.protocol import LimitedProtocol, limited_protocol
 from gradest_service.resources.allocator import keep_freed_blocks
 from gradest_service.settings import Settings
 
-__all__ = ["FAILED", "Server", "announce", "run_process", "url_of"]
+__all__ = ["FAILED", "Server", "announce", "bind", "run_process", "url_of"]
 
 FAILED = 3
 """The exit code of a service that could not start, as uvicorn has it."""
 
 _TICKS_PER_BEAT = 10  # uvicorn has ten ticks a second
+_BACKLOG = 2048  # connections that wait to be accepted
+_TAKEN = (errno.EADDRINUSE, errno.EACCES)
 _LAST_HANDSHAKE_SECONDS = 1.0  # for a TLS handshake when the service stops
 
 _LOG = logging.getLogger("gradest_service")
@@ -41,7 +46,7 @@ class Server(uvicorn.Server):
     is closed, and the accepted requests are finished. A second signal ends the process.
     """
 
-    def __init__(self, settings: Settings, app: FastAPI) -> None:
+    def __init__(self, settings: Settings, app: FastAPI, most_connections: int | None = None) -> None:
         password = settings.ssl_keyfile_password
         config = uvicorn.Config(
             app,
@@ -67,15 +72,20 @@ class Server(uvicorn.Server):
         self.obeys_second_signal = True
         self._settings = settings
         self._capacity: Capacity = app.state.capacity
+        self._connections = Connections(settings, most_connections, app.state.metrics)
+        self._listeners: list[Listener] = []
         self._closes_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Bind the port, and announce the address."""
-        await super().startup(sockets)
-        if self.started:
-            self.url = url_of(self._settings, self.servers[0].sockets[0])
-            self.accepting.set()
-            self.on_accepting(self.url)
+        """Accept connections on sockets that `bind` has made, and announce the address."""
+        await super().startup([])
+        self._listeners = [
+            Listener(each, self._connections, self._protocol, self.config.ssl, self._settings.head_seconds)
+            for each in sockets or []
+        ]
+        self.url = url_of(self._settings, self._listeners[0].socket)
+        self.accepting.set()
+        self.on_accepting(self.url)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop at the first signal; end the process at the second."""
@@ -96,22 +106,11 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept the connections that wait, close the port, and finish the accepted requests."""
-        loop, waiting = asyncio.get_running_loop(), list[socket.socket]()
-        for server in self.servers:
-            for listener in server.sockets:
-                waiting += _accept_all(listener.fileno())
-            server.close()
-        tls = self.config.ssl
-        last = None if tls is None else _LAST_HANDSHAKE_SECONDS
-        entering = (
-            loop.connect_accepted_socket(self._protocol, connection, ssl=tls, ssl_handshake_timeout=last)
-            for connection in waiting
-        )
-        await asyncio.gather(*entering, return_exceptions=True)  # a client whose handshake fails is gone
-        await super().shutdown(sockets)
+        await asyncio.gather(*(listener.close(_LAST_HANDSHAKE_SECONDS) for listener in self._listeners))
+        await super().shutdown()
 
-    def _protocol(self) -> asyncio.Protocol:
-        create: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+    def _protocol(self) -> LimitedProtocol:
+        create: Callable[..., LimitedProtocol] = self.config.http_protocol_class  # type: ignore[assignment]
         return create(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
@@ -130,7 +129,7 @@ def run_process(
     keep_freed_blocks()
     # if each thread of the pool had all cores, they would wait for one another
     torch.set_num_threads(max(1, torch.get_num_threads() // settings.threads))
-    server = Server(settings, create_app(settings))
+    server = Server(settings, create_app(settings), allow_files(settings.max_connections))
     announce_address = on_accepting or announce
 
     def start(url: str) -> None:
@@ -142,7 +141,7 @@ def run_process(
     server.on_accepting = start
     server.on_beat = on_beat
     server.obeys_second_signal = not sockets
-    server.run(list(sockets) or None)
+    server.run(list(sockets) or bind(settings))
     gc.unfreeze()  # frozen objects would outlive the interpreter, about which some libraries complain
     if not server.started:
         raise SystemExit(FAILED)
@@ -153,20 +152,6 @@ def run_process(
         os._exit(1)
 
 
-def _accept_all(listener: int) -> list[socket.socket]:
-    """Accept the connections that wait in the listener's queue; the system would reset them when the port closes."""
-    accepted = []
-    with socket.socket(fileno=os.dup(listener)) as copy:
-        copy.setblocking(False)
-        try:
-            while True:
-                connection, _ = copy.accept()
-                connection.setblocking(False)
-                accepted.append(connection)
-        except OSError:  # the queue is empty
-            return accepted
-
-
 def _threads_busy() -> bool:
     """Tell whether threads of this process still run; idle ones of the pool end by themselves."""
     threads = [
@@ -175,6 +160,34 @@ def _threads_busy() -> bool:
     for thread in threads:
         thread.join(1)
     return any(thread.is_alive() for thread in threads)
+
+
+def bind(settings: Settings) -> list[socket.socket]:
+    """Create the listening sockets of all addresses that the host has; raises InvalidInput if there are none.
+
+    A free port is the same for all.
+    """
+    bound, port, faults = list[socket.socket](), settings.port, list[OSError]()
+    try:
+        for family, *_, address in socket.getaddrinfo(
+            settings.host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            try:
+                bound.append(socket.create_server((address[0], port, *address[2:]), family=family, backlog=_BACKLOG))
+                port = bound[0].getsockname()[1]
+            except OSError as error:  # such as IPv6 where the machine has none
+                faults.append(error)
+    except OSError as error:  # the name has no address
+        faults.append(error)
+    if not bound or any(fault.errno in _TAKEN for fault in faults):
+        for each in bound:
+            each.close()
+        reason = str(faults[0].strerror).partition(" (")[0]  # without the address once more
+        raise InvalidInput(
+            f"the service cannot listen on port {settings.port} of {settings.host}: {reason}. Choose another port "
+            "or host, or stop what uses it; port 0 takes a free one"
+        )
+    return bound
 
 
 def announce(url: str) -> None:

@@ -10,8 +10,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -21,17 +21,19 @@ from typing import Protocol
 
 from fastapi import FastAPI
 
-from gradest.errors import GradestError
+from gradest.errors import GradestError, InvalidInput
 from gradest_service.admit import metrics
 from gradest_service.host import logs
-from gradest_service.host.server import FAILED, announce, run_process, url_of
+from gradest_service.host.server import FAILED, announce, bind, run_process, url_of
+from gradest_service.resources.budgets import check_folder
 from gradest_service.settings import Settings
 
-__all__ = ["run_workers"]
+__all__ = ["run_workers", "shared_folder"]
 
 _LOG = logging.getLogger("gradest_service")
 _SPAWN = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
 _SILENT_SECONDS = 20.0  # without one, after which a worker counts as hung: its event loop is never busy for so long
+_BYTES_OF_COUNTS = 1 << 20  # that the metrics of a worker take, at most
 _RESTART_SECONDS = 1.0  # at least, between the start of a worker and that of its replacement
 
 _ALIVE, _STUCK = b"alive", b"stuck"
@@ -49,31 +51,52 @@ class SharingFactory(Protocol):
 def run_workers(settings: Settings, create_app: SharingFactory) -> None:
     """Serve from `settings.workers` processes until SIGINT or SIGTERM; at the second signal they are killed."""
     logs.set_up(settings)
-    with (
-        tempfile.TemporaryDirectory(prefix="gradest-", ignore_cleanup_errors=True) as folder,
-        _bind(settings) as listener,
-    ):
-        counts, budgets = (Path(folder, name) for name in ("metrics", "budgets"))
-        counts.mkdir()
-        budgets.mkdir()
-        counted = settings.metrics and metrics.available()
+    counted = settings.metrics and metrics.available()
+    with shared_folder(settings.workers) as folder, ExitStack() as listening:
+        listeners = [listening.enter_context(each) for each in bind(settings)]
+        counts, budgets = folder / "metrics", folder / "budgets"
         if counted:
             os.environ[metrics.FOLDER_VARIABLE] = str(counts)
         try:
-            _Supervisor(settings, partial(create_app, budgets=budgets), listener, counts if counted else None).run()
+            _Supervisor(settings, partial(create_app, budgets=budgets), listeners, [counts, budgets]).run()
         finally:
             os.environ.pop(metrics.FOLDER_VARIABLE, None)
+
+
+@contextmanager
+def shared_folder(workers: int) -> Iterator[Path]:
+    """Make a folder through which workers share counts and limits, and remove it at the end.
+
+    Raises InvalidInput, with the reason and the remedy, if that is impossible: at the start, and not at the first request.
+    """
+    with ExitStack() as stack:
+        try:
+            made = tempfile.TemporaryDirectory(prefix="gradest-", ignore_cleanup_errors=True)
+            folder = Path(stack.enter_context(made))
+            check_folder(folder)
+            space = folder / "space"
+            space.write_bytes(bytes(workers * _BYTES_OF_COUNTS))  # counts are mapped: a full disk would kill a worker
+            space.unlink()
+        except OSError as error:
+            raise InvalidInput(
+                f"the workers need a folder for their counts and the limits of keys: {error.strerror}. Set TMPDIR to one that "
+                f"can be written to and has {workers * _BYTES_OF_COUNTS >> 20} MB of space, or run one process, with workers=1"
+            ) from error
+        yield folder
 
 
 class _Supervisor:
     """Starts the workers, replaces those that die, and passes on the signal to stop."""
 
-    def __init__(self, settings: Settings, create_app: Factory, listener: socket.socket, counts: Path | None) -> None:
+    def __init__(
+        self, settings: Settings, create_app: Factory, listeners: Sequence[socket.socket], folders: Sequence[Path]
+    ) -> None:
         self._settings = settings
         self._create_app = create_app
-        self._listener = listener
-        self._counts = counts
+        self._listeners = listeners
+        self._folders = folders
         self._workers: list[_Worker] = []
+        self._announced = False
         self._stopping = False
         self._exit_code = 0
 
@@ -84,7 +107,8 @@ class _Supervisor:
             for _ in range(self._settings.workers):
                 self._start()
             if all(worker.wait_until_accepting() for worker in self._workers) and not self._stopping:
-                announce(url_of(self._settings, self._listener))
+                announce(url_of(self._settings, self._listeners[0]))
+                self._announced = True
             while self._workers:
                 wait([worker.process.sentinel for worker in self._workers], timeout=0.2)
                 for worker in self._workers:
@@ -103,8 +127,10 @@ class _Supervisor:
                 signal.signal(number, handler)
 
     def _start(self) -> None:
+        for folder in self._folders:  # what cleans up temporary folders may have removed them
+            folder.mkdir(parents=True, exist_ok=True)
         ours, theirs = _SPAWN.Pipe(duplex=False)
-        process = _SPAWN.Process(target=_run_worker, args=(self._settings, self._create_app, self._listener, theirs))
+        process = _SPAWN.Process(target=_run_worker, args=(self._settings, self._create_app, self._listeners, theirs))
         process.start()
         theirs.close()
         self._workers.append(_Worker(process, ours))
@@ -114,11 +140,11 @@ class _Supervisor:
     def _replace(self, worker: _Worker) -> None:
         self._workers.remove(worker)
         process = worker.process
-        if self._counts is not None and process.pid is not None:
-            metrics.forget_worker(process.pid, str(self._counts))
+        if (counts := os.environ.get(metrics.FOLDER_VARIABLE)) and process.pid is not None:
+            metrics.forget_worker(process.pid, counts)
         if self._stopping:
             return
-        if process.exitcode == FAILED:
+        if process.exitcode == FAILED and not self._announced:
             self._exit_code = FAILED  # the others could not start either
             self._stop()
             return
@@ -136,7 +162,10 @@ class _Supervisor:
 
     def _stop(self) -> None:
         self._stopping = True
-        self._listener.close()  # the port closes with the last worker's copy, and no connection waits for nobody
+        for (
+            listener
+        ) in self._listeners:  # the port closes with the last worker's copy, and no connection waits for nobody
+            listener.close()
         for worker in self._workers:
             worker.process.terminate()
 
@@ -175,7 +204,7 @@ class _Worker:
         self._heard = time.monotonic()
 
 
-def _run_worker(settings: Settings, create_app: Factory, listener: socket.socket, beats: Connection) -> None:
+def _run_worker(settings: Settings, create_app: Factory, listeners: Sequence[socket.socket], beats: Connection) -> None:
     """Serve as a worker, in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a keyboard sends it to every process; the supervisor passes it on
     threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
@@ -185,8 +214,8 @@ def _run_worker(settings: Settings, create_app: Factory, listener: socket.socket
             beats.send_bytes(_STUCK if stuck else _ALIVE)
 
     try:
-        run_process(settings, create_app, [listener], lambda url: announce_alive(False), announce_alive)
-    except GradestError as error:
+        run_process(settings, create_app, listeners, lambda url: announce_alive(False), announce_alive)
+    except (GradestError, OSError) as error:
         _LOG.error("%s", error)
         raise SystemExit(FAILED) from error
 
@@ -196,9 +225,3 @@ def _end_with_the_supervisor() -> None:
     assert supervisor is not None
     supervisor.join()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _bind(settings: Settings) -> socket.socket:
-    """Create the listening socket that the workers share."""
-    family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address, family=family, backlog=2048)

@@ -6,6 +6,7 @@ It consists of plain HTML, CSS and ES modules, and of the libraries in `vendor`.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from importlib.resources import files
 
 from fastapi import FastAPI
@@ -35,18 +36,24 @@ _FOUND: dict[str, StaticFile] = {
     "/page/leaderboard.json": MadeFile("leaderboard.json", _rank),
 }
 _FOUND["/"] = _FOUND.pop("/page/index.html")
-_FILES = StaticFiles(_FOUND, _POLICY)
-PATHS = _FILES.paths
+_GUIDE = "/page/guide.json"
+PATHS = frozenset({*_FOUND, _GUIDE})
 """The paths of the page. They need no API key, because the key is typed into the page."""
 
 
-def add_page(app: FastAPI) -> None:
-    """Serve the page at /, and its files."""
+def add_page(app: FastAPI, guide: Collection[str]) -> None:
+    """Serve the page at /, and its files.
+
+    guide: the paths of the site of the documents, as `guide_paths` returns them. The page links to those alone.
+    """
+    pages = sorted(path.removeprefix("/guide/") for path in guide if path.endswith(".html"))
+    known = MadeFile("guide.json", lambda: json.dumps(pages, separators=(",", ":")).encode())
+    files = StaticFiles({**_FOUND, _GUIDE: known}, _POLICY)
 
     async def show(request: Request) -> Response:
         """Serve a file of the page."""
         name = request.path_params.get("name")
-        return await _FILES.answer(request, "/" if name is None else f"/page/{name}")
+        return await files.answer(request, "/" if name is None else f"/page/{name}")
 
     for path in ("/", "/page/{name:path}"):
         app.add_api_route(path, show, include_in_schema=False)

@@ -3,6 +3,7 @@ import { el, find } from "./dom.js";
 import { isSavedAddress, readAddress } from "./address.js";
 import { trouble } from "./api.js";
 import { redrawAll } from "./charts.js";
+import { help, showIfServed } from "./guide.js";
 
 const VIEWS = {
   playground: () => import("./playground.js"),
@@ -68,5 +69,7 @@ find(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   main.focus();
 });
+showIfServed(find("#guide"), "index.html");
+find("#key-help").append(help("key", "API keys"));
 addEventListener("hashchange", route);
 route();

@@ -1,6 +1,7 @@
 // Shows what is on screen as code that computes the same numbers.
 import { el } from "./dom.js";
 import { base, hasKey } from "./api.js";
+import { help } from "./guide.js";
 
 // A JSON value, written as Python.
 export function python(value) {
@@ -91,7 +92,11 @@ function part(title, write) {
     await navigator.clipboard.writeText(text.textContent);
     status.textContent = "copied";
   };
-  const row = el("div", { class: "row" }, el("button", { type: "button", onclick: copy }, "Copy"), status);
+  const row = el("div", { class: "row" },
+    el("button", { type: "button", onclick: copy }, "Copy"),
+    help("code", "code and files"),
+    status,
+  );
   const update = (request) => {
     text.textContent = write[request.kind](request);
     status.textContent = "";

@@ -6,6 +6,7 @@ import { flatten, nest } from "./arrays.js";
 import { Chart, prepare } from "./charts.js";
 import { code } from "./code.js";
 import { Choice, Estimators, labelOf, nameOf } from "./forms.js";
+import { help } from "./guide.js";
 import { Numbers } from "./numbers.js";
 import { COLUMNS, ResultTable, WORDS, toCsv } from "./results.js";
 import { average, ticks } from "./stats.js";
@@ -40,8 +41,8 @@ class Compare {
     this.unit = state.unit;
     this.ran = false;
     const changed = () => this.#changed();
-    this.neuron = new Choice("Neuron", catalog.neurons, state.neuron, () => this.#refit());
-    this.objective = new Choice("Objective", catalog.objectives, state.objective, changed);
+    this.neuron = new Choice("Neuron", "neurons", catalog.neurons, state.neuron, () => this.#refit());
+    this.objective = new Choice("Objective", "objectives", catalog.objectives, state.objective, changed);
     this.numbers = new Numbers(state.a, this.neuron.description, changed);
     this.objective.imply("event_ndim", this.neuron.description.output_ndim);
     this.draws = el("input", { type: "number", min: 1, step: 1, value: state.draws, oninput: changed });
@@ -65,32 +66,33 @@ class Compare {
         return el("figure", {}, chart.host, button);
       }),
     );
-    this.units = el("div");
+    this.units = el("div", { class: "row" });
     this.charts.variance.host.after(this.units);
     this.copied = el("span", { role: "status" });
     this.downloads = el("div", { class: "row", hidden: true },
       el("button", { type: "button", onclick: () => this.#saveJson() }, "JSON"),
       el("button", { type: "button", onclick: () => this.#saveCsv() }, "CSV"),
       el("button", { type: "button", onclick: () => this.#copyLink() }, "Copy the link"),
+      help("code", "code and files"),
       this.copied,
     );
     this.code = code(() => this.request());
     const onsubmit = (event) => (event.preventDefault(), this.run());
     root.append(
-      el("h1", {}, "Compare"),
+      el("h1", {}, "Compare", help("results", "the table")),
       el("div", { class: "bench" },
         el("form", { class: "controls", "aria-label": "What is compared", onsubmit },
           el("div", { class: "row" }, this.start, this.halt),
           this.numbers.element,
           el("fieldset", {},
-            el("legend", {}, "Draws"),
+            el("legend", {}, "Draws", help("draws", "draws and seed")),
             el("div", { class: "row" }, field("draws of each estimator", this.draws), field("seed", this.seed)),
           ),
           folded(
             this.neuron.element,
             this.objective.element,
             el("fieldset", {},
-              el("legend", {}, "Estimators"),
+              el("legend", {}, "Estimators", help("estimators", "estimators")),
               el("div", { class: "row" },
                 el("button", { type: "button", class: "quiet", onclick: () => this.estimators.tick(true) }, "all"),
                 el("button", { type: "button", class: "quiet", onclick: () => this.estimators.tick(false) }, "none"),
@@ -215,7 +217,7 @@ class Compare {
     this.table.show(rows);
     const names = this.#names();
     const units = select(names, names[this.unit], (name) => this.#choose(names.indexOf(name)));
-    this.units.replaceChildren(field("p changes with", units));
+    this.units.replaceChildren(field("p changes with", units), help("charts", "the charts"));
     const best = [...rows].sort((one, two) => Number(one.variance) - Number(two.variance))[0];
     const least = best ? `; ${best.estimator} has the least variance` : "";
     this.charts.bias.describe(

@@ -2,6 +2,7 @@
 import { el, linked, show as number } from "./dom.js";
 import { addressOf } from "./address.js";
 import { get } from "./api.js";
+import { helpOf } from "./guide.js";
 import { formula } from "./maths.js";
 import { table, tags } from "./registry.js";
 
@@ -12,7 +13,7 @@ export async function show(root, { view, name }) {
   root.append(
     el("div", {},
       el("p", {}, el("a", { href: "#/registry" }, "Registry"), ` / ${kind}`),
-      el("h1", {}, entry.name),
+      el("h1", {}, entry.name, helpOf(view, entry.name)),
       el("p", { class: "lead" }, entry.summary),
       entry.formula ? formula(entry.formula) : null,
       tags(entry),

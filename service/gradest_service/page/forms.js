@@ -1,5 +1,6 @@
 // Builds forms from JSON Schemas: a plugin's options appear as its schema describes them.
 import { el, field, select } from "./dom.js";
+import { help, helpOf } from "./guide.js";
 
 const resolve = (schema, root) =>
   schema.$ref ? resolve({ ...root.$defs[schema.$ref.split("/").pop()], ...schema, $ref: undefined }, root) : schema;
@@ -85,9 +86,10 @@ export const labelOf = (spec) => {
   return options.length ? `${nameOf(spec)}(${options.join(", ")})` : nameOf(spec);
 };
 
-// A choice of one plugin of a kind, with its options; `spec` is the form in which the API takes it.
+// A choice of one plugin of a kind, such as "neurons", with its options; `spec` is the form in which the API takes it.
 export class Choice {
-  constructor(label, descriptions, spec, changed) {
+  constructor(label, kind, descriptions, spec, changed) {
+    this.kind = kind;
     this.descriptions = new Map(descriptions.map((one) => [one.name, one]));
     this.changed = changed;
     this.summary = el("p", { class: "quiet-text" });
@@ -97,7 +99,12 @@ export class Choice {
       this.#show({});
       changed();
     });
-    this.element = el("fieldset", {}, el("legend", {}, label), field("name", this.select), this.summary, this.place);
+    this.element = el("fieldset", {},
+      el("legend", {}, label, help(kind, label)),
+      field("name", this.select),
+      this.summary,
+      this.place,
+    );
     this.#show(name === nameOf(spec) ? optionsOf(spec) : {});
   }
 
@@ -117,7 +124,8 @@ export class Choice {
   }
 
   #show(options) {
-    this.summary.textContent = this.description.summary;
+    const { name, summary } = this.description;
+    this.summary.replaceChildren(summary, helpOf(this.kind, name));
     this.form = optionsForm(this.description.options, options, this.changed);
     this.place.replaceChildren(this.form.element);
   }
@@ -135,6 +143,7 @@ export class Estimators {
         const form = optionsForm(one.options, optionsOf(given.get(one.name) ?? one.name), changed);
         const options = el("details", { hidden: !box.checked || !Object.keys(one.options.properties ?? {}).length },
           el("summary", {}, `options of ${one.name}`),
+          el("p", { class: "quiet-text" }, one.summary, helpOf("estimators", one.name)),
           form.element,
         );
         box.addEventListener("change", () => {

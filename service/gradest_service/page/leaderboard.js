@@ -3,6 +3,7 @@ import { el, field, select, show as number } from "./dom.js";
 import { saveInAddress } from "./address.js";
 import { call } from "./api.js";
 import { Chart, prepare } from "./charts.js";
+import { help } from "./guide.js";
 import { ResultTable } from "./results.js";
 import { average } from "./stats.js";
 
@@ -65,7 +66,7 @@ function showBoards(root, boards, given) {
   });
   const names = [ALL, ...boards.map((board) => board.key)];
   root.append(
-    el("h1", {}, "Leaderboard"),
+    el("h1", {}, "Leaderboard", help("leaderboard", "the leaderboard")),
     el("p", { class: "prose" }, EXPLAINED),
     el("div", { class: "row" },
       field("problem", select(names, state.problem, changed("problem"))),

@@ -1,5 +1,6 @@
 // Pre-activations: read from text, shaped, and moved by sliders.
 import { el, field, select } from "./dom.js";
+import { help } from "./guide.js";
 import { flatten, nest, shapeOf } from "./arrays.js";
 
 // Reads numbers that a person types: with commas or spaces between them, or as a nested array.
@@ -29,7 +30,7 @@ export class Numbers {
     this.sizes = el("div", { class: "row" });
     this.note = el("p", { class: "fault", role: "status" });
     this.element = el("fieldset", {},
-      el("legend", {}, "Pre-activations a"),
+      el("legend", {}, "Pre-activations a", help("pre-activations", "pre-activations")),
       this.sizes,
       this.sliders,
       field("or paste numbers", this.text),

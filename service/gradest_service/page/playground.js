@@ -9,6 +9,7 @@ import { Chart, palette, prepare } from "./charts.js";
 import { CloudCard } from "./cloud.js";
 import { code } from "./code.js";
 import { Choice, Estimators, labelOf, nameOf } from "./forms.js";
+import { help } from "./guide.js";
 import { Numbers, subscript } from "./numbers.js";
 import { average, histogram, span, summary, ticks } from "./stats.js";
 
@@ -45,8 +46,8 @@ class Playground {
     this.seed = state.seed;
     this.unit = state.unit;
     const changed = () => this.schedule();
-    this.neuron = new Choice("Neuron", catalog.neurons, state.neuron, () => this.#refit());
-    this.objective = new Choice("Objective", catalog.objectives, state.objective, changed);
+    this.neuron = new Choice("Neuron", "neurons", catalog.neurons, state.neuron, () => this.#refit());
+    this.objective = new Choice("Objective", "objectives", catalog.objectives, state.objective, changed);
     this.numbers = new Numbers(state.a, this.neuron.description, changed, (at) => (this.unit = at));
     this.objective.imply("event_ndim", this.neuron.description.output_ndim);
     this.chosen = el("div");
@@ -64,15 +65,18 @@ class Playground {
     this.more = el("a", {}, "Compare these estimators over many draws");
     this.code = code(() => this.request());
     root.append(
-      el("h1", {}, "Playground"),
+      el("h1", {}, "Playground", help("pictures", "what is drawn")),
       el("div", { class: "bench" },
         el("form", { class: "controls", "aria-label": "What is shown", onsubmit: (event) => event.preventDefault() },
           this.numbers.element,
-          el("button", { type: "button", onclick: () => this.#redraw() }, "Draw new noise"),
+          el("div", { class: "row" },
+            el("button", { type: "button", class: "wide", onclick: () => this.#redraw() }, "Draw new noise"),
+            help("noise", "noise and seed"),
+          ),
           folded(
             this.neuron.element,
             this.objective.element,
-            el("fieldset", {}, el("legend", {}, "Estimators"), this.chosen),
+            el("fieldset", {}, el("legend", {}, "Estimators", help("estimators", "estimators")), this.chosen),
           ),
         ),
         (this.pictures = el("div", { class: "pictures", "aria-busy": "true" },
@@ -84,7 +88,10 @@ class Playground {
             ),
           ),
           el("section", { "aria-labelledby": "clouds-title" },
-            el("h2", { id: "clouds-title" }, "Single draws of the gradient"),
+            el("h2", {},
+              el("span", { id: "clouds-title" }, "Single draws of the gradient"),
+              help("clouds", "single draws"),
+            ),
             el("p", { class: "quiet-text" },
               "A dot is a draw; draws at the same place are one larger dot. The red cross is the exact gradient. ",
               "The bars span two standard errors to either side of the mean.",

@@ -1,6 +1,7 @@
 // Shows every registered plugin, and the plugins that did not load.
 import { el, linked } from "./dom.js";
 import { get } from "./api.js";
+import { help } from "./guide.js";
 import { formula } from "./maths.js";
 
 const KINDS = ["neurons", "estimators", "objectives"];
@@ -39,7 +40,7 @@ export async function show(root) {
   };
   root.append(
     el("div", {},
-      el("h1", {}, "Registry"),
+      el("h1", {}, "Registry", help("registry", "the registry")),
       filter,
       none,
       failures.length

@@ -1,4 +1,4 @@
-"""How the C library keeps memory that was freed: enough of it for ordinary requests, and not for long what heavy ones took."""
+"""How long the C library keeps freed memory: enough for ordinary requests, and what heavy ones took only for a while."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SIZES = {-1: 64 << 20, -3: 32 << 20}  # glibc's M_TRIM_THRESHOLD and M_MMAP_THR
 
 
 def keep_freed_blocks() -> None:
-    """Let glibc keep freed blocks of tens of megabytes: new pages from the system for each body cost as much as its work."""
+    """Let glibc keep freed blocks of tens of megabytes: fresh pages for each body would take as long as its work does."""
     mallopt = _from_library("mallopt")
     if mallopt is not None:
         for option, size in _SIZES.items():
@@ -21,7 +21,7 @@ def keep_freed_blocks() -> None:
 
 
 def release_freed_blocks() -> None:
-    """Give the system back what is kept; else each thread would keep the most that it ever had."""
+    """Return what is kept to the system. Otherwise each thread would keep the most that it ever had."""
     trim = _from_library("malloc_trim")
     if trim is not None:
         trim(0)

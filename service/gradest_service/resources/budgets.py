@@ -1,17 +1,21 @@
-"""Token buckets: how much may be used in a time, by one process or by several that share a folder."""
+"""Token buckets: how much may be used in a given time, by one process or by several that share a folder."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import struct
+import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["TokenBucket"]
+from gradest.errors import InvalidInput
+
+__all__ = ["TokenBucket", "check_folder", "folder_of_machine"]
 
 _FLOAT = struct.Struct("d")
 
@@ -79,12 +83,25 @@ class _Number:
 
 
 class _SharedNumber(_Number):
-    """A number in a file, 0 at first, which the threads of several processes change."""
+    """A number in a file, 0 at first, which the threads of several processes change.
+
+    Raises InvalidInput if the folder does not have it. Its place in the file is taken at once, so that a disk that fills up later
+    does no harm.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         super().__init__()
         path = folder / hashlib.sha256(name.encode()).hexdigest()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            weakref.finalize(self, os.close, self._file)
+            with self.locked():
+                pass  # it is written
+        except OSError as error:
+            raise InvalidInput(
+                f"processes cannot share the limits of keys in {folder}: {error.strerror}. Set TMPDIR to a folder of a local "
+                "disk that can be written to and has space, or run one process, with workers=1"
+            ) from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -102,5 +119,19 @@ class _SharedNumber(_Number):
             finally:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    def __del__(self) -> None:
-        os.close(self._file)
+
+def check_folder(folder: Path) -> None:
+    """Raise InvalidInput, with the reason and the remedy, if processes cannot share buckets through this folder."""
+    _SharedNumber(folder, "")
+
+
+def folder_of_machine(name: str) -> Path:
+    """Return the folder of this name through which the processes of this machine share buckets, made if there is none.
+
+    Raises InvalidInput, with the reason and the remedy, if they cannot.
+    """
+    folder = Path(tempfile.gettempdir(), name)
+    with suppress(OSError):  # which the check explains
+        folder.mkdir(mode=0o700, exist_ok=True)
+    check_folder(folder)
+    return folder

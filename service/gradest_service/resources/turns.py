@@ -1,4 +1,4 @@
-"""Whose work runs next: callers take turns, heavy work leaves a thread and room to light work, and no memory is taken twice."""
+"""Decides whose work runs next: callers take turns, and heavy work leaves a thread and memory to light work."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ __all__ = ["LIGHT", "Need", "Turns"]
 
 @dataclass(frozen=True)
 class Need:
-    """What work takes: a thread, and so many bytes while it runs. Heavy work does not take all threads."""
+    """What work takes: a thread, and so many bytes while it runs. Heavy work never takes the last thread."""
 
     heavy: bool = False
     bytes: int = 0
 
 
 LIGHT = Need()
+"""The need of work that takes a moment and next to no memory."""
 
 
 @dataclass(eq=False)
@@ -41,7 +42,7 @@ class _Lane:
         self._of_caller: OrderedDict[str, deque[_Ticket]] = OrderedDict()
 
     def first(self, may_run: Callable[[str], bool]) -> _Ticket | None:
-        """Return the ticket whose turn it is, among the callers that may have one."""
+        """Return the ticket whose turn it is, among those of callers that may run; None if there is none."""
         return next((tickets[0] for caller, tickets in self._of_caller.items() if may_run(caller)), None)
 
     def add(self, ticket: _Ticket) -> None:
@@ -50,7 +51,7 @@ class _Lane:
         self.size += 1
 
     def remove(self, ticket: _Ticket) -> None:
-        """Remove a ticket, if it is there; its caller then comes last if it was the first of its tickets."""
+        """Remove a ticket, if it is there. If it was its caller's first, that caller has had its turn, and comes last."""
         tickets = self._of_caller.get(ticket.caller, deque())
         if ticket not in tickets:
             return
@@ -66,9 +67,8 @@ class _Lane:
 class Turns:
     """Hands out threads and memory in order of arrival, except that callers take turns and that work waits for room.
 
-    Of several threads, heavy work leaves one, and some of the memory, so that light work never waits behind heavy work alone.
-    Heavy work that waits for room lets no other heavy work pass, or it might wait for ever. Only the event loop's thread
-    uses it.
+    Heavy work leaves one of several threads, and some of the memory, so that light work never waits for heavy work alone. Where
+    heavy work waits for room, no other heavy work passes it, or it might wait for ever. Only the event loop's thread uses it.
     """
 
     def __init__(self, threads: int, memory: Memory) -> None:
@@ -96,7 +96,7 @@ class Turns:
             if ticket.turn.cancelled():
                 self._lanes[need.heavy].remove(ticket)
                 self._call_next()
-            else:  # the turn came, and the cancellation before this task ran
+            else:  # the turn came first, but this task was cancelled before it ran
                 self.give_back(need)
             raise
 
@@ -113,7 +113,7 @@ class Turns:
             ticket = min(ready, key=lambda ticket: ticket.number)
             need = ticket.need
             self._lanes[need.heavy].remove(ticket)
-            if ticket.turn.cancelled():  # its task has not run since
+            if ticket.turn.cancelled():  # its task has not yet run since then
                 continue
             self._free -= 1
             if need.heavy:
@@ -128,6 +128,6 @@ class Turns:
         if ticket is None or not self._memory.has_room(ticket.need.bytes, ticket.caller):
             return None
         if ticket.need.heavy:
-            fits = self._heavy_bytes + ticket.need.bytes <= self._memory.for_heavy
+            fits = self._heavy_bytes + ticket.need.bytes <= self._memory.limit_of_heavy
             return ticket if fits and self._free_for_heavy else None
         return ticket

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +32,15 @@ class _Member(Generic[Item, Answer]):
     record: Record
     since: int
     """When it joined, in nanoseconds since 1970."""
+
+    def finish(self, outcome: Answer | Exception) -> None:
+        """Hand over the answer, or the error of this request, unless nobody waits for it any more."""
+        if self.answer.done():
+            return
+        if isinstance(outcome, Exception):
+            self.answer.set_exception(outcome)
+        else:
+            self.answer.set_result(outcome)
 
 
 @dataclass
@@ -121,28 +130,34 @@ class Batcher:
 
     async def _run_group(self, kind: Hashable, group: _Group[Any, Any]) -> None:
         try:
-            if self._max_wait:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(group.full.wait(), self._max_wait)
-            async with self._pool.thread(self._need):
-                if self._open.get(kind) is group:
-                    del self._open[kind]
-                waiting = [member for member in group.members if not member.answer.done()]
-                for member in waiting:
-                    member.record.add("queue", member.since)
-                if self._observe is not None and waiting:
-                    self._observe(len(waiting))
-                outcomes = await self._pool.run_now(partial(_outcomes, group.work, waiting))
-            for member, outcome in zip(waiting, outcomes, strict=True):
-                if member.answer.done():
-                    continue
-                if isinstance(outcome, Exception):
-                    member.answer.set_exception(outcome)
-                else:
-                    member.answer.set_result(outcome)
+            for member, outcome in await self._computed(kind, group):
+                member.finish(outcome)
+        except Exception as error:  # such as that the system has no thread left
+            for member in group.members:
+                member.finish(error)
         finally:
+            self._close(kind, group)
             for member in group.members:
                 member.answer.cancel()  # those without an outcome, because the service stops
+
+    async def _computed(self, kind: Hashable, group: _Group[Any, Any]) -> Iterable[tuple[_Member[Any, Any], Any]]:
+        """Return the members that still wait once there is a thread, and the outcome of each."""
+        if self._max_wait:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(group.full.wait(), self._max_wait)
+        async with self._pool.thread(self._need):
+            self._close(kind, group)
+            waiting = [member for member in group.members if not member.answer.done()]
+            for member in waiting:
+                member.record.add("queue", member.since)
+            if self._observe is not None and waiting:
+                self._observe(len(waiting))
+            return zip(waiting, await self._pool.run_now(partial(_outcomes, group.work, waiting)), strict=True)
+
+    def _close(self, kind: Hashable, group: _Group[Any, Any]) -> None:
+        """Let no further request join the group."""
+        if self._open.get(kind) is group:
+            del self._open[kind]
 
 
 def _outcomes(work: Work[Any, Any], waiting: Sequence[_Member[Any, Any]]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -13,7 +14,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, register_jitable
@@ -21,7 +22,7 @@ from numba.np.numpy_support import carray
 
 from gradest.errors import GradestWarning
 from gradest.kernels.cpu.compilation.background import NotCompiled, is_ready, shown_on_a_terminal
-from gradest.kernels.cpu.compilation.kept import attach
+from gradest.kernels.cpu.compilation.kept import attach, is_kept
 
 __all__ = [
     "BLOCK",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 _PATIENCE = 120.0  # seconds to wait for another process, which takes some ten to compile a kernel
+_MOMENT = 0.05  # seconds between looks whether it has done so
 
 BLOCK = 512
 """The number of elements that a kernel works on at a time: with their words and numbers they fit into 32 KiB of cache."""
@@ -191,22 +193,39 @@ def _compile_in_one_process(kernel: Any, waits: bool) -> None:
     If the file system has no locks, or another process holds the lock for too long, the kernel is compiled without it.
 
     A thread first takes numba's own lock, which all threads share. It may hold several file locks at once, because a kernel is
-    compiled together with those that it calls. No two processes wait for each other, because no kernel calls its caller.
+    compiled together with those that it calls. No two processes wait for each other, because no kernel calls its caller. While
+    another process has the file's lock, the thread gives numba's back, so that others can load or compile what they need; and a
+    kernel that only has to be loaded waits for no file.
     """
     compile_kernel, function = kernel.compile, kernel.py_func
     path = Path(kernel.stats.cache_path) / f"{function.__module__}.{function.__qualname__}.lock"
+
+    def try_to_compile(signature: Any, patience: float) -> Any:
+        """Compile the kernel, or raise Timeout if another process does so for longer than the patience lasts."""
+        with global_compiler_lock, ExitStack() as stack:
+            if not _inside_a_kernel.get():
+                stack.enter_context(shown_on_a_terminal(kernel, signature))
+            stack.callback(_inside_a_kernel.reset, _inside_a_kernel.set(True))
+            if patience and not is_kept(kernel, signature):
+                try:
+                    stack.enter_context(FileLock(path, timeout=patience))  # one made earlier would not survive a fork
+                except Timeout:
+                    raise
+                except (OSError, NotImplementedError):  # the file system has no locks
+                    pass
+            return compile_kernel(signature)
 
     @functools.wraps(compile_kernel)
     def compile_alone(signature: Any) -> Any:
         if not (waits or _inside_a_kernel.get() or is_ready(kernel, signature)):
             raise NotCompiled(function.__name__)
-        with global_compiler_lock, ExitStack() as stack:
-            if not _inside_a_kernel.get():
-                stack.enter_context(shown_on_a_terminal(kernel, signature))
-            stack.callback(_inside_a_kernel.reset, _inside_a_kernel.set(True))
-            with suppress(OSError, NotImplementedError):  # a timeout is an OSError
-                stack.enter_context(FileLock(path, timeout=_PATIENCE))  # a lock made earlier would not survive a fork
-            return compile_kernel(signature)
+        until = time.monotonic() + _PATIENCE
+        while time.monotonic() < until:
+            try:
+                return try_to_compile(signature, _PATIENCE if _inside_a_kernel.get() else _MOMENT)
+            except Timeout:
+                time.sleep(_MOMENT)
+        return try_to_compile(signature, 0.0)
 
     kernel.compile = compile_alone
 

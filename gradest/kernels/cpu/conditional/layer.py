@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import array
 from gradest.kernels.cpu.conditional import kernels
-from gradest.kernels.cpu.tensors import run_in_team
+from gradest.kernels.cpu.tensors import run_in_team, zeros
 
 __all__ = ["Plan", "count", "forward", "grad_input", "grad_weight", "plan"]
 
@@ -32,29 +31,36 @@ _LIKE: dict[torch.dtype, Any] = {
 }
 
 
-@dataclass(eq=False, slots=True)
 class Plan:
     """The open gates among gates `[batch, blocks]`, listed for the functions of this module.
 
-    pairs: the number of open gates. blocks: the number of blocks that some example opens. words: the plan in memory.
+    pairs: the number of open gates. blocks: the number of blocks that some example opens. A single example is not listed before
+    the gradient of W needs it, because the other kernels read its gates themselves.
     """
 
-    gates: Tensor
-    pairs: int
-    blocks: int
-    chunks: int
-    words: Tensor
+    def __init__(self, gates: Tensor) -> None:
+        self.gates = gates.contiguous()
+        self.chunks = -(-len(gates) // kernels.CHUNK)
+        if len(gates) == 1:
+            self.pairs = self.blocks = count(self.gates)
+        else:
+            self.words  # noqa: B018  # which counts them, too
+
+    @functools.cached_property
+    def words(self) -> Tensor:
+        """The lists in memory, as gradest.kernels.cpu.conditional.kernels describes them."""
+        batch, blocks = self.gates.shape
+        size = blocks + self.chunks * (blocks + 1 + min(batch, kernels.CHUNK) * blocks + 1)
+        words = torch.empty(size, dtype=torch.int32, device="cpu")
+        given = _Arguments(batch, blocks, self.chunks, words.data_ptr(), self.gates.data_ptr())
+        _function(kernels.list_gates, self.gates.dtype, self.gates.dtype)(given)
+        self.pairs, self.blocks = given[-1] >> 32, given[-1] & 0xFFFFFFFF
+        return words
 
 
 def plan(gates: Tensor) -> Plan:
     """Make the plan for gates `[batch, blocks]`. A gate is closed if it is 0; NaN is open."""
-    gates, (batch, blocks) = gates.contiguous(), gates.shape
-    chunks = -(-batch // kernels.CHUNK)
-    size = blocks + chunks * (blocks + 1 + min(batch, kernels.CHUNK) * blocks + 1)
-    words = torch.empty(size, dtype=torch.int32, device="cpu")
-    given = _Arguments(batch, blocks, chunks, words.data_ptr(), gates.data_ptr())
-    _function(kernels.list_gates, gates.dtype, gates.dtype)(given)
-    return Plan(gates, given[-1] >> 32, given[-1] & 0xFFFFFFFF, chunks, words)
+    return Plan(gates)
 
 
 def count(gates: Tensor) -> int:
@@ -94,7 +100,7 @@ def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Ten
     grad, x, blocks = grad.contiguous(), x.contiguous(), plan.gates.shape[1]
     units, inputs = grad.shape[1], x.shape[1]
     block = units // blocks
-    # if few blocks are open, torch fills the rows of the others with zeros
+    # if few blocks are open, the rows of the others are zeros of the operating system's, which cost little until they are read
     fill = not compact and 2 * plan.blocks > blocks
     bias, index = x.new_zeros(units), None
     if compact:
@@ -102,7 +108,7 @@ def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Ten
         index = (index * block + torch.arange(block, device=index.device)).flatten() if block > 1 else index[:, 0]
         out = x.new_empty(len(index), inputs)
     else:
-        out = x.new_empty(units, inputs) if fill else x.new_zeros(units, inputs)
+        out = x.new_empty(units, inputs) if fill else zeros(units, inputs, dtype=x.dtype)
     tensors = (grad, x, out, bias)
     _run_kernel(kernels.grad_weight, plan, inputs, x.dtype, block, *map(Tensor.data_ptr, tensors), compact, fill)
     return out, bias, index
@@ -114,8 +120,8 @@ def _run_kernel(kernel: Any, plan: Plan, inputs: int, weight_dtype: torch.dtype,
     The tensors whose addresses it takes must stay alive meanwhile.
     """
     batch, blocks = plan.gates.shape
-    lists = plan.chunks, plan.words.data_ptr(), plan.gates.data_ptr()
-    given = _Arguments(batch, inputs, blocks, block, *lists, *rest)
+    listed = 0 if batch == 1 and kernel is not kernels.grad_weight else plan.words.data_ptr()
+    given = _Arguments(batch, inputs, blocks, block, plan.chunks, listed, plan.gates.data_ptr(), *rest)
     function = _function(kernel, plan.gates.dtype, weight_dtype)
     threads = min(torch.get_num_threads(), plan.pairs * block * inputs // _PRODUCTS_PER_THREAD)
     if threads <= 1 or not run_in_team(function, given, threads):
