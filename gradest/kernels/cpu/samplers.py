@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,9 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined_by_name
+from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined_by_name
 from gradest.kernels.cpu.noise import locate, noise_scratch, uniforms
-from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
+from gradest.kernels.cpu.tensors import LIKE, as_words, empty, empty_as, flat, in_threads, row_major
 from gradest.kernels.reference.noise import Word
 
 __all__ = ["run_kernel", "run_sampler", "sampler"]
@@ -22,6 +23,22 @@ __all__ = ["run_kernel", "run_sampler", "sampler"]
 @inlined_by_name
 def _prepare_nothing(x: Any, u: Any, scratch: Any, options: Any) -> None:
     pass
+
+
+def _points(address: Any, points: Any, size: Any, like: Any) -> Any:
+    """Return the array `[points, size]` that begins at the address, or None if there is no address."""
+    raise NotImplementedError
+
+
+@overload(_points, inline="always")
+def _(address: Any, points: Any, size: Any, like: Any) -> Any:
+    def values(address: Any, points: Any, size: Any, like: Any) -> Any:
+        return array(address, (points, size), like)
+
+    def nothing(address: Any, points: Any, size: Any, like: Any) -> None:
+        return None
+
+    return values if isinstance(address, types.Integer) else nothing
 
 
 def _part(values: Any, draw: Any, first: Any, last: Any) -> Any:
@@ -53,6 +70,7 @@ def sampler(
     scratch: int = 0,
     wide: bool = False,
     mirrored: bool = False,
+    parts: int = 1,
 ) -> Callable[..., None]:
     """Make the kernel that draws uniform noise and transforms it, block by block, from what to do in one block.
 
@@ -62,6 +80,7 @@ def sampler(
     prepare(x, u, scratch, options) fills scratch with what all draws of the block share; u is free.
     scratch: the number of rows of scratch, which are in the dtype of x, or in float64 if `wide`.
     mirrored: after the draws at u come as many at 1 - u. Then transform must not overwrite u.
+    parts: how many pre-activations, side by side, a unit has for its one output. In a pullback h has as many as x.
 
     Both functions must be `inlined_by_name`.
     """
@@ -72,29 +91,38 @@ def sampler(
         seed1: Any,
         rows: Any,
         stream: Any,
-        a: Any,
-        grad: Any,
-        out: Any,
+        at_a: Any,
+        at_grad: Any,
+        at_out: Any,
+        points: Any,
+        size: Any,
+        width: Any,
+        like_a: Any,
+        like_out: Any,
         first: Any,
         last: Any,
         *options: Any,
     ) -> None:
+        a, out = array(at_a, (size,), like_a), array(at_out, (points, width), like_out)
+        grad = _points(at_grad, points, size // parts, like_a)
         noise = noise_scratch(BLOCK, a)
         u, shared = np.empty(BLOCK, a.dtype), np.empty((scratch, BLOCK), np.float64 if wide else a.dtype)
         halves = 2 if mirrored else 1
         draws = len(out) // halves
+        written = out.shape[1] * parts // a.size  # numbers of an output, for each unit
         for at in range(first, last, BLOCK):
             end = min(at + BLOCK, last)
-            place = locate(words, seed0, seed1, stream, a.size // rows, at, end, noise)
-            x = a[at:end]
+            place = locate(words, seed0, seed1, stream, a.size // (rows * parts), at, end, noise)
+            x = a[parts * at : parts * end]
             prepare(x, u, shared, options)
             for draw in range(draws):
-                uniforms(noise, place, draw, u[: x.size])
+                uniforms(noise, place, draw, u[: end - at])
                 for half in range(halves):
                     if half > 0:
-                        _mirror(u[: x.size])
+                        _mirror(u[: end - at])
                     point = half * draws + draw
-                    transform(x, u, _part(grad, point, at, end), out[point, at:end], shared, options)
+                    h = out[point, written * at : written * end]
+                    transform(x, u, _part(grad, point, at, end), h, shared, options)
 
     kernel.__name__ = kernel.__qualname__ = transform.__name__ + ("_mirrored" if mirrored else "")
     return compiled(kernel)
@@ -110,10 +138,20 @@ def run_sampler(
     *options: Any,
     grad: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    parts: int = 1,
 ) -> Tensor:
-    """Run a kernel that `sampler` has made, and return its outputs `[draws, *a.shape]`."""
-    more = (None if grad is None else flat(grad, 1),)
-    return run_kernel(kernel, seed, rows, stream, draws, a, *options, more=more, dtype=dtype)
+    """Run a kernel that `sampler` has made, and return its outputs, or for a grad its gradients, `[draws, *a.shape]`.
+
+    With `parts` above 1, a is `[rows, parts * units]`, and outputs are `[draws, rows, units]`.
+    """
+    shape = a.shape if grad is not None or parts == 1 else (*a.shape[:-1], a.shape[-1] // parts)
+    out = empty_as(a, draws, *shape) if dtype is None else empty(draws, *shape, dtype=dtype)
+    size, width = a.numel(), math.prod(shape)
+    given, pulled = row_major(a), None if grad is None else row_major(grad)
+    addresses = given.data_ptr(), None if pulled is None else pulled.data_ptr(), out.data_ptr()
+    arguments = *as_words(seed, rows, stream), *addresses, draws, size, width, LIKE[a.dtype], LIKE[out.dtype]
+    in_threads(lambda first, last: kernel(*arguments, first, last, *options), size // parts, parts * draws)
+    return out
 
 
 def run_kernel(
@@ -126,13 +164,13 @@ def run_kernel(
     *options: Any,
     size: int = 1,
     more: tuple[Any, ...] = (),
-    dtype: torch.dtype | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Run a kernel that draws `[draws, *a.shape]` from the words, `a`, `more` and the options.
+    """Run a kernel that draws `[draws, *shape]`, by default that of `a`, from the words, `a`, `more` and the options.
 
     size: how many numbers of `a` make one of the elements that the kernel counts.
     """
-    out = empty(draws, *a.shape, dtype=dtype or a.dtype)
+    out = empty_as(a, draws, *(a.shape if shape is None else shape))
     words, given, numbers = as_words(seed, rows, stream), flat(a), flat(out, 1)
     in_threads(
         lambda first, last: kernel(*words, given, *more, numbers, first, last, *options),
