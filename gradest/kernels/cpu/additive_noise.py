@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import inlined_by_name
-from gradest.kernels.cpu.functions import both_sigmoids, log, ndtri, sigmoids
+from gradest.kernels.cpu.functions import both_sigmoids, log, ndtris, sigmoids
 from gradest.kernels.cpu.samplers import run_sampler, sampler
 from gradest.kernels.cpu.tensors import NUMPY
 from gradest.kernels.reference.noise import Word
@@ -27,8 +28,9 @@ def _rectified(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> No
 def _normal(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     std, activation = options
     zero = x.dtype.type(0)
+    ndtris(u[: x.size], scratch[0], scratch[1].view(np.int32))
     for i in range(x.size):
-        u[i] = x[i] + std * ndtri(u[i])
+        u[i] = x[i] + std * u[i]
     if activation == 2:
         sigmoids(u[: x.size], h, scratch[0])
     else:
@@ -40,8 +42,9 @@ def _normal(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
 def _normal_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     (std,) = options
     p, q, power = scratch[0], scratch[1], scratch[2]
+    ndtris(u[: x.size], p, q.view(np.int32))
     for i in range(x.size):
-        u[i] = x[i] + std * ndtri(u[i])
+        u[i] = x[i] + std * u[i]
     both_sigmoids(u[: x.size], p, q, power)
     for i in range(x.size):
         h[i] = g[i] * (p[i] * q[i])
@@ -76,7 +79,7 @@ def _concrete_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: An
 
 
 _draw_rectified = sampler(_rectified)
-_draw_normal = sampler(_normal, scratch=1)
+_draw_normal = sampler(_normal, scratch=2)
 _pull_normal = sampler(_normal_pullback, scratch=3)
 _draw_concrete = sampler(_concrete, scratch=2)
 _pull_concrete = sampler(_concrete_pullback, scratch=3)
