@@ -14,7 +14,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest
 # keep two cores busy, because some tests wait, for a worker to start or for a deadline to pass.
 SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: test test-unlinted test-deep lint chromium dieharder nginx caddy demo docs bench clean
+.PHONY: test test-unlinted test-deep lint chromium dieharder nginx caddy demo docs reproduction bench clean
 
 # One case of each kind of thing. Linting, which takes one core, runs beside the tests.
 test: chromium
@@ -50,6 +50,10 @@ demo: $(DEMO)
 EXECUTE ?= force
 docs: $(DOCS)
 	OMP_NUM_THREADS=1 $(BIN)/python docs/site/build.py --execute $(EXECUTE)
+
+# Rewrites docs/results/reproduction.md from the numbers that are kept, each with its source, in docs/results/reproduction.
+reproduction: $(READY)
+	$(BIN)/python docs/site/reproduction.py
 
 # Rewrites docs/results/benchmarks.md and its charts. With SHORT=1 it takes three minutes and writes into runs/benchmarks.
 RESULTS := $(if $(SHORT),runs/benchmarks,tests/benchmarks/results)

@@ -256,11 +256,13 @@ class Key:
         event_ndim: int,
         *options: float | Tensor,
         dtype: torch.dtype | None = None,
+        event: tuple[int, ...] | None = None,
     ) -> Tensor | None:
         """Run a fused kernel: draw uniform noise for `a` `[*batch, *event]` and compute outputs `[points, *a.shape]` in one pass.
 
         kernel: its name, such as those in `gradest.kernels.cpu`. options: further arguments of the kernel, in its order.
         dtype: of the outputs, for a kernel that can write another dtype than that of `a`.
+        event: that of the outputs, for a kernel that writes another than that of `a`.
         Returns None if this device has no such kernel, or none yet because it is being compiled, if autograd has to record the
         computation, or for a subclass that overrides `uniform`; the caller then computes from `uniform_like`.
         """
@@ -277,6 +279,8 @@ class Key:
         if drawn is None:
             return None
         h = cast(drawn, dtype or a.dtype)
+        if event is not None:
+            return h.reshape(len(h), *a.shape[:split], *event)
         return h if flat is a else h.reshape(len(h), *a.shape)
 
     def row_words(

@@ -100,6 +100,12 @@ def parse(path: str) -> ast.Module:
     return ast.parse((ROOT / path).read_text(encoding="utf-8"), path)
 
 
+@functools.cache
+def nodes(path: str) -> list[ast.AST]:
+    """Every node of a file's tree; to walk it takes longer than what a test looks for."""
+    return list(ast.walk(parse(path)))
+
+
 def imported(node: ast.AST) -> list[str]:
     """The modules that an import statement names; relative ones stay inside their package."""
     if isinstance(node, ast.Import):
@@ -109,10 +115,11 @@ def imported(node: ast.AST) -> list[str]:
     return []
 
 
+@functools.cache
 def modules_imported(path: str) -> set[str]:
     """The modules of this tree that a file imports, whether as `import a.b` or as `from a import b`."""
     named = set()
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         for name in imported(node):
             taken = {f"{name}.{alias.name}" for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
             if not taken or taken - MODULES.keys():  # else only its submodules are meant
@@ -121,8 +128,9 @@ def modules_imported(path: str) -> set[str]:
     return named & MODULES.keys()
 
 
-def imports(tree: ast.AST) -> set[str]:
-    return {name.partition(".")[0] for node in ast.walk(tree) for name in imported(node)}
+@functools.cache
+def imports(path: str) -> set[str]:
+    return {name.partition(".")[0] for node in nodes(path) for name in imported(node)}
 
 
 def test_all_packages_are_looked_at() -> None:
@@ -131,7 +139,7 @@ def test_all_packages_are_looked_at() -> None:
 
 @pytest.mark.parametrize("path", FILES)
 def test_packages_import_one_way(path: str) -> None:
-    assert imports(parse(path)) & HOMES.keys() <= MAY_IMPORT[FILES[path]]
+    assert imports(path) & HOMES.keys() <= MAY_IMPORT[FILES[path]]
 
 
 @pytest.mark.parametrize("package", LAYERS)
@@ -160,7 +168,7 @@ def test_no_import_closes_a_circle() -> None:
 
 @pytest.mark.parametrize("path", [path for path, package in FILES.items() if package in PLUGIN_PACKAGES])
 def test_built_in_plugins_import_what_anybody_s_may(path: str) -> None:
-    named = {name for node in ast.walk(parse(path)) for name in imported(node) if name.partition(".")[0] == "gradest"}
+    named = {name for node in nodes(path) for name in imported(node) if name.partition(".")[0] == "gradest"}
     assert {".".join(name.split(".")[:2]) for name in named} <= FOR_AUTHORS
 
 
@@ -175,7 +183,7 @@ def test_packages_are_small() -> None:
 
 
 def test_pluggy_lives_in_two_files() -> None:
-    assert [path for path in FILES if "pluggy" in imports(parse(path))] == [
+    assert [path for path in FILES if "pluggy" in imports(path)] == [
         "gradest/contract/hookspecs.py",
         "gradest/discovery/loading.py",
     ]
@@ -185,21 +193,20 @@ def test_pluggy_lives_in_two_files() -> None:
 def test_core_and_service_name_a_built_in_only_as_a_default(path: str) -> None:
     registry = gradest.registry
     names = {*registry.neurons, *registry.estimators, *registry.objectives}
-    tree = parse(path)
-    allowed = {id(node) for place in excused(tree) for node in ast.walk(place)}
+    allowed = {id(node) for place in excused(path) for node in ast.walk(place)}
     named = [
         f"{path}:{node.lineno}: {node.value!r}"
-        for node in ast.walk(tree)
+        for node in nodes(path)
         if isinstance(node, ast.Constant) and node.value in names and id(node) not in allowed
     ]
     assert path in NAMES_ARE_DATA or not named
 
 
-def excused(tree: ast.Module) -> Iterator[ast.AST]:
+def excused(path: str) -> Iterator[ast.AST]:
     """Where a built-in's name may stand: defaults of parameters and fields, examples of fields; and __all__, where a function
     may share the name.
     """
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.arguments):
             yield from [*node.defaults, *filter(None, node.kw_defaults)]
         elif isinstance(node, ast.ClassDef):

@@ -165,9 +165,13 @@ def kept_results() -> Path:
     return shipped if shipped.is_dir() else package.parent / "docs" / "results" / "leaderboard"
 
 
-def read_boards(folder: Path) -> list[Board]:
-    """Return the boards in a folder, sorted by name; none if it does not exist. Raises InvalidInput if a file is damaged."""
-    return [_read_board(path.parent) for path in sorted(folder.glob(f"*/{_PROBLEM}"))]
+def read_boards(folder: Path, problem: str | None = None) -> list[Board]:
+    """Return the boards in a folder, or those of one problem, sorted by name; none if there are none.
+
+    Raises InvalidInput if a file is damaged.
+    """
+    pattern = "*" if problem is None else f"{problem}.*"
+    return [_read_board(path.parent) for path in sorted(folder.glob(f"{pattern}/{_PROBLEM}"))]
 
 
 def _read_board(folder: Path) -> Board:

@@ -207,6 +207,17 @@ def recommend(
     units: Annotated[
         int | None, typer.Option(help="The number of units in an event, that is, of units with a joint loss.")
     ] = None,
+    p: Annotated[
+        float | None,
+        typer.Option(help="For Bernoulli units, the probability of the rarer output, 0 or 1, mean over units."),
+    ] = None,
+    curvature: Annotated[
+        float | None,
+        typer.Option(
+            help="For Bernoulli units, the share of the loss's variance that is not that of a sum over units: 1 - R² of a linear "
+            "regression of the loss on the outputs."
+        ),
+    ] = None,
     objective: Annotated[
         str | None, typer.Option(help=f"Measure the estimators on this loss at the pre-activations --a: {SPEC}.")
     ] = None,
@@ -217,7 +228,7 @@ def recommend(
     as_json: Json = False,
     url: Url = None,
 ) -> None:
-    """Rank the estimators that fit your case, with reasons, from their certificates or by measuring on your loss."""
+    """Rank the estimators that fit your case, with reasons: from certificates, the map of variance, or your own loss."""
     from gradest.cli.backends import find_backend
     from gradest.cli.display import print_json, show_recommendation
 
@@ -230,6 +241,8 @@ def recommend(
             unbiased=unbiased,
             saturated=saturated,
             units=units,
+            p=p,
+            curvature=curvature,
             a=None if a is None else _tensor(a, "float32"),
             draws=draws,
             seed=seed,

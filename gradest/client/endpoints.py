@@ -292,6 +292,8 @@ def recommend(
     unbiased: bool = False,
     saturated: bool = False,
     units: int | None = None,
+    p: float | None = None,
+    curvature: float | None = None,
     objective: ObjectiveSpec | None = None,
     a: ArrayLike | None = None,
     draws: int = 1000,
@@ -299,8 +301,8 @@ def recommend(
 ) -> Call[Recommendation]:
     """Rank the estimators that fit a case, best first, as `gradest.recommend` does.
 
-    The ranking follows from certificates or, with an objective and float32 pre-activations `a`, from a measurement there, for
-    which `evaluations` is 100 if it is None.
+    The ranking follows from certificates, from the map of variance or, with an objective and float32 pre-activations `a`, from a
+    measurement there, for which `evaluations` is 100 if it is None.
     """
     case: dict[str, Any] = {
         "neuron": to_spec(neuron),
@@ -308,6 +310,8 @@ def recommend(
         "unbiased": unbiased,
         "saturated": saturated,
         "units": units,
+        "p": p,
+        "curvature": curvature,
     }
     if objective is None and a is None:
         query = {name: _query_text(value) for name, value in case.items() if value is not None}

@@ -132,22 +132,11 @@ class Stochastic(StochasticModule):
 
     _pair: Sampler
     _pair_type: ClassVar[type[Pair]] = Sampler
-
-    def __init__(
-        self,
-        neuron: NeuronSpec,
-        estimator: EstimatorSpec,
-        evaluation: Evaluation = "mean",
-        threshold: float = 0.5,
-        event: Sequence[int] | None = None,
-        event_dims: EventDims | None = None,
-    ) -> None:
-        super().__init__(neuron, estimator, evaluation, threshold, event, event_dims)
-        self._thread = _PerThread()
-        self._moving = threading.Lock()
-        self._handle = None if draw is None else Handle(self)
-        self._compiled_slopes: dict[int, Slope] = {}  # of samples that compiled code drew, by their seeds
-        self._merged = 0  # how many uses the last update averages
+    _thread: _PerThread
+    _moving: threading.Lock
+    _handle: Handle  # None with a torch that is too old for the operators
+    _compiled_slopes: dict[int, Slope]  # of samples that compiled code drew, by their seeds
+    _merged: int = 0  # how many uses the last update averages
 
     @property
     def sampler(self) -> Sampler:

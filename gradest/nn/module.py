@@ -42,6 +42,7 @@ class StochasticModule(nn.Module):
 
     threshold: Tensor
     _pair_type: ClassVar[type[Pair]] = Pair
+    _runs: FirstRuns
 
     def __init__(
         self,
@@ -67,11 +68,11 @@ class StochasticModule(nn.Module):
         self._form: _Form | None = None  # of the state, or None if it is unknown
         self._expected: tuple[object, _Form] = (None, {})  # the form at the latest event, with what it depends on
         self.steps = 0  # how many times the state has been updated
-        self._runs = FirstRuns()
+        self.__dict__.update(self._volatile())
         self._begin_state()
 
     def _volatile(self) -> dict[str, Any]:
-        """Return new values of the attributes that belong to this object alone, which a copy starts without."""
+        """Return first values of the attributes that belong to this object alone: a copy does not take them over."""
         return {"_runs": FirstRuns()}
 
     def __getstate__(self) -> dict[str, Any]:

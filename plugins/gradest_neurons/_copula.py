@@ -10,13 +10,15 @@ from torch import Tensor
 from gradest.contract.numerics import sigmoid
 from gradest.random import Key
 
-_FACTOR_STREAM = 1  # of the noise that the units of a group share
+FACTOR_STREAM = 1
+"""The stream of the noise that the units of a group share."""
+
 _LARGEST = 700.0  # |logit| from which on probabilities would underflow in float64
 
 
 def correlated_normals(key: Key, a: Tensor, draws: int, correlation: float) -> Tensor:
     """Return standard normal variables `[draws, *a.shape]`, correlated in the last dim: √ρ f + √(1-ρ) z, with a common f."""
-    factor = key.with_stream(_FACTOR_STREAM).normal_like(a[..., :1], draws, 2)
+    factor = key.with_stream(FACTOR_STREAM).normal_like(a[..., :1], draws, 2)
     own = key.normal_like(a, draws, 2)
     return math.sqrt(correlation) * factor + math.sqrt(1 - correlation) * own
 

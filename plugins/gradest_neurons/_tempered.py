@@ -8,7 +8,9 @@ from gradest.contract.neuron import Neuron
 from gradest.contract.numerics import portable
 from gradest.errors import InvalidInput
 
-_MOST = 69.0  # of |log τ|: exp(69) is 9e29, whose products with a loss's derivative stay far below the largest float32
+MOST = 69.0
+"""The largest |log τ|: exp(69) is 9e29, whose products with a loss's derivative stay far below the largest float32."""
+
 _STEEPEST = 200.0  # beyond this |x|, σ'(x) is 0 beside every other number
 
 
@@ -23,16 +25,16 @@ def check_parts(neuron: Neuron, event: tuple[int, ...], fits: bool, shape: str, 
 
 def check_log_temperature(neuron: Neuron, a: Tensor) -> None:
     """Raise InvalidInput for a log temperature, the last entry of each unit, of a magnitude above 69."""
-    if a.numel() and bool((a[..., -1].abs() > _MOST).any()):
+    if a.numel() and bool((a[..., -1].abs() > MOST).any()):
         raise InvalidInput(
-            f"{neuron.name} takes a log temperature between {-_MOST:g} and {_MOST:g}. Bound it, as in "
+            f"{neuron.name} takes a log temperature between {-MOST:g} and {MOST:g}. Bound it, as in "
             "log_temperature.clamp(-5, 5)"
         )
 
 
 def with_temperature(a: Tensor) -> Tensor:
     """Return log τ, the last entry of each unit, `[*batch, units]`, within the bounds that `check_log_temperature` states."""
-    return a[..., -1].clamp(-_MOST, _MOST)
+    return a[..., -1].clamp(-MOST, MOST)
 
 
 def logistic_slope(x: Tensor) -> tuple[Tensor, Tensor]:

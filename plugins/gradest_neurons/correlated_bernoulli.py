@@ -18,7 +18,7 @@ from gradest.contract.neuron import LogisticStep
 from gradest.contract.numerics import leading_sum, portable, sinh_cosh, softplus, widen
 from gradest.errors import TooManyPoints
 from gradest.random import Key
-from gradest_neurons._copula import correlated_normals, normal_of_logit
+from gradest_neurons._copula import FACTOR_STREAM, correlated_normals, normal_of_logit
 
 _HALF_NODES = 48  # on either side of the mode of the integrand over the factor
 _REACH = 9.0  # of the nodes: the logarithm of the integrand falls by at least half the squared distance from the mode
@@ -85,6 +85,12 @@ class CorrelatedBernoulli(LogisticStep):
         wide = widen(a)
         quantile = torch.copysign(portable.ndtri(portable.sigmoid(-wide.abs())), wide)
         return (noise > -quantile).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """Draw h, `[draws, *a.shape]`, in one pass if the device has a kernel for it."""
+        shared, own = math.sqrt(self.correlation), math.sqrt(1 - self.correlation)
+        h = key.fused("correlated", a, draws, self.event_ndim, a.shape[-1], FACTOR_STREAM, shared, own)
+        return super().sample(key, a, draws) if h is None else h
 
     def log_prob(self, h: Tensor, a: Tensor) -> Tensor:
         """Return log P(h | a) of each group, `[..., *batch, groups]`."""

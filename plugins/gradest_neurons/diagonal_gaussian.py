@@ -66,6 +66,18 @@ class DiagonalGaussian(Density):
         mean, log_std = _parts(a)
         return (mean + portable.exp(log_std) * noise).to(a.dtype)
 
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """Draw h, `[draws, *batch, units]`, in one pass if the device has a kernel for it."""
+        least = _LEAST[torch.promote_types(a.dtype, torch.float32)]
+        h = key.fused("scaled_normal", a, draws, self.event_ndim, least, event=a.shape[-2:-1])
+        return super().sample(key, a, draws) if h is None else h
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """Return what `backward` returns, in one pass if the device has a kernel for it, which draws the noise again."""
+        wide = torch.promote_types(a.dtype, torch.float32)
+        found = key.fused("scaled_normal_pullback", a, len(h), self.event_ndim, grad_h.to(wide), _LEAST[wide])
+        return super().pullback(key, a, h, grad_h) if found is None else found
+
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """Return grad_h · (1, s z)."""
         _, log_std = _parts(a)

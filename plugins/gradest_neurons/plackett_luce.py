@@ -17,6 +17,7 @@ from gradest.contract.law import MAX_POINTS
 from gradest.contract.neuron import Discrete
 from gradest.contract.numerics import leading_sum, portable, sigmoid, softplus
 from gradest.errors import TooManyPoints
+from gradest.random import Key
 
 _MAX_LAW = 1 << 27  # numbers in a law, over all groups
 _STEP, _FIRST, _LAST = 0.3, -30.0, 4.2  # of the grid over the logarithm of an item's time, relative to its mean
@@ -58,6 +59,12 @@ class PlackettLuce(Discrete):
         """Return the order of falling a + G, with G = -log(-log noise); the first of equals comes first."""
         perturbed = a.double() - portable.log(-portable.log(noise)).double()
         return _matrix(_falling(perturbed)).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """Draw h, `[draws, *batch, groups, n, n]`, in one pass if the device has a kernel for it."""
+        n = a.shape[-1]
+        h = key.fused("ordered", a, draws, self.event_ndim, n, event=(*a.shape[-2:], n))
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """Return 0: the order does not move with `a`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from gradest.contract.numerics import panels, portable, sigmoid, widen
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, nodes_at, normalised, reach_at, sigmoid_at
-from gradest_neurons._tempered import check_log_temperature, check_parts, logistic_slope, with_temperature
+from gradest_neurons._tempered import MOST, check_log_temperature, check_parts, logistic_slope, with_temperature
 
 
 class TemperedBinaryConcrete(Squashed):
@@ -57,6 +57,17 @@ class TemperedBinaryConcrete(Squashed):
         """Return h = σ((m + z)/τ)."""
         logit, log_temperature = _parts(a)
         return portable.sigmoid((logit + noise) * portable.exp(-log_temperature)).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """Draw h, `[draws, *batch, units]`, in one pass if the device has a kernel for it."""
+        h = key.fused("scaled_concrete", a, draws, self.event_ndim, MOST, event=a.shape[-2:-1])
+        return super().sample(key, a, draws) if h is None else h
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """Return what `backward` returns, in one pass if the device has a kernel for it, which draws the noise again."""
+        grad = grad_h.to(torch.promote_types(a.dtype, torch.float32))
+        found = key.fused("scaled_concrete_pullback", a, len(h), self.event_ndim, grad, MOST)
+        return super().pullback(key, a, h, grad_h) if found is None else found
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """Return grad_h · h (1 - h) · (1/τ, -x), with x = (m + z)/τ."""

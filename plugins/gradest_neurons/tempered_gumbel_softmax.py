@@ -14,7 +14,7 @@ from gradest.contract.numerics import leading_sum, portable, softmax_backward, s
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, normalised
 from gradest_neurons._simplex import count_nodes, perturbed, simplex_nodes, winners
-from gradest_neurons._tempered import check_log_temperature, check_parts, with_temperature
+from gradest_neurons._tempered import MOST, check_log_temperature, check_parts, with_temperature
 
 _NODES_PER_CHUNK = 16  # nodes that `mean` holds at a time
 
@@ -68,6 +68,12 @@ class TemperedGumbelSoftmax(Squashed):
         """Return h = softmax((m + G)/τ) over the last dimension."""
         x, _ = _scaled(a, noise)
         return portable.softmax(x).to(a.dtype)
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """Draw h, `[draws, *batch, units, C]`, in one pass if the device has a kernel for it."""
+        units, parts = a.shape[-2:]
+        h = key.fused("scaled_softmax", a, draws, self.event_ndim, parts - 1, MOST, event=(units, parts - 1))
+        return super().sample(key, a, draws) if h is None else h
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """Return h (grad_h - hᵀ grad_h), divided by τ for m, and times -x, summed over classes, for log τ."""

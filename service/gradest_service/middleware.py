@@ -96,7 +96,8 @@ class RequestMiddleware:
         if not _VALID_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        trace = (_UNTRACED if _path(scope) in HEALTH_PATHS else self._tracing).begin(headers)
+        path = _path(scope)
+        trace = (_UNTRACED if path in HEALTH_PATHS else self._tracing).begin(headers)
         context = RequestContext(
             request_id,
             method,
@@ -112,20 +113,21 @@ class RequestMiddleware:
             self._metrics.begin()
         try:
             with recorded(context.record):
-                await self._answer(scope, headers, exchange)
+                await self._answer(path, scope, headers, exchange)
         finally:
             context.route = getattr(scope.get("route"), "path", None) or self._route_of(scope) or context.route
             seconds = time.perf_counter() - began
             if self._metrics:
                 self._metrics.end(context, exchange.status, seconds)
             log_request(context, exchange.status, seconds)
-            attributes = _attributes(context, exchange.status)
-            trace.end(f"{method} {context.route}", attributes, context.record.phases, exchange.status >= 500)
+            if trace.is_reported:
+                attributes = _attributes(context, exchange.status)
+                trace.end(f"{method} {context.route}", attributes, context.record.phases, exchange.status >= 500)
             current_request.reset(token)
 
-    async def _answer(self, scope: Scope, headers: Headers, exchange: _HttpExchange) -> None:
+    async def _answer(self, path: str, scope: Scope, headers: Headers, exchange: _HttpExchange) -> None:
         try:
-            await self._pass_on(scope, headers, exchange)
+            await self._pass_on(path, scope, headers, exchange)
         except asyncio.CancelledError:  # a stopping server waits no longer
             with anyio.CancelScope(shield=True):
                 await exchange.close_with(STOPPING, scope)
@@ -140,9 +142,8 @@ class RequestMiddleware:
             if not await exchange.close_with(problem or internal_error(error), scope):
                 raise  # part of an answer is sent: cut the connection, so that it does not look complete
 
-    async def _pass_on(self, scope: Scope, headers: Headers, exchange: _HttpExchange) -> None:
+    async def _pass_on(self, path: str, scope: Scope, headers: Headers, exchange: _HttpExchange) -> None:
         """Let the application answer in a task of its own, which outlives the answer if its work cannot be stopped."""
-        path = _path(scope)
         exempt = path in self._exempt_paths
         if (preflight := self._origins.preflight(scope, headers)) is not None:
             await Response(status_code=204, headers=preflight)(scope, exchange.receive, exchange.send)
@@ -204,7 +205,7 @@ class _HttpExchange:
         self._receive = receive
         self._send = send
         self._headers = headers  # of every answer to this request
-        self._began = anyio.current_time()
+        self._began = asyncio.get_running_loop().time()
         self._entered = False
         self._reserved = 0
         self._whole = False
@@ -263,13 +264,15 @@ class _HttpExchange:
         if not rate or self.context.method not in ("POST", "PUT", "PATCH"):
             return await self._receive()
         until = self._began + _BODY_GRACE_SECONDS + self.context.bytes_in / rate
-        with anyio.CancelScope(deadline=until):
-            return await self._receive()
-        raise Problem(
-            408,
-            f"The body must arrive at {rate:g} bytes a second after its first {_BODY_GRACE_SECONDS:g} seconds.",
-            headers={"Connection": "close"},
-        )
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._receive()
+        except TimeoutError:
+            raise Problem(
+                408,
+                f"The body must arrive at {rate:g} bytes a second after its first {_BODY_GRACE_SECONDS:g} seconds.",
+                headers={"Connection": "close"},
+            ) from None
 
     async def send(self, message: Message) -> None:
         """Send part of the application's answer; it is dropped if another answer was sent in its place."""

@@ -31,6 +31,9 @@ class RequestTrace:
     headers: what the answer says about it.
     """
 
+    is_reported = False
+    """Whether `end` does anything."""
+
     def __init__(self, trace_id: str = "", headers: Mapping[str, str] | None = None) -> None:
         self.trace_id = trace_id
         self.headers = dict(headers or {})
@@ -100,6 +103,8 @@ class Spans(Tracing):
 
 class _RequestSpan(RequestTrace):
     """The span of one request."""
+
+    is_reported = True
 
     def __init__(self, tracer: Tracer, span: Span) -> None:
         from opentelemetry import context, propagate, trace  # noqa: PLC0415

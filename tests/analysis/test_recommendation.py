@@ -5,6 +5,8 @@ import torch
 
 import gradest
 from gradest.analysis.certificates import load_certificates
+from gradest.analysis.results import relative_error
+from gradest.analysis.variance_map import MapPlace, load_variance_map
 from gradest.errors import InvalidInput
 
 
@@ -106,18 +108,56 @@ def test_the_error_is_that_of_whole_draws():
 
 def test_what_is_first_was_measured_for_about_as_many_units():
     """With two evaluations `relax` is the best for two units. For more it is not, and for many its rank says little."""
-    few, default, many = (
-        gradest.recommend("bernoulli", ["loss"], 2, unbiased=True, units=units) for units in (2, None, 200)
-    )
+    few, default = (gradest.recommend("bernoulli", ["loss"], 2, unbiased=True, units=units) for units in (2, None))
     assert few.source == "certificates: four losses of 2 units, moderate logits"
     assert names(few)[0] == "relax"
     assert default.source == "certificates: four losses of 8 units, moderate logits"
     assert names(default).index("relax") > 2
+    many = gradest.recommend("categorical", ["loss"], 2, unbiased=True, units=200)
     assert "they say little of the order for 200 units, so estimators that learn come last" in many.source
     learn = ["pass its state on" in row.reasons[-1] for row in many.rows]
     assert learn == sorted(learn)
-    assert names(many)[0] == "disarm"
-    assert names(many)[-1] == "relax"
+    assert 0 < sum(learn) < len(learn)
+
+
+def test_bernoulli_units_have_a_map_where_certificates_do_not_reach():
+    many = gradest.recommend("bernoulli", ["loss"], 2, unbiased=True, units=200)
+    assert many.source.startswith("the map of variance: 200 units, p 0.3, curvature 0.1, 0.5, 0.9")
+    placed = gradest.recommend("bernoulli", ["loss"], 4, units=10, p=0.9, curvature=0.5)
+    assert placed.source.startswith("the map of variance: 10 units, p 0.1, curvature 0.5")
+    mapped, place = load_variance_map("bernoulli"), MapPlace(0.1, 10, 0.5)
+    found = {row.estimator["name"]: row.error for row in placed.rows}
+    assert found["bitflip"] == mapped["bitflip"].error(place, 2)
+    assert found["disarm"] == mapped["disarm"].error(place, 2)  # four samples are two draws of two
+    far = gradest.recommend("bernoulli", ["loss"], 4, units=1000, p=0.001).source
+    assert "the map has p 0.01 to 0.5 and units 2 to 200, so the figures are those of its edge" in far
+
+
+def test_an_estimator_that_is_not_on_the_map_comes_last_unless_it_is_exact():
+    class Unmapped(gradest.registry.estimators["disarm"]):
+        name = "unmapped"
+
+    gradest.registry.register(Unmapped)
+    try:
+        found = gradest.recommend("bernoulli", ["loss"], 64, units=5, curvature=0.5)
+    finally:
+        gradest.registry.unregister(Unmapped)
+    assert names(found)[-1] == "unmapped"
+    assert (names(found)[0], found.rows[0].error) == ("enumeration", 0)
+    assert found.source.endswith("unmapped")
+
+
+def test_the_map_is_exact_in_its_cells_and_between_them_in_between():
+    mapped = load_variance_map("bernoulli")["disarm"]
+    for cell, (tangent, noise) in mapped.cells.items():
+        wanted = relative_error((1 + tangent) ** -0.5, noise**-0.5, 7)
+        assert mapped.error(cell, 7) == pytest.approx(wanted, rel=1e-6)
+    for axis, (low, high) in enumerate(((0.01, 0.1), (10, 50), (0.1, 0.5))):
+        cells = [MapPlace(0.1, 50, 0.5)._replace(**{MapPlace._fields[axis]: at}) for at in (low, high)]
+        between = cells[0]._replace(**{MapPlace._fields[axis]: (low * high) ** 0.5})
+        errors = sorted(mapped.error(cell, 3) for cell in cells)
+        assert errors[0] < mapped.error(between, 3) < errors[1]
+    assert mapped.error(MapPlace(1e-5, 1e4, 1.0), 3) == mapped.error(MapPlace(0.01, 200, 0.9), 3)
 
 
 def test_reasons_state_the_condition_of_a_claim():
@@ -194,6 +234,8 @@ def test_to_markdown_and_to_dict():
         ({"evaluations": 0}, "evaluations must be at least 1"),
         ({"units": 0}, "units must be at least 1"),
         ({"a": torch.zeros(2)}, "give both f and a"),
+        ({"p": 1.0}, "p must be between 0 and 1"),
+        ({"curvature": -0.1}, "curvature must be from 0 to 1"),
         ({"f": lambda h: h.sum(-1), "a": torch.tensor([float("nan")])}, "finite"),
         ({"f": lambda h: h.sum(-1), "a": torch.zeros(2, 0)}, r"at least one unit .* shape \[2, 0\]"),
     ],
@@ -201,3 +243,8 @@ def test_to_markdown_and_to_dict():
 def test_bad_input(arguments, complaint):
     with pytest.raises(InvalidInput, match=complaint):
         gradest.recommend("bernoulli", **arguments)
+
+
+def test_other_neurons_are_not_on_the_map():
+    with pytest.raises(InvalidInput, match="a map of variance, and categorical has none"):
+        gradest.recommend("categorical", p=0.2)

@@ -1,7 +1,7 @@
 """What a sample of the later units costs, against the same lines in eager torch, with and without kernels.
 
-Most of these units have no kernel of their own, but that of a simpler unit, or of their noise. The measure is the CPU time of one
-thread, in turns, which other processes change less than the time on the clock.
+Some of these units have a kernel of their own, others that of a simpler unit, or of their noise. The measure is the CPU time of
+one thread, in turns, which other processes change less than the time on the clock.
 """
 
 from __future__ import annotations

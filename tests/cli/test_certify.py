@@ -14,8 +14,16 @@ from typing import Any
 import pytest
 
 import gradest
+from gradest.analysis import bias
 from gradest.analysis.certificates import Certificate, certify, from_json, load_certificates, options_of
 from tests.cli.results import Run
+
+
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measurements begin with 2^8 draws: those of enumeration do not vary."""
+    monkeypatch.setattr("gradest.analysis.bias._FIRST_DRAWS", dict.fromkeys(bias.LOGIT_REGIMES, 1 << 8))
+    monkeypatch.setattr("gradest.analysis.bias._SIGNAL_DRAWS", 1 << 8)
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def certified_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def test_certify_writes_what_is_missing_or_stale(
-    run: Run, certified_package: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, certified_package: Path, few_draws: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is measured once; each further time that it would be, it is what was found then."""
     measured: list[Certificate] = []
@@ -56,18 +64,20 @@ def test_certify_writes_what_is_missing_or_stale(
     assert (found["estimator"], found["neuron"], found["claim"]) == ("certified", "bernoulli", "none")
     assert from_json(path.read_text())[0].faults == ()
     assert "### certified" in (certified_package / "certificates.md").read_text()
-    marked = path.read_text().replace('"draws": 4096', '"draws": 4095')  # by which a record that is kept is known
+    marked = path.read_text().replace('"draws": 256', '"draws": 255')  # by which a record that is kept is known
     path.write_text(marked)
-    assert run(*arguments).json[0]["records"][0]["draws"] == 4095
+    assert run(*arguments).json[0]["records"][0]["draws"] == 255
     path.write_text(marked.replace('"claim": "none"', '"claim": "biased"'))
-    assert run(*arguments).json[0]["records"][0]["draws"] == 4096
+    assert run(*arguments).json[0]["records"][0]["draws"] == 256
     path.write_text(marked)
-    assert run(*arguments, "certified").json[0]["records"][0]["draws"] == 4096
+    assert run(*arguments, "certified").json[0]["records"][0]["draws"] == 256
     path.write_text("what is this")
-    assert run(*arguments).json[0]["records"][0]["draws"] == 4096
+    assert run(*arguments).json[0]["records"][0]["draws"] == 256
 
 
-def test_certify_says_what_is_at_fault(run: Run, certified_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certify_says_what_is_at_fault(
+    run: Run, certified_package: Path, few_draws: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plugin = gradest.registry.estimators["certified"]
     right = plugin.backward
     monkeypatch.setattr(plugin, "backward", lambda self, *rest: (-right(self, *rest)[0], {}))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import signal
 
 import pytest
 import torch
@@ -22,6 +20,7 @@ from gradest_experiments.belief.settings import BeliefSettings
 from gradest_experiments.belief.training import BeliefRun, train_belief
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.engine.images import Images
+from tests.experiments.tiny import InterruptedAt
 from tests.selection import deep
 
 TINY = {"units": 3, "samples": 4, "epochs": 3, "batch": 8, "valid_samples": 6}
@@ -164,15 +163,9 @@ def metrics_of(folder):
 @pytest.mark.parametrize(("name", "at"), [("vimco", 5), ("nvil", 8), *deep(*OTHERS)])
 def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
     train_belief(run_of(name), tiny_images(), tmp_path / "whole")
-    steps = []
-
-    def strike(step):
-        steps.append(step)
-        if step == at:
-            os.kill(os.getpid(), signal.SIGINT)
-
+    steps = InterruptedAt(at)
     with pytest.raises(KeyboardInterrupt):
-        train_belief(run_of(name), tiny_images(), tmp_path / "cut", strike)
+        train_belief(run_of(name), tiny_images(), tmp_path / "cut", steps)
     assert steps[-1] == at
     torch.rand(3)  # whatever happened between the two
     train_belief(run_of(name), tiny_images(), tmp_path / "cut", steps.append)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from gradest.analysis.leaderboard import kept_results, read_boards
 from gradest.contract.neuron import event_shape
 from gradest.errors import GradestError, Incompatible, InvalidInput
 from gradest.estimation.exact import exact
+from gradest_experiments.benchmark import networks
 from gradest_experiments.benchmark import run as benchmark
 from gradest_experiments.benchmark.polynomial import Polynomial
 from gradest_experiments.benchmark.problems import PROBLEMS, choose_problems
@@ -29,6 +31,7 @@ from gradest_experiments.benchmark.variance import VarianceMap
 from gradest_experiments.cli import benchmark as benchmark_command
 from gradest_experiments.cli import leaderboard as leaderboard_command
 from gradest_experiments.engine.folder import RunFolder
+from gradest_experiments.engine.images import Images
 from tests import stranger
 
 pytest.importorskip("altair")
@@ -165,24 +168,56 @@ def test_both_kinds_of_units_are_one_problem(tmp_path):
     assert values[0] < 100
 
 
-def test_the_map_s_exact_gradients():
+def test_the_map_s_exact_gradients_and_curvatures():
+    """The loss has the variance 1, and single units, whose share by their gradients is Σ g² / p(1 - p), have what c leaves."""
     problem = VarianceMap(units=(4,))
     for cell in problem.cells():
         loss, a, gradient = problem.case(cell, 5)
         p = torch.sigmoid(a)
-        assert torch.minimum(p, 1 - p).tolist() == pytest.approx([min(cell.p, 1 - cell.p)] * 4)
-        torch.testing.assert_close(exact(loss, a, "bernoulli")[1], gradient)
+        assert (torch.minimum(p, 1 - p).logit() - math.log(cell.p / (1 - cell.p))).abs().max() < 2
+        mean, found = exact(loss, a, "bernoulli")
+        torch.testing.assert_close(found, gradient)
+        square, _ = exact(lambda h, loss=loss: loss(h) ** 2, a, "bernoulli")
+        assert float(square - mean**2) == pytest.approx(1)
+        assert float((gradient**2 / (p * (1 - p))).sum()) == pytest.approx(1 - cell.curvature)
 
 
 def test_the_map_has_each_cell_and_less_error_for_the_exact_estimator(tmp_path):
-    problem = VarianceMap(p=(0.5,), units=(2, 3), curvature=(0.0, 1.0), evaluations=400)
+    problem = VarianceMap(p=(0.5,), units=(2, 3), curvature=(0.0, 0.5), evaluations=400)
     found = {
         name: problem.run(RunFolder(None, "x", {}, {}), gradest.estimator(name), 0, lambda share: None)
         for name in ("enumeration", "reinforce")
     }
-    assert {*found["reinforce"].details["cells"]} == {str(cell) for cell in problem.cells()}
+    rows = found["reinforce"].details["cells"]
+    assert [tuple(row[:3]) for row in rows] == [*problem.cells()]
+    assert all(cosine > 0.5 and noise > 1 for *_, cosine, noise in rows)
+    assert all(noise < 1e-6 for *_, noise in found["enumeration"].details["cells"])
     assert found["enumeration"].value < 1e-6
     assert 0.01 < found["reinforce"].value < 1
+
+
+def test_a_categorical_autoencoder_is_trained_as_the_problem_says(tmp_path, monkeypatch):
+    """The value is the mean of -ELBO in the last epoch, and the temperature goes to estimators that have one and set none."""
+    generator = torch.Generator().manual_seed(0)
+    images = Images(*(torch.randint(0, 256, (n, 12), dtype=torch.uint8, generator=generator) for n in (120, 20, 20)))
+    monkeypatch.setattr(networks, "load_images", lambda: images)
+    problem = PROBLEMS["categorical-vae-4x24"].model_copy(update={"epochs": 2, "images": 100, "batch": 20})
+    found = {}
+    for place, spec in enumerate(({"name": "reinmax"}, {"name": "reinmax", "temperature": 1.5}, {"name": "rloo"})):
+        folder = RunFolder.open(
+            tmp_path / str(place), "x", benchmark.RunOptions(problem="x", sizes={}, estimator=spec, seed=0)
+        )
+        found[place] = problem.run(folder, gradest.estimator(spec), 0, lambda share: None)
+        run = RunFolder.read(tmp_path / str(place) / "training")
+        assert [row["step"] for row in run.rows("train")] == [5, 10]
+        assert found[place].value == -run.rows("train")[-1]["elbo"]
+        assert run.settings["optimiser"] == "radam"
+        assert (run.settings["classes"], run.settings["latents"], run.settings["grey"]) == (4, 24, True)
+    assert found[0].value == found[1].value != found[2].value
+    assert [one.evaluations for one in found.values()] == [20 * 10, 20 * 10, 2 * 20 * 10]
+    for spec in ("enumeration", "entropic_risk", "arm"):
+        with pytest.raises(Incompatible):
+            problem.neuron_for(gradest.estimator(spec))
 
 
 def test_learning_to_select_finds_the_features():

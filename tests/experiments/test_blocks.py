@@ -26,6 +26,7 @@ from gradest_experiments.blocks.speed import measure_speed
 from gradest_experiments.blocks.training import evaluate, open_gates, train_blocks
 from gradest_experiments.engine.data import Dataset, Split
 from gradest_experiments.engine.folder import RunFolder
+from tests.experiments.tiny import InterruptedAt, bright_pixels
 
 TINY = {"blocks": 3, "block_size": 2, "target": 0.25, "epochs": 3, "batch": 8, "policy_rate": 0.01}
 
@@ -35,15 +36,7 @@ def settings_of(name="reinforce", **options):
 
 
 def tiny_data():
-    """Return images of 12 pixels, of 4 classes that each brighten a pixel of their own."""
-    generator = torch.Generator().manual_seed(0)
-    splits = []
-    for n in (30, 20, 20):
-        y = torch.randint(0, 4, (n,), generator=generator)
-        x = torch.rand(n, 12, generator=generator)
-        x[torch.arange(n), y] += 1
-        splits.append(Split(x, y))
-    return Dataset(*splits, classes=4)
+    return bright_pixels(30)
 
 
 def network_of(name="reinforce", **options):
@@ -203,16 +196,9 @@ def lines_of(folder):
 def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
     run, data = settings_of(name), tiny_data()
     train_blocks(run, data, tmp_path / "whole")
-    seen = []
-
-    def strike(epochs):
-        seen.append(epochs)
-        if epochs == at:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    state = torch.get_rng_state()
+    seen, state = InterruptedAt(at), torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        train_blocks(run, data, tmp_path / "cut", strike)
+        train_blocks(run, data, tmp_path / "cut", seen)
     assert torch.equal(torch.get_rng_state(), state)
     assert seen[-1] == at
     assert not RunFolder.read(tmp_path / "cut").results

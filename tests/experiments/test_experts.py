@@ -9,13 +9,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from gradest.errors import Incompatible
-from gradest_experiments.engine.data import Dataset, Split
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.experts import training
 from gradest_experiments.experts.network import ExpertNetwork
 from gradest_experiments.experts.run import reproduce_experts
 from gradest_experiments.experts.settings import ROUTERS, ExpertSettings, list_runs, settings_for
 from gradest_experiments.experts.training import evaluate, train_experts
+from tests.experiments.tiny import bright_pixels
 
 TINY = {"experts": 4, "expert_units": 3, "epochs": 3, "batch": 8}
 
@@ -26,15 +26,7 @@ def settings_of(router=0, **options):
 
 
 def tiny_data():
-    """Return images of 12 pixels, of 4 classes that each brighten a pixel of their own."""
-    generator = torch.Generator().manual_seed(0)
-    splits = []
-    for n in (60, 20, 20):
-        y = torch.randint(0, 4, (n,), generator=generator)
-        x = torch.rand(n, 12, generator=generator)
-        x[torch.arange(n), y] += 1
-        splits.append(Split(x, y))
-    return Dataset(*splits, classes=4)
+    return bright_pixels(60)
 
 
 def test_an_estimator_that_is_named_gets_the_first_gates_that_it_can_train():

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, kl_divergence
+from torch.distributions import Bernoulli, Categorical, kl_divergence
+from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 from typer.testing import CliRunner
 
 import gradest
@@ -22,11 +23,12 @@ from gradest.random import Key
 from gradest_experiments.engine.folder import RunFolder, list_folders
 from gradest_experiments.engine.images import Images, binarise, load_images
 from gradest_experiments.vae import training
-from gradest_experiments.vae.model import BinaryVae, kl_to_uniform
+from gradest_experiments.vae.model import Vae, kl_to_uniform
 from gradest_experiments.vae.run import list_runs, reproduce_binary_vae
 from gradest_experiments.vae.settings import VaeSettings, choose_estimators, default_estimators
 from gradest_experiments.vae.training import train_vae
 from gradest_experiments.vae.variance import draw_gradients, measure_variance
+from tests.experiments.tiny import InterruptedAt
 
 TINY = {
     "latents": 3,
@@ -52,7 +54,7 @@ def tiny_images():
 def tiny_vae(network="nonlinear", kl="sampled"):
     """Return a small autoencoder in float64, whose decoder is far from linear in h, and images."""
     torch.manual_seed(1)
-    vae = BinaryVae(torch.rand(12), network, latents=3, hidden=4, kl=kl).double()
+    vae = Vae(torch.rand(12), network, latents=3, hidden=4, kl=kl).double()
     with torch.no_grad():
         for parameter in vae.decoder.parameters():
             parameter.mul_(2)
@@ -155,6 +157,30 @@ def test_the_divergence_is_that_of_torch():
     torch.testing.assert_close(kl_to_uniform(a), expected.float())
 
 
+@pytest.mark.parametrize("kl", ["sampled", "analytic"])
+def test_categorical_latents_have_the_enumerated_elbo(kl):
+    """By the estimator that enumerates, the loss is -ELBO, here by torch.distributions, and so are its gradients."""
+    torch.manual_seed(1)
+    vae = Vae(torch.rand(12), "relu", latents=2, kl=kl, classes=3).double()
+    x = torch.rand(4, 12, dtype=torch.float64)
+    a = vae.encode(x)
+    assert a.shape == (4, 2, 3)
+    points = torch.cartesian_prod(torch.arange(3), torch.arange(3))[:, None].expand(-1, 4, -1)
+    log_q = Categorical(logits=a).log_prob(points).sum(-1)
+    decoded = vae.decoder(one_hot(points, 3).double().flatten(-2))
+    log_joint = -binary_cross_entropy_with_logits(decoded, x.expand(9, -1, -1), reduction="none").sum(
+        -1
+    ) - 2 * math.log(3)
+    elbo = (log_q.exp() * (log_joint - log_q)).sum(0)
+    loss, _ = vae.loss(x, a, gradest.estimator("enumeration"), Key(0))
+    torch.testing.assert_close(loss, -elbo)
+    parameters = list(vae.parameters())
+    wanted, found = (torch.autograd.grad(value.sum(), parameters, retain_graph=True) for value in (-elbo, loss))
+    torch.testing.assert_close(found, wanted)
+    bounds = vae.bound(x.repeat_interleave(4000, 0), Key(3), 1).reshape(4, 4000)
+    assert bool(((bounds.mean(1) - elbo).abs() < 5 * bounds.std(1) / 4000**0.5).all())  # false alarms 6e-7
+
+
 def test_bounds_are_between_the_elbo_and_the_log_likelihood():
     """Over 4000 copies the bound of 1 sample has the ELBO as its mean, and that of 2 is above it by 5 standard errors."""
     vae, x = tiny_vae()
@@ -173,11 +199,11 @@ def test_bounds_are_between_the_elbo_and_the_log_likelihood():
 
 def test_training_starts_at_the_mean_image():
     images = tiny_images()
-    vae = BinaryVae(images.mean(), "nonlinear")
+    vae = Vae(images.mean(), "nonlinear")
     assert [tuple(layer.weight.shape) for layer in vae.encoder[::2]] == [(200, 12), (200, 200), (200, 200)]
     assert [tuple(layer.weight.shape) for layer in vae.decoder[::2]] == [(200, 200), (200, 200), (12, 200)]
     assert {layer.negative_slope for layer in vae.encoder[1::2]} == {0.3}
-    assert [len(BinaryVae(images.mean(), "linear").get_submodule(name)) for name in ("encoder", "decoder")] == [1, 1]
+    assert [len(Vae(images.mean(), "linear").get_submodule(name)) for name in ("encoder", "decoder")] == [1, 1]
     torch.testing.assert_close(vae.encode(images.mean()[None]), torch.zeros(1, 200))
     torch.testing.assert_close(vae.decoder[-1].bias.sigmoid(), images.mean().clamp(1e-3, 1 - 1e-3))
 
@@ -278,15 +304,9 @@ def test_each_epoch_has_its_own_order_and_each_step_its_own_noise(tmp_path, monk
 def test_an_interrupted_run_goes_on_to_the_same_numbers(tmp_path, name, at):
     run, images = run_of(name), tiny_images()
     train_vae(run, images, tmp_path / "whole")
-    steps = []
-
-    def strike(step):
-        steps.append(step)
-        if step == at:
-            os.kill(os.getpid(), signal.SIGINT)
-
+    steps = InterruptedAt(at)
     with pytest.raises(KeyboardInterrupt):
-        train_vae(run, images, tmp_path / "cut", strike)
+        train_vae(run, images, tmp_path / "cut", steps)
     assert steps[-1] == at
     assert "test" not in RunFolder.read(tmp_path / "cut").results
     train_vae(run, images, tmp_path / "cut", steps.append)

@@ -98,6 +98,24 @@ def test_pullback_is_backward_at_the_noise_drawn_again(name, dtype, monkeypatch)
             assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["diagonal_gaussian", "tempered_binary_concrete"])
+def test_pullback_of_two_pre_activations_a_unit(name, dtype, monkeypatch):
+    neuron, key, generator = gradest.neuron(name), gradest.Key(1), torch.Generator().manual_seed(0)
+    for shape, draws in (((5, 3), 2), ((3, 2, 1100), 1), ((700, 2), 3), ((0, 3), 2), ((2, 0), 2)):
+        a = (torch.tensor([30.0, 60]) * torch.randn(*shape, 2, generator=generator)).to(dtype)
+        grad = torch.randn(draws, *shape, generator=generator).to(dtype)
+        h = neuron.sample(key, a, draws)
+        with monkeypatch.context() as patch:
+            patch.setenv("GRADEST_KERNELS", "reference")
+            wanted = neuron.backward(a, neuron.noise(key, a, draws), grad)
+        for strided in (grad, grad.mT.contiguous().mT):
+            found = neuron.pullback(key, a, h, strided)
+            assert found.dtype == dtype
+            assert found.shape == (draws, *a.shape)
+            assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("name", PULLED)
 def test_backward_is_the_derivative_of_forward(name):
     """At fixed noise, by autograd through forward; also where the outputs are saturated."""

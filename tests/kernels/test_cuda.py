@@ -37,13 +37,17 @@ NEURONS = {
     "poisson": "poisson",
     "softmax": {"name": "gumbel_softmax", "temperature": 0.3},
     "repeated": "sigmoid",
+    "scaled_normal": "diagonal_gaussian",
+    "scaled_concrete": "tempered_binary_concrete",
+    "correlated": "correlated_bernoulli",
 }
+PAIRS = ("diagonal_gaussian", "tempered_binary_concrete")  # with two pre-activations a unit
 MORE = [
     *(("concrete", "binary_concrete"), ("normal", {"name": "noisy_rectifier", "distribution": "gaussian", "std": 0.7})),
     *(("normal", "gaussian"), ("binomial", {"name": "binomial", "trials": 1}), ("repeated", "heaviside")),
     ("repeated", "rectifier"),
 ]
-PULLED = ["binary_concrete", "hard_concrete", "noisy_sigmoid", "sigmoid"]
+PULLED = ["binary_concrete", "hard_concrete", "noisy_sigmoid", "sigmoid", *PAIRS]
 DTYPES = [torch.float32, torch.float64]
 WIDE_DEEP = [torch.float32, *deep(torch.float64)]
 SHAPES = [(5, 3, 2), (1, 1030, 1), (1030, 1, 1), (40, 33, 2)]  # rows, units, draws
@@ -96,6 +100,13 @@ def both(neuron, key, a, draws, monkeypatch):
         return found.cpu(), neuron.sample(key, a.cpu(), draws)
 
 
+def last_dim(neuron, classes):
+    """The last dim of its events, so many classes unless it takes two numbers, or 0 if there is none."""
+    if neuron.name in PAIRS:
+        return 2
+    return classes if neuron.event_ndim > 1 else 0
+
+
 def pre_activations(rows, units, *, classes=0, dtype=torch.float32):
     """Of all sizes: of a few units, of hundreds, and saturated."""
     generator = torch.Generator().manual_seed(rows)
@@ -111,7 +122,7 @@ def test_fused_kernels_have_the_references_bits(kernel, spec, dtype, monkeypatch
     neuron = gradest.neuron(spec)
     assert fused(kernel, DEVICE).__module__.startswith("gradest.kernels.cuda.")
     for rows, units, draws in SHAPES[:1] + SHAPES[3:]:
-        a = pre_activations(rows, units, classes=(neuron.event_ndim - 1) * 5, dtype=dtype)
+        a = pre_activations(rows, units, classes=last_dim(neuron, 5), dtype=dtype)
         found, wanted = both(neuron, gradest.Key(5, stream=2), a, draws, monkeypatch)
         assert found.dtype == dtype
         assert torch.equal(found, wanted)
@@ -152,8 +163,9 @@ def test_outputs_as_bytes(dtype, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, *deep(torch.float64, torch.bfloat16)])
 @pytest.mark.parametrize("name", PULLED)
 def test_pullbacks_have_the_references_bits(name, dtype, monkeypatch):
-    neuron, key, a = gradest.neuron(name), gradest.Key(5, stream=2), pre_activations(40, 33, dtype=dtype)
-    grad = torch.randn(2, *a.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    neuron, key = gradest.neuron(name), gradest.Key(5, stream=2)
+    a = pre_activations(40, 33, classes=last_dim(neuron, 0), dtype=dtype)
+    grad = torch.randn(2, 40, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
     found = neuron.pullback(key, a, grad.to(DEVICE), grad.to(DEVICE)).cpu()
     monkeypatch.setenv("GRADEST_KERNELS", "reference")
     assert found.dtype == dtype
@@ -214,7 +226,7 @@ def test_many_classes(name, classes, monkeypatch):
 def test_strides_and_rows(kernel, monkeypatch):
     """Of a, of seeds and of row numbers: a row has the same bits alone."""
     neuron = gradest.neuron(NEURONS[kernel])
-    a = pre_activations(3, 4, classes=(neuron.event_ndim - 1) * 3).transpose(0, 1)
+    a = pre_activations(3, 4, classes=last_dim(neuron, 3)).transpose(0, 1)
     numbers = torch.tensor([[7, 1], [1 << 40, 2], [3, 3], [(1 << 53) - 1, 1 << 31]], device=DEVICE)
     found, wanted = both(neuron, gradest.Key(*numbers.T), a, 2, monkeypatch)
     assert torch.equal(found, wanted)
@@ -227,9 +239,10 @@ def test_strides_and_rows(kernel, monkeypatch):
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
 def test_nothing_to_draw(kernel, shape):
     neuron = gradest.neuron(NEURONS[kernel])
-    a = torch.zeros(*shape, *(4,) * (neuron.event_ndim - 1), device=DEVICE)
-    assert neuron.sample(gradest.Key(1), a, 2).shape == (2, *a.shape)
-    assert neuron.sample(gradest.Key(1), torch.zeros(2, *a.shape[1:], device=DEVICE), 0).shape == (0, 2, *a.shape[1:])
+    a = torch.zeros(*shape, *(last_dim(neuron, 4),) * (neuron.event_ndim - 1), device=DEVICE)
+    wanted = neuron.output_event(a.shape[1:])
+    assert neuron.sample(gradest.Key(1), a, 2).shape == (2, shape[0], *wanted)
+    assert neuron.sample(gradest.Key(1), torch.zeros(2, *a.shape[1:], device=DEVICE), 0).shape == (0, 2, *wanted)
 
 
 @on_a_device
@@ -250,18 +263,24 @@ def test_the_backward_of_a_softmax_has_the_references_bits(shape, dtype):
 def test_kernels_are_called_as_those_for_the_cpu_are():
     from gradest.kernels import cpu, cuda
 
-    subsets = {"subset", "subset_marginals", "subset_mean_backward"}
-    assert set(cpu.__all__) - set(cuda.__all__) == {"all_finite", "moments", *subsets}
+    of_groups = {"ordered", "scaled_softmax", "subset", "subset_marginals", "subset_mean_backward"}
+    assert set(cpu.__all__) - set(cuda.__all__) == {"all_finite", "moments", *of_groups}
     for name in cuda.__all__:
         assert inspect.signature(getattr(cuda, name)) == inspect.signature(getattr(cpu, name)), name
 
 
-FUSED_BACKWARD = ["concrete_pullback", "normal_pullback", "softmax_backward"]
+FUSED_BACKWARD = [
+    "concrete_pullback",
+    "normal_pullback",
+    "scaled_concrete_pullback",
+    "scaled_normal_pullback",
+    "softmax_backward",
+]
 POINTERS = {
     **dict.fromkeys(("seed0", "seed1", "rows"), "*i32"),
     **dict.fromkeys(("out", "a", "h", "grad", "weights"), "*{}"),
 }
-OPTIONS = dict.fromkeys(("per_temperature", "height", "std", "slope"), "i64")  # the bits of a float64
+OPTIONS = dict.fromkeys(("per_temperature", "height", "std", "slope", "shared", "own"), "i64")  # the bits of a float64
 BORROWED = {"leave_one_out_score"}  # logistic_score is launched for it
 CONSTANTS = {
     "ROWS": 2,
@@ -275,6 +294,8 @@ CONSTANTS = {
     "HIGH": 0.7,
     "LOWER": -0.1,
     "WIDTH": 1.2,
+    "LEAST": -80.0,
+    "MOST": 69.0,
     "HALF_PI": 1.5708,
 }
 

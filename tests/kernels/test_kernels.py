@@ -43,14 +43,21 @@ FUSED = {
     "binomial": "binomial",
     "poisson": "poisson",
     "repeated": "sigmoid",
+    "scaled_normal": "diagonal_gaussian",
+    "scaled_concrete": "tempered_binary_concrete",
+    "scaled_softmax": "tempered_gumbel_softmax",
+    "correlated": "correlated_bernoulli",
+    "ordered": "plackett_luce",
     "subset": "k_subset",
 }
 MORE = [
     *(("concrete", "binary_concrete"), ("normal", "gaussian"), ("normal", {"name": "noisy_sigmoid", "std": 1.5})),
     *(("binomial", {"name": "binomial", "trials": trials}) for trials in (1, 30)),
     ("subset", {"name": "k_subset", "k": 1}),
+    ("correlated", {"name": "correlated_bernoulli", "correlation": 0.9}),
     *(("repeated", name) for name in ("heaviside", "rectifier")),
 ]
+PAIRS = ("diagonal_gaussian", "tempered_binary_concrete")  # with two pre-activations a unit
 SHAPES = [
     ((5,), (3,), 2),
     ((), (1,), 1),
@@ -60,6 +67,13 @@ SHAPES = [
     ((130,), (1030,), 1),
 ]
 CASES = [*FUSED.items(), *MORE]
+
+
+def last_dims(neuron, classes):
+    """The last dim of its events where they have two: so many classes, unless it takes two numbers."""
+    return () if neuron.event_ndim == 1 else (2 if neuron.name in PAIRS else classes,)
+
+
 FULL = (torch.float32, torch.float64)
 
 
@@ -84,7 +98,7 @@ def test_fused_kernels_have_the_references_bits(kernel, spec, dtype, monkeypatch
     assert fused(kernel, device).__wrapped__ is getattr(cpu, kernel)
     for batch, event, draws in SHAPES:
         generator = torch.Generator().manual_seed(len(batch) + draws)
-        classes = () if neuron.event_ndim == 1 else (1 + event[0] % 6,)
+        classes = last_dims(neuron, 1 + event[0] % 6)
         for scale in (1, 6, 1e4):
             a = (scale * torch.randn(*batch, *event, *classes, generator=generator, dtype=torch.float64)).to(dtype)
             before, key = a.clone(), gradest.Key(5, stream=2)
@@ -101,7 +115,7 @@ def test_fused_kernels_have_the_references_bits(kernel, spec, dtype, monkeypatch
 @pytest.mark.parametrize("kernel", FUSED)
 def test_what_is_not_a_number_stays_with_its_unit(kernel, monkeypatch):
     neuron, key = gradest.neuron(FUSED[kernel]), gradest.Key(1)
-    a = torch.randn(600, 3, *(4,) * (neuron.event_ndim - 1), generator=torch.Generator().manual_seed(0))
+    a = torch.randn(600, 3, *last_dims(neuron, 4), generator=torch.Generator().manual_seed(0))
     a[7, 1] = torch.nan
     found = neuron.sample(key, a, 2)
     monkeypatch.setenv("GRADEST_KERNELS", "reference")
@@ -180,16 +194,18 @@ def test_many_classes():
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
 def test_nothing_to_draw(kernel, shape):
     neuron = gradest.neuron(FUSED[kernel])
-    a = torch.zeros(*shape, *(4,) * (neuron.event_ndim - 1))
-    assert neuron.sample(gradest.Key(1), a, 2).shape == (2, *a.shape)
-    assert neuron.sample(gradest.Key(1), torch.zeros(2, *a.shape[1:]), 0).shape == (0, 2, *a.shape[1:])
+    a = torch.zeros(*shape, *last_dims(neuron, 4))
+    split = a.ndim - neuron.event_ndim
+    batch, event = a.shape[:split], neuron.output_event(a.shape[split:])
+    assert neuron.sample(gradest.Key(1), a, 2).shape == (2, *batch, *event)
+    assert neuron.sample(gradest.Key(1), torch.zeros(2, *a.shape[split:]), 0).shape == (0, 2, *event)
 
 
 @pytest.mark.parametrize("kernel", FUSED)
 def test_samples_do_not_depend_on_threads_or_strides(kernel, monkeypatch):
     monkeypatch.setattr(cpu.tensors, "_NUMBERS_PER_THREAD", 1 << 12)
     neuron = gradest.neuron(FUSED[kernel])
-    a = torch.randn(500, 100, *(7,) * (neuron.event_ndim - 1), generator=torch.Generator().manual_seed(0))
+    a = torch.randn(500, 100, *last_dims(neuron, 7), generator=torch.Generator().manual_seed(0))
     wanted, before = neuron.sample(gradest.Key(1), a, 3), torch.get_num_threads()
     try:
         for threads in (1, 2, 5):

@@ -36,14 +36,14 @@ MUTATIONS = (
         "self.points._version != self._asked[1]",
         "self.points._version < self._asked[1]",
         "what f writes into its points changes the gradient",
-        "tests/estimation/test_losses.py -k 'write_into or writes_are_seen'",
+        "tests/estimation/test_writes.py -k 'write_into or writes_are_seen'",
     ),
     Mutation(
         "gradest/contract/estimator.py",
         "self.a._version != self._asked[2]",
         "self.a._version < self._asked[2]",
         "pre-activations that were written to after the draw are taken for those of the draw",
-        "tests/estimation/test_losses.py -k pre_activations_that_were_written",
+        "tests/estimation/test_writes.py -k pre_activations_that_were_written",
     ),
     Mutation(
         "gradest/contract/score_function.py",
@@ -85,7 +85,7 @@ MUTATIONS = (
         '            counts = (x._version - wrote for x, wrote in zip((state["points"], state["a"]), written, strict=True))',
         '            counts = (x._version for x, wrote in zip((state["points"], state["a"]), written, strict=True))',
         "a copy of a draw forgets that its points were written to",
-        "tests/estimation/test_losses.py -k copy_of_a_draw",
+        "tests/estimation/test_writes.py -k copy_of_a_draw",
     ),
     Mutation(
         "gradest/contract/neuron/base.py",

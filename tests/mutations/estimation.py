@@ -71,7 +71,7 @@ MUTATIONS = (
         "        if index is not None and allow_inf:",
         "        if index is not None:",
         "infinite losses are let through",
-        "tests/estimation/test_losses.py -k 'not_finite'",
+        "tests/estimation/test_losses.py tests/estimation/test_states.py -k 'not_finite'",
     ),
     Mutation(
         "gradest/estimation/ask_tell.py",
@@ -92,21 +92,21 @@ MUTATIONS = (
         "            finite = _all_finite_there(widened)",
         "            finite = torch.ones_like(_all_finite_there(widened))",
         "inside a transform of torch.func a loss that is not finite spoils the state",
-        "tests/estimation/test_losses.py -k leaves_the_state",
+        "tests/estimation/test_states.py -k leaves_the_state",
     ),
     Mutation(
         "gradest/estimation/ask_tell.py",
         "    if found != shapes:",
         "    if len(found) != len(shapes):",
         "the state of another event shape is broadcast",
-        "tests/estimation/test_losses.py -k state_that_does_not_fit",
+        "tests/estimation/test_states.py -k state_that_does_not_fit",
     ),
     Mutation(
         "gradest/estimation/expectation.py",
         "        check_feedback_finite(Feedback(loss), allow_inf, impossible)\n        return value_of(",
         "        return value_of(",
         "under torch.no_grad() losses that are not finite are averaged",
-        "tests/estimation/test_losses.py -k not_finite",
+        "tests/estimation/test_losses.py tests/estimation/test_states.py -k not_finite",
     ),
     Mutation(
         "gradest/estimation/expectation.py",
@@ -260,6 +260,6 @@ MUTATIONS = (
         "        guarded = differentiable_once(upstream, a, loss)[(...",
         "        guarded = upstream[(...",
         "the hessian of an estimate is 0",
-        "tests/estimation/test_losses.py -k samples_do_not_give",
+        "tests/estimation/test_graphs_of_losses.py -k samples_do_not_give",
     ),
 )

@@ -50,14 +50,14 @@ MUTATIONS = (
         "below.clamp(max=-self.gap)",
         "below - self.gap",
         "logits that are far enough below the largest are moved, too",
-        "tests/estimators/test_one_hot.py -k gapped",
+        "tests/estimators/test_straight_through_one_hot.py -k gapped",
     ),
     Mutation(
         "plugins/gradest_estimators/decoupled_straight_through.py",
         "_relative(neuron, a) / self.forward_temperature",
         "_relative(neuron, a) / self.backward_temperature",
         "the temperature of the derivative is that of the samples",
-        "tests/estimators/test_one_hot.py -k decoupled",
+        "tests/estimators/test_straight_through_one_hot.py -k decoupled",
     ),
     Mutation(
         "plugins/gradest_estimators/rodeo.py",

@@ -127,14 +127,14 @@ MUTATIONS = (
         "        if moved and (transformed() or first_non_finite(grad_h) is None):",
         "        if moved:",
         "a derivative that is not finite spoils the state of a layer",
-        "tests/estimation/test_losses.py -k derivative_that_is_not_finite",
+        "tests/estimation/test_states.py -k derivative_that_is_not_finite",
     ),
     Mutation(
         "gradest/nn/uses.py",
         "gradient = DifferentiateOnce.apply(gradient, *sources)  # type: ignore[no-untyped-call]",
         "pass",
         "the second derivative of a layer is 0",
-        "tests/nn/test_scopes.py -k second_derivative",
+        "tests/nn/test_scope_refusals.py -k second_derivative",
     ),
     Mutation(
         "gradest/nn/untold.py",
@@ -197,7 +197,7 @@ MUTATIONS = (
         "        if state and run.step != step:",
         "        if state and run.step > step:",
         "a checkpoint repeats a layer from a state that has moved since",
-        "tests/nn/test_scopes.py -k from_another_state",
+        "tests/nn/test_scope_refusals.py -k from_another_state",
     ),
     Mutation(
         "gradest/nn/layers.py",
@@ -239,7 +239,7 @@ MUTATIONS = (
         "            gradient = DifferentiateOnce.apply(gradient.to(a.dtype), a)  # type: ignore[no-untyped-call]",
         "            gradient = gradient.to(a.dtype)",
         "inside a transform of torch.func the second derivative of a layer is 0",
-        "tests/nn/test_scopes.py -k second_derivative",
+        "tests/nn/test_scope_refusals.py -k second_derivative",
     ),
     Mutation(
         "gradest/nn/sampler.py",

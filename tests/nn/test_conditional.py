@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import multiprocessing
 import pickle
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,11 +12,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import linear
 
 from gradest.errors import InvalidInput, InvalidOptions
-from gradest.kernels import conditional
 from gradest.nn import ConditionalLinear
-from gradest.nn.conditional import Computed
+from tests.nn.conditional import DTYPES, dense, differentiate, output_gradient, problem, run
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 # examples, inputs, outputs, block; odd ones reach the ends of vectors and chunks, and the weights of the last have over 1 MB
 SHAPES = [
     (1, 37, 6, 1),
@@ -29,30 +25,6 @@ SHAPES = [
     (4, 91, 70, 1),
     (1, 700, 400, 1),
 ]
-
-
-def problem(batch, inputs, units, block, dtype=torch.float32, share=0.4, seed=0, **options):
-    """A layer, inputs, and gates of which some are 0; the weights of the layer follow from the seed."""
-    torch.manual_seed(seed)
-    layer = ConditionalLinear(inputs, units, block_size=block, method="sparse", dtype=dtype, **options)
-    x = torch.randn(batch, inputs, dtype=dtype, requires_grad=True)
-    gates = (torch.rand(batch, units // block) < share) * torch.randn(batch, units // block)
-    return layer, x, gates.to(dtype)
-
-
-def dense(layer, x, gates):
-    """The sum in float64 that the layer stands for, as a function that autograd differentiates."""
-    bias = None if layer.bias is None else layer.bias.double()
-    return gates.double().repeat_interleave(layer.block_size, -1) * linear(x.double(), layer.weight.double(), bias)
-
-
-def output_gradient(out):
-    """Of numbers that every dtype has."""
-    return torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(out.dtype)
-
-
-def differentiate(out, inputs):
-    return torch.autograd.grad(out, inputs, output_gradient(out))
 
 
 def assert_rounded(found, exact, magnitude, terms):
@@ -147,68 +119,6 @@ def test_each_subset_of_gradients(wanted):
     for tensor, other in zip(tensors, given, strict=True):
         if tensor.grad is not None:
             torch.testing.assert_close(tensor.grad, other.grad)
-
-
-def run(layer, x, gates):
-    x = x.detach().requires_grad_()
-    out = layer(x, gates)
-    return (out.detach(), *differentiate(out, (x, layer.weight, layer.bias)))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("units", "block"), [(90, 1), (96, 16), (95, 5)])
-def test_bits_of_a_row_depend_on_that_row_alone(units, block, dtype):
-    layer, x, gates = problem(300, 203, units, block, dtype=dtype)
-    out, grad_x = run(layer, x, gates)[:2]
-    weight = output_gradient(out)
-    for rows in (slice(0, 1), slice(5, 7), slice(120, 135), slice(299, 300), [7, 290, 3, 8, 9]):
-        part = x.detach()[rows].requires_grad_()
-        alone = layer(part, gates[rows])
-        assert torch.equal(alone, out[rows])
-        assert torch.equal(torch.autograd.grad(alone, part, weight[rows])[0], grad_x[rows])
-
-
-@pytest.mark.parametrize(("units", "block"), [(600, 1), (640, 64)])
-def test_bits_depend_neither_on_threads_nor_on_the_run(units, block):
-    layer, x, gates = problem(200, 301, units, block)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 5, 2):
-            torch.set_num_threads(threads)
-            results.append(run(layer, x, gates))
-    finally:
-        torch.set_num_threads(before)
-    for result in results[1:]:
-        assert all(torch.equal(one, two) for one, two in zip(result, results[0], strict=True))
-
-
-def test_several_threads_at_once():
-    problems = [problem(64, 300, 256, block, seed=block) for block in (1, 2, 4, 8, 16, 32)]
-    wanted = [run(*each) for each in problems]
-    with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(lambda each: run(*each), problems))
-    assert all(
-        torch.equal(one, two)
-        for mine, theirs in zip(found, wanted, strict=True)
-        for one, two in zip(mine, theirs, strict=True)
-    )
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_after_a_fork():
-    layer, x, gates = problem(200, 301, 640, 64)
-    wanted = layer(x, gates).detach()
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-        found = pool.submit(_forward, layer.state_dict(), x.detach(), gates).result(60)
-    assert torch.equal(found, wanted)
-
-
-def _forward(state, x, gates):
-    layer = ConditionalLinear(301, 640, block_size=64, method="sparse")
-    layer.load_state_dict(state)
-    with torch.no_grad():
-        return layer(x, gates)
 
 
 @pytest.mark.parametrize("kernel", ["cpu", "reference"])
@@ -306,126 +216,6 @@ def test_a_tensor_changed_between_forward_and_backward_is_an_error():
     gates.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
-
-
-@pytest.mark.parametrize("method", ["sparse", "dense"])
-@pytest.mark.parametrize("kernel", ["cpu", "reference"])
-@pytest.mark.parametrize("block", [1, 4])
-def test_sparse_gradients_have_the_open_rows(block, kernel, method, monkeypatch):
-    monkeypatch.setenv("GRADEST_KERNELS", kernel)
-    layer, x, gates = problem(2, 30, 24, block, share=0.3, seed=3)
-    wanted = run(layer, x, gates)
-    layer.sparse_gradient, layer.method = True, method
-    found = run(layer, x, gates)
-    assert found[2].is_sparse
-    assert found[2].is_coalesced()
-    torch.testing.assert_close(found[2].to_dense(), wanted[2])
-    torch.testing.assert_close(found[3], wanted[3])
-    rows = (gates != 0).any(0).repeat_interleave(block).nonzero()[:, 0]
-    assert 0 < len(rows) < 24
-    if method == "sparse":
-        assert torch.equal(found[2].indices()[0], rows)
-        assert torch.equal(found[2].to_dense(), wanted[2])
-
-
-def test_training_with_sparse_gradients_is_training_with_dense_ones():
-    layers = [problem(6, 10, 12, 3, sparse_gradient=sparse)[0] for sparse in (True, False)]
-    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in layers]
-    for step in range(5):
-        _, x, gates = problem(6, 10, 12, 3, share=0.2, seed=step)
-        for layer, optimizer in zip(layers, optimizers, strict=True):
-            optimizer.zero_grad()
-            layer(x, gates).square().sum().backward()
-            optimizer.step()
-    for one, two in zip(*(layer.parameters() for layer in layers), strict=True):
-        torch.testing.assert_close(one, two)
-
-
-def test_what_is_computed_is_counted():
-    layer, x, gates = problem(10, 7, 12, 3)
-    assert layer.computed == Computed()
-    assert layer.computed.share == 1
-    pairs, whole = int((gates != 0).sum()), 10 * 12 * 7
-    out = layer(x, gates)
-    assert layer.computed == Computed(pairs * 3 * 7, whole)
-    out.sum().backward()  # with respect to x and to W
-    assert layer.computed == Computed(3 * pairs * 3 * 7, 3 * whole)
-    assert layer.computed.share == pytest.approx(pairs / gates.numel())
-    layer.computed = Computed()
-    layer(x.detach(), gates).sum().backward()
-    assert layer.computed == Computed(2 * pairs * 3 * 7, 2 * whole)
-    layer.computed = Computed()
-    layer(x.detach(), gates.requires_grad_()).sum().backward()  # forward for closed gates too
-    assert layer.computed == Computed(whole + pairs * 3 * 7, 2 * whole)
-    layer.method, layer.computed = "dense", Computed()
-    layer(x, gates).sum().backward()
-    assert layer.computed == Computed(3 * whole, 3 * whole)
-
-
-def test_a_share_as_the_method_decides_by_what_is_open():
-    layer, x, _ = problem(4, 6, 10, 1)
-    gates = torch.zeros(4, 10)
-    gates[:, :3] = 1
-    for method, share in ((0.29, 1.0), (0.3, 0.3), (0, 1.0), (1, 0.3)):
-        layer.method, layer.computed = method, Computed()
-        layer(x, gates).sum().backward()
-        assert layer.computed.share == pytest.approx(share), method
-
-
-def test_auto_keeps_its_choices_and_takes_others(monkeypatch):
-    from gradest.nn import conditional as module
-
-    trials = []
-    monkeypatch.setattr(module, "_faster", lambda sparse, dense: trials.append((sparse(), dense())) or "dense")
-    layer, x, gates = problem(8, 6, 16, 1, share=0.2)
-    layer.method = "auto"
-    for _ in range(3):
-        layer(x, gates).sum().backward()
-    assert set(layer.choices.values()) == {"dense"}
-    assert len(trials) == len(layer.choices) == 2  # forward, backward
-    assert layer.computed.share == 1
-    layer(x, torch.ones_like(gates))  # another share
-    layer(x.repeat(2, 1), gates.repeat(2, 1))  # another number of examples
-    assert len(trials) == 4
-    layer.choices = dict.fromkeys(layer.choices, "sparse")
-    layer.computed = Computed()
-    layer(x, gates)
-    assert layer.computed.share < 0.5
-    assert len(trials) == 4
-    layer(x, torch.zeros_like(gates))  # nothing to do needs no trial
-    assert len(trials) == 4
-
-
-def test_auto_takes_the_faster_one():
-    import time
-
-    from gradest.nn.conditional import _faster
-
-    assert _faster(lambda: None, lambda: time.sleep(0.002)) == "sparse"
-    assert _faster(lambda: time.sleep(0.002), lambda: None) == "dense"
-    slow_at_first = iter([0.01])
-    assert _faster(lambda: time.sleep(next(slow_at_first, 0)), lambda: time.sleep(0.001)) == "sparse"
-
-
-@pytest.mark.parametrize("method", ["sparse", "dense", "auto"])
-def test_autocast_computes_in_the_dtype_of_the_weights(method):
-    layer, x, gates = problem(6, 40, 8, 2)
-    wanted = run(layer, x, gates)
-    layer.method = method
-    with torch.autocast("cpu", torch.bfloat16):
-        found = run(layer, x, gates)
-    for mine, theirs in zip(found, wanted, strict=True):
-        assert mine.dtype == torch.float32
-        torch.testing.assert_close(mine, theirs)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = layer(x.bfloat16(), gates.bfloat16())
-    torch.testing.assert_close(out, layer(x.bfloat16().float(), gates.bfloat16().float()))
-
-
-def test_half_precision_goes_by_the_reference():
-    assert conditional(torch.device("cpu"), torch.float16).__name__ == "gradest.kernels.reference.conditional"
-    layer, x, gates = problem(6, 40, 8, 2, dtype=torch.float16)
-    torch.testing.assert_close(layer(x, gates).double(), dense(layer, x, gates), rtol=2e-3, atol=1e-4)
 
 
 def test_gates_of_other_dtypes():
@@ -537,16 +327,3 @@ def test_what_does_not_fit_is_named(x, gates, message):
 def test_options_that_do_not_fit_are_named(options, message):
     with pytest.raises(InvalidOptions, match=message):
         ConditionalLinear(4, 8, **options)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(70, 131), (1, 5), (0, 5), (3, 0)])
-def test_gates_are_counted_as_plans_count_them(dtype, shape):
-    """Closed are 0 and -0; NaN is open. float16 has the kernels in plain torch."""
-    gates = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.1).to(dtype)
-    gates.flatten()[:3] = torch.tensor([float("nan"), -0.0, -2.0][: gates.numel()])
-    module = conditional(gates.device, dtype)
-    gates = gates.float() if dtype == torch.bfloat16 else gates
-    opened = sum(gate != 0 for gate in gates.flatten().tolist())
-    for given in (gates, gates.T.contiguous().T):
-        assert module.count(given) == module.plan(given).pairs == opened

@@ -1,5 +1,8 @@
 """One service on loopback for the session, sharing this process's registry, and ways to call it."""
 
+import threading
+from types import SimpleNamespace
+
 import httpx
 import pytest
 
@@ -59,6 +62,23 @@ def registered():
     yield register
     for plugin in added:
         gradest.registry.unregister(plugin)
+
+
+@pytest.fixture
+def poisson_waits(monkeypatch):
+    """Has a request for three samples of poisson hold its thread: `held` is set once it does, until the test sets `may_go`."""
+    events = SimpleNamespace(held=threading.Event(), may_go=threading.Event())
+    poisson = type(gradest.neuron("poisson"))
+    sample = poisson.sample
+
+    def hold(neuron, key, a, draws):
+        if draws == 3:  # the service tries each neuron itself when it starts
+            events.held.set()
+            events.may_go.wait(20)
+        return sample(neuron, key, a, draws)
+
+    monkeypatch.setattr(poisson, "sample", hold)
+    return events
 
 
 @pytest.fixture(scope="session")

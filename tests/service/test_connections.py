@@ -10,6 +10,8 @@ import time
 from contextlib import ExitStack, suppress
 
 import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gradest_service.host import connections
 from gradest_service.host.connections import Connections, Listener, allow_files
@@ -95,6 +97,23 @@ def test_heads_that_do_not_come_give_their_places_back(start, opened, sent):
     assert {read(connection)[:12] for connection in slow} == {b"HTTP/1.1 408" if sent else b""}
     eventually(lambda: service.get("/livez").status_code == 200)
     assert scrape(service, "gradest_connections ") == 1
+
+
+@pytest.mark.parametrize("parser", [H11Protocol, HttpToolsProtocol])
+def test_a_request_for_a_websocket_is_answered_in_http_and_counts_no_longer(start, opened, monkeypatch, caplog, parser):
+    """There are none; a connection that changed its protocol would never be counted out."""
+    monkeypatch.setattr("gradest_service.host.protocol.AutoHTTPProtocol", parser)
+    service = start(max_connections=20, max_connections_per_client=20)
+    for _ in range(30):
+        (connection,) = opened(service, 1)
+        connection.sendall(
+            b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.close()
+    eventually(lambda: scrape(service, "gradest_connections ") == 1)
+    assert "pgrade" not in caplog.text
 
 
 @pytest.fixture

@@ -152,26 +152,19 @@ def _no_memory(kind):
 
 
 @pytest.mark.parametrize("kind", ["torch", "cpu", "numpy"])
-def test_a_lack_of_memory_is_a_503_for_that_request_alone(start, refused, monkeypatch, kind):
+def test_a_lack_of_memory_is_a_503_for_that_request_alone(start, refused, monkeypatch, poisson_waits, kind):
     """Of three requests that are computed together one is too large for the device; the others get their answers."""
-    released, held, may_go = [], threading.Event(), threading.Event()
+    released = []
     monkeypatch.setattr(CPU, "release", lambda: released.append(1), raising=False)
-    bernoulli, poisson = type(gradest.neuron("bernoulli")), type(gradest.neuron("poisson"))
-    sample, hold = bernoulli.sample, poisson.sample
+    bernoulli = type(gradest.neuron("bernoulli"))
+    sample = bernoulli.sample
 
     def sample_or_fail(neuron, key, a, draws):
         if (a == 5).any():
             _no_memory(kind)
         return sample(neuron, key, a, draws)
 
-    def sample_when_allowed(neuron, key, a, draws):
-        if draws == 3:
-            held.set()
-            may_go.wait(20)
-        return hold(neuron, key, a, draws)
-
     monkeypatch.setattr(bernoulli, "sample", sample_or_fail)
-    monkeypatch.setattr(poisson, "sample", sample_when_allowed)
     service, answers = start(threads=1), {}
 
     def post(name, **fields):
@@ -184,10 +177,10 @@ def test_a_lack_of_memory_is_a_503_for_that_request_alone(start, refused, monkey
 
     threads = [send("first", neuron="poisson", samples=3)]
     try:
-        assert held.wait(20)
+        assert poisson_waits.held.wait(20)
         threads += [send("one"), send("large", a=[[5.0, 5.0, 5.0]]), send("other", seed=8)]
     finally:
-        threading.Timer(0.5, may_go.set).start()
+        threading.Timer(0.5, poisson_waits.may_go.set).start()
     for thread in threads:
         thread.join()
     assert [answers[name].status_code for name in ("first", "one", "other")] == [200] * 3

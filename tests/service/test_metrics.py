@@ -263,20 +263,8 @@ def test_no_globals():
     assert logging.getLogger().handlers == handlers
 
 
-def test_what_waits_for_a_thread_and_what_ran_together_is_counted(start, monkeypatch):
+def test_what_waits_for_a_thread_and_what_ran_together_is_counted(start, poisson_waits):
     """One request holds the only thread; of three that wait meanwhile two are of one kind, so two passes wait."""
-    held, may_go = threading.Event(), threading.Event()
-
-    poisson = type(gradest.neuron("poisson"))
-    sample = poisson.sample
-
-    def hold(neuron, key, a, draws):
-        if draws == 3:  # the service tries each neuron itself when it starts
-            held.set()
-            may_go.wait(20)
-        return sample(neuron, key, a, draws)
-
-    monkeypatch.setattr(poisson, "sample", hold)
     service = start(threads=1)
 
     def send(neuron):
@@ -286,11 +274,11 @@ def test_what_waits_for_a_thread_and_what_ran_together_is_counted(start, monkeyp
 
     try:
         threads = [send("poisson")]
-        assert held.wait(20)
+        assert poisson_waits.held.wait(20)
         threads += [send(neuron) for neuron in ("bernoulli", "bernoulli", "bipolar")]
         eventually(lambda: scrape(service)["gradest_requests_waiting"] == 2 and requests_in(service) == 4)
     finally:
-        may_go.set()
+        poisson_waits.may_go.set()
     for thread in threads:
         thread.join()
     eventually(lambda: scrape(service)["gradest_requests_waiting"] == 0)

@@ -94,19 +94,8 @@ def test_phases_of_what_runs_alone(start, spans, path, body, accept):
     assert servers(spans())[0].parent is None
 
 
-def test_each_request_of_a_batch_has_its_phases_in_its_own_trace(start, spans, monkeypatch):
+def test_each_request_of_a_batch_has_its_phases_in_its_own_trace(start, spans, poisson_waits):
     """One request holds the only thread; two others wait, and are then computed together."""
-    held, may_go = threading.Event(), threading.Event()
-    poisson = type(gradest.neuron("poisson"))
-    sample = poisson.sample
-
-    def hold(neuron, key, a, draws):
-        if draws == 3:  # the service tries each neuron itself when it starts
-            held.set()
-            may_go.wait(20)
-        return sample(neuron, key, a, draws)
-
-    monkeypatch.setattr(poisson, "sample", hold)
     service = start(tracing=True, threads=1)
 
     def post(body, trace):
@@ -118,12 +107,12 @@ def test_each_request_of_a_batch_has_its_phases_in_its_own_trace(start, spans, m
     traces = [f"{number:032x}" for number in (1, 2)]
     try:
         threads = [post(SAMPLE | {"neuron": "poisson", "samples": 3}, TRACE)]
-        assert held.wait(20)
+        assert poisson_waits.held.wait(20)
         threads += [post(SAMPLE, trace) for trace in traces]
         eventually(lambda: scrape(service)["gradest_requests_in_progress"] == 4)  # and the scrape itself
         eventually(lambda: scrape(service)["gradest_requests_waiting"] == 1)
     finally:
-        may_go.set()
+        poisson_waits.may_go.set()
     for thread in threads:
         thread.join()
     eventually(lambda: len([span for span in servers(spans()) if span.name == "POST /v1/sample"]) == 3)

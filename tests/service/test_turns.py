@@ -115,3 +115,22 @@ def test_answers_that_nobody_reads_keep_their_caller_waiting_first(unsent):
         assert queue.memory.used == 25
 
     check(scenario)
+
+
+def test_what_arrives_while_others_wait_does_not_pass_them():
+    """Only where nobody waits is a turn taken at once."""
+
+    async def scenario():
+        queue, large, small = Queue(threads=2), Need(bytes=80), Need(bytes=10)
+        await queue.ask("first", need=large)
+        await queue.ask("no room", need=large)
+        await queue.ask("later", need=small)
+        assert queue.order == ["first"]
+        await queue.finish(large)
+        assert queue.order == ["first", "no room", "later"]
+        assert queue.memory.used == 90
+        await queue.finish(large)
+        await queue.finish(small)
+        assert queue.memory.used == 0
+
+    check(scenario)

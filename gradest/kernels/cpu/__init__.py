@@ -17,10 +17,21 @@ function whose body raises NotImplementedError is a name for numba alone, which 
 `conditional` computes linear layers that skip closed gates.
 """
 
-from gradest.kernels.cpu.additive_noise import concrete, concrete_pullback, normal, normal_pullback, rectified
+from gradest.kernels.cpu.additive_noise import (
+    concrete,
+    concrete_pullback,
+    normal,
+    normal_pullback,
+    rectified,
+    scaled_concrete,
+    scaled_concrete_pullback,
+    scaled_normal,
+    scaled_normal_pullback,
+)
 from gradest.kernels.cpu.binaries import antithetic, binary, times_smooth, times_smooth_backward
 from gradest.kernels.cpu.classes import (
     one_hot,
+    scaled_softmax,
     softmax,
     softmax_backward,
     subset,
@@ -29,6 +40,7 @@ from gradest.kernels.cpu.classes import (
 )
 from gradest.kernels.cpu.counts import binomial, poisson
 from gradest.kernels.cpu.deterministic import logistic_backward, rectified_backward, repeated, surrogate_backward
+from gradest.kernels.cpu.groups import correlated, ordered
 from gradest.kernels.cpu.noise import uniform
 from gradest.kernels.cpu.scores import antithetic_score, leave_one_out_score, logistic_score
 from gradest.kernels.cpu.statistics import all_finite, moments
@@ -41,6 +53,7 @@ __all__ = [
     "binomial",
     "concrete",
     "concrete_pullback",
+    "correlated",
     "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
@@ -48,10 +61,16 @@ __all__ = [
     "normal",
     "normal_pullback",
     "one_hot",
+    "ordered",
     "poisson",
     "rectified",
     "rectified_backward",
     "repeated",
+    "scaled_concrete",
+    "scaled_concrete_pullback",
+    "scaled_normal",
+    "scaled_normal_pullback",
+    "scaled_softmax",
     "softmax",
     "softmax_backward",
     "subset",

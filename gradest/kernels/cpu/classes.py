@@ -17,7 +17,15 @@ from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads
 from gradest.kernels.portable import LANES
 from gradest.kernels.reference.noise import Word
 
-__all__ = ["one_hot", "softmax", "softmax_backward", "subset", "subset_marginals", "subset_mean_backward"]
+__all__ = [
+    "one_hot",
+    "scaled_softmax",
+    "softmax",
+    "softmax_backward",
+    "subset",
+    "subset_marginals",
+    "subset_mean_backward",
+]
 
 
 def _as_integers(x: Any) -> Any:
@@ -139,6 +147,51 @@ def _softmax(
             h = out[draw, at : at + size]
             for unit in range(0, size, classes):
                 y, z = u[unit : unit + classes], h[unit : unit + classes]
+                total = _last_sum(y, lanes)
+                for i in range(classes):
+                    z[i] = y[i] / total
+
+
+@compiled
+def _scaled_softmax(
+    words: Any,
+    seed0: Any,
+    seed1: Any,
+    rows: Any,
+    stream: Any,
+    a: Any,
+    out: Any,
+    first: Any,
+    last: Any,
+    classes: Any,
+    most: Any,
+) -> None:
+    """Draw the units `first` to `last`; in `a`, the logarithm of its temperature follows the logits of each."""
+    units, parts = max(1, BLOCK // classes), classes + 1
+    noise = noise_scratch(units * classes, a)
+    u, lanes = np.empty(units * classes, a.dtype), np.empty(LANES, a.dtype)
+    for unit in range(first, last, units):
+        count = min(units, last - unit)
+        at, size = unit * classes, count * classes
+        place = locate(words, seed0, seed1, stream, a.size // (rows * parts) * classes, at, at + size, noise)
+        x = a[unit * parts : (unit + count) * parts].reshape(count, parts)
+        for draw in range(len(out)):
+            uniforms(noise, place, draw, u[:size])
+            for i in range(size):
+                u[i] = log(-log(u[i]))
+            for j in range(count):
+                y, logits = u[j * classes : (j + 1) * classes], x[j]
+                steep = exp(-min(max(logits[classes], -most), most))
+                for i in range(classes):
+                    y[i] = logits[i] - y[i]
+                largest = y.max()
+                for i in range(classes):
+                    y[i] = (y[i] - largest) * steep
+            for i in range(size):
+                u[i] = exp(u[i])
+            h = out[draw, at : at + size]
+            for j in range(count):
+                y, z = u[j * classes : (j + 1) * classes], h[j * classes : (j + 1) * classes]
                 total = _last_sum(y, lanes)
                 for i in range(classes):
                     z[i] = y[i] / total
@@ -293,6 +346,18 @@ def softmax(
 ) -> Tensor:
     """Draw softmax((a - log(-log u)) per_temperature) of each unit, for `a` `[rows, units * classes]`; per_temperature is 1/τ."""
     return run_kernel(_softmax, seed, rows, stream, draws, a, classes, NUMPY[a.dtype](per_temperature), size=classes)
+
+
+def scaled_softmax(
+    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, classes: int, most: float
+) -> Tensor:
+    """Draw softmax((m - log(-log u)) e^-s) of each unit, with s between ±`most`, `[draws, rows, units * classes]`.
+
+    a is `[rows, units * (classes + 1)]`: the m of each unit, and s. The other arguments are as for `binary`.
+    """
+    shape = (len(a), a.shape[1] // (classes + 1) * classes)
+    options = classes, NUMPY[a.dtype](most)
+    return run_kernel(_scaled_softmax, seed, rows, stream, draws, a, *options, size=classes + 1, shape=shape)
 
 
 def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:

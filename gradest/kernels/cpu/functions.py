@@ -200,7 +200,7 @@ def _(u: Any) -> Any:
 
 @compiled
 def ndtris(u: Any, outer: Any, place: Any) -> None:
-    """Replace each u by Φ⁻¹(u), as `portable.ndtri` computes it; the others are scratch, `place` one longer than u.
+    """Replace each u by Φ⁻¹(u), as `portable.ndtri` computes it; the others are scratch.
 
     A number of seven is in the outer parts of the law, whose formula takes several times as long. These are gathered first.
     """

@@ -53,6 +53,7 @@ def sampler(
     scratch: int = 0,
     wide: bool = False,
     mirrored: bool = False,
+    parts: int = 1,
 ) -> Callable[..., None]:
     """Make the kernel that draws uniform noise and transforms it, block by block, from what to do in one block.
 
@@ -62,6 +63,7 @@ def sampler(
     prepare(x, u, scratch, options) fills scratch with what all draws of the block share; u is free.
     scratch: the number of rows of scratch, which are in the dtype of x, or in float64 if `wide`.
     mirrored: after the draws at u come as many at 1 - u. Then transform must not overwrite u.
+    parts: how many pre-activations, side by side, a unit has for its one output. In a pullback h has as many as x.
 
     Both functions must be `inlined_by_name`.
     """
@@ -83,18 +85,20 @@ def sampler(
         u, shared = np.empty(BLOCK, a.dtype), np.empty((scratch, BLOCK), np.float64 if wide else a.dtype)
         halves = 2 if mirrored else 1
         draws = len(out) // halves
+        written = out.shape[1] * parts // a.size  # numbers of an output, for each unit
         for at in range(first, last, BLOCK):
             end = min(at + BLOCK, last)
-            place = locate(words, seed0, seed1, stream, a.size // rows, at, end, noise)
-            x = a[at:end]
+            place = locate(words, seed0, seed1, stream, a.size // (rows * parts), at, end, noise)
+            x = a[parts * at : parts * end]
             prepare(x, u, shared, options)
             for draw in range(draws):
-                uniforms(noise, place, draw, u[: x.size])
+                uniforms(noise, place, draw, u[: end - at])
                 for half in range(halves):
                     if half > 0:
-                        _mirror(u[: x.size])
+                        _mirror(u[: end - at])
                     point = half * draws + draw
-                    transform(x, u, _part(grad, point, at, end), out[point, at:end], shared, options)
+                    h = out[point, written * at : written * end]
+                    transform(x, u, _part(grad, point, at, end), h, shared, options)
 
     kernel.__name__ = kernel.__qualname__ = transform.__name__ + ("_mirrored" if mirrored else "")
     return compiled(kernel)
@@ -110,10 +114,15 @@ def run_sampler(
     *options: Any,
     grad: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    parts: int = 1,
 ) -> Tensor:
-    """Run a kernel that `sampler` has made, and return its outputs `[draws, *a.shape]`."""
+    """Run a kernel that `sampler` has made, and return its outputs, or for a grad its gradients, `[draws, *a.shape]`.
+
+    With `parts` above 1, a is `[rows, parts * units]`, and outputs are `[draws, rows, units]`.
+    """
     more = (None if grad is None else flat(grad, 1),)
-    return run_kernel(kernel, seed, rows, stream, draws, a, *options, more=more, dtype=dtype)
+    shape = a.shape if grad is not None or parts == 1 else (*a.shape[:-1], a.shape[-1] // parts)
+    return run_kernel(kernel, seed, rows, stream, draws, a, *options, size=parts, more=more, dtype=dtype, shape=shape)
 
 
 def run_kernel(
@@ -127,12 +136,13 @@ def run_kernel(
     size: int = 1,
     more: tuple[Any, ...] = (),
     dtype: torch.dtype | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> Tensor:
-    """Run a kernel that draws `[draws, *a.shape]` from the words, `a`, `more` and the options.
+    """Run a kernel that draws `[draws, *shape]`, by default that of `a`, from the words, `a`, `more` and the options.
 
     size: how many numbers of `a` make one of the elements that the kernel counts.
     """
-    out = empty(draws, *a.shape, dtype=dtype or a.dtype)
+    out = empty(draws, *(a.shape if shape is None else shape), dtype=dtype or a.dtype)
     words, given, numbers = as_words(seed, rows, stream), flat(a), flat(out, 1)
     in_threads(
         lambda first, last: kernel(*words, given, *more, numbers, first, last, *options),

@@ -14,11 +14,22 @@ them on CPU tensors, slowly.
 `conditional` computes linear layers that skip closed gates.
 """
 
-from gradest.kernels.cuda.additive_noise import concrete, concrete_pullback, normal, normal_pullback, rectified
+from gradest.kernels.cuda.additive_noise import (
+    concrete,
+    concrete_pullback,
+    normal,
+    normal_pullback,
+    rectified,
+    scaled_concrete,
+    scaled_concrete_pullback,
+    scaled_normal,
+    scaled_normal_pullback,
+)
 from gradest.kernels.cuda.binaries import antithetic, binary, times_smooth, times_smooth_backward
 from gradest.kernels.cuda.classes import one_hot, softmax, softmax_backward
 from gradest.kernels.cuda.counts import binomial, poisson
 from gradest.kernels.cuda.deterministic import logistic_backward, rectified_backward, repeated, surrogate_backward
+from gradest.kernels.cuda.groups import correlated
 from gradest.kernels.cuda.noise import uniform
 from gradest.kernels.cuda.scores import antithetic_score, leave_one_out_score, logistic_score
 
@@ -29,6 +40,7 @@ __all__ = [
     "binomial",
     "concrete",
     "concrete_pullback",
+    "correlated",
     "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
@@ -39,6 +51,10 @@ __all__ = [
     "rectified",
     "rectified_backward",
     "repeated",
+    "scaled_concrete",
+    "scaled_concrete_pullback",
+    "scaled_normal",
+    "scaled_normal_pullback",
     "softmax",
     "softmax_backward",
     "surrogate_backward",

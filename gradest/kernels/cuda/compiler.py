@@ -11,8 +11,8 @@ import triton.language as tl
 
 __all__ = ["IEEE", "compiled", "float_bits", "inlined", "option"]
 
-_COUNTS = ["stream", "draws", "points", "row_count", "trials"]
-_OPTIONS = ["per_temperature", "height", "std", "slope"]
+_COUNTS = ["stream", "draws", "points", "row_count", "trials", "factor_stream"]
+_OPTIONS = ["per_temperature", "height", "std", "slope", "shared", "own"]
 
 compiled: Callable[..., Any] = triton.jit(do_not_specialize=_COUNTS + _OPTIONS)
 """Compile a kernel, once for all values of these arguments.

@@ -5,7 +5,7 @@ polynomial  training of binary units on polynomial losses
 subsets     the error of gradients in the logits of a subset
 select      learning to select the features that matter
 variance    the error of gradients against P(h = 1), the number of units and the curvature of the loss
-networks    the autoencoder, the sigmoid belief network and the router, which are experiments of their own
+networks    the autoencoders, the sigmoid belief network and the router, which are experiments of their own
 problems    the list of all problems
 run         `run_benchmark`: runs into a folder, joined with the kept results
 report      tables and charts

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from gradest.errors import InvalidInput
-from gradest_experiments.benchmark.networks import BeliefProblem, RouterProblem, VaeProblem
+from gradest_experiments.benchmark.networks import (
+    BeliefProblem,
+    BinaryVaeProblem,
+    CategoricalVaeProblem,
+    RouterProblem,
+)
 from gradest_experiments.benchmark.polynomial import Polynomial
 from gradest_experiments.benchmark.problem import Problem, Size
 from gradest_experiments.benchmark.select import Selection
@@ -25,7 +30,13 @@ PROBLEMS: dict[str, Problem] = {
         Selection(kind="orange-skin"),
         Selection(kind="xor"),
         VarianceMap(),
-        VaeProblem(),
+        BinaryVaeProblem(),
+        CategoricalVaeProblem(classes=8, latents=4),
+        CategoricalVaeProblem(classes=4, latents=24, optimiser="radam", temperature=1.5),
+        CategoricalVaeProblem(classes=8, latents=16, optimiser="radam", learning_rate=7e-4, temperature=1.5),
+        CategoricalVaeProblem(classes=16, latents=12, optimiser="radam", learning_rate=7e-4, temperature=1.5),
+        CategoricalVaeProblem(classes=64, latents=8, optimiser="radam", temperature=1.5),
+        CategoricalVaeProblem(classes=10, latents=30, optimiser="radam"),
         BeliefProblem(),
         RouterProblem(),
     )

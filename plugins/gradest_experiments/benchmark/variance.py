@@ -105,7 +105,8 @@ one draw in sizes of the mean gradient. Estimators that learn have taken 100 ste
         def loss(h: Tensor) -> Tensor:
             away = h - p.to(h)
             square = (away @ u.to(h)) ** 2 - away @ own.to(h)
-            return alpha.to(h) * (away @ w.to(h)) + beta.to(h) * square + 1
+            value: Tensor = alpha.to(h) * (away @ w.to(h)) + beta.to(h) * square + 1
+            return value
 
         return loss, a, alpha * w * variance
 

@@ -117,7 +117,8 @@ def _table(groups: _Groups) -> str:
     for row, runs in groups:
         found = [run.numbers() for run in runs]
         criterion = None if row.criterion is None else f"{row.criterion:.1e}"
-        valid, test = [f"{100 * error:.2f}" for error in row.gater.published or ()] or [None, None]
+        published = row.gater.published or (None, None)
+        valid, test = (None if error is None else f"{100 * error:.2f}" for error in published)
         cells = [row.title, criterion, _mean(found, "train", ".1e"), valid]
         cells += [_mean(found, "valid", ".2f"), test, _mean(found, "test", ".2f")]
         cells += [_mean(found, "open", ".1f"), _mean(found, "open in training", ".1f")]

@@ -19,7 +19,7 @@ from gradest_experiments.blocks.network import BlockNetwork
 from gradest_experiments.blocks.settings import NEURON, BlockSettings
 from gradest_experiments.engine.data import Dataset, Split
 from gradest_experiments.engine.folder import MetricsWriter, RunFolder
-from gradest_experiments.engine.loop import GlobalGenerator, Minibatches, TrainingRun, copy_weights, fit
+from gradest_experiments.engine.loop import ClassifierRun, fit
 from gradest_experiments.engine.seeds import derive_key, derive_seed
 
 __all__ = ["EXPERIMENT", "BlockRun", "evaluate", "open_gates", "train_blocks"]
@@ -112,54 +112,39 @@ def evaluate(network: BlockNetwork, split: Split, key: Key | None = None) -> dic
     }
 
 
-class BlockRun(TrainingRun):
+class BlockRun(ClassifierRun):
     """A block-gated network in training by SGD. loss: the sum of the losses of the epoch so far."""
 
-    KEPT: ClassVar[tuple[str, ...]] = ("loss", "best_epoch", "best_error", "best_weights", "seconds")
+    KEPT: ClassVar[tuple[str, ...]] = tuple(name for name in ClassifierRun.KEPT if name != "step")
+    network: BlockNetwork
 
     def __init__(self, settings: BlockSettings, data: Dataset) -> None:
-        self.settings, self.train, self.valid = settings, data.train, data.valid
-        if settings.images is not None:
-            self.train = Split(data.train.x[: settings.images], data.train.y[: settings.images])
+        self.settings = settings
         torch.default_generator.manual_seed(derive_seed(settings.seed, _WEIGHTS))
-        self.network = BlockNetwork(data.pixels, data.classes, settings)
+        network = BlockNetwork(data.pixels, data.classes, settings)
         torch.default_generator.manual_seed(derive_seed(settings.seed, _NOISE))
-        policy = [] if self.network.policy is None else list(self.network.policy.parameters())
-        rest = [*self.network.hidden.parameters(), *self.network.readout.parameters()]
+        policy = [] if network.policy is None else list(network.policy.parameters())
+        rest = [*network.hidden.parameters(), *network.readout.parameters()]
         groups = [{"params": rest, "lr": settings.learning_rate}, {"params": policy, "lr": settings.policy_rate}]
         # the gradient of λ|θ|² is 2λθ
-        self.optimiser = torch.optim.SGD(
-            [group for group in groups if group["params"]], weight_decay=2 * settings.decay
-        )
-        minibatches = Minibatches(len(self.train), settings.batch, settings.seed, _ORDER)
-        parts = {"network": self.network, "optimiser": self.optimiser, "generator": GlobalGenerator()}
-        super().__init__(minibatches, settings.epochs * minibatches.per_epoch, minibatches.per_epoch, parts)
-        self.loss = 0.0
-        self.best_epoch, self.best_error, self.best_weights = 0, math.inf, copy_weights(self.network)
+        optimiser = torch.optim.SGD([group for group in groups if group["params"]], weight_decay=2 * settings.decay)
+        super().__init__(settings, data, network, optimiser, _ORDER)
 
     def learn(self, index: Tensor) -> None:
         """Take one step of SGD."""
         self.network.train()
         objective = self.network.objective(self.train.x[index], self.train.y[index])
-        self.optimiser.zero_grad()
-        objective.total.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        self.loss += float(objective.loss)
+        self.differentiate(objective.total, objective.loss)
         if not math.isfinite(self.loss):
             epoch = self.step // self.interval + 1
             raise GradestError(f"training diverged in epoch {epoch}; lower learning_rate or policy_rate")
 
-    def record(self, metrics: MetricsWriter) -> None:
-        """At the end of an epoch validate, and keep the weights if their error is less than that of every epoch before."""
-        epoch, within = divmod(self.step, self.interval)
-        if within or not epoch:
-            return
+    def validate(self, epoch: int, metrics: MetricsWriter) -> float:
+        """Write the metrics of the epoch that ends, and return the validation error."""
         metrics.write("train", epoch, loss=self.loss / len(self.train), seconds=self.seconds)
         valid = evaluate(self.network, self.valid, derive_key(self.settings.seed, _VALIDATION))
         metrics.write("valid", epoch, error=valid["error"], open=valid["open"])
-        if valid["error"] < self.best_error:
-            self.best_epoch, self.best_error, self.best_weights = epoch, valid["error"], copy_weights(self.network)
-        self.loss = 0.0
+        return float(valid["error"])
 
     def state(self) -> dict[str, Any]:
         """Return everything that a checkpoint holds."""

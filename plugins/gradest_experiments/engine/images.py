@@ -11,7 +11,7 @@ from torch import Tensor
 from gradest.random import Key
 from gradest_experiments.engine.data import load
 
-__all__ = ["Images", "binarise", "load_images"]
+__all__ = ["Images", "binarise", "grey", "load_images"]
 
 _LEVELS = 255
 
@@ -38,3 +38,8 @@ def load_images(data_dir: Path | None = None) -> Images:
 def binarise(pixels: Tensor, key: Key) -> Tensor:
     """Draw images `[N, pixels]` of 0 and 1, float32, in which a pixel is 1 with probability pixel / 255."""
     return (key.uniform(pixels.shape[:1], pixels.shape[1:])[0] < pixels.to(torch.float32) / _LEVELS).float()
+
+
+def grey(pixels: Tensor) -> Tensor:
+    """Return images `[N, pixels]` of the values pixel / 255, float32."""
+    return pixels.to(torch.float32) / _LEVELS

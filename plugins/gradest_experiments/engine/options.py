@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gradest.contract.estimator import Estimator
+from gradest.contract.target import Target
 from gradest.discovery.registry import registry
 from gradest.errors import Incompatible, InvalidOptions
 
@@ -37,10 +38,9 @@ def build_estimator(spec: dict[str, Any], neuron: str) -> Estimator:
     """
     estimator = registry.estimator(spec)
     registry.check_fit(registry.neuron(neuron), estimator)
-    if estimator.target().samples != 1:
+    if estimator.target() != Target():
         raise Incompatible(
-            f"{estimator.label()} estimates {estimator.target()}, a bound of several samples; "
-            "this experiment trains on the mean loss"
+            f"{estimator.label()} estimates {estimator.target()}; this experiment trains on the mean loss"
         )
     return estimator
 

@@ -109,11 +109,10 @@ def list_runs(
     """
     options = {**(QUICK if quick else {}), **options}
     base = ExpertSettings.build(neuron=None, estimator=None, **options)
-    routers = ROUTERS
+    networks: list[dict[str, Any]] = [{"neuron": neuron, "estimator": estimator} for neuron, estimator in ROUTERS]
     if estimators is not None:
         found = [settings_for(spec, **options) for spec in estimators]
-        routers = tuple((one.neuron, one.estimator) for one in found)
-    networks: list[dict[str, Any]] = [{"neuron": neuron, "estimator": estimator} for neuron, estimator in routers]
+        networks = [{"neuron": one.neuron, "estimator": one.estimator} for one in found]
     networks += [
         {"neuron": None, "estimator": None, "experts": 1, "expert_units": units}
         for units in (base.units, 2 * base.expert_units + base.experts, base.expert_units + base.experts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from gradest.errors import GradestError
 from gradest.nn.conditional import Computed
 from gradest_experiments.engine.data import Dataset, Split
 from gradest_experiments.engine.folder import MetricsWriter, RunFolder
-from gradest_experiments.engine.loop import GlobalGenerator, Minibatches, TrainingRun, copy_weights, fit
+from gradest_experiments.engine.loop import ClassifierRun, fit
 from gradest_experiments.engine.seeds import derive_seed
 from gradest_experiments.experts.network import ExpertNetwork
 from gradest_experiments.experts.settings import ExpertSettings
@@ -96,44 +96,29 @@ def evaluate(network: ExpertNetwork, split: Split) -> dict[str, Any]:
     }
 
 
-class ExpertRun(TrainingRun):
+class ExpertRun(ClassifierRun):
     """A mixture of experts in training by Adam. loss: the sum of the mean losses of the epoch's minibatches so far."""
 
-    KEPT: ClassVar[tuple[str, ...]] = ("step", "loss", "best_epoch", "best_error", "best_weights", "seconds")
+    network: ExpertNetwork
 
     def __init__(self, settings: ExpertSettings, data: Dataset) -> None:
-        self.settings, self.train, self.valid = settings, data.train, data.valid
-        if settings.images is not None:
-            self.train = Split(data.train.x[: settings.images], data.train.y[: settings.images])
+        self.settings = settings
         torch.default_generator.manual_seed(derive_seed(settings.seed, _WEIGHTS))
-        self.network = ExpertNetwork(data.pixels, data.classes, settings)
+        network = ExpertNetwork(data.pixels, data.classes, settings)
         torch.default_generator.manual_seed(derive_seed(settings.seed, _NOISE))
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=settings.learning_rate)
-        minibatches = Minibatches(len(self.train), settings.batch, settings.seed, _ORDER)
-        parts = {"network": self.network, "optimiser": self.optimiser, "generator": GlobalGenerator()}
-        super().__init__(minibatches, settings.epochs * minibatches.per_epoch, minibatches.per_epoch, parts)
-        self.loss = 0.0
-        self.best_epoch, self.best_error, self.best_weights = 0, math.inf, copy_weights(self.network)
+        optimiser = torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+        super().__init__(settings, data, network, optimiser, _ORDER)
 
     def learn(self, index: Tensor) -> None:
         """Take one step of Adam."""
         self.network.train()
-        total, loss = self.network.objective(self.train.x[index], self.train.y[index])
-        self.optimiser.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        self.loss += float(loss)
+        self.differentiate(*self.network.objective(self.train.x[index], self.train.y[index]))
         if not math.isfinite(self.loss):
             raise GradestError(f"training diverged in epoch {self.step // self.interval + 1}; lower learning_rate")
 
-    def record(self, metrics: MetricsWriter) -> None:
-        """At the end of an epoch validate, and keep the weights if their error is less than that of every epoch before."""
-        epoch, within = divmod(self.step, self.interval)
-        if within or not epoch:
-            return
+    def validate(self, epoch: int, metrics: MetricsWriter) -> float:
+        """Write the metrics of the epoch that ends, and return the validation error."""
         metrics.write("train", epoch, loss=self.loss / self.interval, seconds=self.seconds)
         valid = evaluate(self.network, self.valid)
         metrics.write("valid", epoch, error=valid["error"], balance=valid["balance"])
-        if valid["error"] < self.best_error:
-            self.best_epoch, self.best_error, self.best_weights = epoch, valid["error"], copy_weights(self.network)
-        self.loss = 0.0
+        return float(valid["error"])

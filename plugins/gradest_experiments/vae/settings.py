@@ -13,12 +13,24 @@ from gradest.errors import InvalidInput
 from gradest.random import MAX_SEED
 from gradest_experiments.engine.options import RunSettings, build_estimator, to_folder_name
 
-__all__ = ["NETWORKS", "NEURON", "QUICK", "Kl", "Network", "VaeSettings", "choose_estimators", "default_estimators"]
+__all__ = [
+    "CATEGORICAL",
+    "NETWORKS",
+    "NEURON",
+    "QUICK",
+    "Kl",
+    "Network",
+    "VaeSettings",
+    "choose_estimators",
+    "default_estimators",
+]
 
 NEURON = "bernoulli"
+CATEGORICAL = "categorical"
 
-Network = Literal["linear", "nonlinear"]
+Network = Literal["linear", "nonlinear", "relu"]
 NETWORKS: tuple[Network, ...] = ("linear", "nonlinear")
+"""The networks of the binary autoencoder, which `gradest reproduce binary-vae` trains."""
 Kl = Literal["sampled", "analytic"]
 
 _ESTIMATORS: tuple[dict[str, Any], ...] = (
@@ -46,8 +58,17 @@ class VaeSettings(RunSettings):
     seed: int = Field(0, ge=0, lt=MAX_SEED, description="the seed of weights, noise, data order and binarisation")
     steps: int = Field(20_000, ge=1)
     batch: int = Field(100, ge=1)
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="the learning rate of Adam")
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False, description="the learning rate of the optimiser")
+    optimiser: Literal["adam", "radam"] = "adam"
+    grey: bool = Field(
+        False, description="train on the grey values themselves, in place of dynamically binarised images"
+    )
     latents: int = Field(200, ge=1)
+    classes: int | None = Field(
+        None,
+        ge=2,
+        description="the number of classes of each latent, for categorical latents; Bernoulli ones if omitted",
+    )
     hidden: int = Field(200, ge=1, description="the number of units of each hidden layer of the nonlinear network")
     log_every: int = Field(100, ge=1, description="the number of steps over which the training ELBO is averaged")
     eval_every: int = Field(
@@ -57,9 +78,19 @@ class VaeSettings(RunSettings):
     test_samples: int = Field(100, ge=1, description="the number of samples of the importance-weighted bound")
     test_images: int | None = Field(None, ge=1, description="how many of the test images to score; all if omitted")
 
+    @property
+    def neuron(self) -> str:
+        """The name of the latents' neuron."""
+        return NEURON if self.classes is None else CATEGORICAL
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of an image's latents."""
+        return (self.latents,) if self.classes is None else (self.latents, self.classes)
+
     def build_estimator(self) -> Estimator:
         """Return the estimator. Raises UnknownPlugin, InvalidOptions, or Incompatible."""
-        return build_estimator(self.estimator, NEURON)
+        return build_estimator(self.estimator, self.neuron)
 
     def folder(self) -> str:
         """Return the relative path of the run's folder, which is another one for every network, estimator and seed."""

@@ -19,17 +19,21 @@ from gradest.estimation.distributed import rank, world_size
 from gradest.random import Key
 from gradest_experiments.engine.distributed import all_reduce_sum
 from gradest_experiments.engine.folder import MetricsWriter, RunFolder
-from gradest_experiments.engine.images import Images, binarise
+from gradest_experiments.engine.images import Images, binarise, grey
 from gradest_experiments.engine.loop import Minibatches, OnStep, TrainingRun, fit
 from gradest_experiments.engine.seeds import derive_key, derive_seed
-from gradest_experiments.vae.model import BinaryVae
-from gradest_experiments.vae.settings import NEURON, VaeSettings
+from gradest_experiments.vae.model import Vae
+from gradest_experiments.vae.settings import VaeSettings
 from gradest_experiments.vae.variance import measure_variance
 
 __all__ = ["EXPERIMENT", "VaeRun", "train_vae"]
 
 EXPERIMENT = "binary-vae"
 _WEIGHTS, _ORDER, _BINARISATION, _NOISE, _VALIDATION, _VARIANCE, _TEST = range(7)  # what a seed is for
+_OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, fused=True),
+    "radam": torch.optim.RAdam,
+}
 _VALID_CHUNK, _TEST_CHUNK = 500, 20  # images evaluated at once
 
 
@@ -72,7 +76,7 @@ def train_vae(
 
 
 class VaeRun(TrainingRun):
-    """An autoencoder in training by Adam.
+    """An autoencoder in training.
 
     memory: the estimator's state. total, count: the sum of the losses since the last line of the kind "train", and their number.
     """
@@ -86,8 +90,10 @@ class VaeRun(TrainingRun):
         self.estimator = settings.build_estimator()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(settings.seed, _WEIGHTS))
-            self.vae = BinaryVae(images.mean(), settings.network, settings.latents, settings.hidden, settings.kl)
-        self.optimiser = torch.optim.Adam(self.vae.parameters(), settings.learning_rate, fused=True)
+            self.vae = Vae(
+                images.mean(), settings.network, settings.latents, settings.hidden, settings.kl, settings.classes
+            )
+        self.optimiser = _OPTIMISERS[settings.optimiser](self.vae.parameters(), settings.learning_rate)
         minibatches = Minibatches(len(images.train), settings.batch, settings.seed, _ORDER, drop_last=True)
         parts = {"vae": self.vae, "optimiser": self.optimiser}
         super().__init__(minibatches, settings.steps, settings.eval_every, parts)
@@ -98,14 +104,14 @@ class VaeRun(TrainingRun):
     @property
     def evaluations(self) -> int:
         """The number of evaluations of f in a step."""
-        return self.estimator.evaluations(registry.neuron(NEURON), (self.settings.latents,))
+        return self.estimator.evaluations(registry.neuron(self.settings.neuron), self.settings.event)
 
     def learn(self, index: Tensor) -> None:
-        """Take one step of Adam, in which each process does its part of the batch."""
+        """Take one step of the optimiser, in which each process does its part of the batch."""
         size, own = self.settings.batch, slice(rank(), None, world_size())
         # the row of an image in all noise is the number of images seen before it
         rows = torch.arange(self.step * size, (self.step + 1) * size)[own]
-        x = binarise(self.images.train[index[own]], replace(self._binarisation, rows=rows))
+        x = self._inputs(self.images.train[index[own]], replace(self._binarisation, rows=rows))
         noise = replace(self._noise, rows=rows, shared=True)
         losses, self.memory = self.vae.loss(x, self.vae.encode(x), self.estimator, noise, self.memory)
         loss = losses.sum() / size
@@ -156,17 +162,20 @@ class VaeRun(TrainingRun):
         """Measure the validation ELBO, and the variance of the encoder's gradient."""
         elbos = [self.vae.elbo(x, key) for x, key in self._binary(self.images.valid, _VALIDATION, _VALID_CHUNK)]
         metrics.write("valid", self.step, elbo=float(torch.cat(elbos).double().mean()))
-        x = binarise(self.images.train[: self.settings.batch], self._key(_VARIANCE))
+        x = self._inputs(self.images.train[: self.settings.batch], self._key(_VARIANCE))
         key = self._key(_VARIANCE, self.step)
         draws = self.settings.variance_draws
         metrics.write("variance", self.step, **measure_variance(self.vae, x, self.estimator, key, self.memory, draws))
 
     def _binary(self, pixels: Tensor, purpose: int, chunk: int) -> Iterator[tuple[Tensor, Key]]:
-        """Yield chunks of images, binarised once for the whole run, and keys of their noise, whatever the size of the chunks."""
+        """Yield chunks of images, binarised once for the run or grey, and keys of their noise, whatever the chunks."""
         for first in range(0, len(pixels), chunk):
             part = pixels[first : first + chunk]
             key = replace(self._key(purpose), rows=torch.arange(first, first + len(part)))
-            yield binarise(part, key.with_stream(1)), key
+            yield self._inputs(part, key.with_stream(1)), key
+
+    def _inputs(self, pixels: Tensor, key: Key) -> Tensor:
+        return grey(pixels) if self.settings.grey else binarise(pixels, key)
 
     def _key(self, *numbers: int) -> Key:
         return derive_key(self.settings.seed, *numbers)

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from gradest.contract.estimator import Estimator, State
 from gradest.random import Key
-from gradest_experiments.vae.model import BinaryVae
+from gradest_experiments.vae.model import Vae
 
 __all__ = ["draw_gradients", "measure_variance"]
 
 
 def draw_gradients(
-    vae: BinaryVae, x: Tensor, estimator: Estimator, key: Key, state: State | None, draws: int
+    vae: Vae, x: Tensor, estimator: Estimator, key: Key, state: State | None, draws: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield independent gradients of the mean loss of x at one state of the estimator.
 
-    Each is a pair: in the logits, `[batch, latents]`, and in the encoder's parameters, flattened into one vector.
+    Each is a pair: in the logits, `[batch, *event]`, and in the encoder's parameters, flattened into one vector.
     """
     a = vae.encode(x)
     parameters = list(vae.encoder.parameters())
@@ -30,7 +30,7 @@ def draw_gradients(
 
 
 def measure_variance(
-    vae: BinaryVae, x: Tensor, estimator: Estimator, key: Key, state: State | None, draws: int
+    vae: Vae, x: Tensor, estimator: Estimator, key: Key, state: State | None, draws: int
 ) -> dict[str, float]:
     """Return the variance of one draw, averaged over coordinates, in the encoder's parameters and in the logits."""
     moments: list[tuple[Tensor, Tensor]] = []  # the running mean, and the sum of squared deviations from it

@@ -7,11 +7,17 @@ answers for all.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gradest_service.admit.request_context import RequestContext
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics import MetricWrapperBase
 
 __all__ = ["FOLDER_VARIABLE", "Metrics", "available", "forget_worker"]
 
@@ -38,15 +44,17 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: PLC0415
 
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "gradest_requests", "Requests answered.", ["route", "method", "status"], registry=self._registry
+        self._requests = _labelled(
+            Counter("gradest_requests", "Requests answered.", ["route", "method", "status"], registry=self._registry)
         )
-        self._seconds = Histogram(
-            "gradest_request_seconds",
-            "Seconds from the first byte of a request to the last byte of its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._seconds = _labelled(
+            Histogram(
+                "gradest_request_seconds",
+                "Seconds from the first byte of a request to the last byte of its answer.",
+                ["route"],
+                buckets=_SECONDS,
+                registry=self._registry,
+            )
         )
         self._in_progress = Gauge(
             "gradest_requests_in_progress",
@@ -66,24 +74,33 @@ class Metrics:
         self._connections = Gauge(
             "gradest_connections", "Open connections.", registry=self._registry, multiprocess_mode="livesum"
         )
-        self._refused = Counter(
-            "gradest_refused_connections",
-            "Connections that were closed at once, by the limit that they passed: that of the process, or of one client.",
-            ["limit"],
-            registry=self._registry,
+        self._refused = _labelled(
+            Counter(
+                "gradest_refused_connections",
+                "Connections that were closed at once, by the limit that they passed: that of the process, or of one client.",
+                ["limit"],
+                registry=self._registry,
+            )
         )
-        self._elements = Counter(
-            "gradest_elements", "Elements sampled or estimated from.", ["route"], registry=self._registry
+        self._elements = _labelled(
+            Counter("gradest_elements", "Elements sampled or estimated from.", ["route"], registry=self._registry)
         )
-        self._phases = Histogram(
-            "gradest_phase_seconds",
-            "Seconds of each phase of a request: decode, queue (it waits for a thread), batch, and in it compute and encode.",
-            ["phase"],
-            buckets=_SECONDS,
-            registry=self._registry,
+        self._phases = _labelled(
+            Histogram(
+                "gradest_phase_seconds",
+                "Seconds of each phase of a request: decode, queue (it waits for a thread), batch, and in it compute and encode.",
+                ["phase"],
+                buckets=_SECONDS,
+                registry=self._registry,
+            )
         )
-        self._faults = Counter(
-            "gradest_plugin_faults", "Requests on which a plugin's code failed.", ["plugin"], registry=self._registry
+        self._faults = _labelled(
+            Counter(
+                "gradest_plugin_faults",
+                "Requests on which a plugin's code failed.",
+                ["plugin"],
+                registry=self._registry,
+            )
         )
         self._body_bytes = Gauge(
             "gradest_body_bytes",
@@ -103,19 +120,25 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livesum",
         )
-        self._lost = Counter(
-            "gradest_lost_threads", "Threads that did not end at the deadline.", ["plugin"], registry=self._registry
+        self._lost = _labelled(
+            Counter(
+                "gradest_lost_threads", "Threads that did not end at the deadline.", ["plugin"], registry=self._registry
+            )
         )
-        self._dropped = Counter(
-            "gradest_dropped_events",
-            "Events of progress that were replaced by newer ones, because their client did not read.",
-            ["route"],
-            registry=self._registry,
+        self._dropped = _labelled(
+            Counter(
+                "gradest_dropped_events",
+                "Events of progress that were replaced by newer ones, because their client did not read.",
+                ["route"],
+                registry=self._registry,
+            )
         )
-        self._received = Counter(
-            "gradest_received_bytes", "Bytes of requests' bodies.", ["route"], registry=self._registry
+        self._received = _labelled(
+            Counter("gradest_received_bytes", "Bytes of requests' bodies.", ["route"], registry=self._registry)
         )
-        self._sent = Counter("gradest_sent_bytes", "Bytes of answers' bodies.", ["route"], registry=self._registry)
+        self._sent = _labelled(
+            Counter("gradest_sent_bytes", "Bytes of answers' bodies.", ["route"], registry=self._registry)
+        )
 
     def begin(self) -> None:
         """Count a request that has arrived."""
@@ -131,11 +154,11 @@ class Metrics:
 
     def count_refused_connection(self, limit: str) -> None:
         """Count a connection that was closed at once, because of this limit."""
-        self._refused.labels(limit).inc()
+        self._refused(limit).inc()
 
     def count_lost_thread(self, plugin: str) -> None:
         """Count a thread in which a plugin's code runs past the deadline."""
-        self._lost.labels(plugin).inc()
+        self._lost(plugin).inc()
 
     def hold_bytes(self, more: int) -> None:
         """Count so many more bytes of bodies; fewer if it is negative."""
@@ -155,17 +178,17 @@ class Metrics:
         """Count a request that has been answered; status 499 means that its client disconnected."""
         self._in_progress.dec()
         method = context.method if context.method in _METHODS else "other"
-        self._requests.labels(context.route, method, str(status)).inc()
-        self._seconds.labels(context.route).observe(seconds)
-        self._elements.labels(context.route).inc(context.elements)
+        self._requests(context.route, method, str(status)).inc()
+        self._seconds(context.route).observe(seconds)
+        self._elements(context.route).inc(context.elements)
         for one in context.record.phases:
-            self._phases.labels(one.name).observe((one.ended - one.began) / 1e9)
+            self._phases(one.name).observe((one.ended - one.began) / 1e9)
         if context.plugin_fault:
-            self._faults.labels(context.plugin_fault).inc()
+            self._faults(context.plugin_fault).inc()
         if context.dropped_events:
-            self._dropped.labels(context.route).inc(context.dropped_events)
-        self._received.labels(context.route).inc(context.bytes_in)
-        self._sent.labels(context.route).inc(context.bytes_out)
+            self._dropped(context.route).inc(context.dropped_events)
+        self._received(context.route).inc(context.bytes_in)
+        self._sent(context.route).inc(context.bytes_out)
 
     def render(self) -> bytes:
         """Return the metrics of all workers, in the text format of Prometheus."""
@@ -177,6 +200,11 @@ class Metrics:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)
+
+
+def _labelled(metric: MetricWrapperBase) -> Callable[..., Any]:
+    """Return `metric.labels`, which looks each child up once: routes, methods, statuses and plugins are few."""
+    return cache(metric.labels)
 
 
 def forget_worker(pid: int, folder: str) -> None:

@@ -278,6 +278,18 @@ class RecommendRequest(BaseModel):
     unbiased: bool = Field(False, description="Recommend only estimators without bias.")
     saturated: bool = Field(False, description="Whether the units' probabilities are near 0 or 1.")
     units: Annotated[int, Field(ge=1), _INTEGRAL] | None = Field(None, description="Number of units in one event.")
+    p: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="For Bernoulli units, the probability of the rarer output, 0 or 1, mean over units.",
+    )
+    curvature: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="For Bernoulli units, the share of the variance of L that is not that of a sum of functions of single units.",
+    )
 
 
 class MeasureRequest(RecommendRequest):

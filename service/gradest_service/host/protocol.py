@@ -114,6 +114,9 @@ class LimitedProtocol(asyncio.Protocol):
         """Refuse what is not HTTP."""
         self._refuse(Problem(400, "This is not a valid HTTP request."))
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Answer in HTTP without a word in the log, which any client could fill otherwise."""
+
     def _awaits_head(self) -> bool:
         if self.cycle is not None and not self.cycle.response_complete:
             return False

@@ -51,6 +51,7 @@ class Server(uvicorn.Server):
         config = uvicorn.Config(
             app,
             http=limited_protocol(settings),
+            ws="none",  # a connection that changed its protocol would leave all limits behind
             host=settings.host,
             port=settings.port,
             log_config=None,

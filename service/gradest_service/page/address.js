@@ -15,7 +15,8 @@ export function readAddress() {
   return { view, name: decodeURIComponent(rest.join("/")), state };
 }
 
-export const addressOf = (view, state) => `#/${view}?${encodeURIComponent(JSON.stringify(state))}`;
+export const addressOf = (view, state) =>
+  state === undefined ? `#/${view}` : `#/${view}?${encodeURIComponent(JSON.stringify(state))}`;
 
 // Saves the state of the view that is shown, without a step in the browser's history.
 export function saveInAddress(view, state) {

@@ -25,19 +25,26 @@ const SWEEP = 17; // points of a curve
 const SWEEP_DRAWS = 400; // at most, for each of them
 const EDGE = 6; // curves go from -6 to 6
 
-export async function show(root, { state: given, signal }) {
+export async function show(root, { state, signal }) {
+  const view = await open(root, state, signal, (shown) => saveInAddress("compare", shown));
+  return { title: "Compare", start: () => state.ran && view.run() };
+}
+
+// Builds the view in `root`; `keep` is called with each state that is shown.
+export async function open(root, given, signal, keep) {
   prepare();
   const [neurons, estimators, objectives] = await Promise.all(
     ["v1/neurons", "v1/estimators", "v1/objectives"].map(get),
   );
-  const view = new Compare(root, { neurons, estimators, objectives }, { ...DEFAULTS, ...given });
+  const view = new Compare(root, { neurons, estimators, objectives }, { ...DEFAULTS, ...given }, keep);
   signal.addEventListener("abort", () => view.stop());
-  return { title: "Compare", start: () => given.ran && view.run() };
+  return view;
 }
 
 class Compare {
-  constructor(root, catalog, state) {
+  constructor(root, catalog, state, keep) {
     this.catalog = catalog;
+    this.keep = keep;
     this.unit = state.unit;
     this.ran = false;
     const changed = () => this.#changed();
@@ -84,7 +91,7 @@ class Compare {
         el("form", { class: "controls", "aria-label": "What is compared", onsubmit },
           el("div", { class: "row" }, this.start, this.halt),
           this.numbers.element,
-          el("fieldset", {},
+          el("fieldset", { class: "draws" },
             el("legend", {}, "Draws", help("draws", "draws and seed")),
             el("div", { class: "row" }, field("draws of each estimator", this.draws), field("seed", this.seed)),
           ),
@@ -136,9 +143,27 @@ class Compare {
   }
 
   #remember() {
-    const { unit, table, ran } = this;
-    saveInAddress("compare", { ...this.fields(), unit, sort: table.sort, ran: ran || undefined });
+    this.keep(this.state());
     this.code.update();
+  }
+
+  state() {
+    const { unit, table, ran } = this;
+    return { ...this.fields(), unit, sort: table.sort, ran: ran || undefined };
+  }
+
+  // Puts another state into the controls; `run` shows it.
+  set(given) {
+    const state = { ...DEFAULTS, ...given };
+    this.unit = state.unit;
+    this.neuron.set(state.neuron);
+    this.objective.set(state.objective);
+    this.numbers.set(state.a, this.neuron.description);
+    this.objective.imply("event_ndim", this.neuron.description.output_ndim);
+    this.draws.value = state.draws;
+    this.seed.value = state.seed;
+    this.table.sort = state.sort;
+    this.#fit(state.estimators);
   }
 
   fields() {

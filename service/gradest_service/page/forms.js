@@ -112,6 +112,11 @@ export class Choice {
     return this.descriptions.get(this.select.value);
   }
 
+  set(spec) {
+    this.select.value = nameOf(spec);
+    this.#show(optionsOf(spec));
+  }
+
   spec() {
     return specOf(this.select.value, this.form.values());
   }

@@ -11,6 +11,7 @@ import { code } from "./code.js";
 import { Choice, Estimators, labelOf, nameOf } from "./forms.js";
 import { help } from "./guide.js";
 import { Numbers, subscript } from "./numbers.js";
+import { offer } from "./offer.js";
 import { average, histogram, span, summary, ticks } from "./stats.js";
 
 const DEFAULTS = {
@@ -29,20 +30,27 @@ const EDGE = 6; // curves and pictures go from -6 to 6
 const CROSS = "#e45756"; // the colour of the exact gradient
 const PATIENCE = 250; // ms after which an unfinished picture is cancelled for the next one
 
-export async function show(root, { state: given, signal }) {
+export async function show(root, { state, signal }) {
+  const view = await open(root, state, signal, (shown) => saveInAddress("playground", shown));
+  root.prepend(offer());
+  return { title: "Playground", start: () => view.run() };
+}
+
+// Builds the view in `root`; `keep` is called with each state that is shown.
+export async function open(root, given, signal, keep) {
   prepare();
   const [neurons, estimators, objectives] = await Promise.all(
     ["v1/neurons", "v1/estimators", "v1/objectives"].map(get),
   );
-  const state = { ...DEFAULTS, ...given };
-  const view = new Playground(root, { neurons, estimators, objectives }, state);
+  const view = new Playground(root, { neurons, estimators, objectives }, { ...DEFAULTS, ...given }, keep);
   signal.addEventListener("abort", () => view.stop());
-  return { title: "Playground", start: () => view.run() };
+  return view;
 }
 
 class Playground {
-  constructor(root, catalog, state) {
+  constructor(root, catalog, state, keep) {
     this.catalog = catalog;
+    this.keep = keep;
     this.seed = state.seed;
     this.unit = state.unit;
     const changed = () => this.schedule();
@@ -114,6 +122,18 @@ class Playground {
     this.chosen.setAttribute("aria-label", `Estimators that fit ${name}`);
   }
 
+  // Puts another state into the controls; `run` shows it.
+  set(given) {
+    const state = { ...DEFAULTS, ...given };
+    this.seed = state.seed;
+    this.unit = state.unit;
+    this.neuron.set(state.neuron);
+    this.objective.set(state.objective);
+    this.numbers.set(state.a, this.neuron.description);
+    this.objective.imply("event_ndim", this.neuron.description.output_ndim);
+    this.#fit(state.estimators);
+  }
+
   #refit() {
     if (!this.numbers.suit(this.neuron.description)) this.unit = 0;
     this.#fit(this.estimators.specs());
@@ -166,9 +186,10 @@ class Playground {
     this.running?.abort();
     const running = (this.running = new AbortController());
     this.began = performance.now();
+    this.pictures.setAttribute("aria-busy", "true");
     const state = this.state();
     this.unit = state.unit = Math.min(state.unit, this.numbers.numbers.length - 1);
-    saveInAddress("playground", state);
+    this.keep(state);
     this.more.href = addressOf("compare", state);
     this.code.update();
     const { signal } = running;

@@ -86,6 +86,9 @@ class Turns:
 
     async def take(self, need: Need, caller: str) -> None:
         """Wait for a turn, and take a thread and memory."""
+        if self._free and not self.waiting() and self._fits(need, caller):
+            self._begin(need)
+            return
         self._count += 1
         ticket = _Ticket(self._count, caller, need)
         self._lanes[need.heavy].add(ticket)
@@ -109,25 +112,35 @@ class Turns:
         self._memory.release(need.bytes)
 
     def _call_next(self) -> None:
-        while self._free and (ready := [ticket for lane in self._lanes.values() if (ticket := self._ready(lane))]):
+        while (
+            self._free
+            and self.waiting()
+            and (ready := [ticket for lane in self._lanes.values() if (ticket := self._ready(lane))])
+        ):
             ticket = min(ready, key=lambda ticket: ticket.number)
             need = ticket.need
             self._lanes[need.heavy].remove(ticket)
             if ticket.turn.cancelled():  # its task has not yet run since then
                 continue
-            self._free -= 1
-            if need.heavy:
-                self._free_for_heavy -= 1
-                self._heavy_bytes += need.bytes
-            self._memory.take(need.bytes)
+            self._begin(need)
             ticket.turn.set_result(None)
+
+    def _begin(self, need: Need) -> None:
+        self._free -= 1
+        if need.heavy:
+            self._free_for_heavy -= 1
+            self._heavy_bytes += need.bytes
+        self._memory.take(need.bytes)
+
+    def _fits(self, need: Need, caller: str) -> bool:
+        """Tell whether there is the memory that work needs, and, if it is heavy, a thread and memory for such work."""
+        if not self._memory.has_room(need.bytes, caller):
+            return False
+        if not need.heavy:
+            return True
+        return bool(self._free_for_heavy) and self._heavy_bytes + need.bytes <= self._memory.limit_of_heavy
 
     def _ready(self, lane: _Lane) -> _Ticket | None:
         """Return the ticket of a lane whose turn it is, if there is what it needs."""
         ticket = lane.first(lambda caller: self._memory.has_room(0, caller))
-        if ticket is None or not self._memory.has_room(ticket.need.bytes, ticket.caller):
-            return None
-        if ticket.need.heavy:
-            fits = self._heavy_bytes + ticket.need.bytes <= self._memory.limit_of_heavy
-            return ticket if fits and self._free_for_heavy else None
-        return ticket
+        return ticket if ticket is not None and self._fits(ticket.need, ticket.caller) else None

@@ -108,7 +108,7 @@ def compare(job: ComparisonJob, progress: Callable[[str, int, int], None], devic
 
 
 def recommend(job: RecommendationJob, device: Device = CPU) -> dict[str, Any]:
-    """Compute `gradest.recommend`, from certificates or from a measurement."""
+    """Compute `gradest.recommend`, from certificates, the map of variance or a measurement."""
     criteria, measure = job.criteria, job.measure
     with interruptible(job.cost.work), device.computing():
         return gradest.recommend(
@@ -118,6 +118,8 @@ def recommend(job: RecommendationJob, device: Device = CPU) -> dict[str, Any]:
             unbiased=criteria.unbiased,
             saturated=criteria.saturated,
             units=criteria.units,
+            p=criteria.p,
+            curvature=criteria.curvature,
             f=None if measure is None else measure.objective,
             a=None if measure is None else device.put(measure.a),
             draws=_DRAWS if measure is None else measure.draws,
