@@ -208,7 +208,7 @@ def ndtris(u: Any, outer: Any, place: Any) -> None:
     count = 0
     for i in range(u.size):
         place[count] = i
-        count += abs(u[i] - half) > edge
+        count += not abs(u[i] - half) <= edge  # NaN goes the way that it goes in the reference
     for k in range(count):
         outer[k] = u[place[k]]
     for i in range(u.size):
