@@ -35,6 +35,7 @@ _MASK32 = 0xFFFFFFFF
 _FOLD = _MASK32  # the stream number that is reserved for `fold_in`
 _WORD_BITS = 32  # of rows, units, draws and streams, each of which is one word of a counter
 _SEED_BITS = 53
+_MOST_COUNTED = 1 << _WORD_BITS
 
 
 def _to_word(value: int | Tensor) -> Tensor:
@@ -109,7 +110,8 @@ def fresh_seed() -> int:
             "torch.jit.trace and make_fx record a seed as a constant, so that the recorded program would draw the same noise in "
             "each call. Use torch.compile or torch.export; or in evaluation the mean or the threshold of a layer; or give a seed"
         )
-    return int(fresh_seed_tensor())
+    seed: int = fresh_seed_tensor().item()  # type: ignore[assignment]
+    return seed
 
 
 def fresh_seed_tensor() -> Tensor:
@@ -154,7 +156,7 @@ def _check_stream(stream: int) -> None:
 
 def _check_counts(*counts: int) -> None:
     """Raise InvalidInput unless a word can count so many rows, units or draws."""
-    if max(counts) > 1 << _WORD_BITS:
+    if max(counts) > _MOST_COUNTED:
         raise InvalidInput(
             f"one call draws noise for at most 2**32 rows, units and draws, not {max(counts)}; divide the call"
         )
@@ -266,22 +268,27 @@ class Key:
         Returns None if this device has no such kernel, or none yet because it is being compiled, if autograd has to record the
         computation, or for a subclass that overrides `uniform`; the caller then computes from `uniform_like`.
         """
-        draw = fused(kernel, a.device)
+        device, shape = a.device, a.shape
+        draw = fused(kernel, device)
         if draw is None or type(self).uniform is not Key.uniform:
             return None
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (a, *options)):
+        if torch.is_grad_enabled() and (
+            a.requires_grad or any(isinstance(x, Tensor) and x.requires_grad for x in options)
+        ):
             return None
-        split = a.ndim - event_ndim
-        _check_counts(draws, a.shape[split:].numel())
-        flat = a if split == a.ndim - 1 == 1 else a.reshape(math.prod(a.shape[:split]), math.prod(a.shape[split:]))
+        split = len(shape) - event_ndim
+        batch, flat = shape[:split], a
+        if not split == event_ndim == 1:
+            flat = a.reshape(batch.numel(), shape[split:].numel())
+        _check_counts(draws, *flat.shape)
         written = {} if dtype is None else {"dtype": dtype}
-        drawn: Tensor | None = draw(*self._words(a.shape[:split], a.device), draws, widen(flat), *options, **written)
+        drawn: Tensor | None = draw(*self._words(batch, device), draws, widen(flat), *options, **written)
         if drawn is None:
             return None
         h = cast(drawn, dtype or a.dtype)
         if event is not None:
-            return h.reshape(len(h), *a.shape[:split], *event)
-        return h if flat is a else h.reshape(len(h), *a.shape)
+            return h.reshape(h.shape[0], *batch, *event)
+        return h if flat is a else h.reshape(h.shape[0], *shape)
 
     def row_words(
         self, batch_shape: tuple[int, ...], device: torch.device | str = "cpu"
@@ -300,22 +307,15 @@ class Key:
     def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Word, Word], Word, int]:
         """Return the words of the seed, the words of the rows, and the stream, in the form that kernels take."""
 
-        def flat(value: Tensor | int) -> Word:
-            if isinstance(value, int):
-                return value
-            try:
-                return _to_word(value).to(device).expand(batch_shape).reshape(-1)
-            except RuntimeError as error:
-                raise InvalidInput(
-                    f"the seeds and rows of a key must broadcast to the batch {list(batch_shape)}, but one has shape "
-                    f"{list(value.shape)}"
-                ) from error
-
         if torch._C._get_tracing_state() is not None:
             raise Incompatible("torch.jit.trace cannot record noise; use torch.compile or torch.export")
-        _check_counts(math.prod(batch_shape))
-        seed = flat(self.seed), flat(_upper_word(self.seed))
-        rows = math.prod(batch_shape) if self.rows is None else flat(self.rows)
+        count = math.prod(batch_shape)
+        _check_counts(count)
+        first, second = self.seed, _upper_word(self.seed)
+        seed: tuple[Word, Word] = first, second
+        if not isinstance(first, int):
+            seed = _one_each_row(first, batch_shape, device), _one_each_row(second, batch_shape, device)
+        rows = count if self.rows is None else _one_each_row(self.rows, batch_shape, device)
         if device.type == "cpu":
             return seed, rows, self.stream
         return *as_tensors(seed, rows, device), self.stream
@@ -330,10 +330,30 @@ class Key:
         return _unsigned(_to_word(self.seed)), _unsigned(_to_word(_upper_word(self.seed)))
 
 
+def _one_each_row(value: Tensor | int, batch_shape: tuple[int, ...], device: torch.device) -> Word:
+    """Return a word for each row, `[rows]`."""
+    if isinstance(value, int):
+        return value
+    try:
+        return _to_word(value).to(device).expand(batch_shape).reshape(-1)
+    except RuntimeError as error:
+        raise InvalidInput(
+            f"the seeds and rows of a key must broadcast to the batch {list(batch_shape)}, but one has shape "
+            f"{list(value.shape)}"
+        ) from error
+
+
+def plain_key(seed: int) -> Key:
+    """Return Key(seed) of a seed that is known to be valid, in a third of the time."""
+    key = object.__new__(Key)
+    key.__dict__.update(seed=seed, rows=None, stream=0, shared=False)
+    return key
+
+
 def to_key(seed: int | Key | None) -> Key:
     """Return the key of a seed: a Key as it is, and for None the key of a new seed. Raises InvalidInput for a bad seed."""
     if isinstance(seed, Key):
         return seed
     if seed is None:
-        return Key(fresh_seed_tensor() if transformed() else fresh_seed())
-    return Key(check_seed(seed))
+        return Key(fresh_seed_tensor()) if transformed() else plain_key(fresh_seed())
+    return plain_key(check_seed(seed))

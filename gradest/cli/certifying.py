@@ -42,6 +42,7 @@ def write_certificates(
 
     Its neurons are measured too, under the estimators of others.
 
+    package: a package, a module, or a distribution with one of these.
     names: estimators to measure even so.
     everything: measure all estimators, if none is named.
     out: the folder in which the tables are written, as Markdown.
@@ -53,6 +54,7 @@ def write_certificates(
     contradicts a claim, or the code of a plugin fails.
     """
     failed: dict[str, PluginFault] = {}
+    package = _import_name(package)
     pairs = _pairs(package, failed, examples)
     path = certificates_path(package)
     if unknown := set(names) - {estimator.name for estimator, _ in pairs.values()}:
@@ -81,6 +83,23 @@ def write_certificates(
     if faults:
         raise GradestError("; ".join(faults))
     print(f"{len(certificates)} certificates written to {path} and {out / _TABLE}; none has a fault", file=sys.stderr)
+
+
+def _import_name(package: str) -> str:
+    """Return the package or module itself, or for the name of a distribution the package or module of its classes.
+
+    Raises InvalidInput if those of a distribution lie in several.
+    """
+    packages = {
+        info.distribution: {package_of(cls) for table in info.tables()[:2] for cls in table.values()}
+        for info in registry.plugins
+    }
+    found = packages.get(package, set())
+    if not found or package in set().union(*packages.values()):
+        return package
+    if len(found) > 1:
+        raise InvalidInput(f"the plugins of {package} lie in several packages: name one of {', '.join(sorted(found))}")
+    return found.pop()
 
 
 def _pairs(package: str, failed: dict[str, PluginFault], examples: bool | None) -> dict[_Key, tuple[Estimator, Neuron]]:

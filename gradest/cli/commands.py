@@ -256,7 +256,7 @@ def recommend(
 def certify(
     names: Annotated[list[str] | None, typer.Argument(help="Estimators to measure again.", metavar="NAME...")] = None,
     package: Annotated[
-        str, typer.Option(help="The package, or the module, that has the estimators or the neurons.")
+        str, typer.Option(help="The distribution, package or module that has the estimators or the neurons.")
     ] = "gradest_estimators",
     out: Annotated[Path, typer.Option(help="The folder in which certificates.md is written.")] = Path(),
     everything: Annotated[bool, typer.Option("--all", help="Measure all estimators again.")] = False,

@@ -89,7 +89,7 @@ def expect(
     with plain_saved_tensors(), points_of(key):
         loss = losses_at(f, read, event_ndim)
     if grad is not None and differentiating:
-        grad = slope_at(points, loss, "the estimator", keep_graph=True)
+        grad = slope_at(points, loss, lambda: "the estimator", keep_graph=True)
     gradient = yield from backward(neuron, estimator, a, draw, loss.detach(), grad, state)
     value = _value(draw, gradient, loss)
     if not differentiating:

@@ -185,6 +185,8 @@ class Feedback:
 class Estimator(Plugin):
     """An estimator of d E[loss(h)] / da, or of the gradient of another `target`."""
 
+    __slots__ = ("_pairs",)  # what follows from it and a neuron, which copies, pickles and comparisons leave out
+
     needs: ClassVar[frozenset[str]]
     """What the caller must evaluate at the points: {"loss"}, {"grad"} or both."""
 
@@ -234,7 +236,7 @@ class Estimator(Plugin):
     def value(self, draw: Draw, loss: Tensor) -> Tensor:
         """Return the estimate of the target, `[*batch]`, differentiable in the loss."""
         weights = draw.weights
-        if weights.ndim < loss.ndim:
+        if weights.ndim < loss.ndim and weights.shape[0] > 1:
             weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]
         return leading_sum((cast(weights, loss.dtype) if loss.is_floating_point() else weights) * loss)
 

@@ -20,10 +20,13 @@ __all__ = [
     "check_pre_activations",
     "checked_pre_activations",
     "first_non_finite",
+    "is_surely_finite",
     "loss_dtype",
 ]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_SUMMED = (torch.float32, torch.float64)  # whose sum is finite only if all terms are
 
 _MANY = 1 << 16  # elements that a kernel looks at faster than torch
 
@@ -53,6 +56,8 @@ def _check_values(a: Tensor, wide: Tensor, neuron: Neuron) -> bool:
     Returns whether some are -inf.
     """
     limit = neuron.limit(wide.dtype)
+    if limit == math.inf and is_surely_finite(wide):
+        return False
     if limit < math.inf and wide.numel():
         low, high = wide.aminmax()
         if -limit <= low and high <= limit:
@@ -135,6 +140,13 @@ def first_non_finite(x: Tensor) -> list[int] | None:
         return None
     bad = (~torch.isfinite(x)).nonzero()
     return [int(place) for place in bad[0]] if len(bad) else None
+
+
+def is_surely_finite(x: Tensor) -> bool:
+    """Tell quickly whether no entry is infinite or NaN; False is no answer. x requires no gradient."""
+    if not x.is_floating_point():
+        return not x.is_complex()
+    return x.dtype in _SUMMED and x.numel() < _MANY and math.isfinite(x.sum().item())
 
 
 def at_least_float32(a: Tensor) -> torch.dtype:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,17 +13,21 @@ from torch import Tensor
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Binary, Discrete, Neuron, Scored, event_shape, output_shape
 from gradest.contract.plugin import Plugin
+from gradest.discovery.pairs import Pair, pair_of
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import Incompatible, InvalidInput, PluginFault
-from gradest.estimation.arguments import checked_pre_activations, first_non_finite, loss_dtype
+from gradest.estimation.arguments import checked_pre_activations, first_non_finite, is_surely_finite, loss_dtype
 from gradest.estimation.distributed import joined_state, world_size
 from gradest.estimation.losses.evaluation import refuse_noise_of_points
-from gradest.kernels import plain_saved_tensors, transformed
+from gradest.kernels import plain_saved_tensors, saved_tensors_are_plain, transformed
 from gradest.kernels.stable import cast, drop_impossible, widen
 from gradest.random import Key, to_key
 
+Result = TypeVar("Result")
+
 __all__ = [
     "ask",
+    "ask_pair",
     "check_feedback_finite",
     "check_scores",
     "check_state",
@@ -31,6 +36,7 @@ __all__ = [
     "sample_checked",
     "tell",
     "tell_finite",
+    "tell_pair",
     "value_of",
 ]
 
@@ -79,22 +85,42 @@ def ask(
     """
     neuron, estimator, key = registry.neuron(neuron), registry.estimator(estimator), to_key(seed)
     refuse_noise_of_points(key)
-    registry.check_fit(neuron, estimator)
-    wide, masked = checked_pre_activations(a, neuron)
+    return ask_pair(pair_of(neuron, estimator), a, key, state)
+
+
+def ask_pair(pair: Pair, a: Tensor, key: Key, state: State | None) -> tuple[Draw, State]:
+    """Do what `ask` does, for a neuron and an estimator that fit."""
+    wide, masked = checked_pre_activations(a, pair.neuron)
     if state is None:
-        state = first_state(estimator, neuron, wide)
+        state = {} if pair.stateless else first_state(pair.estimator, pair.neuron, wide)
     else:
-        _check_given_state(estimator, neuron, wide, state)
+        _check_given_state(pair, wide, state)
         state = _outside_inference(state)
-    try:
-        with torch.set_grad_enabled(False), plain_saved_tensors():  # cheaper than no_grad
-            draw = estimator.forward(neuron, wide, key, state)
-            _check_draw(estimator, neuron, wide, key, draw)
-    except RuntimeError as error:
-        _explain_mode(f"{estimator.label()} on {neuron.label()}", error)
-        raise
-    draw.remember(estimator, masked)
+    draw = _run(pair, _drawn, pair, wide, key, state)
+    draw.remember(pair.estimator, masked)
     return draw, state
+
+
+def _drawn(pair: Pair, a: Tensor, key: Key, state: State) -> Draw:
+    draw = pair.estimator.forward(pair.neuron, a, key, state)
+    _check_draw(pair, a, key, draw)
+    return draw
+
+
+def _run(pair: Pair, function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call a function that calls the estimator, without a graph."""
+    recording = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(False)  # a context manager takes longer
+    try:
+        if saved_tensors_are_plain():
+            return function(*arguments)
+        with plain_saved_tensors():
+            return function(*arguments)
+    except RuntimeError as error:
+        _explain_mode(f"{pair.estimator.label()} on {pair.neuron.label()}", error)
+        raise
+    finally:
+        torch._C._set_grad_enabled(recording)
 
 
 def _explain_mode(label: str, error: RuntimeError) -> None:
@@ -146,20 +172,28 @@ def tell(
             f"{asked.label()} asked for the loss at the points of this draw, so {estimator.label()} cannot be told it; pass the "
             "estimator that was asked, with the same options"
         )
-    _check_given_state(estimator, draw.neuron, draw.a, state)
-    check_feedback_finite(feedback, allow_inf, None if estimator.off_support else partial(is_impossible, draw))
+    pair = pair_of(draw.neuron, estimator)
+    _check_given_state(pair, draw.a, state)
+    return tell_pair(pair, draw, feedback, state, allow_inf)
+
+
+def tell_pair(
+    pair: Pair, draw: Draw, feedback: Feedback, state: State, allow_inf: bool = False
+) -> tuple[Tensor, State]:
+    """Do what `tell` does, for a state that is known to be one of the estimator."""
+    check_feedback_finite(feedback, allow_inf, partial(is_impossible, draw) if pair.on_support else None)
     if allow_inf and state:
         raise InvalidInput(
-            f"{estimator.label()} has a state, which one infinite loss would spoil for all later steps; omit allow_inf, or use "
-            "an estimator without a state"
+            f"{pair.estimator.label()} has a state, which one infinite loss would spoil for all later steps; omit allow_inf, or "
+            "use an estimator without a state"
         )
-    return tell_finite(estimator, draw, feedback, state)
+    return tell_finite(pair, draw, feedback, state)
 
 
-def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-    """Do what `tell` does, for a feedback that is known to be finite, or need not be."""
-    shape, dtype = draw.points.shape, draw.a.dtype
-    loss = _check_feedback(estimator, "loss", feedback.loss, shape[: len(shape) - draw.neuron.output_ndim], dtype)
+def tell_finite(pair: Pair, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
+    """Do what `tell_pair` does, for a feedback that is known to be finite, or need not be."""
+    estimator, shape, dtype = pair.estimator, draw.points.shape, draw.a.dtype
+    loss = _check_feedback(estimator, "loss", feedback.loss, shape[: len(shape) - pair.output_ndim], dtype)
     widened = Feedback(loss, _check_feedback(estimator, "grad", feedback.grad, shape, dtype))
     state = _outside_inference(state)
     if draw.pre_activations_written:
@@ -167,15 +201,7 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
             "the pre-activations were written to in place after the points were drawn, so the gradient at them cannot be "
             "computed; write to a copy, as in a = a + step"
         )
-    try:
-        with torch.set_grad_enabled(False), plain_saved_tensors():
-            if draw.points_written:  # by f: the same key draws the same points again
-                draw = estimator.forward(draw.neuron, draw.a, draw.key, state)
-            check_scores(estimator, draw)
-            told = estimator.backward(draw, widened, state)
-    except RuntimeError as error:
-        _explain_mode(f"{estimator.label()} on {draw.neuron.label()}", error)
-        raise
+    draw, told = _run(pair, _told, pair, draw, widened, state)
     if not isinstance(told, tuple) or len(told) != 2:
         raise PluginFault(f"{estimator.name}.backward must return a gradient and a state")
     gradient, after = told
@@ -183,28 +209,36 @@ def tell_finite(estimator: Estimator, draw: Draw, feedback: Feedback, state: Sta
     if draw.neuron.maskable and draw.masked:
         # no estimator moves a class that is never drawn; noise, or a substituted derivative, would move it nevertheless
         gradient = torch.where(draw.a == -math.inf, 0, gradient)
-    _check_state(estimator, "backward", after)
-    with torch.set_grad_enabled(False):
-        if draw.key.shared and state and world_size() > 1:
-            after = joined_state(estimator, draw, widened, state)
-        if after and transformed():
-            finite = _all_finite_there(widened)
-            after = {name: torch.where(finite, new, state[name]) for name, new in after.items()}
-        return cast(gradient, dtype), after
+    if after is not state:
+        _check_state(estimator, "backward", after)
+    if after:
+        with torch.set_grad_enabled(False):
+            if draw.key.shared and state and world_size() > 1:
+                after = joined_state(estimator, draw, widened, state)
+            if transformed():
+                finite = _all_finite_there(widened)
+                after = {name: torch.where(finite, new, state[name]) for name, new in after.items()}
+    return gradient if gradient.dtype == dtype else gradient.detach().to(dtype), after
 
 
-def check_scores(estimator: Estimator, draw: Draw) -> None:
+def _told(pair: Pair, draw: Draw, feedback: Feedback, state: State) -> tuple[Draw, Any]:
+    if draw.points_written:  # by f: the same key draws the same points again
+        draw = pair.estimator.forward(draw.neuron, draw.a, draw.key, state)
+    if pair.looks_at_scores:
+        check_scores(pair, draw)
+    return draw, pair.estimator.backward(draw, feedback, state)
+
+
+def check_scores(pair: Pair, draw: Draw) -> None:
     """Have the neuron of a draw look at the outputs whose scores the estimator uses, where values can be read."""
-    neuron = draw.neuron
-    if not isinstance(neuron, Scored) or type(neuron).check_scores is Scored.check_scores or transformed():
-        return
-    if "loss" in estimator.needs and any(issubclass(kind, Scored) for kind in estimator.capabilities):
-        neuron.check_scores(draw.points, draw.a)
+    if pair.looks_at_scores and not transformed():
+        assert isinstance(pair.neuron, Scored)
+        pair.neuron.check_scores(draw.points, draw.a)
 
 
 def _outside_inference(state: State) -> State:
     """Return the state, as ordinary tensors if a step in inference mode has left inference tensors, which cannot be learned."""
-    if torch.is_inference_mode_enabled() or not any(x.is_inference() for x in state.values()):
+    if not state or torch.is_inference_mode_enabled() or not any(x.is_inference() for x in state.values()):
         return state
     return {name: x.clone() for name, x in state.items()}
 
@@ -246,7 +280,9 @@ def check_feedback_finite(
     impossible: tells of an index whether its output has probability 0, if that is known; the error then says so.
     Inside a transform of torch.func, which does not allow reading values, it does nothing.
     """
-    if transformed():
+    if transformed() or (
+        feedback.grad is None and isinstance(feedback.loss, Tensor) and is_surely_finite(feedback.loss.detach())
+    ):
         return
     given = [
         (name, x.detach())
@@ -289,10 +325,10 @@ def _all_finite_there(feedback: Feedback) -> Tensor:
     return torch.stack([torch.isfinite(x).all() for x in given]).all()
 
 
-def _check_given_state(estimator: Estimator, neuron: Neuron, a: Tensor, state: object) -> None:
+def _check_given_state(pair: Pair, a: Tensor, state: object) -> None:
     """Raise InvalidInput if the state is not one of this estimator for events of this shape."""
-    if state or type(estimator).init is not Estimator.init or not isinstance(state, Mapping):
-        check_state(estimator, state, _state_shapes(estimator, neuron, event_shape(neuron, a)))
+    if state or not pair.stateless or not isinstance(state, Mapping):
+        check_state(pair.estimator, state, _state_shapes(pair.estimator, pair.neuron, event_shape(pair.neuron, a)))
 
 
 @lru_cache(maxsize=256)
@@ -342,20 +378,26 @@ def value_of(estimator: Estimator, draw: Draw, loss: Tensor, allow_inf: bool = F
     return value
 
 
-def _check_draw(estimator: Estimator, neuron: Neuron, a: Tensor, key: Key, draw: Draw) -> None:
-    evaluations = estimator.evaluations(neuron, event_shape(neuron, a))
-    if evaluations < 1:
+def _check_draw(pair: Pair, a: Tensor, key: Key, draw: Draw) -> None:
+    form, estimator, neuron = pair.form(a), pair.estimator, pair.neuron
+    if form.evaluations < 1:
         raise PluginFault(
-            f"{estimator.name}.evaluations must be at least 1, not {evaluations}: it has no loss to learn from"
+            f"{estimator.name}.evaluations must be at least 1, not {form.evaluations}: it has no loss to learn from"
         )
-    points, shape = draw.points if isinstance(draw, Draw) else draw, output_shape(neuron, a)
+    if type(draw) is Draw and _is_result(draw.points, form.points) and _is_result(draw.weights, form.weights):
+        return
+    points = draw.points if isinstance(draw, Draw) else draw
     try:
-        _check_result(estimator, "forward", points, (evaluations, *shape))
+        _check_result(estimator, "forward", points, form.points)
     except PluginFault:
-        _check_result(neuron, "sample", neuron.sample(key, a, 1), (1, *shape))  # raises if the fault is the neuron's
+        sampled = neuron.sample(key, a, 1)
+        _check_result(neuron, "sample", sampled, (1, *form.points[1:]))  # raises if the fault is the neuron's
         raise
-    batch = a.shape[: a.ndim - neuron.event_ndim]
-    _check_result(estimator, "forward", draw.weights, (evaluations,), (evaluations, *batch))
+    _check_result(estimator, "forward", draw.weights, form.weights, form.losses)
+
+
+def _is_result(found: object, shape: tuple[int, ...]) -> bool:
+    return type(found) is Tensor and found.shape == shape and found.is_floating_point()
 
 
 def _check_result(plugin: Plugin, method: str, found: object, *shapes: tuple[int, ...]) -> None:

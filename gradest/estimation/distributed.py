@@ -15,7 +15,7 @@ from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.score_function import ScoreFunction
 from gradest.errors import InvalidInput
 from gradest.kernels import transformed
-from gradest.random import Key, check_words, fresh_seed
+from gradest.random import Key, check_words, fresh_seed, plain_key
 
 __all__ = [
     "checked_examples",
@@ -146,8 +146,8 @@ def fresh_key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None, exam
 
     examples: as for `row_numbers`.
     """
-    key = Key(fresh_seed() if seed is None else seed)
-    if world_size() == 1 and examples is None:
+    key = plain_key(fresh_seed()) if seed is None else Key(seed)
+    if examples is None and world_size() == 1:
         return key
     rows = row_numbers(a.shape[: max(0, a.ndim - event_ndim)], examples)
     return replace(key, rows=rows, shared=world_size() > 1)

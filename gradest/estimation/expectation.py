@@ -19,10 +19,18 @@ from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Neuron
 from gradest.contract.objective import Loss
 from gradest.contract.score_function import ScoreFunction
+from gradest.discovery.pairs import pair_of
 from gradest.discovery.registry import EstimatorSpec, NeuronSpec, registry
 from gradest.errors import InvalidInput
 from gradest.estimation.arguments import check_count, check_form, check_pre_activations, loss_dtype
-from gradest.estimation.ask_tell import ask, check_feedback_finite, is_impossible, sample_checked, tell, value_of
+from gradest.estimation.ask_tell import (
+    ask_pair,
+    check_feedback_finite,
+    is_impossible,
+    sample_checked,
+    tell_pair,
+    value_of,
+)
 from gradest.estimation.distributed import checked_examples
 from gradest.estimation.events import EventDims, EventLayout
 from gradest.estimation.losses.evaluation import evaluate, flattened, losses_at, points_of, refuse_noise_of_points
@@ -61,7 +69,7 @@ def sample(
     check_count("samples", samples, least=0)
     key = to_key(seed)
     refuse_noise_of_points(key)
-    return sample_checked(neuron, wide, samples, key, dtype).to(dtype or a.dtype)
+    return cast(sample_checked(neuron, wide, samples, key, dtype), dtype or a.dtype)
 
 
 def expect(
@@ -147,17 +155,19 @@ def expect(
     given = state
     if state and is_recomputed():
         state = state_of_first_call(key.seed, a, state)
-    draw, state = ask(neuron, estimator, a, key, state)
-    points, f = cast(draw.points, a.dtype), flattened(f, neuron.output_ndim, flatten)
+    refuse_noise_of_points(key)
+    pair = pair_of(neuron, estimator)
+    draw, state = ask_pair(pair, a, key, state)
+    points, f = cast(draw.points, a.dtype), flattened(f, pair.output_ndim, flatten)
     if not torch.is_grad_enabled():
         with points_of(key):
-            loss = losses_at(f, points, neuron.output_ndim)
-        impossible = None if estimator.off_support else partial(is_impossible, draw)
+            loss = losses_at(f, points, pair.output_ndim)
+        impossible = partial(is_impossible, draw) if pair.on_support else None
         check_feedback_finite(Feedback(loss), allow_inf, impossible)
         return value_of(estimator, draw, loss, allow_inf), state
     with points_of(key):
         loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)
-    gradient, after = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
+    gradient, after = tell_pair(pair, draw, Feedback(loss, grad), state, allow_inf)
     value = _with_gradient(value_of(estimator, draw, loss, allow_inf), a, gradient, loss, estimator, draw, state)
     if state and given and is_recomputed():
         return value, given  # the state moved when the call ran first
@@ -208,11 +218,14 @@ def _carry(
     """
     product = a * gradient
     assert product.grad_fn is not None
-    # a copy, because f may use the memory of its losses again before second derivatives are asked for
-    told = loss.to(draw.a.dtype if loss.dtype == draw.a.dtype else loss_dtype(loss.dtype, draw.a.dtype), copy=True)
+    told = loss
+    if type(estimator).value_in is not Estimator.value_in:
+        # a copy, because f may use the memory of its losses again before second derivatives are asked for
+        told = loss.clone() if loss.dtype == draw.a.dtype else loss.to(loss_dtype(loss.dtype, draw.a.dtype), copy=True)
     again = partial(differentiable_again, estimator, draw.neuron, draw.key, state, told, a, a._version)
     product.grad_fn.register_hook(again)
-    carrier = cast(product.sum(tuple(range(-draw.neuron.event_ndim, 0))), value.dtype)
+    ndim = draw.neuron.event_ndim
+    carrier = cast(product.sum(-1 if ndim == 1 else tuple(range(-ndim, 0))), value.dtype)
     if value.requires_grad:
         carrier.detach().fill_(-0.0)  # the neutral element of addition, also for -0.0
         return value + carrier

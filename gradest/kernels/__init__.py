@@ -39,6 +39,7 @@ __all__ = [
     "plain_saved_tensors",
     "record_kernels_used",
     "recorded",
+    "saved_tensors_are_plain",
     "select",
     "transformed",
     "untransformed",
@@ -114,13 +115,18 @@ def untransformed(x: Tensor) -> Tensor:
     return x
 
 
+def saved_tensors_are_plain() -> bool:
+    """Tell whether neither an activation checkpoint nor another hook is active for what autograd saves."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+
+
 def plain_saved_tensors() -> AbstractContextManager[object]:
     """Return a context in which autograd keeps what it saves, if an activation checkpoint or another hook is active.
 
     A derivative that is taken at once needs it. A checkpoint would run its whole region again for that derivative, and with other
     noise if it does not preserve the state of the generator.
     """
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+    if saved_tensors_are_plain():
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 
@@ -134,21 +140,26 @@ def conditional(device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _backend(device: torch.device) -> str:
-    wanted = os.environ.get("GRADEST_KERNELS", "")
+    wanted = os.environ.get("GRADEST_KERNELS")
     if wanted and wanted not in _BACKENDS:
         raise InvalidInput(f"GRADEST_KERNELS must be {', '.join(_BACKENDS)} or unset; it is {wanted!r}")
     if transformed() or recorded():  # torch.func can only transform plain torch
         return "reference"
-    if wanted == "cuda" and device.type == "cpu":
+    kind = device.type
+    if not wanted or wanted == kind:
+        return _own_backend(kind)
+    if wanted == "cuda" and kind == "cpu":
         if not _has_triton() or os.environ.get("TRITON_INTERPRET") != "1":
             raise InvalidInput(
                 "GRADEST_KERNELS is cuda, but a tensor is on the CPU. Move it to a CUDA device, or unset GRADEST_KERNELS. "
                 "(For tests: with triton installed and TRITON_INTERPRET=1 the kernels are interpreted on the CPU.)"
             )
         return "cuda"
-    kind = device.type
-    if wanted not in ("", kind):
-        return "reference"
+    return "reference"
+
+
+def _own_backend(kind: str) -> str:
+    """Name the backend of tensors on this kind of device, where nothing else is wanted."""
     available = (kind == "cpu" and _has_numba()) or (kind == "cuda" and torch.version.hip is None and _has_triton())
     return kind if available else "reference"
 

@@ -89,7 +89,10 @@ def leading_sum(x: Tensor) -> Tensor:
     because torch splits a single row of 2^15 or more into as many parts as it has threads. The sum of one term is that term
     itself, not a copy.
     """
-    if 1 <= x.shape[0] <= SEQUENTIAL_TERMS:
+    terms = x.shape[0]
+    if terms == 1:
+        return x[0]
+    if 1 < terms <= SEQUENTIAL_TERMS:
         return reduce(add, x.unbind())
     if x.shape[0] > _TERMS_PER_PART:
         x = torch.stack([leading_sum(part) for part in torch.split(x, _TERMS_PER_PART)])

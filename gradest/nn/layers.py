@@ -32,12 +32,12 @@ from gradest.nn.slopes import Slope, check_led
 from gradest.nn.uses import (
     Emit,
     EmitTransformed,
-    KeepAlive,
     LivenessToken,
     Recorded,
     RecordedEagerly,
     RecordedInTransform,
     Use,
+    keep_alive,
     missing_loss,
     used_inside_loss,
 )
@@ -234,7 +234,7 @@ class Stochastic(StochasticModule):
         token = LivenessToken()
         uses.alive[token] = recorded
         uses.recorded += 1
-        h = KeepAlive.apply(h, token)  # type: ignore[no-untyped-call]
+        keep_alive(h, token)
         use.intact = h._version
         return h
 

@@ -14,7 +14,7 @@ zero, to which the scalar of a told loss sends a 1 in backward; without it `pull
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from gradest.contract.estimator import Feedback, State
 from gradest.errors import InvalidInput
 from gradest.estimation.ask_tell import check_feedback_finite
 from gradest.estimation.losses.repetition import is_recomputed
+from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels.stable import widen
 from gradest.nn.sampler import Paths, Sampler
 from gradest.nn.slopes import unreached
@@ -68,10 +69,10 @@ class Handle(OpaqueBase):
     def __init__(self, layer: CompiledLayer) -> None:
         self.layer = layer
 
-    def sampler_of(self, drawn: Tensor) -> Sampler:
-        """Return the layer's sampler. Raises InvalidInput if it is no longer the one that drew."""
+    def sampler_of(self, changes: int) -> Sampler:
+        """Return the layer's sampler. Raises InvalidInput if it is no longer the one that drew, after so many changes."""
         sampler = self.layer.sampler
-        if int(drawn[2]) != self.layer.changes:
+        if changes != self.layer.changes:
             raise InvalidInput(
                 f"the layer {sampler.neuron.label()}, {sampler.estimator.label()} was given other options between the forward "
                 "and the backward pass of a compiled function, which draws its sample again in backward; change options after "
@@ -79,17 +80,17 @@ class Handle(OpaqueBase):
             )
         return sampler
 
-    def use(self, a: Tensor, state: list[Tensor], drawn: Tensor, points: Tensor, paths: int, flat: bool) -> Use:
+    def use(self, a: Tensor, state: list[Tensor], drawn: list[int], points: Tensor, paths: int, flat: bool) -> Use:
         """Return the use that `draw` drew."""
-        sampler, named, how = self.sampler_of(drawn), self.named(state, a), Paths(paths, flat)
-        seed, step, _ = drawn.tolist()
+        seed, step, changes = drawn
+        sampler, named, how = self.sampler_of(changes), self.named(state, a), Paths(paths, flat)
         kept = points.ndim > 1
         draw = sampler.draw_of(points, a, how, seed) if kept else sampler.draw(a, named, how, seed)
         return Use(self.layer, sampler, draw, named, step, how)
 
     def named(self, state: list[Tensor], a: Tensor) -> State:
         """Return the state with its names, for a use at `a`."""
-        return self.layer.fitted(dict(zip(self.layer.state, state, strict=True)), a)
+        return self.layer.fitted(dict(zip(self.layer.state, state, strict=True)), a) if state else {}
 
 
 register_opaque_type(Handle, typ="reference")
@@ -135,7 +136,24 @@ def _own(result: Tensor, *given: Tensor) -> Tensor:
     return result.clone() if any(memory == x.untyped_storage().data_ptr() for x in given) else result
 
 
-@torch.library.custom_op("gradest::draw", mutates_args=())
+_LIBRARY = torch.library.Library("gradest", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def _operator(function: Callable[..., Any]) -> Any:
+    """Define the operator of the function, as torch.library.custom_op does, with less Python around each call.
+
+    A custom_op looks at each call whether the results share memory with the arguments, which `_own` prevents, and runs Python
+    for autograd even if it has no derivative.
+    """
+    name = function.__name__.strip("_")
+    schema = torch.library.infer_schema(function, mutates_args=())
+    _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+    outside = torch._disable_dynamo(function)  # type: ignore[attr-defined]
+    _LIBRARY.impl(name, outside, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    return getattr(torch.ops.gradest, name).default
+
+
+@_operator
 def draw(
     handle: Handle,
     a: Tensor,
@@ -162,8 +180,7 @@ def draw(
     return h, a.new_zeros(()), seed, points if keeps_points else a.new_empty(0)
 
 
-@draw.register_fake
-def _(
+def _shapes_of_draw(
     handle: Any,
     a: Tensor,
     state: list[Tensor],
@@ -178,7 +195,10 @@ def _(
     return a.new_empty(shape), a.new_zeros(()), torch.empty(3, dtype=torch.int64), points
 
 
-@torch.library.custom_op("gradest::tell", mutates_args=())
+torch.library.register_fake("gradest::draw", _shapes_of_draw, lib=_LIBRARY)
+
+
+@_operator
 def _tell(
     handle: Handle,
     a: Tensor,
@@ -191,16 +211,18 @@ def _tell(
 ) -> Tensor:
     check_feedback_finite(Feedback(loss))
     with _autograd():
-        gradient = handle.use(a, state, drawn, points, paths, flat).gradient_of_loss(loss.detach())
+        gradient = handle.use(a, state, drawn.tolist(), points, paths, flat).gradient_of_loss(loss.detach())
     return _own(gradient, a, points, loss)
 
 
-@_tell.register_fake
-def _(handle: Any, a: Tensor, *_: Any) -> Tensor:
+def _shape_of_tell(handle: Any, a: Tensor, *_: Any) -> Tensor:
     return widen(a).new_empty(a.shape)
 
 
-@torch.library.custom_op("gradest::pull", mutates_args=())
+torch.library.register_fake("gradest::tell", _shape_of_tell, lib=_LIBRARY)
+
+
+@_operator
 def _pull(
     handle: Handle,
     a: Tensor,
@@ -212,20 +234,23 @@ def _pull(
     paths: int,
     flat: bool,
 ) -> Tensor:
-    estimator = handle.sampler_of(drawn).estimator
-    handle.layer.slope_reached(int(drawn[0]))
+    seed, _, changes = numbers = drawn.tolist()
+    estimator = handle.sampler_of(changes).estimator
+    handle.layer.slope_reached(seed)
     if "loss" in estimator.needs and not bool(flag):
         raise missing_loss(estimator)
     if "grad" not in estimator.needs:
         return torch.zeros_like(a)
     with _autograd():
-        gradient = handle.use(a, state, drawn, points, paths, flat).gradient_of_grad(grad_h).to(a.dtype)
+        gradient = handle.use(a, state, numbers, points, paths, flat).gradient_of_grad(grad_h).to(a.dtype)
     return _own(gradient, a, points, grad_h)
 
 
-@_pull.register_fake
-def _(handle: Any, a: Tensor, *_: Any) -> Tensor:
+def _shape_of_pull(handle: Any, a: Tensor, *_: Any) -> Tensor:
     return a.new_empty(a.shape)
+
+
+torch.library.register_fake("gradest::pull", _shape_of_pull, lib=_LIBRARY)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -243,8 +268,11 @@ def _backward(ctx: Any, grad_h: Tensor | None, flag: Tensor | None, *_: Any) -> 
         raise unreached(handle.layer.sampler)
     if grad_h is not None:
         flag = a.new_zeros(()) if flag is None else flag
-        gradient = _pull(ctx.handle, a, state, drawn, points, grad_h, flag, ctx.paths, ctx.flat)
+        with torch.no_grad():
+            gradient = _pull(ctx.handle, a, state, drawn, points, grad_h, flag, ctx.paths, ctx.flat)
+        if torch.is_grad_enabled():  # a graph of the gradient is created, as the backend "eager" can
+            gradient = DifferentiateOnce.apply(gradient, a, grad_h)  # type: ignore[no-untyped-call]
     return None, gradient, [None] * len(state), *[None] * 6
 
 
-draw.register_autograd(_backward, setup_context=_keep)
+torch.library.register_autograd("gradest::draw", _backward, setup_context=_keep, lib=_LIBRARY)

@@ -17,6 +17,7 @@ from torch import Tensor
 from gradest.contract.estimator import Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Discrete, Neuron
 from gradest.contract.score_function import ScoreFunction
+from gradest.discovery.pairs import pair_of
 from gradest.errors import Incompatible, InvalidInput, MissingLoss
 from gradest.estimation.arguments import first_non_finite
 from gradest.estimation.ask_tell import check_scores, tell_finite
@@ -27,16 +28,18 @@ from gradest.kernels.stable import widen
 from gradest.nn.sampler import Paths, Sampler
 from gradest.nn.slopes import ExpectedSlopes, Slope, unreached
 
+_TOKEN = "gradest.nn.Stochastic"  # where the autograd graph of a sample keeps its token
+
 __all__ = [
     "Emit",
     "EmitTransformed",
-    "KeepAlive",
     "LivenessToken",
     "Recorded",
     "RecordedEagerly",
     "RecordedInTransform",
     "Use",
     "attach",
+    "keep_alive",
     "leading_batch",
     "missing_loss",
     "used_inside_loss",
@@ -77,6 +80,8 @@ def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) ->
             f"{list(x.shape)}. Do not reduce it over the batch. batch_dims says how many of its leading dims are the "
             "batch. For losses of several steps, add each to a gradest.nn.StochasticGraph with add_cost"
         )
+    if x.ndim == len(batch):
+        return x.detach()
     return x.detach()[(..., *[None] * (len(batch) - x.ndim))].expand(tuple(batch))
 
 
@@ -118,7 +123,7 @@ class Use:
             gradient, moved = self._credit(loss)
         else:
             feedback = Feedback(loss[None], torch.zeros_like(draw.points) if "grad" in estimator.needs else None)
-            gradient, moved = tell_finite(estimator, draw, feedback, state)
+            gradient, moved = tell_finite(pair_of(draw.neuron, estimator), draw, feedback, state)
             if self.paths.samples and state and world_size() > 1:
                 moved = joined_state_of_paths(estimator, draw, feedback, state, self.paths.samples, self.paths.flat)
         self.layer.advance(moved, self.step)
@@ -135,7 +140,8 @@ class Use:
             feedback = Feedback(draw.a.new_zeros((1, *self.batch)), grad_h[None].to(draw.a.dtype))
             with torch.no_grad():  # the state moved when the loss was told
                 return estimator.backward(draw, feedback, self.state)[0]
-        gradient, moved = tell_finite(estimator, draw, Feedback(None, grad_h[None]), self.state)
+        pair = pair_of(draw.neuron, estimator)
+        gradient, moved = tell_finite(pair, draw, Feedback(None, grad_h[None]), self.state)
         if moved and (transformed() or first_non_finite(grad_h) is None):
             self.layer.advance(moved, self.step)
         return gradient
@@ -149,7 +155,7 @@ class Use:
         if self.paths.flat:
             h, a, loss = (with_path_dim(x, 0, self.paths.samples) for x in (h, a, loss))
         with torch.no_grad():
-            check_scores(estimator, self.draw)
+            check_scores(pair_of(neuron, estimator), self.draw)
             features = estimator.features(neuron, h, a)
             weights, moved = estimator.credit(loss, self.state, features)
             if self.state and world_size() > 1:
@@ -248,20 +254,14 @@ class RecordedInTransform(Recorded):
         return _drawn_again(self.layer, self.sampler, self.a, self.seed, self.paths).gradient_of_loss(loss)
 
 
-class KeepAlive(torch.autograd.Function):
-    """The identity, whose node keeps the token alive for as long as any graph leads back to this use."""
+def keep_alive(h: Tensor, token: LivenessToken) -> None:
+    """Have the token live for as long as any graph leads back to h, a sample of at least one dim.
 
-    @staticmethod
-    def forward(ctx: Any, h: Tensor, token: LivenessToken) -> Tensor:
-        """Return h."""
-        ctx.token = token
-        ctx.mark_dirty(h)  # else torch returns a view of h, which callers may not write to
-        return h
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient as it is."""
-        return grad, None
+    An operation in place that changes nothing adds a node to the graph; that of a view would forbid callers to write to h.
+    """
+    h.transpose_(0, 0)
+    assert h.grad_fn is not None
+    h.grad_fn.metadata[_TOKEN] = token  # type: ignore[index]
 
 
 class LivenessToken:

@@ -46,8 +46,10 @@ class Concrete(MonteCarlo):
 
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Ask for the loss at the relaxed outputs."""
-        draw = super().forward(neuron, a, key, state)
-        return replace(draw, points=self._relax(draw, a))
+        assert isinstance(neuron, Relaxable)
+        noise = neuron.noise(key, a, self.samples)  # of the samples, which themselves are not needed
+        draw = self.draw_of(neuron, a, key, neuron.relax(a, noise, self.temperature))
+        return replace(draw, saved={"noise": noise})
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over samples of L'(s) ds/da, by differentiating the neuron's relaxation."""
@@ -59,7 +61,8 @@ class Concrete(MonteCarlo):
 
     def _relax(self, draw: Draw, a: Tensor) -> Tensor:
         assert isinstance(draw.neuron, Relaxable)
-        return draw.neuron.relax(a, draw.noise(), self.temperature)
+        noise = draw.saved.get("noise")
+        return draw.neuron.relax(a, draw.noise() if noise is None else noise, self.temperature)
 
 
 class StraightThroughConcrete(Concrete):

@@ -178,6 +178,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.capacity.computes = await to_thread.run_sync(_warm_up, neurons[:1], app.state.device)
     async with create_task_group() as group:
         group.start_soon(to_thread.run_sync, _warm_up, neurons, app.state.device)
+        group.start_soon(to_thread.run_sync, _warm_up_backward)
         group.start_soon(app.state.capacity.watch, app.state.pool)
         yield
         group.cancel_scope.cancel()
@@ -204,6 +205,13 @@ def _warm_up(neurons: Sequence[type[Neuron]], device: Device) -> bool:
             _LOG.exception("the first sample of %s failed", cls.name)
             sound = False
     return sound
+
+
+def _warm_up_backward() -> None:
+    """Have torch import what its first backward pass needs, which takes half a second that no deadline could interrupt."""
+    x = torch.zeros(1, requires_grad=True)
+    with torch.enable_grad():
+        torch.autograd.grad(x * 2, x, torch.ones(1))
 
 
 async def _to_docs() -> Response:

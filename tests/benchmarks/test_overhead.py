@@ -16,6 +16,8 @@ import gradest
 from gradest.estimation.ask_tell import ask, tell
 from gradest.nn import Expectation, Stochastic, broadcast_loss
 
+from .by_hand import PAIRS
+
 pytestmark = [pytest.mark.benchmark, pytest.mark.timeout(900)]
 
 ASKED = 100  # microseconds at most
@@ -25,46 +27,6 @@ Step = Callable[[Tensor], object]
 
 def f(h: Tensor) -> Tensor:
     return (h * WEIGHT).sum(-1) ** 2
-
-
-def reinforce(a: Tensor) -> None:
-    p = torch.sigmoid(a.detach())
-    h = (torch.rand_like(p) < p).float()
-    loss = f(h)
-    carry(a, loss, loss[..., None] * (h - p))
-
-
-def rloo(a: Tensor) -> None:
-    p = torch.sigmoid(a.detach())
-    h = (torch.rand(2, *a.shape) < p).float()
-    loss = f(h)
-    mean = loss.mean(0)
-    carry(a, mean, ((loss - mean)[..., None] * (h - p)).sum(0))
-
-
-def disarm(a: Tensor) -> None:
-    p, u = torch.sigmoid(a.detach()), torch.rand_like(a)
-    h = torch.stack([u < p, 1 - u < p]).float()
-    loss = f(h)
-    carry(a, loss.mean(0), 0.5 * (loss[0] - loss[1])[..., None] * (h[0] - h[1]) * torch.sigmoid(a.detach().abs()))
-
-
-def carry(a: Tensor, value: Tensor, gradient: Tensor) -> None:
-    (value + ((a - a.detach()) * gradient).sum(-1)).mean().backward()
-
-
-def straight_through(a: Tensor) -> None:
-    p = torch.sigmoid(a.detach())
-    h = (torch.rand_like(p) < p).float()
-    f(h + a - a.detach()).mean().backward()
-
-
-BY_HAND: dict[str, Step] = {
-    "reinforce": reinforce,
-    "rloo": rloo,
-    "disarm": disarm,
-    "straight_through": straight_through,
-}
 
 
 def expect(name: str) -> Step:
@@ -121,10 +83,14 @@ def mean_gradient(step: Step, given: Tensor, steps: int = 400) -> Tensor:
     return total / steps
 
 
-@pytest.mark.parametrize("estimator", BY_HAND)
+@pytest.mark.parametrize("estimator", [estimator for neuron, estimator in PAIRS if neuron == "bernoulli"])
 def test_overhead(bench, estimator):
     torch.manual_seed(0)
-    by_hand, given = BY_HAND[estimator], torch.randn(1, 10)
+    given = torch.randn(1, 10)
+
+    def by_hand(a: Tensor) -> None:
+        PAIRS["bernoulli", estimator](a, f)
+
     steps = {"by hand": by_hand}
     for way, make in WAYS.items():
         if way == "nn.Stochastic" and estimator in ("rloo", "disarm"):

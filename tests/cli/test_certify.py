@@ -164,3 +164,11 @@ def test_certify_takes_a_single_module_and_its_examples(
 def test_certify_refuses_what_it_does_not_know(run: Run, certified_package: Path) -> None:
     assert "has no registered estimator rlo" in run("certify", "rlo", "--package", "certified").err
     assert "the package 'nowhere' has no registered estimator or neuron" in run("certify", "--package", "nowhere").err
+    several = "the plugins of gradest lie in several packages: name one of gradest_estimators, gradest_neurons"
+    assert several in run("certify", "--package", "gradest").err
+
+
+def test_certify_takes_the_name_of_a_distribution(run: Run, certified_module: Path) -> None:
+    (owner,) = (info for info in gradest.registry.plugins if "tuned" in info.estimators)
+    assert owner.distribution != "one_file"
+    assert "one_file has no registered estimator rlo" in run("certify", "rlo", "--package", owner.distribution).err

@@ -95,6 +95,7 @@ def test_every_page_with_code_ran() -> None:
 
 def test_the_theory_links_to_every_neuron_and_estimator() -> None:
     text = (SITE / "explanation/theory.html").read_text(encoding="utf-8")
+    text = text[text.index("<article") : text.index("</article>")]  # the navigation has links to all of them
     linked = set(re.findall(r'href="\.\./reference/((?:neurons|estimators)/\w+)\.html"', text))
     pages = {
         f"{kind}/{path.stem}" for kind in ("neurons", "estimators") for path in (SITE / "reference" / kind).glob("*")

@@ -319,3 +319,11 @@ def test_with_a_torch_whose_operators_take_no_objects_a_layer_breaks_the_graph()
     """
     ran = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_second_derivative_is_refused_in_a_graph_too():
+    layer = Stochastic("bernoulli", "straight_through")
+    a = torch.zeros(2, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad((whole(layer, "eager")(a) ** 2).sum(), a, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated a second time"):
+        gradient.sum().backward()

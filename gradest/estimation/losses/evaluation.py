@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -121,14 +120,20 @@ def losses_in_progress() -> int:
     return _in_progress.losses
 
 
-@contextmanager
-def points_of(key: Key) -> Iterator[None]:
-    """Return a context in which f is evaluated at the points that this key drew."""
-    outer, _in_progress.keys = _in_progress.keys, (*_in_progress.keys, key)
-    try:
-        yield
-    finally:
-        _in_progress.keys = outer
+class points_of:  # noqa: N801  # it is called as a function; one of contextlib takes three times as long
+    """A context in which f is evaluated at the points that this key drew."""
+
+    __slots__ = ("_key", "_outer")
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+
+    def __enter__(self) -> None:
+        self._outer = _in_progress.keys
+        _in_progress.keys = (*self._outer, self._key)
+
+    def __exit__(self, *error: object) -> None:
+        _in_progress.keys = self._outer
 
 
 def refuse_noise_of_points(key: Key) -> None:
@@ -280,7 +285,7 @@ def _evaluated(
     points = points.detach().requires_grad_()
     with torch.set_grad_enabled(True), plain_saved_tensors():
         loss = _with_its_uses(losses_at(f, points, neuron.output_ndim))
-        grad = slope_at(points, loss, estimator.label(), keep_graph)
+        grad = slope_at(points, loss, estimator.label, keep_graph)
     if not (keep_graph and _depends_on_more(loss, points)):
         loss = loss.detach()  # otherwise backward would traverse f once more without use
     return loss, grad
@@ -293,8 +298,8 @@ def _with_its_uses(loss: Tensor) -> Tensor:
     return loss
 
 
-def slope_at(points: Tensor, loss: Tensor, of: str, keep_graph: bool) -> Tensor:
-    """Return dL/dh at the points, from which the losses were computed with a graph. `of` names the estimator.
+def slope_at(points: Tensor, loss: Tensor, label: Callable[[], str], keep_graph: bool) -> Tensor:
+    """Return dL/dh at the points, from which the losses were computed with a graph. `label` names the estimator in an error.
 
     Raises NotDifferentiable if no graph leads from the losses to the points. Losses may have a graph nevertheless, which leads to
     parameters of f.
@@ -304,7 +309,7 @@ def slope_at(points: Tensor, loss: Tensor, of: str, keep_graph: bool) -> Tensor:
         ones = torch.ones_like(loss)
         (grad,) = torch.autograd.grad(loss, points, ones, retain_graph=keep_graph, allow_unused=True)
     if grad is None and points.numel():
-        raise _no_slope(of)
+        raise _no_slope(label())
     return torch.zeros_like(points) if grad is None else grad
 
 

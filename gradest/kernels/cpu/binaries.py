@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined_by_name
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids, sqrt
 from gradest.kernels.cpu.samplers import run_sampler, sampler
-from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads
+from gradest.kernels.cpu.tensors import NUMPY, empty_as, flat, in_threads
 from gradest.kernels.reference.noise import Word
 
 __all__ = ["antithetic", "binary", "times_smooth", "times_smooth_backward"]
@@ -78,19 +79,23 @@ def binary(
     seed, rows and stream: which uniform noise u is, as for `reference.uniform`.
     dtype: the dtype of the result if it is not that of `a`: uint8 or bool, if these can hold both values.
     """
-    kind = NUMPY[a.dtype]
-    values: tuple[Any, ...] = (kind(low), kind(low) + kind(high - low))
-    if dtype is not None:
-        values = tuple(map(np.uint8 if dtype == torch.uint8 else np.bool_, values))
+    values = _two_values(a.dtype, low, high, dtype)
     return run_sampler(_draw_binary, seed, rows, stream, draws, a, *values, dtype=dtype)
+
+
+@lru_cache(maxsize=64)
+def _two_values(of: torch.dtype, low: float, high: float, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
+    """Return low and low + (high - low) in one dtype, converted to another."""
+    kind = NUMPY[of]
+    values = kind(low), kind(low) + kind(high - low)
+    return values if dtype is None else tuple(map(np.uint8 if dtype == torch.uint8 else np.bool_, values))
 
 
 def antithetic(
     seed: tuple[Word, Word], rows: Word, stream: int, pairs: int, a: Tensor, low: float, high: float
 ) -> Tensor:
     """Draw as `binary` at u and at 1 - u, `[2 pairs, rows, units]`: first all draws at u, then all at 1 - u."""
-    kind = NUMPY[a.dtype]
-    return run_sampler(_draw_antithetic, seed, rows, stream, 2 * pairs, a, kind(low), kind(low) + kind(high - low))
+    return run_sampler(_draw_antithetic, seed, rows, stream, 2 * pairs, a, *_two_values(a.dtype, low, high))
 
 
 def times_smooth(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
@@ -100,7 +105,7 @@ def times_smooth(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a
 
 def times_smooth_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
     """Compute the same as `reference.times_smooth_backward`."""
-    out = empty(*h.shape, dtype=a.dtype)
+    out = empty_as(a, *h.shape)
     given = flat(a), flat(h, 1), flat(grad, 1), flat(out, 1)
     in_threads(lambda first, last: _times_smooth_backward(*given, first, last), a.numel(), len(h))
     return out

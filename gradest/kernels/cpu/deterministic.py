@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids
-from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads
+from gradest.kernels.cpu.tensors import NUMPY, empty_as, flat, in_threads
 
 __all__ = ["logistic_backward", "rectified_backward", "repeated", "surrogate_backward"]
 
@@ -90,7 +90,7 @@ def repeated(draws: int, a: Tensor, activation: int) -> Tensor:
 
     activation: 0 for f(a) = 1[a > 0], 1 for max(0, a), 2 for σ(a).
     """
-    out = empty(draws, *a.shape, dtype=a.dtype)
+    out = empty_as(a, draws, *a.shape)
     given = flat(a), flat(out, 1)
     in_threads(lambda first, last: _repeated(*given, first, last, activation), a.numel(), draws)
     return out
@@ -98,7 +98,7 @@ def repeated(draws: int, a: Tensor, activation: int) -> Tensor:
 
 def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
     """Compute the same as `reference.rectified_backward`."""
-    out = empty(*h.shape, dtype=h.dtype)
+    out = empty_as(h, *h.shape)
     given = flat(h), flat(grad), flat(out)
     in_threads(lambda first, last: _rectified_backward(*given, first, last), h.numel(), 1)
     return out
@@ -106,7 +106,7 @@ def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
 
 def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: float | Tensor) -> Tensor:
     """Compute the same as `reference.logistic_backward`."""
-    kind, out = NUMPY[a.dtype], empty(*a.shape, dtype=a.dtype)
+    kind, out = NUMPY[a.dtype], empty_as(a, *a.shape)
     given = flat(a), flat(grad), flat(out)
     options = kind(slope), kind(height)
     in_threads(lambda first, last: _logistic_backward(*given, first, last, *options), a.numel(), 1)
@@ -115,7 +115,7 @@ def logistic_backward(a: Tensor, grad: Tensor, slope: float | Tensor, height: fl
 
 def surrogate_backward(a: Tensor, grad: Tensor, derivative: int, slope: float, height: float) -> Tensor:
     """Compute the same as `reference.surrogate_backward`."""
-    kind, out = NUMPY[a.dtype], empty(*a.shape, dtype=a.dtype)
+    kind, out = NUMPY[a.dtype], empty_as(a, *a.shape)
     given = flat(a), flat(grad), flat(out)
     options = derivative, kind(slope), kind(height), kind(0.5 * math.pi)
     in_threads(lambda first, last: _surrogate_backward(*given, first, last, *options), a.numel(), 1)

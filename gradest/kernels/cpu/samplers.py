@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,9 @@ from numba import types
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined_by_name
+from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined_by_name
 from gradest.kernels.cpu.noise import locate, noise_scratch, uniforms
-from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
+from gradest.kernels.cpu.tensors import LIKE, as_words, empty, empty_as, flat, in_threads, row_major
 from gradest.kernels.reference.noise import Word
 
 __all__ = ["run_kernel", "run_sampler", "sampler"]
@@ -22,6 +23,22 @@ __all__ = ["run_kernel", "run_sampler", "sampler"]
 @inlined_by_name
 def _prepare_nothing(x: Any, u: Any, scratch: Any, options: Any) -> None:
     pass
+
+
+def _points(address: Any, points: Any, size: Any, like: Any) -> Any:
+    """Return the array `[points, size]` that begins at the address, or None if there is no address."""
+    raise NotImplementedError
+
+
+@overload(_points, inline="always")
+def _(address: Any, points: Any, size: Any, like: Any) -> Any:
+    def values(address: Any, points: Any, size: Any, like: Any) -> Any:
+        return array(address, (points, size), like)
+
+    def nothing(address: Any, points: Any, size: Any, like: Any) -> None:
+        return None
+
+    return values if isinstance(address, types.Integer) else nothing
 
 
 def _part(values: Any, draw: Any, first: Any, last: Any) -> Any:
@@ -74,13 +91,20 @@ def sampler(
         seed1: Any,
         rows: Any,
         stream: Any,
-        a: Any,
-        grad: Any,
-        out: Any,
+        at_a: Any,
+        at_grad: Any,
+        at_out: Any,
+        points: Any,
+        size: Any,
+        width: Any,
+        like_a: Any,
+        like_out: Any,
         first: Any,
         last: Any,
         *options: Any,
     ) -> None:
+        a, out = array(at_a, (size,), like_a), array(at_out, (points, width), like_out)
+        grad = _points(at_grad, points, size // parts, like_a)
         noise = noise_scratch(BLOCK, a)
         u, shared = np.empty(BLOCK, a.dtype), np.empty((scratch, BLOCK), np.float64 if wide else a.dtype)
         halves = 2 if mirrored else 1
@@ -120,9 +144,14 @@ def run_sampler(
 
     With `parts` above 1, a is `[rows, parts * units]`, and outputs are `[draws, rows, units]`.
     """
-    more = (None if grad is None else flat(grad, 1),)
     shape = a.shape if grad is not None or parts == 1 else (*a.shape[:-1], a.shape[-1] // parts)
-    return run_kernel(kernel, seed, rows, stream, draws, a, *options, size=parts, more=more, dtype=dtype, shape=shape)
+    out = empty_as(a, draws, *shape) if dtype is None else empty(draws, *shape, dtype=dtype)
+    size, width = a.numel(), math.prod(shape)
+    given, pulled = row_major(a), None if grad is None else row_major(grad)
+    addresses = given.data_ptr(), None if pulled is None else pulled.data_ptr(), out.data_ptr()
+    arguments = *as_words(seed, rows, stream), *addresses, draws, size, width, LIKE[a.dtype], LIKE[out.dtype]
+    in_threads(lambda first, last: kernel(*arguments, first, last, *options), size // parts, parts * draws)
+    return out
 
 
 def run_kernel(
@@ -135,14 +164,13 @@ def run_kernel(
     *options: Any,
     size: int = 1,
     more: tuple[Any, ...] = (),
-    dtype: torch.dtype | None = None,
     shape: tuple[int, ...] | None = None,
 ) -> Tensor:
     """Run a kernel that draws `[draws, *shape]`, by default that of `a`, from the words, `a`, `more` and the options.
 
     size: how many numbers of `a` make one of the elements that the kernel counts.
     """
-    out = empty(draws, *(a.shape if shape is None else shape), dtype=dtype or a.dtype)
+    out = empty_as(a, draws, *(a.shape if shape is None else shape))
     words, given, numbers = as_words(seed, rows, stream), flat(a), flat(out, 1)
     in_threads(
         lambda first, last: kernel(*words, given, *more, numbers, first, last, *options),

@@ -11,7 +11,7 @@ from torch import Tensor
 from gradest.kernels import reference
 from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids
-from gradest.kernels.cpu.tensors import NUMPY, empty, in_threads, row_major
+from gradest.kernels.cpu.tensors import NUMPY, empty_as, in_threads, row_major
 from gradest.kernels.stable import SEQUENTIAL_TERMS
 
 __all__ = ["antithetic_score", "leave_one_out_score", "logistic_score"]
@@ -113,30 +113,31 @@ def _antithetic_score(
 
 def logistic_score(a: Tensor, h: Tensor, weights: Tensor, high: float) -> Tensor:
     """Compute the same as `reference.logistic_score`."""
-    if len(h) > SEQUENTIAL_TERMS or not len(h):
+    if not 0 < h.shape[0] <= SEQUENTIAL_TERMS:
         return reference.logistic_score(a, h, weights, high)
     return _run_score(_logistic_score, a, h, weights, high)
 
 
 def leave_one_out_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
     """Compute the same as `reference.leave_one_out_score`."""
-    if len(h) > SEQUENTIAL_TERMS:
+    if h.shape[0] > SEQUENTIAL_TERMS:
         return reference.leave_one_out_score(a, h, loss, high)
     return _run_score(_leave_one_out_score, a, h, loss, high)
 
 
 def antithetic_score(a: Tensor, h: Tensor, loss: Tensor, high: float) -> Tensor:
     """Compute the same as `reference.antithetic_score`."""
-    if len(h) > 2 * SEQUENTIAL_TERMS or not len(h):
+    if not 0 < h.shape[0] <= 2 * SEQUENTIAL_TERMS:
         return reference.antithetic_score(a, h, loss, high)
     return _run_score(_antithetic_score, a, h, loss, high)
 
 
 def _run_score(kernel: Callable[..., None], a: Tensor, h: Tensor, of_points: Tensor, high: float) -> Tensor:
-    out, size = empty(*a.shape, dtype=a.dtype), a.numel()
-    tensors = row_major(a), row_major(h), row_major(of_points), out
+    out, size = empty_as(a, *a.shape), a.numel()
+    points = h.shape[0]
     if size:
-        rows, value = of_points.numel() // len(h), NUMPY[a.dtype](high)
-        given = *(x.data_ptr() for x in tensors), len(h), rows
-        in_threads(lambda first, last: kernel(*given, first, last, size, value), size, len(h))
+        a, h, of_points = row_major(a), row_major(h), row_major(of_points)
+        rows, value = of_points.numel() // points, NUMPY[a.dtype](high)
+        given = a.data_ptr(), h.data_ptr(), of_points.data_ptr(), out.data_ptr(), points, rows
+        in_threads(lambda first, last: kernel(*given, first, last, size, value), size, points)
     return out

@@ -17,11 +17,20 @@ from torch import Tensor
 
 from gradest.kernels.reference.noise import Word, as_tensors
 
-__all__ = ["NUMPY", "as_words", "empty", "flat", "in_threads", "row_major", "run_in_team", "zeros"]
+__all__ = ["LIKE", "NUMPY", "as_words", "empty", "empty_as", "flat", "in_threads", "row_major", "run_in_team", "zeros"]
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+LIKE: dict[torch.dtype, Any] = {
+    torch.float32: np.float32(0),
+    torch.float64: np.float64(0),
+    torch.uint8: np.uint8(0),
+    torch.bool: np.bool_(False),
+}
+"""A number of each dtype, by whose type a kernel knows that of the memory at an address."""
+
 _CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _NO_WORDS = np.empty((3, 0), np.uint32)
+_FIRST_STREAM = np.uint32(0)
 _NUMBERS_PER_THREAD = 1 << 18  # fewer are not worth a thread of their own
 _LEAST_REUSED_BYTES = 1 << 20  # memory of a tensor this large is kept for another tensor
 
@@ -62,6 +71,13 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return memory[aligned : aligned + size].view(dtype).view(shape)
 
 
+def empty_as(x: Tensor, *shape: int) -> Tensor:
+    """Make a tensor as `empty` does, of the dtype of x, which costs half as much if it is small."""
+    if math.prod(shape) * x.element_size() < _LEAST_REUSED_BYTES:
+        return x.new_empty(*shape) if shape else x.new_empty(())
+    return empty(*shape, dtype=x.dtype)
+
+
 def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
     """Make a tensor of zeros whose memory, if it is large, the operating system clears where it is first touched."""
     size = math.prod(shape) * dtype.itemsize
@@ -81,7 +97,7 @@ def flat(x: Tensor, leading: int = 0) -> Any:
 
 def row_major(x: Tensor) -> Tensor:
     """Return x or a copy whose elements are contiguous, for kernels that take the address of the first element."""
-    return x.resolve_neg().contiguous()
+    return x if x.is_contiguous() and not x.is_neg() else x.resolve_neg().contiguous()
 
 
 def _array(x: Tensor) -> Any:
@@ -95,7 +111,13 @@ def as_words(seed: tuple[Word, Word], rows: Word, stream: int) -> tuple[Any, ...
     rows are numbered from 0, and share the seed. Both forms have the same types, so that a kernel is compiled once for both.
     """
     if isinstance(rows, int) and isinstance(seed[0], int) and isinstance(seed[1], int):
-        return _NO_WORDS, seed[0] & 0xFFFFFFFF, seed[1] & 0xFFFFFFFF, rows, np.uint32(stream)
+        return (
+            _NO_WORDS,
+            seed[0] & 0xFFFFFFFF,
+            seed[1] & 0xFFFFFFFF,
+            rows,
+            _FIRST_STREAM if not stream else np.uint32(stream),
+        )
     seed, rows = as_tensors(seed, rows)
     words = np.stack([_array(word).view(np.uint32) for word in (rows, *seed)])
     return words, 0, 0, words.shape[1], np.uint32(stream)

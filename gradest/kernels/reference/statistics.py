@@ -20,7 +20,7 @@ def all_finite(x: Tensor) -> bool:
 
     The sum is finite only if all its terms are, and takes a tenth of the time of testing each entry.
     """
-    return math.isfinite(x.sum(dtype=torch.float32 if x.dtype in NARROW_DTYPES else None))
+    return math.isfinite(x.sum(dtype=torch.float32 if x.dtype in NARROW_DTYPES else None).item())
 
 
 def moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The benchmark: any estimators on a fixed set of problems, and their place beside the kept results. `gradest benchmark`.
 
 problem     what all problems have in common
+training    what those have in common in which units are trained
 polynomial  training of binary units on polynomial losses
 subsets     the error of gradients in the logits of a subset
 select      learning to select the features that matter

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gradest.contract.estimator import Estimator, State
+from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.discovery.registry import registry
-from gradest.errors import GradestError
-from gradest.estimation.expectation import expect
-from gradest_experiments.benchmark.problem import OnProgress, Outcome, UnitProblem
-from gradest_experiments.engine.folder import MetricsWriter, RunFolder
-from gradest_experiments.engine.loop import NoExamples, TrainingRun, fit
+from gradest_experiments.benchmark.training import TrainedProblem, UnitRun
 from gradest_experiments.engine.seeds import derive_key
 
 __all__ = ["Polynomial"]
@@ -25,7 +22,7 @@ _NOISE = 0  # what a seed is for
 _BINARY, _TWO_CLASSES = "bernoulli", "categorical"
 
 
-class Polynomial(UnitProblem):
+class Polynomial(TrainedProblem):
     """Polynomial programming: min E[mean |b - t|^p] over binary units b, from θ = 0."""
 
     title: ClassVar = "Polynomial programming"
@@ -43,10 +40,6 @@ nothing. An estimator for Bernoulli units gets the difference of a unit's logits
     power: float = Field(2.0, gt=0)
     units: int = Field(128, ge=1)
     target: float = Field(0.45, gt=0, lt=0.5)
-    batch: int = Field(64, ge=1)
-    steps: int = Field(8000, ge=1)
-    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    recorded: int = Field(20, ge=1, description="the number of points of a training curve")
 
     @property
     def name(self) -> str:
@@ -61,13 +54,9 @@ nothing. An estimator for Bernoulli units gets the difference of a unit's logits
         """Return pre-activations of one event."""
         return torch.zeros(self.units, *[2] * (neuron.event_ndim - 1))
 
-    def run(self, folder: RunFolder, estimator: Estimator, seed: int, on_progress: OnProgress) -> Outcome:
-        """Train, and return the excess loss at the end."""
-        run = _Training(self, estimator, seed)
-        fit(run, folder, on_step=lambda step: on_progress(step / self.steps))
-        curve = tuple((row["step"], row["value"]) for row in folder.rows("curve"))
-        evaluations = self.per_draw(estimator) * self.batch * self.steps
-        return Outcome(self.excess(run.theta), evaluations, run.seconds, curve)
+    def begin(self, estimator: Estimator, seed: int) -> UnitRun:
+        """Return the training from θ = 0."""
+        return _Training(self, estimator, seed)
 
     def loss(self, neuron: Neuron, points: Tensor) -> Tensor:
         """Return mean |b - t|^p, `[K, batch]`, at outputs of the neuron."""
@@ -80,42 +69,18 @@ nothing. An estimator for Bernoulli units gets the difference of a unit's logits
         return 100 * 2 * float(share)
 
 
-class _Training(TrainingRun):
-    """The units in training. memory: the estimator's state."""
-
-    KEPT: ClassVar[tuple[str, ...]] = ("step", "memory", "seconds")
+class _Training(UnitRun):
+    """The units in training."""
 
     def __init__(self, problem: Polynomial, estimator: Estimator, seed: int) -> None:
-        self.problem, self.estimator, self.neuron = problem, estimator, problem.neuron_for(estimator)
-        self.theta = nn.Parameter(torch.zeros(problem.units, 2))
-        self.optimiser = torch.optim.Adam([self.theta], problem.learning_rate)
-        self.memory: State | None = None
-        self._key = derive_key(seed, _NOISE)
-        parts = {"theta": nn.ParameterList([self.theta]), "optimiser": self.optimiser}
-        super().__init__(NoExamples(), problem.steps, min(1000, problem.steps), parts)
+        self.problem, self.theta = problem, nn.Parameter(torch.zeros(problem.units, 2))
+        super().__init__(problem, estimator, nn.ParameterList([self.theta]), derive_key(seed, _NOISE))
 
-    def learn(self, index: Tensor) -> None:
-        """Take one step of Adam."""
+    def objective(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Return the loss, and the logits once for each draw of the batch."""
         a = self.theta if self.neuron.event_ndim > 1 else self.theta[:, 1] - self.theta[:, 0]
-        rows = a.expand(self.problem.batch, *a.shape)
-        key = self._key.fold_in(self.step)
-        value, self.memory = expect(
-            lambda points: self.problem.loss(self.neuron, points), rows, self.neuron, self.estimator, key, self.memory
-        )
-        self.optimiser.zero_grad()
-        value.mean().backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
+        return partial(self.problem.loss, self.neuron), a.expand(self.problem.batch, *a.shape)
 
-    def record(self, metrics: MetricsWriter) -> None:
-        """Write the exact loss now and then."""
-        every = max(1, self.steps // self.problem.recorded)
-        if self.step % every and self.step != self.steps:
-            return
-        value = self.problem.excess(self.theta)
-        if not math.isfinite(value):
-            raise GradestError(f"training diverged before step {self.step}")
-        metrics.write("curve", self.step, value=value)
-
-    def state(self) -> dict[str, Any]:
-        """Return everything that a checkpoint holds."""
-        return {**super().state(), "memory": None if self.memory is None else dict(self.memory)}
+    def value(self) -> float:
+        """Return the exact loss above its minimum."""
+        return self.problem.excess(self.theta)

@@ -117,10 +117,9 @@ def _table(groups: _Groups) -> str:
     for row, runs in groups:
         found = [run.numbers() for run in runs]
         criterion = None if row.criterion is None else f"{row.criterion:.1e}"
-        published = row.gater.published or (None, None)
-        valid, test = (None if error is None else f"{100 * error:.2f}" for error in published)
-        cells = [row.title, criterion, _mean(found, "train", ".1e"), valid]
-        cells += [_mean(found, "valid", ".2f"), test, _mean(found, "test", ".2f")]
+        valid, test = row.gater.published or (None, None)
+        cells: list[str | None] = [row.title, criterion, _mean(found, "train", ".1e"), _percent(valid)]
+        cells += [_mean(found, "valid", ".2f"), _percent(test), _mean(found, "test", ".2f")]
         cells += [_mean(found, "open", ".1f"), _mean(found, "open in training", ".1f")]
         epochs = sorted({run.settings.epochs for run in runs})
         cells += [
@@ -131,6 +130,10 @@ def _table(groups: _Groups) -> str:
         ]
         rows.append(cells)
     return markdown_table(head, rows)
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.2f}"
 
 
 def _mean(found: Sequence[dict[str, float]], name: str, form: str) -> str:

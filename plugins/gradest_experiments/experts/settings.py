@@ -111,8 +111,8 @@ def list_runs(
     base = ExpertSettings.build(neuron=None, estimator=None, **options)
     networks: list[dict[str, Any]] = [{"neuron": neuron, "estimator": estimator} for neuron, estimator in ROUTERS]
     if estimators is not None:
-        found = [settings_for(spec, **options) for spec in estimators]
-        networks = [{"neuron": one.neuron, "estimator": one.estimator} for one in found]
+        named = [settings_for(spec, **options) for spec in estimators]
+        networks = [{"neuron": one.neuron, "estimator": one.estimator} for one in named]
     networks += [
         {"neuron": None, "estimator": None, "experts": 1, "expert_units": units}
         for units in (base.units, 2 * base.expert_units + base.experts, base.expert_units + base.experts)

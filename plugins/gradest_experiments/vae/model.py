@@ -65,7 +65,7 @@ class Vae(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """Return a, the logits of q(h | x)."""
         a: Tensor = self.encoder(x - self.mean)
-        return a if self.classes is None else a.unflatten(-1, (-1, self.classes))  # type: ignore[no-untyped-call]
+        return a if self.classes is None else a.view(*a.shape[:-1], -1, self.classes)
 
     def log_likelihood(self, x: Tensor, h: Tensor) -> Tensor:
         """Return log p(x | h), `[K, batch]`, at h `[K, batch, *event]`, which may be between 0 and 1."""

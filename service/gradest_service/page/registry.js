@@ -75,7 +75,7 @@ export const table = (head, rows) => {
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": head.join(", ") },
     el("table", {},
       el("thead", {},
-        el("tr", {}, head.map((one, at) => el("th", { scope: "col", class: align(at) }, one))),
+        el("tr", {}, head.map((one, at) => el("th", { scope: "col", class: at ? align(at) : "name" }, one))),
       ),
       el("tbody", {},
         rows.map(([name, ...cells]) =>

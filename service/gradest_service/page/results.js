@@ -49,7 +49,8 @@ export class ResultTable {
   #heading(name, title) {
     const [column, direction] = this.sort;
     const [order, arrow] = name !== column ? [false, ""] : direction > 0 ? ["ascending", " ↑"] : ["descending", " ↓"];
-    return el("th", { scope: "col", class: this.words.includes(name) ? false : "number", "aria-sort": order },
+    const kind = name === this.words[0] ? "name" : this.words.includes(name) ? false : "number";
+    return el("th", { scope: "col", class: kind, "aria-sort": order },
       el("button", { type: "button", "data-column": name, onclick: () => this.#sortBy(name) },
         title,
         el("span", { "aria-hidden": "true" }, arrow),

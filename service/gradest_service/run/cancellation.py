@@ -1,18 +1,21 @@
 """How work in a thread of the pool learns that nobody waits for it any more.
 
 Work stops at its next report of progress and, if it is more than a moment's, at its next operation of torch: plugins are made of
-such operations, and the limits bound each of them.
+such operations, and the limits bound each of them. A backward pass is one operation of torch, in which each node is looked at.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+import torch
 from anyio import from_thread
+from torch import Tensor
+from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 
 from gradest.errors import Cancelled
@@ -70,4 +73,21 @@ class _Interruptible(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         raise_if_cancelled()
-        return func(*args, **(kwargs or {}))
+        if func is not torch.autograd.grad:
+            return func(*args, **(kwargs or {}))
+        with ExitStack() as hooks:
+            for node in _nodes(args[0] if args else (kwargs or {})["outputs"]):
+                hooks.callback(node.register_prehook(raise_if_cancelled).remove)
+            return func(*args, **(kwargs or {}))
+
+
+def _nodes(outputs: Tensor | Sequence[Tensor]) -> Collection[Node]:
+    """Return the nodes of the graph that leads to these outputs."""
+    waiting = [x.grad_fn for x in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+    found = set[Node]()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [before for before, _ in node.next_functions]
+    return found
