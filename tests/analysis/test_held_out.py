@@ -19,10 +19,10 @@ def ratio(case: Case, effort: int) -> float:
     return errors[0] / min(errors)
 
 
-@pytest.mark.parametrize("seed", [2007, 2009, 2014, 2028])
+@pytest.mark.parametrize("seed", [4, 28])
 def test_the_first_is_near_the_best(seed):
-    """Cases of few units, so that they are quick."""
-    assert ratio(draw_case(seed), 10) <= _NEAR
+    """Cases of few units, which are quick, whose worst estimator has five and eight times the error of the best."""
+    assert ratio(draw_case(seed), 5) <= _NEAR
 
 
 @pytest.mark.deep

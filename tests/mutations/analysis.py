@@ -40,8 +40,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/analysis/recommendation.py",
-        "max(1, budget // asked) * certified",
-        "max(1, budget / asked) * certified",
+        "max(1, self.budget // asked) * asked",
+        "max(1, self.budget / asked) * asked",
         "estimators are scored with parts of draws",
         "tests/analysis/test_recommendation.py -k whole_draws",
     ),
