@@ -7,7 +7,7 @@ MUTATIONS = (
         "gradest/client/wire.py",
         "place[1] - place[0] != math.prod(shape) * _DTYPES[code][1]:",
         "place[1] - place[0] < math.prod(shape) * _DTYPES[code][1]:",
-        "a body whose tensors are smaller than their bytes is accepted",
+        "a tensor smaller than its bytes is refused for the size of its shape",
         "tests/service/test_codec.py -k 'malformed or mutation'",
     ),
     Mutation(

@@ -225,6 +225,12 @@ def test_malformed_safetensors(name):
     assert len(problem.value.detail) < 300
 
 
+@pytest.mark.parametrize("name", ["offsets too small", "offsets too large", "backwards"])
+def test_malformed_offsets_are_named_as_the_cause(name):
+    with pytest.raises(Malformed, match="not as far apart as its dtype and shape say"):
+        unpack(MALFORMED[name])
+
+
 GOOD = pack({"a": torch.arange(3.0), "state.b": torch.tensor([True])}, {"request": '{"neuron": "bernoulli"}'})
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import inlined_by_name
-from gradest.kernels.cpu.functions import both_sigmoids, exp, log, ndtri, sigmoids
+from gradest.kernels.cpu.functions import both_sigmoids, exp, log, ndtris, sigmoids
 from gradest.kernels.cpu.samplers import run_sampler, sampler
 from gradest.kernels.cpu.tensors import NUMPY
 from gradest.kernels.reference.noise import Word
@@ -43,8 +44,9 @@ def _rectified(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> No
 def _normal(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     std, activation = options
     zero = x.dtype.type(0)
+    ndtris(u[: x.size], scratch[0], scratch[1].view(np.int32))
     for i in range(x.size):
-        u[i] = x[i] + std * ndtri(u[i])
+        u[i] = x[i] + std * u[i]
     if activation == 2:
         sigmoids(u[: x.size], h, scratch[0])
     else:
@@ -56,8 +58,9 @@ def _normal(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
 def _normal_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     (std,) = options
     p, q, power = scratch[0], scratch[1], scratch[2]
+    ndtris(u[: x.size], p, q.view(np.int32))
     for i in range(x.size):
-        u[i] = x[i] + std * ndtri(u[i])
+        u[i] = x[i] + std * u[i]
     both_sigmoids(u[: x.size], p, q, power)
     for i in range(x.size):
         h[i] = g[i] * (p[i] * q[i])
@@ -104,15 +107,17 @@ def _prepare_scaled_normal(x: Any, u: Any, scratch: Any, options: Any) -> None:
 @inlined_by_name
 def _scaled_normal(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     place, scale = scratch[0], scratch[1]
+    ndtris(u[: h.size], scratch[2], scratch[3].view(np.int32))
     for i in range(h.size):
-        h[i] = place[i] + scale[i] * ndtri(u[i])
+        h[i] = place[i] + scale[i] * u[i]
 
 
 @inlined_by_name
 def _scaled_normal_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     scale, pairs = scratch[1], h.reshape(h.size // 2, 2)
+    ndtris(u[: g.size], scratch[2], scratch[3].view(np.int32))
     for i in range(g.size):
-        u[i] = g[i] * scale[i] * ndtri(u[i])
+        u[i] = g[i] * scale[i] * u[i]
     for i in range(g.size):
         pairs[i, 0], pairs[i, 1] = g[i], u[i]
 
@@ -152,12 +157,12 @@ def _scaled_concrete_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, opti
 
 
 _draw_rectified = sampler(_rectified)
-_draw_normal = sampler(_normal, scratch=1)
+_draw_normal = sampler(_normal, scratch=2)
 _pull_normal = sampler(_normal_pullback, scratch=3)
 _draw_concrete = sampler(_concrete, scratch=2)
 _pull_concrete = sampler(_concrete_pullback, scratch=3)
-_draw_scaled_normal = sampler(_scaled_normal, _prepare_scaled_normal, scratch=2, parts=2)
-_pull_scaled_normal = sampler(_scaled_normal_pullback, _prepare_scaled_normal, scratch=2, parts=2)
+_draw_scaled_normal = sampler(_scaled_normal, _prepare_scaled_normal, scratch=4, parts=2)
+_pull_scaled_normal = sampler(_scaled_normal_pullback, _prepare_scaled_normal, scratch=4, parts=2)
 _draw_scaled_concrete = sampler(_scaled_concrete, _prepare_scaled_concrete, scratch=3, parts=2)
 _pull_scaled_concrete = sampler(_scaled_concrete_pullback, _prepare_scaled_concrete, scratch=5, parts=2)
 

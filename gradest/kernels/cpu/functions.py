@@ -12,7 +12,7 @@ from numba.extending import overload
 from gradest.kernels.cpu.compilation.compiler import INLINED_BY_LLVM, compiled, inlined_by_llvm
 from gradest.kernels.portable import CONSTANTS
 
-__all__ = ["both_sigmoids", "exp", "log", "ndtri", "sigmoids", "sqrt"]
+__all__ = ["both_sigmoids", "exp", "log", "ndtris", "sigmoids", "sqrt"]
 
 
 def _polynomial(coefficients: tuple[float, ...], kind: Any) -> Any:
@@ -157,31 +157,66 @@ def _(x: Any) -> Any:
     return narrow if x == types.float32 else wide
 
 
-def ndtri(u: Any) -> Any:
-    """Compute the same as `portable.ndtri`."""
+def _middle_ndtri(u: Any) -> Any:
+    """Return Φ⁻¹(u) for |u - 1/2| <= 0.425."""
     raise NotImplementedError
 
 
-@overload(ndtri, jit_options=INLINED_BY_LLVM)
+@overload(_middle_ndtri, jit_options=INLINED_BY_LLVM)
 def _(u: Any) -> Any:
     def narrow(u: Any) -> Any:
         q = u - np.float32(0.5)
         r = np.float32(0.180625) - q * q
-        z = q * (_F32_MIDDLE(r) / _F32_MIDDLE_BY(r))
-        r = sqrt(-log(min(u, np.float32(1) - u))) - np.float32(1.6)
-        far = _F32_TAIL(r) / _F32_TAIL_BY(r)
-        return z if abs(q) <= np.float32(0.425) else (-far if q < np.float32(0) else far)
+        return q * (_F32_MIDDLE(r) / _F32_MIDDLE_BY(r))
 
     def wide(u: Any) -> Any:
         q = u - 0.5
         r = 0.180625 - q * q
-        z = q * (_F64_MIDDLE(r) / _F64_MIDDLE_BY(r))
+        return q * (_F64_MIDDLE(r) / _F64_MIDDLE_BY(r))
+
+    return narrow if u == types.float32 else wide
+
+
+def _outer_ndtri(u: Any) -> Any:
+    """Return Φ⁻¹(u) for |u - 1/2| > 0.425."""
+    raise NotImplementedError
+
+
+@overload(_outer_ndtri, jit_options=INLINED_BY_LLVM)
+def _(u: Any) -> Any:
+    def narrow(u: Any) -> Any:
+        r = sqrt(-log(min(u, np.float32(1) - u))) - np.float32(1.6)
+        far = _F32_TAIL(r) / _F32_TAIL_BY(r)
+        return -far if u - np.float32(0.5) < np.float32(0) else far
+
+    def wide(u: Any) -> Any:
         r = sqrt(-log(min(u, 1.0 - u)))
         near, beyond = r - 1.6, r - 5.0
         far = _F64_TAIL(near) / _F64_TAIL_BY(near) if r <= 5.0 else _F64_FAR(beyond) / _F64_FAR_BY(beyond)
-        return z if abs(q) <= 0.425 else (-far if q < 0.0 else far)
+        return -far if u - 0.5 < 0.0 else far
 
     return narrow if u == types.float32 else wide
+
+
+@compiled
+def ndtris(u: Any, outer: Any, place: Any) -> None:
+    """Replace each u by Φ⁻¹(u), as `portable.ndtri` computes it; the others are scratch.
+
+    A number of seven is in the outer parts of the law, whose formula takes several times as long. These are gathered first.
+    """
+    half, edge = u.dtype.type(0.5), u.dtype.type(0.425)
+    count = 0
+    for i in range(u.size):
+        place[count] = i
+        count += not abs(u[i] - half) <= edge  # NaN goes the way that it goes in the reference
+    for k in range(count):
+        outer[k] = u[place[k]]
+    for i in range(u.size):
+        u[i] = _middle_ndtri(u[i])
+    for k in range(count):
+        outer[k] = _outer_ndtri(outer[k])
+    for k in range(count):
+        u[place[k]] = outer[k]
 
 
 @compiled

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled
-from gradest.kernels.cpu.functions import log, ndtri, sigmoids
+from gradest.kernels.cpu.functions import log, ndtris, sigmoids
 from gradest.kernels.cpu.noise import locate, noise_scratch, uniforms
 from gradest.kernels.cpu.samplers import run_kernel
 from gradest.kernels.cpu.tensors import NUMPY
@@ -38,7 +38,8 @@ def _correlated(
     block, units = groups * items, a.size // rows
     noise, noise_of_factors = noise_scratch(block, a), noise_scratch(groups, a)
     u, threshold, power = np.empty(block, a.dtype), np.empty(block, a.dtype), np.empty(block, a.dtype)
-    factors, zero, one = np.empty(groups, a.dtype), a.dtype.type(0), a.dtype.type(1)
+    factors, index = np.empty(groups, a.dtype), np.empty(block, np.int32)
+    zero, one = a.dtype.type(0), a.dtype.type(1)
     for group in range(first, last, groups):
         count = min(groups, last - group)
         at, size = group * items, count * items
@@ -50,15 +51,18 @@ def _correlated(
         for i in range(size):
             u[i] = -abs(x[i])
         sigmoids(u[:size], threshold, power)
+        ndtris(threshold[:size], power, index)
         for i in range(size):
-            threshold[i] = -np.copysign(ndtri(threshold[i]), x[i])
+            threshold[i] = -np.copysign(threshold[i], x[i])
         for draw in range(len(out)):
             uniforms(noise, place, draw, u[:size])
             uniforms(noise_of_factors, place_of_factors, draw, factors[:count])
+            ndtris(u[:size], power, index)
+            ndtris(factors[:count], power, index)
             for i in range(size):
-                u[i] = own * ndtri(u[i])
+                u[i] = own * u[i]
             for i in range(count):
-                factors[i] = shared * ndtri(factors[i])
+                factors[i] = shared * factors[i]
             h = out[draw, at : at + size]
             for j in range(count):
                 z, t, y = (
