@@ -26,6 +26,7 @@ __all__ = ["share_of_rare_outputs"]
 _SHOWN = 10  # times that an output is to be expected in the draws, or it counts as rare
 _MOST_DRAWS = 1 << 14  # outputs that are sorted to find the range of those that are not rare
 _ANY_TOLERANCE = 1e6  # of the quadrature: the order of magnitude is enough
+_GOAL = 1e-3  # levels that are closer to each other are close enough
 
 
 def share_of_rare_outputs(
@@ -49,7 +50,7 @@ def share_of_rare_outputs(
             samples = neuron.sample(Key(seed), wide, n).sort(0).values
         shown = min(_SHOWN * n // draws, (n - 1) // 2)
         part = _OutsideOfRange(f, neuron, value, samples[shown], samples[n - 1 - shown])
-        return exact_checked(part, a, neuron, tolerance=_ANY_TOLERANCE)[1].abs()
+        return exact_checked(part, a, neuron, tolerance=_ANY_TOLERANCE, goal=_GOAL)[1].abs()
     except GradestError:
         return None
 

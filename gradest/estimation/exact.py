@@ -118,8 +118,9 @@ def exact_checked(
     allow_inf: bool = False,
     progress: _Progress = None,
     tolerance: float = _TOLERANCE,
+    goal: float = _GOAL,
 ) -> tuple[Tensor, Tensor]:
-    """Do what `exact` does, for a loss that has been checked."""
+    """Do what `exact` does, for a loss that has been checked. A law that has come closer than the goal is not refined further."""
     wide = check_pre_activations(a, neuron).double().requires_grad_()
     levels = levels_of_law(neuron, wide)
 
@@ -130,7 +131,7 @@ def exact_checked(
         found = sums(lambda: neuron.law(wide))
     else:
         _check_size(neuron, wide, levels)
-        found = _refined(levels, sums, neuron, tolerance, a.dtype)
+        found = _refined(levels, sums, neuron, tolerance, goal, a.dtype)
     dtype = at_least_float32(a)
     return found.loss.to(dtype), found.gradient.to(dtype)
 
@@ -140,12 +141,13 @@ def _refined(
     sums: Callable[[_Law, Tensor | None], _Sums],
     neuron: Neuron,
     tolerance: float,
+    goal: float,
     dtype: torch.dtype,
 ) -> _Sums:
     """Return the sums at the first level that agrees with the one before, or raise Inexact."""
     before = sums(partial(levels, -1), None)
     found, level, ended = sums(partial(levels, 0), before.moments.mean), 0, None
-    while not found.agrees(before, _GOAL, dtype) and found.next_points <= _MAX_REFINED_POINTS and level < FINEST_LEVEL:
+    while not found.agrees(before, goal, dtype) and found.next_points <= _MAX_REFINED_POINTS and level < FINEST_LEVEL:
         level += 1
         try:
             finer = sums(partial(levels, level), found.moments.mean)
