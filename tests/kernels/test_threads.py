@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from gradest.kernels.cpu import tensors
+from gradest.kernels.cpu.conditional import kernels, layer
 from gradest.kernels.cpu.tensors import in_threads, run_in_team
 
 EACH = 1 << 19  # elements of each of the three parts
@@ -84,3 +88,34 @@ def test_a_team_of_one() -> None:
     called: list[int] = []
     assert run_in_team(tensors._CALLBACK(lambda _: called.append(1)), None, 1)
     assert called == [1]
+
+
+def test_the_lists_of_open_gates_live_while_a_kernel_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although another thread, which goes back through the same graph, may make them again meanwhile."""
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+    real = layer._function
+
+    class ListedByOthersToo(layer.Plan):
+        @property
+        def words(self) -> torch.Tensor:
+            words: torch.Tensor = vars(layer.Plan)["words"].func(self)
+            made.append(weakref.ref(words))
+            return words
+
+    def watched(kernel: Any, *dtypes: torch.dtype) -> Callable[[Any], None]:
+        def run(given: Any) -> None:
+            if kernel is kernels.grad_weight:
+                alive.append(made[-1]() is not None)
+            if all(alive):
+                real(kernel, *dtypes)(given)
+
+        return run
+
+    monkeypatch.setattr(layer, "_function", watched)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    plan = ListedByOthersToo(torch.tensor([[1.0, 0.0, 2.0]]))
+    weight, bias, _ = layer.grad_weight(plan, torch.ones(1, 3), torch.ones(1, 2), compact=False)
+    assert alive == [True]
+    assert weight.count_nonzero(1).tolist() == [2, 0, 2]
+    assert bias.count_nonzero() == 2

@@ -120,8 +120,11 @@ def _run_kernel(kernel: Any, plan: Plan, inputs: int, weight_dtype: torch.dtype,
     The tensors whose addresses it takes must stay alive meanwhile.
     """
     batch, blocks = plan.gates.shape
-    listed = 0 if batch == 1 and kernel is not kernels.grad_weight else plan.words.data_ptr()
-    given = _Arguments(batch, inputs, blocks, block, plan.chunks, listed, plan.gates.data_ptr(), *rest)
+    words = (
+        None if batch == 1 and kernel is not kernels.grad_weight else plan.words
+    )  # another thread may list them again
+    lists = plan.chunks, 0 if words is None else words.data_ptr(), plan.gates.data_ptr()
+    given = _Arguments(batch, inputs, blocks, block, *lists, *rest)
     function = _function(kernel, plan.gates.dtype, weight_dtype)
     threads = min(torch.get_num_threads(), plan.pairs * block * inputs // _PRODUCTS_PER_THREAD)
     if threads <= 1 or not run_in_team(function, given, threads):
