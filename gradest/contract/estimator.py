@@ -185,7 +185,7 @@ class Feedback:
 class Estimator(Plugin):
     """An estimator of d E[loss(h)] / da, or of the gradient of another `target`."""
 
-    __slots__ = ("_pairs",)  # what follows from it and a neuron, which copies, pickles and comparisons leave out
+    __slots__ = ("_gradest_pairs",)  # what follows from it and a neuron; copies, pickles and comparisons leave it out
 
     needs: ClassVar[frozenset[str]]
     """What the caller must evaluate at the points: {"loss"}, {"grad"} or both."""

@@ -6,6 +6,7 @@ and found again by one lookup: whether they fit, what the estimator needs, how m
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import torch
@@ -40,22 +41,24 @@ class Pair:
     needs_loss, needs_grad: what the estimator needs of f. stateless: whether it has no state.
     looks_at_scores: whether the neuron is to look at the outputs whose scores the estimator uses.
     on_support: whether every point is an output of the neuron, which may have the probability 0.
+
+    A pair keeps neither of them alive: the estimator may live as long as the process, and a neuron may hold large tensors.
     """
 
     __slots__ = (
+        "_estimator",
         "_forms",
-        "estimator",
+        "_neuron",
         "looks_at_scores",
         "needs_grad",
         "needs_loss",
-        "neuron",
         "on_support",
         "output_ndim",
         "stateless",
     )
 
     def __init__(self, neuron: Neuron, estimator: Estimator) -> None:
-        self.neuron, self.estimator = neuron, estimator
+        self._neuron, self._estimator = weakref.ref(neuron), weakref.ref(estimator)
         self.needs_loss, self.needs_grad = "loss" in estimator.needs, "grad" in estimator.needs
         self.stateless = type(estimator).init is Estimator.init
         self.looks_at_scores = (
@@ -67,6 +70,24 @@ class Pair:
         self.on_support = isinstance(neuron, Discrete) and not estimator.off_support
         self.output_ndim = neuron.output_ndim
         self._forms: dict[torch.Size, Form] = {}
+
+    @property
+    def neuron(self) -> Neuron:
+        """The neuron, which whoever asks for its pair holds."""
+        neuron = self._neuron()
+        assert neuron is not None
+        return neuron
+
+    @property
+    def estimator(self) -> Estimator:
+        """The estimator, which whoever asks for its pair holds."""
+        estimator = self._estimator()
+        assert estimator is not None
+        return estimator
+
+    def is_of(self, neuron: Neuron) -> bool:
+        """Tell whether the pair is that of this very neuron."""
+        return self._neuron() is neuron
 
     def form(self, a: Tensor) -> Form:
         """Return the shapes of a draw at `a`."""
@@ -87,12 +108,12 @@ class Pair:
 
 def pair_of(neuron: Neuron, estimator: Estimator) -> Pair:
     """Return the pair of the two. The estimator remembers it. Raises Incompatible if they do not fit each other."""
-    pairs = getattr(estimator, "_pairs", None)
+    pairs = getattr(estimator, "_gradest_pairs", None)
     if pairs is None:
         pairs = {}
-        object.__setattr__(estimator, "_pairs", pairs)
-    found: Pair | None = pairs.get(id(neuron))  # which no other object has as long as the pair is remembered
-    if found is None:
+        object.__setattr__(estimator, "_gradest_pairs", pairs)
+    found: Pair | None = pairs.get(id(neuron))
+    if found is None or not found.is_of(neuron):  # another neuron had the number, and is gone
         registry.check_fit(neuron, estimator)
         if len(pairs) >= _MOST_PAIRS:
             pairs.clear()

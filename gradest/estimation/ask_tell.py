@@ -379,13 +379,14 @@ def value_of(estimator: Estimator, draw: Draw, loss: Tensor, allow_inf: bool = F
 
 
 def _check_draw(pair: Pair, a: Tensor, key: Key, draw: Draw) -> None:
-    form, estimator, neuron = pair.form(a), pair.estimator, pair.neuron
+    form = pair.form(a)
     if form.evaluations < 1:
         raise PluginFault(
-            f"{estimator.name}.evaluations must be at least 1, not {form.evaluations}: it has no loss to learn from"
+            f"{pair.estimator.name}.evaluations must be at least 1, not {form.evaluations}: it has no loss to learn from"
         )
     if type(draw) is Draw and _is_result(draw.points, form.points) and _is_result(draw.weights, form.weights):
         return
+    estimator, neuron = pair.estimator, pair.neuron
     points = draw.points if isinstance(draw, Draw) else draw
     try:
         _check_result(estimator, "forward", points, form.points)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -48,7 +50,7 @@ def test_little_is_remembered(monkeypatch):
         for rows in range(1, 5):
             assert gradest.ask(neuron, estimator, torch.zeros(rows, 2))[0].points.shape == (1, rows, 2)
         assert len(pair_of(neuron, estimator)._forms) <= 2
-    assert len(estimator._pairs) <= 3
+    assert len(estimator._gradest_pairs) <= 3
 
 
 def test_a_refusal_is_not_remembered_as_a_pair():
@@ -56,3 +58,34 @@ def test_a_refusal_is_not_remembered_as_a_pair():
     for _ in range(2):
         with pytest.raises(Incompatible, match="does not fit"):
             pair_of(gradest.neuron("gaussian"), estimator)
+
+
+def test_neither_of_a_pair_is_kept_alive():
+    neuron, estimator = gradest.neuron("gaussian", std=0.25), gradest.estimator("pathwise", samples=3)
+    gradest.expect(lambda h: h.sum(-1), torch.zeros(2, 2), neuron=neuron, estimator=estimator)
+    gradest.expect(lambda h: h.sum(-1), torch.zeros(2, 2), neuron=neuron, estimator="pathwise")  # one that all share
+    left = weakref.ref(neuron), weakref.ref(estimator)
+    gc.disable()
+    try:
+        del neuron, estimator
+        assert [one() for one in left] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_neuron_with_the_number_of_one_that_is_gone_has_its_own_pair():
+    estimator = gradest.estimator("pathwise")
+    gone, neuron = gradest.neuron("gaussian", std=2.0), gradest.neuron("gaussian", std=0.5)
+    pair_of(gone, estimator)
+    estimator._gradest_pairs[id(neuron)] = estimator._gradest_pairs.pop(id(gone))
+    assert pair_of(neuron, estimator).neuron is neuron
+
+
+def test_a_plugin_may_call_a_method_of_its_own_pairs():
+    class OfPairs(gradest.registry.estimators["rloo"]):
+        name = "of_pairs"
+
+        def _pairs(self):
+            return self.samples // 2
+
+    assert points(OfPairs(samples=4), 3, 2) == (4, 3, 2)

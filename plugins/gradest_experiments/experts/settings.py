@@ -11,6 +11,7 @@ from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.discovery.registry import registry
 from gradest.errors import Incompatible
+from gradest.nn import Stochastic
 from gradest.random import MAX_SEED
 from gradest_experiments.engine.options import RunSettings, to_folder_name
 
@@ -59,7 +60,7 @@ class ExpertSettings(RunSettings):
         if self.neuron is None or self.estimator is None:
             return None
         neuron, estimator = registry.neuron(self.neuron), registry.estimator(self.estimator)
-        registry.check_fit(neuron, estimator)
+        Stochastic(neuron, estimator)  # raises if it cannot
         if (
             estimator.needs != {"grad"}
             or estimator.evaluations(neuron, (1, self.experts)) != 1
