@@ -108,6 +108,12 @@ def test_a_scene_by_mouse_goes_on_to_the_next(visit):
     wait_for_pictures(page)
 
 
+def test_a_step_about_the_table_is_computed_if_it_is_opened_by_its_address(visit):
+    page = visit("#/start/comparison/2", viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    see(page, "comparison", 1)
+    assert page.locator(".pictures > .scroll").evaluate("e => e.scrollWidth <= e.clientWidth")  # no column is cut off
+
+
 @pytest.mark.deep
 @pytest.mark.parametrize("stores", [True, False])
 def test_the_offer_is_declined_once(visit, stores):

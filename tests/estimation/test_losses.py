@@ -223,6 +223,15 @@ def test_an_exception_of_f_says_which_points_it_was_given():
         gradest.expect(lambda h: h.sum(), A, flatten=True)
 
 
+@pytest.mark.parametrize("flatten", [False, True])
+def test_one_loss_for_each_example_of_more_dims_is_told_of_event_dims(flatten):
+    images = torch.zeros(8, 2, 2, 3)
+    for neuron in ("bernoulli", "categorical"):
+        with pytest.raises(InvalidInput, match="one loss for each example, give event_dims=3"):
+            gradest.expect(lambda h: h.sum((-1, -2, -3)), images, neuron, "rloo", flatten=flatten)
+        gradest.expect(lambda h: h.sum((-1, -2, -3)), images, neuron, "rloo", flatten=flatten, event_dims=3)
+
+
 def test_counts_of_nothing_are_refused():
     for samples in (0, -1, True, 1.5):
         with pytest.raises(InvalidInput, match="a target is of at least 1 sample"):

@@ -61,7 +61,7 @@ class Flattened:
             got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise InvalidInput(
                 f"with flatten=True f must map points {list(rows.shape)} to losses {list(wanted)} [K·batch], but it "
-                f"returned {got}"
+                f"returned {got}{_event_hint(rows, wanted, loss)}"
             )
         return loss.reshape(*lead, *loss.shape[1:])
 
@@ -211,7 +211,16 @@ def _hint(f: Loss, points: Tensor, event_ndim: int, loss: object) -> str:
             "one loss together. If each row is an example of its own, with one unit, pass a[..., None, :] (a[:, None] for "
             "[batch, classes]), and sum the loss over the units too"
         )
-    return ""
+    if isinstance(f, Objective) or (isinstance(loss, Tensor) and loss.ndim < 2):
+        return ""
+    return _event_hint(points, points.shape[:units], loss)
+
+
+def _event_hint(points: Tensor, wanted: torch.Size, loss: object) -> str:
+    """Return which event_dims would fit a loss that lacks the last dims of the wanted shape, or an empty string."""
+    if not isinstance(loss, Tensor) or not 0 < loss.ndim < len(wanted) or loss.shape != wanted[: loss.ndim]:
+        return ""
+    return f". If that is one loss for each example, give event_dims={points.ndim - loss.ndim}"
 
 
 _DIMS = {1: "[units]", 2: "[units, classes], as of categorical", 3: "[units, n, n], as of plackett_luce"}

@@ -57,7 +57,7 @@ class Scene {
     const folded = (one) => one?.closest("details:not([open])");
     for (let one = folded(found); one; one = folded(one)) one.open = true;
     found.classList.add("spoken-of");
-    const cell = column && found.querySelector(`[data-column=${column}]`).closest("th");
+    const cell = column && found.querySelector(`[data-column=${column}]`)?.closest("th"); // none before the table is computed
     if (cell) found.scrollLeft = cell.offsetLeft + cell.offsetWidth - found.clientWidth;
     const room = this.walk.element.getBoundingClientRect().height;
     const { top, height } = found.getBoundingClientRect();
