@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from contextlib import suppress
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, model_validator
@@ -175,6 +176,11 @@ class Settings(BaseModel):
             raise ValueError(
                 "max_pending_bytes: it must be at least max_body_bytes, or the largest body could never be accepted"
             )
+        for word in map(str.strip, self.trusted_proxies.split(",")):
+            if "/" in word and not _is_network(word):
+                raise ValueError(
+                    f"trusted_proxies: {word} is not a network, such as 10.0.0.0/8, so it would trust no proxy"
+                )
         return self
 
     @property
@@ -197,3 +203,10 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_network(word: str) -> bool:
+    with suppress(ValueError):
+        ipaddress.ip_network(word)  # strict, as uvicorn reads it
+        return True
+    return False

@@ -80,6 +80,7 @@ def test_the_environment_names_the_file_and_a_flag_another(monkeypatch, file, tm
         ({}, {}, "prot = 1", "prot in .*toml: "),
         ({}, {"PROT": "1"}, "", "no such setting: GRADEST_SERVICE_PROT"),
         ({}, {"HOST": "0.0.0.0"}, "", "^GRADEST_SERVICE_HOST: .*allow_anonymous"),
+        ({"trusted_proxies": "10.0.0.2, 10.0.0.1/8"}, {}, "", "^--trusted-proxies: 10.0.0.1/8 is not a network"),
         ({"api_keys": "/nowhere/keys"}, {}, "", "--api-keys: Path does not point to a file"),
     ],
 )

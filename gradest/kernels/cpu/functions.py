@@ -208,7 +208,7 @@ def ndtris(u: Any, outer: Any, place: Any) -> None:
     count = 0
     for i in range(u.size):
         place[count] = i
-        count += not abs(u[i] - half) <= edge  # NaN goes the way that it goes in the reference
+        count += not abs(u[i] - half) <= edge  # NaN is among them, as in the reference
     for k in range(count):
         outer[k] = u[place[k]]
     for i in range(u.size):

@@ -87,7 +87,7 @@ class Connections:
 
 def _contains(network: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     with suppress(ValueError):  # a name, which no address is
-        return address in ipaddress.ip_network(network, strict=False)
+        return address in ipaddress.ip_network(network)
     return False
 
 
