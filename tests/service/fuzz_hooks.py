@@ -23,7 +23,7 @@ _BEYOND_A_SCHEMA = re.compile(
     "|event dim|at least one unit|more dims than|takes \\[\\*batch"
     "|does not fit|refuses its options|options of .* do not fit"  # of plugins and their options
     "|needs the (loss|grad)|state must hold|has no credit|cannot credit|against each other|features"  # of an estimator
-    "|To measure, send both"  # of a query
+    "|To measure, send both|choose a place on a map"  # of a query
     "|digest is that of another draw|No forward request answers such a digest"  # of two requests
     "|at most|may have|would be|would hold|the limit is|would take too many points"  # of an operator's settings
 )
