@@ -27,8 +27,9 @@ def test_the_first_is_near_the_best(seed):
 
 @pytest.mark.deep
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_first_is_near_the_best_in_nine_of_ten_cases():
-    """The cases are those of all seeds from 1000 on, and their noise follows from them: the test has no false alarms."""
-    cases = [case for case in map(draw_case, range(1000, 1064)) if case.asked["curvature"] < _HARDLY_ANY_GRADIENT]
-    assert len(cases) >= 50
-    assert sum(ratio(case, 20) <= _NEAR for case in cases) >= 0.9 * len(cases)
+    """The cases are those of forty seeds from 1000 on, and their noise follows from them: the test has no false alarms."""
+    cases = [case for case in map(draw_case, range(1000, 1040)) if case.asked["curvature"] < _HARDLY_ANY_GRADIENT]
+    assert len(cases) >= 35
+    assert sum(ratio(case, 5) <= _NEAR for case in cases) >= 0.9 * len(cases)

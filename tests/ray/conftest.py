@@ -16,6 +16,8 @@ REPLICA = "SERVE_REPLICA::"
 @pytest.fixture(scope="session")
 def cluster():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # on busy cores a proxy takes longer to start than the five seconds after which it is killed
+    os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = os.environ["RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S"] = "60"
     import ray
 
     with warnings.catch_warnings():
