@@ -23,7 +23,7 @@ from gradest.contract.plugin import Plugin
 from gradest.contract.target import Target
 from gradest.discovery.registry import NeuronSpec, registry
 from gradest.errors import InvalidInput, InvalidOptions, PluginFault, TooManyPoints
-from gradest.estimation.arguments import check_pre_activations
+from gradest.estimation.arguments import check_count, check_pre_activations
 
 __all__ = ["recommend"]
 
@@ -139,8 +139,8 @@ def recommend(
 def _check_arguments(bring: Sequence[LossAccess], evaluations: int | None, f: Loss | None, a: Tensor | None) -> None:
     if isinstance(bring, str) or not bring or not set(bring) <= set(get_args(LossAccess)):
         raise InvalidInput(f"bring must be a list of {', '.join(get_args(LossAccess))}, not {bring!r}")
-    if evaluations is not None and evaluations < 1:
-        raise InvalidInput(f"evaluations must be at least 1, not {evaluations}")
+    if evaluations is not None:
+        check_count("evaluations", evaluations, least=1)
     if (f is None) != (a is None):
         raise InvalidInput("to measure errors on your own case, give both f and a")
 
@@ -148,15 +148,19 @@ def _check_arguments(bring: Sequence[LossAccess], evaluations: int | None, f: Lo
 def _check_place(neuron: Neuron, p: float | None, curvature: float | None, *, measured: bool) -> None:
     if p is None and curvature is None:
         return
-    if p is not None and not 0 < p < 1:
-        raise InvalidInput(f"p must be between 0 and 1, not {p}")
-    if curvature is not None and not 0 <= curvature <= 1:
-        raise InvalidInput(f"curvature must be from 0 to 1, not {curvature}")
+    if p is not None and not (_is_number(p) and 0 < p < 1):
+        raise InvalidInput(f"p must be between 0 and 1, not {p!r}")
+    if curvature is not None and not (_is_number(curvature) and 0 <= curvature <= 1):
+        raise InvalidInput(f"curvature must be from 0 to 1, not {curvature!r}")
     if not measured and not load_variance_map(registry.label(neuron)):
         raise InvalidInput(
             f"p and curvature choose a place on a map of variance, and {registry.label(neuron)} has none: omit them, or measure "
             "on your own case, with f and a"
         )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _case_event_shape(neuron: Neuron, units: int | None, a: Tensor | None) -> tuple[int, ...]:
@@ -165,8 +169,8 @@ def _case_event_shape(neuron: Neuron, units: int | None, a: Tensor | None) -> tu
         if not event[0]:
             raise InvalidInput(f"a must have at least one unit to measure on, but has the shape {list(a.shape)}")
         return event
-    if units is not None and units < 1:
-        raise InvalidInput(f"units must be at least 1, not {units}")
+    if units is not None:
+        check_count("units", units, least=1)
     first, *within = neuron.example_events[0]
     event = (units or _DEFAULT_UNITS, *within)
     if not keeps_event(neuron):

@@ -73,14 +73,14 @@ class Pair:
 
     @property
     def neuron(self) -> Neuron:
-        """The neuron, which whoever asks for its pair holds."""
+        """The neuron. The pair does not keep it alive; whoever uses the pair does."""
         neuron = self._neuron()
         assert neuron is not None
         return neuron
 
     @property
     def estimator(self) -> Estimator:
-        """The estimator, which whoever asks for its pair holds."""
+        """The estimator. The pair does not keep it alive; whoever uses the pair does."""
         estimator = self._estimator()
         assert estimator is not None
         return estimator

@@ -43,7 +43,7 @@ class Connections:
         self._metrics = metrics
 
     def enter(self, address: str) -> Callable[[], None]:
-        """Count one more connection from this address; the result counts it no more, however often it is called.
+        """Count one more connection from this address. Call the result when it has ended; a second call changes nothing.
 
         Raises a 503 if there are as many as allowed, and a 429 if there are of this client.
         """
