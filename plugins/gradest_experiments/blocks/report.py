@@ -144,7 +144,7 @@ def _speed(rows: Sequence[dict[str, Any]]) -> str:
 def _settings(groups: Mapping[str, list[RunFolder]]) -> str:
     """List the settings that all runs have in common, and warn if the runs differ in others."""
     every = [run.settings | run.versions for runs in groups.values() for run in runs]
-    own = {"estimator", "blocks", "block_size", "seed"}
+    own = {"estimator", "neuron", "blocks", "block_size", "seed"}
     common = {name: value for name, value in every[0].items() if all(one.get(name) == value for one in every)}
     text = "Settings: " + ", ".join(f"{name} {value}" for name, value in common.items() if name not in own) + "."
     if apart := sorted({name for one in every for name in one} - common.keys() - own):

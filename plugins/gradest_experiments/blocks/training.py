@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gradest.discovery.registry import registry
 from gradest.errors import GradestError
 from gradest.nn.conditional import Computed
 from gradest.random import Key
 from gradest_experiments.blocks.network import BlockNetwork
-from gradest_experiments.blocks.settings import NEURON, BlockSettings
+from gradest_experiments.blocks.settings import BlockSettings
 from gradest_experiments.engine.data import Dataset, Split
 from gradest_experiments.engine.folder import MetricsWriter, RunFolder
 from gradest_experiments.engine.loop import ClassifierRun, fit
@@ -74,12 +73,14 @@ def train_blocks(
 def open_gates(network: BlockNetwork, x: Tensor, key: Key | None = None) -> Tensor | None:
     """Return the gates `[batch, blocks]` that the policy opens; None if the network has no policy.
 
-    key: of the noise with which gates are sampled. If omitted, the gates more likely open than not are open.
+    key: of the noise with which gates are sampled. If omitted, the likeliest gates are open: of independent ones those more
+        likely open than not, else the likeliest one or the likeliest k.
     """
     if network.policy is None:
         return None
-    a: Tensor = network.policy(x)
-    return (a > 0).to(a.dtype) if key is None else registry.neuron(NEURON).sample(key, a, 1)[0].to(a.dtype)
+    a, neuron = network.pre_activations(x), network.neuron
+    units = neuron.threshold(a, 0.5) if key is None else neuron.sample(key, a, 1)[0]
+    return network.flat(units.to(a.dtype))
 
 
 @torch.no_grad()
