@@ -201,12 +201,11 @@ def block_gated(
         ),
     ] = None,
     neuron: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="The gates: bernoulli, categorical (one block is open) or k_subset:k=2 (two are).",
-            show_default="bernoulli",
+            help="The gates: independent units, or categorical (one block is open) or k_subset:k=2 (two are)."
         ),
-    ] = None,
+    ] = "bernoulli",
     size: Annotated[
         list[str] | None,
         typer.Option(help="Blocks x units of a block, 16x16 or 64x64. It can be repeated. If omitted, 16x16."),
@@ -252,8 +251,7 @@ def block_gated(
     rates = {"learning_rate": learning_rate, "policy_rate": policy_rate}
     options = {"epochs": epochs, **rates, "sparsity": sparsity, "variance": variance}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    gates = None if neuron is None else read_spec(neuron)
-    runs = list_runs(specs, size or None, dense or (), neuron=gates, seeds=seeds, quick=quick, **given)
+    runs = list_runs(specs, size or None, dense or (), neuron=read_spec(neuron), seeds=seeds, quick=quick, **given)
     print(reproduce_block_gated(out, runs, load("mnist", data_dir), progress=True, tensorboard=tensorboard))
 
 
