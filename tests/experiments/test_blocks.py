@@ -149,6 +149,8 @@ def test_computation_is_counted(bias, opened):
         found = evaluate(network.float(), data.test, key)
         assert found["open"] == pytest.approx(opened / 3)
         assert found["use"] == [[float(value > 0) for value in bias]] * 4
+        assert found["unopened"] == (opened == 0)
+        assert found["unopened_errors"] == (found["error"] if opened == 0 else 0)
         assert found["computed"] == 12 * 3 + opened * 2 * 12 + 3 * 2 * 4
     dense = evaluate(network_of(None, blocks=1, block_size=6).float(), data.test)
     assert dense["computed"] == 12 * 6 + 6 * 4
