@@ -104,6 +104,12 @@ class BoardRun:
         """What tells two runs of an estimator apart: seed, version of gradest, kind of machine."""
         return self.seed, self.gradest, self.machine
 
+    @property
+    def cpu_seconds(self) -> float:
+        """The most CPU time that the run can have taken: its seconds times the threads that `machine` ends with, or one."""
+        threads = re.search(r"(\d+) threads?$", self.machine)
+        return self.seconds * (int(threads[1]) if threads else 1)
+
 
 @dataclass(frozen=True)
 class BoardEntry:
@@ -345,7 +351,8 @@ def _overview(boards: Sequence[Board], ranked: Mapping[str, list[Standing]]) -> 
     yield (
         "A number is the place of an estimator among those with results on the problem. Estimators with results on more problems "
         "come first, and of those the ones of the least mean place. The tables below say which places chance could exchange. All "
-        f"{len(runs)} runs together took {sum(run.seconds for run in runs) / 3600:.2g} hours of training and measurement."
+        f"{len(runs)} runs together took {sum(run.seconds for run in runs) / 3600:.2g} hours of training and measurement, "
+        f"which is at most {sum(run.cpu_seconds for run in runs) / 3600:.2g} CPU hours by the number of their threads."
     )
 
     def order(label: str) -> tuple[int, float]:

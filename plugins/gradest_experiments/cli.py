@@ -200,6 +200,12 @@ def block_gated(
             help=f"An estimator of the policy's gradient: {SPEC}. It can be repeated. If omitted, five of them.",
         ),
     ] = None,
+    neuron: Annotated[
+        str,
+        typer.Option(
+            help="The gates: independent units, or categorical (one block is open) or k_subset:k=2 (two are)."
+        ),
+    ] = "bernoulli",
     size: Annotated[
         list[str] | None,
         typer.Option(help="Blocks x units of a block, 16x16 or 64x64. It can be repeated. If omitted, 16x16."),
@@ -217,6 +223,17 @@ def block_gated(
         float | None,
         typer.Option(help="The learning rate of the policy, likewise.", show_default="0.001; published 0.00005"),
     ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="The weight of the penalty on how many blocks are open.", show_default="200")
+    ] = None,
+    variance: Annotated[
+        float | None,
+        typer.Option(help="The weight of the variance over images, which is to be large.", show_default="200"),
+    ] = None,
+    dense: Annotated[
+        list[int] | None,
+        typer.Option(help="The units of another dense network. It can be repeated."),
+    ] = None,
     seeds: Seeds = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Use few epochs and images: a minute.")] = False,
     tensorboard: Tensorboard = False,
@@ -231,9 +248,10 @@ def block_gated(
     from gradest_experiments.engine.data import load
 
     specs = [read_spec(text) for text in estimators or []] or None
-    options = {"epochs": epochs, "learning_rate": learning_rate, "policy_rate": policy_rate}
+    rates = {"learning_rate": learning_rate, "policy_rate": policy_rate}
+    options = {"epochs": epochs, **rates, "sparsity": sparsity, "variance": variance}
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
-    runs = list_runs(specs, size or None, seeds=seeds, quick=quick, **given)
+    runs = list_runs(specs, size or None, dense or (), neuron=read_spec(neuron), seeds=seeds, quick=quick, **given)
     print(reproduce_block_gated(out, runs, load("mnist", data_dir), progress=True, tensorboard=tensorboard))
 
 

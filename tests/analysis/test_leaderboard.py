@@ -108,6 +108,12 @@ def test_joined_results():
     assert [one.problem.key for one in join_boards([kept], [elsewhere])] == ["far.quick", "toy.quick"]
 
 
+def test_the_page_adds_up_the_hours_and_those_of_all_threads():
+    runs = [run(0, 1.0, machine="X 3000", seconds=3600.0), run(1, 1.0, machine="X, 2 threads", seconds=7200.0)]
+    page = boards_to_markdown([board(entry("mine", runs=tuple(runs)))], "# Page\n")
+    assert "All 2 runs together took 3 hours of training and measurement, which is at most 5 CPU hours" in page
+
+
 def test_the_page_has_a_card_for_each_estimator():
     far = board(entry("a", 9.0), problem=replace(PROBLEM, name="far"))
     page = boards_to_markdown(

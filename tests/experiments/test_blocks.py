@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -78,6 +79,30 @@ def test_the_objective_by_hand():
     torch.testing.assert_close(objective.loss, loss.sum())
 
 
+@pytest.mark.parametrize(("neuron", "opened"), [({"name": "categorical"}, 1), ({"name": "k_subset", "k": 2}, 2)])
+def test_the_objective_of_gates_that_open_a_fixed_number_by_hand(neuron, opened):
+    """The policy's gradient is Σ_i loss_i (u_i - μ_i) x_i with marginals μ; the penalties are of μ and opened / blocks."""
+    network, data, used = network_of(neuron=neuron, sparsity=3.0, variance=5.0), tiny_data(), []
+    x, y = data.train.x[:8].double(), data.train.y[:8]
+    hidden = network.hidden.forward
+    network.hidden.forward = lambda x, gates: used.append(gates.detach()) or hidden(x, gates)
+    network.objective(x, y).total.backward()
+    (u,) = used
+    assert set(u.sum(1).tolist()) == {float(opened)}
+    loss = cross_entropy(network(x, u), y, reduction="none").detach()
+    a = network.policy(x).detach().requires_grad_()
+    sets = torch.tensor([h for h in itertools.product((0.0, 1.0), repeat=3) if sum(h) == opened], dtype=torch.float64)
+    p = torch.softmax(a @ sets.T, -1) @ sets
+    penalty = 3 * (p.mean(0) - opened / 3).abs().sum() - 5 * ((p - p.mean(0)) ** 2).mean(0).sum()
+    (grad,) = torch.autograd.grad(penalty, a)
+    torch.testing.assert_close(network.policy.weight.grad, (loss[:, None] * (u - p.detach()) + grad).T @ x)
+    network.float()
+    for key in (None, Key(5)):
+        assert evaluate(network, data.test, key)["open"] == pytest.approx(opened / 3)
+    likely = network.policy(data.test.x).topk(opened).indices
+    assert torch.equal(open_gates(network, data.test.x).gather(1, likely), torch.ones(len(data.test.x), opened))
+
+
 def test_points_share_a_product_and_have_the_losses_that_they_have_alone():
     network, data = network_of("rloo"), tiny_data()
     x, y = data.train.x[:8].double(), data.train.y[:8]
@@ -124,6 +149,8 @@ def test_computation_is_counted(bias, opened):
         found = evaluate(network.float(), data.test, key)
         assert found["open"] == pytest.approx(opened / 3)
         assert found["use"] == [[float(value > 0) for value in bias]] * 4
+        assert found["unopened"] == (opened == 0)
+        assert found["unopened_errors"] == (found["error"] if opened == 0 else 0)
         assert found["computed"] == 12 * 3 + opened * 2 * 12 + 3 * 2 * 4
     dense = evaluate(network_of(None, blocks=1, block_size=6).float(), data.test)
     assert dense["computed"] == 12 * 6 + 6 * 4
@@ -272,6 +299,18 @@ def test_runs_are_listed():
     large = list_runs([{"name": "arm"}], ["64x64"], epochs=5)
     assert [(run.units, run.epochs) for _, run in large] == [(4096, 5), (4096, 5), (320, 5), (256, 5)]
     assert large[0][1].folder("64x64") == "64x64/arm/seed-0"
+    one_hot = list_runs([{"name": "rloo"}], dense=[16, 48], neuron={"name": "categorical"})
+    assert [run.label() for _, run in one_hot] == [
+        "categorical + rloo",
+        *(f"dense, {n} units" for n in (256, 32, 16, 48)),
+    ]
+    assert {run.neuron["name"] for _, run in one_hot[1:]} == {
+        "bernoulli"
+    }  # so that these are in the folders of other gates too
+    with pytest.raises(
+        InvalidOptions, match="gaussian cannot gate blocks; there are: bernoulli, categorical, k_subset"
+    ):
+        list_runs(neuron={"name": "gaussian"})
     with pytest.raises(InvalidInput, match="no size is named '8x8'; there are: 16x16, 64x64"):
         list_runs(sizes=["8x8"])
     with pytest.raises(InvalidOptions, match="epochs: Input should be greater"):

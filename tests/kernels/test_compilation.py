@@ -79,6 +79,13 @@ def test_the_digest_of_all_sources_is_part_of_the_name_that_a_kernel_is_kept_by(
         assert kernel.py_func.__qualname__.endswith(f"-{cpu.compilation.compiler._DIGEST}")
 
 
+def test_no_two_kernels_are_kept_by_one_name():
+    """numba finds a kept kernel by its file and its name. Kernels of samplers are made by one function, in one file."""
+    kernels = [kernel for some in cpu.compilation.background._kernels_by_name().values() for kernel in some]
+    names = {(kernel.py_func.__code__.co_filename, kernel.py_func.__qualname__) for kernel in kernels}
+    assert len(names) == len({id(kernel.py_func) for kernel in kernels}) > 40
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_of_processes_that_start_together_one_compiles_and_the_others_load(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))

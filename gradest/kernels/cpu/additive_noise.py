@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import inlined_by_name
+from gradest.kernels.cpu.compilation.compiler import inlined
 from gradest.kernels.cpu.functions import both_sigmoids, exp, log, ndtris, sigmoids
 from gradest.kernels.cpu.samplers import run_sampler, sampler
 from gradest.kernels.cpu.tensors import NUMPY
@@ -32,7 +32,7 @@ __all__ = [
 _STEEPEST = 200.0  # of |x|, as for `tempered_binary_concrete`
 
 
-@inlined_by_name
+@inlined
 def _rectified(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     zero, one = x.dtype.type(0), x.dtype.type(1)
     for i in range(x.size):
@@ -40,7 +40,7 @@ def _rectified(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> No
         h[i] = zero if z < zero else z
 
 
-@inlined_by_name
+@inlined
 def _normal(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     std, activation = options
     zero = x.dtype.type(0)
@@ -54,7 +54,7 @@ def _normal(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
             h[i] = zero if activation == 1 and u[i] < zero else u[i]
 
 
-@inlined_by_name
+@inlined
 def _normal_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     (std,) = options
     p, q, power = scratch[0], scratch[1], scratch[2]
@@ -66,7 +66,7 @@ def _normal_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any)
         h[i] = g[i] * (p[i] * q[i])
 
 
-@inlined_by_name
+@inlined
 def _concrete(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     per_temperature, lower, width = options
     zero, one = x.dtype.type(0), x.dtype.type(1)
@@ -78,7 +78,7 @@ def _concrete(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> Non
         h[i] = min(max(lower + width * p[i], zero), one)
 
 
-@inlined_by_name
+@inlined
 def _concrete_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     per_temperature, height, lower, width = options
     zero, one = x.dtype.type(0), x.dtype.type(1)
@@ -94,7 +94,7 @@ def _concrete_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: An
             h[i] = zero if y <= zero or y >= one else h[i]
 
 
-@inlined_by_name
+@inlined
 def _prepare_scaled_normal(x: Any, u: Any, scratch: Any, options: Any) -> None:
     (least,) = options
     place, scale, pairs = scratch[0], scratch[1], x.reshape(x.size // 2, 2)
@@ -104,7 +104,7 @@ def _prepare_scaled_normal(x: Any, u: Any, scratch: Any, options: Any) -> None:
         scale[i] = exp(max(scale[i], least))
 
 
-@inlined_by_name
+@inlined
 def _scaled_normal(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     place, scale = scratch[0], scratch[1]
     ndtris(u[: h.size], scratch[2], scratch[3].view(np.int32))
@@ -112,7 +112,7 @@ def _scaled_normal(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -
         h[i] = place[i] + scale[i] * u[i]
 
 
-@inlined_by_name
+@inlined
 def _scaled_normal_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     scale, pairs = scratch[1], h.reshape(h.size // 2, 2)
     ndtris(u[: g.size], scratch[2], scratch[3].view(np.int32))
@@ -122,7 +122,7 @@ def _scaled_normal_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, option
         pairs[i, 0], pairs[i, 1] = g[i], u[i]
 
 
-@inlined_by_name
+@inlined
 def _prepare_scaled_concrete(x: Any, u: Any, scratch: Any, options: Any) -> None:
     (most,) = options
     place, steep, pairs = scratch[0], scratch[1], x.reshape(x.size // 2, 2)
@@ -132,7 +132,7 @@ def _prepare_scaled_concrete(x: Any, u: Any, scratch: Any, options: Any) -> None
         steep[i] = exp(-min(max(steep[i], -most), most))
 
 
-@inlined_by_name
+@inlined
 def _scaled_concrete(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     place, steep, power = scratch[0], scratch[1], scratch[2]
     one = x.dtype.type(1)
@@ -141,7 +141,7 @@ def _scaled_concrete(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any)
     sigmoids(u[: h.size], h, power)
 
 
-@inlined_by_name
+@inlined
 def _scaled_concrete_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     place, steep, power, p, q = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
     one, steepest = x.dtype.type(1), x.dtype.type(_STEEPEST)
@@ -158,13 +158,13 @@ def _scaled_concrete_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, opti
 
 _draw_rectified = sampler(_rectified)
 _draw_normal = sampler(_normal, scratch=2)
-_pull_normal = sampler(_normal_pullback, scratch=3)
+_pull_normal = sampler(_normal_pullback, scratch=3, pullback=True)
 _draw_concrete = sampler(_concrete, scratch=2)
-_pull_concrete = sampler(_concrete_pullback, scratch=3)
+_pull_concrete = sampler(_concrete_pullback, scratch=3, pullback=True)
 _draw_scaled_normal = sampler(_scaled_normal, _prepare_scaled_normal, scratch=4, parts=2)
-_pull_scaled_normal = sampler(_scaled_normal_pullback, _prepare_scaled_normal, scratch=4, parts=2)
+_pull_scaled_normal = sampler(_scaled_normal_pullback, _prepare_scaled_normal, scratch=4, parts=2, pullback=True)
 _draw_scaled_concrete = sampler(_scaled_concrete, _prepare_scaled_concrete, scratch=3, parts=2)
-_pull_scaled_concrete = sampler(_scaled_concrete_pullback, _prepare_scaled_concrete, scratch=5, parts=2)
+_pull_scaled_concrete = sampler(_scaled_concrete_pullback, _prepare_scaled_concrete, scratch=5, parts=2, pullback=True)
 
 
 def rectified(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:

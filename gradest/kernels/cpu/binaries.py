@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined_by_name
+from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids, sqrt
 from gradest.kernels.cpu.samplers import run_sampler, sampler
 from gradest.kernels.cpu.tensors import NUMPY, empty_as, flat, in_threads
@@ -18,12 +18,12 @@ from gradest.kernels.reference.noise import Word
 __all__ = ["antithetic", "binary", "times_smooth", "times_smooth_backward"]
 
 
-@inlined_by_name
+@inlined
 def _prepare_binary(x: Any, u: Any, scratch: Any, options: Any) -> None:
     sigmoids(x, scratch[0], u)
 
 
-@inlined_by_name
+@inlined
 def _binary(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     low, high = options
     p = scratch[0]
@@ -31,7 +31,7 @@ def _binary(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
         h[i] = high if u[i] < p[i] else low
 
 
-@inlined_by_name
+@inlined
 def _prepare_times_smooth(x: Any, u: Any, scratch: Any, options: Any) -> None:
     r = scratch[0]
     sigmoids(x, r, u)
@@ -39,7 +39,7 @@ def _prepare_times_smooth(x: Any, u: Any, scratch: Any, options: Any) -> None:
         r[i] = sqrt(r[i])
 
 
-@inlined_by_name
+@inlined
 def _times_smooth(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     r, zero = scratch[0], x.dtype.type(0)
     for i in range(x.size):

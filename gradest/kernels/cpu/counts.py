@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import inlined_by_name
+from gradest.kernels.cpu.compilation.compiler import inlined
 from gradest.kernels.cpu.functions import exp, log
 from gradest.kernels.cpu.samplers import run_sampler, sampler
 from gradest.kernels.reference.noise import Word
@@ -15,7 +15,7 @@ from gradest.kernels.reference.noise import Word
 __all__ = ["binomial", "poisson"]
 
 
-@inlined_by_name
+@inlined
 def _prepare_binomial(x: Any, u: Any, scratch: Any, options: Any) -> None:
     (trials,) = options
     ratio, least = scratch[0], scratch[1]
@@ -28,7 +28,7 @@ def _prepare_binomial(x: Any, u: Any, scratch: Any, options: Any) -> None:
         least[i] = 1.0 / (power * base)
 
 
-@inlined_by_name
+@inlined
 def _binomial(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     (trials,) = options
     one = x.dtype.type(1)
@@ -46,7 +46,7 @@ def _binomial(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> Non
         h[i] = np.float64(trials) - count[i] if x[i] > 0 else count[i]
 
 
-@inlined_by_name
+@inlined
 def _prepare_poisson(x: Any, u: Any, scratch: Any, options: Any) -> None:
     rate, least = scratch[0], scratch[1]
     for i in range(x.size):
@@ -57,7 +57,7 @@ def _prepare_poisson(x: Any, u: Any, scratch: Any, options: Any) -> None:
         rate[i] = max(np.float64(x[i]), 0.0) + log(1.0 + e)
 
 
-@inlined_by_name
+@inlined
 def _poisson(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
     rate, least, term, below, v, count = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4], scratch[5]
     for i in range(x.size):

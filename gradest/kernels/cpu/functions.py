@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numba import types
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
 from gradest.kernels.cpu.compilation.compiler import INLINED_BY_LLVM, compiled, inlined_by_llvm
 from gradest.kernels.portable import CONSTANTS
@@ -16,12 +16,22 @@ __all__ = ["both_sigmoids", "exp", "log", "ndtris", "sigmoids", "sqrt"]
 
 
 def _polynomial(coefficients: tuple[float, ...], kind: Any) -> Any:
-    """Make a compiled function of x that evaluates the polynomial by Horner's rule, unrolled."""
-    last = kind(coefficients[-1])
-    if len(coefficients) == 1:
-        return inlined_by_llvm(lambda x: last)
-    before = _polynomial(coefficients[:-1], kind)
-    return inlined_by_llvm(lambda x: before(x) * x + last)
+    """Make a function of x, for kernels, that evaluates the polynomial by Horner's rule, unrolled.
+
+    It writes the products and sums for LLVM itself, since numba would take as long for each polynomial as for a small kernel.
+    """
+    number = types.float32 if kind is np.float32 else types.float64
+
+    def horner(context: Any, x: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            first, *others = (context.get_constant(number, kind(one)) for one in coefficients)
+            for coefficient in others:
+                first = builder.fadd(builder.fmul(first, arguments[0]), coefficient)
+            return first
+
+        return number(number), generate
+
+    return intrinsic(horner)
 
 
 _F32, _F64 = CONSTANTS[torch.float32], CONSTANTS[torch.float64]

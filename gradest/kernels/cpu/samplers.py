@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined_by_name
+from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined, with_functions
 from gradest.kernels.cpu.noise import locate, noise_scratch, uniforms
 from gradest.kernels.cpu.tensors import LIKE, as_words, empty, empty_as, flat, in_threads, row_major
 from gradest.kernels.reference.noise import Word
@@ -20,41 +18,36 @@ from gradest.kernels.reference.noise import Word
 __all__ = ["run_kernel", "run_sampler", "sampler"]
 
 
-@inlined_by_name
-def _prepare_nothing(x: Any, u: Any, scratch: Any, options: Any) -> None:
+# In the code of a kernel the next functions stand for others, which `sampler` puts in their place.
+
+
+def _transform(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
+    raise NotImplementedError
+
+
+@inlined
+def _prepare(x: Any, u: Any, scratch: Any, options: Any) -> None:
     pass
 
 
+@inlined
 def _points(address: Any, points: Any, size: Any, like: Any) -> Any:
-    """Return the array `[points, size]` that begins at the address, or None if there is no address."""
-    raise NotImplementedError
+    return None
 
 
-@overload(_points, inline="always")
-def _(address: Any, points: Any, size: Any, like: Any) -> Any:
-    def values(address: Any, points: Any, size: Any, like: Any) -> Any:
-        return array(address, (points, size), like)
-
-    def nothing(address: Any, points: Any, size: Any, like: Any) -> None:
-        return None
-
-    return values if isinstance(address, types.Integer) else nothing
-
-
+@inlined
 def _part(values: Any, draw: Any, first: Any, last: Any) -> Any:
-    """Return the elements `first` to `last` of one draw, or None if there are no values."""
-    raise NotImplementedError
+    return None
 
 
-@overload(_part, inline="always")
-def _(values: Any, draw: Any, first: Any, last: Any) -> Any:
-    def part(values: Any, draw: Any, first: Any, last: Any) -> Any:
-        return values[draw, first:last]
+@inlined
+def _given_points(address: Any, points: Any, size: Any, like: Any) -> Any:
+    return array(address, (points, size), like)
 
-    def nothing(values: Any, draw: Any, first: Any, last: Any) -> None:
-        return None
 
-    return part if isinstance(values, types.Array) else nothing
+@inlined
+def _given_part(values: Any, draw: Any, first: Any, last: Any) -> Any:
+    return values[draw, first:last]
 
 
 @compiled
@@ -65,24 +58,25 @@ def _mirror(u: Any) -> None:
 
 def sampler(
     transform: Callable[..., None],
-    prepare: Callable[..., None] = _prepare_nothing,
+    prepare: Callable[..., None] = _prepare,
     *,
     scratch: int = 0,
     wide: bool = False,
     mirrored: bool = False,
     parts: int = 1,
+    pullback: bool = False,
 ) -> Callable[..., None]:
     """Make the kernel that draws uniform noise and transforms it, block by block, from what to do in one block.
 
     transform(x, u, g, h, scratch, options) writes the outputs h of a block for pre-activations x and uniform numbers u, which it
-        may overwrite. In a pullback, g is the gradient with respect to the outputs and h the one with respect to x; otherwise g
-        is None. u and the rows of scratch are at least as long as x.
+        may overwrite. In a `pullback`, g is the gradient with respect to the outputs and h the one with respect to x; otherwise
+        g is None. u and the rows of scratch are at least as long as x.
     prepare(x, u, scratch, options) fills scratch with what all draws of the block share; u is free.
     scratch: the number of rows of scratch, which are in the dtype of x, or in float64 if `wide`.
     mirrored: after the draws at u come as many at 1 - u. Then transform must not overwrite u.
     parts: how many pre-activations, side by side, a unit has for its one output. In a pullback h has as many as x.
 
-    Both functions must be `inlined_by_name`.
+    Both functions must be `inlined`, and no other sampler may have a transform of this name.
     """
 
     def kernel(
@@ -114,7 +108,7 @@ def sampler(
             end = min(at + BLOCK, last)
             place = locate(words, seed0, seed1, stream, a.size // (rows * parts), at, end, noise)
             x = a[parts * at : parts * end]
-            prepare(x, u, shared, options)
+            _prepare(x, u, shared, options)
             for draw in range(draws):
                 uniforms(noise, place, draw, u[: end - at])
                 for half in range(halves):
@@ -122,10 +116,12 @@ def sampler(
                         _mirror(u[: end - at])
                     point = half * draws + draw
                     h = out[point, written * at : written * end]
-                    transform(x, u, _part(grad, point, at, end), h, shared, options)
+                    _transform(x, u, _part(grad, point, at, end), h, shared, options)
 
-    kernel.__name__ = kernel.__qualname__ = transform.__name__ + ("_mirrored" if mirrored else "")
-    return compiled(kernel)
+    given = {"_points": _given_points, "_part": _given_part} if pullback else {}
+    whole = with_functions(kernel, _transform=transform, _prepare=prepare, **given)
+    whole.__name__ = whole.__qualname__ = transform.__name__ + ("_mirrored" if mirrored else "")
+    return compiled(whole)
 
 
 def run_sampler(

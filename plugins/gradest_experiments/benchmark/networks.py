@@ -199,8 +199,10 @@ class BeliefProblem(NetworkProblem):
 
     title: ClassVar = "Sigmoid belief network"
     text: ClassVar = """`gradest train belief`: two layers of Bernoulli units in the model and in its inference network, K
-whole-path samples of an image, dynamically binarised MNIST, and Adam. Estimators of one sample take the paths as examples. The
-value is the bound of several samples on validation images after training."""
+whole-path samples of an image, dynamically binarised MNIST, and Adam. Estimators of one sample take the paths as examples. A path
+has one sample of each layer, so estimators that compare several points of a layer on one image, such as disarm, double_cv, arms
+or rebar, cannot train from paths: each layer would need paths of its own, whose number doubles with every layer. The value is the
+bound of several samples on validation images after training."""
     metric: ClassVar = "bound of several samples on validation images"
     unit: ClassVar = "nats"
     better: ClassVar = "higher"

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from gradest.discovery.registry import registry
 from gradest.nn import ConditionalLinear, Stochastic, broadcast_loss
 from gradest_experiments.blocks.regularisers import activity, diversity
-from gradest_experiments.blocks.settings import NEURON, BlockSettings
+from gradest_experiments.blocks.settings import BlockSettings
 from gradest_experiments.gated.network import SKIP_UP_TO, build_unit, needs_closed_gate_gradient
 
 __all__ = ["BlockLoss", "BlockNetwork"]
@@ -29,7 +28,9 @@ class BlockLoss:
 
 
 class BlockNetwork(nn.Module):
-    """A network of gated blocks: logits = V (gates * tanh(W x + b)) + c, with one gate per block and P(open) = σ(Z x + d).
+    """A network of gated blocks: logits = V (gates * tanh(W x + b)) + c, with one gate per block and pre-activations Z x + d.
+
+    Bernoulli gates are open with probability σ(Z x + d), each for itself; categorical and subset units choose among the blocks.
 
     Without an estimator there is no policy Z, and every block is open. Initial weights are uniform as in Glorot and Bengio
     (2010), drawn from torch's global generator; biases are 0.
@@ -38,14 +39,15 @@ class BlockNetwork(nn.Module):
     def __init__(self, inputs: int, outputs: int, settings: BlockSettings) -> None:
         super().__init__()
         self.settings, estimator = settings, settings.build_estimator()
-        neuron, blocks = registry.neuron(NEURON), settings.blocks
+        self.neuron, blocks = settings.build_gates(), settings.blocks
+        event = (blocks,) if self.neuron.event_ndim == 1 else (1, blocks)
         self.hidden = ConditionalLinear(inputs, settings.units, block_size=settings.block_size, method=SKIP_UP_TO)
         self.readout = nn.Linear(settings.units, outputs)
         self.policy = self.unit = None
         if estimator is not None:
-            self.hidden.closed_gate_gradient = needs_closed_gate_gradient(neuron, estimator)
+            self.hidden.closed_gate_gradient = needs_closed_gate_gradient(self.neuron, estimator, event)
             self.policy = nn.Linear(inputs, blocks)
-            self.unit = build_unit(neuron, estimator, (blocks,))
+            self.unit = build_unit(self.neuron, estimator, event)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -56,10 +58,11 @@ class BlockNetwork(nn.Module):
         if self.policy is None or self.unit is None:
             loss = cross_entropy(self(x), y, reduction="sum")
             return BlockLoss(loss, loss.detach())
-        a, settings = self.policy(x), self.settings
+        a, settings = self.pre_activations(x), self.settings
 
-        def losses_at(gates: Tensor) -> Tensor:
+        def losses_at(units: Tensor) -> Tensor:
             """One point skips closed blocks; several points share a dense product."""
+            gates = self.flat(units)
             if gates.ndim == 2:
                 return cross_entropy(self(x, gates), y, reduction="none")
             hidden = torch.tanh(linear(x, self.hidden.weight, self.hidden.bias)).reshape(len(x), settings.blocks, -1)
@@ -68,10 +71,20 @@ class BlockNetwork(nn.Module):
             return losses.reshape(gates.shape[:2])
 
         losses = losses_at(self.unit(a)) if isinstance(self.unit, Stochastic) else self.unit(losses_at, a)
-        p = torch.sigmoid(a)
+        p = self.flat(self.neuron.active_probability(a))
         total = broadcast_loss(self, losses, "sum")
-        total = total + settings.sparsity * activity(p, settings.target) - settings.variance * diversity(p)
+        total = total + settings.sparsity * activity(p, settings.wanted()) - settings.variance * diversity(p)
         return BlockLoss(total, losses.detach().sum())
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """Return the pre-activations `[batch, *event]` of the gates for images `[batch, inputs]`."""
+        assert self.policy is not None
+        a: Tensor = self.policy(x)
+        return a if self.neuron.event_ndim == 1 else a[..., None, :]
+
+    def flat(self, units: Tensor) -> Tensor:
+        """Return the outputs of the gates, `[..., *event]`, as `[..., blocks]`."""
+        return units if self.neuron.event_ndim == 1 else units.squeeze(-2)
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
         """Return logits `[batch, outputs]` for gates `[batch, blocks]` of 0 and 1; all blocks are open without gates."""

@@ -32,7 +32,9 @@ many units as should be open.
 - computed: multiply-adds of a forward pass, policy and readout included, divided by those of the dense network with as many
   units; the hidden layer counts its own as it does them.
 - valid, test: errors with sampled gates, of the epoch with the least validation error. test at ½: the error of the same network
-  if the gates more likely open than not are open, as in the measurement of speed.
+  if the likeliest gates are open, as in the measurement of speed: those more likely open than not, or the likeliest one or k.
+- none open: the share of test images for which no block is open, which all get the same answer. errors of these: the share of all
+  test images that are among them and get a wrong answer; it is a part of test.
 - bits: Σ_j I(block j open; class) on the test images; a block that is open for every class alike adds 0.
 
 Several seeds: mean ± standard error.
@@ -87,7 +89,8 @@ def _read(path: Path) -> dict[str, list[RunFolder]]:
 def _table(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> str:
     """Return a table with a row per network, the least test error first."""
     best = sorted(groups, key=lambda label: fmean(run.results["test"]["error"] for run in groups[label]))
-    head = ["network", "seeds", "open %", "computed %", "valid %", "test %", "test at ½ %", "bits", "published test %"]
+    head = ["network", "seeds", "open %", "computed %", "valid %", "test %", "test at ½ %"]
+    head += ["none open %", "errors of these %", "bits", "published test %"]
     rows: list[list[Any]] = []
     for label in best:
         results = [run.results for run in groups[label]]
@@ -102,6 +105,8 @@ def _table(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> st
                 _percent([one["valid"] for one in results]),
                 _percent([one["test"]["error"] for one in results]),
                 _percent([one["threshold"]["error"] for one in results]) if gated else None,
+                _percent([one["test"]["unopened"] for one in results]) if gated else None,
+                _percent([one["test"]["unopened_errors"] for one in results]) if gated else None,
                 fmean(mutual_information(one["test"]["use"], one["test"]["classes"]) for one in results)
                 if gated
                 else None,
@@ -144,7 +149,7 @@ def _speed(rows: Sequence[dict[str, Any]]) -> str:
 def _settings(groups: Mapping[str, list[RunFolder]]) -> str:
     """List the settings that all runs have in common, and warn if the runs differ in others."""
     every = [run.settings | run.versions for runs in groups.values() for run in runs]
-    own = {"estimator", "blocks", "block_size", "seed"}
+    own = {"estimator", "neuron", "blocks", "block_size", "seed"}
     common = {name: value for name, value in every[0].items() if all(one.get(name) == value for one in every)}
     text = "Settings: " + ", ".join(f"{name} {value}" for name, value in common.items() if name not in own) + "."
     if apart := sorted({name for one in every for name in one} - common.keys() - own):

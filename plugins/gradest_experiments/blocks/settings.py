@@ -8,14 +8,19 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from gradest.contract.estimator import Estimator
+from gradest.contract.neuron import Neuron, Subset
 from gradest.discovery.registry import registry
-from gradest.errors import InvalidInput
+from gradest.errors import InvalidInput, InvalidOptions
 from gradest.random import MAX_SEED
 from gradest_experiments.engine.options import RunSettings, build_estimator, to_folder_name
 
-__all__ = ["NEURON", "PUBLISHED", "QUICK", "SIZES", "BlockSettings", "Size", "list_runs"]
+__all__ = ["GATES", "NEURON", "PUBLISHED", "QUICK", "SIZES", "BlockSettings", "Size", "list_runs"]
 
 NEURON = "bernoulli"
+"""The gates of the paper: units that open independently of each other."""
+
+GATES = (NEURON, "categorical", "k_subset")
+"""The neurons whose units can be gates; the last two open exactly one block, and exactly k."""
 
 Size = Literal["16x16", "64x64"]
 SIZES: tuple[Size, ...] = get_args(Size)
@@ -41,9 +46,17 @@ class BlockSettings(RunSettings):
     estimator: dict[str, Any] | None = Field(
         description="the estimator of the policy's gradient: {name, **options}; without one there is no policy"
     )
+    neuron: dict[str, Any] = Field(
+        {"name": NEURON}, description="the gates: {name, **options}, of which the name is one of GATES"
+    )
     blocks: int = Field(16, ge=1)
     block_size: int = Field(16, ge=1, description="the number of units of a block")
-    target: float = Field(_OPEN, gt=0, lt=1, description="the share of blocks that should be open")
+    target: float = Field(
+        _OPEN,
+        gt=0,
+        lt=1,
+        description="the share of blocks that should be open, if the gates do not open a fixed number",
+    )
     seed: int = Field(0, ge=0, lt=MAX_SEED, description="the seed of weights, noise and data order")
     epochs: int = Field(40, ge=1)
     batch: int = Field(128, ge=1)
@@ -64,14 +77,31 @@ class BlockSettings(RunSettings):
         """The number of units of the hidden layer."""
         return self.blocks * self.block_size
 
+    def build_gates(self) -> Neuron:
+        """Return the neuron of the gates. Raises UnknownPlugin or InvalidOptions."""
+        neuron = registry.neuron(self.neuron)
+        if neuron.name not in GATES:
+            raise InvalidOptions(f"{neuron.name} cannot gate blocks; there are: {', '.join(GATES)}")
+        return neuron
+
+    def wanted(self) -> float:
+        """Return the share of blocks that should be open: `target`, unless the gates open a fixed number."""
+        neuron = self.build_gates()
+        if neuron.event_ndim == 1:
+            return self.target
+        return (neuron.size if isinstance(neuron, Subset) else 1) / self.blocks
+
     def build_estimator(self) -> Estimator | None:
         """Return the estimator, if there is one. Raises UnknownPlugin, InvalidOptions, or Incompatible."""
-        return None if self.estimator is None else build_estimator(self.estimator, NEURON)
+        return None if self.estimator is None else build_estimator(self.estimator, self.build_gates().spec())
 
     def label(self) -> str:
         """Return the name of the network in tables."""
         estimator = self.build_estimator()
-        return f"dense, {self.units} units" if estimator is None else estimator.label()
+        if estimator is None:
+            return f"dense, {self.units} units"
+        neuron = self.build_gates()
+        return estimator.label() if neuron.name == NEURON else f"{neuron.label()} + {estimator.label()}"
 
     def folder(self, size: Size) -> str:
         """Return the relative path of the run's folder, which is another one for every size, network and seed."""
@@ -81,7 +111,9 @@ class BlockSettings(RunSettings):
 def list_runs(
     estimators: Iterable[dict[str, Any]] | None = None,
     sizes: Iterable[str] | None = None,
+    dense: Iterable[int] = (),
     *,
+    neuron: dict[str, Any] | None = None,
     seeds: int = 1,
     quick: bool = False,
     **options: Any,
@@ -89,8 +121,11 @@ def list_runs(
     """Return size and settings of every run: of five estimators if none are named, and of the published size if none is named.
 
     There are also three dense networks of each size: one with as many units, one that computes as much as a gated network with
-    its policy, and one with as many units as should be open. options: of `BlockSettings`. Raises InvalidOptions, InvalidInput
-    for another size, and what `BlockSettings.build_estimator` raises.
+    its policy if that opens the share `target`, and one with as many units as that share.
+
+    dense: the units of further dense networks. neuron: the gates, Bernoulli units if omitted. options: of `BlockSettings`.
+
+    Raises InvalidOptions, InvalidInput for another size, and what `BlockSettings.build_estimator` raises.
     """
     named = ({"name": name} for name in _ESTIMATORS) if estimators is None else estimators
     chosen = [registry.estimator(spec).spec() for spec in named]
@@ -99,13 +134,15 @@ def list_runs(
         raise InvalidInput(f"no size is named {unknown[0]!r}; there are: {', '.join(SIZES)}")
     options = {**(QUICK if quick else {}), **options}
     found: list[tuple[Size, BlockSettings]] = []
+    more = list(dense)
     for size in (size for size in SIZES if size in wanted):
         blocks, block_size = map(int, size.split("x"))
-        networks = [{"estimator": spec, "blocks": blocks, "block_size": block_size} for spec in chosen]
+        gates = {} if neuron is None else {"neuron": neuron}
+        networks = [{"estimator": spec, "blocks": blocks, "block_size": block_size, **gates} for spec in chosen]
         opened = round(_OPEN * blocks * block_size)
         networks += [
             {"estimator": None, "blocks": 1, "block_size": units}
-            for units in (blocks * block_size, opened + blocks, opened)
+            for units in dict.fromkeys((blocks * block_size, opened + blocks, opened, *more))
         ]
         found += [
             (size, BlockSettings.build(**network, **options, seed=seed))

@@ -11,12 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gradest.discovery.registry import registry
 from gradest.errors import GradestError
 from gradest.nn.conditional import Computed
 from gradest.random import Key
 from gradest_experiments.blocks.network import BlockNetwork
-from gradest_experiments.blocks.settings import NEURON, BlockSettings
+from gradest_experiments.blocks.settings import BlockSettings
 from gradest_experiments.engine.data import Dataset, Split
 from gradest_experiments.engine.folder import MetricsWriter, RunFolder
 from gradest_experiments.engine.loop import ClassifierRun, fit
@@ -74,12 +73,14 @@ def train_blocks(
 def open_gates(network: BlockNetwork, x: Tensor, key: Key | None = None) -> Tensor | None:
     """Return the gates `[batch, blocks]` that the policy opens; None if the network has no policy.
 
-    key: of the noise with which gates are sampled. If omitted, the gates more likely open than not are open.
+    key: of the noise with which gates are sampled. If omitted, the likeliest gates are open: of independent ones those more
+        likely open than not, else the likeliest one or the likeliest k.
     """
     if network.policy is None:
         return None
-    a: Tensor = network.policy(x)
-    return (a > 0).to(a.dtype) if key is None else registry.neuron(NEURON).sample(key, a, 1)[0].to(a.dtype)
+    a, neuron = network.pre_activations(x), network.neuron
+    units = neuron.threshold(a, 0.5) if key is None else neuron.sample(key, a, 1)[0]
+    return network.flat(units.to(a.dtype))
 
 
 @torch.no_grad()
@@ -87,25 +88,30 @@ def evaluate(network: BlockNetwork, split: Split, key: Key | None = None) -> dic
     """Measure a network on a split, with the gates of `open_gates`.
 
     error: the share of wrong answers. open: the share of open blocks. use: `[classes, blocks]`, the share of a class's images
-    for which a block is open. classes: the share of each class in the images. computed: multiply-adds per image: those of the
-    hidden layer as the layer counts them, and those of policy and readout. dense: multiply-adds with all units and no policy.
+    for which a block is open. unopened: the share of images for which no block is open, so that all have the same answer.
+    unopened_errors: the share of images that are among these and have a wrong answer. classes: the share of each class in the
+    images. computed: multiply-adds per image: those of the hidden layer as the layer counts them, and those of policy and
+    readout. dense: multiply-adds with all units and no policy.
     """
     network.eval()
-    hidden, classes, wrong, opened = network.hidden, len(network.readout.weight), 0, []
+    hidden, classes, wrongs, opened = network.hidden, len(network.readout.weight), [], []
     hidden.computed = Computed()
     for first in range(0, len(split), _CHUNK):
         x, y = split.x[first : first + _CHUNK], split.y[first : first + _CHUNK]
         gates = open_gates(network, x, key and replace(key, rows=torch.arange(first, first + len(x))))
-        wrong += int((network(x, gates).argmax(-1) != y).sum())
+        wrongs.append(network(x, gates).argmax(-1) != y)
         opened.append(torch.ones(len(x), 1) if gates is None else gates)
-    gates = torch.cat(opened)
+    gates, wrong = torch.cat(opened), torch.cat(wrongs)
+    unopened = gates.sum(-1) == 0
     # without gates the hidden layer is torch's, and counts nothing
     done = len(split) * hidden.weight.numel() if network.policy is None else hidden.computed.done
     layers = [network.readout.weight, *([] if network.policy is None else [network.policy.weight])]
     return {
-        "error": wrong / len(split),
+        "error": int(wrong.sum()) / len(split),
         "open": float(gates.double().mean()),
         "use": [gates[split.y == c].double().mean(0).tolist() for c in range(classes)],
+        "unopened": int(unopened.sum()) / len(split),
+        "unopened_errors": int((unopened & wrong).sum()) / len(split),
         "classes": split.y.bincount(minlength=classes).div(len(split)).tolist(),
         "computed": done / len(split) + sum(weight.numel() for weight in layers),
         "dense": hidden.weight.numel() + network.readout.weight.numel(),

@@ -30,8 +30,8 @@ class RunSettings(BaseModel):
             raise InvalidOptions(f"settings of a run: {faults}. There are: {', '.join(cls.model_fields)}.") from error
 
 
-def build_estimator(spec: dict[str, Any], neuron: str) -> Estimator:
-    """Return the estimator of a spec {name, **options}, for the neuron of this name.
+def build_estimator(spec: dict[str, Any], neuron: str | dict[str, Any]) -> Estimator:
+    """Return the estimator of a spec {name, **options}, for the neuron of this name or spec.
 
     Raises UnknownPlugin, InvalidOptions, and Incompatible if the estimator does not fit the neuron or estimates another target
     than the mean loss.

@@ -12,12 +12,13 @@ from contextvars import ContextVar
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from filelock import FileLock, Timeout
 from numba import njit, types
 from numba.core.compiler_lock import global_compiler_lock
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 
 from gradest.errors import GradestWarning
@@ -35,7 +36,7 @@ __all__ = [
     "folder",
     "inlined",
     "inlined_by_llvm",
-    "inlined_by_name",
+    "with_functions",
 ]
 
 _PATIENCE = 120.0  # seconds to wait for another process, which takes some ten to compile a kernel
@@ -49,7 +50,13 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 inlined: Decorator = njit(inline="always")
 """Compile the function into each kernel that calls it."""
 
-INLINED_BY_LLVM: Any = {"forceinline": True, "error_model": "numpy", "fastmath": False}
+INLINED_BY_LLVM: Any = {
+    "forceinline": True,
+    "error_model": "numpy",
+    "fastmath": False,
+    "no_cfunc_wrapper": True,
+    "no_cpython_wrapper": True,
+}
 """The options of `inlined_by_llvm`, for `overload`."""
 
 inlined_by_llvm: Decorator = njit(**INLINED_BY_LLVM)
@@ -61,14 +68,14 @@ numba counts references at calls that only LLVM inlines. Products and sums in su
 """
 
 
-def inlined_by_name(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile the function into each kernel that calls it, as `inlined` does, but return the Python function itself.
+def with_functions(function: Callable[..., Any], **functions: Callable[..., Any]) -> Any:
+    """Return a copy of the function in whose code these names mean these functions, which may be `inlined`.
 
-    A kernel whose closure holds such a function can be kept on disk. A kernel whose closure holds an `inlined` one cannot,
-    because numba gives that a new identity in each process.
+    A function that reached a kernel as a variable of its closure would be part of what numba finds the kept kernel by, and an
+    `inlined` one has a new identity in each process.
     """
-    decorator: Decorator = register_jitable(inline="always")
-    return decorator(function)
+    names = {**function.__globals__, **functions}
+    return FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
 
 
 def _sources(folder: Traversable) -> Iterator[bytes]:
@@ -99,7 +106,7 @@ def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any)
     compiled into it. It finds a result by the function's qualified name, so that name includes a digest of all these files.
     """
     function.__qualname__ += f"-{_DIGEST}"
-    decorator: Decorator = njit(nogil=True, error_model="numpy", **options)
+    decorator: Decorator = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)
     kernel: Any = decorator(function)
     try:
         kernel.enable_caching()
