@@ -59,7 +59,7 @@ def test_a_table_is_kept_from_the_report_of_a_run(tmp_path):
     kept = json.loads((home / "experts.json").read_text())["tables"]["networks"]
     assert (kept["rows"], kept["source"]) == ([cells], "a new run")
     assert f"| {' | '.join(cells)} |" in reproduction.render(home)
-    with pytest.raises(ValueError, match="no table with the columns network, open"):
+    with pytest.raises(ValueError, match="no table with the columns network, seeds, open"):
         reproduction.keep("block-gated.networks", report, "a new run", home)
 
 
