@@ -44,6 +44,7 @@ _BODY_GRACE_SECONDS = 5.0  # before a body must arrive at the least rate
 _UNSENT_BYTES = 1 << 16  # what a connection holds before it asks its sender to wait
 _PART_BYTES = 1 << 20  # of a large answer, which are with the connection at a time
 _LAST_EVENT_SECONDS = 1.0  # for a client to take the end of its stream
+_METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
 _CLIENT_CLOSED = 499  # the log's status of a request whose client disconnected
 _UNTRACED = Tracing()
 _DEFAULT_HEADERS = {  # of every answer that has none of its own
@@ -174,6 +175,8 @@ class RequestMiddleware:
             raise
         if done:
             task.result()
+            if exchange.refusal is not None:
+                raise exchange.refusal
             return
         exchange.work.cancel()
         task.add_done_callback(_forget_error)
@@ -199,17 +202,22 @@ class _HttpExchange:
         self.started = False
         self.closed = False
         self.work = anyio.CancelScope()
+        self.refusal: Problem | None = None
+        """Why the work was stopped, if it was before there was an answer."""
         self._settings = settings
         self._capacity = capacity
         self._memory = memory
         self._receive = receive
         self._send = send
         self._headers = headers  # of every answer to this request
-        self._began = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
         self._entered = False
         self._reserved = 0
         self._whole = False
+        self._complete = False
         self._streams = False
+        self._rate_timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
         self._disconnected = asyncio.Event()
 
@@ -236,6 +244,7 @@ class _HttpExchange:
         """Give the place back, once no work is done for the request any more."""
         if self._watch is not None:
             self._watch.cancel()
+        self._stop_rate_timer()
         if self._entered:
             self._entered = False
             self._capacity.leave(self._reserved, self._key)
@@ -247,7 +256,9 @@ class _HttpExchange:
                 self._watch = asyncio.create_task(self._watch_for_disconnect())
             await self._disconnected.wait()
             return {"type": "http.disconnect"}
-        message = await self._receive_part()
+        if self._rate_timer is None and self._settings.min_body_rate and self.context.method in _METHODS_WITH_BODY:
+            self._rate_timer = self._loop.call_at(self._body_due(), self._check_rate)
+        message = await self._receive()
         self.context.bytes_in += len(message.get("body", b""))
         if self.context.bytes_in > self._settings.max_body_bytes:
             raise self._too_large()
@@ -255,24 +266,33 @@ class _HttpExchange:
             self._reserve(self.context.bytes_in - self._reserved)
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._whole = True
+            self._stop_rate_timer()
             self._watch = asyncio.create_task(self._watch_for_disconnect())
         return message
 
-    async def _receive_part(self) -> Message:
-        """Receive the next part of the body; raises a 408 if the body arrives more slowly than it must."""
-        rate = self._settings.min_body_rate
-        if not rate or self.context.method not in ("POST", "PUT", "PATCH"):
-            return await self._receive()
-        until = self._began + _BODY_GRACE_SECONDS + self.context.bytes_in / rate
-        try:
-            async with asyncio.timeout_at(until):
-                return await self._receive()
-        except TimeoutError:
-            raise Problem(
-                408,
-                f"The body must arrive at {rate:g} bytes a second after its first {_BODY_GRACE_SECONDS:g} seconds.",
-                headers={"Connection": "close"},
-            ) from None
+    def _body_due(self) -> float:
+        """Return until when more of the body must have arrived, by the loop's clock."""
+        return self._began + _BODY_GRACE_SECONDS + self.context.bytes_in / self._settings.min_body_rate
+
+    def _check_rate(self) -> None:
+        """Stop the work with a 408 if the body arrives more slowly than it must."""
+        if self.started:  # it was answered before its body was whole
+            return
+        due = self._body_due()
+        if self._loop.time() < due:
+            self._rate_timer = self._loop.call_at(due, self._check_rate)
+            return
+        self.refusal = Problem(
+            408,
+            f"The body must arrive at {self._settings.min_body_rate:g} bytes a second after its first "
+            f"{_BODY_GRACE_SECONDS:g} seconds.",
+            headers={"Connection": "close"},
+        )
+        self.work.cancel()
+
+    def _stop_rate_timer(self) -> None:
+        if self._rate_timer is not None:
+            self._rate_timer.cancel()
 
     async def send(self, message: Message) -> None:
         """Send part of the application's answer; it is dropped if another answer was sent in its place."""
@@ -326,6 +346,7 @@ class _HttpExchange:
                 headers["Connection"] = "close"  # the client's next request goes to another server
         else:
             self.context.bytes_out += len(message.get("body", b""))
+            self._complete = not message.get("more_body", False)
         await self._send(message)
 
     def too_late(self) -> Problem:
@@ -342,7 +363,7 @@ class _HttpExchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._disconnected.set()
-        if not self.closed:
+        if not self.closed and not self._complete:
             self.work.cancel()
 
     def _reserve(self, bytes_: int) -> None:

@@ -6,7 +6,7 @@ Bodies are read raw. They are decoded, and answers computed and encoded, in the 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
@@ -69,7 +70,16 @@ AnyJob = TypeVar("AnyJob", SampleJob, ForwardJob, BackwardJob)
 AnyAdmitted = TypeVar("AnyAdmitted", bound=Job)
 Endpoint = Callable[[Request], Any]
 
-router = APIRouter(default_response_class=Response)
+
+class _RawRoute(APIRoute):
+    """A route whose function takes the request and returns the response, with nothing for FastAPI to convert between."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the function itself."""
+        return self.endpoint
+
+
+router = APIRouter(default_response_class=Response, route_class=_RawRoute)
 
 
 # --- sampling and estimation ---
@@ -133,8 +143,7 @@ async def mean(request: Request) -> Response:
     def admit() -> NeuronJob:
         return admission.admit_mean(body.decode(schemas.MeanRequest), settings, codec is JSON)
 
-    job = await _admit(request, body, admit)
-    return await _answer(request, job, partial(operations.mean, job, settings, _device(request)), codec)
+    return await _answer(request, body, admit, lambda job: operations.mean(job, settings, _device(request)), codec)
 
 
 async def credit(request: Request) -> Response:
@@ -146,8 +155,7 @@ async def credit(request: Request) -> Response:
     def admit() -> CreditJob:
         return admission.admit_credit(body.decode(schemas.CreditRequest), settings, codec is JSON)
 
-    job = await _admit(request, body, admit)
-    return await _answer(request, job, partial(operations.credit, job, _device(request)), codec)
+    return await _answer(request, body, admit, lambda job: operations.credit(job, _device(request)), codec)
 
 
 async def estimate(request: Request) -> Response:
@@ -165,10 +173,10 @@ async def estimate(request: Request) -> Response:
     def admit() -> EstimateJob:
         return admission.admit_estimate(body.decode(schemas.EstimateRequest), settings, as_json)
 
-    job = await _admit(request, body, admit)
     if streamed:
+        job = await _admit(request, body, admit)
         return _stream(request, job, partial(stream_estimate, job, settings, _device(request)))
-    return await _answer(request, job, partial(operations.estimate, job, settings, _device(request)), codec)
+    return await _answer(request, body, admit, lambda job: operations.estimate(job, settings, _device(request)), codec)
 
 
 async def compare(request: Request) -> Response:
@@ -179,11 +187,11 @@ async def compare(request: Request) -> Response:
     def admit() -> ComparisonJob:
         return admission.admit_comparison(body.decode(schemas.CompareRequest), settings)
 
-    job = await _admit(request, body, admit)
     if not prefers(request.headers.get("accept", ""), JSON.media_type, EventStream.media_type):
+        job = await _admit(request, body, admit)
         return _stream(request, job, partial(stream_comparison, job, _device(request)))
     return await _answer(
-        request, job, lambda: operations.compare(job, raise_if_cancelled, _device(request)).to_dict(), JSON
+        request, body, admit, lambda job: operations.compare(job, raise_if_cancelled, _device(request)).to_dict(), JSON
     )
 
 
@@ -195,10 +203,24 @@ async def _admit(request: Request, body: RequestBody, admit: Callable[[], AnyAdm
     return job
 
 
-async def _answer(request: Request, job: Job, compute: Callable[[], Any], codec: Codec) -> Response:
-    """Compute and encode the answer in a thread, once there is what the job takes."""
+async def _answer(
+    request: Request,
+    body: RequestBody,
+    admit: Callable[[], AnyAdmitted],
+    compute: Callable[[AnyAdmitted], Any],
+    codec: Codec,
+) -> Response:
+    """Decode, admit, compute and encode in one thread, except that heavy work first waits for its turn and for what it takes."""
     settings, pool, _ = _parts(request)
-    encoded = await pool.run(lambda: _compute(compute, codec), need_of(settings, job))
+
+    def answer_if_light() -> tuple[AnyAdmitted, bytes | None]:
+        job = phase("decode")(admit)()
+        return job, None if need_of(settings, job).heavy else _compute(partial(compute, job), codec)
+
+    job, encoded = await pool.run(answer_if_light, light_need(settings))
+    if encoded is None:
+        reserve(job.bytes - body.size)
+        encoded = await pool.run(lambda: _compute(partial(compute, job), codec), need_of(settings, job))
     return Response(encoded, media_type=codec.media_type)
 
 
@@ -397,8 +419,7 @@ async def measure(request: Request) -> Response:
     def admit() -> RecommendationJob:
         return admission.admit_recommendation(body.decode(schemas.MeasureRequest), settings)
 
-    job = await _admit(request, body, admit)
-    return await _answer(request, job, partial(operations.recommend, job, _device(request)), JSON)
+    return await _answer(request, body, admit, lambda job: operations.recommend(job, _device(request)), JSON)
 
 
 _MEASURED = schemas.MeasureRequest.model_fields.keys() - schemas.RecommendRequest.model_fields.keys()
@@ -421,7 +442,7 @@ async def _answer_json(request: Request, describe: Callable[[], Any]) -> Respons
 
 
 @router.get("/livez", tags=["service"], responses=describe_answer(schemas.Alive) | _HEALTH_ERRORS)
-async def livez() -> Response:
+async def livez(request: Request) -> Response:
     """Whether the process answers at all."""
     return Response(JSON.encode({"status": "alive"}), media_type=JSON.media_type)
 
@@ -458,6 +479,6 @@ _VERSIONS = {
 @router.get(
     "/version", name="version", tags=["service"], responses=describe_answer(schemas.Versions) | counted_errors()
 )
-async def show_version() -> Response:
+async def show_version(request: Request) -> Response:
     """The versions of the software that computes the answers."""
     return Response(JSON.encode(_VERSIONS), media_type=JSON.media_type)

@@ -85,8 +85,6 @@ class Capacity:
         self._bytes_of_key[key] += more
         if not self._bytes_of_key[key]:
             del self._bytes_of_key[key]
-        if self._metrics is not None and more:
-            self._metrics.hold_bytes(more)
 
     async def watch(self, pool: Pool) -> NoReturn:
         """Count the threads of the pool that are busy for longer than the deadline, and set aside plugins that lose many.
@@ -107,7 +105,7 @@ class Capacity:
             self.lost_threads = len(late)
             self.stuck = len(late) >= pool.threads
             if self._metrics is not None:
-                self._metrics.measure_memory(pool.memory.used)
+                self._metrics.measure_memory(pool.memory.used, self.bytes)
             await pool.release_memory()
             await anyio.sleep(min(1.0, deadline / 4))
 

@@ -104,7 +104,7 @@ class Metrics:
         )
         self._body_bytes = Gauge(
             "gradest_body_bytes",
-            "Bytes of the bodies of requests in progress.",
+            "Bytes of the bodies of requests in progress, once a second.",
             registry=self._registry,
             multiprocess_mode="livesum",
         )
@@ -160,13 +160,10 @@ class Metrics:
         """Count a thread in which a plugin's code runs past the deadline."""
         self._lost(plugin).inc()
 
-    def hold_bytes(self, more: int) -> None:
-        """Count so many more bytes of bodies; fewer if it is negative."""
-        self._body_bytes.inc(more)
-
-    def measure_memory(self, counted: int) -> None:
-        """Set the memory that is counted for requests, and what this process holds, on systems that tell it."""
+    def measure_memory(self, counted: int, bodies: int) -> None:
+        """Set what is counted for requests and for their bodies, and what this process holds, on systems that tell it."""
         self._memory.set(counted)
+        self._body_bytes.set(bodies)
         with suppress(OSError):
             self._resident.set(int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
 

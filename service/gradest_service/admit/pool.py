@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import threading
 import time
@@ -39,6 +40,7 @@ class Pool:
         self._heavy_at: float | None = None
         self._metrics = metrics
         self._running: set[tuple[int, float]] = set()
+        self._limiter = CapacityLimiter(math.inf)  # turns limit the threads
 
     async def run(self, work: Callable[[], Result], need: Need = LIGHT) -> Result:
         """Wait for a turn and return `work()`, called in a thread."""
@@ -52,7 +54,7 @@ class Pool:
         """Give the system back what heavy work has freed, if the last began a while ago: more of it would take it again."""
         if self._heavy_at is not None and time.monotonic() - self._heavy_at > _IDLE_SECONDS:
             self._heavy_at = None
-            await to_thread.run_sync(release_freed_blocks, limiter=CapacityLimiter(1))
+            await to_thread.run_sync(release_freed_blocks, limiter=self._limiter)
 
     def running(self) -> Collection[tuple[int, float]]:
         """Return the calls that run: the thread of each, and when it began by the monotonic clock."""
@@ -65,17 +67,22 @@ class Pool:
     @asynccontextmanager
     async def thread(self, need: Need = LIGHT) -> AsyncIterator[None]:
         """Wait for a turn, and hold a thread and memory inside the block, for one call of `run_now`."""
-        if self._metrics is not None:
-            self._metrics.add_waiting(1)
-        try:
-            await self._turns.take(need, current_caller())
-        finally:
-            if self._metrics is not None:
-                self._metrics.add_waiting(-1)
+        caller = current_caller()
+        if not self._turns.take_at_once(need, caller):
+            await self._wait(need, caller)
         try:
             yield
         finally:
             self._turns.give_back(need)
+
+    async def _wait(self, need: Need, caller: str) -> None:
+        if self._metrics is not None:
+            self._metrics.add_waiting(1)
+        try:
+            await self._turns.take(need, caller)
+        finally:
+            if self._metrics is not None:
+                self._metrics.add_waiting(-1)
 
     async def run_now(self, work: Callable[[], Result]) -> Result:
         """Return `work()`, called in the thread that this task holds."""
@@ -88,7 +95,7 @@ class Pool:
             finally:
                 self._running.discard(call)
 
-        return await to_thread.run_sync(noted, limiter=CapacityLimiter(1))
+        return await to_thread.run_sync(noted, limiter=self._limiter)
 
 
 def _then_release(work: Callable[[], Result]) -> Result:

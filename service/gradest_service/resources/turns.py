@@ -82,12 +82,18 @@ class Turns:
 
     def waiting(self) -> int:
         """Return how many tasks wait for their turn."""
-        return sum(lane.size for lane in self._lanes.values())
+        return self._lanes[False].size + self._lanes[True].size
+
+    def take_at_once(self, need: Need, caller: str) -> bool:
+        """Take a thread and memory and return True, if there is what the work needs and nobody waits."""
+        if not self._free or self.waiting() or not self._fits(need, caller):
+            return False
+        self._begin(need)
+        return True
 
     async def take(self, need: Need, caller: str) -> None:
         """Wait for a turn, and take a thread and memory."""
-        if self._free and not self.waiting() and self._fits(need, caller):
-            self._begin(need)
+        if self.take_at_once(need, caller):
             return
         self._count += 1
         ticket = _Ticket(self._count, caller, need)
