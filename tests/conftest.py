@@ -80,18 +80,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     )
 
 
+_WAITING = {
+    f"tests/service/test_{name}.py"
+    for name in ("capacity", "connections", "drain", "faulty_plugins", "metrics", "protocol", "unread", "workers")
+}
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """With --dist loadfile, the tests of Ray run in one worker though they are in two files, because they share a cluster."""
+    """With --dist loadfile, the tests of Ray run in one worker though they are in two files, because they share a cluster.
+
+    So do those that mostly wait: one waits at a time, while the other workers use the cores.
+    """
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class TogetherOnRay(LoadFileScheduling):
+    class Together(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "tests/ray" if nodeid.startswith("tests/ray/") else super()._split_scope(nodeid)
+            file: str = super()._split_scope(nodeid)
+            return "tests/ray" if file.startswith("tests/ray/") else "those that wait" if file in _WAITING else file
 
-    return TogetherOnRay(config, log)
+    return Together(config, log)
 
 
 def _starts_others(config: pytest.Config) -> bool:

@@ -20,9 +20,9 @@ def name_of(value: object) -> str:
 
 PAIRS = list(checks.example_pairs(gradest.registry))
 CHOSEN = {id(pair) for pair in each_example_once(PAIRS)}
-# the measurement of bias takes seconds, and more on units whose noise is costly, which have such tests of their own
-COSTLY = ("correlated_bernoulli", "invertible_gaussian")
-MEASURED = {id(pair) for pair in each_once(pair for pair in PAIRS if pair[1].name not in COSTLY)}
+# the measurement of bias takes seconds, and more with networks and units of costly noise, which have such tests of their own
+COSTLY = {"correlated_bernoulli", "invertible_gaussian", "relax"}
+MEASURED = {id(pair) for pair in each_once(pair for pair in PAIRS if not COSTLY & {plugin.name for plugin in pair})}
 CASES = [
     pytest.param(check, pair, marks=[] if id(pair) in chosen else [pytest.mark.deep])
     for check in checks.ESTIMATOR_CHECKS

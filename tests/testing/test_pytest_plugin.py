@@ -92,6 +92,7 @@ def test_in_an_empty_folder_with_readable_names_and_no_traceback(run: Run, half:
     assert len(failures.splitlines()) < 10
 
 
+@pytest.mark.deep
 def test_with_xdist(run: Run, half: str) -> None:
     ran = run("--gradest-plugin", half, "-n", "1", "-k", "pure or bias")
     assert "1 failed, 1 passed" in ran.stdout, ran.stdout + ran.stderr

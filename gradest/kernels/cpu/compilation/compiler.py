@@ -97,6 +97,9 @@ def _digest_of_sources() -> str:
 _DIGEST = _digest_of_sources()
 
 
+_OF_KERNELS: Any = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+
+
 def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any) -> Any:
     """Compile the function at its first use, and keep the result on disk if that is possible.
 
@@ -106,7 +109,7 @@ def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any)
     compiled into it. It finds a result by the function's qualified name, so that name includes a digest of all these files.
     """
     function.__qualname__ += f"-{_DIGEST}"
-    decorator: Decorator = njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)
+    decorator: Decorator = njit(**_OF_KERNELS, **options)
     kernel: Any = decorator(function)
     try:
         kernel.enable_caching()
