@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from gradest_service.admit.auth import HEALTH_PATHS
-from gradest_service.bodies import schemas
+from gradest_service.bodies import descriptions, schemas
 from gradest_service.bodies.codec import CODECS, JSON, SAFETENSORS
 from gradest_service.problems import MEDIA_TYPE, TITLES, ProblemDetails
 from gradest_service.run.event_stream import EventStream
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _REF = "#/components/schemas/{name}"
-_MODELS = [getattr(schemas, name) for name in schemas.__all__] + [ProblemDetails]
+_MODELS = [getattr(module, name) for module in (schemas, descriptions) for name in module.__all__] + [ProblemDetails]
 _PUBLISHED_NAMES = {"ComparisonRow": "Row", "Excluded": "Rejected"}
 """The names of models in the document that are not their classes' names: clients are generated from the document."""
 _ERROR_HEADERS = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}

@@ -39,7 +39,7 @@ from gradest_service.admit.limits import light_need, need_of
 from gradest_service.admit.plugins import only_built_ins, unknown_plugin
 from gradest_service.admit.pool import Pool
 from gradest_service.admit.request_context import reserve
-from gradest_service.bodies import schemas
+from gradest_service.bodies import descriptions, schemas
 from gradest_service.bodies.codec import CODECS, JSON, Codec, answer_codec, parse_json, prefers
 from gradest_service.bodies.request_body import RequestBody, read_body, validate
 from gradest_service.openapi import (
@@ -376,16 +376,16 @@ def _add_kind(kind: _PluginKind) -> None:
     )
 
 
-_add_kind(_PluginKind("neuron", catalog.describe_neuron, schemas.NeuronDescription))
-_add_kind(_PluginKind("estimator", catalog.describe_estimator, schemas.EstimatorDescription))
-_add_kind(_PluginKind("objective", catalog.describe_objective, schemas.ObjectiveDescription))
+_add_kind(_PluginKind("neuron", catalog.describe_neuron, descriptions.NeuronDescription))
+_add_kind(_PluginKind("estimator", catalog.describe_estimator, descriptions.EstimatorDescription))
+_add_kind(_PluginKind("objective", catalog.describe_objective, descriptions.ObjectiveDescription))
 
 
 @router.get(
     "/v1/plugins",
     name="list_plugins",
     tags=["registry"],
-    responses=describe_answer(schemas.PluginListing) | counted_errors(),
+    responses=describe_answer(descriptions.PluginListing) | counted_errors(),
 )
 async def plugins(request: Request) -> Response:
     """What each distribution registered, and which plugins did not load."""
@@ -396,7 +396,7 @@ async def plugins(request: Request) -> Response:
     "/v1/recommend",
     summary="Which estimator fits",
     tags=["registry"],
-    responses=describe_answer(schemas.RecommendAnswer) | counted_errors(400, 404, 422),
+    responses=describe_answer(descriptions.RecommendAnswer) | counted_errors(400, 404, 422),
     openapi_extra=describe_query(schemas.RecommendRequest),
 )
 async def recommend(request: Request) -> Response:
@@ -423,7 +423,7 @@ async def measure(request: Request) -> Response:
 
 
 _MEASURED = schemas.MeasureRequest.model_fields.keys() - schemas.RecommendRequest.model_fields.keys()
-_add_post("/v1/recommend", measure, schemas.MeasureRequest, schemas.RecommendAnswer, name="measure")
+_add_post("/v1/recommend", measure, schemas.MeasureRequest, descriptions.RecommendAnswer, name="measure")
 
 
 def _query_value(name: str, texts: Sequence[str]) -> Any:
@@ -441,14 +441,14 @@ async def _answer_json(request: Request, describe: Callable[[], Any]) -> Respons
 # --- the state of the service ---
 
 
-@router.get("/livez", tags=["service"], responses=describe_answer(schemas.Alive) | _HEALTH_ERRORS)
+@router.get("/livez", tags=["service"], responses=describe_answer(descriptions.Alive) | _HEALTH_ERRORS)
 async def livez(request: Request) -> Response:
     """Whether the process answers at all."""
     return Response(JSON.encode({"status": "alive"}), media_type=JSON.media_type)
 
 
 @router.get(
-    "/readyz", tags=["service"], responses=describe_answer(schemas.Ready) | describe_errors(503) | _HEALTH_ERRORS
+    "/readyz", tags=["service"], responses=describe_answer(descriptions.Ready) | describe_errors(503) | _HEALTH_ERRORS
 )
 async def readyz(request: Request) -> Response:
     """Whether the service accepts requests: plugins are loaded, there is room for more, it is not about to stop. Else 503."""
@@ -477,7 +477,7 @@ _VERSIONS = {
 
 
 @router.get(
-    "/version", name="version", tags=["service"], responses=describe_answer(schemas.Versions) | counted_errors()
+    "/version", name="version", tags=["service"], responses=describe_answer(descriptions.Versions) | counted_errors()
 )
 async def show_version(request: Request) -> Response:
     """The versions of the software that computes the answers."""

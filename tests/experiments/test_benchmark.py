@@ -232,6 +232,18 @@ def test_learning_to_select_finds_the_features():
     assert found.evaluations == 64 * 60
 
 
+def test_the_belief_network_takes_estimators_of_a_bound_by_one_sample_of_a_layer():
+    problem = PROBLEMS["belief-network"].at("quick")
+    assert {problem.neuron_for(gradest.estimator(name)).name for name in ("vimco", "rloo", "reinmax")} == {"bernoulli"}
+    for name, reason in (
+        ("entropic_risk", "not a bound"),
+        ("pass_at_k", "not a bound"),
+        ("disarm", "the loss at 2 points"),
+    ):
+        with pytest.raises(Incompatible, match=reason):
+            problem.neuron_for(gradest.estimator(name))
+
+
 def test_every_problem_says_what_it_measures():
     for name, problem in PROBLEMS.items():
         assert problem.name == name

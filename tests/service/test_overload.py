@@ -1,7 +1,11 @@
-"""Short forms of the scripts that load a service heavily: `overload.py`, with the worst requests, and `soak.py`, with kills."""
+"""Short forms of the scripts that load a service heavily.
+
+They are `overload.py`, with the worst requests, `leave.py`, whose clients leave them, and `soak.py`, with kills.
+"""
 
 import pytest
 
+from tests.service.leave import leave
 from tests.service.overload import MOST_MEGABYTES, overload
 from tests.service.soak import soak
 
@@ -14,6 +18,12 @@ def test_the_worst_requests_stay_within_memory():
     assert measured.megabytes > 100, measured
     assert not measured.faults, measured
     assert sum(measured.statuses.values()) > 3, measured
+
+
+def test_work_ends_soon_after_its_client_has_left():
+    found = list(leave(40, share=0.3, seed=0))
+    assert len(found) > 3
+    assert not [str(left) for left in found if left.too_long]
 
 
 def test_workers_that_are_killed_make_no_answer_wrong_and_lose_none():

@@ -12,6 +12,7 @@ from pydantic import Field
 from gradest.analysis.comparison import within_point_limit
 from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
+from gradest.contract.target import Target
 from gradest.discovery.registry import registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions
 from gradest_experiments.belief.settings import NEURON as BELIEF_NEURON
@@ -231,9 +232,13 @@ bound of several samples on validation images after training."""
         return self.samples
 
     def neuron_for(self, estimator: Estimator) -> Neuron:
-        """Return Bernoulli units. Raises Incompatible if the estimator cannot train a layer from K paths."""
-        neuron = registry.neuron(BELIEF_NEURON)
+        """Return Bernoulli units. Raises Incompatible if the estimator cannot train a layer from K paths, or on a likelihood."""
+        neuron, target = registry.neuron(BELIEF_NEURON), estimator.target()
         registry.check_fit(neuron, estimator)
+        if type(target) is not Target:
+            raise Incompatible(
+                f"{registry.label(estimator)} estimates {target}, which is not a bound of the likelihood"
+            )
         try:
             self.settings(estimator, 0).build_layer()
         except (InvalidInput, InvalidOptions) as error:
