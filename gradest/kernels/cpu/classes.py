@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import types, uint64
 from numba.extending import overload
 from torch import Tensor
 
@@ -43,6 +43,19 @@ def _(x: Any) -> Any:
     return view
 
 
+# A unit of a few classes takes less time than a slice or a call, so the loops over its classes count in the whole block; uint64
+# keeps numba from testing whether an index is negative.
+
+
+@inlined
+def _largest(x: Any, first: Any, size: Any) -> Any:
+    """Return the largest of `size` numbers from `first` on."""
+    largest = x[uint64(first)]
+    for i in range(first + 1, first + size):
+        largest = max(largest, x[uint64(i)])
+    return largest
+
+
 @compiled
 def _one_hot(
     words: Any,
@@ -65,10 +78,11 @@ def _one_hot(
         size = min(block, last * classes - at)
         place = locate(words, seed0, seed1, stream, a.size // rows, at, at + size, noise)
         for unit in range(0, size, classes):
-            x, y = a[at + unit : at + unit + classes], w[unit : unit + classes]
-            largest = x.max()
-            for i in range(classes):
-                y[i] = exp(largest - x[i])
+            largest = _largest(a, at + unit, classes)
+            for i in range(unit, unit + classes):
+                w[uint64(i)] = largest - a[uint64(at + i)]
+        for i in range(size):
+            w[i] = exp(w[i])
         for draw in range(len(out)):
             uniforms(noise, place, draw, u[:size])
             for i in range(size):
@@ -77,36 +91,41 @@ def _one_hot(
             h[:] = zero
             integers = _as_integers(u)
             for unit in range(0, size, classes):
-                # the least arrival first, then its place: each is a loop that vectorises, while one loop for both would not
-                arrivals = integers[unit : unit + classes]
-                least = arrivals[0]
-                for i in range(classes):
-                    least = min(least, arrivals[i])
-                index = np.int32(classes)
-                for i in range(classes):
-                    index = min(index, np.int32(i) if arrivals[i] == least else np.int32(classes))
-                h[unit + index] = one
+                least, chosen = integers[uint64(unit)], unit
+                for i in range(unit + 1, unit + classes):
+                    arrival = integers[uint64(i)]
+                    chosen = i if arrival < least else chosen
+                    least = min(arrival, least)
+                h[uint64(chosen)] = one
 
 
 @inlined
-def _last_sum(x: Any, lanes: Any) -> Any:
-    """Compute the same as `portable.last_sum` for one row; `lanes` is scratch."""
-    width = min(x.size, LANES)
-    lane = lanes[:width]
+def _last_sum(x: Any, first: Any, size: Any, lanes: Any) -> Any:
+    """Compute the same as `portable.last_sum` for `size` numbers from `first` on; `lanes` is scratch."""
+    width, half = min(size, LANES), 1
     for i in range(width):
-        lane[i] = x[i]
-    for start in range(LANES, x.size, LANES):
-        more = x[start : start + LANES]
-        for i in range(more.size):
-            lane[i] += more[i]
-    half = LANES
-    while half > 1:
-        half //= 2
-        upper = lanes[half:width] if half < width else lanes[:0]
-        for i in range(upper.size):
-            lane[i] += upper[i]
-        width = min(width, half)
+        lanes[uint64(i)] = x[uint64(first + i)]
+    for start in range(first + LANES, first + size, LANES):
+        for i in range(min(LANES, first + size - start)):
+            lanes[uint64(i)] += x[uint64(start + i)]
+    while 2 * half < width:
+        half *= 2
+    while half > 0:
+        for i in range(width - half):
+            lanes[uint64(i)] += lanes[uint64(half + i)]
+        width, half = min(width, half), half // 2
     return lanes[0]
+
+
+@inlined
+def _divide_by_sums(x: Any, classes: Any, total: Any, lanes: Any, out: Any) -> None:
+    """Divide the numbers of each unit by their sum; `total`, as long as x, and `lanes` are scratch."""
+    for unit in range(0, out.size, classes):
+        found = _last_sum(x, unit, classes, lanes)
+        for i in range(unit, unit + classes):
+            total[uint64(i)] = found
+    for i in range(out.size):
+        out[i] = x[i] / total[i]
 
 
 @compiled
@@ -126,7 +145,7 @@ def _softmax(
     """Draw the units `first` to `last`, as `_one_hot` does."""
     block = max(1, BLOCK // classes) * classes
     noise = noise_scratch(block, a)
-    u, lanes = np.empty(block, a.dtype), np.empty(LANES, a.dtype)
+    u, total, lanes = np.empty(block, a.dtype), np.empty(block, a.dtype), np.empty(LANES, a.dtype)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
         place = locate(words, seed0, seed1, stream, a.size // rows, at, at + size, noise)
@@ -138,18 +157,12 @@ def _softmax(
             for i in range(size):
                 u[i] = (x[i] - log(u[i])) * per_temperature
             for unit in range(0, size, classes):
-                y = u[unit : unit + classes]
-                largest = y.max()
-                for i in range(classes):
-                    y[i] -= largest
+                largest = _largest(u, unit, classes)
+                for i in range(unit, unit + classes):
+                    u[uint64(i)] -= largest
             for i in range(size):
                 u[i] = exp(u[i])
-            h = out[draw, at : at + size]
-            for unit in range(0, size, classes):
-                y, z = u[unit : unit + classes], h[unit : unit + classes]
-                total = _last_sum(y, lanes)
-                for i in range(classes):
-                    z[i] = y[i] / total
+            _divide_by_sums(u, classes, total, lanes, out[draw, at : at + size])
 
 
 @compiled
@@ -169,32 +182,26 @@ def _scaled_softmax(
     """Draw the units `first` to `last`; in `a`, the logarithm of its temperature follows the logits of each."""
     units, parts = max(1, BLOCK // classes), classes + 1
     noise = noise_scratch(units * classes, a)
-    u, lanes = np.empty(units * classes, a.dtype), np.empty(LANES, a.dtype)
+    u, total, lanes = np.empty(units * classes, a.dtype), np.empty(units * classes, a.dtype), np.empty(LANES, a.dtype)
     for unit in range(first, last, units):
         count = min(units, last - unit)
         at, size = unit * classes, count * classes
         place = locate(words, seed0, seed1, stream, a.size // (rows * parts) * classes, at, at + size, noise)
-        x = a[unit * parts : (unit + count) * parts].reshape(count, parts)
         for draw in range(len(out)):
             uniforms(noise, place, draw, u[:size])
             for i in range(size):
                 u[i] = log(-log(u[i]))
             for j in range(count):
-                y, logits = u[j * classes : (j + 1) * classes], x[j]
-                steep = exp(-min(max(logits[classes], -most), most))
+                given, here = (unit + j) * parts, j * classes
+                steep = exp(-min(max(a[uint64(given + classes)], -most), most))
                 for i in range(classes):
-                    y[i] = logits[i] - y[i]
-                largest = y.max()
-                for i in range(classes):
-                    y[i] = (y[i] - largest) * steep
+                    u[uint64(here + i)] = a[uint64(given + i)] - u[uint64(here + i)]
+                largest = _largest(u, here, classes)
+                for i in range(here, here + classes):
+                    u[uint64(i)] = (u[uint64(i)] - largest) * steep
             for i in range(size):
                 u[i] = exp(u[i])
-            h = out[draw, at : at + size]
-            for j in range(count):
-                y, z = u[j * classes : (j + 1) * classes], h[j * classes : (j + 1) * classes]
-                total = _last_sum(y, lanes)
-                for i in range(classes):
-                    z[i] = y[i] / total
+            _divide_by_sums(u, classes, total, lanes, out[draw, at : at + size])
 
 
 @compiled
@@ -202,14 +209,17 @@ def _softmax_backward(h: Any, grad: Any, out: Any, first: Any, last: Any, classe
     """Go back through the units `first` to `last`, each of several classes."""
     g, y, lanes = np.empty(classes, h.dtype), np.empty(classes, h.dtype), np.empty(LANES, h.dtype)
     for at in range(first * classes, last * classes, classes):
-        x, z = h[at : at + classes], out[at : at + classes]
-        grad_of_largest = grad[at + x.argmax()]
+        largest, chosen = h[uint64(at)], at
+        for i in range(at + 1, at + classes):
+            chosen = i if h[uint64(i)] > largest else chosen
+            largest = max(h[uint64(i)], largest)
+        grad_of_largest = grad[uint64(chosen)]
         for i in range(classes):
-            g[i] = grad[at + i] - grad_of_largest
-            y[i] = x[i] * g[i]
-        total = _last_sum(y, lanes)
+            g[i] = grad[uint64(at + i)] - grad_of_largest
+            y[i] = h[uint64(at + i)] * g[i]
+        total = _last_sum(y, 0, classes, lanes)
         for i in range(classes):
-            z[i] = x[i] * (g[i] - total) * per_temperature
+            out[uint64(at + i)] = h[uint64(at + i)] * (g[i] - total) * per_temperature
 
 
 @inlined
