@@ -288,22 +288,22 @@ def _exponentials(x: Any, out: Any) -> None:
 
 
 @compiled
-def _fill_ratios(w: Any, table: Any) -> None:
-    """Write the ratios R_j = e_j / e_(j-1) of the first i items into row i of `table` `[n, k + 1]`; R_0 is infinite.
+def _fill_ratios(w: Any, table: Any, top: Any, items: Any) -> None:
+    """Write the ratios R_j = e_j / e_(j-1) of the first i items of a group into row top + i of `table` `[rows, k + 1]`.
 
-    e_j is the j-th elementary symmetric polynomial of the weights.
+    e_j is the j-th elementary symmetric polynomial of the weights, which begin at w[top]. R_0 is infinite.
     """
     k = table.shape[1] - 1
-    table[0] = 0.0
-    table[0, 0] = np.inf
-    for i in range(1, len(table)):
-        here, size = w[i - 1], min(i, k)
-        before, after = table[i - 1], table[i]
-        x, y, z = before[1 : size + 1], before[:size], after[1 : size + 1]
+    for j in range(k + 1):
+        table[uint64(top), uint64(j)] = np.inf if j == 0 else 0.0
+    for i in range(1, items):
+        here, before, after, size = w[uint64(top + i - 1)], uint64(top + i - 1), uint64(top + i), min(i, k)
         for j in range(size):
-            z[j] = (x[j] + here) / (1.0 + here / y[j])
-        after[0] = np.inf
-        after[size + 1 :] = 0.0
+            x, y = table[before, uint64(j + 1)], table[before, uint64(j)]
+            table[after, uint64(j + 1)] = (x + here) / (1.0 + here / y)
+        table[after, uint64(0)] = np.inf
+        for j in range(size + 1, k + 1):
+            table[after, uint64(j)] = 0.0
 
 
 @compiled
@@ -321,22 +321,29 @@ def _subset(
     items: Any,
     k: Any,
 ) -> None:
-    """Draw the groups `first` to `last`, item by item, from the last to the first."""
-    table = np.empty((items, k + 1), np.float64)
-    noise = noise_scratch(items, a)
-    u, w = np.empty(items, a.dtype), np.empty(items, np.float64)
+    """Draw the groups `first` to `last`, which all lie in one block, item by item, from the last to the first."""
+    groups = max(1, BLOCK // items)
+    block = groups * items
+    table = np.empty((block, k + 1), np.float64)
+    noise = noise_scratch(block, a)
+    u, w = np.empty(block, a.dtype), np.empty(block, np.float64)
     zero, one = a.dtype.type(0), a.dtype.type(1)
-    for at in range(first * items, last * items, items):
-        place = locate(words, seed0, seed1, stream, a.size // rows, at, at + items, noise)
-        _exponentials(logits[at : at + items], w)
-        _fill_ratios(w, table)
+    for group in range(first, last, groups):
+        at, size = group * items, min(groups, last - group) * items
+        place = locate(words, seed0, seed1, stream, a.size // rows, at, at + size, noise)
+        _exponentials(logits[at : at + size], w)
+        for top in range(0, size, items):
+            _fill_ratios(w, table, top, items)
         for draw in range(len(out)):
-            uniforms(noise, place, draw, u)
-            h, left = out[draw, at : at + items], k
-            for i in range(items - 1, -1, -1):
-                chosen = np.float64(u[i]) * (table[i, left] + w[i]) < w[i]
-                h[i] = one if chosen else zero
-                left -= 1 if chosen else 0
+            uniforms(noise, place, draw, u[:size])
+            h = out[draw, at : at + size]
+            for top in range(0, size, items):
+                left = k
+                for i in range(items - 1, -1, -1):
+                    item = uint64(top + i)
+                    chosen = np.float64(u[item]) * (table[item, uint64(left)] + w[item]) < w[item]
+                    h[item] = one if chosen else zero
+                    left -= 1 if chosen else 0
 
 
 @compiled_and_awaited
@@ -345,7 +352,7 @@ def _marginals(logits: Any, chosen: Any, left_out: Any, first: Any, last: Any, i
     table, states, w = np.empty((items, k + 1), np.float64), np.empty(k + 1, np.float64), np.empty(items, np.float64)
     for at in range(first * items, last * items, items):
         _exponentials(logits[at : at + items], w)
-        _fill_ratios(w, table)
+        _fill_ratios(w, table, 0, items)
         states[:] = 0.0
         states[k] = 1.0
         for i in range(items - 1, -1, -1):
@@ -373,7 +380,7 @@ def _mean_backward(logits: Any, grad: Any, out: Any, first: Any, last: Any, item
     states, history, w = np.empty(k + 1, np.float64), np.empty(k + 1, np.float64), np.empty(items, np.float64)
     for at in range(first * items, last * items, items):
         _exponentials(logits[at : at + items], w)
-        _fill_ratios(w, table)
+        _fill_ratios(w, table, 0, items)
         for i in range(items):
             here, slope, ratios, before, after = w[i], grad[at + i], table[i], values[i], values[i + 1]
             for j in range(1, k + 1):
