@@ -62,7 +62,9 @@ class _Inquiry:
         """Return the JSON Schema of the options, or one with their names alone."""
         cls = self._described
         try:
-            with contained_in_class(cls, f"the options of {name_of_class(cls)} have no JSON Schema{place_of(cls)}:"):
+            with contained_in_class(
+                cls, lambda: f"the options of {name_of_class(cls)} have no JSON Schema{place_of(cls)}:"
+            ):
                 schema = cls.model_json_schema()
                 json.dumps(schema)
             return schema

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -66,14 +66,17 @@ def contained(raised: type[Exception], *arguments: object) -> Iterator[None]:
 
 
 @contextmanager
-def contained_in_class(cls: type, what: str) -> Iterator[None]:
-    """Raise PluginFault of the class, "what description", in place of what the block raises, unless the user caused that."""
+def contained_in_class(cls: type, what: str | Callable[[], str]) -> Iterator[None]:
+    """Raise PluginFault of the class, "what description", in place of what the block raises, unless the user caused that.
+
+    what: a function that returns it, if that takes a while.
+    """
     try:
         yield
     except BaseException as error:
         if is_of_user(error):
             raise
-        raise PluginFault(f"{what} {describe_error(error)}", cls) from error
+        raise PluginFault(f"{what if isinstance(what, str) else what()} {describe_error(error)}", cls) from error
 
 
 def read_bases(cls: type) -> tuple[type, ...]:

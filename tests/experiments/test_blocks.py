@@ -361,6 +361,9 @@ def test_the_command_line_reproduces_and_the_report_has_the_runs_that_are_comple
     results = [RunFolder.read(out / f"16x16/reinforce/seed-{n}").results for n in (0, 1)]
     errors = [100 * one["test"]["error"] for one in results]
     assert table["reinforce"][4] == f"{sum(errors) / 2:.2f} ± {abs(errors[0] - errors[1]) / 2:.2f}"
+    unopened = [100 * one["test"]["unopened"] for one in results]
+    assert table["reinforce"][6] == f"{sum(unopened) / 2:.2f} ± {abs(unopened[0] - unopened[1]) / 2:.2f}"
+    assert table["dense, 32 units"][6] == "-"
     assert list((out / "16x16/reinforce/seed-0/tensorboard").glob("events.*"))
     whole = 4 * 256 + 256 * 10
     assert table["dense, 256 units"][2] == "100.00 ± 0.00"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import types, uint64
 from numba.extending import overload
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from gradest.kernels.reference.noise import Word
 __all__ = [
     "one_hot",
     "scaled_softmax",
+    "scaled_softmax_pullback",
     "softmax",
     "softmax_backward",
     "subset",
@@ -41,6 +42,19 @@ def _(x: Any) -> Any:
         return x.view(kind)
 
     return view
+
+
+# A unit of a few classes takes less time than a slice or a call, so the loops over its classes count in the whole block; uint64
+# keeps numba from testing whether an index is negative.
+
+
+@inlined
+def _largest(x: Any, first: Any, size: Any) -> Any:
+    """Return the largest of `size` numbers from `first` on."""
+    largest = x[uint64(first)]
+    for i in range(first + 1, first + size):
+        largest = max(largest, x[uint64(i)])
+    return largest
 
 
 @compiled
@@ -65,10 +79,11 @@ def _one_hot(
         size = min(block, last * classes - at)
         place = locate(words, seed0, seed1, stream, a.size // rows, at, at + size, noise)
         for unit in range(0, size, classes):
-            x, y = a[at + unit : at + unit + classes], w[unit : unit + classes]
-            largest = x.max()
-            for i in range(classes):
-                y[i] = exp(largest - x[i])
+            largest = _largest(a, at + unit, classes)
+            for i in range(unit, unit + classes):
+                w[uint64(i)] = largest - a[uint64(at + i)]
+        for i in range(size):
+            w[i] = exp(w[i])
         for draw in range(len(out)):
             uniforms(noise, place, draw, u[:size])
             for i in range(size):
@@ -77,36 +92,41 @@ def _one_hot(
             h[:] = zero
             integers = _as_integers(u)
             for unit in range(0, size, classes):
-                # the least arrival first, then its place: each is a loop that vectorises, while one loop for both would not
-                arrivals = integers[unit : unit + classes]
-                least = arrivals[0]
-                for i in range(classes):
-                    least = min(least, arrivals[i])
-                index = np.int32(classes)
-                for i in range(classes):
-                    index = min(index, np.int32(i) if arrivals[i] == least else np.int32(classes))
-                h[unit + index] = one
+                least, chosen = integers[uint64(unit)], unit
+                for i in range(unit + 1, unit + classes):
+                    arrival = integers[uint64(i)]
+                    chosen = i if arrival < least else chosen
+                    least = min(arrival, least)
+                h[uint64(chosen)] = one
 
 
 @inlined
-def _last_sum(x: Any, lanes: Any) -> Any:
-    """Compute the same as `portable.last_sum` for one row; `lanes` is scratch."""
-    width = min(x.size, LANES)
-    lane = lanes[:width]
+def _last_sum(x: Any, first: Any, size: Any, lanes: Any) -> Any:
+    """Compute the same as `portable.last_sum` for `size` numbers from `first` on; `lanes` is scratch."""
+    width, half = min(size, LANES), 1
     for i in range(width):
-        lane[i] = x[i]
-    for start in range(LANES, x.size, LANES):
-        more = x[start : start + LANES]
-        for i in range(more.size):
-            lane[i] += more[i]
-    half = LANES
-    while half > 1:
-        half //= 2
-        upper = lanes[half:width] if half < width else lanes[:0]
-        for i in range(upper.size):
-            lane[i] += upper[i]
-        width = min(width, half)
+        lanes[uint64(i)] = x[uint64(first + i)]
+    for start in range(first + LANES, first + size, LANES):
+        for i in range(min(LANES, first + size - start)):
+            lanes[uint64(i)] += x[uint64(start + i)]
+    while 2 * half < width:
+        half *= 2
+    while half > 0:
+        for i in range(width - half):
+            lanes[uint64(i)] += lanes[uint64(half + i)]
+        width, half = min(width, half), half // 2
     return lanes[0]
+
+
+@inlined
+def _divide_by_sums(x: Any, classes: Any, total: Any, lanes: Any, out: Any) -> None:
+    """Divide the numbers of each unit by their sum; `total`, as long as x, and `lanes` are scratch."""
+    for unit in range(0, out.size, classes):
+        found = _last_sum(x, unit, classes, lanes)
+        for i in range(unit, unit + classes):
+            total[uint64(i)] = found
+    for i in range(out.size):
+        out[i] = x[i] / total[i]
 
 
 @compiled
@@ -126,7 +146,7 @@ def _softmax(
     """Draw the units `first` to `last`, as `_one_hot` does."""
     block = max(1, BLOCK // classes) * classes
     noise = noise_scratch(block, a)
-    u, lanes = np.empty(block, a.dtype), np.empty(LANES, a.dtype)
+    u, total, lanes = np.empty(block, a.dtype), np.empty(block, a.dtype), np.empty(LANES, a.dtype)
     for at in range(first * classes, last * classes, block):
         size = min(block, last * classes - at)
         place = locate(words, seed0, seed1, stream, a.size // rows, at, at + size, noise)
@@ -138,18 +158,25 @@ def _softmax(
             for i in range(size):
                 u[i] = (x[i] - log(u[i])) * per_temperature
             for unit in range(0, size, classes):
-                y = u[unit : unit + classes]
-                largest = y.max()
-                for i in range(classes):
-                    y[i] -= largest
+                largest = _largest(u, unit, classes)
+                for i in range(unit, unit + classes):
+                    u[uint64(i)] -= largest
             for i in range(size):
                 u[i] = exp(u[i])
-            h = out[draw, at : at + size]
-            for unit in range(0, size, classes):
-                y, z = u[unit : unit + classes], h[unit : unit + classes]
-                total = _last_sum(y, lanes)
-                for i in range(classes):
-                    z[i] = y[i] / total
+            _divide_by_sums(u, classes, total, lanes, out[draw, at : at + size])
+
+
+@inlined
+def _scale(a: Any, unit: Any, count: Any, classes: Any, most: Any, u: Any) -> None:
+    """Replace the negative Gumbel noise u of `count` units by x = (m + noise)/τ, less the largest of a unit."""
+    for j in range(count):
+        given, here = (unit + j) * (classes + 1), j * classes
+        steep = exp(-min(max(a[uint64(given + classes)], -most), most))
+        for i in range(classes):
+            u[uint64(here + i)] = a[uint64(given + i)] - u[uint64(here + i)]
+        largest = _largest(u, here, classes)
+        for i in range(here, here + classes):
+            u[uint64(i)] = (u[uint64(i)] - largest) * steep
 
 
 @compiled
@@ -169,32 +196,33 @@ def _scaled_softmax(
     """Draw the units `first` to `last`; in `a`, the logarithm of its temperature follows the logits of each."""
     units, parts = max(1, BLOCK // classes), classes + 1
     noise = noise_scratch(units * classes, a)
-    u, lanes = np.empty(units * classes, a.dtype), np.empty(LANES, a.dtype)
+    u, total, lanes = np.empty(units * classes, a.dtype), np.empty(units * classes, a.dtype), np.empty(LANES, a.dtype)
     for unit in range(first, last, units):
         count = min(units, last - unit)
         at, size = unit * classes, count * classes
         place = locate(words, seed0, seed1, stream, a.size // (rows * parts) * classes, at, at + size, noise)
-        x = a[unit * parts : (unit + count) * parts].reshape(count, parts)
         for draw in range(len(out)):
             uniforms(noise, place, draw, u[:size])
             for i in range(size):
                 u[i] = log(-log(u[i]))
-            for j in range(count):
-                y, logits = u[j * classes : (j + 1) * classes], x[j]
-                steep = exp(-min(max(logits[classes], -most), most))
-                for i in range(classes):
-                    y[i] = logits[i] - y[i]
-                largest = y.max()
-                for i in range(classes):
-                    y[i] = (y[i] - largest) * steep
+            _scale(a, unit, count, classes, most, u)
             for i in range(size):
                 u[i] = exp(u[i])
-            h = out[draw, at : at + size]
-            for j in range(count):
-                y, z = u[j * classes : (j + 1) * classes], h[j * classes : (j + 1) * classes]
-                total = _last_sum(y, lanes)
-                for i in range(classes):
-                    z[i] = y[i] / total
+            _divide_by_sums(u, classes, total, lanes, out[draw, at : at + size])
+
+
+@inlined
+def _centre(h: Any, at: Any, grad: Any, at_grad: Any, classes: Any, g: Any, y: Any, lanes: Any) -> Any:
+    """Write the gradients of a unit, less that of its largest class, to g; return their mean under h. y and lanes are scratch."""
+    largest, chosen = h[uint64(at)], 0
+    for i in range(1, classes):
+        chosen = i if h[uint64(at + i)] > largest else chosen
+        largest = max(h[uint64(at + i)], largest)
+    grad_of_largest = grad[uint64(at_grad + chosen)]
+    for i in range(classes):
+        g[i] = grad[uint64(at_grad + i)] - grad_of_largest
+        y[i] = h[uint64(at + i)] * g[i]
+    return _last_sum(y, 0, classes, lanes)
 
 
 @compiled
@@ -202,14 +230,55 @@ def _softmax_backward(h: Any, grad: Any, out: Any, first: Any, last: Any, classe
     """Go back through the units `first` to `last`, each of several classes."""
     g, y, lanes = np.empty(classes, h.dtype), np.empty(classes, h.dtype), np.empty(LANES, h.dtype)
     for at in range(first * classes, last * classes, classes):
-        x, z = h[at : at + classes], out[at : at + classes]
-        grad_of_largest = grad[at + x.argmax()]
+        total = _centre(h, at, grad, at, classes, g, y, lanes)
         for i in range(classes):
-            g[i] = grad[at + i] - grad_of_largest
-            y[i] = x[i] * g[i]
-        total = _last_sum(y, lanes)
-        for i in range(classes):
-            z[i] = x[i] * (g[i] - total) * per_temperature
+            out[uint64(at + i)] = h[uint64(at + i)] * (g[i] - total) * per_temperature
+
+
+@compiled
+def _scaled_softmax_pullback(
+    words: Any,
+    seed0: Any,
+    seed1: Any,
+    rows: Any,
+    stream: Any,
+    a: Any,
+    grad: Any,
+    out: Any,
+    first: Any,
+    last: Any,
+    classes: Any,
+    most: Any,
+) -> None:
+    """Draw the units `first` to `last` again, as `_scaled_softmax` does, and go back through them."""
+    units, parts = max(1, BLOCK // classes), classes + 1
+    block = units * classes
+    noise = noise_scratch(block, a)
+    x, h, total = np.empty(block, a.dtype), np.empty(block, a.dtype), np.empty(block, a.dtype)
+    g, y, lanes = np.empty(classes, a.dtype), np.empty(classes, a.dtype), np.empty(LANES, a.dtype)
+    zero = a.dtype.type(0)
+    for unit in range(first, last, units):
+        count = min(units, last - unit)
+        at, size = unit * classes, count * classes
+        place = locate(words, seed0, seed1, stream, a.size // (rows * parts) * classes, at, at + size, noise)
+        for draw in range(len(out)):
+            uniforms(noise, place, draw, x[:size])
+            for i in range(size):
+                x[i] = log(-log(x[i]))
+            _scale(a, unit, count, classes, most, x)
+            for i in range(size):
+                h[i] = exp(x[i])
+            _divide_by_sums(h, classes, total, lanes, h[:size])
+            given, found = grad[draw], out[draw]
+            for j in range(count):
+                here, there = j * classes, (unit + j) * parts
+                steep = exp(-min(max(a[uint64(there + classes)], -most), most))
+                centre = _centre(h, here, given, at + here, classes, g, y, lanes)
+                for i in range(classes):
+                    slope = h[uint64(here + i)] * (g[i] - centre)
+                    found[uint64(there + i)] = slope * steep
+                    y[i] = zero if slope == zero else slope * x[uint64(here + i)]  # x may be -inf
+                found[uint64(there + classes)] = -_last_sum(y, 0, classes, lanes)
 
 
 @inlined
@@ -358,6 +427,17 @@ def scaled_softmax(
     shape = (len(a), a.shape[1] // (classes + 1) * classes)
     options = classes, NUMPY[a.dtype](most)
     return run_kernel(_scaled_softmax, seed, rows, stream, draws, a, *options, size=classes + 1, shape=shape)
+
+
+def scaled_softmax_pullback(
+    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, classes: int, most: float
+) -> Tensor:
+    """Return h (grad - hᵀ grad) e^-s for the m of each unit, and the sum of -x h (grad - hᵀ grad) for s, `[draws, *a.shape]`.
+
+    x is (m - log(-log u)) e^-s, and h its softmax; the arguments are as for `scaled_softmax` and `concrete_pullback`.
+    """
+    options, pulled = (classes, NUMPY[a.dtype](most)), (flat(grad, 1),)
+    return run_kernel(_scaled_softmax_pullback, seed, rows, stream, draws, a, *options, size=classes + 1, more=pulled)
 
 
 def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:

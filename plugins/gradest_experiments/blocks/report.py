@@ -105,8 +105,8 @@ def _table(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> st
                 _percent([one["valid"] for one in results]),
                 _percent([one["test"]["error"] for one in results]),
                 _percent([one["threshold"]["error"] for one in results]) if gated else None,
-                _percent([one["test"]["unopened"] for one in results]) if gated else None,
-                _percent([one["test"]["unopened_errors"] for one in results]) if gated else None,
+                _unopened(results, "unopened") if gated else None,
+                _unopened(results, "unopened_errors") if gated else None,
                 fmean(mutual_information(one["test"]["use"], one["test"]["classes"]) for one in results)
                 if gated
                 else None,
@@ -114,6 +114,12 @@ def _table(size: str, groups: Mapping[str, list[RunFolder]], whole: float) -> st
             ]
         )
     return markdown_table(head, rows)
+
+
+def _unopened(results: Sequence[Mapping[str, Any]], name: str) -> str | None:
+    """Return a share of the images without an open block; None if runs of an earlier version did not measure it."""
+    found = [one["test"].get(name) for one in results]
+    return None if None in found else _percent(found)
 
 
 def _percent(several: Sequence[float]) -> str:
