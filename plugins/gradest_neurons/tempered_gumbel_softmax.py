@@ -75,11 +75,17 @@ class TemperedGumbelSoftmax(Squashed):
         h = key.fused("scaled_softmax", a, draws, self.event_ndim, parts - 1, MOST, event=(units, parts - 1))
         return super().sample(key, a, draws) if h is None else h
 
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """Return what `backward` returns, in one pass if the device has a kernel for it, which draws the noise again."""
+        grad = grad_h.to(widen(a).dtype)
+        found = key.fused("scaled_softmax_pullback", a, len(h), self.event_ndim, grad, a.shape[-1] - 1, MOST)
+        return super().pullback(key, a, h, grad_h) if found is None else found
+
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """Return h (grad_h - hᵀ grad_h), divided by τ for m, and times -x, summed over classes, for log τ."""
         x, steep = _scaled(a, noise)
         slope = softmax_backward(portable.softmax(x), grad_h.to(x.dtype), 1.0)
-        moved = torch.where(slope == 0, 0, slope * x).contiguous().sum(-1, keepdim=True)  # 0 where x is -inf
+        moved = portable.last_sum(torch.where(slope == 0, 0, slope * x))[..., None]  # 0 where x is -inf
         return torch.cat([slope * steep, -moved], -1).to(a.dtype)
 
     def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:

@@ -73,6 +73,20 @@ class Bench:
                 found[name] = min(found[name], 1e3 * cpu_seconds(call, 30) / 30)
         return found
 
+    def least_in_turns(self, contenders: Mapping[Any, Callable[[], object]], rounds: int) -> dict[Any, list[float]]:
+        """Milliseconds of CPU time a call, by contender: the least of `rounds` single calls (a third if short).
+
+        Between two calls torch multiplies matrices, as it does in training, and puts other numbers into the caches.
+        """
+        other, found = torch.randn(256, 512), dict.fromkeys(contenders, math.inf)
+        for call in contenders.values():
+            cpu_seconds(call, 3)  # kernels compile
+        for _ in range(max(5, rounds // 3) if self.short else rounds):
+            for name, call in contenders.items():
+                torch.relu(other @ other.T)
+                found[name] = min(found[name], 1e3 * cpu_seconds(call, 1))
+        return {name: [least] for name, least in found.items()}
+
     def compare(
         self,
         title: str,

@@ -116,6 +116,22 @@ def test_pullback_of_two_pre_activations_a_unit(name, dtype, monkeypatch):
             assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_pullback_of_a_learned_temperature(dtype, monkeypatch):
+    """At few classes and at more than there are lanes, and where log τ is so low that all classes but one underflow."""
+    neuron, key = gradest.neuron("tempered_gumbel_softmax"), gradest.Key(1)
+    generator = torch.Generator().manual_seed(0)
+    for batch, units, classes, draws in (((5,), 130, 1, 2), ((3, 2), 70, 8, 3), ((), 1, 2500, 1), ((0,), 3, 4, 2)):
+        a = 30 * torch.randn(*batch, units, classes + 1, generator=generator)
+        a, grad = a.clamp(-60, 60).to(dtype), torch.randn(draws, *batch, units, classes, generator=generator).to(dtype)
+        found = neuron.pullback(key, a, neuron.sample(key, a, draws), grad)
+        with monkeypatch.context() as patch:
+            patch.setenv("GRADEST_KERNELS", "reference")
+            wanted = neuron.backward(a, neuron.noise(key, a, draws), grad)
+        assert found.dtype == dtype
+        assert torch.equal(found, wanted)
+
+
 @pytest.mark.parametrize("name", PULLED)
 def test_backward_is_the_derivative_of_forward(name):
     """At fixed noise, by autograd through forward; also where the outputs are saturated."""

@@ -263,7 +263,14 @@ def test_the_backward_of_a_softmax_has_the_references_bits(shape, dtype):
 def test_kernels_are_called_as_those_for_the_cpu_are():
     from gradest.kernels import cpu, cuda
 
-    of_groups = {"ordered", "scaled_softmax", "subset", "subset_marginals", "subset_mean_backward"}
+    of_groups = {
+        "ordered",
+        "scaled_softmax",
+        "scaled_softmax_pullback",
+        "subset",
+        "subset_marginals",
+        "subset_mean_backward",
+    }
     assert set(cpu.__all__) - set(cuda.__all__) == {"all_finite", "moments", *of_groups}
     for name in cuda.__all__:
         assert inspect.signature(getattr(cuda, name)) == inspect.signature(getattr(cpu, name)), name

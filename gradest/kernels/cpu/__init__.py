@@ -32,6 +32,7 @@ from gradest.kernels.cpu.binaries import antithetic, binary, times_smooth, times
 from gradest.kernels.cpu.classes import (
     one_hot,
     scaled_softmax,
+    scaled_softmax_pullback,
     softmax,
     softmax_backward,
     subset,
@@ -71,6 +72,7 @@ __all__ = [
     "scaled_normal",
     "scaled_normal_pullback",
     "scaled_softmax",
+    "scaled_softmax_pullback",
     "softmax",
     "softmax_backward",
     "subset",

@@ -20,6 +20,7 @@ from gradest.kernels.reference.noise import Word
 __all__ = [
     "one_hot",
     "scaled_softmax",
+    "scaled_softmax_pullback",
     "softmax",
     "softmax_backward",
     "subset",
@@ -165,6 +166,19 @@ def _softmax(
             _divide_by_sums(u, classes, total, lanes, out[draw, at : at + size])
 
 
+@inlined
+def _scale(a: Any, unit: Any, count: Any, classes: Any, most: Any, u: Any) -> None:
+    """Replace the negative Gumbel noise u of `count` units by x = (m + noise)/τ, less the largest of a unit."""
+    for j in range(count):
+        given, here = (unit + j) * (classes + 1), j * classes
+        steep = exp(-min(max(a[uint64(given + classes)], -most), most))
+        for i in range(classes):
+            u[uint64(here + i)] = a[uint64(given + i)] - u[uint64(here + i)]
+        largest = _largest(u, here, classes)
+        for i in range(here, here + classes):
+            u[uint64(i)] = (u[uint64(i)] - largest) * steep
+
+
 @compiled
 def _scaled_softmax(
     words: Any,
@@ -191,17 +205,24 @@ def _scaled_softmax(
             uniforms(noise, place, draw, u[:size])
             for i in range(size):
                 u[i] = log(-log(u[i]))
-            for j in range(count):
-                given, here = (unit + j) * parts, j * classes
-                steep = exp(-min(max(a[uint64(given + classes)], -most), most))
-                for i in range(classes):
-                    u[uint64(here + i)] = a[uint64(given + i)] - u[uint64(here + i)]
-                largest = _largest(u, here, classes)
-                for i in range(here, here + classes):
-                    u[uint64(i)] = (u[uint64(i)] - largest) * steep
+            _scale(a, unit, count, classes, most, u)
             for i in range(size):
                 u[i] = exp(u[i])
             _divide_by_sums(u, classes, total, lanes, out[draw, at : at + size])
+
+
+@inlined
+def _centre(h: Any, at: Any, grad: Any, at_grad: Any, classes: Any, g: Any, y: Any, lanes: Any) -> Any:
+    """Write the gradients of a unit, less that of its largest class, to g; return their mean under h. y and lanes are scratch."""
+    largest, chosen = h[uint64(at)], 0
+    for i in range(1, classes):
+        chosen = i if h[uint64(at + i)] > largest else chosen
+        largest = max(h[uint64(at + i)], largest)
+    grad_of_largest = grad[uint64(at_grad + chosen)]
+    for i in range(classes):
+        g[i] = grad[uint64(at_grad + i)] - grad_of_largest
+        y[i] = h[uint64(at + i)] * g[i]
+    return _last_sum(y, 0, classes, lanes)
 
 
 @compiled
@@ -209,17 +230,55 @@ def _softmax_backward(h: Any, grad: Any, out: Any, first: Any, last: Any, classe
     """Go back through the units `first` to `last`, each of several classes."""
     g, y, lanes = np.empty(classes, h.dtype), np.empty(classes, h.dtype), np.empty(LANES, h.dtype)
     for at in range(first * classes, last * classes, classes):
-        largest, chosen = h[uint64(at)], at
-        for i in range(at + 1, at + classes):
-            chosen = i if h[uint64(i)] > largest else chosen
-            largest = max(h[uint64(i)], largest)
-        grad_of_largest = grad[uint64(chosen)]
-        for i in range(classes):
-            g[i] = grad[uint64(at + i)] - grad_of_largest
-            y[i] = h[uint64(at + i)] * g[i]
-        total = _last_sum(y, 0, classes, lanes)
+        total = _centre(h, at, grad, at, classes, g, y, lanes)
         for i in range(classes):
             out[uint64(at + i)] = h[uint64(at + i)] * (g[i] - total) * per_temperature
+
+
+@compiled
+def _scaled_softmax_pullback(
+    words: Any,
+    seed0: Any,
+    seed1: Any,
+    rows: Any,
+    stream: Any,
+    a: Any,
+    grad: Any,
+    out: Any,
+    first: Any,
+    last: Any,
+    classes: Any,
+    most: Any,
+) -> None:
+    """Draw the units `first` to `last` again, as `_scaled_softmax` does, and go back through them."""
+    units, parts = max(1, BLOCK // classes), classes + 1
+    block = units * classes
+    noise = noise_scratch(block, a)
+    x, h, total = np.empty(block, a.dtype), np.empty(block, a.dtype), np.empty(block, a.dtype)
+    g, y, lanes = np.empty(classes, a.dtype), np.empty(classes, a.dtype), np.empty(LANES, a.dtype)
+    zero = a.dtype.type(0)
+    for unit in range(first, last, units):
+        count = min(units, last - unit)
+        at, size = unit * classes, count * classes
+        place = locate(words, seed0, seed1, stream, a.size // (rows * parts) * classes, at, at + size, noise)
+        for draw in range(len(out)):
+            uniforms(noise, place, draw, x[:size])
+            for i in range(size):
+                x[i] = log(-log(x[i]))
+            _scale(a, unit, count, classes, most, x)
+            for i in range(size):
+                h[i] = exp(x[i])
+            _divide_by_sums(h, classes, total, lanes, h[:size])
+            given, found = grad[draw], out[draw]
+            for j in range(count):
+                here, there = j * classes, (unit + j) * parts
+                steep = exp(-min(max(a[uint64(there + classes)], -most), most))
+                centre = _centre(h, here, given, at + here, classes, g, y, lanes)
+                for i in range(classes):
+                    slope = h[uint64(here + i)] * (g[i] - centre)
+                    found[uint64(there + i)] = slope * steep
+                    y[i] = zero if slope == zero else slope * x[uint64(here + i)]  # x may be -inf
+                found[uint64(there + classes)] = -_last_sum(y, 0, classes, lanes)
 
 
 @inlined
@@ -368,6 +427,17 @@ def scaled_softmax(
     shape = (len(a), a.shape[1] // (classes + 1) * classes)
     options = classes, NUMPY[a.dtype](most)
     return run_kernel(_scaled_softmax, seed, rows, stream, draws, a, *options, size=classes + 1, shape=shape)
+
+
+def scaled_softmax_pullback(
+    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, classes: int, most: float
+) -> Tensor:
+    """Return h (grad - hᵀ grad) e^-s for the m of each unit, and the sum of -x h (grad - hᵀ grad) for s, `[draws, *a.shape]`.
+
+    x is (m - log(-log u)) e^-s, and h its softmax; the arguments are as for `scaled_softmax` and `concrete_pullback`.
+    """
+    options, pulled = (classes, NUMPY[a.dtype](most)), (flat(grad, 1),)
+    return run_kernel(_scaled_softmax_pullback, seed, rows, stream, draws, a, *options, size=classes + 1, more=pulled)
 
 
 def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:

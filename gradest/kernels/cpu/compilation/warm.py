@@ -66,6 +66,7 @@ def _that_draw(dtype: torch.dtype) -> Iterator[Call]:
     yield lambda: cpu.correlated(*key, a, 3, 1, 0.5, 0.5)
     yield lambda: cpu.ordered(*key, a, 3)
     yield lambda: cpu.scaled_softmax(*key, a, 2, 69.0)
+    yield lambda: cpu.scaled_softmax_pullback(*key, a, grad[..., :4], 2, 69.0)
     yield lambda: cpu.one_hot(*key, a, 3)
     yield lambda: cpu.softmax(*key, a, 3, 1.0)
     yield lambda: cpu.subset(*key, a, 3, 2, a.double())
