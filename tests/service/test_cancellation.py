@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gradest.errors import Cancelled
+from gradest_service.run import cancellation
 from gradest_service.run.cancellation import abandoned_when, interruptible
 
 MUCH = 1 << 20  # elements of work
@@ -26,8 +27,14 @@ class Looks:
         return self.count > self.until
 
 
+@pytest.fixture
+def no_pause(monkeypatch):
+    """Each operation is looked at, however short the time since the last look."""
+    monkeypatch.setattr(cancellation, "_LOOK_SECONDS", 0.0)
+
+
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_backward_pass_is_looked_into_at_each_node(keep):
+def test_a_backward_pass_is_looked_into_at_each_node(keep, no_pause):
     a = torch.ones(3, requires_grad=True)
     value = chain(a, 50)
     looks = Looks()
@@ -38,7 +45,7 @@ def test_a_backward_pass_is_looked_into_at_each_node(keep):
     assert torch.equal(found, wanted)
 
 
-def test_it_ends_within_a_backward_pass_and_leaves_no_hook():
+def test_it_ends_within_a_backward_pass_and_leaves_no_hook(no_pause):
     a = torch.ones(3, requires_grad=True)
     value = chain(a, 50)
     looks = Looks(until=20)
@@ -48,6 +55,14 @@ def test_it_ends_within_a_backward_pass_and_leaves_no_hook():
     with abandoned_when(looks):
         torch.autograd.grad(value, a)  # which nobody looks into
     assert looks.count == 21
+
+
+def test_after_a_look_there_is_none_for_a_while(monkeypatch):
+    monkeypatch.setattr(cancellation, "_LOOK_SECONDS", 3600.0)
+    looks = Looks()
+    with abandoned_when(looks), interruptible(MUCH):
+        chain(torch.ones(3), 50)
+    assert looks.count == 2  # at the start, and at the first operation
 
 
 def test_a_moment_of_work_is_not_looked_into():

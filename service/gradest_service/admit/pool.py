@@ -26,7 +26,7 @@ __all__ = ["Pool", "contained"]
 
 Result = TypeVar("Result")
 _IDLE_SECONDS = 5.0  # after which memory that heavy work has freed is no longer kept for more of it
-_MUCH = 8  # work that takes more than the limit on memory over this gives it back to the system when it ends
+_MUCH = 8  # heavy work that takes more than the limit on memory over this gives it back to the system when it ends
 
 
 class Pool:
@@ -48,7 +48,9 @@ class Pool:
         async with self.thread(need):
             record_of_caller().add("queue", waiting_since)
             self._heavy_at = time.monotonic() if need.heavy else self._heavy_at
-            return await self.run_now(partial(_then_release, work) if need.bytes > self._much_memory else work)
+            return await self.run_now(
+                partial(_then_release, work) if need.heavy and need.bytes > self._much_memory else work
+            )
 
     async def release_memory(self) -> None:
         """Give the system back what heavy work has freed, if the last began a while ago: more of it would take it again."""

@@ -7,6 +7,7 @@ such operations, and the limits bound each of them. A backward pass is one opera
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ from gradest.errors import Cancelled
 __all__ = ["abandoned_when", "interruptible", "raise_if_cancelled"]
 
 _MOMENT = 1 << 16  # elements; to look at each operation takes longer than what is stopped in less work than this
+_LOOK_SECONDS = 0.01  # between looks: each takes as long as an operation on some thousands of elements
 _abandoned: ContextVar[Callable[[], bool]] = ContextVar("gradest_service_abandoned", default=lambda: False)
 
 
@@ -63,7 +65,17 @@ def interruptible(work: int) -> Iterator[None]:
 
 
 class _Interruptible(TorchFunctionMode):
-    """Looks before each call of a torch function of this thread whether anybody waits for the result."""
+    """Looks before a call of a torch function of this thread whether anybody waits for the result, unless it has just looked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_look = 0.0
+
+    def _look(self, *_: object) -> None:
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _LOOK_SECONDS
+            raise_if_cancelled()
 
     def __torch_function__(
         self,
@@ -72,12 +84,12 @@ class _Interruptible(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        raise_if_cancelled()
+        self._look()
         if func is not torch.autograd.grad:
             return func(*args, **(kwargs or {}))
         with ExitStack() as hooks:
             for node in _nodes(args[0] if args else (kwargs or {})["outputs"]):
-                hooks.callback(node.register_prehook(raise_if_cancelled).remove)
+                hooks.callback(node.register_prehook(self._look).remove)
             return func(*args, **(kwargs or {}))
 
 
