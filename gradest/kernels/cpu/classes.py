@@ -118,7 +118,7 @@ def _last_sum(x: Any, first: Any, size: Any, lanes: Any) -> Any:
     return lanes[0]
 
 
-@inlined
+@compiled
 def _divide_by_sums(x: Any, classes: Any, total: Any, lanes: Any, out: Any) -> None:
     """Divide the numbers of each unit by their sum; `total`, as long as x, and `lanes` are scratch."""
     for unit in range(0, out.size, classes):
@@ -166,7 +166,7 @@ def _softmax(
             _divide_by_sums(u, classes, total, lanes, out[draw, at : at + size])
 
 
-@inlined
+@compiled
 def _scale(a: Any, unit: Any, count: Any, classes: Any, most: Any, u: Any) -> None:
     """Replace the negative Gumbel noise u of `count` units by x = (m + noise)/τ, less the largest of a unit."""
     for j in range(count):
