@@ -81,8 +81,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 _WAITING = {
-    f"tests/service/test_{name}.py"
-    for name in ("capacity", "connections", "drain", "faulty_plugins", "metrics", "protocol", "unread", "workers")
+    "tests/client/test_unreliable_services.py",
+    *(
+        f"tests/service/test_{name}.py"
+        for name in ("capacity", "connections", "drain", "faulty_plugins", "metrics", "protocol", "unread", "workers")
+    ),
 }
 
 

@@ -42,7 +42,7 @@ _VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ID_HEADER = "X-Request-ID"
 _BODY_GRACE_SECONDS = 5.0  # before a body must arrive at the least rate
 _UNSENT_BYTES = 1 << 16  # what a connection holds before it asks its sender to wait
-_PART_BYTES = 1 << 20  # of a large answer, which are with the connection at a time
+_PART_BYTES = 1 << 22  # of a large answer, which are with the connection at a time
 _LAST_EVENT_SECONDS = 1.0  # for a client to take the end of its stream
 _METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
 _CLIENT_CLOSED = 499  # the log's status of a request whose client disconnected
@@ -324,7 +324,7 @@ class _HttpExchange:
             await self._send_now(message)
             return
         whole = memoryview(body)  # whose parts are no copies
-        with self._memory.unsent(len(body), self.context.caller):
+        with self._memory.unsent(len(body) + min(len(body), _PART_BYTES), self.context.caller):
             for begin in range(0, len(body), _PART_BYTES):
                 part = whole[begin : begin + _PART_BYTES]
                 await self._send_now({"type": "http.response.body", "body": part, "more_body": True})

@@ -45,7 +45,7 @@ def test_marks_lead_to_the_guide(guided, visit):  # the page closes before its s
     page.get_by_role("link", name="In the guide: Estimators").press("Enter")
     page.wait_for_url("**/guides/page.html#estimators")
     assert page.locator(":target").inner_text() == "estimators"
-    assert page.evaluate("document.querySelector(':target').getBoundingClientRect().top") < 10
+    page.wait_for_function("document.querySelector(':target').getBoundingClientRect().top < 10")  # once all is laid out
 
 
 def test_without_a_guide_there_are_no_marks(visit):

@@ -159,7 +159,10 @@ def test_errors_of_the_service(client, call, status, match):
 def test_no_service_there():
     with running() as url:
         pass
-    with gradest.Client(url) as client, pytest.raises(ServiceError, match="Is the service running") as caught:
+    with (
+        gradest.Client(url, start_timeout=0) as client,
+        pytest.raises(ServiceError, match="Is the service running") as caught,
+    ):
         client.neurons()
     assert caught.value.status == 0
 

@@ -262,7 +262,8 @@ def hanging(tmp_path_factory):
     (folder / "hanging-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: hanging\nVersion: 1\n")
     (folder / "hanging-1.dist-info" / "entry_points.txt").write_text("[gradest]\nhanging = hanging\n")
     flags = ("--deadline-seconds", "2", "--threads", "1", "--log-level", "warning")
-    with serving(*flags, PYTHONPATH=str(folder)) as found:
+    # a worker that is stopped while it compiles a kernel would have all other tests that need it wait
+    with serving(*flags, PYTHONPATH=str(folder), GRADEST_KERNELS="reference") as found:
         yield found
 
 
