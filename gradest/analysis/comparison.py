@@ -100,6 +100,7 @@ def compare(
             reasons["the loss is random, or depends on the other points of a call"] = None
         known = _exact(f, a, neuron, Target(), allow_inf, exact_progress, reasons) if is_function else None
         exact = None if known is None else known[1]
+        truths = {Target(): exact}
         for estimator in chosen:
             label = registry.label(estimator)
             report = (lambda done, total, label=label: progress(label, done, total)) if progress else None
@@ -121,13 +122,13 @@ def compare(
                 except NotDifferentiable as error:
                     skipped.append(Excluded(label, (str(error),)))
                     continue
-                target, truth = estimator.target(), exact
+                target = estimator.target()
                 if target == Target():
                     measured.append((label, found))
-                elif is_function:
+                if is_function and target not in truths:
                     other = _exact(f, a, neuron, target, allow_inf, exact_progress, reasons)
-                    truth = None if other is None else other[1]
-                rows.append(_comparison_row(estimator, neuron, found, truth))
+                    truths[target] = None if other is None else other[1]
+                rows.append(_comparison_row(estimator, neuron, found, truths.get(target)))
         unresolved = () if known is None else _unresolved(f, a, neuron, known, draws, seed, measured)
     if failures and not rows and not skipped:
         fault = next(iter(failures.values()))

@@ -32,7 +32,8 @@ class Settings(BaseModel):
     heavy_work: int = Field(
         1 << 20,
         ge=1,
-        description="Work of a request, as max_work counts it, above which it leaves one thread to lighter ones.",
+        description="Work of a request, as max_work counts it, with that of exact values, above which it leaves one thread to "
+        "lighter ones.",
     )
     device: str = Field(
         "cpu",
@@ -120,7 +121,8 @@ class Settings(BaseModel):
     head_seconds: float = Field(
         10,
         gt=0,
-        description="Time limit of a TLS handshake, and of the head of a request, from its first byte, or from the connection.",
+        description="Time limit of a TLS handshake, and of the head of a request, from its first byte, or from the connection; "
+        "also of the rest of a body that was answered before it was whole.",
     )
     max_requests: int = Field(256, ge=1, description="Maximum number of requests in a process, waiting ones included.")
     max_requests_per_key: int | None = Field(

@@ -91,6 +91,15 @@ def test_output_formats():
     assert {line.count("|") for line in lines} == {11}
 
 
+def test_estimators_of_one_target_share_its_exact_gradient():
+    seen = []
+    names = ["vimco", "rloo", "vimco"]
+    rows = gradest.compare(F, A, estimators=names, draws=10, seed=1, progress=lambda *at: seen.append(at)).rows
+    ends = [at for at in seen if at[0] == "exact" and at[1] == at[2]]
+    assert len(ends) == 1  # E[L] has a closed form
+    assert rows[0].bias == rows[2].bias is not None
+
+
 def test_incompatible_estimators_are_refused_before_any_work():
     with pytest.raises(Incompatible, match="pathwise does not fit bernoulli"):
         gradest.compare(F, A, estimators=["rloo", "pathwise"], draws=10**9)

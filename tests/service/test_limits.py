@@ -13,8 +13,11 @@ import torch
 
 import gradest
 from gradest.client.wire import SAFETENSORS, pack
+from gradest_service.admit.admission import admit_comparison, admit_estimate, admit_recommendation
 from gradest_service.admit.jobs import ObjectiveJob
-from gradest_service.admit.limits import exact_work
+from gradest_service.admit.limits import exact_work, need_of
+from gradest_service.bodies.schemas import CompareRequest, EstimateRequest, MeasureRequest
+from gradest_service.settings import Settings
 
 JSON = {"Content-Type": "application/json"}
 SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1}
@@ -237,3 +240,27 @@ def test_the_work_of_an_exact_gradient_counts_the_outputs_at_the_largest_a():
     low, high = (exact_work(replace(job, a=rows, wide=rows), target) for rows in (a[:1].expand(2, 2), a))
     assert high / low == pytest.approx((atoms[1] / atoms[0]) ** 2)
     exact_work(replace(job, a=a[:0], wide=a[:0]), target)  # no rows, and no error
+
+
+def test_exact_work_is_charged_and_leaves_a_thread_to_lighter_work():
+    """Two draws of vimco take some hundred elements; its exact values are sums over the pairs of 1024 points."""
+    settings, pairs, a = Settings(), 1 << 20, [[0.0] * 10] * 12
+    fields = {"neuron": "bernoulli", "objective": "linear", "a": a, "draws": 2, "seed": 1}
+    vimco = EstimateRequest(**fields, estimator="vimco")
+    estimate = admit_estimate(vimco, settings, True)
+    assert estimate.cost.work - pairs * 120 < 1000
+    assert need_of(settings, estimate).heavy
+    assert estimate.cost.held > 1 << 20  # losses of pairs, in each chunk, beside the points
+    assert admit_estimate(vimco, Settings(max_work=1000), True).cost.work < 1000  # without exact values
+    # the work of the draws and of the exact values may each be as large as the limit
+    both = admit_estimate(vimco, Settings(max_work=pairs * 120), True)
+    assert both.cost.work > pairs * 120
+    few = {**fields, "a": [[0.0] * 9] * 12, "estimators": ["vimco", "pass_at_k", "rloo"]}
+    comparison = admit_comparison(CompareRequest(**few), settings)
+    assert 0 < comparison.cost.work - 2 * (1 << 18) * 108 < 2000  # of two targets; the third has a closed form
+    readout = {"name": "cross_entropy", "weight": [[0.1] * 10] * 2, "labels": 0}
+    measured = {**fields, "a": [0.0] * 10, "objective": readout}
+    short, long = (
+        admit_recommendation(MeasureRequest(**{**measured, "draws": draws}), settings) for draws in (100, 300)
+    )  # of 200 and 400 steps with those of the warm-up
+    assert 2 * short.cost.work - long.cost.work == exact_work(short.measure, gradest.estimator("rloo").target()) > 0

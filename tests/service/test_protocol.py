@@ -4,6 +4,7 @@ import json
 import select
 import socket
 import time
+from contextlib import suppress
 
 import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -13,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 @pytest.fixture(params=[H11Protocol, HttpToolsProtocol])
 def connect(request, start, monkeypatch):
     monkeypatch.setattr("gradest_service.host.protocol.AutoHTTPProtocol", request.param)
-    service = start(deadline_seconds=1)
+    service = start(deadline_seconds=1, max_body_bytes=1 << 20)
 
     def open_one():
         connection = socket.create_connection((service.base_url.host, service.base_url.port), timeout=20)
@@ -103,9 +104,22 @@ def test_a_second_head_has_as_long(connect):
 def test_the_rest_of_a_body_that_was_refused_is_no_head(connect):
     """The next request on the connection is answered, though the service did not wait for that rest."""
     connection = connect()
-    size = (32 << 20) + 1
+    size = (1 << 20) + 1
     connection.sendall(b"POST /v1/sample HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % size)
     assert b" 413 " in connection.recv(65536)
     connection.sendall(b"x" * size)
     connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert b" 200 " in answered(connection)
+
+
+def test_the_rest_of_a_body_that_was_answered_has_as_long_as_a_head(connect):
+    """Bytes that drip do not give it more, and the answer needs no key."""
+    connection, began = connect(), time.monotonic()
+    connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+    assert b" 200 " in answered(connection)
+    with suppress(ConnectionError):  # if the last byte crosses the end
+        while not select.select([connection], [], [], 0.3)[0]:
+            connection.sendall(b"x")
+            assert time.monotonic() - began < 10
+        assert read(connection) == b""
+    assert time.monotonic() - began > 0.9

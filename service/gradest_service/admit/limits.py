@@ -148,12 +148,18 @@ def check_credit(settings: Settings, job: CreditJob, as_json: bool) -> Cost:
 
 
 def check_estimate(settings: Settings, job: EstimateJob, as_json: bool) -> Cost:
-    """Check the size of the answer, the draws and the work; returns what the estimate takes."""
+    """Check the size of the answer, the draws and their work; returns what the estimate takes, with its exact values.
+
+    The exact values, which are optional, have a limit of their own, so that they refuse no estimate.
+    """
     _check_answer(settings, size(job.a.shape), "the gradient", as_json)
     _check_draws(settings, job.draws)
     cost = _cost_of_estimate(settings, job, job.estimator)
     _check_work(settings, cost.work)
-    return Cost(max(cost.held, _held_by_exact(settings, job)), cost.work)
+    exact = _affordable_exact_work(settings, job)
+    if exact is None:
+        return cost
+    return Cost(max(cost.held, _held_by_exact(settings, job, job.estimator.target())), cost.work + exact)
 
 
 def check_estimator_count(settings: Settings, estimators: int) -> None:
@@ -168,7 +174,8 @@ def check_comparison(settings: Settings, job: ComparisonJob) -> Cost:
     _check_draws(settings, job.draws)
     costs = [_cost_of_estimate(settings, job, estimator) for estimator in job.estimators]
     targets = {estimator.target() for estimator in job.estimators} | {Target()}
-    if _law_is_too_large(settings, job) or sum(exact_work(job, target) for target in targets) > settings.max_work:
+    exact = sum(exact_work(job, target) for target in targets)
+    if _law_is_too_large(settings, job) or exact > settings.max_work:
         raise Problem(
             413,
             "The exact gradient of this comparison would take too many points or nodes. Send fewer rows or units, or use an "
@@ -176,7 +183,8 @@ def check_comparison(settings: Settings, job: ComparisonJob) -> Cost:
         )
     work = sum(cost.work for cost in costs)
     _check_work(settings, work)
-    return Cost(max([_held_by_exact(settings, job), *(cost.held for cost in costs)]), work)
+    held = [*(cost.held for cost in costs), *(_held_by_exact(settings, job, target) for target in targets)]
+    return Cost(max(held), work + exact)
 
 
 def affordable_estimators(settings: Settings, job: ObjectiveJob) -> list[Estimator]:
@@ -200,19 +208,27 @@ def check_measurement(settings: Settings, job: ObjectiveJob, evaluations: int) -
     rows = size(job.a.shape) // size(job.event)
     of_one = (job.draws + _WARM_UP) * evaluations * rows * _point_work(job)
     estimators = comparable_estimators(job.neuron)
-    work, held = of_one * len(estimators), [_held_by_exact(settings, job)]
-    if _law_is_too_large(settings, job) or work + exact_work(job, Target()) > settings.max_work:
+    work, exact, held = of_one * len(estimators), exact_work(job, Target()), [_held_by_exact(settings, job, Target())]
+    if _law_is_too_large(settings, job) or work + exact > settings.max_work:
         raise _too_much_work(work, settings)
     for estimator in estimators:
         with suppress(TooManyPoints, PluginFault):  # such an estimator is not measured
             if gradest.registry.call(estimator, "evaluations", job.neuron, job.event, kind=int) <= evaluations:
                 held.append(_cost_of_estimate(settings, job, estimator).held)
-    return Cost(max(held), work)
+    return Cost(max(held), work + exact)
 
 
 def can_afford_exact(settings: Settings, job: EstimateJob) -> bool:
     """Tell whether the exact values of the estimator's target are within the limit on work."""
-    return not _law_is_too_large(settings, job) and exact_work(job, job.estimator.target()) <= settings.max_work
+    return _affordable_exact_work(settings, job) is not None
+
+
+def _affordable_exact_work(settings: Settings, job: EstimateJob) -> int | None:
+    """Return the elements that the exact values of the estimator's target compute; None if they are beyond the limits."""
+    if _law_is_too_large(settings, job):
+        return None
+    work = exact_work(job, job.estimator.target())
+    return work if work <= settings.max_work else None
 
 
 def _law_is_too_large(settings: Settings, job: ObjectiveJob) -> bool:
@@ -221,16 +237,26 @@ def _law_is_too_large(settings: Settings, job: ObjectiveJob) -> bool:
     return _LAW * elements > settings.max_points
 
 
-def _held_by_exact(settings: Settings, job: ObjectiveJob) -> int:
-    """Return the elements that the exact values hold: the nodes of the law, and as many points as are evaluated at once."""
+def _held_by_exact(settings: Settings, job: ObjectiveJob, target: Target) -> int:
+    """Return the elements that the exact values hold: the nodes of the law, and as many points as are evaluated at once.
+
+    A target of several samples, or of the whole law at once, holds all points, and the losses of the ways to draw its samples.
+    """
     elements: int = gradest.registry.call(job.neuron, "law_size", job.wide, kind=int)
     if _law_is_too_large(settings, job):
         return 0
     try:
-        points = count_configurations(job.neuron, job.event) * size(job.a.shape)
+        total = count_configurations(job.neuron, job.event)
     except TooManyPoints:
-        points = 0
-    return _LAW * elements + min(CHUNK, points)
+        total = 0
+    points, ways = total * size(job.a.shape), int(total**target.samples)
+    if target.samples == 1 and target.is_mean:
+        return _LAW * elements + min(CHUNK, points)
+    if ways > MAX_POINTS:  # which is refused before any is held
+        return _LAW * elements
+    losses = ways * size(job.batch)
+    at_once = min(CHUNK, losses) if target.is_mean else losses
+    return _LAW * elements + points + (target.samples + 1) * at_once  # those of each sample, and what they combine to
 
 
 def exact_work(job: ObjectiveJob, target: Target) -> int:

@@ -21,8 +21,8 @@ _LAST_HEAD_SECONDS = 1.0  # for a head that is on its way when the service stops
 
 
 def limited_protocol(settings: Settings) -> type[LimitedProtocol]:
-    """Return the protocol of a service: a head must arrive in time, from the connection or its own first byte on, and a client
-    that does not read until the deadline is cut off.
+    """Return the protocol of a service: a head must arrive in time, from the connection or its own first byte on, and so must
+    the rest of a body that was answered before it was whole. A client that does not read until the deadline is cut off.
 
     HTTP is parsed by httptools if that is installed, else by h11.
     """
@@ -49,6 +49,7 @@ class LimitedProtocol(asyncio.Protocol):
         self._head_awaited = True
         self._head = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None  # of a body that was answered before it was whole
         self._write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -60,6 +61,7 @@ class LimitedProtocol(asyncio.Protocol):
         """Stop waiting."""
         self.on_lost()
         self._stop_timer()
+        self._stop_rest_timer()
         self._stop_write_timer()
         super().connection_lost(exc)
 
@@ -82,6 +84,8 @@ class LimitedProtocol(asyncio.Protocol):
         """Receive more of a head or of a body, and refuse a head that is too large."""
         in_a_head = self._awaits_head()
         super().data_received(data)
+        if not self._awaits_rest():
+            self._stop_rest_timer()
         if not self._awaits_head():
             self._stop_timer()
             self._head = 0
@@ -110,6 +114,12 @@ class LimitedProtocol(asyncio.Protocol):
         self._head_awaited = True
         super().on_message_complete()  # type: ignore[misc]
 
+    def on_response_complete(self) -> None:
+        """Give the rest of the body so long, if the answer did not wait for it. uvicorn's own timer stops at its next byte."""
+        super().on_response_complete()  # type: ignore[misc]
+        if self._awaits_rest() and not self.transport.is_closing():
+            self._rest_timer = self.loop.call_later(self.head_seconds, self._close)
+
     def send_400_response(self, msg: str) -> None:
         """Refuse what is not HTTP."""
         self._refuse(Problem(400, "This is not a valid HTTP request."))
@@ -121,6 +131,11 @@ class LimitedProtocol(asyncio.Protocol):
         if self.cycle is not None and not self.cycle.response_complete:
             return False
         return self._head_awaited if self.conn is None else self.conn.their_state is h11.IDLE
+
+    def _awaits_rest(self) -> bool:
+        if self.cycle is None or not self.cycle.response_complete:
+            return False
+        return not self._head_awaited if self.conn is None else self.conn.their_state is h11.SEND_BODY
 
     def _start_timer(self, seconds: float) -> None:
         self._timer = self.loop.call_later(seconds, self._end, seconds)
@@ -142,6 +157,11 @@ class LimitedProtocol(asyncio.Protocol):
         self.transport.close()
         if self.transport.get_write_buffer_size():
             self.loop.call_later(_LAST_BYTES_SECONDS, self.transport.abort)
+
+    def _stop_rest_timer(self) -> None:
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
 
     def _stop_write_timer(self) -> None:
         if self._write_timer is not None:
