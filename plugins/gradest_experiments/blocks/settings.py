@@ -125,7 +125,8 @@ def list_runs(
     There are also three dense networks of each size: one with as many units, one that computes as much as a gated network with
     its policy if that opens the share `target`, and one with as many units as that share.
 
-    estimators, sizes: those to run in place of these. dense: the units of further dense networks. neuron: the gates, Bernoulli units if omitted. options: of `BlockSettings`.
+    estimators, sizes: those to run in place of these. dense: the units of further dense networks. neuron: the gates, Bernoulli
+    units if omitted. options: of `BlockSettings`.
 
     Raises InvalidOptions, InvalidInput for another size, and what `BlockSettings.build_estimator` raises.
     """
