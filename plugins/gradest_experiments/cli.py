@@ -197,7 +197,7 @@ def block_gated(
         typer.Option(
             "--estimators",
             "--estimator",
-            help=f"An estimator of the policy's gradient: {SPEC}. It can be repeated. If omitted, five of them.",
+            help=f"An estimator of the policy's gradient: {SPEC}. It can be repeated. If omitted, those of five that fit.",
         ),
     ] = None,
     neuron: Annotated[

@@ -82,10 +82,15 @@ class TemperedGumbelSoftmax(Squashed):
         return super().pullback(key, a, h, grad_h) if found is None else found
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
-        """Return h (grad_h - hᵀ grad_h), divided by τ for m, and times -x, summed over classes, for log τ."""
+        """Return h (grad_h - hᵀ grad_h), divided by τ for m, and times -x, summed over classes, for log τ.
+
+        A class of which h is the least that the softmax gives counts as 0: in truth its h is less, and x may be -inf.
+        """
         x, steep = _scaled(a, noise)
-        slope = softmax_backward(portable.softmax(x), grad_h.to(x.dtype), 1.0)
-        moved = portable.last_sum(torch.where(slope == 0, 0, slope * x))[..., None]  # 0 where x is -inf
+        least = x <= -portable.CONSTANTS[x.dtype].limit
+        h = torch.where(least, 0, portable.softmax(x))
+        slope = softmax_backward(h, grad_h.to(x.dtype), 1.0)
+        moved = portable.last_sum(torch.where(least, 0, slope * x))[..., None]
         return torch.cat([slope * steep, -moved], -1).to(a.dtype)
 
     def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:

@@ -299,6 +299,10 @@ def test_runs_are_listed():
     large = list_runs([{"name": "arm"}], ["64x64"], epochs=5)
     assert [(run.units, run.epochs) for _, run in large] == [(4096, 5), (4096, 5), (320, 5), (256, 5)]
     assert large[0][1].folder("64x64") == "64x64/arm/seed-0"
+    fitting = [run.estimator["name"] for _, run in list_runs(neuron={"name": "categorical"}) if run.estimator]
+    assert fitting == ["reinforce", "reinforce_centered", "rloo", "straight_through"]  # disarm takes binary units alone
+    with pytest.raises(InvalidOptions, match=r"k_subset\(k=17\) opens more blocks than there are: 16"):
+        list_runs([{"name": "reinforce"}], neuron={"name": "k_subset", "k": 17})
     one_hot = list_runs([{"name": "rloo"}], dense=[16, 48], neuron={"name": "categorical"})
     assert [run.label() for _, run in one_hot] == [
         "categorical + rloo",

@@ -7,6 +7,7 @@ from scipy import special
 
 import gradest
 import gradest.nn
+from gradest.errors import InvalidInput
 from gradest.kernels import cpu, reference
 from gradest.kernels.stable import (
     SEQUENTIAL_TERMS,
@@ -169,3 +170,31 @@ def test_weighted_score_is_the_sum_of_scores(name):
     wanted = neuron.weighted_score(h, a, apart)
     assert torch.allclose(neuron.leave_one_out_score(h, a, weights), wanted, rtol=1e-12, atol=1e-14)
     assert neuron.leave_one_out_score(h, moving, weights).requires_grad
+
+
+@pytest.mark.parametrize("a", [(8e37, -8e37, 0, 0), (0, -1e9, 1, -60), (0, -1e9, 1, -69), (1e30, 0, 1, -69)])
+@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+def test_a_class_that_is_never_drawn_has_no_part_in_the_gradient_of_a_temperature(a, kernels, monkeypatch):
+    """Its output is not 0, but the least that the softmax gives; times x, which is huge, it would count."""
+    monkeypatch.setenv("GRADEST_KERNELS", kernels)
+    neuron, key = gradest.neuron("tempered_gumbel_softmax"), gradest.Key(3)
+    given, grad = torch.tensor([[a]]), torch.tensor([[[[1.0, -2.0, 3.0]]]])
+    found = neuron.pullback(key, given, neuron.sample(key, given, 1), grad)[0, 0, 0]
+    left = torch.tensor([one for one in range(3) if a[one] > -1e8 and (a[0] < 2 or one == 0)])
+    fewer = torch.cat([given[0, 0, left], given[0, 0, 3:]]).double()
+    noise = neuron.noise(key, given, 1)[0, 0, 0, left].double()
+    wanted = neuron.backward(fewer, noise, grad[0, 0, 0, left].double())
+    assert torch.equal(found[[one for one in range(3) if one not in left]], torch.zeros(3 - len(left)))
+    torch.testing.assert_close(found[[*left.tolist(), 3]].double(), wanted, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ["binary_concrete", "diagonal_gaussian", "gumbel_softmax", "tempered_gumbel_softmax"])
+def test_a_gradient_of_fewer_draws_is_refused_and_not_read_beyond_its_end(name, monkeypatch):
+    monkeypatch.setenv("GRADEST_KERNELS", "cpu")
+    neuron, key = gradest.neuron(name), gradest.Key(3)
+    a = torch.zeros(2, *neuron.example_events[0])
+    h = neuron.sample(key, a, 2)
+    with pytest.raises(
+        InvalidInput, match=rf"has {h[0].numel()} numbers, and there are {h.numel()} outputs; expand it"
+    ):
+        neuron.pullback(key, a, h, h[:1])

@@ -13,8 +13,8 @@ from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, compiled_a
 from gradest.kernels.cpu.functions import exp, log
 from gradest.kernels.cpu.noise import locate, noise_scratch, uniforms
 from gradest.kernels.cpu.samplers import run_kernel
-from gradest.kernels.cpu.tensors import NUMPY, empty, flat, in_threads
-from gradest.kernels.portable import LANES
+from gradest.kernels.cpu.tensors import NUMPY, check_size, empty, flat, in_threads
+from gradest.kernels.portable import CONSTANTS, LANES
 from gradest.kernels.reference.noise import Word
 
 __all__ = [
@@ -249,8 +249,12 @@ def _scaled_softmax_pullback(
     last: Any,
     classes: Any,
     most: Any,
+    limit: Any,
 ) -> None:
-    """Draw the units `first` to `last` again, as `_scaled_softmax` does, and go back through them."""
+    """Draw the units `first` to `last` again, as `_scaled_softmax` does, and go back through them.
+
+    limit: of |x|, beyond which `exp` is constant.
+    """
     units, parts = max(1, BLOCK // classes), classes + 1
     block = units * classes
     noise = noise_scratch(block, a)
@@ -269,6 +273,8 @@ def _scaled_softmax_pullback(
             for i in range(size):
                 h[i] = exp(x[i])
             _divide_by_sums(h, classes, total, lanes, h[:size])
+            for i in range(size):
+                h[i] = zero if x[i] <= -limit else h[i]
             given, found = grad[draw], out[draw]
             for j in range(count):
                 here, there = j * classes, (unit + j) * parts
@@ -277,7 +283,7 @@ def _scaled_softmax_pullback(
                 for i in range(classes):
                     slope = h[uint64(here + i)] * (g[i] - centre)
                     found[uint64(there + i)] = slope * steep
-                    y[i] = zero if slope == zero else slope * x[uint64(here + i)]  # x may be -inf
+                    y[i] = zero if x[uint64(here + i)] <= -limit else slope * x[uint64(here + i)]
                 found[uint64(there + classes)] = -_last_sum(y, 0, classes, lanes)
 
 
@@ -441,14 +447,18 @@ def scaled_softmax_pullback(
 ) -> Tensor:
     """Return h (grad - hᵀ grad) e^-s for the m of each unit, and the sum of -x h (grad - hᵀ grad) for s, `[draws, *a.shape]`.
 
-    x is (m - log(-log u)) e^-s, and h its softmax; the arguments are as for `scaled_softmax` and `concrete_pullback`.
+    x is (m - log(-log u)) e^-s, less its largest, and h its softmax, in which a class counts as 0 if `exp` clamps its x. The
+    arguments are as for `scaled_softmax` and `concrete_pullback`.
     """
-    options, pulled = (classes, NUMPY[a.dtype](most)), (flat(grad, 1),)
+    check_size(grad, draws * a.numel() // (classes + 1) * classes)
+    options = classes, *map(NUMPY[a.dtype], (most, CONSTANTS[a.dtype].limit))
+    pulled = (flat(grad, 1),)
     return run_kernel(_scaled_softmax_pullback, seed, rows, stream, draws, a, *options, size=classes + 1, more=pulled)
 
 
 def softmax_backward(h: Tensor, grad: Tensor, per_temperature: float) -> Tensor:
     """Compute the same as `reference.softmax_backward`."""
+    check_size(grad, h.numel())
     out, classes = empty(*h.shape, dtype=h.dtype), h.shape[-1]
     given, options = (flat(h), flat(grad), flat(out)), (classes, NUMPY[h.dtype](per_temperature))
     units = h.numel() // max(1, classes)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined, with_functions
 from gradest.kernels.cpu.noise import locate, noise_scratch, uniforms
-from gradest.kernels.cpu.tensors import LIKE, as_words, empty, empty_as, flat, in_threads, row_major
+from gradest.kernels.cpu.tensors import LIKE, as_words, check_size, empty, empty_as, flat, in_threads, row_major
 from gradest.kernels.reference.noise import Word
 
 __all__ = ["run_kernel", "run_sampler", "sampler"]
@@ -143,6 +143,8 @@ def run_sampler(
     shape = a.shape if grad is not None or parts == 1 else (*a.shape[:-1], a.shape[-1] // parts)
     out = empty_as(a, draws, *shape) if dtype is None else empty(draws, *shape, dtype=dtype)
     size, width = a.numel(), math.prod(shape)
+    if grad is not None:
+        check_size(grad, draws * size // parts)
     given, pulled = row_major(a), None if grad is None else row_major(grad)
     addresses = given.data_ptr(), None if pulled is None else pulled.data_ptr(), out.data_ptr()
     arguments = *as_words(seed, rows, stream), *addresses, draws, size, width, LIKE[a.dtype], LIKE[out.dtype]

@@ -15,9 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradest.errors import InvalidInput
 from gradest.kernels.reference.noise import Word, as_tensors
 
-__all__ = ["LIKE", "NUMPY", "as_words", "empty", "empty_as", "flat", "in_threads", "row_major", "run_in_team", "zeros"]
+__all__ = [
+    "LIKE",
+    "NUMPY",
+    "as_words",
+    "check_size",
+    "empty",
+    "empty_as",
+    "flat",
+    "in_threads",
+    "row_major",
+    "run_in_team",
+    "zeros",
+]
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
 LIKE: dict[torch.dtype, Any] = {
@@ -102,6 +115,15 @@ def row_major(x: Tensor) -> Tensor:
 
 def _array(x: Tensor) -> Any:
     return (x.detach() if x.requires_grad else x).contiguous().numpy()
+
+
+def check_size(grad: Tensor, numbers: int) -> None:
+    """Raise InvalidInput if a gradient has another number of numbers than the outputs, beyond which a kernel would read."""
+    if grad.numel() != numbers:
+        raise InvalidInput(
+            f"the gradient with respect to the outputs has {grad.numel()} numbers, and there are {numbers} outputs; "
+            "expand it to their shape"
+        )
 
 
 def as_words(seed: tuple[Word, Word], rows: Word, stream: int) -> tuple[Any, ...]:

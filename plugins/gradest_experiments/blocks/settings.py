@@ -82,6 +82,8 @@ class BlockSettings(RunSettings):
         neuron = registry.neuron(self.neuron)
         if neuron.name not in GATES:
             raise InvalidOptions(f"{neuron.name} cannot gate blocks; there are: {', '.join(GATES)}")
+        if isinstance(neuron, Subset) and neuron.size > self.blocks:
+            raise InvalidOptions(f"{neuron.label()} opens more blocks than there are: {self.blocks}")
         return neuron
 
     def wanted(self) -> float:
@@ -118,16 +120,22 @@ def list_runs(
     quick: bool = False,
     **options: Any,
 ) -> list[tuple[Size, BlockSettings]]:
-    """Return size and settings of every run: of five estimators if none are named, and of the published size if none is named.
+    """Return size and settings of every run: of those of five estimators that fit the gates, and of the published size.
 
     There are also three dense networks of each size: one with as many units, one that computes as much as a gated network with
     its policy if that opens the share `target`, and one with as many units as that share.
 
-    dense: the units of further dense networks. neuron: the gates, Bernoulli units if omitted. options: of `BlockSettings`.
+    estimators, sizes: those to run in place of these. dense: the units of further dense networks. neuron: the gates, Bernoulli
+    units if omitted. options: of `BlockSettings`.
 
     Raises InvalidOptions, InvalidInput for another size, and what `BlockSettings.build_estimator` raises.
     """
-    named = ({"name": name} for name in _ESTIMATORS) if estimators is None else estimators
+    gates = {} if neuron is None else {"neuron": neuron}
+    if estimators is None:
+        fitting = registry.fitting(BlockSettings.build(estimator=None, **gates).build_gates())
+        named: Iterable[dict[str, Any]] = [{"name": name} for name in _ESTIMATORS if name in fitting]
+    else:
+        named = estimators
     chosen = [registry.estimator(spec).spec() for spec in named]
     wanted = ["16x16"] if sizes is None else list(sizes)
     if unknown := sorted({*wanted} - {*SIZES}):
@@ -137,7 +145,6 @@ def list_runs(
     more = list(dense)
     for size in (size for size in SIZES if size in wanted):
         blocks, block_size = map(int, size.split("x"))
-        gates = {} if neuron is None else {"neuron": neuron}
         networks = [{"estimator": spec, "blocks": blocks, "block_size": block_size, **gates} for spec in chosen]
         opened = round(_OPEN * blocks * block_size)
         networks += [

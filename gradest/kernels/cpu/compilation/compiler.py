@@ -90,7 +90,8 @@ def _sources(folder: Traversable) -> Iterator[bytes]:
 def _digest_of_sources() -> str:
     """Hash all files whose functions and constants are compiled into the kernels."""
     kernels = resources.files("gradest.kernels")
-    sources = [(kernels / "portable.py").read_bytes(), *_sources(kernels / "cpu")]
+    constants = [(kernels / name).read_bytes() for name in ("portable.py", "reference/noise.py")]
+    sources = [*constants, *_sources(kernels / "cpu")]
     return hashlib.sha256(b"\0".join(sources)).hexdigest()[:16]
 
 
