@@ -126,7 +126,8 @@ def test_a_killed_worker_is_replaced_and_its_counts_stay(service):
     assert alive(other)
     assert set(done) == {200}
     assert len(failures) <= 4  # at most what each client had on its way to the worker that was killed
-    eventually(lambda: len(done) <= scrape(url, SAMPLED) - before <= len(done) + len(failures))
+    # an answer of each client may have been sent by the worker that was killed, and not yet counted
+    eventually(lambda: len(done) - 4 <= scrape(url, SAMPLED) - before <= len(done) + len(failures))
     eventually(lambda: scrape(url, "gradest_requests_in_progress") == 1)  # the dead worker's are forgotten
     log = os.read(process.stderr.fileno(), 1 << 16).decode()  # what there is, without waiting for the end
     assert len(re.findall(f"worker {victim} ended with -9 and is replaced", log)) == 1
