@@ -188,7 +188,13 @@ def test_a_class_that_is_never_drawn_has_no_part_in_the_gradient_of_a_temperatur
     torch.testing.assert_close(found[[*left.tolist(), 3]].double(), wanted, rtol=1e-4, atol=0.0)
 
 
-@pytest.mark.parametrize("name", ["binary_concrete", "diagonal_gaussian", "gumbel_softmax", "tempered_gumbel_softmax"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("binary_concrete", "diagonal_gaussian", "gumbel_softmax", "tempered_gumbel_softmax"),
+        *("noisy_rectifier", "rectifier", "stochastic_times_smooth"),
+    ],
+)
 def test_a_gradient_of_fewer_draws_is_refused_and_not_read_beyond_its_end(name, monkeypatch):
     monkeypatch.setenv("GRADEST_KERNELS", "cpu")
     neuron, key = gradest.neuron(name), gradest.Key(3)

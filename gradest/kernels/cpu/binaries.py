@@ -12,7 +12,7 @@ from torch import Tensor
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids, sqrt
 from gradest.kernels.cpu.samplers import run_sampler, sampler
-from gradest.kernels.cpu.tensors import NUMPY, empty_as, flat, in_threads
+from gradest.kernels.cpu.tensors import NUMPY, check_size, empty_as, flat, in_threads
 from gradest.kernels.reference.noise import Word
 
 __all__ = ["antithetic", "binary", "times_smooth", "times_smooth_backward"]
@@ -105,6 +105,7 @@ def times_smooth(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a
 
 def times_smooth_backward(a: Tensor, h: Tensor, grad: Tensor) -> Tensor:
     """Compute the same as `reference.times_smooth_backward`."""
+    check_size(grad, h.numel())
     out = empty_as(a, *h.shape)
     given = flat(a), flat(h, 1), flat(grad, 1), flat(out, 1)
     in_threads(lambda first, last: _times_smooth_backward(*given, first, last), a.numel(), len(h))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled
 from gradest.kernels.cpu.functions import both_sigmoids, sigmoids
-from gradest.kernels.cpu.tensors import NUMPY, empty_as, flat, in_threads
+from gradest.kernels.cpu.tensors import NUMPY, check_size, empty_as, flat, in_threads
 
 __all__ = ["logistic_backward", "rectified_backward", "repeated", "surrogate_backward"]
 
@@ -98,6 +98,7 @@ def repeated(draws: int, a: Tensor, activation: int) -> Tensor:
 
 def rectified_backward(h: Tensor, grad: Tensor) -> Tensor:
     """Compute the same as `reference.rectified_backward`."""
+    check_size(grad, h.numel())
     out = empty_as(h, *h.shape)
     given = flat(h), flat(grad), flat(out)
     in_threads(lambda first, last: _rectified_backward(*given, first, last), h.numel(), 1)
