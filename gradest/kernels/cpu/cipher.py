@@ -25,9 +25,9 @@ _intrinsic: Decorator = intrinsic
 _NUMBER, _WORD = ir.IntType(64), ir.IntType(32)
 _LOW = 0xFFFFFFFF
 
-# A word is the lower half of a lane of 64 bits, whose upper half may hold anything: the vector unit multiplies words where they are.
-# The lanes of a vector of n hold the counters 0, n / 2, 1, n / 2 + 1, ... When pairs of words are interleaved, which a vector unit
-# does among neighbours, those of the counters 0 to n / 2 - 1 make one vector, and the others the next.
+# A word is the lower half of a lane of 64 bits, whose upper half may hold anything: the vector unit multiplies words in place.
+# The lanes of a vector of n hold the counters 0, n / 2, 1, n / 2 + 1, ... When pairs of words are interleaved, which is cheap
+# among neighbours, those of the counters 0 to n / 2 - 1 make one vector, and the others the next.
 
 
 class _Lanes:

@@ -11,7 +11,7 @@ from numba.core.typed_passes import NativeLowering
 
 __all__ = ["KernelCompiler", "has_wide_vectors"]
 
-_registered: Any = register_pass(mutates_CFG=True, analysis_only=False)
+_registered: Any = register_pass(mutates_CFG=True, analysis_only=False)  # type: ignore[no-untyped-call]
 
 _STEADY = frozenset({"icelake-server", "sapphirerapids", "emeraldrapids", "graniterapids", "graniterapids-d"})
 """Processors for which LLVM prefers 256 bits, although 512 do not slow their clock as they slow that of older ones."""
