@@ -244,7 +244,7 @@ def normal_pullback(
     check_size(kept, draws * size)
     addresses = given.data_ptr(), pulled.data_ptr(), kept.data_ptr(), out.data_ptr()
     arguments = *as_words(seed, rows, stream), *addresses, draws, size, LIKE[a.dtype]
-    options = kind(std), kind(-1 if h is None else NEARLY_ONE), kind(NEARLY_ONE)
+    options = kind(std), kind(np.nan if h is None else NEARLY_ONE), kind(NEARLY_ONE)
     in_threads(lambda first, last: _normal_pullback(*arguments, first, last, *options), size, draws)
     return out
 
