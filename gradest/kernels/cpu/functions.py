@@ -10,7 +10,7 @@ from numba import types, uint64
 from numba.extending import intrinsic, overload
 
 from gradest.kernels.cpu.compilation.compiler import INLINED_BY_LLVM, compiled, inlined_by_llvm
-from gradest.kernels.cpu.packing import PACKED, pack, packs
+from gradest.kernels.cpu.vectors.packing import PACKED, pack, packs
 from gradest.kernels.portable import CONSTANTS
 
 __all__ = ["both_sigmoids", "exp", "log", "ndtris", "sigmoids", "sqrt"]

@@ -10,9 +10,9 @@ from numba import types, uint32, uint64
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.cipher import LANES, encrypt_column, encrypt_row
 from gradest.kernels.cpu.compilation.compiler import BLOCK, INLINED_BY_LLVM, compiled, inlined, stack
 from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
+from gradest.kernels.cpu.vectors.cipher import LANES, encrypt_column, encrypt_row
 from gradest.kernels.reference.noise import LOWER_WORDS, Word
 
 __all__ = ["block_scratch", "locate", "noise_scratch", "uniform", "uniforms"]
