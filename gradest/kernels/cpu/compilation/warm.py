@@ -56,7 +56,7 @@ def _that_draw(dtype: torch.dtype) -> Iterator[Call]:
     yield lambda: cpu.times_smooth(*key, a)
     yield lambda: cpu.rectified(*key, a)
     yield lambda: cpu.normal(*key, a, 1.0, 0)
-    yield lambda: cpu.normal_pullback(*key, a, grad, 1.0)
+    yield lambda: cpu.normal_pullback(*key, a, grad, grad, 1.0)
     yield lambda: cpu.concrete(*key, a, 1.0, 0.0, 1.0)
     yield lambda: cpu.concrete_pullback(*key, a, grad, 1.0, 1.0)
     yield lambda: cpu.scaled_normal(*key, a, -80.0)
