@@ -118,6 +118,19 @@ def test_an_estimator_that_fails_stops_no_other(tmp_path, tiny, monkeypatch):
     assert place_of(report, "reinforce") == "1"
     assert "| - | [rloo](#rloo) | failed |" in report
     assert re.search(r"Failed: .*no such thing", report)
+    # mended, it is run again
+    report = run_benchmark(tmp_path / "out", runs, tmp_path / "none").read_text()
+    assert {place_of(report, "rloo"), place_of(report, "reinforce")} == {"1", "2"}
+    assert "Failed" not in report
+
+
+def test_missing_images_are_no_failure_of_an_estimator(tmp_path, monkeypatch):
+    """The command ends before its first run, so that nothing of it is kept."""
+    monkeypatch.delenv("GRADEST_DATA", raising=False)
+    runs, _ = list_benchmark_runs(choose_problems(["router"], "quick"), "quick", [{"name": "sparse_mixer"}], 1)
+    with pytest.raises(GradestError, match="set GRADEST_DATA"):
+        run_benchmark(tmp_path / "out", runs, tmp_path / "none")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_run_continues_with_the_same_numbers(tmp_path):

@@ -19,7 +19,7 @@ from gradest_experiments.belief.settings import NEURON as BELIEF_NEURON
 from gradest_experiments.belief.settings import BeliefSettings
 from gradest_experiments.belief.training import train_belief
 from gradest_experiments.benchmark.problem import OnProgress, Outcome, Problem
-from gradest_experiments.engine.data import load
+from gradest_experiments.engine.data import DatasetName, load
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.engine.images import Images, load_images
 from gradest_experiments.engine.options import build_estimator
@@ -43,7 +43,7 @@ class NetworkProblem(Problem):
     A subclass states which metric of the lines "valid" is the curve, and implements `train` and `value_of`.
     """
 
-    data: ClassVar = "mnist"
+    data: ClassVar[DatasetName | None] = "mnist"
     tuned: ClassVar = "nothing; the learning rate of Adam is 1e-3 for all, and estimators have their default options."
     curve: ClassVar[str]
 
