@@ -50,10 +50,8 @@ def forward(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
         if piece >= chunks * blocks * parts:
             return
         chunk, g, part = piece // (blocks * parts), piece // parts % blocks, piece % parts
-        first, last = (
-            g * block + part * _UNITS_PER_PIECE,
-            min(g * block + (part + 1) * _UNITS_PER_PIECE, (g + 1) * block),
-        )
+        first = g * block + part * _UNITS_PER_PIECE
+        last = min(first + _UNITS_PER_PIECE, (g + 1) * block)
         listed, before, behind = members[chunk], starts[chunk, g], starts[chunk, g + 1]
         for begin in range(before, behind, _EXAMPLES_IN_CACHE):
             end = min(begin + _EXAMPLES_IN_CACHE, int(behind))

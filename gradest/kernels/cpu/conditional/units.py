@@ -1,4 +1,9 @@
-"""The kernels that compute each unit alone: for one example, and for blocks of few units."""
+"""The kernels that compute each unit alone: for one example, and for blocks of few units.
+
+A kernel takes `given`, a tuple of sizes and addresses (batch, inputs, blocks, units a block, chunks, plan, gates, and then its
+own), `counter`, the address of the counter, and `like` and `weight_like`, empty arrays that tell the type of numbers and of
+weights. `gradest.kernels.cpu.conditional.plans` describes the plan.
+"""
 
 from __future__ import annotations
 
