@@ -82,8 +82,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/kernels/cpu/conditional/blocks.py",
-        "rows[r] = listed[min(k + r, end - 1)]",
-        "rows[r] = listed[min(k + r + 1, end - 1)]",
+        "rows[r] = listed[min(k + r, count - 1)]",
+        "rows[r] = listed[min(k + r + 1, count - 1)]",
         "the gradient of a gated layer's inputs leaves out the first example of a tile",
         "tests/nn/test_conditional_bits.py -k bits_of_those",
     ),
