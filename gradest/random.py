@@ -256,7 +256,7 @@ class Key:
         a: Tensor,
         draws: int,
         event_ndim: int,
-        *options: float | Tensor,
+        *options: float | Tensor | None,
         dtype: torch.dtype | None = None,
         event: tuple[int, ...] | None = None,
     ) -> Tensor | None:

@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 __all__ = [
     "CONSTANTS",
     "LANES",
+    "NEARLY_ONE",
     "Constants",
     "both_sigmoids",
     "exp",
@@ -35,12 +36,16 @@ __all__ = [
     "ndtri",
     "power",
     "sigmoid",
+    "sigmoid_slope",
     "softmax",
     "sqrt",
 ]
 
 LANES = 1024
 """The largest number of partial sums that `last_sum` starts with."""
+
+NEARLY_ONE = 1 - 2.0**-10
+"""The largest σ(x) from which `sigmoid_slope` takes the difference to 1, which then has lost at most 10 binary digits."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +241,16 @@ def both_sigmoids(x: Tensor) -> tuple[Tensor, Tensor]:
     e = exp(-x)
     p = 1 / (e + 1)
     return p, e * p
+
+
+def sigmoid_slope(x: Tensor) -> Tensor:
+    """Return σ(x) σ(-x), where a kernel that has kept σ(x) needs no x unless σ(x) > `NEARLY_ONE`.
+
+    Up to there it is σ(x) (1 - σ(x)), with a relative error of at most 2e-4 in float32 and 4e-13 in float64. Beyond, where the
+    difference to 1 has few digits or none, σ(-x) is computed by itself.
+    """
+    p, q = both_sigmoids(x)
+    return p * torch.where(p <= NEARLY_ONE, 1 - p, q)
 
 
 def power(x: Tensor, n: int) -> Tensor:

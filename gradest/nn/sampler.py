@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from gradest.contract.score_function import ScoreFunction
 from gradest.contract.target import Target
 from gradest.discovery.pairs import pair_of
 from gradest.discovery.registry import registry
-from gradest.errors import Incompatible, InvalidInput, InvalidOptions
+from gradest.errors import Incompatible, InvalidInput, InvalidOptions, TooManyPoints
 from gradest.estimation.arguments import check_form
 from gradest.estimation.ask_tell import ask_pair
 from gradest.estimation.distributed import fresh_key, fresh_path_key
@@ -20,6 +21,8 @@ from gradest.estimation.losses.evaluation import refuse_noise_of_points
 from gradest.random import Key
 
 __all__ = ["NO_PATHS", "Pair", "Paths", "Sampler"]
+
+_MOST_ITEMS = 1 << 12  # beyond those of an example event that are tried for options that ask for more
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ class Sampler(Pair):
 
     def __init__(self, neuron: Neuron, estimator: Estimator) -> None:
         super().__init__(neuron, estimator)
-        asked = estimator.evaluations(neuron, tuple(neuron.example_events[0]))
+        asked = _points_asked(neuron, estimator)
         self.credits_paths = isinstance(estimator, ScoreFunction) and asked > 1
         if asked != 1 and not self.credits_paths:
             raise Incompatible(
@@ -122,3 +125,24 @@ class Sampler(Pair):
                     f"StochasticGraph has: {error}"
                 ) from error
         return self._of_samples[samples]
+
+
+def _points_asked(neuron: Neuron, estimator: Estimator) -> int:
+    """Return how many points the estimator asks for, at the neuron's example event or one of more items.
+
+    Options may ask for more items, as 4 of n do. Where there is one way to take all items, enumeration asks for one point too, so
+    that one item more is looked at as well.
+    """
+    *others, items = neuron.example_events[0]
+    for n in range(items, items + _MOST_ITEMS):
+        try:
+            asked = estimator.evaluations(neuron, (*others, n))
+        except TooManyPoints:
+            raise
+        except InvalidInput:
+            continue
+        if asked == 1:
+            with suppress(InvalidInput):
+                return estimator.evaluations(neuron, (*others, n + 1))
+        return asked
+    return estimator.evaluations(neuron, (*others, items))  # raises

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.numerics import logistic_backward, normal_cdf, panels, portable, sigmoid, widen
+from gradest.contract.numerics import normal_cdf, panels, portable, sigmoid, widen
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, nodes_at, normalised, reach_at, sigmoid_at
 
@@ -47,15 +47,16 @@ class NoisySigmoid(Squashed):
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:
         """Return grad_h · h (1 - h)."""
         x = a + noise
-        return logistic_backward(x, grad_h.to(x.dtype), 1.0, 1.0).to(a.dtype)
+        return (grad_h.to(x.dtype) * portable.sigmoid_slope(x)).to(a.dtype)
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """Return what `backward` returns, in one pass if the device has a kernel for it.
 
-        The kernel draws the noise again. It cannot use 1 - h, which loses its digits where h is near 1.
+        The kernel draws noise again only where h is so near to 1 that 1 - h has lost its digits, or if h was rounded to 16 bits.
         """
         grad = grad_h.to(widen(a).dtype)
-        found = key.fused("normal_pullback", a, len(h), self.event_ndim, grad, self.std)
+        kept = h if h.dtype == grad.dtype else None
+        found = key.fused("normal_pullback", a, len(h), self.event_ndim, grad, kept, self.std)
         return super().pullback(key, a, h, grad_h) if found is None else found
 
     def threshold(self, a: Tensor, level: float | Tensor) -> Tensor:

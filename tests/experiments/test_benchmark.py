@@ -118,6 +118,19 @@ def test_an_estimator_that_fails_stops_no_other(tmp_path, tiny, monkeypatch):
     assert place_of(report, "reinforce") == "1"
     assert "| - | [rloo](#rloo) | failed |" in report
     assert re.search(r"Failed: .*no such thing", report)
+    # mended, it is run again
+    report = run_benchmark(tmp_path / "out", runs, tmp_path / "none").read_text()
+    assert {place_of(report, "rloo"), place_of(report, "reinforce")} == {"1", "2"}
+    assert "Failed" not in report
+
+
+def test_missing_images_are_no_failure_of_an_estimator(tmp_path, monkeypatch):
+    """The command ends before its first run, so that nothing of it is kept."""
+    monkeypatch.delenv("GRADEST_DATA", raising=False)
+    runs, _ = list_benchmark_runs(choose_problems(["router"], "quick"), "quick", [{"name": "sparse_mixer"}], 1)
+    with pytest.raises(GradestError, match="set GRADEST_DATA"):
+        run_benchmark(tmp_path / "out", runs, tmp_path / "none")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_run_continues_with_the_same_numbers(tmp_path):
@@ -197,7 +210,7 @@ def test_the_map_has_each_cell_and_less_error_for_the_exact_estimator(tmp_path):
 
 
 def test_a_categorical_autoencoder_is_trained_as_the_problem_says(tmp_path, monkeypatch):
-    """The value is the mean of -ELBO in the last epoch, and the temperature goes to estimators that have one and set none."""
+    """The value is the mean of -ELBO after training, and the temperature goes to estimators that have one and set none."""
     generator = torch.Generator().manual_seed(0)
     images = Images(*(torch.randint(0, 256, (n, 12), dtype=torch.uint8, generator=generator) for n in (120, 20, 20)))
     monkeypatch.setattr(networks, "load_images", lambda: images)
@@ -210,7 +223,7 @@ def test_a_categorical_autoencoder_is_trained_as_the_problem_says(tmp_path, monk
         found[place] = problem.run(folder, gradest.estimator(spec), 0, lambda share: None)
         run = RunFolder.read(tmp_path / str(place) / "training")
         assert [row["step"] for row in run.rows("train")] == [5, 10]
-        assert found[place].value == -run.rows("train")[-1]["elbo"]
+        assert found[place].value == -run.rows("final")[-1]["elbo"]
         assert run.settings["optimiser"] == "radam"
         assert (run.settings["classes"], run.settings["latents"], run.settings["grey"]) == (4, 24, True)
     assert found[0].value == found[1].value != found[2].value

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import inlined
+from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined, stack
 from gradest.kernels.cpu.functions import both_sigmoids, exp, log, ndtris, sigmoids
+from gradest.kernels.cpu.noise import block_scratch, locate, uniforms
 from gradest.kernels.cpu.samplers import run_sampler, sampler
-from gradest.kernels.cpu.tensors import NUMPY
+from gradest.kernels.cpu.tensors import LIKE, NUMPY, as_words, check_size, empty_as, in_threads, row_major
+from gradest.kernels.portable import NEARLY_ONE
 from gradest.kernels.reference.noise import Word
 
 __all__ = [
@@ -54,16 +56,56 @@ def _normal(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
             h[i] = zero if activation == 1 and u[i] < zero else u[i]
 
 
-@inlined
-def _normal_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
-    (std,) = options
-    p, q, power = scratch[0], scratch[1], scratch[2]
-    ndtris(u[: x.size], p, q.view(np.int32))
-    for i in range(x.size):
-        u[i] = x[i] + std * u[i]
-    both_sigmoids(u[: x.size], p, q, power)
-    for i in range(x.size):
-        h[i] = g[i] * (p[i] * q[i])
+@compiled
+def _normal_pullback(
+    words: Any,
+    seed0: Any,
+    seed1: Any,
+    rows: Any,
+    stream: Any,
+    at_a: Any,
+    at_grad: Any,
+    at_h: Any,
+    at_out: Any,
+    draws: Any,
+    size: Any,
+    like: Any,
+    first: Any,
+    last: Any,
+    std: Any,
+    kept_up_to: Any,
+    nearly_one: Any,
+) -> None:
+    """Compute the derivative from h where all outputs of a block are at most `kept_up_to`, and else from the noise."""
+    a = array(at_a, (size,), like)
+    one = a.dtype.type(1)
+    grad, kept, out = (
+        array(at_grad, (draws, size), like),
+        array(at_h, (draws, size), like),
+        array(at_out, (draws, size), like),
+    )
+    noise, u = block_scratch(a), stack(BLOCK, a.dtype)
+    p, q, power = stack(BLOCK, a.dtype), stack(BLOCK, a.dtype), stack(BLOCK, a.dtype)
+    for at in range(first, last, BLOCK):
+        end = min(at + BLOCK, last)
+        x, z = a[at:end], u[: end - at]
+        for draw in range(draws):
+            h, g, y = kept[draw, at:end], grad[draw, at:end], out[draw, at:end]
+            beyond = 0
+            for i in range(h.size):
+                beyond += not h[i] <= kept_up_to
+            if beyond == 0:
+                for i in range(h.size):
+                    y[i] = g[i] * (h[i] * (one - h[i]))
+            else:
+                place = locate(words, seed0, seed1, stream, size // rows, at, end, noise)
+                uniforms(noise, place, draw, z)
+                ndtris(z, p, q.view(np.int32))
+                for i in range(z.size):
+                    z[i] = x[i] + std * z[i]
+                both_sigmoids(z, p, q, power)
+                for i in range(z.size):
+                    y[i] = g[i] * (p[i] * (one - p[i] if p[i] <= nearly_one else q[i]))
 
 
 @inlined
@@ -158,7 +200,6 @@ def _scaled_concrete_pullback(x: Any, u: Any, g: Any, h: Any, scratch: Any, opti
 
 _draw_rectified = sampler(_rectified)
 _draw_normal = sampler(_normal, scratch=2)
-_pull_normal = sampler(_normal_pullback, scratch=3, pullback=True)
 _draw_concrete = sampler(_concrete, scratch=2)
 _pull_concrete = sampler(_concrete_pullback, scratch=3, pullback=True)
 _draw_scaled_normal = sampler(_scaled_normal, _prepare_scaled_normal, scratch=4, parts=2)
@@ -183,10 +224,29 @@ def normal(
 
 
 def normal_pullback(
-    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    grad: Tensor,
+    h: Tensor | None,
+    std: float,
 ) -> Tensor:
-    """Return grad · σ(x) σ(-x) at x = a + std Φ⁻¹(u); arguments as for `concrete_pullback`."""
-    return run_sampler(_pull_normal, seed, rows, stream, draws, a, NUMPY[a.dtype](std), grad=grad)
+    """Return grad · `portable.sigmoid_slope` at x = a + std Φ⁻¹(u); arguments as for `concrete_pullback`.
+
+    h: the outputs σ(x), with which most of the noise need not be drawn again.
+    """
+    out, size, kind = empty_as(a, draws, *a.shape), a.numel(), NUMPY[a.dtype]
+    check_size(grad, draws * size)
+    given, pulled = row_major(a), row_major(grad)
+    kept = pulled if h is None else row_major(h)
+    check_size(kept, draws * size)
+    addresses = given.data_ptr(), pulled.data_ptr(), kept.data_ptr(), out.data_ptr()
+    arguments = *as_words(seed, rows, stream), *addresses, draws, size, LIKE[a.dtype]
+    options = kind(std), kind(np.nan if h is None else NEARLY_ONE), kind(NEARLY_ONE)
+    in_threads(lambda first, last: _normal_pullback(*arguments, first, last, *options), size, draws)
+    return out
 
 
 def concrete(

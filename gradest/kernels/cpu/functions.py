@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import types
+from numba import types, uint64
 from numba.extending import intrinsic, overload
 
 from gradest.kernels.cpu.compilation.compiler import INLINED_BY_LLVM, compiled, inlined_by_llvm
+from gradest.kernels.cpu.vectors.packing import PACKED, pack, packs
 from gradest.kernels.portable import CONSTANTS
 
 __all__ = ["both_sigmoids", "exp", "log", "ndtris", "sigmoids", "sqrt"]
@@ -209,24 +210,37 @@ def _(u: Any) -> Any:
 
 
 @compiled
+def beyond(x: Any, middle: Any, edge: Any, place: Any) -> Any:
+    """Write to `place` the indices, in order, of the numbers that are farther than `edge` from `middle`; return how many.
+
+    NaN is among them, as in the reference. `place` is int32, and as long as x.
+    """
+    count, packed = 0, 0
+    if packs():
+        packed = x.size - x.size % PACKED
+        for i in range(0, packed, PACKED):
+            count += pack(x, i, middle, edge, place, count)
+    for i in range(packed, x.size):
+        place[count] = i
+        count += not abs(x[i] - middle) <= edge
+    return count
+
+
+@compiled
 def ndtris(u: Any, outer: Any, place: Any) -> None:
     """Replace each u by Φ⁻¹(u), as `portable.ndtri` computes it; the others are scratch.
 
     A number of seven is in the outer parts of the law, whose formula takes several times as long. These are gathered first.
     """
-    half, edge = u.dtype.type(0.5), u.dtype.type(0.425)
-    count = 0
-    for i in range(u.size):
-        place[count] = i
-        count += not abs(u[i] - half) <= edge  # NaN is among them, as in the reference
+    count = beyond(u, u.dtype.type(0.5), u.dtype.type(0.425), place)
     for k in range(count):
-        outer[k] = u[place[k]]
+        outer[k] = u[uint64(place[k])]
     for i in range(u.size):
         u[i] = _middle_ndtri(u[i])
     for k in range(count):
         outer[k] = _outer_ndtri(outer[k])
     for k in range(count):
-        u[place[k]] = outer[k]
+        u[uint64(place[k])] = outer[k]
 
 
 @compiled

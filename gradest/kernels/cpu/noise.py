@@ -10,51 +10,35 @@ from numba import types, uint32, uint64
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import BLOCK, INLINED_BY_LLVM, compiled, inlined, inlined_by_llvm
+from gradest.kernels.cpu.compilation.compiler import BLOCK, INLINED_BY_LLVM, compiled, inlined, stack
 from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
-from gradest.kernels.reference.noise import LOWER_WORDS, MULTIPLIERS, WEYL, Word
+from gradest.kernels.cpu.vectors.cipher import LANES, encrypt_column, encrypt_row
+from gradest.kernels.reference.noise import LOWER_WORDS, Word
 
-__all__ = ["locate", "noise_scratch", "uniform", "uniforms"]
+__all__ = ["block_scratch", "locate", "noise_scratch", "uniform", "uniforms"]
 
-_M0, _M1 = map(np.uint64, MULTIPLIERS)
-_W0, _W1 = map(np.uint64, WEYL)
-_LOW, _BITS = np.uint64(0xFFFFFFFF), np.uint64(32)
 _LOWER = np.uint64(LOWER_WORDS)
+_NUMBERS_OF_ROWS, _WORDS = 3 * (BLOCK + LANES), 2 * (BLOCK + LANES)
 _LONG_ROW = 32  # a row with this many units is worth a loop of its own; shorter ones are drawn many at a time
-
-# A word is the lower half of a uint64, whose upper half may hold anything. So the vector unit multiplies words where they are,
-# and two words of a result are joined to one uint64, which lies in memory as they do.
-
-
-@inlined_by_llvm
-def _round(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
-    """Do one round of Philox-4x32 with this key."""
-    p0, p1 = _M0 * (c0 & _LOW), _M1 * (c2 & _LOW)
-    return (p1 >> _BITS) ^ c1 ^ k0, p1, (p0 >> _BITS) ^ c3 ^ k1, p0
-
-
-@inlined_by_llvm
-def _philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:
-    """Encrypt a counter by Philox-4x32 with 7 rounds; return its first two words as one uint64, and its last two."""
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0, k1)
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + _W0, k1 + _W1)
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + uint64(2) * _W0, k1 + uint64(2) * _W1)
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + uint64(3) * _W0, k1 + uint64(3) * _W1)
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + uint64(4) * _W0, k1 + uint64(4) * _W1)
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + uint64(5) * _W0, k1 + uint64(5) * _W1)
-    c0, c1, c2, c3 = _round(c0, c1, c2, c3, k0 + uint64(6) * _W0, k1 + uint64(6) * _W1)
-    return (c0 & _LOW) | (c1 << _BITS), (c2 & _LOW) | (c3 << _BITS)
 
 
 @inlined
 def noise_scratch(size: Any, like: Any) -> Any:
     """Return what `locate` and `uniforms` write to, for at most `size` elements at a time of the dtype of `like`.
 
-    It is the numbers of rows and the words of their seeds, `[3, size + 1]`, and the words of counters, four for each: those that
-    numbers begin with, and for float64 those that they end with.
+    It is the numbers of rows and the words of their seeds, `[3, size + LANES]`, and the words of counters, four for each: those
+    that numbers begin with, and for float64 those that they end with.
     """
-    words = np.empty(2 * size + 2, np.uint64)
-    return np.empty((3, size + 1), np.uint32), words, np.empty_like(words) if like.itemsize == 8 else words
+    words = np.empty(2 * (size + LANES), np.uint64)
+    return np.zeros((3, size + LANES), np.uint32), words, np.empty_like(words) if like.itemsize == 8 else words
+
+
+@inlined
+def block_scratch(like: Any) -> Any:
+    """Return what `noise_scratch` does for `BLOCK` elements, in memory that ends with the call of the kernel."""
+    numbers, words = stack(_NUMBERS_OF_ROWS, np.uint32), stack(_WORDS, np.uint64)
+    numbers[:] = 0
+    return numbers.reshape(3, BLOCK + LANES), words, stack(_WORDS, np.uint64) if like.itemsize == 8 else words
 
 
 @compiled
@@ -83,17 +67,15 @@ def _encrypt_row(numbers: Any, row: Any, counter: Any, count: Any, draw: Any, st
     """Write the words of `count` counters of one row, from number `counter` on."""
     c1, c2, c3 = uint64(draw), uint64(numbers[0, row]), uint64(stream)
     k0, k1 = uint64(numbers[1, row]), uint64(numbers[2, row])
-    for i in range(count):
-        words[2 * i], words[2 * i + 1] = _philox(counter + uint64(i), c1, c2, c3, k0, k1)
+    for i in range(0, count, LANES):
+        encrypt_row(words, i, counter, c1, c2, c3, k0, k1)
 
 
 @compiled
 def _encrypt_column(numbers: Any, counter: Any, count: Any, draw: Any, stream: Any, words: Any) -> None:
     """Write the words of the counter of one number in each of the first `count` rows."""
-    c2, k0, k1 = numbers[0, :count], numbers[1, :count], numbers[2, :count]
-    c1, c3 = uint64(draw), uint64(stream)
-    for i in range(c2.size):
-        words[2 * i], words[2 * i + 1] = _philox(counter, c1, uint64(c2[i]), c3, uint64(k0[i]), uint64(k1[i]))
+    for i in range(0, count, LANES):
+        encrypt_column(words, i, counter, uint64(draw), numbers[0], uint64(stream), numbers[1], numbers[2])
 
 
 def _number(word: Any, rest: Any, like: Any) -> Any:
@@ -104,7 +86,8 @@ def _number(word: Any, rest: Any, like: Any) -> Any:
 @overload(_number, jit_options=INLINED_BY_LLVM)
 def _(word: Any, rest: Any, like: Any) -> Any:
     def narrow(word: Any, rest: Any, like: Any) -> Any:
-        return np.float32(np.int32((word >> uint32(8)) | uint32(1))) * np.float32(2.0**-24)
+        # the upper 23 bits make a number from 1 to 2, less 1 - 2**-24: the same number, without a conversion
+        return np.uint32((word >> uint32(9)) | uint32(0x3F800000)).view(np.float32) - np.float32(1 - 2.0**-24)
 
     def wide(word: Any, rest: Any, like: Any) -> Any:
         # signed words, because vector units convert only these to floating point; no step rounds
@@ -161,7 +144,7 @@ def uniforms(scratch: Any, place: Any, draw: Any, out: Any) -> None:
 def _uniform(
     words: Any, seed0: Any, seed1: Any, rows: Any, stream: Any, units: Any, out: Any, first: Any, last: Any
 ) -> None:
-    scratch = noise_scratch(BLOCK, out)
+    scratch = block_scratch(out)
     for at in range(first, last, BLOCK):
         end = min(at + BLOCK, last)
         place = locate(words, seed0, seed1, stream, units, at, end, scratch)

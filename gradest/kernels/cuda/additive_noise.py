@@ -15,6 +15,7 @@ from gradest.kernels.cuda.compiler import compiled, float_bits, inlined, option
 from gradest.kernels.cuda.functions import both_sigmoids, divide, exp, log, ndtri, sigmoid
 from gradest.kernels.cuda.noise import locate, tile_numbers
 from gradest.kernels.cuda.tiles import launch_sampler, launch_tiles, noise_words
+from gradest.kernels.portable import NEARLY_ONE
 from gradest.kernels.reference.noise import Word
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "scaled_normal_pullback",
 ]
 
+_NEARLY_ONE = tl.constexpr(NEARLY_ONE)
 _STEEPEST = tl.constexpr(200.0)  # of |x|, as for `tempered_binary_concrete`
 
 
@@ -155,7 +157,8 @@ def _normal_pullback(
     std = option(std, x.dtype)
     for draw in range(draws):
         p, q = both_sigmoids(x + ndtri(tile_numbers(k0, k1, row, stream, counter, draw, x.dtype)) * std)
-        tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * (p * q), mask=inside)
+        slope = p * tl.where(p <= _NEARLY_ONE, 1.0 - p, q)
+        tl.store(out + at, tl.load(grad + at, mask=inside, other=0) * slope, mask=inside)
         grad += row_count.to(tl.int64) * units
         out += row_count.to(tl.int64) * units
 
@@ -325,9 +328,16 @@ def normal(
 
 
 def normal_pullback(
-    seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, std: float
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    grad: Tensor,
+    h: Tensor | None,
+    std: float,
 ) -> Tensor:
-    """Compute the same as `cpu.normal_pullback`."""
+    """Compute the same as `cpu.normal_pullback`, from the noise alone, which a GPU draws faster than it reads h."""
     return launch_sampler(_normal_pullback, seed, rows, stream, draws, a, grad, float_bits(std))
 
 

@@ -16,6 +16,7 @@ from gradest.contract.neuron import Neuron, event_shape
 from gradest.contract.target import Target
 from gradest.discovery.registry import registry
 from gradest.errors import Incompatible
+from gradest_experiments.engine.data import DatasetName
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.engine.options import RunSettings
 
@@ -55,7 +56,7 @@ class Problem(RunSettings):
     """What was tuned, and on what."""
     quick: ClassVar[Mapping[str, Any]] = {}
     """The fields that the size "quick" sets."""
-    data: ClassVar[str | None] = None
+    data: ClassVar[DatasetName | None] = None
     """The dataset that it needs, if any."""
     seconds: ClassVar[int] = 2
     """About how long a quick run takes, by which progress is measured."""

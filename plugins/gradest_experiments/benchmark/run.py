@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ from gradest.errors import GradestError, Incompatible, InvalidInput, PluginFault
 from gradest.random import MAX_SEED
 from gradest_experiments.benchmark.problem import OnProgress, Problem, Size
 from gradest_experiments.benchmark.report import write_leaderboard, write_report
+from gradest_experiments.engine.data import load
 from gradest_experiments.engine.display import do_in_turn
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.engine.options import RunSettings, to_folder_name
@@ -112,14 +114,17 @@ def run_benchmark(
 
     Each run has a folder of its own under `out`/runs, whose files `gradest_experiments.engine.folder` describes. `out`/results
     has the results of all runs there, in the form of `gradest.analysis.leaderboard`. Called again, it continues where it stopped;
-    more problems, estimators and seeds may be added later. A run that fails is a result too, which the report names.
+    more problems, estimators and seeds may be added later. A run that fails is a result too, which the report names; called
+    again, it is done again from its start.
 
     kept: the folder of the results to join. keep: add all results of `out` to it, and write leaderboard.md, with its charts in
         images, beside it. progress: show a progress bar.
 
-    Raises GradestError if plots cannot be written, and InvalidInput if a folder holds other settings or is damaged.
+    Raises GradestError if plots cannot be written or the images of a problem are missing, and InvalidInput if a folder holds
+    other settings or is damaged.
     """
     check_plots()
+    _check_data(runs)
     known = read_boards(kept)
     done = do_in_turn(
         runs,
@@ -141,8 +146,14 @@ def run_benchmark(
     return write_report(out, [board for board in joined if board.problem.key in shown])
 
 
+def _check_data(runs: Iterable[BenchmarkRun]) -> None:
+    """Read the images that the problems need, because runs without them would be taken for failures of their estimators."""
+    for name in {run.problem.data for run in runs if run.problem.data}:
+        load(name)
+
+
 def _do(run: BenchmarkRun, path: Path, on_progress: OnProgress) -> BoardRun:
-    """Do a run, unless its folder has the result, and return it."""
+    """Do a run, unless its folder has a value, and return the result."""
     options = RunOptions(
         problem=run.problem.name,
         sizes=run.problem.model_dump(mode="json"),
@@ -150,6 +161,9 @@ def _do(run: BenchmarkRun, path: Path, on_progress: OnProgress) -> BoardRun:
         seed=run.seed,
     )
     folder = RunFolder.open(path, EXPERIMENT, options)
+    if "failure" in folder.results:
+        shutil.rmtree(path)
+        folder.results.clear()
     if "value" not in folder.results:
         folder.add_results()
         folder.add_results(**_result(run, folder, lambda share: on_progress(share * run.problem.seconds)))

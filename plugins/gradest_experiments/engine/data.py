@@ -172,7 +172,7 @@ def _find_mnist(data_dir: str | Path | None) -> tuple[Path, ...]:
     searched = ", ".join(map(str, folders)) or "no folder was given"
     raise GradestError(
         f"MNIST needs {', '.join(_MNIST_FILES)} (plain or .gz) in one folder; searched: {searched}. "
-        "Give the folder as data_dir, or set GRADEST_DATA."
+        "Pass that folder as data_dir, or set GRADEST_DATA to it"
     )
 
 

@@ -17,13 +17,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from numba import njit, types
+from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 
 from gradest.errors import GradestWarning
 from gradest.kernels.cpu.compilation.background import NotCompiled, is_ready, shown_on_a_terminal
 from gradest.kernels.cpu.compilation.kept import attach, is_kept
+from gradest.kernels.cpu.compilation.processors import KernelCompiler
 
 __all__ = [
     "BLOCK",
@@ -34,8 +37,10 @@ __all__ = [
     "compiled_and_awaited",
     "compiled_with_fma",
     "folder",
+    "has_wide_registers",
     "inlined",
     "inlined_by_llvm",
+    "stack",
     "with_functions",
 ]
 
@@ -44,6 +49,8 @@ _MOMENT = 0.05  # seconds between looks whether it has done so
 
 BLOCK = 512
 """The number of elements that a kernel works on at a time: with their words and numbers they fit into 32 KiB of cache."""
+
+_LINE = 64  # bytes of a line of the cache, and of the widest vector
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -98,7 +105,12 @@ def _digest_of_sources() -> str:
 _DIGEST = _digest_of_sources()
 
 
-_OF_KERNELS: Any = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+_OF_KERNELS: Any = {
+    "nogil": True,
+    "error_model": "numpy",
+    "no_cfunc_wrapper": True,
+    "pipeline_class": KernelCompiler,
+}
 
 
 def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any) -> Any:
@@ -124,6 +136,12 @@ def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any)
     attach(kernel)
     _compile_in_one_process(kernel, waits)
     return kernel
+
+
+def has_wide_registers() -> bool:
+    """Whether numba compiles for a processor with the 32 registers of 512 bits of AVX-512."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+avx512f" in features
 
 
 def folder() -> str:
@@ -283,3 +301,28 @@ def array(address: Any, shape: Any, like: Any) -> Any:
     not be made and unpacked.
     """
     return carray(_pointer(address, like), shape)
+
+
+def _on_the_stack(context: Any, count: Any, kind: Any) -> Any:
+    """Reserve memory for so many numbers until the function returns, and return a pointer to it; count is a constant."""
+    number = kind.dtype
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        memory = cgutils.alloca_once(builder, context.get_data_type(number), size=count.literal_value)  # type: ignore[no-untyped-call]
+        memory.align = _LINE
+        return memory
+
+    return types.CPointer(number)(count, kind), generate  # type: ignore[no-untyped-call]
+
+
+_reserved: Any = intrinsic(prefer_literal=True)(_on_the_stack)
+
+
+@inlined
+def stack(count: Any, kind: Any) -> Any:
+    """Return an array of so many numbers, a constant of the kernel, of this dtype, whose memory ends with the call.
+
+    numba counts the references to an array of `np.empty` wherever a slice of it is made, by atomic operations, which for a block
+    of 512 numbers take as long as to draw them.
+    """
+    return carray(_reserved(count, kind), count)
