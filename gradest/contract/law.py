@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Continuous, Discrete, Neuron, event_shape
+from gradest.contract.target import Target
 from gradest.errors import TooManyPoints
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "MAX_POINTS",
     "configurations",
     "count_configurations",
+    "count_ways",
     "error_scale",
+    "in_words",
     "law_in_words",
     "levels_of_law",
 ]
@@ -42,15 +45,32 @@ def count_configurations(neuron: Neuron, event: tuple[int, ...], atoms: int | No
         if atoms > MAX_POINTS:
             what = "nodes" if isinstance(neuron, Continuous) else "outputs"
             raise TooManyPoints(
-                f"a unit of {neuron.label()} has {atoms} {what} for events {list(event)}, and at most 2^20 are summed over. Use "
-                "smaller events, an objective with a closed form (objective.expectation), or estimate"
+                f"a unit of {neuron.label()} has {in_words(atoms)} {what} for events {list(event)}, and at most 2^20 are summed "
+                "over. Use smaller events, an objective with a closed form (objective.expectation), or estimate"
             )
         most = int(math.log2(MAX_POINTS) / math.log2(atoms))
         raise TooManyPoints(
-            f"enumerating {units} units of {neuron.label()} takes {atoms}^{units} points; the limit is 2^20, which is "
+            f"enumerating {units} units of {neuron.label()} takes {in_words(atoms)}^{units} points; the limit is 2^20, which is "
             f"{most} such units. Use fewer units, an objective with a closed form (objective.expectation), or estimate"
         )
     return int(atoms**units)
+
+
+def count_ways(total: int, target: Target) -> int:
+    """Return in how many ways the samples of a target are drawn from so many configurations.
+
+    Raises TooManyPoints for more than MAX_POINTS, before a number of millions of digits is computed.
+    """
+    if target.samples * math.log2(max(total, 1)) > math.log2(MAX_POINTS):
+        raise TooManyPoints(
+            f"{target} over {total} configurations has {total}^{target.samples} terms; the limit is 2^20"
+        )
+    return int(total**target.samples)
+
+
+def in_words(count: int) -> str:
+    """Return a number as it is, or "over 10^15": Python refuses to write one of thousands of digits."""
+    return str(count) if count < 10**15 else "over 10^15"
 
 
 def configurations(

@@ -12,9 +12,9 @@ from torch import Tensor
 from gradest.contract.estimator import Feedback
 from gradest.contract.law import (
     FINEST_LEVEL,
-    MAX_POINTS,
     configurations,
     count_configurations,
+    count_ways,
     error_scale,
     law_in_words,
     levels_of_law,
@@ -38,7 +38,7 @@ _GOAL = 1e-6  # a law that is an approximation and is closer than this is not re
 _TOLERANCE = 1e-3
 _MEAN = Target()
 _MAX_HELD = 1 << 24  # elements of the points that a target of the whole law holds at once
-_MAX_REFINED_POINTS = 1 << 16  # of a quadrature that is refined; level 0 may have up to MAX_POINTS
+_MAX_REFINED_POINTS = 1 << 16  # of a quadrature that is refined; level 0 may have up to law.MAX_POINTS
 _Law = Callable[[], tuple[Tensor, Tensor]]
 _Progress = Callable[[int, int], None] | None
 
@@ -389,9 +389,7 @@ def _sums_of_samples(
 
     The losses of all configurations are computed first, and then every way to draw that many.
     """
-    ways = total**target.samples
-    if ways > MAX_POINTS:
-        raise TooManyPoints(f"{target} over {total} configurations has {ways} terms; the limit is 2^20")
+    ways = count_ways(total, target)
     held = 0 if target.is_mean else max(ways, total) * max(1, wide.numel())
     if held > _MAX_HELD:
         raise TooManyPoints(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,14 +11,18 @@ from gradest.contract.estimator import Draw, Estimator, MonteCarlo, State
 from gradest.contract.neuron import Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.contract.target import Target
+from gradest.discovery.pairs import pair_of
 from gradest.discovery.registry import registry
-from gradest.errors import Incompatible, InvalidInput, InvalidOptions
+from gradest.errors import Incompatible, InvalidInput, InvalidOptions, TooManyPoints
 from gradest.estimation.arguments import check_form
-from gradest.estimation.ask_tell import ask
+from gradest.estimation.ask_tell import ask_pair
 from gradest.estimation.distributed import fresh_key, fresh_path_key
+from gradest.estimation.losses.evaluation import refuse_noise_of_points
 from gradest.random import Key
 
 __all__ = ["NO_PATHS", "Pair", "Paths", "Sampler"]
+
+_MOST_ITEMS = 1 << 12  # beyond those of an example event that are tried for options that ask for more
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,7 @@ class Sampler(Pair):
 
     def __init__(self, neuron: Neuron, estimator: Estimator) -> None:
         super().__init__(neuron, estimator)
-        asked = estimator.evaluations(neuron, tuple(neuron.example_events[0]))
+        asked = _points_asked(neuron, estimator)
         self.credits_paths = isinstance(estimator, ScoreFunction) and asked > 1
         if asked != 1 and not self.credits_paths:
             raise Incompatible(
@@ -86,8 +91,11 @@ class Sampler(Pair):
 
     def draw(self, a: Tensor, state: State, paths: Paths, seed: int | Tensor | None = None) -> Draw:
         """Return one sample at each pre-activation, from a new seed if none is given."""
-        self.of_samples(paths.samples)  # refuses a number of paths that does not suit the estimator
-        return ask(self.neuron, self._single, a, self._key(a, paths, seed), state)[0]
+        if paths.samples:
+            self.of_samples(paths.samples)  # refuses a number that does not suit the estimator
+        key = self._key(a, paths, seed)
+        refuse_noise_of_points(key)
+        return ask_pair(pair_of(self.neuron, self._single), a, key, state)[0]
 
     def draw_of(self, points: Tensor, a: Tensor, paths: Paths, seed: int) -> Draw:
         """Return what `draw` returned for these arguments, given its points, if the sampler `draws_points_alone`."""
@@ -117,3 +125,24 @@ class Sampler(Pair):
                     f"StochasticGraph has: {error}"
                 ) from error
         return self._of_samples[samples]
+
+
+def _points_asked(neuron: Neuron, estimator: Estimator) -> int:
+    """Return how many points the estimator asks for, at the neuron's example event or one of more items.
+
+    Options may ask for more items, as 4 of n do. Where there is one way to take all items, enumeration asks for one point too, so
+    that one item more is looked at as well.
+    """
+    *others, items = neuron.example_events[0]
+    for n in range(items, items + _MOST_ITEMS):
+        try:
+            asked = estimator.evaluations(neuron, (*others, n))
+        except TooManyPoints:
+            raise
+        except InvalidInput:
+            continue
+        if asked == 1:
+            with suppress(InvalidInput):
+                return estimator.evaluations(neuron, (*others, n + 1))
+        return asked
+    return estimator.evaluations(neuron, (*others, items))  # raises

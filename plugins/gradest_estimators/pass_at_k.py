@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Self
 
 import torch
@@ -81,14 +80,15 @@ class PassAtK(ScoreFunction):
         weights = torch.cat([-gains, torch.zeros_like(ordered[:1])])
         return torch.zeros_like(loss).scatter(0, order, weights), state
 
-    def _shares(self, samples: int) -> list[float]:
+    def _shares(self, samples: int) -> Tensor:
         """Return, for each rank from the least loss on, the share C(n-i, k-1) / C(n, k) of subsets in which it is the least."""
         n, k = samples, self.k
         # the ratio of two neighbours, since the binomial coefficients themselves grow beyond all floats
-        ratios = (max(0, n - i - k + 1) / (n - i) for i in range(1, n))
-        return list(itertools.accumulate(ratios, lambda share, ratio: share * ratio, initial=k / n))
+        left = torch.arange(n - 1, 0, -1, dtype=torch.float64)
+        ratios = (left - (k - 1)).clamp(min=0) / left
+        return torch.cat([ratios.new_tensor([k / n]), ratios]).cumprod(0)
 
 
-def _per_sample(numbers: list[float], like: Tensor) -> Tensor:
+def _per_sample(numbers: Tensor, like: Tensor) -> Tensor:
     """Return the numbers as a tensor that broadcasts over the batch of `like`, `[K, *batch]`."""
-    return torch.tensor(numbers, dtype=like.dtype, device=like.device)[(..., *[None] * (like.ndim - 1))]
+    return numbers.to(like.device, like.dtype)[(..., *[None] * (like.ndim - 1))]

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gradest.contract.law import MAX_POINTS
+from gradest.contract.law import MAX_POINTS, in_words
 from gradest.contract.neuron import Subset
 from gradest.contract.numerics import fused, portable
 from gradest.errors import InvalidInput, TooManyPoints
@@ -152,7 +152,7 @@ class KSubset(Subset):
         sets = math.comb(n, self.k)
         if sets > MAX_POINTS or sets * max(n, a.numel()) > _MAX_LAW:
             raise TooManyPoints(
-                f"listing the sets of {self.k} of {n} items takes C({n}, {self.k}) = {sets} outputs for each of "
+                f"listing the sets of {self.k} of {n} items takes C({n}, {self.k}) = {in_words(sets)} outputs for each of "
                 f"{a[..., 0].numel()} groups; the limits are 2^20 outputs, and 2^27 numbers in all. Use fewer items, an "
                 "objective with a closed form (objective.expectation), or estimate"
             )

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.contract.cost import Cost
-from gradest.contract.law import MAX_POINTS
+from gradest.contract.law import MAX_POINTS, in_words
 from gradest.contract.neuron import Continuous, TopGates
 from gradest.contract.numerics import (
     gauss_legendre,
@@ -162,9 +162,9 @@ class NoisyTopK(Continuous, TopGates):
         n, count = a.shape[-1], self._count(a.shape[-1], level)
         if count > MAX_POINTS or count * max(n, a.numel()) > _MAX_LAW:
             raise TooManyPoints(
-                f"the law of {self.label()} for {n} experts has {count} nodes for each of {a[..., 0].numel()} groups; the limits "
-                "are 2^20 nodes, and 2^27 numbers in all. Use fewer experts, a smaller k, threshold, which has no noise, "
-                "active_probability, or estimate"
+                f"the law of {self.label()} for {n} experts has {in_words(count)} nodes for each of {a[..., 0].numel()} groups; "
+                "the limits are 2^20 nodes, and 2^27 numbers in all. Use fewer experts, a smaller k, threshold, which has no "
+                "noise, active_probability, or estimate"
             )
         wide, (open_items, closed_items) = a.double(), _sets(n, self.k)
         top, rest = wide[..., open_items.to(a.device)], wide[..., closed_items.to(a.device)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gradest.contract.cost import Cost
-from gradest.contract.law import MAX_POINTS
+from gradest.contract.law import MAX_POINTS, in_words
 from gradest.contract.neuron import Discrete
 from gradest.contract.numerics import leading_sum, portable, sigmoid, softplus
 from gradest.errors import TooManyPoints
@@ -127,11 +127,11 @@ class PlackettLuce(Discrete):
         Raises TooManyPoints if there are more than 2^20, or if they times the size of an output exceed 2^27.
         """
         n = a.shape[-1]
-        orders = math.factorial(n)
+        orders = self.atoms((n,))
         if orders > MAX_POINTS or orders * max(n, a.numel()) * n > _MAX_LAW:
             raise TooManyPoints(
-                f"listing the orders of {n} items takes {n}! = {orders} outputs for each of {a[..., 0].numel()} groups; the "
-                "limits are 2^20 outputs, and 2^27 numbers in all. Use fewer items, an objective with a closed form "
+                f"listing the orders of {n} items takes {n}! = {in_words(orders)} outputs for each of {a[..., 0].numel()} "
+                "groups; the limits are 2^20 outputs, and 2^27 numbers in all. Use fewer items, an objective with a closed form "
                 "(objective.expectation), or estimate"
             )
         values = _matrix(_all_orders(n).to(a.device)).to(a.dtype)

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 from gradest.contract.neuron import keeps_event
 from gradest.discovery.registry import registry
-from gradest.errors import InvalidOptions, TooManyPoints
+from gradest.errors import InvalidInput, InvalidOptions, TooManyPoints
 from gradest.nn import Expectation, Stochastic
 from gradest_experiments.gated.network import GatedNetwork, needs_closed_gate_gradient, threshold_for_share
 from gradest_experiments.gated.sparsity import L1Penalty, Penalty, build_penalty
@@ -23,6 +23,15 @@ def build(neuron="bernoulli", estimator="straight_through", *, event=(4,), penal
 
 def minibatch(rows=7):
     return torch.rand(rows, 6), torch.arange(rows) % 3
+
+
+@pytest.mark.parametrize(("k", "experts"), [(4, 6), (4, 4), (2, 3)])
+def test_gates_that_choose_more_items_than_an_example_has(k, experts):
+    gates = {"name": "k_subset", "k": k}
+    assert isinstance(build(gates, "enumeration", event=(1, experts)).unit, Expectation)
+    assert isinstance(build(gates, "reinforce", event=(1, experts)).unit, Stochastic)
+    with pytest.raises(InvalidInput, match=rf"k={k}\) .* the shape \[1, {k - 1}\] "):
+        build(gates, "enumeration", event=(1, k - 1))
 
 
 def test_gates_have_one_pre_activation_each():

@@ -73,9 +73,9 @@ def test_no_module_has_the_name_of_a_kernel():
 
 
 def test_the_digest_of_all_sources_is_part_of_the_name_that_a_kernel_is_kept_by():
-    from gradest.kernels.cpu.conditional import kernels
+    from gradest.kernels.cpu.conditional import units
 
-    for kernel in (cpu.noise._uniform, cpu.binaries._draw_binary, kernels.forward):
+    for kernel in (cpu.noise._uniform, cpu.binaries._draw_binary, units.forward):
         assert kernel.py_func.__qualname__.endswith(f"-{cpu.compilation.compiler._DIGEST}")
 
 

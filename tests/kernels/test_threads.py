@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gradest.kernels.cpu import tensors
-from gradest.kernels.cpu.conditional import kernels, layer
+from gradest.kernels.cpu.conditional import layer, units
 from gradest.kernels.cpu.tensors import in_threads, run_in_team
 
 EACH = 1 << 19  # elements of each of the three parts
@@ -105,7 +105,7 @@ def test_the_lists_of_open_gates_live_while_a_kernel_reads_them(monkeypatch: pyt
 
     def watched(kernel: Any, *dtypes: torch.dtype) -> Callable[[Any], None]:
         def run(given: Any) -> None:
-            if kernel is kernels.grad_weight:
+            if kernel is units.grad_weight:
                 alive.append(made[-1]() is not None)
             if all(alive):
                 real(kernel, *dtypes)(given)

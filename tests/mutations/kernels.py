@@ -74,11 +74,18 @@ MUTATIONS = (
         "tests/kernels/test_backward.py -k score",
     ),
     Mutation(
-        "gradest/kernels/cpu/conditional/kernels.py",
+        "gradest/kernels/cpu/conditional/units.py",
         "scale[k] = grad[index[k], u] * gate[k]",
         "scale[k] = grad[index[k], u]",
         "the gradient of a gated layer's weights leaves out the gate",
         "tests/nn/test_conditional.py -k 'values or differences'",
+    ),
+    Mutation(
+        "gradest/kernels/cpu/conditional/blocks.py",
+        "rows[r] = listed[min(k + r, end - 1)]",
+        "rows[r] = listed[min(k + r + 1, end - 1)]",
+        "the gradient of a gated layer's inputs leaves out the first example of a tile",
+        "tests/nn/test_conditional_bits.py -k bits_of_those",
     ),
     Mutation(
         "gradest/kernels/cuda/noise.py",

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import pytest
 import torch
 
+from gradest.kernels.cpu.conditional import blocks, plans
 from gradest.nn import ConditionalLinear
 from tests.nn.conditional import DTYPES, output_gradient, problem, run
 
@@ -23,6 +24,18 @@ def test_bits_of_a_row_depend_on_that_row_alone(units, block, dtype):
         alone = layer(part, gates[rows])
         assert torch.equal(alone, out[rows])
         assert torch.equal(torch.autograd.grad(alone, part, weight[rows])[0], grad_x[rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("batch", "inputs", "units", "block"), [(3, 203, 12, 4), (40, 70, 134, 67), (1100, 19, 16, 8)])
+def test_kernels_for_blocks_have_the_bits_of_those_for_units(batch, inputs, units, block, dtype, monkeypatch):
+    """With tiles that are full and that are not, in every dimension, and with several chunks of examples."""
+    assert batch < 100 or batch > plans.CHUNK
+    each = problem(batch, inputs, units, block, dtype=dtype)
+    by_block = run(*each)
+    monkeypatch.setattr(blocks, "FEWEST_UNITS", 1 << 30)
+    for one, two in zip(run(*each), by_block, strict=True):
+        assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize(("units", "block"), [(600, 1), (640, 64)])

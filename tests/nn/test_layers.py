@@ -233,6 +233,9 @@ def test_estimators_with_many_points_are_sent_to_expectation():
     for estimator in ("disarm", "enumeration", {"name": "straight_through", "samples": 2}):
         with pytest.raises(Incompatible, match=r"gradest\.nn\.Expectation"):
             Stochastic("bernoulli", estimator)
+    for k in (3, 4, 40):  # of which there is one way to take all items, or which the neuron's example does not have
+        with pytest.raises(Incompatible, match=r"gradest\.nn\.Expectation"):
+            Stochastic({"name": "k_subset", "k": k}, "enumeration")
     for estimator in ("rloo", "vimco", {"name": "nvil", "samples": 2}):
         layer, a = Stochastic("bernoulli", estimator), torch.zeros(4, 3, requires_grad=True)
         with pytest.raises(Incompatible, match=r"StochasticGraph\(model, samples=K\)"):

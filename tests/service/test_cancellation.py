@@ -71,3 +71,11 @@ def test_a_moment_of_work_is_not_looked_into():
     with abandoned_when(looks), interruptible(10):
         torch.autograd.grad(value, a)
     assert looks.count == 1
+
+
+def test_what_is_known_to_end_soon_is_not_looked_into():
+    a = torch.ones(3, requires_grad=True)
+    value, looks = chain(a, 50), Looks()
+    with abandoned_when(looks), interruptible(MUCH, brief=True):
+        torch.autograd.grad(value, a)
+    assert looks.count == 1

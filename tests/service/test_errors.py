@@ -256,6 +256,7 @@ def test_bad_feedback(http, refused, change, named):
         {"name": "cross_entropy"},
         {"name": "quadratic", "target": [[0.1], [0.2, 0.3]]},
         {"name": "quadratic", "event_ndim": 2},
+        {"name": "load_balance"},
     ],
 )
 @pytest.mark.parametrize("path", ["estimate", "compare"])

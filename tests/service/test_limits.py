@@ -13,10 +13,22 @@ import torch
 
 import gradest
 from gradest.client.wire import SAFETENSORS, pack
-from gradest_service.admit.admission import admit_comparison, admit_estimate, admit_recommendation
+from gradest_service.admit.admission import (
+    admit_comparison,
+    admit_estimate,
+    admit_forward,
+    admit_recommendation,
+    admit_sample,
+)
 from gradest_service.admit.jobs import ObjectiveJob
-from gradest_service.admit.limits import exact_work, need_of
-from gradest_service.bodies.schemas import CompareRequest, EstimateRequest, MeasureRequest
+from gradest_service.admit.limits import are_brief, exact_work, need_of
+from gradest_service.bodies.schemas import (
+    CompareRequest,
+    EstimateRequest,
+    ForwardRequest,
+    MeasureRequest,
+    SampleRequest,
+)
 from gradest_service.settings import Settings
 
 JSON = {"Content-Type": "application/json"}
@@ -240,6 +252,29 @@ def test_the_work_of_an_exact_gradient_counts_the_outputs_at_the_largest_a():
     low, high = (exact_work(replace(job, a=rows, wide=rows), target) for rows in (a[:1].expand(2, 2), a))
     assert high / low == pytest.approx((atoms[1] / atoms[0]) ** 2)
     exact_work(replace(job, a=a[:0], wide=a[:0]), target)  # no rows, and no error
+
+
+def test_work_that_ends_soon():
+    a, settings = torch.zeros(1, 1 << 10), Settings()
+
+    def is_brief(**fields):
+        request = ForwardRequest(**{"neuron": "bernoulli", "estimator": "rloo", "a": a, **fields})
+        return are_brief([admit_forward(request, settings, False)])
+
+    assert is_brief()
+    assert not is_brief(a=torch.zeros(1 << 10, 1 << 10))
+    assert not is_brief(estimator={"name": "rloo", "samples": 3})  # what options ask for is not measured
+    assert not is_brief(estimator="enumeration", a=torch.zeros(1, 5))  # 32 points
+
+
+def test_the_work_of_others_plugins_is_not_known_to_end_soon(registered):
+    class Slow(gradest.neuron("bernoulli").__class__):
+        name, summary = "slow", "a neuron of somebody else"
+
+    registered(Slow)
+    job = admit_sample(SampleRequest(neuron="slow", a=torch.zeros(1, 2), samples=1), Settings(), False)
+    assert not are_brief([job])
+    assert are_brief([replace(job, neuron=gradest.neuron("bernoulli"))])
 
 
 def test_exact_work_is_charged_and_leaves_a_thread_to_lighter_work():

@@ -26,12 +26,12 @@ from gradest_service.bodies import schemas
 from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
-__all__ = ["WorstRequest", "WorstRequests"]
+__all__ = ["ROUTES", "WorstRequest", "WorstRequests"]
 
 _MOST = 1 << 22
 """The largest size that is tried, which is that of the largest tensor by default."""
 
-_ROUTES: dict[str, tuple[type[Any], Callable[..., Any]]] = {
+ROUTES: dict[str, tuple[type[Any], Callable[..., Any]]] = {
     "/v1/sample": (schemas.SampleRequest, lambda r, s: admission.admit_sample(r, s, False)),
     "/v1/mean": (schemas.MeanRequest, lambda r, s: admission.admit_mean(r, s, False)),
     "/v1/forward": (schemas.ForwardRequest, lambda r, s: admission.admit_forward(r, s, False)),
@@ -152,7 +152,7 @@ class WorstRequests:
 
     def _largest(self, path: str, what: str, fields: Callable[[int], Fields]) -> Iterator[WorstRequest]:
         """Yield the request of the largest size that is accepted; nothing if none is."""
-        schema, admit = _ROUTES[path]
+        schema, admit = ROUTES[path]
         size = self._sizes.get((path, what), _MOST)
         searched = (path, what) in self._sizes
         while size:

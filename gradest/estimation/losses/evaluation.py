@@ -23,6 +23,7 @@ __all__ = [
     "CHUNK",
     "Flattened",
     "evaluate",
+    "event_misfit",
     "expect_led",
     "flattened",
     "leads_to",
@@ -193,15 +194,8 @@ def losses_at(f: Loss, points: Tensor, event_ndim: int) -> Tensor:
 
 def _hint(f: Loss, points: Tensor, event_ndim: int, loss: object) -> str:
     """Return what may be the cause of a loss of a wrong shape, or an empty string."""
-    takes = getattr(f, "event_ndim", event_ndim) if isinstance(f, Objective) else event_ndim
-    if isinstance(f, Objective) and takes != event_ndim:
-        remedy = (
-            f"set its option event_ndim={event_ndim}" if "event_ndim" in type(f).model_fields else "use another neuron"
-        )
-        return (
-            f". {f.name} takes outputs with {takes} dim(s) an event ({_DIMS.get(takes, 'more')}), but those of this neuron have "
-            f"{event_ndim} ({_DIMS.get(event_ndim, 'more')}); {remedy}"
-        )
+    if isinstance(f, Objective) and (misfit := event_misfit(f, event_ndim)):
+        return f". {misfit}"
     units = points.ndim - event_ndim
     if event_ndim > 1 and isinstance(loss, Tensor) and loss.shape == points.shape[: units + 1]:
         # the shape in which torch.distributions and torch.nn.functional.gumbel_softmax take logits
@@ -214,6 +208,22 @@ def _hint(f: Loss, points: Tensor, event_ndim: int, loss: object) -> str:
     if isinstance(f, Objective) or (isinstance(loss, Tensor) and loss.ndim < 2):
         return ""
     return _event_hint(points, points.shape[:units], loss)
+
+
+def event_misfit(f: Objective, output_ndim: int) -> str:
+    """Return why an objective that states the dims of an event does not take outputs of so many, or an empty string."""
+    takes = getattr(f, "event_ndim", output_ndim)
+    if takes == output_ndim:
+        return ""
+    remedy = "use another neuron"
+    if "event_ndim" in type(f).model_fields:
+        remedy = f"set its option event_ndim={output_ndim}"
+    elif isinstance(getattr(type(f), "event_ndim", None), property):
+        remedy = "give it options for such outputs"
+    return (
+        f"{f.name} takes outputs with {takes} dim(s) an event ({_DIMS.get(takes, 'more')}), but those of this neuron have "
+        f"{output_ndim} ({_DIMS.get(output_ndim, 'more')}); {remedy}"
+    )
 
 
 def _event_hint(points: Tensor, wanted: torch.Size, loss: object) -> str:

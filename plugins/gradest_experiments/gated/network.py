@@ -155,12 +155,11 @@ def build_unit(
 ) -> Stochastic | Expectation:
     """Return the layer that trains through the estimator: Stochastic if that takes it, else Expectation.
 
-    How many points an estimator asks for is looked up at the unit's example event, as the layers do: at an event of which there
-    is one configuration, as of 2 of 2 items, enumeration asks for one point too. Raises TooManyPoints for an event that the
-    estimator cannot enumerate.
+    An event of which there is one configuration, as of 2 of 2 items, says little: enumeration asks for one point there too, so
+    one unit of one item more is looked at as well. Raises TooManyPoints for an event that the estimator cannot enumerate.
     """
-    estimator.evaluations(neuron, event)
-    one_point = estimator.evaluations(neuron, tuple(neuron.example_events[0])) == 1
+    wider = (*[1] * (len(event) - 1), event[-1] + 1)
+    one_point = all(estimator.evaluations(neuron, one) == 1 for one in (event, wider))
     return (Stochastic if one_point and estimator.linear else Expectation)(neuron, estimator, evaluation)
 
 

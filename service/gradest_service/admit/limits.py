@@ -18,7 +18,7 @@ from gradest.analysis.comparison import comparable_estimators
 from gradest.client.wire import SAFETENSORS
 from gradest.contract.cost import Cost
 from gradest.contract.estimator import Estimator, State
-from gradest.contract.law import MAX_POINTS, count_configurations
+from gradest.contract.law import count_configurations, count_ways, in_words
 from gradest.contract.target import Target
 from gradest.errors import Inexact, PluginFault, TooManyPoints
 from gradest.estimation.losses.evaluation import CHUNK
@@ -32,6 +32,7 @@ from gradest_service.admit.jobs import (
     ObjectiveJob,
     SampleJob,
 )
+from gradest_service.admit.plugins import without_options
 from gradest_service.admit.request_context import is_set_aside
 from gradest_service.bodies.sizes import size
 from gradest_service.problems import Problem
@@ -40,6 +41,7 @@ from gradest_service.settings import Settings
 
 __all__ = [
     "affordable_estimators",
+    "are_brief",
     "can_afford_exact",
     "check_comparison",
     "check_credit",
@@ -59,6 +61,8 @@ __all__ = [
 
 _CALL = 256  # elements that are computed in the time of one call of a pointwise objective, at least
 _LAW = 4  # nodes of a law take so many times the memory of as many points, with the derivatives of their density
+_BRIEF = 1 << 22  # bytes, on which the slowest plugin takes a third of a second, and a tenth with kernels
+_FEW = 16  # points of a draw, as some estimators take time for each pair of them
 _WARM_UP = 100  # steps that a stateful estimator takes before its draws
 
 
@@ -66,6 +70,23 @@ def need_of(settings: Settings, job: Job) -> Need:
     """Return what a job takes of the process. It is heavy if it computes or holds more than light work may."""
     held = min(job.cost.held * Cost.HELD_PER_ELEMENT * job.itemsize, settings.max_heavy_bytes)
     return Need(job.cost.work > settings.heavy_work or held > settings.max_light_bytes, held)
+
+
+def are_brief(jobs: Sequence[SampleJob | NeuronJob | CreditJob]) -> bool:
+    """Tell whether jobs of one kind, computed together, are known to end soon. `tests/service/moment.py` measures how soon.
+
+    Such are gradest's own plugins without options, which may ask for much that counts as little, on so many bytes.
+    """
+    if sum(max(job.cost.work, job.cost.held) * job.itemsize for job in jobs) > _BRIEF:
+        return False
+    first = jobs[0]
+    if isinstance(first, CreditJob):
+        return first.loss.shape[0] <= _FEW and without_options(first.estimator, {"samples"})
+    if not without_options(first.neuron):
+        return False
+    return not isinstance(first, EstimatorJob) or (
+        without_options(first.estimator) and first.estimator.evaluations(first.neuron, first.event) <= _FEW
+    )
 
 
 def light_need(settings: Settings) -> Need:
@@ -95,8 +116,8 @@ def check_mean(settings: Settings, job: NeuronJob, as_json: bool) -> Cost:
     if work > settings.max_work:
         raise Problem(
             413,
-            f"The mean of {job.neuron.name} would compute {_show(work)} elements, its nodes or tables included; the limit is "
-            f"{settings.max_work}. Send fewer rows or units in a request, and more requests.",
+            f"The mean of {job.neuron.name} would compute {in_words(work)} elements, its nodes or tables included; the limit "
+            f"is {settings.max_work}. Send fewer rows or units in a request, and more requests.",
         )
     at_once = min(size(job.batch), rows_of_mean(settings, job))
     return Cost(max(outputs, row.held * at_once), work)
@@ -141,8 +162,8 @@ def check_credit(settings: Settings, job: CreditJob, as_json: bool) -> Cost:
         what = "K x loss would be" if work == pairs else f"The credit of {job.estimator.name} would compute"
         raise Problem(
             413,
-            f"{what} {_show(work)} elements; the limit is {settings.max_work}. Send fewer elements of the batch in a request, or "
-            "fewer samples.",
+            f"{what} {in_words(work)} elements; the limit is {settings.max_work}. Send fewer elements of the batch in a request, "
+            "or fewer samples.",
         )
     return Cost(max(elements, cost.held), max(elements, cost.work))
 
@@ -249,10 +270,12 @@ def _held_by_exact(settings: Settings, job: ObjectiveJob, target: Target) -> int
         total = count_configurations(job.neuron, job.event)
     except TooManyPoints:
         total = 0
-    points, ways = total * size(job.a.shape), int(total**target.samples)
+    points = total * size(job.a.shape)
     if target.samples == 1 and target.is_mean:
         return _LAW * elements + min(CHUNK, points)
-    if ways > MAX_POINTS:  # which is refused before any is held
+    try:
+        ways = count_ways(total, target)
+    except TooManyPoints:  # which is refused before any is held
         return _LAW * elements
     losses = ways * size(job.batch)
     at_once = min(CHUNK, losses) if target.is_mean else losses
@@ -271,11 +294,8 @@ def exact_work(job: ObjectiveJob, target: Target) -> int:
         except Inexact:
             return 0
         values, _ = neuron.law(rows.amax(0))  # the number of outputs may grow with a
-        points = count_configurations(neuron, event, values.shape[0])
+        points = count_ways(count_configurations(neuron, event, values.shape[0]), target)
     except TooManyPoints:
-        return 0
-    points = math.prod([points] * target.samples)
-    if points > MAX_POINTS:
         return 0
     return points * size(a.shape) // size(event) * _point_work(job)
 
@@ -316,10 +336,10 @@ def _check_points(settings: Settings, job: NeuronJob, estimator: Estimator) -> t
 def _check_held(settings: Settings, what: str, held: int, points: int) -> None:
     """Check how many elements are held at once, of which so many are points or outputs."""
     if held > settings.max_points:
-        more = "" if held <= points else f", beside K x a = {_show(points)} what the plugin needs for them"
+        more = "" if held <= points else f", beside K x a = {in_words(points)} what the plugin needs for them"
         raise Problem(
             413,
-            f"{what} would hold {'K x a = ' if held <= points else ''}{_show(held)} elements{more}; the limit is "
+            f"{what} would hold {'K x a = ' if held <= points else ''}{in_words(held)} elements{more}; the limit is "
             f"{settings.max_points}. Send fewer rows or units, or choose options or an estimator that take less.",
         )
 
@@ -329,13 +349,13 @@ def _check_answer(settings: Settings, elements: int, what: str, as_json: bool) -
     if as_json and elements > settings.max_json_elements:
         raise Problem(
             413,
-            f"{what} would be {_show(elements)} elements; an answer in JSON holds {settings.max_json_elements}. "
+            f"{what} would be {in_words(elements)} elements; an answer in JSON holds {settings.max_json_elements}. "
             f"Ask for safetensors, with Accept: {SAFETENSORS}, or for less in a request.",
         )
     if elements > settings.max_elements:
         raise Problem(
             413,
-            f"{what} would be {_show(elements)} elements; an answer holds {settings.max_elements}. "
+            f"{what} would be {in_words(elements)} elements; an answer holds {settings.max_elements}. "
             "Send fewer rows, or ask for less in a request, and send more requests.",
         )
 
@@ -366,7 +386,3 @@ def _too_much_work(work: int, settings: Settings) -> Problem:
         f"draws x K x a, over all estimators, would be {work} elements; the limit is {settings.max_work}. Ask for fewer "
         "draws, rows or estimators in a request, and send more requests, each with its own seed.",
     )
-
-
-def _show(number: int) -> str:
-    return str(number) if number < 10**15 else "over 10^15"

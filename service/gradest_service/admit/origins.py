@@ -47,12 +47,10 @@ class Origins:
                 "The Host header names another server. Use the address at which the service is bound, or set allowed_hosts to "
                 "the names by which it is reached.",
             )
+        if headers.get("sec-fetch-site") != "cross-site" or self.allows(headers.get("origin", "")):
+            return
         navigates = headers.get("sec-fetch-mode") == "navigate" and method == "GET"
-        if (
-            headers.get("sec-fetch-site") == "cross-site"
-            and not self.allows(headers.get("origin", ""))
-            and not (navigates and path in self._public)
-        ):
+        if not (navigates and path in self._public):
             raise Problem(
                 403,
                 "A page of another site sent this request. To allow its origin, set cors_origins.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -14,6 +14,7 @@ from gradest.contract.neuron import Neuron, output_shape
 from gradest.contract.objective import Objective, Separable
 from gradest.contract.plugin import Plugin
 from gradest.errors import GradestError, InvalidInput, InvalidOptions, PluginFault, UnknownPlugin
+from gradest.estimation.losses.evaluation import event_misfit
 from gradest_service.admit.request_context import is_set_aside
 from gradest_service.bodies.tensors import check_options
 from gradest_service.problems import Problem, describe_faults
@@ -27,6 +28,7 @@ __all__ = [
     "built_in_neurons",
     "only_built_ins",
     "unknown_plugin",
+    "without_options",
 ]
 
 _BUILT_IN = "gradest"  # the distribution of the built-in plugins
@@ -40,6 +42,17 @@ def only_built_ins() -> bool:
     If not, others' code may be called even for a request that does not name it: an error lists the plugins that fit.
     """
     return all(info.distribution == _BUILT_IN for info in gradest.registry.plugins)
+
+
+def without_options(plugin: Plugin, but: Collection[str] = ()) -> bool:
+    """Tell whether this is one of gradest's own plugins as it is by default, but for options of these names."""
+    built_in = any(
+        type(plugin) in table.values()
+        for info in gradest.registry.plugins
+        if info.distribution == _BUILT_IN
+        for table in info.tables()
+    )
+    return built_in and plugin.model_fields_set <= set(but)
 
 
 def built_in_neurons() -> list[type[Neuron]]:
@@ -73,6 +86,8 @@ def build_objective(spec: Any, neuron: Neuron, a: Tensor, settings: Settings) ->
     objective = _build("objective", spec, gradest.registry.objective, gradest.registry.objectives, settings)
     if isinstance(objective, Separable):
         objective.check_events(neuron)
+    if misfit := event_misfit(objective, neuron.output_ndim):
+        raise InvalidInput(misfit)
     if objective.pointwise:
         return objective
     no_points = a.new_zeros((0, *output_shape(neuron, a)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from gradest_service.problems import Problem
 from gradest_service.settings import Settings
 
 __all__ = ["CODECS", "JSON", "SAFETENSORS", "Codec", "answer_codec", "parse_json", "prefers", "request_codec"]
+
+_ACCEPT_HEADERS = 64  # that are kept in mind; clients have few
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def answer_codec(accept: str) -> Codec:
     return SAFETENSORS if prefers(accept, SAFETENSORS.media_type, JSON.media_type) else JSON
 
 
+@lru_cache(_ACCEPT_HEADERS)
 def prefers(accept: str, media_type: str, default: str) -> bool:
     """Tell whether an Accept header ranks `media_type` above `default`, by RFC 9110's quality values.
 

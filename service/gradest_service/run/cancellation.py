@@ -54,10 +54,13 @@ def abandoned_when(nobody_waits: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
-def interruptible(work: int) -> Iterator[None]:
-    """Let `raise_if_cancelled` end the block at any operation of torch, if its work is more than a moment's."""
+def interruptible(work: int, *, brief: bool = False) -> Iterator[None]:
+    """Let `raise_if_cancelled` end the block at any operation of torch, if its work is more than a moment's.
+
+    brief: whether it is known to end soon, so that it is not looked into, however many elements it computes.
+    """
     raise_if_cancelled()
-    if work <= _MOMENT:
+    if brief or work <= _MOMENT:
         yield
         return
     with _Interruptible():

@@ -17,6 +17,7 @@ from gradest.estimation.ask_tell import ask, sample_checked, tell, value_of
 from gradest.random import Key
 from gradest_service.admit.digest import digest_of
 from gradest_service.admit.jobs import BackwardJob, ForwardJob, SampleJob
+from gradest_service.admit.limits import are_brief
 from gradest_service.bodies.schemas import BackwardAnswer, ForwardAnswer, SampleAnswer
 from gradest_service.run.cancellation import interruptible
 from gradest_service.run.device import CPU, Device
@@ -29,7 +30,7 @@ AnyJob = SampleJob | ForwardJob | BackwardJob
 def sample(jobs: Sequence[SampleJob], device: Device = CPU) -> list[SampleAnswer]:
     """Compute `gradest.sample` for each of several jobs of one kind."""
     first, joined = jobs[0], _JoinedRows(jobs)
-    with interruptible(joined.work), device.computing():
+    with interruptible(joined.work, brief=are_brief(jobs)), device.computing():
         h = sample_checked(first.neuron, widen(device.put(joined.a)), first.samples, joined.key, first.dtype)
         h = device.fetch(h.to(first.dtype or joined.a.dtype))
     parts = joined.split_points(h)
@@ -39,7 +40,7 @@ def sample(jobs: Sequence[SampleJob], device: Device = CPU) -> list[SampleAnswer
 def forward(jobs: Sequence[ForwardJob], device: Device = CPU) -> list[ForwardAnswer]:
     """Compute the first half of a gradient for each of several jobs of one kind. A job with a state is given alone."""
     first, joined = jobs[0], _JoinedRows(jobs)
-    with interruptible(joined.work), device.computing():
+    with interruptible(joined.work, brief=are_brief(jobs)), device.computing():
         a, state = device.put(joined.a), device.put_all(first.state)
         draw, _ = ask(first.neuron, first.estimator, a, joined.key, state)
         points = joined.split_points(device.fetch(draw.points.to(a.dtype)))
@@ -66,7 +67,7 @@ def backward(jobs: Sequence[BackwardJob], device: Device = CPU) -> list[Backward
     first, joined = jobs[0], _JoinedRows(jobs)
     values: Sequence[Tensor | None] = [None] * len(jobs)
     weights: Sequence[Tensor | None] = values
-    with interruptible(joined.work), device.computing():
+    with interruptible(joined.work, brief=are_brief(jobs)), device.computing():
         a, given = device.put(joined.a), device.put_all(first.state)
         loss, grad = (
             None if x is None else device.put(x)

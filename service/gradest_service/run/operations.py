@@ -31,7 +31,7 @@ _DRAWS = 1000  # of a recommendation from the certificates, which takes none
 def mean(job: NeuronJob, settings: Settings, device: Device = CPU) -> MeanAnswer:
     """Compute a neuron's `mean` and `active_probability`, of so many rows at a time as the limits allow."""
     neuron, rows = job.neuron, limits.rows_of_mean(settings, job)
-    with interruptible(job.cost.work), device.computing():
+    with interruptible(job.cost.work, brief=limits.are_brief([job])), device.computing():
         if rows >= math.prod(job.batch):
             means, probabilities = _moments(neuron, job.wide, device)
             return MeanAnswer(mean=means, active_probability=probabilities)
@@ -48,7 +48,7 @@ def _moments(neuron: Neuron, rows: Tensor, device: Device) -> tuple[Tensor, Tens
 
 def credit(job: CreditJob, device: Device = CPU) -> CreditAnswer:
     """Compute `gradest.credit`."""
-    with interruptible(job.cost.work), device.computing():
+    with interruptible(job.cost.work, brief=limits.are_brief([job])), device.computing():
         features = None if job.features is None else device.put(job.features)
         weights, state = gradest.credit(job.estimator, device.put(job.loss), device.put_all(job.state), features)
         return CreditAnswer(weights=device.fetch(weights), state=device.fetch_all(state))

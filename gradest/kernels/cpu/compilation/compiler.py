@@ -20,6 +20,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 
@@ -38,6 +39,7 @@ __all__ = [
     "compiled_for_short_loops",
     "compiled_with_fma",
     "folder",
+    "has_wide_registers",
     "inlined",
     "inlined_by_llvm",
     "stack",
@@ -136,6 +138,12 @@ def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any)
     attach(kernel)
     _compile_in_one_process(kernel, waits)
     return kernel
+
+
+def has_wide_registers() -> bool:
+    """Whether numba compiles for a processor with the 32 registers of 512 bits of AVX-512."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+avx512f" in features
 
 
 def folder() -> str:

@@ -76,9 +76,11 @@ def _that_draw(dtype: torch.dtype) -> Iterator[Call]:
 
 def _conditional(of_weights: torch.dtype, dtype: torch.dtype) -> None:
     x, weight = torch.ones(2, 3, dtype=dtype), torch.ones(4, 3, dtype=of_weights)
-    gates, bias = torch.ones(2, 4, dtype=dtype), torch.ones(4, dtype=dtype)
-    plan = conditional.plan(gates)
-    conditional.count(gates)
-    out, _ = conditional.forward(plan, x, weight, bias, True)
-    conditional.grad_input(plan, out, weight)
-    conditional.grad_weight(plan, out, x, False)
+    bias = torch.ones(4, dtype=dtype)
+    for blocks in (4, 1):  # there are other kernels for large blocks
+        gates = torch.ones(2, blocks, dtype=dtype)
+        plan = conditional.plan(gates)
+        conditional.count(gates)
+        out, _ = conditional.forward(plan, x, weight, bias, True)
+        conditional.grad_input(plan, out, weight)
+        conditional.grad_weight(plan, out, x, False)

@@ -13,7 +13,9 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import array
-from gradest.kernels.cpu.conditional import kernels
+from gradest.kernels.cpu.conditional import blocks as of_blocks
+from gradest.kernels.cpu.conditional import plans
+from gradest.kernels.cpu.conditional import units as of_units
 from gradest.kernels.cpu.tensors import run_in_team, zeros
 
 __all__ = ["Plan", "count", "forward", "grad_input", "grad_weight", "plan"]
@@ -40,7 +42,7 @@ class Plan:
 
     def __init__(self, gates: Tensor) -> None:
         self.gates = gates.contiguous()
-        self.chunks = -(-len(gates) // kernels.CHUNK)
+        self.chunks = -(-len(gates) // plans.CHUNK)
         if len(gates) == 1:
             self.pairs = self.blocks = count(self.gates)
         else:
@@ -48,12 +50,12 @@ class Plan:
 
     @functools.cached_property
     def words(self) -> Tensor:
-        """The lists in memory, as gradest.kernels.cpu.conditional.kernels describes them."""
+        """The lists in memory, as gradest.kernels.cpu.conditional.plans describes them."""
         batch, blocks = self.gates.shape
-        size = blocks + self.chunks * (blocks + 1 + min(batch, kernels.CHUNK) * blocks + 1)
+        size = blocks + self.chunks * (blocks + 1 + min(batch, plans.CHUNK) * blocks + 1)
         words = torch.empty(size, dtype=torch.int32, device="cpu")
         given = _Arguments(batch, blocks, self.chunks, words.data_ptr(), self.gates.data_ptr())
-        _function(kernels.list_gates, self.gates.dtype, self.gates.dtype)(given)
+        _function(plans.list_gates, self.gates.dtype, self.gates.dtype)(given)
         self.pairs, self.blocks = given[-1] >> 32, given[-1] & 0xFFFFFFFF
         return words
 
@@ -67,7 +69,7 @@ def count(gates: Tensor) -> int:
     """Count the open gates, without making a plan; ten times as fast as torch.count_nonzero."""
     gates = gates.contiguous()
     given = _Arguments(gates.numel(), gates.data_ptr())
-    _function(kernels.count_gates, gates.dtype, gates.dtype)(given)
+    _function(plans.count_gates, gates.dtype, gates.dtype)(given)
     return int(given[-1])
 
 
@@ -77,12 +79,14 @@ def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep_ungated: b
     x and bias are in the gates' dtype, weight in the same, or in bfloat16 for float32.
     """
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-    out = x.new_zeros(len(x), len(weight))
-    ungated = torch.zeros_like(out) if keep_ungated else None
+    out = zeros(len(x), len(weight), dtype=x.dtype)
+    ungated = zeros(*out.shape, dtype=x.dtype) if keep_ungated else None
     tensors = (x, weight, bias, out)
     ungated_at = 0 if ungated is None else ungated.data_ptr()
     block = len(weight) // plan.gates.shape[1]
-    _run_kernel(kernels.forward, plan, x.shape[1], weight.dtype, block, *map(Tensor.data_ptr, tensors), ungated_at)
+    _run_kernel(
+        _kernels(plan, block).forward, plan, x.shape[1], weight.dtype, block, *map(Tensor.data_ptr, tensors), ungated_at
+    )
     return out, ungated
 
 
@@ -91,7 +95,9 @@ def grad_input(plan: Plan, grad: Tensor, weight: Tensor) -> Tensor:
     grad, weight = grad.contiguous(), weight.contiguous()
     out = grad.new_empty(len(grad), weight.shape[1])
     block, tensors = len(weight) // plan.gates.shape[1], (grad, weight, out)
-    _run_kernel(kernels.grad_input, plan, weight.shape[1], weight.dtype, block, *map(Tensor.data_ptr, tensors))
+    _run_kernel(
+        _kernels(plan, block).grad_input, plan, weight.shape[1], weight.dtype, block, *map(Tensor.data_ptr, tensors)
+    )
     return out
 
 
@@ -110,8 +116,15 @@ def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Ten
     else:
         out = x.new_empty(units, inputs) if fill else zeros(units, inputs, dtype=x.dtype)
     tensors = (grad, x, out, bias)
-    _run_kernel(kernels.grad_weight, plan, inputs, x.dtype, block, *map(Tensor.data_ptr, tensors), compact, fill)
+    _run_kernel(
+        _kernels(plan, block).grad_weight, plan, inputs, x.dtype, block, *map(Tensor.data_ptr, tensors), compact, fill
+    )
     return out, bias, index
+
+
+def _kernels(plan: Plan, block: int) -> Any:
+    """Return the module whose kernels are faster for a plan with so many units in a block."""
+    return of_blocks if len(plan.gates) > 1 and block >= of_blocks.FEWEST_UNITS else of_units
 
 
 def _run_kernel(kernel: Any, plan: Plan, inputs: int, weight_dtype: torch.dtype, block: int, *rest: int) -> None:
@@ -121,7 +134,7 @@ def _run_kernel(kernel: Any, plan: Plan, inputs: int, weight_dtype: torch.dtype,
     """
     batch, blocks = plan.gates.shape
     words = (
-        None if batch == 1 and kernel is not kernels.grad_weight else plan.words
+        None if batch == 1 and kernel is not of_units.grad_weight else plan.words
     )  # another thread may list them again
     lists = plan.chunks, 0 if words is None else words.data_ptr(), plan.gates.data_ptr()
     given = _Arguments(batch, inputs, blocks, block, *lists, *rest)
@@ -138,7 +151,7 @@ def _function(kernel: Any, dtype: torch.dtype, weight_dtype: torch.dtype) -> Any
 
     @cfunc("void(int64)")
     def call(at: Any) -> None:
-        kernel(_tuple(array(at, (_ARGUMENTS,), kernels.INT64), _ARGUMENTS), at + last, like, weight_like)
+        kernel(_tuple(array(at, (_ARGUMENTS,), plans.INT64), _ARGUMENTS), at + last, like, weight_like)
 
     address: Any = call.address
     function: Any = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)

@@ -1,14 +1,4 @@
-"""The compiled kernels of the conditional layer.
-
-A kernel takes `given`, a tuple of sizes and addresses (batch, inputs, blocks, units a block, chunks, plan, gates, and then its
-own), `counter`, the address of the counter, and `like` and `weight_like`, empty arrays that tell the type of numbers and of
-weights.
-
-In memory, a plan is three arrays of int32, one after the other:
-    opened   `[blocks]`, the position of each block among those that are open, or -1
-    starts   `[chunks, blocks + 1]`
-    members  `[chunks, ...]`: those from starts[c, g] to starts[c, g + 1] are the examples of chunk c that open block g
-"""
+"""The kernels that compute each unit alone: for one example, and for blocks of few units."""
 
 from __future__ import annotations
 
@@ -17,66 +7,18 @@ from typing import Any
 import numpy as np
 
 from gradest.kernels.cpu.compilation.compiler import array, compiled_with_fma, inlined
-from gradest.kernels.cpu.conditional.intrinsics import dot_products, linear_combination, take_next
+from gradest.kernels.cpu.conditional.intrinsics import PRODUCTS, dot_products, linear_combination, take_next
+from gradest.kernels.cpu.conditional.plans import CHUNK, plan_arrays
 
-__all__ = ["CHUNK", "INT64", "count_gates", "forward", "grad_input", "grad_weight", "list_gates"]
-
-CHUNK = 128
-"""The number of examples in a chunk: their inputs stay in the cache."""
+__all__ = ["forward", "grad_input", "grad_weight"]
 
 _EXAMPLES_PER_PIECE = 16  # in the gradient with respect to the inputs
 _UNITS_PER_PIECE = 32  # elsewhere
 _UNITS_PER_PIECE_OF_ONE_EXAMPLE = 512
-
-_INT32, INT64 = np.empty(0, np.int32), np.empty(0, np.int64)
+_EXAMPLES_IN_CACHE = 128
 
 _WIDE, _NARROW = 256, 32  # bytes
 _combine_wide, _combine_narrow, _combine_one = map(linear_combination, (_WIDE, _NARROW, 0))
-
-
-@inlined
-def _plan_arrays(at: Any, batch: Any, blocks: Any, chunks: Any) -> Any:
-    """Return `opened`, `starts` and `members` of the plan at this address."""
-    opened = array(at, (blocks,), _INT32)
-    starts = array(at + 4 * blocks, (chunks, blocks + 1), _INT32)
-    members = array(at + 4 * (blocks + starts.size), (chunks, min(batch, CHUNK) * blocks + 1), _INT32)
-    return opened, starts, members
-
-
-@compiled_with_fma
-def list_gates(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
-    """Fill the plan, and write 2^32 times the number of open gates, plus the number of open blocks, to the counter."""
-    batch, blocks, chunks, plan_at, gates_at = given[:5]
-    opened, starts, members = _plan_arrays(plan_at, batch, blocks, chunks)
-    gates, pairs = array(gates_at, (batch, blocks), like), 0
-    opened[:] = 0
-    for chunk in range(chunks):
-        listed, begins, k = members[chunk], starts[chunk], np.uint32(0)
-        part = gates[chunk * CHUNK : min((chunk + 1) * CHUNK, batch)]
-        for g in range(blocks):
-            begins[g] = k
-            for b in range(len(part)):
-                listed[k] = chunk * CHUNK + b  # the next one overwrites it if the gate is closed
-                k += np.uint32(part[b, g] != 0)
-            opened[g] |= k - begins[g]
-        begins[blocks] = k
-        pairs += int(k)
-    count = 0
-    for g in range(blocks):
-        found = opened[g] != 0
-        opened[g] = count if found else -1
-        count += found
-    array(counter, (1,), INT64)[0] = (pairs << 32) + count
-
-
-@compiled_with_fma
-def count_gates(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
-    """Write the number of open gates to the counter."""
-    size, gates_at = given[:2]
-    pairs = 0
-    for gate in array(gates_at, (size,), like):
-        pairs += gate != 0
-    array(counter, (1,), INT64)[0] = pairs
 
 
 @compiled_with_fma
@@ -84,36 +26,38 @@ def forward(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
     """Write gates * (x W^T + b) where gates are open, and x W^T + b if its address is not 0."""
     batch, inputs, blocks, block, chunks, plan_at, gates_at = given[:7]
     x_at, w_at, bias_at, out_at, ungated_at = given[7:12]
-    units, (_, starts, members) = blocks * block, _plan_arrays(plan_at, batch, blocks, chunks)
+    units, (_, starts, members) = blocks * block, plan_arrays(plan_at, batch, blocks, chunks)
     x, w = array(x_at, (batch, inputs), like), array(w_at, (units, inputs), weight_like)
     bias, gates = array(bias_at, (units,), like), array(gates_at, (batch, blocks), like)
     out, ungated = array(out_at, (batch, units), like), array(ungated_at, (batch, units), like)
+    y = np.empty(PRODUCTS, like.dtype)
     each = max(1, (_UNITS_PER_PIECE_OF_ONE_EXAMPLE if batch == 1 else _UNITS_PER_PIECE) // block)
-    pieces = -(-blocks // each)
+    pieces, positions = -(-blocks // each), np.empty(each, np.int64)
     while True:
         piece = take_next(counter)
         if piece >= pieces * len(starts):
             return
         chunk, first = piece // pieces, piece % pieces * each
+        last = min(first + each, blocks)
         if batch == 1:
-            _one_example(first, min(first + each, blocks), block, x, w, bias, gates, out, ungated, ungated_at)
+            _one_example(first, last, block, x, w, bias, gates, out, ungated, ungated_at, y)
             continue
         listed = members[chunk]
-        for g in range(first, min(first + each, blocks)):
-            begin, end = starts[chunk, g], starts[chunk, g + 1]
-            if begin == end:
-                continue
-            u, last = g * block, (g + 1) * block
-            while u + 2 <= last:
-                _two_units(u, g, listed, begin, end, x, w, bias, gates, out, ungated, ungated_at)
-                u += 2
-            if u < last:
-                _one_unit(u, g, listed, begin, end, x, w, bias, gates, out, ungated, ungated_at)
+        for g in range(first, last):
+            positions[g - first] = starts[chunk, g]
+        for before in range(chunk * CHUNK, min((chunk + 1) * CHUNK, batch), _EXAMPLES_IN_CACHE):
+            for g in range(first, last):
+                begin = end = positions[g - first]
+                while end < starts[chunk, g + 1] and listed[end] < before + _EXAMPLES_IN_CACHE:
+                    end += 1
+                positions[g - first] = end
+                for u in range(g * block, (g + 1) * block):
+                    _one_unit(u, g, listed, begin, end, x, w, bias, gates, out, ungated, ungated_at, y)
 
 
 @inlined
 def _one_example(
-    g: Any, end: Any, block: Any, x: Any, w: Any, bias: Any, gates: Any, out: Any, ungated: Any, keep: Any
+    g: Any, end: Any, block: Any, x: Any, w: Any, bias: Any, gates: Any, out: Any, ungated: Any, keep: Any, y: Any
 ) -> None:
     """Compute units of several blocks at a time, because the additions of a single sum wait for one another."""
     units, k = np.empty(4, np.int64), 0
@@ -123,52 +67,39 @@ def _one_example(
                 units[k] = u
                 k += 1
                 if k == 4:
-                    y = dot_products(x, (0,), w, (units[0], units[1], units[2], units[3]))
+                    dot_products(y, x, (0,), w, (units[0], units[1], units[2], units[3]))
                     for i in range(4):
                         _put(0, units[i], units[i] // block, y[i], bias, gates, out, ungated, keep)
                     k = 0
         g += 1
     for i in range(k):
-        y = dot_products(x, (0,), w, (units[i],))
+        dot_products(y, x, (0,), w, (units[i],))
         _put(0, units[i], units[i] // block, y[0], bias, gates, out, ungated, keep)
 
 
 @inlined
-def _two_units(
-    u: Any, g: Any, m: Any, k: Any, end: Any, x: Any, w: Any, bias: Any, gates: Any, out: Any, ungated: Any, keep: Any
-) -> None:
-    """Compute two adjacent units for the examples m[k] to m[end - 1]."""
-    while k + 3 <= end:
-        y = dot_products(x, (m[k], m[k + 1], m[k + 2]), w, (u, u + 1))
-        for i in range(6):
-            _put(m[k + i // 2], u + i % 2, g, y[i], bias, gates, out, ungated, keep)
-        k += 3
-    while k < end:
-        y = dot_products(x, (m[k],), w, (u, u + 1))
-        for i in range(2):
-            _put(m[k], u + i, g, y[i], bias, gates, out, ungated, keep)
-        k += 1
-
-
-@inlined
 def _one_unit(
-    u: Any, g: Any, m: Any, k: Any, end: Any, x: Any, w: Any, bias: Any, gates: Any, out: Any, ungated: Any, keep: Any
+    u: Any,
+    g: Any,
+    m: Any,
+    k: Any,
+    end: Any,
+    x: Any,
+    w: Any,
+    bias: Any,
+    gates: Any,
+    out: Any,
+    ungated: Any,
+    keep: Any,
+    y: Any,
 ) -> None:
     """Compute one unit for the examples m[k] to m[end - 1]."""
-    while k + 4 <= end:
-        y = dot_products(x, (m[k], m[k + 1], m[k + 2], m[k + 3]), w, (u,))
-        for i in range(4):
+    while k < end:
+        last = end - 1
+        dot_products(y, x, (m[k], m[min(k + 1, last)], m[min(k + 2, last)], m[min(k + 3, last)]), w, (u,))
+        for i in range(min(4, end - k)):
             _put(m[k + i], u, g, y[i], bias, gates, out, ungated, keep)
         k += 4
-    if k + 2 <= end:
-        y = dot_products(x, (m[k], m[k + 1]), w, (u,))
-        for i in range(2):
-            _put(m[k + i], u, g, y[i], bias, gates, out, ungated, keep)
-        k += 2
-    while k < end:
-        y = dot_products(x, (m[k],), w, (u,))
-        _put(m[k], u, g, y[0], bias, gates, out, ungated, keep)
-        k += 1
 
 
 @inlined
@@ -228,7 +159,7 @@ def grad_weight(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
     """
     batch, inputs, blocks, block, chunks, plan_at, gates_at = given[:7]
     grad_at, x_at, out_at, bias_at, compact, fill = given[7:13]
-    units, (opened, starts, members) = blocks * block, _plan_arrays(plan_at, batch, blocks, chunks)
+    units, (opened, starts, members) = blocks * block, plan_arrays(plan_at, batch, blocks, chunks)
     grad, x = array(grad_at, (batch, units), like), array(x_at, (batch, inputs), like)
     gates, out = array(gates_at, (batch, blocks), like), array(out_at, (units, inputs), like)
     bias = array(bias_at, (units,), like)
