@@ -279,14 +279,16 @@ def _(x: Any) -> Any:
         t = min(max(x * -_F32_PER_LN2, -_ROUGH_LIMIT), _ROUGH_LIMIT)
         shifted = t + np.float32(1.5 * 2**23)
         y = _F32_ROUGH(t - (shifted - np.float32(1.5 * 2**23)))
-        e = np.int32(np.float32(y).view(np.int32) + (np.float32(shifted).view(np.int32) << np.int32(23))).view(np.float32)
+        exponent = np.float32(shifted).view(np.int32) << np.int32(23)
+        e = np.int32(np.float32(y).view(np.int32) + exponent).view(np.float32)
         return e + np.float32(1) if x == x else x  # noqa: PLR0124
 
     def wide(x: Any) -> Any:
         t = min(max(x * -_F64_PER_LN2, -100.0), 100.0)
         shifted = t + 1.5 * 2.0**52
         y = _F64_ROUGH(t - (shifted - 1.5 * 2.0**52))
-        e = np.int64(np.float64(y).view(np.int64) + (np.float64(shifted).view(np.int64) << np.int64(52))).view(np.float64)
+        exponent = np.float64(shifted).view(np.int64) << np.int64(52)
+        e = np.int64(np.float64(y).view(np.int64) + exponent).view(np.float64)
         return e + 1.0 if x == x else x  # noqa: PLR0124
 
     return narrow if x == types.float32 else wide
