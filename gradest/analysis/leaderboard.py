@@ -299,22 +299,28 @@ def _standing(
 
 
 def to_row(standing: Standing) -> list[Any]:
-    """Return the cells of a row under STANDING_COLUMNS."""
+    """Return the cells of a row under STANDING_COLUMNS. The value is a text that ends where its spread has two digits."""
     entry = standing.entry
     return [
         standing.rank,
         entry.label,
-        standing.mean if standing.rank else "failed",
+        "failed" if standing.mean is None else _to_spread(standing.mean, standing.spread),
         standing.spread,
         standing.seeds,
         standing.behind,
         standing.behind_error,
         entry.per_draw,
         round(standing.evaluations),
-        standing.seconds,
+        standing.seconds if standing.seconds < 100 else round(standing.seconds),
         entry.claim,
         entry.cosine,
     ]
+
+
+def _to_spread(value: float, spread: float | None) -> str:
+    if not spread or abs(value) < 1e-4:
+        return f"{value:.5g}"
+    return f"{value:.{min(6, max(0, 1 - math.floor(math.log10(spread))))}f}"
 
 
 def board_to_dict(board: Board) -> dict[str, Any]:

@@ -73,6 +73,16 @@ def test_who_failed_has_no_place():
     assert standings(board(failed))[0].rank is None
 
 
+def test_a_value_ends_where_its_spread_has_two_digits():
+    """So that a difference of a nat is seen beside 123 of them."""
+    far, near = entry("far", 122.0, 126.0), entry("near", 123.41, 123.43)
+    assert [to_row(row)[2] for row in standings(board(far, near, entry("once", 1234.5678)))] == [
+        "123.420",
+        "124.0",
+        "1234.6",
+    ]
+
+
 def test_what_is_written_is_read(tmp_path):
     one = entry(
         "a(x=1, y=2)", 0.5, runs=(run(0, 0.123456789, curve=((0, 1.0), (3, 0.5)), details={"cells": {"p": 0.25}}),)

@@ -246,7 +246,7 @@ def test_a_run_writes_what_it_is_and_what_it_measured(tmp_path):
         ("train", 8),
         *((kind, 10) for kind in ("valid", "variance")),
         ("train", 12),
-        *((kind, 13) for kind in ("train", "valid", "variance", "test")),
+        *((kind, 13) for kind in ("train", "valid", "variance", "final", "test")),
     ]
     assert record["results"] == {"evaluations": 2, "test": rows[-1]["bound"]}
     assert all(-12 * math.log(2) - 60 < row["elbo"] < 0 for row in rows if row["kind"] in ("train", "valid"))
@@ -273,8 +273,10 @@ def test_estimators_see_the_same_images_and_start_alike(tmp_path, monkeypatch):
             train_vae(run_of(name, seed=seed, steps=6), tiny_images(), tmp_path / f"{name}{seed}")
     first, other, seeded = ([x.tolist() for x in seen[which]] for which in (("rloo", 0), ("double_cv", 0), ("rloo", 1)))
     assert first == other != seeded
-    assert len(first) == 13  # 6 steps; validation and the batch of the variance at steps 0, 5 and 6; test
-    assert len({str(x) for x in first}) == 6 + 1 + 1 + 1
+    assert (
+        len(first) == 14
+    )  # 6 steps; validation and the batch of the variance at steps 0, 5 and 6; test, and all training images
+    assert len({str(x) for x in first}) == 6 + 1 + 1 + 1 + 1
     lines = [metrics_of(tmp_path / folder)[0] for folder in ("rloo0", "double_cv0", "rloo1")]
     assert lines[0] == lines[1] != lines[2]
 

@@ -29,12 +29,12 @@ from gradest_experiments.vae.variance import measure_variance
 __all__ = ["EXPERIMENT", "VaeRun", "train_vae"]
 
 EXPERIMENT = "binary-vae"
-_WEIGHTS, _ORDER, _BINARISATION, _NOISE, _VALIDATION, _VARIANCE, _TEST = range(7)  # what a seed is for
+_WEIGHTS, _ORDER, _BINARISATION, _NOISE, _VALIDATION, _VARIANCE, _TEST, _FINAL = range(8)  # what a seed is for
 _OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
     "radam": torch.optim.RAdam,
 }
-_VALID_CHUNK, _TEST_CHUNK = 500, 20  # images evaluated at once
+_ELBO_CHUNK, _TEST_CHUNK = 500, 20  # images evaluated at once
 
 
 def train_vae(
@@ -50,10 +50,12 @@ def train_vae(
     A checkpoint is written at each validation and at an interrupt. The metrics are
 
         train     elbo: the training estimate averaged over the last log_every steps, at the parameters of each; the average of
-                  K samples, not a K-sample bound. seconds: of training so far, measurements excluded
+                  K samples, not a K-sample bound, and no ELBO at all if the estimator evaluates relaxed outputs, as
+                  gumbel_softmax does. seconds: of training so far, measurements excluded
         valid     elbo: of all validation images, binarised once, with one sample each
         variance  of the encoder's gradient on one fixed batch of training images, at the current parameters and state;
                   parameters, logits: see `measure_variance`
+        final     elbo: of all training images, with one sample each, after the last step
         test      bound: the importance-weighted bound with test_samples samples per image
 
     Weights, order, binarisation and noise follow from the seed and the step, and are the same for all estimators. A run that
@@ -146,6 +148,7 @@ class VaeRun(TrainingRun):
                 raise KeyboardInterrupt
             bounds.append(self.vae.bound(x, key, self.settings.test_samples))
         bound = float(torch.cat(bounds).double().mean())
+        metrics.write("final", self.step, elbo=self._elbo(self.images.train, _FINAL))
         metrics.write("test", self.step, bound=bound)
         metrics.sync()
         folder.add_results(test=bound)
@@ -160,12 +163,16 @@ class VaeRun(TrainingRun):
 
     def _measure(self, metrics: MetricsWriter) -> None:
         """Measure the validation ELBO, and the variance of the encoder's gradient."""
-        elbos = [self.vae.elbo(x, key) for x, key in self._binary(self.images.valid, _VALIDATION, _VALID_CHUNK)]
-        metrics.write("valid", self.step, elbo=float(torch.cat(elbos).double().mean()))
+        metrics.write("valid", self.step, elbo=self._elbo(self.images.valid, _VALIDATION))
         x = self._inputs(self.images.train[: self.settings.batch], self._key(_VARIANCE))
         key = self._key(_VARIANCE, self.step)
         draws = self.settings.variance_draws
         metrics.write("variance", self.step, **measure_variance(self.vae, x, self.estimator, key, self.memory, draws))
+
+    def _elbo(self, pixels: Tensor, purpose: int) -> float:
+        """Return the mean ELBO of images, with one sample each."""
+        elbos = [self.vae.elbo(x, key) for x, key in self._binary(pixels, purpose, _ELBO_CHUNK)]
+        return float(torch.cat(elbos).double().mean())
 
     def _binary(self, pixels: Tensor, purpose: int, chunk: int) -> Iterator[tuple[Tensor, Key]]:
         """Yield chunks of images, binarised once for the run or grey, and keys of their noise, whatever the chunks."""

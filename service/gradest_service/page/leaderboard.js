@@ -22,6 +22,7 @@ const COLUMNS = [
   ["cosine", "least cosine"],
 ];
 const WORDS = ["label", "claim", "problem"];
+const CELLS = { mean: (row) => number(row.mean, 5) };
 const ALL = "all problems";
 const CURVES = 10; // at most, in a chart
 
@@ -93,7 +94,7 @@ class Board {
         state.sort = sort;
         keep();
       },
-      { label: (row) => el("a", { href: cardOf(row.label) }, row.label) },
+      { ...CELLS, label: (row) => el("a", { href: cardOf(row.label) }, row.label) },
     );
     this.chart = new Chart("training", `Training curves of the first estimators on ${key}`);
     this.figure = el("figure", {}, this.chart.host);
@@ -152,6 +153,7 @@ function showCard(root, boards, name) {
   const several = (what) => [...new Set(runs.map((run) => run[what]))].join("; ");
   const columns = [["problem", "problem"], ["neuron", "neuron"], ...COLUMNS.filter(([column]) => column !== "label")];
   const table = new ResultTable(columns, [...WORDS, "neuron"], ["problem", 1], () => {}, {
+    ...CELLS,
     rank: (row) => (row.rank === null ? "failed" : `${number(row.rank)} of ${row.of}`),
   });
   table.show(found);
