@@ -52,11 +52,9 @@ class Left:
 
 def leave(seconds: float, share: float, seed: int) -> Iterator[Left]:
     """Send a random share of the worst requests for a time, and yield those whose work had not ended when the client left."""
-    end = time.monotonic() + seconds
+    until = time.monotonic() + seconds
     with serving() as (pid, url), httpx.Client(base_url=url, timeout=60) as client:
-        for request in WorstRequests(Settings(), random.Random(seed), share):
-            if time.monotonic() > end:
-                return
+        for request in WorstRequests(Settings(), random.Random(seed), share, until):
             if (found := _leave_one(client, pid, request)) is not None:
                 yield found
 

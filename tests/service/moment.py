@@ -35,7 +35,7 @@ from tests.service.worst_requests import ROUTES, WorstRequest, WorstRequests
 MOST_SECONDS = 0.5
 
 
-def moments(settings: Settings, share: float, seed: int) -> Iterator[tuple[float, int, str]]:
+def moments(settings: Settings, share: float, seed: int, until: float) -> Iterator[tuple[float, int, str]]:
     """Yield the seconds, the work and the name of a random share of the largest requests that are not looked into."""
     run: dict[str, Callable[[Any], Any]] = {
         "/v1/sample": lambda job: joint_pass.sample([job]),
@@ -44,7 +44,7 @@ def moments(settings: Settings, share: float, seed: int) -> Iterator[tuple[float
         "/v1/backward": lambda job: joint_pass.backward([job]),
         "/v1/credit": operations.credit,
     }
-    for request in WorstRequests(settings, random.Random(seed), share):
+    for request in WorstRequests(settings, random.Random(seed), share, until):
         if request.path in run:
             job = _admitted(request, settings)
             if limits.are_brief([job]):
@@ -72,13 +72,9 @@ def main() -> None:
     parser.add_argument("--work", type=int, default=1 << 20, help="elements, as `limits.are_brief` has them")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    end, found = time.monotonic() + given.seconds, []
-    for one in moments(
-        Settings(max_work=given.work, max_points=given.work, max_elements=given.work), given.share, given.seed
-    ):
-        found.append(one)
-        if time.monotonic() > end:
-            break
+    until = time.monotonic() + given.seconds
+    settings = Settings(max_work=given.work, max_points=given.work, max_elements=given.work)
+    found = list(moments(settings, given.share, given.seed, until))
     for seconds, work, what in sorted(found, reverse=True)[:30]:
         print(f"{seconds:.3f} s of the processor, work {work}: {what}")
     print(f"{len(found)} requests")

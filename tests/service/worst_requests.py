@@ -7,7 +7,9 @@ of a dim of the event, of an option or of the samples, and the largest power of 
 from __future__ import annotations
 
 import json
+import math
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -82,12 +84,16 @@ class WorstRequests:
 
     order: shuffles the neurons and estimators, so that the first requests are of all kinds. By default they come by name.
     share: of the requests, chosen by `order`; the others are not searched.
+    until: when the search ends, by the monotonic clock.
     """
 
-    def __init__(self, settings: Settings, order: random.Random | None = None, share: float = 1.0) -> None:
+    def __init__(
+        self, settings: Settings, order: random.Random | None = None, share: float = 1.0, until: float = math.inf
+    ) -> None:
         self._settings = settings
         self._order = order
         self._share = share
+        self._until = until
         self._sizes: dict[tuple[str, str], int] = {}
 
     def __iter__(self) -> Iterator[WorstRequest]:
@@ -167,7 +173,7 @@ class WorstRequests:
 
     def _largest(self, path: str, what: str, fields: Callable[[int], Fields]) -> Iterator[WorstRequest]:
         """Yield the request of the largest size that is accepted; nothing if none is."""
-        if self._order is not None and self._order.random() >= self._share:
+        if time.monotonic() > self._until or (self._order is not None and self._order.random() >= self._share):
             return
         schema, admit = ROUTES[path]
         size = self._sizes.get((path, what), _MOST)

@@ -62,7 +62,7 @@ __all__ = [
 _CALL = 256  # elements that are computed in the time of one call of a pointwise objective, at least
 _LAW = 4  # nodes of a law take so many times the memory of as many points, with the derivatives of their density
 _MOMENT = 1 << 16  # elements, of whatever plugin
-_BRIEF = 1 << 22  # bytes, on which the slowest plugin takes a third of a second, and a tenth with kernels
+_BRIEF = 1 << 22  # bytes, on which the slowest plugin takes a third of a second without kernels
 _FEW = 16  # points of a draw, as some estimators take time for each pair of them
 _WARM_UP = 100  # steps that a stateful estimator takes before its draws
 
