@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
@@ -35,6 +36,7 @@ __all__ = [
     "array",
     "compiled",
     "compiled_and_awaited",
+    "compiled_for_short_loops",
     "compiled_with_fma",
     "folder",
     "has_wide_registers",
@@ -122,7 +124,7 @@ def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any)
     compiled into it. It finds a result by the function's qualified name, so that name includes a digest of all these files.
     """
     function.__qualname__ += f"-{_DIGEST}"
-    decorator: Decorator = njit(**_OF_KERNELS, **options)
+    decorator: Decorator = njit(**{**_OF_KERNELS, **options})
     kernel: Any = decorator(function)
     try:
         kernel.enable_caching()
@@ -262,6 +264,12 @@ def _compile_in_one_process(kernel: Any, waits: bool) -> None:
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a kernel whose arithmetic is IEEE 754's, operation by operation. It is kept on disk."""
     kernel: Callable[..., Any] = _compiled(function)
+    return kernel
+
+
+def compiled_for_short_loops(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a kernel as `compiled` does, with vectors as LLVM prefers them: loops over few classes would not fill wide ones."""
+    kernel: Callable[..., Any] = _compiled(function, pipeline_class=Compiler)
     return kernel
 
 
