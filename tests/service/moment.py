@@ -1,9 +1,12 @@
 """Runs the most work that is not looked into, of every route and plugin, and measures the processor's time of each.
 
     python tests/service/moment.py --seconds 300
+    python tests/service/moment.py --seconds 300 --work 65536
 
-`limits.are_brief` says which, and such work goes on to its end if its client leaves. It fails if any takes half a second of the
-processor. GRADEST_KERNELS=reference measures it without kernels.
+The first is for one pass of gradest's own plugins without options, the second for whatever plugin and options, as
+`limits.are_brief` has them. Such work goes on to its end if its client leaves. The routes that are left out report progress at
+each step, and stop there. It fails if any takes half a second of the processor. GRADEST_KERNELS=reference measures it without
+kernels.
 """
 
 from __future__ import annotations
@@ -41,9 +44,8 @@ def moments(settings: Settings, share: float, seed: int) -> Iterator[tuple[float
         "/v1/backward": lambda job: joint_pass.backward([job]),
         "/v1/credit": operations.credit,
     }
-    chosen = random.Random(seed)
-    for request in WorstRequests(settings):
-        if request.path in run and chosen.random() < share:
+    for request in WorstRequests(settings, random.Random(seed), share):
+        if request.path in run:
             job = _admitted(request, settings)
             if limits.are_brief([job]):
                 with suppress(Problem, GradestError):
