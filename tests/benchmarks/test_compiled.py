@@ -26,6 +26,7 @@ OURS = ("straight_through", "reinforce")
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own code
 @pytest.mark.parametrize("size", SIZES, ids="{0[0]}x{0[1]}".format)
 def test_a_compiled_step_beside_an_eager_one(bench, size):
+    _skip_if_short(bench)
     images, units = size
     calls = {}
     for layer in LAYERS:
@@ -46,12 +47,18 @@ def test_a_compiled_step_beside_an_eager_one(bench, size):
 
 def test_the_first_call_of_a_compiled_model(bench):
     """In a process of its own for each layer, with an empty cache of torch's compiler; kernels of gradest are compiled before."""
-    seconds = {layer: min(_first_call(layer) for _ in range(1 if bench.short else 2)) for layer in LAYERS}
+    _skip_if_short(bench)
+    seconds = {layer: _first_call(layer) for layer in LAYERS}
     title = f"first call of a compiled model {PIXELS}-200-{CLASSES}, CPU seconds"
     for layer in LAYERS:
         bench.bound(title, layer, "s", [seconds[layer]])
     for layer in OURS:
         bench.bound(title, f"{layer}, beyond ReLU", "s", [seconds[layer] - seconds["ReLU"]], at_most=MOST_SECONDS)
+
+
+def _skip_if_short(bench) -> None:
+    if bench.short:
+        pytest.skip("the compiler of torch takes minutes")
 
 
 def _first_call(layer: str) -> float:
