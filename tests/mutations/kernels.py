@@ -60,11 +60,25 @@ MUTATIONS = (
         "tests/kernels/test_backward.py -k antithetic",
     ),
     Mutation(
-        "gradest/kernels/cpu/noise.py",
-        "k1 + uint64(6) * _W1",
-        "k1 + uint64(5) * _W1",
+        "gradest/kernels/cpu/vectors/cipher.py",
+        "turn * WEYL[1] & _LOW",
+        "turn * WEYL[0] & _LOW",
         "the noise of the kernels for the CPU is not the reference's",
         "tests/kernels/test_kernels.py -k uniform",
+    ),
+    Mutation(
+        "gradest/kernels/cpu/functions.py",
+        "CLOSE = 2.0**-16",
+        "CLOSE = 0.0",
+        "a rough sigmoid decides binary samples alone",
+        "tests/kernels/test_kernels.py -k close",
+    ),
+    Mutation(
+        "gradest/kernels/cpu/additive_noise.py",
+        "kind(np.nan if h is None else NEARLY_ONE)",
+        "kind(2.0 if h is None else NEARLY_ONE)",
+        "the pullback of noisy_sigmoid takes an output for kept that is not there",
+        "tests/kernels/test_backward.py -k 'pullback and noisy_sigmoid'",
     ),
     Mutation(
         "gradest/kernels/cpu/scores.py",
