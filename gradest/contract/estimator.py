@@ -103,6 +103,26 @@ class Draw:
     saved: Mapping[str, Tensor] = field(default_factory=dict)
     _asked: tuple[Estimator, int, int, bool] | None = field(default=None, init=False, repr=False)
 
+    def __init__(
+        self,
+        neuron: Neuron,
+        a: Tensor,
+        key: Key,
+        points: Tensor,
+        weights: Tensor,
+        saved: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        # the __init__ of a frozen dataclass, which sets one field after the other, takes twice the time
+        self.__dict__.update(
+            neuron=neuron,
+            a=a,
+            key=key,
+            points=points,
+            weights=weights,
+            saved={} if saved is None else saved,
+            _asked=None,
+        )
+
     def remember(self, estimator: Estimator, masked: bool = True) -> None:
         """Remember which estimator asked, and how often torch has written into the points and into `a` so far.
 

@@ -146,7 +146,8 @@ def fresh_key(a: Tensor, event_ndim: int, seed: int | Tensor | None = None, exam
 
     examples: as for `row_numbers`.
     """
-    key = plain_key(fresh_seed()) if seed is None else Key(seed)
+    seed = fresh_seed() if seed is None else seed
+    key = Key(seed) if isinstance(seed, Tensor) else plain_key(seed)  # a number here is the seed of an earlier key
     if examples is None and world_size() == 1:
         return key
     rows = row_numbers(a.shape[: max(0, a.ndim - event_ndim)], examples)

@@ -414,6 +414,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     total = loss.mean() if reduction == "mean" else loss.sum()
     if not torch.is_grad_enabled():
         return total
+    compiling = torch.compiler.is_compiling()
     share = 1 / max(1, loss.numel()) if reduction == "mean" else 1.0
     if any(layer.scope is not None for layer in layers):
         raise InvalidInput(
@@ -441,12 +442,12 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     if credit.ndim > batch_dims:
         credit = widen(credit).flatten(batch_dims).sum(-1)
     losses = [leading_batch("the loss", credit, use.batch, use.sampler.neuron) for use in told]
-    if told and not torch.compiler.is_compiling():
+    if told and not compiling:
         _check_finite(loss, layers)
     for layer, (uses, died) in zip(layers, waiting, strict=True):
         if died:
             _complain(layer, died, len(uses))
-    eager = not (torch.compiler.is_compiling() or transformed())
+    eager = not (compiling or transformed())
     slopes = [slope for layer in layers for slope in layer.awaited_slopes()] if eager else []
     expected = ExpectedSlopes(model, each=bool(told)) if slopes else None
     scalar = attach(total, told, losses, [share] * len(told), expected)
@@ -454,7 +455,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
         expected.made(scalar.grad_fn, slopes)
         expected.close()
     _warn_without_gradient(scalar, layers)
-    untold = _untold_gradients(layers) if told else None
+    untold = _untold_gradients(layers) if told and eager else None
     if untold is not None:
         untold.watch(scalar, told)
         untold.close()
@@ -518,7 +519,7 @@ def _complain_of_calls(layers: list[Stochastic], where: str) -> None:
 
 def _warn_without_gradient(scalar: Tensor, layers: list[Stochastic]) -> None:
     """Warn that the scalar has no gradient, if a layer is in training mode."""
-    if torch.compiler.is_compiling() or transformed() or scalar.requires_grad:
+    if scalar.requires_grad or torch.compiler.is_compiling() or transformed():
         return
     if any(layer.training for layer in layers):
         warnings.warn(

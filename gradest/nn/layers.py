@@ -24,7 +24,7 @@ from gradest.estimation.expectation import expect
 from gradest.estimation.losses.evaluation import expect_led, flattened, losses_at, losses_in_progress
 from gradest.estimation.losses.repetition import is_recomputed
 from gradest.kernels import transformed
-from gradest.kernels.stable import widen
+from gradest.kernels.stable import cast, widen
 from gradest.nn.module import Evaluation, StochasticModule
 from gradest.nn.recomputation import PlainRun
 from gradest.nn.sampler import NO_PATHS, Pair, Paths, Sampler
@@ -214,7 +214,7 @@ class Stochastic(StochasticModule):
         drawn = sampler.draw(a, state, paths)
         if not learns:
             self._runs.record_without_graph(sampler, drawn.key.seed, step, paths)
-            return drawn.points[0].to(a.dtype)
+            return cast(drawn.points[0], a.dtype)
         use = Use(self, sampler, drawn, state, step, paths)
         h: Tensor
         h, port = Emit.apply(a, use)  # type: ignore[no-untyped-call]
@@ -281,7 +281,7 @@ class Stochastic(StochasticModule):
             state = list(self.state.values())
             shape = output_shape(self.neuron, a)
             sampled: Tensor = draw(self._handle, a.detach(), state, torch.empty(0), shape, 0, False, False, False)[0]
-            return sampled
+            return cast(sampled, a.dtype)
         scope, paths = uses.scope, NO_PATHS
         if scope is not None:
             paths = scope.paths_of(a, self.neuron)
@@ -293,9 +293,9 @@ class Stochastic(StochasticModule):
         learns = torch.is_grad_enabled() and a.requires_grad
         if self._pair.credits_paths and learns and not paths.samples:
             raise self._paths_missing()
-        given = a if learns else a.detach()
-        h: Tensor
-        h, flag, drawn, points = draw(
+        given, keeps_sample = a if learns else a.detach(), self._pair.draws_points_alone and learns
+        sample: Tensor
+        sample, flag, drawn = draw(
             self._handle,
             given,
             state,
@@ -304,17 +304,15 @@ class Stochastic(StochasticModule):
             paths.samples,
             paths.flat,
             self._pair.needs_slope and learns,
-            self._pair.draws_points_alone and learns,
+            keeps_sample,
         )
         if self._pair.needs_loss and learns:
-            still = a.detach()
+            still, kept = a.detach(), sample.detach() if keeps_sample else None
             port = widen(a - still)
             self._record(
-                RecordedInGraph(
-                    self._pair, self._handle, port, baseline, flag, still, state, drawn, points.detach(), paths
-                )
+                RecordedInGraph(self._pair, self._handle, port, baseline, flag, still, state, drawn, kept, paths)
             )
-        return h
+        return sample.to(a.dtype, copy=keeps_sample)
 
     def _record(self, recorded: Recorded) -> None:
         """Record a use that is not known to die, in compiled code or in a transform of torch.func."""

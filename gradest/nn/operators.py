@@ -1,15 +1,16 @@
 """The torch operators that stand for a stochastic layer in a compiled graph.
 
-    gradest::draw(layer, a, state, salt, ...) -> h, flag, drawn, points
-    gradest::tell(layer, a, state, drawn, points, loss, ...) -> gradient            moves the state on
-    gradest::pull(layer, a, state, drawn, points, grad_h, flag, ...) -> gradient    the backward of `draw`
+    gradest::draw(layer, a, state, salt, ...) -> sample, flag, drawn
+    gradest::tell(layer, a, state, drawn, sample, loss, ...) -> gradient          moves the state on
+    gradest::pull(layer, a, state, drawn, sample, grad, flag, ...) -> gradient    the backward of `draw`
 
 torch.compile does not look inside an operator, so any plugin may run there. The layer is an opaque object to it, an input of the
 graph that nothing is specialised on. The seed is drawn when the operator runs, from the generator that eager code uses. torch
 merges two operators with equal arguments, but never takes two empty tensors for equal, so each use gets an empty tensor as its
-salt. `drawn` is the seed, with the layer's steps and changes. `tell` and `pull` draw again from it, unless points are all that
-the draw holds: then these are an output, apart from h, to which the caller may write. Else this output is empty. The flag is a
-zero, to which the scalar of a told loss sends a 1 in backward; without it `pull` raises MissingLoss.
+salt. `drawn` is the seed, with the layer's steps and changes. `tell` and `pull` are given the sample if a draw holds nothing
+else, and otherwise draw again. h is then a copy of it, in the graph, because the caller may write to h; the compiler leaves the
+copy out where nobody can. The flag is a zero, to which the scalar of a told loss sends a 1 in backward; without it `pull`
+raises MissingLoss.
 """
 
 from __future__ import annotations
@@ -80,12 +81,13 @@ class Handle(OpaqueBase):
             )
         return sampler
 
-    def use(self, a: Tensor, state: list[Tensor], drawn: list[int], points: Tensor, paths: int, flat: bool) -> Use:
+    def use(
+        self, a: Tensor, state: list[Tensor], drawn: list[int], sample: Tensor | None, paths: int, flat: bool
+    ) -> Use:
         """Return the use that `draw` drew."""
         seed, step, changes = drawn
         sampler, named, how = self.sampler_of(changes), self.named(state, a), Paths(paths, flat)
-        kept = points.ndim > 1
-        draw = sampler.draw_of(points, a, how, seed) if kept else sampler.draw(a, named, how, seed)
+        draw = sampler.draw(a, named, how, seed) if sample is None else sampler.draw_of(sample[None], a, how, seed)
         return Use(self.layer, sampler, draw, named, step, how)
 
     def named(self, state: list[Tensor], a: Tensor) -> State:
@@ -109,15 +111,15 @@ class RecordedInGraph(Recorded):
         a: Tensor,
         state: list[Tensor],
         drawn: Tensor,
-        points: Tensor,
+        sample: Tensor | None,
         paths: Paths,
     ) -> None:
         super().__init__(sampler, port, baseline, paths, flag)
-        self.handle, self.a, self.state, self.drawn, self.points, self.paths = handle, a, state, drawn, points, paths
+        self.handle, self.a, self.state, self.drawn, self.sample, self.paths = handle, a, state, drawn, sample, paths
 
     def _gradient(self, loss: Tensor) -> Tensor:
         gradient: Tensor = _tell(
-            self.handle, self.a, self.state, self.drawn, self.points, loss, self.paths.samples, self.paths.flat
+            self.handle, self.a, self.state, self.drawn, self.sample, loss, self.paths.samples, self.paths.flat
         )
         return gradient
 
@@ -130,10 +132,10 @@ def _autograd() -> AbstractContextManager[None]:
     return guard
 
 
-def _own(result: Tensor, *given: Tensor) -> Tensor:
+def _own(result: Tensor, *given: Tensor | None) -> Tensor:
     """Return the result in memory of its own: a plugin may return its argument, an operator must not."""
     memory = result.untyped_storage().data_ptr()
-    return result.clone() if any(memory == x.untyped_storage().data_ptr() for x in given) else result
+    return result.clone() if any(x is not None and memory == x.untyped_storage().data_ptr() for x in given) else result
 
 
 _LIBRARY = torch.library.Library("gradest", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -163,36 +165,23 @@ def draw(
     paths: int,
     flat: bool,
     needs_slope: bool,
-    keeps_points: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return one sample, of this shape, the flag, the triple (seed, step, changes of options), and the points of the draw.
+    keeps_sample: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one sample, of this shape in at least float32, the flag, and (seed, step, changes of options).
 
     An empty `salt` distinguishes two uses with equal arguments. needs_slope: whether the estimator needs dL/dh, in training.
-    keeps_points: whether the points are returned; else the last output is empty.
+    keeps_sample: whether backward is given the sample, instead of drawing it again.
     """
     with _autograd(), torch.no_grad():
         drawn = handle.layer.sampler.draw(a, handle.named(state, a), Paths(paths, flat))
-    points = _own(drawn.points.contiguous(), a)
-    h = points[0].to(a.dtype, copy=True) if keeps_points else points[0].to(a.dtype)
     if needs_slope and not is_recomputed():
         handle.layer.await_slope(int(drawn.key.seed))
     seed = torch.tensor((int(drawn.key.seed), handle.layer.steps, handle.layer.changes))
-    return h, a.new_zeros(()), seed, points if keeps_points else a.new_empty(0)
+    return _own(drawn.points[0].contiguous(), a), a.new_zeros(()), seed
 
 
-def _shapes_of_draw(
-    handle: Any,
-    a: Tensor,
-    state: list[Tensor],
-    salt: Tensor,
-    shape: Sequence[int],
-    paths: int,
-    flat: bool,
-    needs_slope: bool,
-    keeps_points: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    points = widen(a).new_empty(1, *shape) if keeps_points else a.new_empty(0)
-    return a.new_empty(shape), a.new_zeros(()), torch.empty(3, dtype=torch.int64), points
+def _shapes_of_draw(handle: Any, a: Tensor, state: Any, salt: Any, shape: Sequence[int], *_: Any) -> tuple[Tensor, ...]:
+    return widen(a).new_empty(shape), a.new_zeros(()), torch.empty(3, dtype=torch.int64)
 
 
 torch.library.register_fake("gradest::draw", _shapes_of_draw, lib=_LIBRARY)
@@ -204,15 +193,15 @@ def _tell(
     a: Tensor,
     state: list[Tensor],
     drawn: Tensor,
-    points: Tensor,
+    sample: Tensor | None,
     loss: Tensor,
     paths: int,
     flat: bool,
 ) -> Tensor:
     check_feedback_finite(Feedback(loss))
     with _autograd():
-        gradient = handle.use(a, state, drawn.tolist(), points, paths, flat).gradient_of_loss(loss.detach())
-    return _own(gradient, a, points, loss)
+        gradient = handle.use(a, state, drawn.tolist(), sample, paths, flat).gradient_of_loss(loss.detach())
+    return _own(gradient, a, sample, loss)
 
 
 def _shape_of_tell(handle: Any, a: Tensor, *_: Any) -> Tensor:
@@ -228,8 +217,8 @@ def _pull(
     a: Tensor,
     state: list[Tensor],
     drawn: Tensor,
-    points: Tensor,
-    grad_h: Tensor,
+    sample: Tensor | None,
+    grad: Tensor,
     flag: Tensor,
     paths: int,
     flat: bool,
@@ -242,8 +231,8 @@ def _pull(
     if "grad" not in estimator.needs:
         return torch.zeros_like(a)
     with _autograd():
-        gradient = handle.use(a, state, numbers, points, paths, flat).gradient_of_grad(grad_h).to(a.dtype)
-    return _own(gradient, a, points, grad_h)
+        gradient = handle.use(a, state, numbers, sample, paths, flat).gradient_of_grad(grad).to(a.dtype)
+    return _own(gradient, a, sample, grad)
 
 
 def _shape_of_pull(handle: Any, a: Tensor, *_: Any) -> Tensor:
@@ -254,24 +243,24 @@ torch.library.register_fake("gradest::pull", _shape_of_pull, lib=_LIBRARY)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.handle, a, state, _, _, ctx.paths, ctx.flat, ctx.needs_slope, _ = inputs
-    _, _, drawn, points = output
-    ctx.save_for_backward(drawn, points, a, *state)
+    ctx.handle, a, state, _, _, ctx.paths, ctx.flat, ctx.needs_slope, keeps_sample = inputs
+    sample, _, drawn = output
+    ctx.save_for_backward(drawn, sample if keeps_sample else None, a, *state)
     ctx.set_materialize_grads(False)  # an output that received no gradient gets None
 
 
-def _backward(ctx: Any, grad_h: Tensor | None, flag: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    drawn, points, a, *state = ctx.saved_tensors
+def _backward(ctx: Any, grad: Tensor | None, flag: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    drawn, sample, a, *state = ctx.saved_tensors
     gradient = None
-    if grad_h is None and flag is not None and ctx.needs_slope:  # the loss was told, but no graph leads to h
+    if grad is None and flag is not None and ctx.needs_slope:  # the loss was told, but no graph leads to h
         handle = getattr(ctx.handle, "real_obj", ctx.handle)  # torch.compile traces with a stand-in
         raise unreached(handle.layer.sampler)
-    if grad_h is not None:
+    if grad is not None:
         flag = a.new_zeros(()) if flag is None else flag
         with torch.no_grad():
-            gradient = _pull(ctx.handle, a, state, drawn, points, grad_h, flag, ctx.paths, ctx.flat)
+            gradient = _pull(ctx.handle, a, state, drawn, sample, grad, flag, ctx.paths, ctx.flat)
         if torch.is_grad_enabled():  # a graph of the gradient is created, as the backend "eager" can
-            gradient = DifferentiateOnce.apply(gradient, a, grad_h)  # type: ignore[no-untyped-call]
+            gradient = DifferentiateOnce.apply(gradient, a, grad)  # type: ignore[no-untyped-call]
     return None, gradient, [None] * len(state), *[None] * 6
 
 

@@ -11,11 +11,13 @@ from gradest.contract.estimator import Draw, Estimator, MonteCarlo, State
 from gradest.contract.neuron import Neuron
 from gradest.contract.score_function import ScoreFunction
 from gradest.contract.target import Target
+from gradest.discovery.pairs import pair_of
 from gradest.discovery.registry import registry
 from gradest.errors import Incompatible, InvalidInput, InvalidOptions, TooManyPoints
 from gradest.estimation.arguments import check_form
-from gradest.estimation.ask_tell import ask
+from gradest.estimation.ask_tell import ask_pair
 from gradest.estimation.distributed import fresh_key, fresh_path_key
+from gradest.estimation.losses.evaluation import refuse_noise_of_points
 from gradest.random import Key
 
 __all__ = ["NO_PATHS", "Pair", "Paths", "Sampler"]
@@ -89,8 +91,11 @@ class Sampler(Pair):
 
     def draw(self, a: Tensor, state: State, paths: Paths, seed: int | Tensor | None = None) -> Draw:
         """Return one sample at each pre-activation, from a new seed if none is given."""
-        self.of_samples(paths.samples)  # refuses a number of paths that does not suit the estimator
-        return ask(self.neuron, self._single, a, self._key(a, paths, seed), state)[0]
+        if paths.samples:
+            self.of_samples(paths.samples)  # refuses a number that does not suit the estimator
+        key = self._key(a, paths, seed)
+        refuse_noise_of_points(key)
+        return ask_pair(pair_of(self.neuron, self._single), a, key, state)[0]
 
     def draw_of(self, points: Tensor, a: Tensor, paths: Paths, seed: int) -> Draw:
         """Return what `draw` returned for these arguments, given its points, if the sampler `draws_points_alone`."""

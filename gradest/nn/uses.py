@@ -24,7 +24,7 @@ from gradest.estimation.ask_tell import check_scores, tell_finite
 from gradest.estimation.distributed import joined_credit_state, joined_state_of_paths, with_path_dim, world_size
 from gradest.estimation.second_derivative import DifferentiateOnce
 from gradest.kernels import transformed
-from gradest.kernels.stable import widen
+from gradest.kernels.stable import cast, widen
 from gradest.nn.sampler import Paths, Sampler
 from gradest.nn.slopes import ExpectedSlopes, Slope, unreached
 
@@ -178,8 +178,8 @@ class Use:
 class Recorded:
     """A use that waits for its loss: an element of a linked list, latest first. torch.compile can build such a list.
 
-    port: the zero whose gradient goes to the pre-activations. flag: in a compiled graph, a zero whose gradient says that the use
-    was told. baseline: `[*batch]` or None, subtracted from the loss the first time.
+    port: the tensor whose gradient goes to the pre-activations. flag: in a compiled graph, a zero whose gradient says that the
+    use was told. baseline: `[*batch]` or None, subtracted from the loss the first time.
     """
 
     def __init__(
@@ -271,20 +271,20 @@ class LivenessToken:
 
 
 class Emit(torch.autograd.Function):
-    """Emits the sample h of a use, and its port."""
+    """Emits the sample h of a use, and its port if the estimator needs the loss."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, use: Use) -> tuple[Tensor, Tensor]:
-        """Return h and the port, a zero of the shape of a that takes no memory."""
+    def forward(ctx: Any, a: Tensor, use: Use) -> tuple[Tensor, Tensor | None]:
+        """Return h and the port, whose numbers nobody reads: those of a, so that it takes no memory."""
         ctx.use, ctx.dtype = use, a.dtype
         ctx.save_for_backward(a)
         ctx.set_materialize_grads(False)  # an output that received no gradient gets None
         points, given = use.draw.points, use.draw.a
         if points.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
             points = points.clone()  # a neuron may emit `a` itself
-        h = points[0].to(a.dtype).data  # shares memory with the points but is no view, so callers may write to h
+        h = cast(points[0], a.dtype).data  # shares memory with the points but is no view, so callers may write to h
         use.emitted = h.detach()  # its version counter counts those writes
-        return h, given.new_zeros(()).expand(a.shape)
+        return h, given.data if use.sampler.needs_loss else None
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_port: Tensor | None) -> tuple[Tensor | None, None]:
@@ -293,7 +293,7 @@ class Emit(torch.autograd.Function):
             ctx.use.slope.reached = True
         gradient = _emitted_gradient(ctx.use, grad_h, grad_port)
         if gradient is not None:
-            gradient = gradient.to(ctx.dtype)
+            gradient = cast(gradient, ctx.dtype)
             if torch.is_grad_enabled():
                 sources = (*ctx.saved_tensors, *(() if grad_h is None else (grad_h,)))
                 gradient = DifferentiateOnce.apply(gradient, *sources)  # type: ignore[no-untyped-call]
@@ -379,7 +379,9 @@ class Attach(torch.autograd.Function):
         if ctx.slopes is not None:
             ctx.slopes.backward_begins(ctx)
         wide, told = widen(grad), ctx.saved_tensors
-        sent = [gradient * (wide * share) for gradient, share in zip(told, ctx.shares, strict=True)]
+        sent = [
+            gradient * (wide if share == 1 else wide * share) for gradient, share in zip(told, ctx.shares, strict=True)
+        ]
         return grad, None, None, *[None] * len(told), *sent, *[torch.ones_like(flag) for flag in ctx.flags]
 
 

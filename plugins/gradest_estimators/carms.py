@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gradest.contract.cost import Cost
 from gradest.contract.estimator import Bias, Draw, Estimator, Feedback, State
 from gradest.contract.neuron import Neuron, SoftmaxOneHot
 from gradest.contract.numerics import leading_sum, widen
@@ -73,6 +74,10 @@ class Carms(Estimator):
         first = taken.to(torch.uint8).argmax(-1, keepdim=True)
         points = neuron.one_hot(order.expand_as(log_v).gather(-1, first)[..., 0], a)
         return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))
+
+    def cost(self, neuron: Neuron, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
+        """Return the cost of a draw, of which each pair of samples is compared at each unit."""
+        return super().cost(neuron, event, batch) + Cost(0, self.samples**2 * math.prod(batch) * event[0])
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over all pairs of r (L_j - L_k)(h_j - h_k)/2."""

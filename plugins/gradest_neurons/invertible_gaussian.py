@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradest.contract.cost import Cost
 from gradest.contract.neuron import Density, output_shape
-from gradest.contract.numerics import leading_sum, portable, softmax_backward, spread, widen
+from gradest.contract.numerics import leading_sum, portable, select, softmax_backward, spread, widen
 from gradest.random import Key
 from gradest_neurons._continuous import normalised
 from gradest_neurons._normal import count_normal_nodes, normal_nodes
@@ -69,6 +69,13 @@ class InvertibleGaussian(Density):
         """Return h (grad_h - hᵀ grad_h) without its last entry."""
         h = portable.softmax(_with_last(widen(a) + noise))
         return softmax_backward(h, grad_h.to(h.dtype), 1.0)[..., :-1].to(a.dtype)
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """Return what `backward` returns, from h alone unless h was rounded to 16 bits."""
+        if widen(a).dtype != h.dtype:
+            return super().pullback(key, a, h, grad_h)
+        slope: Tensor = select("softmax_backward", a.device)(h, grad_h.to(h.dtype), 1.0)
+        return slope[..., :-1]
 
     def density_score(self, a: Tensor, noise: Tensor) -> Tensor:
         """Return z/s, the derivative of -|log(h/h_{C+1}) - a|²/(2 s²) in a."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.contract.cost import Cost
-from gradest.contract.numerics import leading_sum, portable, softmax_backward, spread, widen
+from gradest.contract.numerics import leading_sum, portable, select, softmax_backward, spread, widen
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, normalised
 from gradest_neurons._normal import GRID_DIMS, count_normal_nodes, normal_nodes
@@ -66,7 +66,7 @@ class LogisticNormal(Squashed):
         """Return what `backward` returns, from h alone unless h was rounded to 16 bits."""
         if widen(a).dtype != h.dtype:
             return super().pullback(key, a, h, grad_h)
-        return softmax_backward(h, grad_h.to(h.dtype), 1.0)
+        return select("softmax_backward", a.device)(h, grad_h.to(h.dtype), 1.0)  # type: ignore[no-any-return]
 
     def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
         """Return the cost of the nodes of the law, all of which are held."""

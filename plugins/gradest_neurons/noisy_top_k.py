@@ -18,6 +18,7 @@ from gradest.contract.numerics import (
     leading_sum,
     normal_cdf,
     portable,
+    select,
     sinh_cosh,
     softmax_backward,
     widen,
@@ -111,7 +112,7 @@ class NoisyTopK(Continuous, TopGates):
         """Return what `backward` returns, from h alone unless h was rounded to 16 bits."""
         if widen(a).dtype != h.dtype:
             return super().pullback(key, a, h, grad_h)
-        return softmax_backward(h, grad_h.to(h.dtype), 1.0)
+        return select("softmax_backward", a.device)(h, grad_h.to(h.dtype), 1.0)  # type: ignore[no-any-return]
 
     def mean_cost(self, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
         """Return the cost of the nodes of the law, and of the tables of `active_probability`, with a step for each item."""

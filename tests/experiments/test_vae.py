@@ -273,9 +273,8 @@ def test_estimators_see_the_same_images_and_start_alike(tmp_path, monkeypatch):
             train_vae(run_of(name, seed=seed, steps=6), tiny_images(), tmp_path / f"{name}{seed}")
     first, other, seeded = ([x.tolist() for x in seen[which]] for which in (("rloo", 0), ("double_cv", 0), ("rloo", 1)))
     assert first == other != seeded
-    assert (
-        len(first) == 14
-    )  # 6 steps; validation and the batch of the variance at steps 0, 5 and 6; test, and all training images
+    # six steps; validation and the batch of the variance at steps 0, 5 and 6; test; and all training images
+    assert len(first) == 14
     assert len({str(x) for x in first}) == 6 + 1 + 1 + 1 + 1
     lines = [metrics_of(tmp_path / folder)[0] for folder in ("rloo0", "double_cv0", "rloo1")]
     assert lines[0] == lines[1] != lines[2]

@@ -8,7 +8,7 @@ from scipy import special
 import gradest
 import gradest.nn
 from gradest.errors import InvalidInput
-from gradest.kernels import cpu, reference
+from gradest.kernels import cpu, portable, reference
 from gradest.kernels.stable import (
     SEQUENTIAL_TERMS,
 )
@@ -97,6 +97,32 @@ def test_pullback_is_backward_at_the_noise_drawn_again(name, dtype, monkeypatch)
             found = neuron.pullback(key, a, h, strided)
             assert found.dtype == dtype
             assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["logistic_normal", "invertible_gaussian", "noisy_top_k"])
+def test_pullback_of_a_softmax_of_normal_noise(name, dtype, monkeypatch):
+    neuron, key, generator = gradest.neuron(name), gradest.Key(1), torch.Generator().manual_seed(0)
+    for shape, draws in (((5, 3, 3), 2), ((130, 2, 17), 1)):
+        a = (3 * torch.randn(*shape, generator=generator)).to(dtype)
+        h = neuron.sample(key, a, draws)
+        grad = torch.randn(h.shape, generator=generator).to(dtype)
+        with monkeypatch.context() as patch:
+            patch.setenv("GRADEST_KERNELS", "reference")
+            wanted = neuron.backward(a, neuron.noise(key, a, draws), grad)
+        found = neuron.pullback(key, a, h, grad)
+        assert found.dtype == dtype
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_slope_of_a_saturated_sigmoid_has_its_digits(dtype):
+    x = torch.linspace(-40, 40, 4001, dtype=dtype)
+    p = special.expit(x.double().numpy())
+    wanted = p * special.expit(-x.double().numpy())
+    np.testing.assert_allclose(
+        portable.sigmoid_slope(x).double(), wanted, rtol=2e-4 if dtype == torch.float32 else 4e-13
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -192,7 +218,7 @@ def test_a_class_that_is_never_drawn_has_no_part_in_the_gradient_of_a_temperatur
     "name",
     [
         *("binary_concrete", "diagonal_gaussian", "gumbel_softmax", "tempered_gumbel_softmax"),
-        *("noisy_rectifier", "rectifier", "stochastic_times_smooth"),
+        *("noisy_rectifier", "noisy_sigmoid", "rectifier", "stochastic_times_smooth"),
     ],
 )
 def test_a_gradient_of_fewer_draws_is_refused_and_not_read_beyond_its_end(name, monkeypatch):

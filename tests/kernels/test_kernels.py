@@ -112,6 +112,17 @@ def test_fused_kernels_have_the_references_bits(kernel, spec, dtype, monkeypatch
             assert torch.equal(a, before)
 
 
+@pytest.mark.parametrize("dtype", FULL)
+def test_noise_as_close_to_the_probability_as_can_be_decides_as_in_the_reference(dtype, monkeypatch):
+    """Where a rough probability would not do: the kernel then looks at the exact one."""
+    neuron, key = gradest.neuron("bernoulli"), gradest.Key(5)
+    a = torch.logit(key.uniform_like(torch.zeros(3, 1500, dtype=dtype), 1)[0].double()).to(dtype)
+    found = neuron.sample(key, a, 2)
+    assert 0.05 < float(found[0].mean()) < 0.95
+    monkeypatch.setenv("GRADEST_KERNELS", "reference")
+    assert torch.equal(found, neuron.sample(key, a, 2))
+
+
 @pytest.mark.parametrize("kernel", FUSED)
 def test_what_is_not_a_number_stays_with_its_unit(kernel, monkeypatch):
     neuron, key = gradest.neuron(FUSED[kernel]), gradest.Key(1)

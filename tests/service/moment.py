@@ -1,9 +1,12 @@
 """Runs the most work that is not looked into, of every route and plugin, and measures the processor's time of each.
 
     python tests/service/moment.py --seconds 300
+    python tests/service/moment.py --seconds 300 --work 65536
 
-`limits.are_brief` says which, and such work goes on to its end if its client leaves. It fails if any takes half a second of the
-processor. GRADEST_KERNELS=reference measures it without kernels.
+The first is for one pass of gradest's own plugins without options, the second for whatever plugin and options, as
+`limits.are_brief` has them. Such work goes on to its end if its client leaves. The routes that are left out report progress at
+each step, and stop there. It fails if any takes half a second of the processor. GRADEST_KERNELS=reference measures it without
+kernels.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from tests.service.worst_requests import ROUTES, WorstRequest, WorstRequests
 MOST_SECONDS = 0.5
 
 
-def moments(settings: Settings, share: float, seed: int) -> Iterator[tuple[float, int, str]]:
+def moments(settings: Settings, share: float, seed: int, until: float) -> Iterator[tuple[float, int, str]]:
     """Yield the seconds, the work and the name of a random share of the largest requests that are not looked into."""
     run: dict[str, Callable[[Any], Any]] = {
         "/v1/sample": lambda job: joint_pass.sample([job]),
@@ -41,9 +44,8 @@ def moments(settings: Settings, share: float, seed: int) -> Iterator[tuple[float
         "/v1/backward": lambda job: joint_pass.backward([job]),
         "/v1/credit": operations.credit,
     }
-    chosen = random.Random(seed)
-    for request in WorstRequests(settings):
-        if request.path in run and chosen.random() < share:
+    for request in WorstRequests(settings, random.Random(seed), share, until):
+        if request.path in run:
             job = _admitted(request, settings)
             if limits.are_brief([job]):
                 with suppress(Problem, GradestError):
@@ -70,13 +72,9 @@ def main() -> None:
     parser.add_argument("--work", type=int, default=1 << 20, help="elements, as `limits.are_brief` has them")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    end, found = time.monotonic() + given.seconds, []
-    for one in moments(
-        Settings(max_work=given.work, max_points=given.work, max_elements=given.work), given.share, given.seed
-    ):
-        found.append(one)
-        if time.monotonic() > end:
-            break
+    until = time.monotonic() + given.seconds
+    settings = Settings(max_work=given.work, max_points=given.work, max_elements=given.work)
+    found = list(moments(settings, given.share, given.seed, until))
     for seconds, work, what in sorted(found, reverse=True)[:30]:
         print(f"{seconds:.3f} s of the processor, work {work}: {what}")
     print(f"{len(found)} requests")

@@ -83,6 +83,10 @@ STATED = {
         {"neuron": "bernoulli", "estimator": {"name": "relax", "hidden": 256}, "objective": "quadratic", "draws": 1},
     ),
     "pairs of samples": ("forward", {"neuron": "bernoulli", "estimator": {"name": "vimco", "samples": 65536}}),
+    "pairs of samples of classes": (
+        "backward",
+        {"neuron": "categorical", "estimator": {"name": "carms", "samples": 16384}},
+    ),
     "nodes": ("mean", {"neuron": "binary_concrete"}),
     "tables": ("mean", {"neuron": "plackett_luce"}),
     "tables of samples": ("sample", {"neuron": {"name": "k_subset", "k": 1000}, "samples": 2}),
@@ -93,7 +97,13 @@ STATED = {
 def test_what_a_plugin_takes_beside_its_points_is_refused_before_it_runs(http, refused, what, monkeypatch):
     """What it would run does not run: every method that computes raises here."""
     path, body = STATED[what]
-    units = {"nodes": 65000, "tables": 2000, "tables of samples": 3000, "pairs of samples": 1}.get(what, 60000)
+    units = {
+        "nodes": 65000,
+        "tables": 2000,
+        "tables of samples": 3000,
+        "pairs of samples": 1,
+        "pairs of samples of classes": 1,
+    }.get(what, 60000)
     a = torch.zeros(1, units, 1) if body["neuron"] == "categorical" else torch.zeros(1, units)
     a = a if body["neuron"] in ("bernoulli", "binary_concrete", "categorical") else a.reshape(1, 1, -1)
     for plugin in (body["neuron"], body.get("estimator")):
@@ -262,9 +272,13 @@ def test_work_that_ends_soon():
         return are_brief([admit_forward(request, settings, False)])
 
     assert is_brief()
+    assert is_brief(a=torch.zeros(1, 1 << 16))
     assert not is_brief(a=torch.zeros(1 << 10, 1 << 10))
-    assert not is_brief(estimator={"name": "rloo", "samples": 3})  # what options ask for is not measured
-    assert not is_brief(estimator="enumeration", a=torch.zeros(1, 5))  # 32 points
+    some = torch.zeros(1, 1 << 16)
+    assert not is_brief(a=some, estimator={"name": "rloo", "samples": 3})  # what options ask for is not measured
+    assert is_brief(estimator={"name": "rloo", "samples": 3})  # but it is little
+    assert is_brief(a=torch.zeros(1 << 13, 4), estimator="enumeration")  # 16 points are few
+    assert not is_brief(a=torch.zeros(1 << 10, 5), estimator="enumeration")  # 32 points
 
 
 def test_the_work_of_others_plugins_is_not_known_to_end_soon(registered):
@@ -272,7 +286,7 @@ def test_the_work_of_others_plugins_is_not_known_to_end_soon(registered):
         name, summary = "slow", "a neuron of somebody else"
 
     registered(Slow)
-    job = admit_sample(SampleRequest(neuron="slow", a=torch.zeros(1, 2), samples=1), Settings(), False)
+    job = admit_sample(SampleRequest(neuron="slow", a=torch.zeros(1, 1 << 17), samples=1), Settings(), False)
     assert not are_brief([job])
     assert are_brief([replace(job, neuron=gradest.neuron("bernoulli"))])
 

@@ -7,6 +7,9 @@ of a dim of the event, of an option or of the samples, and the largest power of 
 from __future__ import annotations
 
 import json
+import math
+import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -77,24 +80,42 @@ class WorstRequest:
 
 
 class WorstRequests:
-    """Finds the worst requests; what it has found once, it builds again without a search."""
+    """Finds the worst requests; what it has found once, it builds again without a search.
 
-    def __init__(self, settings: Settings) -> None:
+    order: shuffles the neurons and estimators, so that the first requests are of all kinds. By default they come by name.
+    share: of the requests, chosen by `order`; the others are not searched.
+    until: when the search ends, by the monotonic clock.
+    """
+
+    def __init__(
+        self, settings: Settings, order: random.Random | None = None, share: float = 1.0, until: float = math.inf
+    ) -> None:
         self._settings = settings
+        self._order = order
+        self._share = share
+        self._until = until
         self._sizes: dict[tuple[str, str], int] = {}
 
     def __iter__(self) -> Iterator[WorstRequest]:
         """Yield the worst requests of every route and plugin."""
+        parts = list(self._parts())
+        if self._order is not None:
+            self._order.shuffle(parts)
+        for part in parts:
+            yield from part()
+
+    def _parts(self) -> Iterator[Callable[[], Iterator[WorstRequest]]]:
+        """Yield what finds the requests of each neuron, of each estimator on the first neuron that it fits, and of its credit."""
         seen = set[str]()
         for neuron in _plugins(gradest.registry.neurons):
-            yield from self._of_neuron(neuron)
+            yield partial(self._of_neuron, neuron)
             for estimator in _plugins(gradest.registry.estimators):
                 if estimator.name not in seen and gradest.registry.call(estimator, "accepts", neuron):
                     seen.add(estimator.name)
-                    yield from self._of_estimator(neuron, estimator)
+                    yield partial(self._of_estimator, neuron, estimator)
         for estimator in _plugins(gradest.registry.estimators):
             if isinstance(estimator, ScoreFunction):
-                yield from self._of_credit(estimator)
+                yield partial(self._of_credit, estimator)
 
     def _of_neuron(self, neuron: Any) -> Iterator[WorstRequest]:
         spec, name = _spec(neuron), neuron.name
@@ -152,6 +173,8 @@ class WorstRequests:
 
     def _largest(self, path: str, what: str, fields: Callable[[int], Fields]) -> Iterator[WorstRequest]:
         """Yield the request of the largest size that is accepted; nothing if none is."""
+        if time.monotonic() > self._until or (self._order is not None and self._order.random() >= self._share):
+            return
         schema, admit = ROUTES[path]
         size = self._sizes.get((path, what), _MOST)
         searched = (path, what) in self._sizes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined
-from gradest.kernels.cpu.functions import both_sigmoids, sigmoids, sqrt
+from gradest.kernels.cpu.functions import CLOSE, both_sigmoids, rough_reciprocals, sigmoids, sqrt
 from gradest.kernels.cpu.samplers import run_sampler, sampler
 from gradest.kernels.cpu.tensors import NUMPY, check_size, empty_as, flat, in_threads
 from gradest.kernels.reference.noise import Word
@@ -20,15 +20,23 @@ __all__ = ["antithetic", "binary", "times_smooth", "times_smooth_backward"]
 
 @inlined
 def _prepare_binary(x: Any, u: Any, scratch: Any, options: Any) -> None:
-    sigmoids(x, scratch[0], u)
+    rough_reciprocals(x, scratch[0][: x.size])
 
 
 @inlined
 def _binary(x: Any, u: Any, g: Any, h: Any, scratch: Any, options: Any) -> None:
+    # a rough σ(x) decides, and the one of the reference only in a block where some u is too close to it, one of thirty
     low, high = options
-    p = scratch[0]
+    r, one, close, near = scratch[0], x.dtype.type(1), x.dtype.type(CLOSE), 0
     for i in range(x.size):
-        h[i] = high if u[i] < p[i] else low
+        y = u[i] * r[i]
+        h[i] = high if y < one else low
+        near += abs(y - one) < close
+    if near > 0:
+        p = scratch[1]
+        sigmoids(x, p, scratch[2])
+        for i in range(x.size):
+            h[i] = high if u[i] < p[i] else low
 
 
 @inlined
@@ -59,8 +67,8 @@ def _times_smooth_backward(a: Any, h: Any, grad: Any, out: Any, first: Any, last
                 y[i] = g[i] * (half * x[i] * q[i]) if x[i] > zero else zero
 
 
-_draw_binary = sampler(_binary, _prepare_binary, scratch=1)
-_draw_antithetic = sampler(_binary, _prepare_binary, scratch=1, mirrored=True)
+_draw_binary = sampler(_binary, _prepare_binary, scratch=3)
+_draw_antithetic = sampler(_binary, _prepare_binary, scratch=3, mirrored=True)
 _draw_times_smooth = sampler(_times_smooth, _prepare_times_smooth, scratch=1)
 
 

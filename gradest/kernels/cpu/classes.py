@@ -9,7 +9,13 @@ from numba import types, uint64
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, compiled_and_awaited, inlined
+from gradest.kernels.cpu.compilation.compiler import (
+    BLOCK,
+    compiled,
+    compiled_and_awaited,
+    compiled_for_short_loops,
+    inlined,
+)
 from gradest.kernels.cpu.functions import exp, log
 from gradest.kernels.cpu.noise import locate, noise_scratch, uniforms
 from gradest.kernels.cpu.samplers import run_kernel
@@ -225,7 +231,7 @@ def _centre(h: Any, at: Any, grad: Any, at_grad: Any, classes: Any, g: Any, y: A
     return _last_sum(y, 0, classes, lanes)
 
 
-@compiled
+@compiled_for_short_loops
 def _softmax_backward(h: Any, grad: Any, out: Any, first: Any, last: Any, classes: Any, per_temperature: Any) -> None:
     """Go back through the units `first` to `last`, each of several classes."""
     g, y, lanes = np.empty(classes, h.dtype), np.empty(classes, h.dtype), np.empty(LANES, h.dtype)

@@ -13,7 +13,7 @@ from gradest.kernels.cpu.compilation.compiler import INLINED_BY_LLVM, compiled, 
 from gradest.kernels.cpu.vectors.packing import PACKED, pack, packs
 from gradest.kernels.portable import CONSTANTS
 
-__all__ = ["both_sigmoids", "exp", "log", "ndtris", "sigmoids", "sqrt"]
+__all__ = ["CLOSE", "both_sigmoids", "exp", "log", "ndtris", "rough_reciprocals", "sigmoids", "sqrt"]
 
 
 def _polynomial(coefficients: tuple[float, ...], kind: Any) -> Any:
@@ -55,6 +55,18 @@ _F32_HALF, _F64_HALF = np.int32(_F32.bias << (_F32.mantissa - 1)), np.int64(_F64
 )
 _F32_STEPS, _F64_STEPS = _F32.steps, _F64.steps
 _F32_MASK, _F64_MASK = np.int32((1 << _F32.mantissa) - 1), np.int64((1 << _F64.mantissa) - 1)
+
+_ROUGH = (
+    0.00966636852,
+    0.0559219758,
+    0.24022349,
+    0.693121045,
+    1.0,
+)  # of 2^f for |f| <= ½, with a relative error of 3.5e-6
+_F32_ROUGH, _F64_ROUGH, _ROUGH_LIMIT = _polynomial(_ROUGH, np.float32), _polynomial(_ROUGH, np.float64), np.float32(100)
+
+CLOSE = 2.0**-16
+"""How near to 1 the product of uniform noise with a number of `rough_reciprocals` says nothing."""
 
 
 def _reduced(x: Any) -> Any:
@@ -253,6 +265,40 @@ def sigmoids(x: Any, out: Any, power: Any) -> None:
         out[i] = _small_exp(out[i])
     for i in range(x.size):
         out[i] = one / (out[i] * _power_of_two(power[i]) + one)
+
+
+def _rough_reciprocal(x: Any) -> Any:
+    """Return 1/σ(x) = 1 + 2^-(x / log 2) with a relative error below 2^-17 unless it is beyond 2^25; NaN stays NaN."""
+    raise NotImplementedError
+
+
+@overload(_rough_reciprocal, jit_options=INLINED_BY_LLVM)
+def _(x: Any) -> Any:
+    # a number added to the magic one is rounded to a whole number, whose bits are then the lowest ones of the sum
+    def narrow(x: Any) -> Any:
+        t = min(max(x * -_F32_PER_LN2, -_ROUGH_LIMIT), _ROUGH_LIMIT)
+        shifted = t + np.float32(1.5 * 2**23)
+        y = _F32_ROUGH(t - (shifted - np.float32(1.5 * 2**23)))
+        exponent = np.float32(shifted).view(np.int32) << np.int32(23)
+        e = np.int32(np.float32(y).view(np.int32) + exponent).view(np.float32)
+        return e + np.float32(1) if x == x else x  # noqa: PLR0124
+
+    def wide(x: Any) -> Any:
+        t = min(max(x * -_F64_PER_LN2, -100.0), 100.0)
+        shifted = t + 1.5 * 2.0**52
+        y = _F64_ROUGH(t - (shifted - 1.5 * 2.0**52))
+        exponent = np.float64(shifted).view(np.int64) << np.int64(52)
+        e = np.int64(np.float64(y).view(np.int64) + exponent).view(np.float64)
+        return e + 1.0 if x == x else x  # noqa: PLR0124
+
+    return narrow if x == types.float32 else wide
+
+
+@compiled
+def rough_reciprocals(x: Any, out: Any) -> None:
+    """Write r to `out`, roughly 1/σ(x): for uniform noise u, u < σ(x) if u r < 1, unless u r is nearer to 1 than `CLOSE`."""
+    for i in range(x.size):
+        out[i] = _rough_reciprocal(x[i])
 
 
 @compiled

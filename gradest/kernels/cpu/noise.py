@@ -10,7 +10,7 @@ from numba import types, uint32, uint64
 from numba.extending import overload
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import BLOCK, INLINED_BY_LLVM, compiled, inlined, stack
+from gradest.kernels.cpu.compilation.compiler import BLOCK, INLINED_BY_LLVM, compiled, inlined, stack, stack_rows
 from gradest.kernels.cpu.tensors import as_words, empty, flat, in_threads
 from gradest.kernels.cpu.vectors.cipher import LANES, encrypt_column, encrypt_row
 from gradest.kernels.reference.noise import LOWER_WORDS, Word
@@ -18,7 +18,7 @@ from gradest.kernels.reference.noise import LOWER_WORDS, Word
 __all__ = ["block_scratch", "locate", "noise_scratch", "uniform", "uniforms"]
 
 _LOWER = np.uint64(LOWER_WORDS)
-_NUMBERS_OF_ROWS, _WORDS = 3 * (BLOCK + LANES), 2 * (BLOCK + LANES)
+_ROWS, _WORDS = BLOCK + LANES, 2 * (BLOCK + LANES)
 _LONG_ROW = 32  # a row with this many units is worth a loop of its own; shorter ones are drawn many at a time
 
 
@@ -36,9 +36,9 @@ def noise_scratch(size: Any, like: Any) -> Any:
 @inlined
 def block_scratch(like: Any) -> Any:
     """Return what `noise_scratch` does for `BLOCK` elements, in memory that ends with the call of the kernel."""
-    numbers, words = stack(_NUMBERS_OF_ROWS, np.uint32), stack(_WORDS, np.uint64)
+    numbers, words = stack_rows(3, _ROWS, np.uint32), stack(_WORDS, np.uint64)
     numbers[:] = 0
-    return numbers.reshape(3, BLOCK + LANES), words, stack(_WORDS, np.uint64) if like.itemsize == 8 else words
+    return numbers, words, stack(_WORDS, np.uint64) if like.itemsize == 8 else words
 
 
 @compiled

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined, stack, with_functions
+from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined, stack, stack_rows, with_functions
 from gradest.kernels.cpu.noise import block_scratch, locate, uniforms
 from gradest.kernels.cpu.tensors import LIKE, as_words, check_size, empty, empty_as, flat, in_threads, row_major
 from gradest.kernels.reference.noise import Word
@@ -100,7 +100,7 @@ def sampler(
         a, out = array(at_a, (size,), like_a), array(at_out, (points, width), like_out)
         grad = _points(at_grad, points, size // parts, like_a)
         noise = block_scratch(a)
-        u, shared = stack(BLOCK, a.dtype), stack(shared_size, np.float64 if wide else a.dtype).reshape(scratch, BLOCK)
+        u, shared = stack(BLOCK, a.dtype), stack_rows(scratch, BLOCK, np.float64 if wide else a.dtype)
         halves = 2 if mirrored else 1
         draws = len(out) // halves
         written = out.shape[1] * parts // a.size  # numbers of an output, for each unit
@@ -118,7 +118,6 @@ def sampler(
                     h = out[point, written * at : written * end]
                     _transform(x, u, _part(grad, point, at, end), h, shared, options)
 
-    shared_size = scratch * BLOCK
     given = {"_points": _given_points, "_part": _given_part} if pullback else {}
     whole = with_functions(kernel, _transform=transform, _prepare=prepare, **given)
     whole.__name__ = whole.__qualname__ = transform.__name__ + ("_mirrored" if mirrored else "")

@@ -29,7 +29,7 @@ __all__ = [
     "in_threads",
     "row_major",
     "run_in_team",
-    "zeros",
+    "zeros_as",
 ]
 
 NUMPY: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
@@ -91,13 +91,13 @@ def empty_as(x: Tensor, *shape: int) -> Tensor:
     return empty(*shape, dtype=x.dtype)
 
 
-def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Make a tensor of zeros whose memory, if it is large, the operating system clears where it is first touched."""
-    size = math.prod(shape) * dtype.itemsize
+def zeros_as(x: Tensor, *shape: int) -> Tensor:
+    """Make a tensor of zeros, of the dtype of x, whose memory, if it is large, is cleared where it is first touched."""
+    size = math.prod(shape) * x.element_size()
     if size < _LEAST_REUSED_BYTES:
-        return torch.zeros(*shape, dtype=dtype, device="cpu")
+        return x.new_zeros(*shape)
     memory = np.zeros(size, np.uint8)  # torch.zeros writes all of them, into small pages
-    return torch.from_numpy(memory).view(dtype).view(shape)
+    return torch.from_numpy(memory).view(x.dtype).view(shape)
 
 
 def flat(x: Tensor, leading: int = 0) -> Any:

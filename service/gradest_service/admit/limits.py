@@ -61,7 +61,8 @@ __all__ = [
 
 _CALL = 256  # elements that are computed in the time of one call of a pointwise objective, at least
 _LAW = 4  # nodes of a law take so many times the memory of as many points, with the derivatives of their density
-_BRIEF = 1 << 22  # bytes, on which the slowest plugin takes a third of a second, and a tenth with kernels
+_MOMENT = 1 << 16  # elements, of whatever plugin
+_BRIEF = 1 << 22  # bytes, on which the slowest plugin takes a third of a second without kernels
 _FEW = 16  # points of a draw, as some estimators take time for each pair of them
 _WARM_UP = 100  # steps that a stateful estimator takes before its draws
 
@@ -72,17 +73,20 @@ def need_of(settings: Settings, job: Job) -> Need:
     return Need(job.cost.work > settings.heavy_work or held > settings.max_light_bytes, held)
 
 
-def are_brief(jobs: Sequence[SampleJob | NeuronJob | CreditJob]) -> bool:
+def are_brief(jobs: Sequence[Job]) -> bool:
     """Tell whether jobs of one kind, computed together, are known to end soon. `tests/service/moment.py` measures how soon.
 
-    Such are gradest's own plugins without options, which may ask for much that counts as little, on so many bytes.
+    Such is little work of any kind, and more of one pass of gradest's own plugins without options, which may ask for much that
+    counts as little.
     """
-    if sum(max(job.cost.work, job.cost.held) * job.itemsize for job in jobs) > _BRIEF:
+    first, elements = jobs[0], sum(max(job.cost.work, job.cost.held) for job in jobs)
+    if elements <= _MOMENT:
+        return True
+    if elements * first.itemsize > _BRIEF:
         return False
-    first = jobs[0]
     if isinstance(first, CreditJob):
         return first.loss.shape[0] <= _FEW and without_options(first.estimator, {"samples"})
-    if not without_options(first.neuron):
+    if not isinstance(first, NeuronJob) or isinstance(first, ObjectiveJob) or not without_options(first.neuron):
         return False
     return not isinstance(first, EstimatorJob) or (
         without_options(first.estimator) and first.estimator.evaluations(first.neuron, first.event) <= _FEW

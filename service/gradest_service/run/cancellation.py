@@ -1,7 +1,8 @@
 """How work in a thread of the pool learns that nobody waits for it any more.
 
-Work stops at its next report of progress and, if it is more than a moment's, at its next operation of torch: plugins are made of
-such operations, and the limits bound each of them. A backward pass is one operation of torch, in which each node is looked at.
+Work stops at its next report of progress and, unless it is brief, at its next operation of torch: plugins are made of such
+operations, and the limits bound each of them. To look at each takes longer than what is stopped of brief work. A backward pass is
+one operation of torch, in which each node is looked at.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from gradest.errors import Cancelled
 
 __all__ = ["abandoned_when", "interruptible", "raise_if_cancelled"]
 
-_MOMENT = 1 << 16  # elements; to look at each operation takes longer than what is stopped in less work than this
 _LOOK_SECONDS = 0.01  # between looks: each takes as long as an operation on some thousands of elements
 _abandoned: ContextVar[Callable[[], bool]] = ContextVar("gradest_service_abandoned", default=lambda: False)
 
@@ -54,13 +54,10 @@ def abandoned_when(nobody_waits: Callable[[], bool]) -> Iterator[None]:
 
 
 @contextmanager
-def interruptible(work: int, *, brief: bool = False) -> Iterator[None]:
-    """Let `raise_if_cancelled` end the block at any operation of torch, if its work is more than a moment's.
-
-    brief: whether it is known to end soon, so that it is not looked into, however many elements it computes.
-    """
+def interruptible(brief: bool) -> Iterator[None]:
+    """Let `raise_if_cancelled` end the block at any operation of torch, unless it is known to end soon."""
     raise_if_cancelled()
-    if brief or work <= _MOMENT:
+    if brief:
         yield
         return
     with _Interruptible():

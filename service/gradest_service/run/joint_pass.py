@@ -30,7 +30,7 @@ AnyJob = SampleJob | ForwardJob | BackwardJob
 def sample(jobs: Sequence[SampleJob], device: Device = CPU) -> list[SampleAnswer]:
     """Compute `gradest.sample` for each of several jobs of one kind."""
     first, joined = jobs[0], _JoinedRows(jobs)
-    with interruptible(joined.work, brief=are_brief(jobs)), device.computing():
+    with interruptible(are_brief(jobs)), device.computing():
         h = sample_checked(first.neuron, widen(device.put(joined.a)), first.samples, joined.key, first.dtype)
         h = device.fetch(h.to(first.dtype or joined.a.dtype))
     parts = joined.split_points(h)
@@ -40,7 +40,7 @@ def sample(jobs: Sequence[SampleJob], device: Device = CPU) -> list[SampleAnswer
 def forward(jobs: Sequence[ForwardJob], device: Device = CPU) -> list[ForwardAnswer]:
     """Compute the first half of a gradient for each of several jobs of one kind. A job with a state is given alone."""
     first, joined = jobs[0], _JoinedRows(jobs)
-    with interruptible(joined.work, brief=are_brief(jobs)), device.computing():
+    with interruptible(are_brief(jobs)), device.computing():
         a, state = device.put(joined.a), device.put_all(first.state)
         draw, _ = ask(first.neuron, first.estimator, a, joined.key, state)
         points = joined.split_points(device.fetch(draw.points.to(a.dtype)))
@@ -67,7 +67,7 @@ def backward(jobs: Sequence[BackwardJob], device: Device = CPU) -> list[Backward
     first, joined = jobs[0], _JoinedRows(jobs)
     values: Sequence[Tensor | None] = [None] * len(jobs)
     weights: Sequence[Tensor | None] = values
-    with interruptible(joined.work, brief=are_brief(jobs)), device.computing():
+    with interruptible(are_brief(jobs)), device.computing():
         a, given = device.put(joined.a), device.put_all(first.state)
         loss, grad = (
             None if x is None else device.put(x)
@@ -107,7 +107,6 @@ class _JoinedRows:
     """The rows of several jobs one below the other, and how to split what has an entry for each row."""
 
     def __init__(self, jobs: Sequence[AnyJob]) -> None:
-        self.work = sum(job.cost.work for job in jobs)
         self.event, self.output_event = jobs[0].event, jobs[0].output_event
         self._jobs, self._batches = jobs, [job.batch for job in jobs]
         self._sizes = [torch.Size(batch).numel() for batch in self._batches]

@@ -31,7 +31,7 @@ _DRAWS = 1000  # of a recommendation from the certificates, which takes none
 def mean(job: NeuronJob, settings: Settings, device: Device = CPU) -> MeanAnswer:
     """Compute a neuron's `mean` and `active_probability`, of so many rows at a time as the limits allow."""
     neuron, rows = job.neuron, limits.rows_of_mean(settings, job)
-    with interruptible(job.cost.work, brief=limits.are_brief([job])), device.computing():
+    with interruptible(limits.are_brief([job])), device.computing():
         if rows >= math.prod(job.batch):
             means, probabilities = _moments(neuron, job.wide, device)
             return MeanAnswer(mean=means, active_probability=probabilities)
@@ -48,7 +48,7 @@ def _moments(neuron: Neuron, rows: Tensor, device: Device) -> tuple[Tensor, Tens
 
 def credit(job: CreditJob, device: Device = CPU) -> CreditAnswer:
     """Compute `gradest.credit`."""
-    with interruptible(job.cost.work, brief=limits.are_brief([job])), device.computing():
+    with interruptible(limits.are_brief([job])), device.computing():
         features = None if job.features is None else device.put(job.features)
         weights, state = gradest.credit(job.estimator, device.put(job.loss), device.put_all(job.state), features)
         return CreditAnswer(weights=device.fetch(weights), state=device.fetch_all(state))
@@ -59,7 +59,7 @@ def estimate(
 ) -> EstimateAnswer:
     """Compute `gradest.estimate`, and the exact values if they exist within the limits. `watch` sees the estimate so far."""
     exact = None
-    with interruptible(job.cost.work), device.computing():
+    with interruptible(limits.are_brief([job])), device.computing():
         a = device.put(job.a)
         found = gradest.estimate(
             job.objective,
@@ -101,7 +101,7 @@ def to_answer(
 
 def compare(job: ComparisonJob, progress: Callable[[str, int, int], None], device: Device = CPU) -> Comparison:
     """Compute `gradest.compare`. `progress` is called with an estimator's name, the draws done and all its draws."""
-    with interruptible(job.cost.work), device.computing():
+    with interruptible(limits.are_brief([job])), device.computing():
         a = device.put(job.a)
         found = gradest.compare(job.objective, a, job.neuron, job.estimators, job.draws, job.seed, progress=progress)
         return found if found.exact is None else replace(found, exact=job.restore(device.fetch(found.exact)))
@@ -110,7 +110,7 @@ def compare(job: ComparisonJob, progress: Callable[[str, int, int], None], devic
 def recommend(job: RecommendationJob, device: Device = CPU) -> dict[str, Any]:
     """Compute `gradest.recommend`, from certificates, the map of variance or a measurement."""
     criteria, measure = job.criteria, job.measure
-    with interruptible(job.cost.work), device.computing():
+    with interruptible(limits.are_brief([job])), device.computing():
         return gradest.recommend(
             job.neuron,
             criteria.bring,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,9 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 from numba.np.numpy_support import carray
 
 from gradest.errors import GradestWarning
@@ -35,12 +37,13 @@ __all__ = [
     "array",
     "compiled",
     "compiled_and_awaited",
+    "compiled_for_short_loops",
     "compiled_with_fma",
     "folder",
-    "has_wide_registers",
     "inlined",
     "inlined_by_llvm",
     "stack",
+    "stack_rows",
     "with_functions",
 ]
 
@@ -122,7 +125,7 @@ def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any)
     compiled into it. It finds a result by the function's qualified name, so that name includes a digest of all these files.
     """
     function.__qualname__ += f"-{_DIGEST}"
-    decorator: Decorator = njit(**_OF_KERNELS, **options)
+    decorator: Decorator = njit(**{**_OF_KERNELS, **options})
     kernel: Any = decorator(function)
     try:
         kernel.enable_caching()
@@ -136,12 +139,6 @@ def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any)
     attach(kernel)
     _compile_in_one_process(kernel, waits)
     return kernel
-
-
-def has_wide_registers() -> bool:
-    """Whether numba compiles for a processor with the 32 registers of 512 bits of AVX-512."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return "+avx512f" in features
 
 
 def folder() -> str:
@@ -265,6 +262,12 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
+def compiled_for_short_loops(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a kernel as `compiled` does, with vectors as LLVM prefers them: loops over few classes would not fill wide ones."""
+    kernel: Callable[..., Any] = _compiled(function, pipeline_class=Compiler)
+    return kernel
+
+
 def compiled_and_awaited(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a kernel as `compiled` does. Its first call waits for it, because the reference does not have its bits."""
     kernel: Callable[..., Any] = _compiled(function, waits=True)
@@ -303,26 +306,38 @@ def array(address: Any, shape: Any, like: Any) -> Any:
     return carray(_pointer(address, like), shape)
 
 
-def _on_the_stack(context: Any, count: Any, kind: Any) -> Any:
-    """Reserve memory for so many numbers until the function returns, and return a pointer to it; count is a constant."""
-    number = kind.dtype
+def _on_the_stack(context: Any, rows: Any, count: Any, kind: Any) -> Any:
+    number, sizes = kind.dtype, [one.literal_value for one in (rows, count) if one is not None]
+    array = types.Array(number, len(sizes), "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        memory = cgutils.alloca_once(builder, context.get_data_type(number), size=count.literal_value)  # type: ignore[no-untyped-call]
+        data = context.get_data_type(number)
+        memory = cgutils.alloca_once(builder, data, size=math.prod(sizes))  # type: ignore[no-untyped-call]
         memory.align = _LINE
-        return memory
+        size = context.get_abi_sizeof(data)
+        strides = [math.prod(sizes[place + 1 :]) * size for place in range(len(sizes))]
+        shape, strides = ([context.get_constant(types.intp, one) for one in numbers] for numbers in (sizes, strides))
+        made = context.make_array(array)(context, builder)
+        populate_array(made, memory, shape, strides, context.get_constant(types.intp, size), None)  # type: ignore[no-untyped-call]
+        return made._getvalue()
 
-    return types.CPointer(number)(count, kind), generate  # type: ignore[no-untyped-call]
+    return array(*(one for one in (rows, count, kind) if one is not None)), generate
 
 
-_reserved: Any = intrinsic(prefer_literal=True)(_on_the_stack)
-
-
-@inlined
-def stack(count: Any, kind: Any) -> Any:
+def _numbers(context: Any, count: Any, kind: Any) -> Any:
     """Return an array of so many numbers, a constant of the kernel, of this dtype, whose memory ends with the call.
 
     numba counts the references to an array of `np.empty` wherever a slice of it is made, by atomic operations, which for a block
     of 512 numbers take as long as to draw them.
     """
-    return carray(_reserved(count, kind), count)
+    return _on_the_stack(context, None, count, kind)
+
+
+def _rows(context: Any, rows: Any, count: Any, kind: Any) -> Any:
+    """Return what `stack` does, in so many rows, `[rows, count]`."""
+    return _on_the_stack(context, rows, count, kind)
+
+
+_with_constants: Any = intrinsic(prefer_literal=True)
+stack: Any = _with_constants(_numbers)
+stack_rows: Any = _with_constants(_rows)

@@ -7,9 +7,10 @@ from typing import Any
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import register_pass
 from numba.core.lowering import Lower
+from numba.core.registry import cpu_target
 from numba.core.typed_passes import NativeLowering
 
-__all__ = ["KernelCompiler", "has_wide_vectors"]
+__all__ = ["KernelCompiler", "has_wide_registers", "has_wide_vectors"]
 
 _registered: Any = register_pass(mutates_CFG=True, analysis_only=False)  # type: ignore[no-untyped-call]
 
@@ -27,6 +28,12 @@ def has_wide_vectors(target: tuple[object, ...]) -> bool:
     if "+avx512f" not in given or "+prefer-256-bit" in given:
         return False
     return "-prefer-256-bit" in given or processor in _STEADY
+
+
+def has_wide_registers() -> bool:
+    """Whether numba compiles for a processor with the 32 registers of 512 bits of AVX-512."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+avx512f" in features.split(",")
 
 
 class _WideLower(Lower):

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from gradest.kernels.cpu.compilation.compiler import array, compiled_with_fma, has_wide_registers, inlined
+from gradest.kernels.cpu.compilation.compiler import array, compiled_with_fma, inlined
+from gradest.kernels.cpu.compilation.processors import has_wide_registers
 from gradest.kernels.cpu.conditional.intrinsics import PRODUCTS, dot_products, linear_combinations, take_next
 from gradest.kernels.cpu.conditional.plans import CHUNK, plan_arrays
 
-__all__ = ["FEWEST_UNITS", "forward", "grad_input", "grad_weight"]
+__all__ = ["FEWEST_EXAMPLES", "FEWEST_UNITS", "forward", "grad_input", "grad_weight"]
 
-FEWEST_UNITS = 4
-"""The least number of units in a block for which these kernels are faster."""
+FEWEST_UNITS, FEWEST_EXAMPLES = 4, 4
+"""The least numbers of units in a block, and of examples that open one on average, for which these kernels are faster."""
 
+_CHUNKS = 8  # whose examples share what is read of the weights
 _UNITS_PER_PIECE = 60
 _EXAMPLES_IN_CACHE = 64
 _COLUMNS_PER_PIECE = 512  # bytes
@@ -44,19 +46,17 @@ def forward(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
     bias, gates = array(bias_at, (units,), like), array(gates_at, (batch, blocks), like)
     out, ungated = array(out_at, (batch, units), like), array(ungated_at, (batch, units), like)
     products, rows, columns = np.empty(PRODUCTS, like.dtype), np.empty(_EXAMPLES, np.int64), np.empty(_UNITS, np.int64)
-    parts = -(-block // _UNITS_PER_PIECE)
+    listed, parts, groups = np.empty(_CHUNKS * CHUNK, np.int64), -(-block // _UNITS_PER_PIECE), -(-chunks // _CHUNKS)
     while True:
         piece = take_next(counter)
-        if piece >= chunks * blocks * parts:
+        if piece >= groups * blocks * parts:
             return
-        chunk, g, part = piece // (blocks * parts), piece // parts % blocks, piece % parts
-        first, last = (
-            g * block + part * _UNITS_PER_PIECE,
-            min(g * block + (part + 1) * _UNITS_PER_PIECE, (g + 1) * block),
-        )
-        listed, before, behind = members[chunk], starts[chunk, g], starts[chunk, g + 1]
-        for begin in range(before, behind, _EXAMPLES_IN_CACHE):
-            end = min(begin + _EXAMPLES_IN_CACHE, int(behind))
+        group, g, part = piece // (blocks * parts), piece // parts % blocks, piece % parts
+        first = g * block + part * _UNITS_PER_PIECE
+        last = min(first + _UNITS_PER_PIECE, (g + 1) * block)
+        count = _list_examples(listed, starts, members, group, g)
+        for begin in range(0, count, _EXAMPLES_IN_CACHE):
+            end = min(begin + _EXAMPLES_IN_CACHE, count)
             for u in range(first, last, _UNITS):
                 for j in range(_UNITS):
                     columns[j] = min(u + j, last - 1)
@@ -74,6 +74,17 @@ def forward(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
                                 ungated[b, at] = y
 
 
+@inlined
+def _list_examples(listed: Any, starts: Any, members: Any, group: Any, g: Any) -> Any:
+    """List the examples of a group of chunks that open a block, and return how many there are."""
+    count = 0
+    for chunk in range(group * _CHUNKS, min((group + 1) * _CHUNKS, len(starts))):
+        for k in range(starts[chunk, g], starts[chunk, g + 1]):
+            listed[count] = members[chunk, k]
+            count += 1
+    return count
+
+
 @compiled_with_fma
 def grad_input(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
     """Compute the same as `units.grad_input`: a row of W is read for several examples at once."""
@@ -82,21 +93,21 @@ def grad_input(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
     grad, w = array(grad_at, (batch, units), like), array(w_at, (units, inputs), weight_like)
     gates, out = array(gates_at, (batch, blocks), like), array(out_at, (batch, inputs), like)
     index, scale = np.arange(units).astype(np.uint32), np.empty(_ROWS * block, like.dtype)
-    rows, begins = np.empty(_ROWS, np.int64), np.arange(_ROWS) * block
-    width = _COLUMNS_PER_PIECE // like.itemsize
+    listed, rows, begins = np.empty(_CHUNKS * CHUNK, np.int64), np.empty(_ROWS, np.int64), np.arange(_ROWS) * block
+    width, groups = _COLUMNS_PER_PIECE // like.itemsize, -(-chunks // _CHUNKS)
     pieces = -(-inputs // width)
     while True:
         piece = take_next(counter)
-        if piece >= chunks * pieces:
+        if piece >= groups * pieces:
             return
-        chunk, first = piece // pieces, piece % pieces * width
-        last, listed = min(first + width, inputs), members[chunk]
-        out[chunk * CHUNK : (chunk + 1) * CHUNK, first:last] = 0
+        group, first = piece // pieces, piece % pieces * width
+        last = min(first + width, inputs)
+        out[group * _CHUNKS * CHUNK : (group + 1) * _CHUNKS * CHUNK, first:last] = 0
         for g in range(blocks):
-            end = starts[chunk, g + 1]
-            for k in range(starts[chunk, g], end, _ROWS):
+            count = _list_examples(listed, starts, members, group, g)
+            for k in range(0, count, _ROWS):
                 for r in range(_ROWS):
-                    rows[r] = listed[min(k + r, end - 1)]
+                    rows[r] = listed[min(k + r, count - 1)]
                     for i in range(block):
                         scale[r * block + i] = grad[rows[r], g * block + i] * gates[rows[r], g]
                 _add_combinations(out, rows, first, last, w, index, g * block, scale, begins, 1, block)
@@ -111,7 +122,7 @@ def grad_weight(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
     grad, x = array(grad_at, (batch, units), like), array(x_at, (batch, inputs), like)
     gates, out = array(gates_at, (batch, blocks), like), array(out_at, (units, inputs), like)
     bias = array(bias_at, (units,), like)
-    index, scale = np.empty(_TERMS, np.uint32), np.empty(_TERMS * block, like.dtype)
+    listed, scale = np.empty(_CHUNKS * CHUNK, np.uint32), np.empty(_TERMS * block, like.dtype)
     rows, begins = np.empty(_ROWS, np.int64), np.empty(_ROWS, np.int64)
     while True:
         g = take_next(counter)
@@ -121,13 +132,12 @@ def grad_weight(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
             continue
         to = (opened[g] if compact else g) * block
         out[to : to + block] = 0
-        for chunk in range(chunks):
-            end = starts[chunk, g + 1]
-            for k in range(starts[chunk, g], end, _TERMS):
-                terms = min(_TERMS, int(end) - k)
+        for group in range(-(-chunks // _CHUNKS)):
+            count = _list_examples(listed, starts, members, group, g)
+            for begin in range(0, count, _TERMS):
+                terms = min(_TERMS, count - begin)
                 for term in range(terms):
-                    b = members[chunk, k + term]
-                    index[term] = b
+                    b = listed[begin + term]
                     for i in range(block):
                         scale[term * block + i] = grad[b, g * block + i] * gates[b, g]
                         bias[g * block + i] += scale[term * block + i]
@@ -137,7 +147,7 @@ def grad_weight(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
                         for r in range(_ROWS):
                             begins[r] = min(i + r, block - 1)
                             rows[r] = to + begins[r]
-                        _add_combinations(out, rows, j, last, x, index, 0, scale, begins, block, terms)
+                        _add_combinations(out, rows, j, last, x, listed, begin, scale, begins, block, terms)
 
 
 @inlined

@@ -16,7 +16,7 @@ from gradest.kernels.cpu.compilation.compiler import array
 from gradest.kernels.cpu.conditional import blocks as of_blocks
 from gradest.kernels.cpu.conditional import plans
 from gradest.kernels.cpu.conditional import units as of_units
-from gradest.kernels.cpu.tensors import run_in_team, zeros
+from gradest.kernels.cpu.tensors import run_in_team, zeros_as
 
 __all__ = ["Plan", "count", "forward", "grad_input", "grad_weight", "plan"]
 
@@ -79,8 +79,8 @@ def forward(plan: Plan, x: Tensor, weight: Tensor, bias: Tensor, keep_ungated: b
     x and bias are in the gates' dtype, weight in the same, or in bfloat16 for float32.
     """
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-    out = zeros(len(x), len(weight), dtype=x.dtype)
-    ungated = zeros(*out.shape, dtype=x.dtype) if keep_ungated else None
+    out = zeros_as(x, len(x), len(weight))
+    ungated = zeros_as(x, *out.shape) if keep_ungated else None
     tensors = (x, weight, bias, out)
     ungated_at = 0 if ungated is None else ungated.data_ptr()
     block = len(weight) // plan.gates.shape[1]
@@ -114,7 +114,7 @@ def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Ten
         index = (index * block + torch.arange(block, device=index.device)).flatten() if block > 1 else index[:, 0]
         out = x.new_empty(len(index), inputs)
     else:
-        out = x.new_empty(units, inputs) if fill else zeros(units, inputs, dtype=x.dtype)
+        out = x.new_empty(units, inputs) if fill else zeros_as(x, units, inputs)
     tensors = (grad, x, out, bias)
     _run_kernel(
         _kernels(plan, block).grad_weight, plan, inputs, x.dtype, block, *map(Tensor.data_ptr, tensors), compact, fill
@@ -123,8 +123,9 @@ def grad_weight(plan: Plan, grad: Tensor, x: Tensor, compact: bool) -> tuple[Ten
 
 
 def _kernels(plan: Plan, block: int) -> Any:
-    """Return the module whose kernels are faster for a plan with so many units in a block."""
-    return of_blocks if len(plan.gates) > 1 and block >= of_blocks.FEWEST_UNITS else of_units
+    """Return the module whose kernels are faster for a plan of blocks of so many units. They have the same bits."""
+    several = block >= of_blocks.FEWEST_UNITS and plan.pairs >= of_blocks.FEWEST_EXAMPLES * plan.blocks
+    return of_blocks if several and len(plan.gates) > 1 else of_units
 
 
 def _run_kernel(kernel: Any, plan: Plan, inputs: int, weight_dtype: torch.dtype, block: int, *rest: int) -> None:

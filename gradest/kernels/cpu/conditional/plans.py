@@ -16,8 +16,8 @@ from gradest.kernels.cpu.compilation.compiler import array, compiled_with_fma, i
 
 __all__ = ["CHUNK", "INT64", "count_gates", "list_gates", "plan_arrays"]
 
-CHUNK = 1024
-"""The number of examples in a chunk. A kernel reads each row of weights once a chunk."""
+CHUNK = 128
+"""The number of examples in a chunk: their inputs stay in the cache."""
 
 _INT32, INT64 = np.empty(0, np.int32), np.empty(0, np.int64)
 

@@ -1,4 +1,9 @@
-"""The kernels that compute each unit alone: for one example, and for blocks of few units."""
+"""The kernels that compute each unit alone: for one example, and for blocks of few units.
+
+A kernel takes `given`, a tuple of sizes and addresses (batch, inputs, blocks, units a block, chunks, plan, gates, and then its
+own), `counter`, the address of the counter, and `like` and `weight_like`, empty arrays that tell the type of numbers and of
+weights. `gradest.kernels.cpu.conditional.plans` describes the plan.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +13,13 @@ import numpy as np
 
 from gradest.kernels.cpu.compilation.compiler import array, compiled_with_fma, inlined
 from gradest.kernels.cpu.conditional.intrinsics import PRODUCTS, dot_products, linear_combination, take_next
-from gradest.kernels.cpu.conditional.plans import CHUNK, plan_arrays
+from gradest.kernels.cpu.conditional.plans import plan_arrays
 
 __all__ = ["forward", "grad_input", "grad_weight"]
 
 _EXAMPLES_PER_PIECE = 16  # in the gradient with respect to the inputs
 _UNITS_PER_PIECE = 32  # elsewhere
 _UNITS_PER_PIECE_OF_ONE_EXAMPLE = 512
-_EXAMPLES_IN_CACHE = 128
 
 _WIDE, _NARROW = 256, 32  # bytes
 _combine_wide, _combine_narrow, _combine_one = map(linear_combination, (_WIDE, _NARROW, 0))
@@ -32,27 +36,26 @@ def forward(given: Any, counter: Any, like: Any, weight_like: Any) -> None:
     out, ungated = array(out_at, (batch, units), like), array(ungated_at, (batch, units), like)
     y = np.empty(PRODUCTS, like.dtype)
     each = max(1, (_UNITS_PER_PIECE_OF_ONE_EXAMPLE if batch == 1 else _UNITS_PER_PIECE) // block)
-    pieces, positions = -(-blocks // each), np.empty(each, np.int64)
+    pieces = -(-blocks // each)
     while True:
         piece = take_next(counter)
         if piece >= pieces * len(starts):
             return
         chunk, first = piece // pieces, piece % pieces * each
-        last = min(first + each, blocks)
         if batch == 1:
-            _one_example(first, last, block, x, w, bias, gates, out, ungated, ungated_at, y)
+            _one_example(first, min(first + each, blocks), block, x, w, bias, gates, out, ungated, ungated_at, y)
             continue
         listed = members[chunk]
-        for g in range(first, last):
-            positions[g - first] = starts[chunk, g]
-        for before in range(chunk * CHUNK, min((chunk + 1) * CHUNK, batch), _EXAMPLES_IN_CACHE):
-            for g in range(first, last):
-                begin = end = positions[g - first]
-                while end < starts[chunk, g + 1] and listed[end] < before + _EXAMPLES_IN_CACHE:
-                    end += 1
-                positions[g - first] = end
-                for u in range(g * block, (g + 1) * block):
-                    _one_unit(u, g, listed, begin, end, x, w, bias, gates, out, ungated, ungated_at, y)
+        for g in range(first, min(first + each, blocks)):
+            begin, end = starts[chunk, g], starts[chunk, g + 1]
+            if begin == end:
+                continue
+            u, last = g * block, (g + 1) * block
+            while u + 2 <= last:
+                _two_units(u, g, listed, begin, end, x, w, bias, gates, out, ungated, ungated_at, y)
+                u += 2
+            if u < last:
+                _one_unit(u, g, listed, begin, end, x, w, bias, gates, out, ungated, ungated_at, y)
 
 
 @inlined
@@ -78,6 +81,35 @@ def _one_example(
 
 
 @inlined
+def _two_units(
+    u: Any,
+    g: Any,
+    m: Any,
+    k: Any,
+    end: Any,
+    x: Any,
+    w: Any,
+    bias: Any,
+    gates: Any,
+    out: Any,
+    ungated: Any,
+    keep: Any,
+    y: Any,
+) -> None:
+    """Compute two adjacent units for the examples m[k] to m[end - 1]."""
+    while k + 3 <= end:
+        dot_products(y, x, (m[k], m[k + 1], m[k + 2]), w, (u, u + 1))
+        for i in range(6):
+            _put(m[k + i // 2], u + i % 2, g, y[i], bias, gates, out, ungated, keep)
+        k += 3
+    while k < end:
+        dot_products(y, x, (m[k],), w, (u, u + 1))
+        for i in range(2):
+            _put(m[k], u + i, g, y[i], bias, gates, out, ungated, keep)
+        k += 1
+
+
+@inlined
 def _one_unit(
     u: Any,
     g: Any,
@@ -94,12 +126,20 @@ def _one_unit(
     y: Any,
 ) -> None:
     """Compute one unit for the examples m[k] to m[end - 1]."""
-    while k < end:
-        last = end - 1
-        dot_products(y, x, (m[k], m[min(k + 1, last)], m[min(k + 2, last)], m[min(k + 3, last)]), w, (u,))
-        for i in range(min(4, end - k)):
+    while k + 4 <= end:
+        dot_products(y, x, (m[k], m[k + 1], m[k + 2], m[k + 3]), w, (u,))
+        for i in range(4):
             _put(m[k + i], u, g, y[i], bias, gates, out, ungated, keep)
         k += 4
+    if k + 2 <= end:
+        dot_products(y, x, (m[k], m[k + 1]), w, (u,))
+        for i in range(2):
+            _put(m[k + i], u, g, y[i], bias, gates, out, ungated, keep)
+        k += 2
+    while k < end:
+        dot_products(y, x, (m[k],), w, (u,))
+        _put(m[k], u, g, y[0], bias, gates, out, ungated, keep)
+        k += 1
 
 
 @inlined
