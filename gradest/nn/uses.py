@@ -379,9 +379,8 @@ class Attach(torch.autograd.Function):
         if ctx.slopes is not None:
             ctx.slopes.backward_begins(ctx)
         wide, told = widen(grad), ctx.saved_tensors
-        sent = [
-            gradient * (wide if share == 1 else wide * share) for gradient, share in zip(told, ctx.shares, strict=True)
-        ]
+        scales = [wide if share == 1 else wide * share for share in ctx.shares]
+        sent = [gradient * scale for gradient, scale in zip(told, scales, strict=True)]
         return grad, None, None, *[None] * len(told), *sent, *[torch.ones_like(flag) for flag in ctx.flags]
 
 

@@ -5,8 +5,8 @@ from tests.mutations.mutation import Mutation
 MUTATIONS = (
     Mutation(
         "gradest/nn/uses.py",
-        "sent = [gradient * (wide * share) for gradient, share in zip(told, ctx.shares, strict=True)]",
-        "sent = [gradient * wide for gradient, share in zip(told, ctx.shares, strict=True)]",
+        "scales = [wide if share == 1 else wide * share for share in ctx.shares]",
+        "scales = [wide for share in ctx.shares]",
         "a mean over the batch is trained as a sum",
         "tests/nn/test_layers.py -k 'enumeration or scaling'",
     ),
