@@ -84,7 +84,7 @@ class PassAtK(ScoreFunction):
         """Return, for each rank from the least loss on, the share C(n-i, k-1) / C(n, k) of subsets in which it is the least."""
         n, k = samples, self.k
         # the ratio of two neighbours, since the binomial coefficients themselves grow beyond all floats
-        left = torch.arange(n - 1, 0, -1, dtype=torch.float64)
+        left = torch.arange(n - 1, 0, -1, dtype=torch.float64, device="cpu")
         ratios = (left - (k - 1)).clamp(min=0) / left
         return torch.cat([ratios.new_tensor([k / n]), ratios]).cumprod(0)
 
