@@ -75,6 +75,10 @@ class EntropicRisk(ScoreFunction):
         """Return the cost of a draw, in which each loss is left out once."""
         return super().cost(neuron, event, batch) + Cost(0, self.samples**2 * math.prod(batch))
 
+    def credit_cost(self, loss: Tensor, features: Tensor | None) -> Cost:
+        """Return the cost of leaving each loss out once."""
+        return super().credit_cost(loss, features) + Cost(0, len(loss) * loss.numel())
+
     def value(self, draw: Draw, loss: Tensor) -> Tensor:
         """Return V, `[*batch]`."""
         return self.combine(loss)
@@ -87,5 +91,5 @@ class EntropicRisk(ScoreFunction):
         """Return V - V_k."""
         loss = loss - (loss.amax(0) if self.aversion > 0 else loss.amin(0))  # a shift of all losses cancels in V - V_k
         value = self.combine(loss)
-        others = [torch.cat([loss[:k], loss[k + 1 :]]) for k in range(len(loss))]
+        others = (torch.cat([loss[:k], loss[k + 1 :]]) for k in range(len(loss)))  # one at a time: K of them are large
         return torch.stack([value - self.combine(rest) for rest in others]), state

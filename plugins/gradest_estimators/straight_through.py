@@ -80,7 +80,8 @@ class StraightThrough(MonteCarlo):
         if self.derivative == "clipped":
             return slope * grad * (a.abs() <= 1)
         if isinstance(neuron, OneHot):
-            return slope * neuron.smooth_vjp(slope * a, grad)
+            # the differences from the largest give the same, and no slope makes infinity less infinity of them
+            return slope * neuron.smooth_vjp(slope * (a - a.amax(-1, keepdim=True)), grad)
         assert isinstance(neuron, Step)
         kernel = select("logistic_backward", a.device)
         return kernel(a, grad, slope, slope * (neuron.high - neuron.low))  # type: ignore[no-any-return]

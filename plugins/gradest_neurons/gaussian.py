@@ -27,7 +27,7 @@ class Gaussian(Density):
 
     examples = ({}, {"std": 0.3})
 
-    std: float = Field(1.0, gt=0, allow_inf_nan=False, description="standard deviation s of the noise")
+    std: float = Field(1.0, ge=1e-6, le=1e6, description="standard deviation s of the noise")
 
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """Return s z, `[draws, *a.shape]`, from uniform noise by the normal quantile function."""

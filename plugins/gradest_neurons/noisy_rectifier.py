@@ -34,9 +34,7 @@ class NoisyRectifier(Continuous, Reparameterised):
     examples = ({}, {"distribution": "gaussian"}, {"distribution": "gaussian", "std": 0.5})
 
     distribution: Literal["logistic", "gaussian"] = Field("logistic", description="distribution of the noise")
-    std: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="standard deviation of Gaussian noise; 1 if omitted"
-    )
+    std: float | None = Field(None, ge=1e-6, le=1e6, description="standard deviation of Gaussian noise; 1 if omitted")
 
     @model_validator(mode="after")
     def _check_std(self) -> Self:

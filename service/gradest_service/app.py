@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from anyio import create_task_group, to_thread
 from fastapi import FastAPI
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -177,12 +178,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     neurons = await to_thread.run_sync(built_in_neurons)
     app.state.capacity.computes = await to_thread.run_sync(_warm_up, neurons[:1], app.state.device)
     async with create_task_group() as group:
-        group.start_soon(to_thread.run_sync, _warm_up, neurons, app.state.device)
-        group.start_soon(to_thread.run_sync, _warm_up_backward)
+        group.start_soon(_load_the_rest, neurons, app.state)
         group.start_soon(app.state.capacity.watch, app.state.pool)
         yield
         group.cancel_scope.cancel()
     await to_thread.run_sync(app.state.tracing.close)
+
+
+async def _load_the_rest(neurons: Sequence[type[Neuron]], state: State) -> None:
+    async with create_task_group() as group:
+        group.start_soon(to_thread.run_sync, _warm_up, neurons, state.device)
+        group.start_soon(to_thread.run_sync, _warm_up_backward)
+    state.capacity.warm = True
 
 
 def _warm_up(neurons: Sequence[type[Neuron]], device: Device) -> bool:

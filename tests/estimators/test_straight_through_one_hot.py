@@ -31,6 +31,17 @@ def test_straight_through_is_exact_to_first_order():
         assert error_over_outputs(gradest.estimator("straight_through", **options), linear) > 0.1
 
 
+@pytest.mark.parametrize("neuron", ["argmax", "categorical", "sparse_categorical"])
+def test_no_slope_makes_infinity_of_large_pre_activations(neuron):
+    def gradient(most):
+        a = torch.tensor([[[most, most, -most], [most, 1.0, 0.0]]])
+        return gradest.estimate(lambda h: h[..., 0].sum(-1), a, neuron, straight_through, 1, 1).gradient
+
+    straight_through = {"name": "straight_through", "derivative": "sigmoid", "slope": 3.0}
+    assert gradient(3e38)[0, 0, 0] > 0.1
+    assert_close(gradient(3e38), gradient(100.0))
+
+
 def test_straight_through_by_hand():
     h, grad = one_hot([1, 2])[None], WEIGHT[None]
     draw = gradest.Draw(NEURON, A, gradest.Key(0), h, torch.ones(1))

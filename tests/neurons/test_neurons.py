@@ -105,7 +105,7 @@ def test_noisy_rectifier_derivative_and_threshold():
 def test_noisy_rectifier_options():
     with pytest.raises(InvalidOptions, match="std requires"):
         gradest.neuron("noisy_rectifier", std=1.0)
-    with pytest.raises(InvalidOptions, match="greater than 0"):
+    with pytest.raises(InvalidOptions, match="greater than or equal"):
         gradest.neuron("noisy_rectifier", distribution="gaussian", std=0)
     with pytest.raises(InvalidOptions, match=r"logistic.*gaussian"):
         gradest.neuron("noisy_rectifier", distribution="cauchy")

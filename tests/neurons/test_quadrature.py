@@ -9,7 +9,7 @@ from scipy import integrate, special, stats
 
 import gradest
 from gradest.contract.neuron import Continuous
-from gradest.errors import Inexact, InvalidInput
+from gradest.errors import Inexact, InvalidInput, InvalidOptions
 
 A = torch.tensor([[0.4, -1.3]], dtype=torch.float64)
 
@@ -161,3 +161,15 @@ def test_compare_does_not_call_pathwise_biased_at_a_low_temperature():
     table = gradest.compare(lambda h: (2 * h[..., 0] - h[..., 1]) ** 2, A, neuron, ["pathwise"], draws=20_000, seed=1)
     assert table.rows[0].bias_in_se < 5
     assert table.no_exact is None
+
+
+@pytest.mark.parametrize("std", [1e-6, 1e6])
+@pytest.mark.parametrize("name", ["gaussian", "noisy_sigmoid", "noisy_rectifier"])
+def test_the_narrowest_and_the_widest_noise_have_a_mean(name, std):
+    options = {"distribution": "gaussian"} if name == "noisy_rectifier" else {}
+    neuron = gradest.neuron(name, std=std, **options)
+    for dtype in (torch.float32, torch.float64):
+        loss, gradient = gradest.exact(lambda h: h.mean(-1), torch.tensor([[0.0], [0.5]], dtype=dtype), neuron)
+        assert bool(torch.isfinite(loss).all() and torch.isfinite(gradient).all())
+    with pytest.raises(InvalidOptions, match="std"):
+        gradest.neuron(name, std=10 * std if std > 1 else std / 10, **options)

@@ -15,6 +15,7 @@ import gradest
 from gradest.client.wire import SAFETENSORS, pack
 from gradest_service.admit.admission import (
     admit_comparison,
+    admit_credit,
     admit_estimate,
     admit_forward,
     admit_recommendation,
@@ -24,6 +25,7 @@ from gradest_service.admit.jobs import ObjectiveJob
 from gradest_service.admit.limits import are_brief, exact_work, need_of
 from gradest_service.bodies.schemas import (
     CompareRequest,
+    CreditRequest,
     EstimateRequest,
     ForwardRequest,
     MeasureRequest,
@@ -279,6 +281,16 @@ def test_work_that_ends_soon():
     assert is_brief(estimator={"name": "rloo", "samples": 3})  # but it is little
     assert is_brief(a=torch.zeros(1 << 13, 4), estimator="enumeration")  # 16 points are few
     assert not is_brief(a=torch.zeros(1 << 10, 5), estimator="enumeration")  # 32 points
+    assert is_brief(neuron="k_subset", a=torch.zeros(1, 64, 64))
+    assert not is_brief(neuron="k_subset", a=torch.zeros(1, 1, 1 << 12))  # little, but a step for each item
+
+
+@pytest.mark.parametrize("estimator", ["entropic_risk", "vimco"])
+def test_credit_that_leaves_each_loss_out_is_charged_for_it(estimator):
+    """Some thousand losses take as many steps over all of them, which is no moment's work."""
+    job = admit_credit(CreditRequest(estimator=estimator, loss=torch.zeros(1 << 12, 1)), Settings(), False)
+    assert job.cost.work >= 1 << 24
+    assert not are_brief([job])
 
 
 def test_the_work_of_others_plugins_is_not_known_to_end_soon(registered):

@@ -1,5 +1,6 @@
 """`serve` as a process: the line it prints, the port it takes, and how it ends."""
 
+import asyncio
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 import gradest
 from gradest.errors import InvalidInput
 from gradest_service.app import create_app, running
+from gradest_service.host.server import Server
 from gradest_service.settings import Settings
 from tests.selection import deep
 
@@ -41,6 +43,25 @@ def test_serve_says_where_and_ends_well(ending):
         rest, errors = process.communicate(timeout=20)
     assert (process.returncode, rest) == (0, "")
     assert re.fullmatch(r"\S+ INFO answered request_id=\w+ method=GET route=/v1/neurons status=200 .*\n", errors)
+
+
+def test_what_is_loaded_in_advance_is_told_once():
+    """So that the collector is told to leave it alone: it takes a fifth of the time of small requests."""
+    app = create_app(Settings())
+    server, told = Server(Settings(), app), []
+    server.on_warm = lambda: told.append(app.state.capacity.warm)
+
+    async def start_and_tick():
+        await server.on_tick(1)
+        assert not told
+        async with app.router.lifespan_context(app):
+            while not app.state.capacity.warm:
+                await asyncio.sleep(0.01)
+        for tick in (2, 3):
+            await server.on_tick(tick)
+
+    asyncio.run(start_and_tick())
+    assert told == [True]
 
 
 @pytest.mark.deep

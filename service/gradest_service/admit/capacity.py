@@ -37,6 +37,8 @@ class Capacity:
         """True once the service has been told to stop: /readyz answers 503, and connections close after their answers."""
         self.computes = True
         """False if the first sample of this process failed."""
+        self.warm = False
+        """True once all that the service loads in advance is loaded."""
         self.stuck = False
         """True while every thread of the pool is lost."""
         self.lost_threads = 0

@@ -64,6 +64,7 @@ _LAW = 4  # nodes of a law take so many times the memory of as many points, with
 _MOMENT = 1 << 16  # elements, of whatever plugin
 _BRIEF = 1 << 22  # bytes, on which the slowest plugin takes a third of a second without kernels
 _FEW = 16  # points of a draw, as some estimators take time for each pair of them
+_SHORT = 256  # classes or items, as some neurons take a step for each of them, however few elements that is
 _WARM_UP = 100  # steps that a stateful estimator takes before its draws
 
 
@@ -80,6 +81,8 @@ def are_brief(jobs: Sequence[Job]) -> bool:
     counts as little.
     """
     first, elements = jobs[0], sum(max(job.cost.work, job.cost.held) for job in jobs)
+    if isinstance(first, NeuronJob) and len(first.event) > 1 and first.event[-1] > _SHORT:
+        return False
     if elements <= _MOMENT:
         return True
     if elements * first.itemsize > _BRIEF:

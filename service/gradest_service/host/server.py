@@ -70,6 +70,7 @@ class Server(uvicorn.Server):
         self.url = ""
         self.on_accepting: Callable[[str], None] = lambda url: None
         self.on_beat: Callable[[bool], None] | None = None
+        self.on_warm: Callable[[], None] | None = None
         self.obeys_second_signal = True
         self._settings = settings
         self._capacity: Capacity = app.state.capacity
@@ -101,6 +102,9 @@ class Server(uvicorn.Server):
         """Decide, ten times a second, whether it is time to close the port."""
         if self._closes_at is not None and time.monotonic() >= self._closes_at:
             self.should_exit = True
+        if self.on_warm is not None and self._capacity.warm:
+            self.on_warm()
+            self.on_warm = None
         if self.on_beat is not None and counter % _TICKS_PER_BEAT == 0:
             self.on_beat(self._capacity.stuck)
         return await super().on_tick(counter)
@@ -113,6 +117,12 @@ class Server(uvicorn.Server):
     def _protocol(self) -> LimitedProtocol:
         create: Callable[..., LimitedProtocol] = self.config.http_protocol_class  # type: ignore[assignment]
         return create(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+
+def _keep_what_is_loaded() -> None:
+    """Spare the collector from walking through all of torch and the compiled kernels again and again, as they stay loaded."""
+    gc.collect()
+    gc.freeze()
 
 
 def run_process(
@@ -134,12 +144,11 @@ def run_process(
     announce_address = on_accepting or announce
 
     def start(url: str) -> None:
-        # what is loaded by now stays loaded: the collector need not walk through all of torch again and again
-        gc.collect()
-        gc.freeze()
+        _keep_what_is_loaded()
         announce_address(url)
 
     server.on_accepting = start
+    server.on_warm = _keep_what_is_loaded
     server.on_beat = on_beat
     server.obeys_second_signal = not sockets
     server.run(list(sockets) or bind(settings))
