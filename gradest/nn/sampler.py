@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -141,8 +140,12 @@ def _points_asked(neuron: Neuron, estimator: Estimator) -> int:
             raise
         except InvalidInput:
             continue
-        if asked == 1:
-            with suppress(InvalidInput):
-                return estimator.evaluations(neuron, (*others, n + 1))
-        return asked
+        if asked != 1:
+            return asked
+        try:
+            return estimator.evaluations(neuron, (*others, n + 1))
+        except TooManyPoints:
+            raise
+        except InvalidInput:
+            return asked
     return estimator.evaluations(neuron, (*others, items))  # raises

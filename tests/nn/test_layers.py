@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import gradest
-from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss
+from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, TooManyPoints
 from gradest.nn import Expectation, Stochastic, broadcast_loss
 from tests.nn.data_parallel import train
 
@@ -236,6 +236,8 @@ def test_estimators_with_many_points_are_sent_to_expectation():
     for k in (3, 4, 40):  # of which there is one way to take all items, or which the neuron's example does not have
         with pytest.raises(Incompatible, match=r"gradest\.nn\.Expectation"):
             Stochastic({"name": "k_subset", "k": k}, "enumeration")
+    with pytest.raises(TooManyPoints):  # of one item more there are too many ways
+        Stochastic({"name": "k_subset", "k": 1500}, "enumeration")
     for estimator in ("rloo", "vimco", {"name": "nvil", "samples": 2}):
         layer, a = Stochastic("bernoulli", estimator), torch.zeros(4, 3, requires_grad=True)
         with pytest.raises(Incompatible, match=r"StochasticGraph\(model, samples=K\)"):
