@@ -238,7 +238,8 @@ class _GatedCall:
 
     def fastest(self, what: tuple[Any, ...], sparse: Callable[[], _T], dense: Callable[[], _T]) -> tuple[str, _T]:
         """Run the layer's method, or the faster of the two if it is "auto". Return the method and its result."""
-        method: str | float = "dense" if kernels.recorded() else self.layer.method
+        plain = kernels.recorded() or not self.layer.out_features
+        method: str | float = "dense" if plain else self.layer.method
         if method == "auto":
             method = self._choice(what, sparse, dense)
         elif method not in ("sparse", "dense"):

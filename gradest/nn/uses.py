@@ -137,7 +137,8 @@ class Use:
         self._check_intact()
         estimator, draw = self.sampler.estimator, self.draw
         if "loss" in estimator.needs:
-            feedback = Feedback(draw.a.new_zeros((1, *self.batch)), grad_h[None].to(draw.a.dtype))
+            given = grad_h.resolve_neg() if grad_h.is_neg() else grad_h  # kernels read memory
+            feedback = Feedback(draw.a.new_zeros((1, *self.batch)), cast(given[None], draw.a.dtype))
             with torch.no_grad():  # the state moved when the loss was told
                 return estimator.backward(draw, feedback, self.state)[0]
         pair = pair_of(draw.neuron, estimator)

@@ -163,6 +163,18 @@ def test_empty_batches(sparse_gradient, kernel, monkeypatch):
             assert not bool(layer.bias.grad.any())
 
 
+@pytest.mark.parametrize("method", ["sparse", "auto", 0.5])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_layer_of_no_units(method):
+    """torch.nn.Linear takes it, and so does "dense"."""
+    layer, x = ConditionalLinear(4, 0, method=method), torch.randn(3, 4, requires_grad=True)
+    out = layer(x, torch.zeros(3, 0))
+    assert out.shape == (3, 0)
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.zeros(3, 4))
+    assert layer.weight.grad.shape == (0, 4)
+
+
 @pytest.mark.parametrize("kernel", ["cpu", "reference"])
 def test_a_gate_that_is_not_finite_is_open_and_a_closed_one_hides_what_is_not(kernel, monkeypatch):
     monkeypatch.setenv("GRADEST_KERNELS", kernel)

@@ -217,3 +217,18 @@ def test_a_layer_that_needs_both_in_compiled_and_transformed_code():
         fails = warnings.catch_warnings() if differentiable else pytest.raises(Exception, match="no dL/dh reached")
         with fails:
             compiled(x, differentiable).backward()
+
+
+def test_dl_dh_as_a_view_that_negates(monkeypatch):
+    """As of an imaginary part of a conjugate. The kernel reads memory, which holds the opposite numbers."""
+    monkeypatch.setenv("GRADEST_KERNELS", "cpu")
+    found = []
+    for turned in (False, True):
+        torch.manual_seed(0)
+        layer, a = Stochastic("stochastic_times_smooth", "pathwise_score"), torch.randn(4, 3, requires_grad=True)
+        h = layer(a)
+        if turned:
+            h.register_hook(lambda slope: torch._neg_view(-slope))
+        broadcast_loss(layer, h.square().sum(-1)).backward()
+        found.append(a.grad)
+    assert torch.equal(*found)
