@@ -298,12 +298,14 @@ def test_the_leaderboard_needs_no_torch():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_the_leaderboard_says_what_it_has(call):
+def test_the_leaderboard_says_what_it_has(call, tmp_path):
     shown = call(leaderboard_command, "--problem", "polynomial-2")
     assert "polynomial-2.quick: Polynomial programming" in shown
     assert "│ 1 " in shown
     with pytest.raises(GradestError, match=r"there are no results on 'no'; there are on: .*polynomial-2"):
         leaderboard_command(["--problem", "no"], prog_name="gradest", standalone_mode=False)
+    with pytest.raises(InvalidInput, match=r"there are no results in .*mistyped"):
+        leaderboard_command(["--results", str(tmp_path / "mistyped")], prog_name="gradest", standalone_mode=False)
 
 
 def test_the_kept_results_are_of_problems_that_there_are():
