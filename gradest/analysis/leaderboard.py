@@ -181,7 +181,10 @@ def read_boards(folder: Path, problem: str | None = None) -> list[Board]:
 
 
 def _read_board(folder: Path) -> Board:
-    problem = BoardProblem(**_read(folder / _PROBLEM))
+    try:
+        problem = BoardProblem(**_read(folder / _PROBLEM))
+    except TypeError as error:
+        raise InvalidInput(f"{folder / _PROBLEM} is not a problem of results: {error}") from error
     entries: dict[str, BoardEntry] = {}
     for path in sorted(folder.glob("*.json")):
         if path.name == _PROBLEM:
@@ -190,19 +193,27 @@ def _read_board(folder: Path) -> Board:
         try:
             runs = tuple(_to_run(run) for run in found.pop("runs"))
             entry = BoardEntry(**{**found, "needs": tuple(found["needs"])}, runs=runs)
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidInput(f"{path} is not a file of results: {error}") from error
         entries[entry.label] = entry
     return Board(problem, entries)
 
 
 def _to_run(found: dict[str, Any]) -> BoardRun:
-    return BoardRun(**{**found, "curve": tuple((int(step), value) for step, value in found.get("curve", ()))})
+    curve = tuple((int(step), value) for step, value in found.get("curve", ()) if value is not None)
+    run = BoardRun(**{**found, "curve": curve})
+    numbers = [run.seed, run.evaluations, run.seconds, *(value for _, value in curve)]
+    if not all(isinstance(number, int | float) for number in (*numbers, 0 if run.value is None else run.value)):
+        raise TypeError(f"the run of seed {run.seed} has what should be numbers as something else")
+    return run
 
 
 def _read(path: Path) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON")
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except ValueError as error:
         raise InvalidInput(f"{path} is not JSON: {error}") from error
 
@@ -318,7 +329,7 @@ def to_row(standing: Standing) -> list[Any]:
 
 
 def _to_spread(value: float, spread: float | None) -> str:
-    if not spread or abs(value) < 1e-4:
+    if not spread or not 1e-4 <= abs(value) < 1e9:
         return f"{value:.5g}"
     return f"{value:.{min(6, max(0, 1 - math.floor(math.log10(spread))))}f}"
 

@@ -433,7 +433,10 @@ def leaderboard(
     )
     from gradest.cli.display import print_json, show_rows
 
-    boards = join_boards(read_boards(kept_results()), [] if results is None else read_boards(results))
+    own = [] if results is None else read_boards(results)
+    if results is not None and not own:
+        raise InvalidInput(f"there are no results in {results}; give the folder results of a benchmark's --out")
+    boards = join_boards(read_boards(kept_results()), own)
     known = {board.problem.name for board in boards}
     if unknown := sorted({*(problem or ())} - known):
         raise InvalidInput(

@@ -81,6 +81,7 @@ def test_a_value_ends_where_its_spread_has_two_digits():
         "124.0",
         "1234.6",
     ]
+    assert to_row(standings(board(entry("diverged", 1e300, 2e300)))[0])[2] == "1.5e+300"
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -97,8 +98,16 @@ def test_what_is_written_is_read(tmp_path):
     (tmp_path / "toy.quick" / "b.json").write_text("{")
     with pytest.raises(InvalidInput, match=r"b\.json is not JSON"):
         read_boards(tmp_path)
-    (tmp_path / "toy.quick" / "b.json").write_text("{}")
-    with pytest.raises(InvalidInput, match=r"b\.json is not a file of results"):
+    one_run = (tmp_path / "toy.quick" / "a-x-1-y-2.json").read_text()
+    for damaged in ("{}", "[]", '"runs"', one_run.replace("0.123457", '"0.1"'), one_run.replace("[0,", '["x",')):
+        (tmp_path / "toy.quick" / "b.json").write_text(damaged)
+        with pytest.raises(InvalidInput, match=r"b\.json is not a file of results"):
+            read_boards(tmp_path)
+    (tmp_path / "toy.quick" / "b.json").write_text(one_run.replace("0.123457", "NaN"))
+    with pytest.raises(InvalidInput, match=r"b\.json is not JSON: NaN"):
+        read_boards(tmp_path)
+    (tmp_path / "toy.quick" / "problem.json").write_text("[]")
+    with pytest.raises(InvalidInput, match=r"problem\.json is not a problem"):
         read_boards(tmp_path)
     assert read_boards(tmp_path / "nothing") == []
 

@@ -22,6 +22,7 @@ from gradest.estimation.exact import exact
 from gradest_experiments.benchmark import networks
 from gradest_experiments.benchmark import run as benchmark
 from gradest_experiments.benchmark.polynomial import Polynomial
+from gradest_experiments.benchmark.problem import Outcome
 from gradest_experiments.benchmark.problems import PROBLEMS, choose_problems
 from gradest_experiments.benchmark.report import leaderboard_page
 from gradest_experiments.benchmark.run import list_benchmark_runs, run_benchmark
@@ -32,6 +33,7 @@ from gradest_experiments.cli import benchmark as benchmark_command
 from gradest_experiments.cli import leaderboard as leaderboard_command
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.engine.images import Images
+from gradest_experiments.vae.training import VaeRun
 from tests import stranger
 
 pytest.importorskip("altair")
@@ -231,6 +233,18 @@ def test_a_categorical_autoencoder_is_trained_as_the_problem_says(tmp_path, monk
     for spec in ("enumeration", "entropic_risk", "arm"):
         with pytest.raises(Incompatible):
             problem.neuron_for(gradest.estimator(spec))
+    monkeypatch.setattr(VaeRun, "_elbo", lambda run, pixels, purpose: math.nan)
+    folder = RunFolder.open(
+        tmp_path / "nan", "x", benchmark.RunOptions(problem="x", sizes={}, estimator={"name": "rloo"}, seed=0)
+    )
+    with pytest.raises(GradestError, match="diverged: the value is not finite"):
+        problem.run(folder, gradest.estimator("rloo"), 0, lambda share: None)
+
+
+def test_a_value_that_is_no_number_is_a_failure(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(Polynomial, "run", lambda *_: Outcome(math.nan, 1, 0.1, ()))
+    runs, _ = list_benchmark_runs(choose_problems(["polynomial-2"], "quick"), "quick", [{"name": "rloo"}], 1)
+    assert "Failed: the value is nan." in run_benchmark(tmp_path / "out", runs, tmp_path / "none").read_text()
 
 
 def test_learning_to_select_finds_the_features():
@@ -284,12 +298,14 @@ def test_the_leaderboard_needs_no_torch():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_the_leaderboard_says_what_it_has(call):
+def test_the_leaderboard_says_what_it_has(call, tmp_path):
     shown = call(leaderboard_command, "--problem", "polynomial-2")
     assert "polynomial-2.quick: Polynomial programming" in shown
     assert "│ 1 " in shown
     with pytest.raises(GradestError, match=r"there are no results on 'no'; there are on: .*polynomial-2"):
         leaderboard_command(["--problem", "no"], prog_name="gradest", standalone_mode=False)
+    with pytest.raises(InvalidInput, match=r"there are no results in .*mistyped"):
+        leaderboard_command(["--results", str(tmp_path / "mistyped")], prog_name="gradest", standalone_mode=False)
 
 
 def test_the_kept_results_are_of_problems_that_there_are():

@@ -14,7 +14,7 @@ from gradest.contract.estimator import Estimator
 from gradest.contract.neuron import Neuron
 from gradest.contract.target import Target
 from gradest.discovery.registry import registry
-from gradest.errors import Incompatible, InvalidInput, InvalidOptions
+from gradest.errors import GradestError, Incompatible, InvalidInput, InvalidOptions
 from gradest_experiments.belief.settings import NEURON as BELIEF_NEURON
 from gradest_experiments.belief.settings import BeliefSettings
 from gradest_experiments.belief.training import train_belief
@@ -60,7 +60,8 @@ class NetworkProblem(Problem):
         assert folder.path is not None
         run, evaluations = self.train(folder.path / "training", estimator, seed, on_progress)
         scale = 100 if self.unit == "%" else 1
-        curve = tuple((row["step"], scale * row[self.curve]) for row in run.rows("valid"))
+        found = ((row["step"], row[self.curve]) for row in run.rows("valid"))
+        curve = tuple((step, scale * value) for step, value in found if value is not None)  # null if it was not finite
         return Outcome(scale * self.value_of(run), evaluations, run.rows("train")[-1]["seconds"], curve)
 
 
@@ -131,7 +132,7 @@ Adam, with log q inside the loss. The value is the importance-weighted bound on 
 
     def value_of(self, run: RunFolder) -> float:
         """Return the test bound."""
-        return float(run.results["test"])
+        return _number(run.results["test"])
 
 
 class CategoricalVaeProblem(_VaeProblem):
@@ -193,7 +194,7 @@ it, are those that Liu et al. chose for ReinMax; nothing was tuned for any other
 
     def value_of(self, run: RunFolder) -> float:
         """Return the mean of -ELBO of the training images."""
-        return -float(run.rows("final")[-1]["elbo"])
+        return -_number(run.rows("final")[-1]["elbo"])
 
 
 class BeliefProblem(NetworkProblem):
@@ -260,7 +261,7 @@ bound of several samples on validation images after training."""
 
     def value_of(self, run: RunFolder) -> float:
         """Return the validation bound."""
-        return float(run.results["valid"])
+        return _number(run.results["valid"])
 
 
 class RouterProblem(NetworkProblem):
@@ -311,10 +312,17 @@ are those by dL/dh at one sample, because the gates are within the network."""
 
     def value_of(self, run: RunFolder) -> float:
         """Return the share of errors on test images."""
-        return float(run.results["test"]["error"])
+        return _number(run.results["test"]["error"])
 
 
 def _first_images(train: int, valid: int) -> Images:
     """Return MNIST with so many of the images to learn from and to validate on."""
     whole = load_images()
     return Images(whole.train[:train], whole.valid[:valid], whole.test)
+
+
+def _number(found: float | None) -> float:
+    """Return a metric, which is None in a run's folder if it was not finite."""
+    if found is None:
+        raise GradestError("training diverged: the value is not finite")
+    return float(found)

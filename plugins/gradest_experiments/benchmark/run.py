@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 from collections.abc import Iterable, Sequence
@@ -180,6 +181,8 @@ def _result(run: BenchmarkRun, folder: RunFolder, on_progress: OnProgress) -> di
     with registry.containing(failures, run.label):
         try:
             found = run.problem.run(folder, run.estimator, run.seed, on_progress)
+            if not math.isfinite(found.value):
+                raise GradestError(f"the value is {found.value}")
             return {
                 "value": found.value,
                 "evaluations": found.evaluations,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -115,7 +116,8 @@ class VaeRun(TrainingRun):
         rows = torch.arange(self.step * size, (self.step + 1) * size)[own]
         x = self._inputs(self.images.train[index[own]], replace(self._binarisation, rows=rows))
         noise = replace(self._noise, rows=rows, shared=True)
-        losses, self.memory = self.vae.loss(x, self.vae.encode(x), self.estimator, noise, self.memory)
+        with self._finite():
+            losses, self.memory = self.vae.loss(x, self.vae.encode(x), self.estimator, noise, self.memory)
         loss = losses.sum() / size
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -146,7 +148,8 @@ class VaeRun(TrainingRun):
         for x, key in self._binary(self.images.test[: self.settings.test_images], _TEST, _TEST_CHUNK):
             if interrupted():
                 raise KeyboardInterrupt
-            bounds.append(self.vae.bound(x, key, self.settings.test_samples))
+            with self._finite():
+                bounds.append(self.vae.bound(x, key, self.settings.test_samples))
         bound = float(torch.cat(bounds).double().mean())
         metrics.write("final", self.step, elbo=self._elbo(self.images.train, _FINAL))
         metrics.write("test", self.step, bound=bound)
@@ -167,12 +170,25 @@ class VaeRun(TrainingRun):
         x = self._inputs(self.images.train[: self.settings.batch], self._key(_VARIANCE))
         key = self._key(_VARIANCE, self.step)
         draws = self.settings.variance_draws
-        metrics.write("variance", self.step, **measure_variance(self.vae, x, self.estimator, key, self.memory, draws))
+        with self._finite():
+            found = measure_variance(self.vae, x, self.estimator, key, self.memory, draws)
+        metrics.write("variance", self.step, **found)
 
     def _elbo(self, pixels: Tensor, purpose: int) -> float:
         """Return the mean ELBO of images, with one sample each."""
-        elbos = [self.vae.elbo(x, key) for x, key in self._binary(pixels, purpose, _ELBO_CHUNK)]
+        with self._finite():
+            elbos = [self.vae.elbo(x, key) for x, key in self._binary(pixels, purpose, _ELBO_CHUNK)]
         return float(torch.cat(elbos).double().mean())
+
+    @contextmanager
+    def _finite(self) -> Iterator[None]:
+        """Say that training diverged where the encoder's outputs are refused after the first step, when they were not."""
+        try:
+            yield
+        except InvalidInput as error:
+            if not self.step:
+                raise
+            raise GradestError(f"training diverged in step {self.step}: {error}; lower learning_rate") from error
 
     def _binary(self, pixels: Tensor, purpose: int, chunk: int) -> Iterator[tuple[Tensor, Key]]:
         """Yield chunks of images, binarised once for the run or grey, and keys of their noise, whatever the chunks."""
