@@ -19,6 +19,7 @@ from gradest.client.wire import SAFETENSORS
 from gradest.contract.cost import Cost
 from gradest.contract.estimator import Estimator, State
 from gradest.contract.law import count_configurations, count_ways, in_words
+from gradest.contract.neuron import PoissonCount
 from gradest.contract.target import Target
 from gradest.errors import Inexact, PluginFault, TooManyPoints
 from gradest.estimation.losses.evaluation import CHUNK
@@ -62,7 +63,7 @@ __all__ = [
 _CALL = 256  # elements that are computed in the time of one call of a pointwise objective, at least
 _LAW = 4  # nodes of a law take so many times the memory of as many points, with the derivatives of their density
 _MOMENT = 1 << 16  # elements, of whatever plugin
-_BRIEF = 1 << 22  # bytes, on which the slowest plugin takes a third of a second without kernels
+_BRIEF = 1 << 22  # bytes, on which the slowest plugin takes half a second without kernels
 _FEW = 16  # points of a draw, as some estimators take time for each pair of them
 _SHORT = 256  # classes or items, as some neurons take a step for each of them, however few elements that is
 _WARM_UP = 100  # steps that a stateful estimator takes before its draws
@@ -89,10 +90,11 @@ def are_brief(jobs: Sequence[Job]) -> bool:
         return False
     if isinstance(first, CreditJob):
         return first.loss.shape[0] <= _FEW and without_options(first.estimator, {"samples"})
-    if not isinstance(first, NeuronJob) or isinstance(first, ObjectiveJob) or not without_options(first.neuron):
-        return False
-    return not isinstance(first, EstimatorJob) or (
-        without_options(first.estimator) and first.estimator.evaluations(first.neuron, first.event) <= _FEW
+    if not isinstance(first, NeuronJob) or isinstance(first, ObjectiveJob) or isinstance(first.neuron, PoissonCount):
+        return False  # a large count takes several times as long as any other output
+    return without_options(first.neuron) and (
+        not isinstance(first, EstimatorJob)
+        or (without_options(first.estimator) and first.estimator.evaluations(first.neuron, first.event) <= _FEW)
     )
 
 
