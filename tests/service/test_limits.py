@@ -282,7 +282,7 @@ def test_work_that_ends_soon():
     assert is_brief(a=torch.zeros(1 << 13, 4), estimator="enumeration")  # 16 points are few
     assert not is_brief(a=torch.zeros(1 << 10, 5), estimator="enumeration")  # 32 points
     assert not is_brief(neuron="poisson", estimator="reinforce", a=torch.zeros(1, 1 << 17))
-    assert is_brief(neuron="gaussian", estimator="reinforce", a=torch.zeros(1, 1 << 17))
+    assert is_brief(neuron="binomial", estimator="reinforce", a=torch.zeros(1, 1 << 17))
     assert is_brief(neuron="k_subset", a=torch.zeros(1, 64, 64))
     assert not is_brief(neuron="k_subset", a=torch.zeros(1, 1, 1 << 12))  # little, but a step for each item
 
