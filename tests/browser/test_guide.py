@@ -1,6 +1,7 @@
 """The marks beside controls: they lead to the guide if the service has it, and are not there if it has none."""
 
 import re
+import time
 
 import httpx
 import pytest
@@ -45,7 +46,12 @@ def test_marks_lead_to_the_guide(guided, visit):  # the page closes before its s
     page.get_by_role("link", name="In the guide: Estimators").press("Enter")
     page.wait_for_url("**/guides/page.html#estimators")
     assert page.locator(":target").inner_text() == "estimators"
-    page.wait_for_function("document.querySelector(':target').getBoundingClientRect().top < 10")  # once all is laid out
+    until = time.monotonic() + 20
+    while (
+        page.locator(":target").bounding_box()["y"] >= 10
+    ):  # until all is laid out; the page allows no wait_for_function
+        assert time.monotonic() < until
+        page.wait_for_timeout(50)
 
 
 def test_without_a_guide_there_are_no_marks(visit):
