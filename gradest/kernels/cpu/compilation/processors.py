@@ -31,7 +31,7 @@ def has_wide_vectors(target: tuple[object, ...]) -> bool:
 
 
 def has_wide_registers() -> bool:
-    """Whether numba compiles for a processor with the 32 registers of 512 bits of AVX-512."""
+    """Tell whether numba compiles for a processor with AVX-512, and so with 32 registers of 512 bits."""
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
     return "+avx512f" in features.split(",")
 

@@ -10,6 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gradest.kernels.cpu.compilation.compiler import Decorator
+from gradest.kernels.cpu.compilation.processors import has_wide_registers
 
 __all__ = ["PACKED", "pack", "packs"]
 
@@ -25,8 +26,7 @@ def packs(typing: Any) -> Any:
     """Tell whether the processor packs the marked lanes of a vector by one instruction, as those with AVX-512 do."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        _, _, features = context.codegen().magic_tuple()
-        return ir.Constant(_FLAG, int("+avx512f" in features.split(",")))
+        return ir.Constant(_FLAG, int(has_wide_registers()))
 
     return types.boolean(), generate
 
