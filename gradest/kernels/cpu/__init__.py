@@ -44,6 +44,7 @@ from gradest.kernels.cpu.deterministic import logistic_backward, rectified_backw
 from gradest.kernels.cpu.groups import correlated, ordered
 from gradest.kernels.cpu.noise import uniform
 from gradest.kernels.cpu.scores import antithetic_score, leave_one_out_score, logistic_score
+from gradest.kernels.cpu.sparse import entmax, top_softmax
 from gradest.kernels.cpu.statistics import all_finite, moments
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "concrete",
     "concrete_pullback",
     "correlated",
+    "entmax",
     "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
@@ -81,5 +83,6 @@ __all__ = [
     "surrogate_backward",
     "times_smooth",
     "times_smooth_backward",
+    "top_softmax",
     "uniform",
 ]

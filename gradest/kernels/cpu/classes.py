@@ -24,6 +24,7 @@ from gradest.kernels.portable import CONSTANTS, LANES
 from gradest.kernels.reference.noise import Word
 
 __all__ = [
+    "last_sum",
     "one_hot",
     "scaled_softmax",
     "scaled_softmax_pullback",
@@ -107,7 +108,7 @@ def _one_hot(
 
 
 @inlined
-def _last_sum(x: Any, first: Any, size: Any, lanes: Any) -> Any:
+def last_sum(x: Any, first: Any, size: Any, lanes: Any) -> Any:
     """Compute the same as `portable.last_sum` for `size` numbers from `first` on; `lanes` is scratch."""
     width, half = min(size, LANES), 1
     for i in range(width):
@@ -128,7 +129,7 @@ def _last_sum(x: Any, first: Any, size: Any, lanes: Any) -> Any:
 def _divide_by_sums(x: Any, classes: Any, total: Any, lanes: Any, out: Any) -> None:
     """Divide the numbers of each unit by their sum; `total`, as long as x, and `lanes` are scratch."""
     for unit in range(0, out.size, classes):
-        found = _last_sum(x, unit, classes, lanes)
+        found = last_sum(x, unit, classes, lanes)
         for i in range(unit, unit + classes):
             total[uint64(i)] = found
     for i in range(out.size):
@@ -228,7 +229,7 @@ def _centre(h: Any, at: Any, grad: Any, at_grad: Any, classes: Any, g: Any, y: A
     for i in range(classes):
         g[i] = grad[uint64(at_grad + i)] - grad_of_largest
         y[i] = h[uint64(at + i)] * g[i]
-    return _last_sum(y, 0, classes, lanes)
+    return last_sum(y, 0, classes, lanes)
 
 
 @compiled_for_short_loops
@@ -290,7 +291,7 @@ def _scaled_softmax_pullback(
                     slope = h[uint64(here + i)] * (g[i] - centre)
                     found[uint64(there + i)] = slope * steep
                     y[i] = zero if x[uint64(here + i)] <= -limit else slope * x[uint64(here + i)]
-                found[uint64(there + classes)] = -_last_sum(y, 0, classes, lanes)
+                found[uint64(there + classes)] = -last_sum(y, 0, classes, lanes)
 
 
 @inlined

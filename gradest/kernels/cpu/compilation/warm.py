@@ -41,6 +41,8 @@ def _of_whole_tensors(x: Tensor) -> Iterator[Call]:
     yield lambda: cpu.times_smooth_backward(x, points, points)
     yield lambda: cpu.softmax_backward(points, points, 1.0)
     yield lambda: cpu.repeated(1, x, 0)
+    yield lambda: cpu.top_softmax(x, 2)
+    yield lambda: cpu.entmax(x, True, True)
     yield lambda: cpu.subset_marginals(x.double(), 2)
     yield lambda: cpu.subset_mean_backward(x.double(), x.double(), 2)
 
