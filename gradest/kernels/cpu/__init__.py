@@ -41,7 +41,7 @@ from gradest.kernels.cpu.classes import (
 )
 from gradest.kernels.cpu.counts import binomial, poisson
 from gradest.kernels.cpu.deterministic import logistic_backward, rectified_backward, repeated, surrogate_backward
-from gradest.kernels.cpu.groups import correlated, ordered
+from gradest.kernels.cpu.groups import correlated, correlated_concrete, correlated_concrete_pullback, ordered
 from gradest.kernels.cpu.noise import uniform
 from gradest.kernels.cpu.scores import antithetic_score, leave_one_out_score, logistic_score
 from gradest.kernels.cpu.sparse import entmax, top_softmax
@@ -56,6 +56,8 @@ __all__ = [
     "concrete",
     "concrete_pullback",
     "correlated",
+    "correlated_concrete",
+    "correlated_concrete_pullback",
     "entmax",
     "leave_one_out_score",
     "logistic_backward",

@@ -66,6 +66,7 @@ def _that_draw(dtype: torch.dtype) -> Iterator[Call]:
     yield lambda: cpu.scaled_concrete(*key, a, 69.0)
     yield lambda: cpu.scaled_concrete_pullback(*key, a, grad[..., :3], 69.0)
     yield lambda: cpu.correlated(*key, a, 3, 1, 0.5, 0.5)
+    yield lambda: cpu.correlated_concrete(*key, a, 3, 1, 0.5, 0.5, 2.0)
     yield lambda: cpu.ordered(*key, a, 3)
     yield lambda: cpu.scaled_softmax(*key, a, 2, 69.0)
     yield lambda: cpu.scaled_softmax_pullback(*key, a, grad[..., :4], 2, 69.0)
