@@ -27,8 +27,8 @@ def test_the_softmax_of_the_largest(k, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("squared", [True, False])
 def test_the_entmax(squared, dtype):
-    for x in numbers(dtype):
-        x = torch.cat([x, torch.full_like(x[..., :1], -torch.inf)], -1)  # a class that is masked
+    for given in numbers(dtype):
+        x = torch.cat([given, torch.full_like(given[..., :1], -torch.inf)], -1)  # a class that is masked
         p = cpu.entmax(x, squared, False)
         assert torch.equal(p, reference.entmax(x, squared, False))
         assert torch.equal(cpu.entmax(x, squared, True), reference.entmax(x, squared, True))
