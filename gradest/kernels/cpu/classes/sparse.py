@@ -10,7 +10,7 @@ from numba import uint64
 from torch import Tensor
 
 from gradest.kernels import reference
-from gradest.kernels.cpu.classes import last_sum
+from gradest.kernels.cpu.classes.softmaxes import last_sum
 from gradest.kernels.cpu.compilation.compiler import array, compiled_for_short_loops, inlined
 from gradest.kernels.cpu.functions import exp, log, sqrt
 from gradest.kernels.cpu.tensors import LIKE, empty_as, in_threads, row_major
