@@ -263,6 +263,7 @@ class Key:
         """Run a fused kernel: draw uniform noise for `a` `[*batch, *event]` and compute outputs `[points, *a.shape]` in one pass.
 
         kernel: its name, such as those in `gradest.kernels.cpu`. options: further arguments of the kernel, in its order.
+        A kernel takes `a` and tensors among the options in float32 at least, unless it is marked by `takes_halves`.
         dtype: of the outputs, for a kernel that can write another dtype than that of `a`.
         event: that of the outputs, for a kernel that writes another than that of `a`.
         Returns None if this device has no such kernel, or none yet because it is being compiled, if autograd has to record the
@@ -282,7 +283,10 @@ class Key:
             flat = a.reshape(batch.numel(), shape[split:].numel())
         _check_counts(draws, *flat.shape)
         written = {} if dtype is None else {"dtype": dtype}
-        drawn: Tensor | None = draw(*self._words(batch, device), draws, widen(flat), *options, **written)
+        given = flat
+        if not getattr(draw, "takes_halves", False):
+            given, options = widen(flat), tuple(widen(x) if isinstance(x, Tensor) else x for x in options)
+        drawn: Tensor | None = draw(*self._words(batch, device), draws, given, *options, **written)
         if drawn is None:
             return None
         h = cast(drawn, dtype or a.dtype)

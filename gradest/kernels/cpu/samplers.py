@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined, stack, stack_rows, with_functions
+from gradest.kernels.cpu.halves import format_of, like, read, write
 from gradest.kernels.cpu.noise import block_scratch, locate, uniforms
-from gradest.kernels.cpu.tensors import LIKE, as_words, check_size, empty, empty_as, flat, in_threads, row_major
+from gradest.kernels.cpu.tensors import as_words, check_size, empty, empty_as, flat, in_threads, row_major
 from gradest.kernels.reference.noise import Word
 
 __all__ = ["run_kernel", "run_sampler", "sampler"]
@@ -36,7 +37,7 @@ def _points(address: Any, points: Any, size: Any, like: Any) -> Any:
 
 
 @inlined
-def _part(values: Any, draw: Any, first: Any, last: Any) -> Any:
+def _part(values: Any, draw: Any, first: Any, last: Any, address: Any, narrow: Any, wide: Any) -> Any:
     return None
 
 
@@ -46,8 +47,12 @@ def _given_points(address: Any, points: Any, size: Any, like: Any) -> Any:
 
 
 @inlined
-def _given_part(values: Any, draw: Any, first: Any, last: Any) -> Any:
-    return values[draw, first:last]
+def _given_part(values: Any, draw: Any, first: Any, last: Any, address: Any, narrow: Any, wide: Any) -> Any:
+    part = values[draw, first:last]
+    if narrow > 0:
+        part = wide[: last - first]
+        read(address, draw * values.shape[1] + first, narrow, part)
+    return part
 
 
 @compiled
@@ -79,6 +84,8 @@ def sampler(
     Both functions must be `inlined`, and no other sampler may have a transform of this name.
     """
 
+    span = parts * BLOCK
+
     def kernel(
         words: Any,
         seed0: Any,
@@ -88,6 +95,9 @@ def sampler(
         at_a: Any,
         at_grad: Any,
         at_out: Any,
+        narrow_a: Any,
+        narrow_grad: Any,
+        narrow_out: Any,
         points: Any,
         size: Any,
         width: Any,
@@ -101,6 +111,11 @@ def sampler(
         grad = _points(at_grad, points, size // parts, like_a)
         noise = block_scratch(a)
         u, shared = stack(BLOCK, a.dtype), stack_rows(scratch, BLOCK, np.float64 if wide else a.dtype)
+        wide_a, wide_grad, wide_out = (
+            stack(span, a.dtype),
+            stack(BLOCK, a.dtype),
+            stack(span, out.dtype),
+        )
         halves = 2 if mirrored else 1
         draws = len(out) // halves
         written = out.shape[1] * parts // a.size  # numbers of an output, for each unit
@@ -108,6 +123,9 @@ def sampler(
             end = min(at + BLOCK, last)
             place = locate(words, seed0, seed1, stream, a.size // (rows * parts), at, end, noise)
             x = a[parts * at : parts * end]
+            if narrow_a > 0:
+                x = wide_a[: parts * (end - at)]
+                read(at_a, parts * at, narrow_a, x)
             _prepare(x, u, shared, options)
             for draw in range(draws):
                 uniforms(noise, place, draw, u[: end - at])
@@ -115,8 +133,13 @@ def sampler(
                     if half > 0:
                         _mirror(u[: end - at])
                     point = half * draws + draw
+                    g = _part(grad, point, at, end, at_grad, narrow_grad, wide_grad)
                     h = out[point, written * at : written * end]
-                    _transform(x, u, _part(grad, point, at, end), h, shared, options)
+                    if narrow_out > 0:
+                        h = wide_out[: written * (end - at)]
+                    _transform(x, u, g, h, shared, options)
+                    if narrow_out > 0:
+                        write(h, narrow_out, at_out, point * width + written * at)
 
     given = {"_points": _given_points, "_part": _given_part} if pullback else {}
     whole = with_functions(kernel, _transform=transform, _prepare=prepare, **given)
@@ -147,7 +170,9 @@ def run_sampler(
         check_size(grad, draws * size // parts)
     given, pulled = row_major(a), None if grad is None else row_major(grad)
     addresses = given.data_ptr(), None if pulled is None else pulled.data_ptr(), out.data_ptr()
-    arguments = *as_words(seed, rows, stream), *addresses, draws, size, width, LIKE[a.dtype], LIKE[out.dtype]
+    formats = format_of(a.dtype), 0 if grad is None else format_of(grad.dtype), format_of(out.dtype)
+    given_words, likes = as_words(seed, rows, stream), (like(a.dtype), like(out.dtype))
+    arguments = *given_words, *addresses, *formats, draws, size, width, *likes
     in_threads(lambda first, last: kernel(*arguments, first, last, *options), size // parts, parts * draws)
     return out
 
