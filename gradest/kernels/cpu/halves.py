@@ -13,11 +13,11 @@ import torch
 from numba import types, uint16, uint32
 from numba.extending import overload
 
-from gradest.kernels.cpu.compilation.compiler import array, compiled
+from gradest.kernels.cpu.compilation.compiler import array, compiled, inlined
 from gradest.kernels.cpu.tensors import LIKE, NUMPY
 from gradest.kernels.cpu.vectors.conversion import as_bits, as_number, converts
 
-__all__ = ["computed_in", "format_of", "like", "read", "takes_halves", "write"]
+__all__ = ["chosen", "computed_in", "format_of", "like", "read", "takes_halves", "write"]
 
 _FORMATS = {torch.bfloat16: 1, torch.float16: 2}
 _BITS = np.uint16(0)
@@ -99,7 +99,16 @@ def _narrow(x: Any, narrow: Any, address: Any) -> None:
         _narrow_to_float16(wide, bits)
 
 
-# In kernels of other types than float32 the next two do nothing, and are not called.
+@inlined
+def chosen(address: Any, first: Any, narrow: Any, wide: Any) -> Any:
+    """Return the address of the number of this index, or that of the memory of `wide` if numbers are narrow.
+
+    An array that a kernel makes at this address takes no time. One that is either of two has its references counted.
+    """
+    return np.int64(wide.ctypes.data) if narrow > 0 else np.int64(address + first * wide.itemsize)
+
+
+# If numbers are not narrow, as in all kernels of other types than float32, the next two do nothing.
 
 
 def read(address: Any, first: Any, narrow: Any, x: Any) -> None:
@@ -110,7 +119,8 @@ def read(address: Any, first: Any, narrow: Any, x: Any) -> None:
 @overload(read)
 def _(address: Any, first: Any, narrow: Any, x: Any) -> Any:
     def halves(address: Any, first: Any, narrow: Any, x: Any) -> None:
-        _widen(address + 2 * first, narrow, x)
+        if narrow > 0:
+            _widen(address + 2 * first, narrow, x)
 
     def others(address: Any, first: Any, narrow: Any, x: Any) -> None:
         pass
@@ -126,7 +136,8 @@ def write(x: Any, narrow: Any, address: Any, first: Any) -> None:
 @overload(write)
 def _(x: Any, narrow: Any, address: Any, first: Any) -> Any:
     def halves(x: Any, narrow: Any, address: Any, first: Any) -> None:
-        _narrow(x, narrow, address + 2 * first)
+        if narrow > 0:
+            _narrow(x, narrow, address + 2 * first)
 
     def others(x: Any, narrow: Any, address: Any, first: Any) -> None:
         pass
