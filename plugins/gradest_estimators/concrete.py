@@ -51,12 +51,12 @@ class Concrete(MonteCarlo):
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over samples of L'(s) ds/da, by the derivative of the neuron's relaxation."""
         assert isinstance(draw.neuron, Relaxable)
-        noise, relaxed = draw.saved.get("noise"), draw.points
+        noise, relaxed, grad = draw.saved.get("noise"), None, feedback.get_grad()
         if noise is None:  # the points are samples, or the draw came without what can be computed from its key
-            noise, relaxed = draw.noise(), None
-        return leading_mean(
-            draw.neuron.relax_backward(draw.a, noise, self.temperature, feedback.get_grad(), relaxed)
-        ), state
+            noise = draw.noise()
+        else:
+            relaxed = draw.points
+        return leading_mean(draw.neuron.relax_backward(draw.a, noise, self.temperature, grad, relaxed)), state
 
 
 class StraightThroughConcrete(Concrete):

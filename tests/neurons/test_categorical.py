@@ -162,3 +162,13 @@ def test_the_derivative_of_the_relaxation_is_that_of_autograd(temperature):
     for given in (None, relaxed):
         found = NEURON.relax_backward(a, noise, temperature, grad, given)
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+    class Sharper(type(NEURON)):
+        name = "sharper"
+
+        def relax(self, a, noise, temperature):
+            return super().relax(a, noise, temperature / 2)
+
+    sharp = Sharper()
+    found = sharp.relax_backward(a, noise, 2 * temperature, grad, sharp.relax(a, noise, 2 * temperature))
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
