@@ -47,6 +47,7 @@ FUSED = {
     "scaled_concrete": "tempered_binary_concrete",
     "scaled_softmax": "tempered_gumbel_softmax",
     "correlated": "correlated_bernoulli",
+    "correlated_concrete": "correlated_binary_concrete",
     "ordered": "plackett_luce",
     "subset": "k_subset",
 }

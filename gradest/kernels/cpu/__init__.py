@@ -29,19 +29,18 @@ from gradest.kernels.cpu.additive_noise import (
     scaled_normal_pullback,
 )
 from gradest.kernels.cpu.binaries import antithetic, binary, times_smooth, times_smooth_backward
-from gradest.kernels.cpu.classes import (
+from gradest.kernels.cpu.classes.softmaxes import (
     one_hot,
     scaled_softmax,
     scaled_softmax_pullback,
     softmax,
     softmax_backward,
-    subset,
-    subset_marginals,
-    subset_mean_backward,
 )
+from gradest.kernels.cpu.classes.sparse import entmax, top_softmax
+from gradest.kernels.cpu.classes.subsets import subset, subset_marginals, subset_mean_backward
 from gradest.kernels.cpu.counts import binomial, poisson
 from gradest.kernels.cpu.deterministic import logistic_backward, rectified_backward, repeated, surrogate_backward
-from gradest.kernels.cpu.groups import correlated, ordered
+from gradest.kernels.cpu.groups import correlated, correlated_concrete, correlated_concrete_pullback, ordered
 from gradest.kernels.cpu.noise import uniform
 from gradest.kernels.cpu.scores import antithetic_score, leave_one_out_score, logistic_score
 from gradest.kernels.cpu.statistics import all_finite, moments
@@ -55,6 +54,9 @@ __all__ = [
     "concrete",
     "concrete_pullback",
     "correlated",
+    "correlated_concrete",
+    "correlated_concrete_pullback",
+    "entmax",
     "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
@@ -81,5 +83,6 @@ __all__ = [
     "surrogate_backward",
     "times_smooth",
     "times_smooth_backward",
+    "top_softmax",
     "uniform",
 ]
