@@ -50,7 +50,7 @@ def test_binary(bench, size):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("size", (*SIZES, (4096, 4096)), ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("size", [*SIZES, (4096, 4096)], ids="{0[0]}x{0[1]}".format)
 def test_binary_in_half_precision(bench, size, dtype):
     a, neuron, key = torch.randn(size).to(dtype), gradest.neuron("bernoulli"), gradest.Key(1)
     calls = {
