@@ -301,10 +301,14 @@ def _evaluated(
 
         loss, pull, *_ = torch.func.vjp(tracked, points.detach())
         return loss, pull(torch.ones_like(loss))[0].detach()
-    points = points.detach().requires_grad_()
-    with torch.set_grad_enabled(True), plain_saved_tensors():
-        loss = _with_its_uses(losses_at(f, points, neuron.output_ndim))
-        grad = slope_at(points, loss, estimator.label, keep_graph)
+    points, recording = points.detach().requires_grad_(), torch.is_grad_enabled()
+    torch._C._set_grad_enabled(True)  # a context manager takes longer
+    try:
+        with plain_saved_tensors():
+            loss = _with_its_uses(losses_at(f, points, neuron.output_ndim))
+            grad = slope_at(points, loss, estimator.label, keep_graph)
+    finally:
+        torch._C._set_grad_enabled(recording)
     if not (keep_graph and _depends_on_more(loss, points)):
         loss = loss.detach()  # otherwise backward would traverse f once more without use
     return loss, grad
@@ -362,9 +366,6 @@ def _depends_on_more(loss: Tensor, points: Tensor) -> bool:
     """
     if loss.is_leaf:
         return True
-    for node in _graph(loss):
-        if not node.next_functions and getattr(node, "variable", points) is not points:
-            return True
-        if isinstance(node, BackwardCFunction):
-            return True
-    return False
+    return any(
+        isinstance(node, BackwardCFunction) or getattr(node, "variable", points) is not points for node in _graph(loss)
+    )
