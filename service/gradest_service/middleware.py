@@ -48,13 +48,13 @@ _METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
 _WATCH_AFTER_SECONDS = 0.1  # from the end of a body; most answers need no task that watches their client
 _CLIENT_CLOSED = 499  # the log's status of a request whose client disconnected
 _UNTRACED = Tracing()
-_DEFAULT_HEADERS = {  # of every answer that has none of its own
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_DEFAULT_HEADERS = (  # of every answer that has none of its own
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
 
 
 class RequestMiddleware:
@@ -336,13 +336,13 @@ class _HttpExchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[_ID_HEADER] = self.context.request_id
-            self._streams = headers.get("content-type", "").startswith(EventStream.media_type)
             for name, value in self._headers.items():
                 headers[name] = ", ".join([headers[name], value]) if name == "Vary" and name in headers else value
-            for name, value in _DEFAULT_HEADERS.items():
-                headers.setdefault(name, value)
             if self._capacity.draining:
                 headers["Connection"] = "close"  # the client's next request goes to another server
+            given = dict(headers.raw)
+            self._streams = given.get(b"content-type", b"").startswith(EventStream.media_type.encode())
+            headers.raw.extend(default for default in _DEFAULT_HEADERS if default[0] not in given)
         else:
             self.context.bytes_out += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
