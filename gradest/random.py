@@ -19,7 +19,7 @@ from torch import Tensor
 from gradest.errors import Incompatible, InvalidInput
 from gradest.kernels import fused, portable, recorded, select, transformed, untransformed
 from gradest.kernels.reference.noise import ROUNDS, Word, as_tensors, philox, signed_word
-from gradest.kernels.stable import cast, widen
+from gradest.kernels.stable import NARROW_DTYPES, cast, widen
 from gradest.seeds import MAX_SEED, check_seed
 
 __all__ = ["MAX_SEED", "VERSION", "Key", "check_words", "fresh_seed", "philox4x32"]
@@ -274,6 +274,7 @@ class Key:
         """Run a fused kernel: draw uniform noise for `a` `[*batch, *event]` and compute outputs `[points, *a.shape]` in one pass.
 
         kernel: its name, such as those in `gradest.kernels.cpu`. options: further arguments of the kernel, in its order.
+        A kernel takes `a` and tensors among the options in float32 at least, unless it is marked by `takes_halves`.
         dtype: of the outputs, for a kernel that can write another dtype than that of `a`.
         event: that of the outputs, for a kernel that writes another than that of `a`.
         Returns None if this device has no such kernel, or none yet because it is being compiled, if autograd has to record the
@@ -288,7 +289,9 @@ class Key:
         if not split == event_ndim == 1:
             flat = a.reshape(batch.numel(), shape[split:].numel())
         _check_counts(draws, *flat.shape)
-        given = *self._words(batch, device), draws, widen(flat), *options
+        if flat.dtype in NARROW_DTYPES and not getattr(draw, "takes_halves", False):
+            flat, options = widen(flat), tuple(widen(x) if isinstance(x, Tensor) else x for x in options)
+        given = *self._words(batch, device), draws, flat, *options
         drawn: Tensor | None = draw(*given) if dtype is None else draw(*given, dtype=dtype)
         if drawn is None:
             return None

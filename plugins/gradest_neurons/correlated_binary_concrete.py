@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.contract.neuron import Continuous
-from gradest.contract.numerics import leading_sum, softplus, spread, widen
+from gradest.contract.numerics import computable, leading_sum, softplus, spread, widen
 from gradest.random import Key
 from gradest_neurons._continuous import normalised, sigmoid_at
 from gradest_neurons._copula import FACTOR_STREAM, correlated_normals, logit_of_normal, normal_of_logit
@@ -66,7 +66,7 @@ class CorrelatedBinaryConcrete(BinaryConcrete):
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """Return what `backward` returns, in one pass, which draws the noise again, if the device has a kernel for it."""
-        grad, options = grad_h.to(widen(a).dtype), self._options(a)
+        grad, options = computable(grad_h, a), self._options(a)
         found = key.fused("correlated_concrete_pullback", a, len(h), self.event_ndim, grad, *options)
         return Continuous.pullback(self, key, a, h, grad_h) if found is None else found
 

@@ -12,6 +12,7 @@ sight: with the cipher in five loops and a sigmoid in three, both take little mo
 
 In a kernel `a` is flat and `out` is `[draws, elements]`; one call computes the elements `first` to `last`. Loops go over slices,
 whose own index starts at 0, because for any other index numba tests whether it is negative, and then does not vectorise. A
+sampler for float32 also serves float16 and bfloat16, which it widens as it reads a block and narrows as it writes one. A
 function whose body raises NotImplementedError is a name for numba alone, which compiles the overload that follows it.
 
 `conditional` computes linear layers that skip closed gates.

@@ -31,6 +31,7 @@ def calls() -> list[Call]:
 def _of_whole_tensors(x: Tensor) -> Iterator[Call]:
     points = x.expand(2, *x.shape).contiguous()
     yield lambda: cpu.all_finite(x)
+    yield lambda: cpu.all_finite(x.half())
     yield lambda: cpu.moments([points])
     yield lambda: cpu.logistic_score(x, points, points[..., 0], 1.0)
     yield lambda: cpu.leave_one_out_score(x, points, points[..., 0], 1.0)
