@@ -9,7 +9,6 @@ of storing it.
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import dataclass
 from typing import overload
 
@@ -111,18 +110,8 @@ def fresh_seed() -> int:
             "torch.jit.trace and make_fx record a seed as a constant, so that the recorded program would draw the same noise in "
             "each call. Use torch.compile or torch.export; or in evaluation the mean or the threshold of a layer; or give a seed"
         )
-    return int(_word.tensor.random_(0, MAX_SEED).item())
-
-
-class _Word(threading.local):
-    """A word of each thread, into which seeds are drawn: to make a tensor takes longer than to fill it."""
-
-    def __init__(self) -> None:
-        with torch.inference_mode(False):  # an inference tensor could not be written to later
-            self.tensor = torch.empty((), dtype=torch.int64, device="cpu")
-
-
-_word = _Word()
+    seed: int = fresh_seed_tensor().item()  # type: ignore[assignment]
+    return seed
 
 
 def fresh_seed_tensor() -> Tensor:

@@ -301,14 +301,10 @@ def _evaluated(
 
         loss, pull, *_ = torch.func.vjp(tracked, points.detach())
         return loss, pull(torch.ones_like(loss))[0].detach()
-    points, recording = points.detach().requires_grad_(), torch.is_grad_enabled()
-    torch._C._set_grad_enabled(True)  # a context manager takes longer
-    try:
-        with plain_saved_tensors():
-            loss = _with_its_uses(losses_at(f, points, neuron.output_ndim))
-            grad = slope_at(points, loss, estimator.label, keep_graph)
-    finally:
-        torch._C._set_grad_enabled(recording)
+    points = points.detach().requires_grad_()
+    with torch.set_grad_enabled(True), plain_saved_tensors():
+        loss = _with_its_uses(losses_at(f, points, neuron.output_ndim))
+        grad = slope_at(points, loss, estimator.label, keep_graph)
     if not (keep_graph and _depends_on_more(loss, points)):
         loss = loss.detach()  # otherwise backward would traverse f once more without use
     return loss, grad

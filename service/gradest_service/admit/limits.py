@@ -263,13 +263,13 @@ def _affordable_exact_work(settings: Settings, job: EstimateJob) -> int | None:
 
 def _law_is_too_large(settings: Settings, job: ObjectiveJob) -> bool:
     """Tell whether the law of all units, of which a closed form may be a sum, has more elements than may be held."""
-    return _law_elements(job) > settings.max_points
+    return _LAW * _law_nodes(job) > settings.max_points
 
 
-def _law_elements(job: ObjectiveJob) -> int:
-    """Return the elements that the law of all units holds."""
+def _law_nodes(job: ObjectiveJob) -> int:
+    """Return the nodes of the law of all units."""
     nodes: int = gradest.registry.call(job.neuron, "law_size", job.wide, kind=int)
-    return _LAW * nodes
+    return nodes
 
 
 def _held_by_exact(settings: Settings, job: ObjectiveJob, target: Target) -> int:
@@ -277,7 +277,7 @@ def _held_by_exact(settings: Settings, job: ObjectiveJob, target: Target) -> int
 
     A target of several samples, or of the whole law at once, holds all points, and the losses of the ways to draw its samples.
     """
-    elements = _law_elements(job)
+    elements = _LAW * _law_nodes(job)
     if elements > settings.max_points:
         return 0
     try:
@@ -297,14 +297,14 @@ def _held_by_exact(settings: Settings, job: ObjectiveJob, target: Target) -> int
 
 
 def exact_work(job: ObjectiveJob, target: Target) -> int:
-    """Return the elements that the exact gradient computes: those of the law for a closed form; 0 if it cannot be computed."""
+    """Return the elements that the exact gradient computes, of a closed form the nodes of the law; 0 if it cannot be computed."""
     neuron, a, event = job.neuron, job.wide, job.event
-    rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
     try:
         count_configurations(neuron, event)  # before a law of many outputs takes memory
         none = a.new_empty((0, *a.shape))  # whether there is a closed form does not depend on the rows
         if target == Target() and job.objective.expectation(neuron, none) is not None:
-            return _law_elements(job)
+            return _law_nodes(job)
+        rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
         values, _ = neuron.law(rows.amax(0))  # the number of outputs may grow with a
         points = count_ways(count_configurations(neuron, event, values.shape[0]), target)
     except TooManyPoints:
