@@ -18,7 +18,7 @@ from torch import Tensor
 from gradest.errors import Incompatible, InvalidInput
 from gradest.kernels import fused, portable, recorded, select, transformed, untransformed
 from gradest.kernels.reference.noise import ROUNDS, Word, as_tensors, philox, signed_word
-from gradest.kernels.stable import cast, widen
+from gradest.kernels.stable import NARROW_DTYPES, cast, widen
 from gradest.seeds import MAX_SEED, check_seed
 
 __all__ = ["MAX_SEED", "VERSION", "Key", "check_words", "fresh_seed", "philox4x32"]
@@ -263,6 +263,7 @@ class Key:
         """Run a fused kernel: draw uniform noise for `a` `[*batch, *event]` and compute outputs `[points, *a.shape]` in one pass.
 
         kernel: its name, such as those in `gradest.kernels.cpu`. options: further arguments of the kernel, in its order.
+        A kernel takes `a` and tensors among the options in float32 at least, unless it is marked by `takes_halves`.
         dtype: of the outputs, for a kernel that can write another dtype than that of `a`.
         event: that of the outputs, for a kernel that writes another than that of `a`.
         Returns None if this device has no such kernel, or none yet because it is being compiled, if autograd has to record the
@@ -270,19 +271,17 @@ class Key:
         """
         device, shape = a.device, a.shape
         draw = fused(kernel, device)
-        if draw is None or type(self).uniform is not Key.uniform:
-            return None
-        if torch.is_grad_enabled() and (
-            a.requires_grad or any(isinstance(x, Tensor) and x.requires_grad for x in options)
-        ):
+        if draw is None or type(self).uniform is not Key.uniform or _is_tracked(a, *options):
             return None
         split = len(shape) - event_ndim
         batch, flat = shape[:split], a
         if not split == event_ndim == 1:
             flat = a.reshape(batch.numel(), shape[split:].numel())
         _check_counts(draws, *flat.shape)
-        written = {} if dtype is None else {"dtype": dtype}
-        drawn: Tensor | None = draw(*self._words(batch, device), draws, widen(flat), *options, **written)
+        if flat.dtype in NARROW_DTYPES and not getattr(draw, "takes_halves", False):
+            flat, options = widen(flat), tuple(widen(x) if isinstance(x, Tensor) else x for x in options)
+        given = *self._words(batch, device), draws, flat, *options
+        drawn: Tensor | None = draw(*given) if dtype is None else draw(*given, dtype=dtype)
         if drawn is None:
             return None
         h = cast(drawn, dtype or a.dtype)
@@ -309,12 +308,13 @@ class Key:
 
         if torch._C._get_tracing_state() is not None:
             raise Incompatible("torch.jit.trace cannot record noise; use torch.compile or torch.export")
-        count = math.prod(batch_shape)
+        count, first = math.prod(batch_shape), self.seed
         _check_counts(count)
-        first, second = self.seed, _upper_word(self.seed)
-        seed: tuple[Word, Word] = first, second
-        if not isinstance(first, int):
-            seed = _one_each_row(first, batch_shape, device), _one_each_row(second, batch_shape, device)
+        seed: tuple[Word, Word]
+        if isinstance(first, int):
+            seed = first, first >> 32
+        else:
+            seed = _one_each_row(first, batch_shape, device), _one_each_row(_upper_word(first), batch_shape, device)
         rows = count if self.rows is None else _one_each_row(self.rows, batch_shape, device)
         if device.type == "cpu":
             return seed, rows, self.stream
@@ -328,6 +328,11 @@ class Key:
 
     def _seed_words(self) -> tuple[Tensor, Tensor]:
         return _unsigned(_to_word(self.seed)), _unsigned(_to_word(_upper_word(self.seed)))
+
+
+def _is_tracked(*given: object) -> bool:
+    """Tell whether autograd has to record what is computed from these."""
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in given)
 
 
 def _one_each_row(value: Tensor | int, batch_shape: tuple[int, ...], device: torch.device) -> Word:

@@ -155,6 +155,8 @@ def test_seeds():
     first = fresh_seed()
     torch.manual_seed(5)
     assert fresh_seed() == first
+    torch.manual_seed(5)
+    assert torch.randint(0, MAX_SEED, ()).item() == first
     assert 0 <= first < MAX_SEED
     assert not torch.equal(Key(1).uniform((), (8,)), Key(1 + (1 << 32)).uniform((), (8,)))  # the upper word counts
     for bad in (-1, MAX_SEED, 1.5, "7", True, None):

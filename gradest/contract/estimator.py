@@ -25,7 +25,7 @@ from gradest.contract.cost import Cost
 from gradest.contract.neuron import Neuron
 from gradest.contract.plugin import Plugin
 from gradest.contract.target import Target
-from gradest.kernels.stable import cast, leading_sum
+from gradest.kernels.stable import cast, leading_mean, leading_sum
 from gradest.random import Key
 
 __all__ = ["Bias", "Cost", "Draw", "Estimator", "Feedback", "MonteCarlo", "State"]
@@ -86,12 +86,27 @@ Bias.NONE_IF_CONTINUOUS = Bias(math.inf, continuous=True)
 Bias.BIASED = Bias(0)
 
 
+class _EqualWeights:
+    """The weights of a draw that was given none, a tensor that is made where it is asked for: most steps do without it."""
+
+    def __get__(self, draw: Draw | None, owner: type[Draw]) -> Tensor:
+        if draw is None:
+            raise AttributeError("weights")  # for dataclass: the field has no default
+        count = draw.points.shape[0]
+        weights = draw.__dict__["weights"] = draw.a.new_full((count,), 1 / count)
+        return weights
+
+
+_EQUAL_WEIGHTS: Any = _EqualWeights()
+
+
 @dataclass(frozen=True, eq=False)
 class Draw:
     """The points at which the loss is to be evaluated, and what `backward` needs later.
 
     points: `[K, *batch, *event']`, where the loss is to be evaluated.
-    weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k estimates E[loss].
+    weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k estimates E[loss]. By default each is 1 / K.
+    equal: whether the weights are the default.
     saved: tensors that backward would otherwise compute again; all of them can be computed from the key.
     """
 
@@ -99,8 +114,9 @@ class Draw:
     a: Tensor
     key: Key
     points: Tensor
-    weights: Tensor
+    weights: Tensor = _EQUAL_WEIGHTS
     saved: Mapping[str, Tensor] = field(default_factory=dict)
+    equal: bool = field(init=False, repr=False)
     _asked: tuple[Estimator, int, int, bool] | None = field(default=None, init=False, repr=False)
 
     def __init__(
@@ -109,7 +125,7 @@ class Draw:
         a: Tensor,
         key: Key,
         points: Tensor,
-        weights: Tensor,
+        weights: Tensor = _EQUAL_WEIGHTS,
         saved: Mapping[str, Tensor] | None = None,
     ) -> None:
         # the __init__ of a frozen dataclass, which sets one field after the other, takes twice the time
@@ -118,10 +134,12 @@ class Draw:
             a=a,
             key=key,
             points=points,
-            weights=weights,
             saved={} if saved is None else saved,
+            equal=weights is _EQUAL_WEIGHTS,
             _asked=None,
         )
+        if weights is not _EQUAL_WEIGHTS:
+            self.__dict__["weights"] = weights
 
     def remember(self, estimator: Estimator, masked: bool = True) -> None:
         """Remember which estimator asked, and how often torch has written into the points and into `a` so far.
@@ -254,7 +272,10 @@ class Estimator(Plugin):
         """Return the points at which to evaluate the loss."""
 
     def value(self, draw: Draw, loss: Tensor) -> Tensor:
-        """Return the estimate of the target, `[*batch]`, differentiable in the loss."""
+        """Return the estimate of the target, `[*batch]`, differentiable in the loss; that of one point may be a view of it."""
+        count = loss.shape[0]
+        if draw.equal and loss.is_floating_point() and not count & (count - 1):
+            return leading_mean(loss)  # of 1, 2, 4, ... losses, with the bits of the weighted sum
         weights = draw.weights
         if weights.ndim < loss.ndim and weights.shape[0] > 1:
             weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]
@@ -291,4 +312,4 @@ class MonteCarlo(Estimator):
 
     def draw_of(self, neuron: Neuron, a: Tensor, key: Key, points: Tensor) -> Draw:
         """Return the draw that has these points, which are `neuron.sample(key, a, samples)`."""
-        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))
+        return Draw(neuron, a, key, points)

@@ -8,6 +8,7 @@ those here do not. `portable` holds functions that give the same bits on every d
     drop_impossible                    losses with 0 in place of those of probability 0, before they meet their probabilities
     sigmoid, softplus, logit, sinh_cosh, normal_cdf
     widen                              to float32 at least
+    computable                         a gradient in a dtype that kernels take
     gauss_legendre, spread, panels     quadrature for the law of a continuous unit
     select, fused                      the kernel of a name for tensors on a device; see `gradest.kernels`
     logistic_backward, concrete_backward, softmax_backward, times_smooth_backward     the kernels' reference implementations
@@ -24,6 +25,7 @@ from torch import Tensor
 from gradest.kernels import fused, portable, select
 from gradest.kernels.reference import concrete_backward, logistic_backward, softmax_backward, times_smooth_backward
 from gradest.kernels.stable import (
+    computable,
     drop_impossible,
     leading_mean,
     leading_sum,
@@ -37,6 +39,7 @@ from gradest.kernels.stable import (
 )
 
 __all__ = [
+    "computable",
     "concrete_backward",
     "drop_impossible",
     "fused",

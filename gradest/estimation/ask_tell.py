@@ -194,7 +194,8 @@ def tell_finite(pair: Pair, draw: Draw, feedback: Feedback, state: State) -> tup
     """Do what `tell_pair` does, for a feedback that is known to be finite, or need not be."""
     estimator, shape, dtype = pair.estimator, draw.points.shape, draw.a.dtype
     loss = _check_feedback(estimator, "loss", feedback.loss, shape[: len(shape) - pair.output_ndim], dtype)
-    widened = Feedback(loss, _check_feedback(estimator, "grad", feedback.grad, shape, dtype))
+    grad = _check_feedback(estimator, "grad", feedback.grad, shape, dtype)
+    widened = feedback if loss is feedback.loss and grad is feedback.grad else Feedback(loss, grad)
     state = _outside_inference(state)
     if draw.pre_activations_written:
         raise InvalidInput(
@@ -259,7 +260,8 @@ def _check_feedback(
         raise InvalidInput(f"{name} must have shape {list(shape)}, not {list(given.shape)}")
     if name == "loss" and given.dtype != dtype:
         dtype = loss_dtype(given.dtype, dtype)
-    given = given.detach()
+    if given.requires_grad:
+        given = given.detach()
     return cast(given.resolve_neg() if given.is_neg() else given, dtype)
 
 
@@ -280,9 +282,7 @@ def check_feedback_finite(
     impossible: tells of an index whether its output has probability 0, if that is known; the error then says so.
     Inside a transform of torch.func, which does not allow reading values, it does nothing.
     """
-    if transformed() or (
-        feedback.grad is None and isinstance(feedback.loss, Tensor) and is_surely_finite(feedback.loss.detach())
-    ):
+    if transformed() or (_is_surely_finite(feedback.loss) and _is_surely_finite(feedback.grad)):
         return
     given = [
         (name, x.detach())
@@ -310,6 +310,13 @@ def check_feedback_finite(
                 f"{remedy}. The state of the estimator is as it was. allow_inf=True lets infinite ones through, to estimators "
                 "without a state"
             )
+
+
+def _is_surely_finite(x: Tensor | None) -> bool:
+    """Tell quickly whether a part of a feedback holds no infinity and no NaN; False is no answer."""
+    if not isinstance(x, Tensor):
+        return x is None
+    return x.device.type == "cpu" and is_surely_finite(x.detach() if x.requires_grad else x)
 
 
 _REMEDY_IF_IMPOSSIBLE = (
@@ -370,8 +377,11 @@ def first_state(estimator: Estimator, neuron: Neuron, a: Tensor) -> State:
 
 
 def value_of(estimator: Estimator, draw: Draw, loss: Tensor, allow_inf: bool = False) -> Tensor:
-    """Return `estimator.value`, checked. Where losses may be infinite, those of weight 0 do not count."""
-    if (allow_inf or transformed()) and type(estimator).value is Estimator.value:
+    """Return `estimator.value`, checked. Where losses may be infinite, those of weight 0 do not count.
+
+    It may share the memory of the losses, which f may use again.
+    """
+    if (allow_inf or transformed()) and not draw.equal and type(estimator).value is Estimator.value:
         loss = drop_impossible(loss, draw.weights[(..., *[None] * (loss.ndim - draw.weights.ndim))])
     value = estimator.value(draw, loss)
     _check_result(estimator, "value", value, loss.shape[1:])
@@ -384,7 +394,8 @@ def _check_draw(pair: Pair, a: Tensor, key: Key, draw: Draw) -> None:
         raise PluginFault(
             f"{pair.estimator.name}.evaluations must be at least 1, not {form.evaluations}: it has no loss to learn from"
         )
-    if type(draw) is Draw and _is_result(draw.points, form.points) and _is_result(draw.weights, form.weights):
+    weighted = type(draw) is Draw and (draw.equal or _is_result(draw.weights, form.weights))
+    if weighted and _is_result(draw.points, form.points):
         return
     estimator, neuron = pair.estimator, pair.neuron
     points = draw.points if isinstance(draw, Draw) else draw

@@ -32,9 +32,12 @@ __all__ = [
 ]
 
 
+_AVAILABLE = torch.distributed.is_available()  # whether torch was built with it
+
+
 def is_parallel() -> bool:
     """Return whether torch.distributed is initialised, even with a single process."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return _AVAILABLE and torch.distributed.is_initialized()
 
 
 def rank() -> int:

@@ -141,7 +141,7 @@ def _one_chunk(
     loss = loss.reshape(evaluations, n, *loss.shape[1:])
     grad = None if grad is None else grad.reshape(draw.points.shape)
     gradient, after = tell(estimator, draw, Feedback(loss, grad), state, allow_inf=allow_inf)
-    return gradient, value_of(estimator, draw, widen(loss), allow_inf), after
+    return gradient, value_of(estimator, draw, widen(loss), allow_inf).clone(), after
 
 
 def _size(neuron: Neuron, a: Tensor) -> int:

@@ -164,7 +164,7 @@ def expect(
             loss = losses_at(f, points, pair.output_ndim)
         impossible = partial(is_impossible, draw) if pair.on_support else None
         check_feedback_finite(Feedback(loss), allow_inf, impossible)
-        return value_of(estimator, draw, loss, allow_inf), state
+        return value_of(estimator, draw, loss, allow_inf).clone(), state
     with points_of(key):
         loss, grad = evaluate(f, points, neuron, estimator, keep_graph=True)
     gradient, after = tell_pair(pair, draw, Feedback(loss, grad), state, allow_inf)
@@ -188,7 +188,7 @@ def _with_gradient(
         carrier: Tensor = _Carrier.apply(a, gradient, loss, draw.neuron.event_ndim)  # type: ignore[no-untyped-call]
         return value + cast(carrier, value.dtype)
     if not a.requires_grad:
-        return value
+        return value.clone()
     if value.grad_fn is not None:
         value.grad_fn.register_prehook(
             partial(forbid_second, (a,))

@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 __all__ = [
     "CONSTANTS",
     "LANES",
+    "LOGIT_OF_NORMAL",
     "NEARLY_ONE",
     "Constants",
     "both_sigmoids",
@@ -33,6 +34,7 @@ __all__ = [
     "last_sum",
     "log",
     "logit",
+    "logit_of_normal",
     "ndtri",
     "power",
     "sigmoid",
@@ -43,6 +45,15 @@ __all__ = [
 
 LANES = 1024
 """The largest number of partial sums that `last_sum` starts with."""
+
+LOGIT_OF_NORMAL = (
+    (
+        *(1.36886854e-4, 3.96638963e-4, 2.47793552e-3, 1.16752908e-2),
+        *(1.61418449e-2, 2.08391398e-1, -1.28995642e-1, 1.59576905),
+    ),
+    (2.74649065e-4, 7.34757807e-4, 3.66250984e-3, 1.37065127e-2, 8.50736126e-2, -8.0838412e-2, 1.0),
+)
+"""Numerator and denominator, highest power first, of logit Φ(t) / t for t from 0 to 11, to 4e-8."""
 
 NEARLY_ONE = 1 - 2.0**-10
 """The largest σ(x) from which `sigmoid_slope` takes the difference to 1, which then has lost at most 10 binary digits."""
@@ -216,6 +227,11 @@ def sqrt(x: Tensor) -> Tensor:
 def logit(u: Tensor) -> Tensor:
     """Return log(u / (1 - u)) for uniform noise u of `gradest.random`, for which 1 - u is exact."""
     return log(u / (1 - u))
+
+
+def logit_of_normal(z: Tensor) -> Tensor:
+    """Return logit Φ(z) for float32 |z| <= 11, with a relative error of 5e-7, also where Φ(z) is near ½. It has no derivative."""
+    return z * _ratio(LOGIT_OF_NORMAL, z.abs())
 
 
 def ndtri(u: Tensor) -> Tensor:

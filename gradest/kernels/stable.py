@@ -20,6 +20,7 @@ __all__ = [
     "NARROW_DTYPES",
     "SEQUENTIAL_TERMS",
     "cast",
+    "computable",
     "drop_impossible",
     "leading_mean",
     "leading_sum",
@@ -49,6 +50,11 @@ def widen(x: Tensor) -> Tensor:
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return x.to(dtype), without calling torch where x already has that dtype, because even that call takes time."""
     return x if x.dtype == dtype else x.to(dtype)
+
+
+def computable(grad: Tensor, a: Tensor) -> Tensor:
+    """Return a gradient of outputs as kernels take it: in the dtype of `a`, or in the one in which that is computed."""
+    return grad if grad.dtype == a.dtype else grad.to(torch.promote_types(a.dtype, torch.float32))
 
 
 def sigmoid(x: Tensor) -> Tensor:

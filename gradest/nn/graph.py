@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,10 @@ from gradest.nn.recomputation import refuse_recomputation
 from gradest.nn.sampler import NO_PATHS, Paths
 from gradest.nn.slopes import ExpectedSlopes, Slope
 from gradest.nn.untold import UntoldGradients
-from gradest.nn.uses import Recorded, attach, leading_batch, used_inside_loss
+from gradest.nn.uses import Recorded, Reduction, attach, leading_batch, reduce, used_inside_loss
 
 __all__ = ["StochasticGraph", "broadcast_loss"]
 
-Reduction = Literal["mean", "sum"]
 _REMEDY = (
     "Open gradest.nn.StochasticGraph(model), in which outputs may die and costs are added one by one; a pass that is not to be "
     "told a loss belongs under torch.no_grad(). A use inside a transform of torch.func is told inside the same transform"
@@ -226,14 +225,12 @@ class StochasticGraph:
                 "costs before one surrogate()"
             )
         value = self._over_paths(total, bound)
-        scalar = value.mean() if reduction == "mean" else value.sum()
         if not torch.is_grad_enabled():
-            return scalar
+            return reduce(value, reduction)
         if not torch.compiler.is_compiling():
             self._warn_of_uses_outside()
         if not self._used:
             _complain_of_calls(self._layers, "inside this StochasticGraph")
-        share = 1 / max(1, value.numel()) if reduction == "mean" else 1.0
         told, losses, shares = [], [], []
         if not torch.compiler.is_compiling() and any(_has_ended(x) for x in (value, *(use.port for use, _ in uses))):
             raise InvalidInput(
@@ -251,10 +248,10 @@ class StochasticGraph:
                 )
             told.append(use)
             losses.append(leading_batch("a cost", self._for_use(credited), use.batch, use.sampler.neuron))
-            shares.append(share if use.sampler.credits_paths else share / (self.samples or 1))
+            shares.append(1.0 if use.sampler.credits_paths else 1 / (self.samples or 1))
         if self._credited and self._expected is None:
             self._expected = ExpectedSlopes(self._model)
-        surrogate = attach(scalar, told, losses, shares, self._expected)
+        surrogate = attach(value, reduction, told, losses, shares, self._expected)
         if self._expected is not None and surrogate.requires_grad:
             self._expected.made(surrogate.grad_fn, self.slopes[: self._credited])
         _warn_without_gradient(surrogate, self._layers)
@@ -411,11 +408,9 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     check_count("batch_dims", batch_dims, least=0)
     refuse_recomputation("broadcast_loss cannot be called")
     layers, loss = _stochastic_layers("broadcast_loss", model), _real("the loss", loss)
-    total = loss.mean() if reduction == "mean" else loss.sum()
     if not torch.is_grad_enabled():
-        return total
+        return reduce(loss, reduction)
     compiling = torch.compiler.is_compiling()
-    share = 1 / max(1, loss.numel()) if reduction == "mean" else 1.0
     if any(layer.scope is not None for layer in layers):
         raise InvalidInput(
             "broadcast_loss tells nothing inside a StochasticGraph, which records the uses of the model; call "
@@ -429,7 +424,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
             "forward pass and call broadcast_loss once, or under torch.no_grad() where you only look at the value. For several "
             "costs use gradest.nn.StochasticGraph"
         )
-    if not any(layer.was_called() for layer in layers):
+    if not told and not any(layer.was_called() for layer in layers):
         _complain_of_calls(layers, "in this thread")
     if loss.ndim < batch_dims and (loss.ndim or batch_dims > 1 or any(use.batch for use in told)):
         raise InvalidInput(
@@ -450,7 +445,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     eager = not (compiling or transformed())
     slopes = [slope for layer in layers for slope in layer.awaited_slopes()] if eager else []
     expected = ExpectedSlopes(model, each=bool(told)) if slopes else None
-    scalar = attach(total, told, losses, [share] * len(told), expected)
+    scalar = attach(loss, reduction, told, losses, [1.0] * len(told), expected)
     if expected is not None and scalar.requires_grad:
         expected.made(scalar.grad_fn, slopes)
         expected.close()

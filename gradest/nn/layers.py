@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -32,7 +33,6 @@ from gradest.nn.slopes import Slope, check_led
 from gradest.nn.uses import (
     Emit,
     EmitTransformed,
-    LivenessToken,
     Recorded,
     RecordedEagerly,
     RecordedInTransform,
@@ -58,21 +58,27 @@ class _Uses:
     """What a layer remembers of its uses in one thread.
 
     scope: the innermost open StochasticGraph of the layer. Outside of scopes: `alive` are the eager uses whose output is alive,
-    and `latest` heads the list of those in compiled code and in transforms of torch.func, which are not known to die. `recorded`
-    counts the eager uses since the last broadcast_loss, and `told` the uses that it told, if there was no forward pass since.
-    `called` says whether the layer was ever called, and `steps` counts the scopes and calls of broadcast_loss. `slopes` are those
-    of the latest eager uses outside of scopes.
+    by their numbers, and `latest` heads the list of those in compiled code and in transforms of torch.func, which are not known
+    to die. `number` counts the eager uses, `recorded` those since the last broadcast_loss, and `told` the uses that it told, if
+    there was no forward pass since. `called` says whether the layer was ever called, and `steps` counts the scopes and calls of
+    broadcast_loss. `slopes` are those of the latest eager uses outside of scopes.
     """
 
     def __init__(self) -> None:
         self.scope: Any = None
-        self.alive: weakref.WeakKeyDictionary[LivenessToken, Recorded] = weakref.WeakKeyDictionary()
+        self.alive: dict[int, weakref.ref[Recorded]] = {}
         self.latest: Recorded | None = None
-        self.recorded = 0
+        self.number = self.recorded = 0
         self.told = 0
         self.called = False
         self.steps = 0
         self.slopes: deque[Slope] = deque(maxlen=_MOST_SLOPES)
+
+    def record(self, use: Recorded) -> None:
+        """Record an eager use outside of scopes, for as long as it is alive."""
+        self.number, self.recorded = self.number + 1, self.recorded + 1
+        # one of the weakref module's containers would take several times as long to fill, to read and to clear
+        self.alive[self.number] = weakref.ref(use, partial(self.alive.pop, self.number))
 
 
 class _PerThread(threading.local):
@@ -231,10 +237,8 @@ class Stochastic(StochasticModule):
             uses.scope.record(recorded)
             return h
         self._check_place()
-        token = LivenessToken()
-        uses.alive[token] = recorded
-        uses.recorded += 1
-        keep_alive(h, token)
+        uses.record(recorded)
+        keep_alive(h, recorded)
         use.intact = h._version
         return h
 
@@ -374,7 +378,7 @@ class Stochastic(StochasticModule):
             return found, 0
         # wrapped tensors belong to transforms that have ended
         reachable = [use for use in found if not is_functorch_wrapped_tensor(use.port)]
-        alive = list(uses.alive.values())
+        alive = [use for reference in list(uses.alive.values()) if (use := reference()) is not None]
         return reachable + alive, len(found) - len(reachable) + uses.recorded - len(alive)
 
     def forget_uses(self, told: int = 0) -> None:

@@ -9,7 +9,7 @@ Emit's backward; loss and dL/dh then add up, because the gradient of such an est
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -28,20 +28,22 @@ from gradest.kernels.stable import cast, widen
 from gradest.nn.sampler import Paths, Sampler
 from gradest.nn.slopes import ExpectedSlopes, Slope, unreached
 
-_TOKEN = "gradest.nn.Stochastic"  # where the autograd graph of a sample keeps its token
+Reduction = Literal["mean", "sum"]
+_USE = "gradest.nn.Stochastic"  # where the autograd graph of a sample keeps its use
 
 __all__ = [
     "Emit",
     "EmitTransformed",
-    "LivenessToken",
     "Recorded",
     "RecordedEagerly",
     "RecordedInTransform",
+    "Reduction",
     "Use",
     "attach",
     "keep_alive",
     "leading_batch",
     "missing_loss",
+    "reduce",
     "used_inside_loss",
 ]
 
@@ -255,20 +257,14 @@ class RecordedInTransform(Recorded):
         return _drawn_again(self.layer, self.sampler, self.a, self.seed, self.paths).gradient_of_loss(loss)
 
 
-def keep_alive(h: Tensor, token: LivenessToken) -> None:
-    """Have the token live for as long as any graph leads back to h, a sample of at least one dim.
+def keep_alive(h: Tensor, use: Recorded) -> None:
+    """Have the use live for as long as any graph leads back to h, its sample, of at least one dim.
 
     An operation in place that changes nothing adds a node to the graph; that of a view would forbid callers to write to h.
     """
-    h.transpose_(0, 0)
-    assert h.grad_fn is not None
-    h.grad_fn.metadata[_TOKEN] = token  # type: ignore[index]
-
-
-class LivenessToken:
-    """Token kept alive by the autograd graph. When it is garbage-collected, no backward pass can reach this use."""
-
-    __slots__ = ("__weakref__",)
+    node = h.transpose_(0, 0).grad_fn
+    assert node is not None
+    node.metadata[_USE] = use  # type: ignore[index]
 
 
 class Emit(torch.autograd.Function):
@@ -281,7 +277,7 @@ class Emit(torch.autograd.Function):
         ctx.save_for_backward(a)
         ctx.set_materialize_grads(False)  # an output that received no gradient gets None
         points, given = use.draw.points, use.draw.a
-        if points.untyped_storage().data_ptr() == given.untyped_storage().data_ptr():
+        if torch._C._is_alias_of(points, given):  # type: ignore[attr-defined]
             points = points.clone()  # a neuron may emit `a` itself
         h = cast(points[0], a.dtype).data  # shares memory with the points but is no view, so callers may write to h
         use.emitted = h.detach()  # its version counter counts those writes
@@ -359,51 +355,68 @@ def _emitted_gradient(use: Use, grad_h: Tensor | None, grad_port: Tensor | None)
 
 
 class Attach(torch.autograd.Function):
-    """The identity in a scalar, whose backward sends the told gradients, times that of the scalar, to their ports."""
+    """The mean or the sum of losses. Backward also sends the told gradients, times the gradient of each loss, to their ports."""
 
     @staticmethod
     def forward(
-        ctx: Any, total: Tensor, slopes: ExpectedSlopes | None, shares: tuple[float, ...], *tensors: Tensor
+        ctx: Any,
+        losses: Tensor,
+        reduction: Reduction,
+        slopes: ExpectedSlopes | None,
+        shares: tuple[float, ...],
+        *tensors: Tensor,
     ) -> Tensor:
         """Return the scalar.
 
         slopes: what is to be told when backward begins. tensors: n told gradients, then their n ports, then the flags of compiled
         uses.
         """
+        ctx.shape, ctx.dtype, ctx.mean = losses.shape, losses.dtype, reduction == "mean"
         ctx.slopes, ctx.shares, ctx.flags = slopes, shares, tensors[2 * len(shares) :]
         ctx.save_for_backward(*tensors[: len(shares)])
-        return total.view_as(total)
+        return reduce(losses, reduction)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the scalar, of the ports and of the flags."""
+        """Return the gradients of the losses, of the ports and of the flags."""
         if ctx.slopes is not None:
             ctx.slopes.backward_begins(ctx)
-        wide, told = widen(grad), ctx.saved_tensors
-        scales = [wide if share == 1 else wide * share for share in ctx.shares]
+        of_each, told = widen(grad), ctx.saved_tensors
+        if ctx.mean:
+            of_each = of_each / max(1, ctx.shape.numel())
+        scales = [of_each if share == 1 else of_each * share for share in ctx.shares]
         sent = [gradient * scale for gradient, scale in zip(told, scales, strict=True)]
-        return grad, None, None, *[None] * len(told), *sent, *[torch.ones_like(flag) for flag in ctx.flags]
+        of_losses = cast(of_each, ctx.dtype).expand(ctx.shape)
+        return of_losses, None, None, None, *[None] * len(told), *sent, *[torch.ones_like(flag) for flag in ctx.flags]
+
+
+def reduce(losses: Tensor, reduction: Reduction) -> Tensor:
+    """Return the mean or the sum of the losses."""
+    return losses.mean() if reduction == "mean" else losses.sum()
 
 
 def attach(
-    total: Tensor,
+    value: Tensor,
+    reduction: Reduction,
     uses: Iterable[Recorded],
     losses: Iterable[Tensor],
-    shares: Iterable[float],
+    shares: Sequence[float],
     slopes: ExpectedSlopes | None = None,
 ) -> Tensor:
-    """Tell each use its loss `[*batch]`. Return the scalar, whose backward gives each use `share` times its gradient in a.
+    """Tell each use its loss `[*batch]`. Return the mean or the sum of `value`, the losses of the caller.
 
-    slopes: in eager code, what is to look at the backward pass.
+    Backward gives each use `share` times its gradient in a, which is that of the sum of its losses, times the gradient of a loss
+    of `value`. slopes: in eager code, what is to look at the backward pass.
     """
-    told = [(use, use.tell(loss), share) for use, loss, share in zip(uses, losses, shares, strict=True)]
+    told = [(use, use.tell(loss)) for use, loss in zip(uses, losses, strict=True)]
     if transformed():
-        for use, gradient, share in told:
-            total = total + (use.port * gradient).sum() * share
+        total, each = reduce(value, reduction), max(1, value.numel()) if reduction == "mean" else 1
+        for (use, gradient), share in zip(told, shares, strict=True):
+            total = total + (use.port * gradient).sum() * (share / each)
         return total
     if not told and slopes is None:
-        return total
-    flags = [use.flag for use, *_ in told if use.flag is not None]
-    ports, gradients = [use.port for use, *_ in told], [gradient for _, gradient, _ in told]
-    scalar: Tensor = Attach.apply(total, slopes, tuple(share for *_, share in told), *gradients, *ports, *flags)  # type: ignore[no-untyped-call]
+        return reduce(value, reduction)
+    flags = [use.flag for use, _ in told if use.flag is not None]
+    ports, gradients = [use.port for use, _ in told], [gradient for _, gradient in told]
+    scalar: Tensor = Attach.apply(value, reduction, slopes, tuple(shares), *gradients, *ports, *flags)  # type: ignore[no-untyped-call]
     return scalar

@@ -43,7 +43,7 @@ class Antithetic(UnbiasedBinary):
         """Ask for the loss at the samples h and their mirror images h~."""
         assert isinstance(neuron, Binary)
         points = neuron.antithetic(key, a, self.samples // 2)
-        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))
+        return Draw(neuron, a, key, points)
 
 
 class AllFlips(UnbiasedBinary):

@@ -48,8 +48,7 @@ class Perturbation(Estimator):
         noise = neuron.noise(key, a, pairs)
         delta = self.direction(key.with_stream(1).uniform_like(a, pairs, neuron.event_ndim))
         moved = [neuron.forward(a + side * self.scale * delta, noise) for side in (1, -1)]
-        weights = a.new_full((self.samples,), 1 / self.samples)
-        return Draw(neuron, a, key, torch.cat(moved), weights, {"delta": delta})
+        return Draw(neuron, a, key, torch.cat(moved), saved={"delta": delta})
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over pairs of the slope along Δ times Δ."""

@@ -53,7 +53,7 @@ class Arms(UnbiasedBinary):
         log_v = (self.samples - 1) * torch.log1p(-spacings / leading_sum(spacings))
         rare = log_v < -softplus(a.abs())
         points = torch.where(rare == (a < 0), neuron.high, neuron.low).to(a.dtype)
-        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))
+        return Draw(neuron, a, key, points)
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the leave-one-out estimate for independent samples, times the factor that corrects for their correlation."""

@@ -58,8 +58,7 @@ class Arsm(Estimator):
             order = list(range(classes))
             order[c], order[j] = j, c
             points[at + 1] = neuron.forward(a, noise[..., order])
-        weights = a.new_full((len(points),), 1 / len(points))
-        return Draw(neuron, a, key, points, weights, {"noise": noise})
+        return Draw(neuron, a, key, points, saved={"noise": noise})
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean of the estimates over the reference classes j."""

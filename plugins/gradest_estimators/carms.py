@@ -73,7 +73,7 @@ class Carms(Estimator):
         taken = log_v.gather(-1, order.expand_as(log_v)) < log_q
         first = taken.to(torch.uint8).argmax(-1, keepdim=True)
         points = neuron.one_hot(order.expand_as(log_v).gather(-1, first)[..., 0], a)
-        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))
+        return Draw(neuron, a, key, points)
 
     def cost(self, neuron: Neuron, event: tuple[int, ...], batch: tuple[int, ...]) -> Cost:
         """Return the cost of a draw, of which each pair of samples is compared at each unit."""

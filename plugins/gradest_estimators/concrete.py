@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -48,21 +46,17 @@ class Concrete(MonteCarlo):
         """Ask for the loss at the relaxed outputs."""
         assert isinstance(neuron, Relaxable)
         noise = neuron.noise(key, a, self.samples)  # of the samples, which themselves are not needed
-        draw = self.draw_of(neuron, a, key, neuron.relax(a, noise, self.temperature))
-        return replace(draw, saved={"noise": noise})
+        return Draw(neuron, a, key, neuron.relax(a, noise, self.temperature), saved={"noise": noise})
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
-        """Return the mean over samples of L'(s) ds/da, by differentiating the neuron's relaxation."""
-        with torch.enable_grad():
-            # each sample has a leaf of its own, so that `leading_mean` fixes the order in which samples are added
-            a = draw.a.expand_as(draw.points).clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(self._relax(draw, a), a, feedback.get_grad())
-        return leading_mean(gradient), state
-
-    def _relax(self, draw: Draw, a: Tensor) -> Tensor:
+        """Return the mean over samples of L'(s) ds/da, by the derivative of the neuron's relaxation."""
         assert isinstance(draw.neuron, Relaxable)
-        noise = draw.saved.get("noise")
-        return draw.neuron.relax(a, draw.noise() if noise is None else noise, self.temperature)
+        noise, relaxed, grad = draw.saved.get("noise"), None, feedback.get_grad()
+        if noise is None:  # the points are samples, or the draw came without what can be computed from its key
+            noise = draw.noise()
+        else:
+            relaxed = draw.points
+        return leading_mean(draw.neuron.relax_backward(draw.a, noise, self.temperature, grad, relaxed)), state
 
 
 class StraightThroughConcrete(Concrete):

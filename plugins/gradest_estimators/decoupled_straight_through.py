@@ -60,7 +60,7 @@ class DecoupledStraightThrough(LogitEstimator, MonteCarlo):
         """Ask for the loss at samples of the unit at a/τ_f."""
         cooled = a if self.forward_temperature == 1 else _relative(neuron, a) / self.forward_temperature
         points = neuron.sample(key, cooled, self.samples)
-        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))
+        return Draw(neuron, a, key, points)
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over samples of L'(h), times the derivative of E[h] at a/τ_b."""

@@ -77,7 +77,7 @@ class Eat(MonteCarlo):
     def forward(self, neuron: Neuron, a: Tensor, key: Key, state: State) -> Draw:
         """Ask for the loss at the weighted counts of arrivals."""
         points = self._relax(neuron, a, key).points
-        return Draw(neuron, a, key, points.to(a.dtype), a.new_full((self.samples,), 1 / self.samples))
+        return Draw(neuron, a, key, points.to(a.dtype))
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over samples of L'(s) ds/d log λ, times d log λ/da."""

@@ -79,7 +79,7 @@ class GeneralisedGumbelSoftmax(Estimator):
         """Ask for the loss at the weighted means of the counts."""
         counts, weights = self._relax(neuron, a, key)
         points = leading_sum(counts[:, None] * weights).to(a.dtype)
-        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples))
+        return Draw(neuron, a, key, points)
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over samples of L'(s) times the covariance of count and score under the weights, over τ."""

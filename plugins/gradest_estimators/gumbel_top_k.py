@@ -51,9 +51,7 @@ class GumbelTopK(MonteCarlo):
         """Ask for the loss at the k largest of a + G, for independent G."""
         assert isinstance(neuron, Subset)
         noisy = _perturbed(neuron, a, key, self.samples)
-        return Draw(
-            neuron, a, key, largest(noisy, neuron.size).to(a.dtype), a.new_full((self.samples,), 1 / self.samples)
-        )
+        return Draw(neuron, a, key, largest(noisy, neuron.size).to(a.dtype))
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over samples of L'(h) times the derivative of the relaxation."""

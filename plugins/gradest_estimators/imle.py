@@ -102,7 +102,7 @@ class Imle(MonteCarlo):
         """Ask for the loss at the most probable outputs at a + τε, for independent ε."""
         noisy = self._perturbed(neuron, a, key)
         points = largest(noisy, subset_size(neuron)).to(a.dtype)
-        return Draw(neuron, a, key, points, a.new_full((self.samples,), 1 / self.samples), {"noisy": noisy})
+        return Draw(neuron, a, key, points, saved={"noisy": noisy})
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean difference of the two outputs, divided by λ."""

@@ -68,7 +68,7 @@ class SparseMixer(MonteCarlo):
             share = torch.where(u < 0.25, 1.0, 1 / 3).to(a.dtype)
         else:
             share = torch.full_like(h[..., :1], 0.5)
-        return Draw(neuron, a, key, share * h, a.new_full((self.samples,), 1 / self.samples))
+        return Draw(neuron, a, key, share * h)
 
     def backward(self, draw: Draw, feedback: Feedback, state: State) -> tuple[Tensor, State]:
         """Return the mean over samples of the derivative along h times the score."""

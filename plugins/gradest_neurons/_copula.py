@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gradest.contract.numerics import sigmoid
+from gradest.contract.numerics import portable, sigmoid
 from gradest.random import Key
 
 FACTOR_STREAM = 1
@@ -25,6 +25,8 @@ def correlated_normals(key: Key, a: Tensor, draws: int, correlation: float) -> T
 
 def logit_of_normal(z: Tensor) -> Tensor:
     """Return logit Φ(z), accurate in both tails: a logistic variable of a normal one."""
+    if z.dtype == torch.float32:
+        return portable.logit_of_normal(z)
     x: Tensor = torch.special.log_ndtr(z) - torch.special.log_ndtr(-z)
     return x
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.numerics import logistic_backward, panels, portable, sigmoid, widen
+from gradest.contract.numerics import computable, logistic_backward, panels, portable, sigmoid
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, nodes_at, normalised, reach_at, sigmoid_at
 
@@ -54,7 +54,7 @@ class BinaryConcrete(Squashed):
 
         The kernel draws the noise again. It cannot use 1 - h, which loses its digits where h is near 1.
         """
-        steep, grad = 1 / self.temperature, grad_h.to(widen(a).dtype)
+        steep, grad = 1 / self.temperature, computable(grad_h, a)
         found = key.fused("concrete_pullback", a, len(h), self.event_ndim, grad, steep, steep)
         return super().pullback(key, a, h, grad_h) if found is None else found
 

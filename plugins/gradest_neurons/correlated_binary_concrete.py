@@ -9,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.numerics import leading_sum, softplus, spread, widen
+from gradest.contract.neuron import Continuous
+from gradest.contract.numerics import computable, leading_sum, softplus, spread, widen
 from gradest.random import Key
 from gradest_neurons._continuous import normalised, sigmoid_at
-from gradest_neurons._copula import correlated_normals, logit_of_normal, normal_of_logit
+from gradest_neurons._copula import FACTOR_STREAM, correlated_normals, logit_of_normal, normal_of_logit
 from gradest_neurons._normal import count_normal_nodes, normal_nodes
 from gradest_neurons.binary_concrete import BinaryConcrete
 
@@ -57,6 +58,22 @@ class CorrelatedBinaryConcrete(BinaryConcrete):
     def noise(self, key: Key, a: Tensor, draws: int) -> Tensor:
         """Return the correlated logistic noise logit u, `[draws, *a.shape]`."""
         return logit_of_normal(correlated_normals(key, a, draws, self.correlation))
+
+    def sample(self, key: Key, a: Tensor, draws: int) -> Tensor:
+        """Draw h, `[draws, *a.shape]`, in one pass if the device has a kernel for it."""
+        h = key.fused("correlated_concrete", a, draws, self.event_ndim, *self._options(a))
+        return Continuous.sample(self, key, a, draws) if h is None else h
+
+    def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
+        """Return what `backward` returns, in one pass, which draws the noise again, if the device has a kernel for it."""
+        grad, options = computable(grad_h, a), self._options(a)
+        found = key.fused("correlated_concrete_pullback", a, len(h), self.event_ndim, grad, *options)
+        return Continuous.pullback(self, key, a, h, grad_h) if found is None else found
+
+    def _options(self, a: Tensor) -> tuple[float, ...]:
+        """Return what the kernels of this unit take: the size of a group, the stream of factors, both scales, and 1/τ."""
+        shared, own = math.sqrt(self.correlation), math.sqrt(1 - self.correlation)
+        return a.shape[-1], FACTOR_STREAM, shared, own, 1 / self.temperature
 
     def mean(self, a: Tensor) -> Tensor:
         """Return E[h], that of each unit by itself."""

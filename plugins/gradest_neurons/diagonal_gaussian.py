@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron import Density
-from gradest.contract.numerics import normal_cdf, panels, portable, widen
+from gradest.contract.numerics import computable, normal_cdf, panels, portable, widen
 from gradest.errors import InvalidInput
 from gradest.random import Key
 from gradest_neurons._continuous import nodes_at, normalised, reach_at
@@ -76,7 +76,7 @@ class DiagonalGaussian(Density):
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """Return what `backward` returns, in one pass if the device has a kernel for it, which draws the noise again."""
         wide = torch.promote_types(a.dtype, torch.float32)
-        found = key.fused("scaled_normal_pullback", a, len(h), self.event_ndim, grad_h.to(wide), _LEAST[wide])
+        found = key.fused("scaled_normal_pullback", a, len(h), self.event_ndim, computable(grad_h, a), _LEAST[wide])
         return super().pullback(key, a, h, grad_h) if found is None else found
 
     def backward(self, a: Tensor, noise: Tensor, grad_h: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from gradest.contract.numerics import (
+    computable,
     concrete_backward,
     panels,
     portable,
@@ -69,7 +70,7 @@ class HardConcrete(Smooth):
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """Return what `backward` returns, in one pass if the device has a kernel for it, which draws the noise again."""
-        steep, grad = 1 / self.temperature, grad_h.to(widen(a).dtype)
+        steep, grad = 1 / self.temperature, computable(grad_h, a)
         found = key.fused("concrete_pullback", a, len(h), self.event_ndim, grad, steep, *self._kernel_arguments())
         return super().pullback(key, a, h, grad_h) if found is None else found
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gradest.contract.numerics import normal_cdf, panels, portable, sigmoid, widen
+from gradest.contract.numerics import normal_cdf, panels, portable, sigmoid
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, nodes_at, normalised, reach_at, sigmoid_at
 
@@ -54,7 +54,7 @@ class NoisySigmoid(Squashed):
 
         The kernel draws noise again only where h is so near to 1 that 1 - h has lost its digits, or if h was rounded to 16 bits.
         """
-        grad = grad_h.to(widen(a).dtype)
+        grad = grad_h.to(torch.promote_types(a.dtype, torch.float32))
         kept = h if h.dtype == grad.dtype else None
         found = key.fused("normal_pullback", a, len(h), self.event_ndim, grad, kept, self.std)
         return super().pullback(key, a, h, grad_h) if found is None else found

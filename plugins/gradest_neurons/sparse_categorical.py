@@ -9,10 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from gradest.contract.neuron import RandomOneHot
-from gradest.contract.numerics import portable, widen
+from gradest.contract.numerics import portable, select, widen
 from gradest.random import Key
 
 _LEAST = 1e-30  # a class of less probability has none
+_CLOSED_FORMS = (1.5, 2.0)  # values of α for which the root follows from sums
 _ROOT_STEPS = 24  # of Newton's method; half of them halve the root at worst, the others square its error
 _DERIVATIVE_STEPS = 3  # of Newton's method, from which derivatives up to order 7 are right
 
@@ -52,7 +53,7 @@ class SparseCategorical(RandomOneHot):
 
     def draw_size(self, event: tuple[int, ...]) -> int:
         """Return the size of the event, twice where the root is found by steps."""
-        return math.prod(event) * (1 if self.alpha in (1.5, 2) else 2)
+        return math.prod(event) * (1 if self.alpha in _CLOSED_FORMS else 2)
 
     def probability(self, a: Tensor) -> Tensor:
         """Return p = α-entmax(a) over the last dim, differentiable in a up to order 7.
@@ -113,58 +114,31 @@ class SparseCategorical(RandomOneHot):
 
     def _logits(self, a: Tensor) -> Tensor:
         """Return log p without a derivative, -inf where p is 0, in float32 at least."""
-        p = self._weights(a.detach()).to(widen(a).dtype)
+        if self.alpha in _CLOSED_FORMS:
+            return self._entmax(widen(a.detach()), logs=True)
+        p = self._weights(a).to(widen(a).dtype)
         return torch.where(p > 0, portable.log(p.clamp(min=_LEAST)), -torch.inf)
 
     def _weights(self, a: Tensor) -> Tensor:
         """Return p in float64, without a derivative."""
         a = a.detach().double()
+        if self.alpha in _CLOSED_FORMS:
+            return self._entmax(a, logs=False)
         # of x, what is 1 below the largest has no weight
         x = ((self.alpha - 1) * (a - a.amax(-1, keepdim=True))).clamp(min=-1)
-        if self.alpha == 2:
-            y = (x - _sparsemax_root(x)).clamp(min=0)
-            p = y
-        elif self.alpha == 1.5:
-            y = (x - _square_root(x)).clamp(min=0)
-            p = y * y
-        else:
-            y = (x - _root(x, 1 / (self.alpha - 1))).clamp(min=0)
-            p = y * torch.exp((1 / (self.alpha - 1) - 1) * torch.log(y))
+        y = (x - _root(x, 1 / (self.alpha - 1))).clamp(min=0)
+        p = y * torch.exp((1 / (self.alpha - 1) - 1) * torch.log(y))
         p = torch.where(p > _LEAST, p, 0)
         return p / _last_sum(p)
+
+    def _entmax(self, a: Tensor, logs: bool) -> Tensor:
+        """Return p or log p, for an α with a closed form of the root."""
+        return select("entmax", a.device)(a, self.alpha == 1.5, logs)  # type: ignore[no-any-return]
 
 
 def _last_sum(x: Tensor) -> Tensor:
     """Return the sum over the last dim, kept, `[..., 1]`, added in an order that other rows do not change."""
     return x.contiguous().sum(-1, keepdim=True)
-
-
-def _of_support(roots: Tensor, x: Tensor) -> Tensor:
-    """Return the root that belongs to the support, `[..., 1]`: the last that is below the entry that it includes last.
-
-    roots: `[..., C]`, the τ that would follow if the k largest entries of x made up the support, for k = 1 to C. x: decreasing.
-    """
-    last = (roots < x).sum(-1, keepdim=True) - 1
-    return roots.gather(-1, last)
-
-
-def _sparsemax_root(x: Tensor) -> Tensor:
-    """Return τ `[..., 1]` with Σ max(0, x - τ) = 1, for x with maximum 0."""
-    x = x.sort(-1, descending=True).values
-    count = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
-    return _of_support((x.cumsum(-1) - 1) / count, x)
-
-
-def _square_root(x: Tensor) -> Tensor:
-    """Return τ `[..., 1]` with Σ max(0, x - τ)² = 1, for x with maximum 0.
-
-    With mean M and variance V of the k largest entries, τ = M - √(1/k - V).
-    """
-    x = x.sort(-1, descending=True).values
-    count = torch.arange(1, x.shape[-1] + 1, dtype=x.dtype, device=x.device)
-    mean = x.cumsum(-1) / count
-    spread = 1 / count - ((x * x).cumsum(-1) / count - mean * mean)
-    return _of_support(torch.where(spread >= 0, mean - torch.sqrt(spread.clamp(min=0)), torch.inf), x)
 
 
 def _root(x: Tensor, power: float) -> Tensor:

@@ -46,7 +46,7 @@ class StochasticTimesSmooth(Differentiable, Scored):
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """Return grad_h · h (1 - p)/2, computed from h alone unless h was rounded to 16 bits."""
-        if widen(a).dtype != h.dtype:
+        if h.dtype.itemsize == 2:
             return super().pullback(key, a, h, grad_h)
         return select("times_smooth_backward", a.device)(a, h, grad_h.to(a.dtype))  # type: ignore[no-any-return]
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gradest.contract.numerics import panels, portable, sigmoid, widen
+from gradest.contract.numerics import computable, panels, portable, sigmoid, widen
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, nodes_at, normalised, reach_at, sigmoid_at
 from gradest_neurons._tempered import MOST, check_log_temperature, check_parts, logistic_slope, with_temperature
@@ -65,7 +65,7 @@ class TemperedBinaryConcrete(Squashed):
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """Return what `backward` returns, in one pass if the device has a kernel for it, which draws the noise again."""
-        grad = grad_h.to(torch.promote_types(a.dtype, torch.float32))
+        grad = computable(grad_h, a)
         found = key.fused("scaled_concrete_pullback", a, len(h), self.event_ndim, grad, MOST)
         return super().pullback(key, a, h, grad_h) if found is None else found
 

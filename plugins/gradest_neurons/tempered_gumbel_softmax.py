@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.cost import Cost
-from gradest.contract.numerics import leading_sum, portable, softmax_backward, spread, widen
+from gradest.contract.numerics import computable, leading_sum, portable, softmax_backward, spread, widen
 from gradest.random import Key
 from gradest_neurons._continuous import Squashed, normalised
 from gradest_neurons._simplex import count_nodes, perturbed, simplex_nodes, winners
@@ -77,7 +77,7 @@ class TemperedGumbelSoftmax(Squashed):
 
     def pullback(self, key: Key, a: Tensor, h: Tensor, grad_h: Tensor) -> Tensor:
         """Return what `backward` returns, in one pass if the device has a kernel for it, which draws the noise again."""
-        grad = grad_h.to(widen(a).dtype)
+        grad = computable(grad_h, a)
         found = key.fused("scaled_softmax_pullback", a, len(h), self.event_ndim, grad, a.shape[-1] - 1, MOST)
         return super().pullback(key, a, h, grad_h) if found is None else found
 

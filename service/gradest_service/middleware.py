@@ -45,15 +45,16 @@ _UNSENT_BYTES = 1 << 16  # what a connection holds before it asks its sender to 
 _PART_BYTES = 1 << 22  # of a large answer, which are with the connection at a time
 _LAST_EVENT_SECONDS = 1.0  # for a client to take the end of its stream
 _METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
+_WATCH_AFTER_SECONDS = 0.1  # from the end of a body; most answers need no task that watches their client
 _CLIENT_CLOSED = 499  # the log's status of a request whose client disconnected
 _UNTRACED = Tracing()
-_DEFAULT_HEADERS = {  # of every answer that has none of its own
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+_DEFAULT_HEADERS = (  # of every answer that has none of its own
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
 
 
 class RequestMiddleware:
@@ -218,6 +219,7 @@ class _HttpExchange:
         self._complete = False
         self._streams = False
         self._rate_timer: asyncio.TimerHandle | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
         self._disconnected = asyncio.Event()
 
@@ -244,7 +246,9 @@ class _HttpExchange:
         """Give the place back, once no work is done for the request any more."""
         if self._watch is not None:
             self._watch.cancel()
-        self._stop_rate_timer()
+        _cancel(self._watch_timer)
+        _cancel(self._rate_timer)
+        self.context.reserve = None
         if self._entered:
             self._entered = False
             self._capacity.leave(self._reserved, self._key)
@@ -252,8 +256,7 @@ class _HttpExchange:
     async def receive(self) -> Message:
         """Receive the next part of the body; after its end, wait until the client disconnects."""
         if self._whole:
-            if self._watch is None:
-                self._watch = asyncio.create_task(self._watch_for_disconnect())
+            self._watch_client()
             await self._disconnected.wait()
             return {"type": "http.disconnect"}
         if self._rate_timer is None and self._settings.min_body_rate and self.context.method in _METHODS_WITH_BODY:
@@ -266,8 +269,8 @@ class _HttpExchange:
             self._reserve(self.context.bytes_in - self._reserved)
         if message["type"] == "http.request" and not message.get("more_body", False):
             self._whole = True
-            self._stop_rate_timer()
-            self._watch = asyncio.create_task(self._watch_for_disconnect())
+            _cancel(self._rate_timer)
+            self._watch_timer = self._loop.call_later(_WATCH_AFTER_SECONDS, self._watch_client)
         return message
 
     def _body_due(self) -> float:
@@ -289,10 +292,6 @@ class _HttpExchange:
             headers={"Connection": "close"},
         )
         self.work.cancel()
-
-    def _stop_rate_timer(self) -> None:
-        if self._rate_timer is not None:
-            self._rate_timer.cancel()
 
     async def send(self, message: Message) -> None:
         """Send part of the application's answer; it is dropped if another answer was sent in its place."""
@@ -337,13 +336,13 @@ class _HttpExchange:
             self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers[_ID_HEADER] = self.context.request_id
-            self._streams = headers.get("content-type", "").startswith(EventStream.media_type)
             for name, value in self._headers.items():
                 headers[name] = ", ".join([headers[name], value]) if name == "Vary" and name in headers else value
-            for name, value in _DEFAULT_HEADERS.items():
-                headers.setdefault(name, value)
             if self._capacity.draining:
                 headers["Connection"] = "close"  # the client's next request goes to another server
+            given = dict(headers.raw)
+            self._streams = given.get(b"content-type", b"").startswith(EventStream.media_type.encode())
+            headers.raw.extend(default for default in _DEFAULT_HEADERS if default[0] not in given)
         else:
             self.context.bytes_out += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
@@ -357,6 +356,10 @@ class _HttpExchange:
         return Problem(
             504, f"The answer was not ready after {seconds}. Ask for less in a request, and send more requests."
         )
+
+    def _watch_client(self) -> None:
+        if self._watch is None:
+            self._watch = self._loop.create_task(self._watch_for_disconnect())
 
     async def _watch_for_disconnect(self) -> None:
         """Stop the work if the client disconnects."""
@@ -376,6 +379,11 @@ class _HttpExchange:
             413,
             f"The body may have {self._settings.max_body_bytes} bytes. Send fewer rows in a request, and more requests.",
         )
+
+
+def _cancel(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
 
 
 def _attributes(context: RequestContext, status: int) -> Mapping[str, str | int]:

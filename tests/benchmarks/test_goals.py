@@ -49,6 +49,19 @@ def test_binary(bench, size):
     bench.compare(title, bench.least_in_turns(calls, rounds(*size)), at_least={"eager torch": 8})
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", [*SIZES, (4096, 4096)], ids="{0[0]}x{0[1]}".format)
+def test_binary_in_half_precision(bench, size, dtype):
+    a, neuron, key = torch.randn(size).to(dtype), gradest.neuron("bernoulli"), gradest.Key(1)
+    calls = {
+        "gradest": lambda: neuron.sample(key, a, 1),
+        "gradest, from a widened copy": lambda: neuron.sample(key, a.float(), 1).to(dtype),
+        "eager torch": lambda: (torch.rand_like(a) < torch.sigmoid(a)).to(dtype),
+    }
+    title = f"bernoulli, {dtype}, forward, {size[0]} x {size[1]}, CPU time"
+    bench.compare(title, bench.least_in_turns(calls, rounds(*size)))
+
+
 def test_binary_beside_a_copy(bench):
     a, out = torch.randn(4096, 4096), torch.empty(4096, 4096)
     neuron, key = gradest.neuron("bernoulli"), gradest.Key(1)

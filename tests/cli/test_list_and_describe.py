@@ -47,10 +47,8 @@ def test_list_shows_what_computes_each_neuron(run: Run, monkeypatch: pytest.Monk
     assert on_cpu["heaviside"] == ("fused", None)
     assert {name: forward for name, (forward, _) in on_cpu.items() if forward != "fused"} == {
         "argmax": "torch",
-        "correlated_binary_concrete": "noise fused",
         "invertible_gaussian": "noise fused",
         "logistic_normal": "noise fused",
-        "noisy_top_k": "noise fused",
         "rectifier": "torch",
         "sign": "torch",
         "stochastic_rounding": "noise fused",

@@ -80,12 +80,18 @@ def test_a_loss_may_use_its_memory_again(estimator):
         (slope,) = torch.autograd.grad(value.sum(), a, create_graph=True)
         return torch.autograd.grad(slope[:, 0].sum(), a)[0]
 
+    def values_of(f, grad):
+        with torch.set_grad_enabled(grad):
+            return torch.stack([gradest.expect(f, A + step, estimator=estimator, seed=step)[0] for step in range(3)])
+
     def values(f, evaluation):
         layer = gradest.nn.Expectation("bernoulli", estimator, evaluation).eval()
         torch.manual_seed(0)
         return torch.stack([layer(f, A + step) for step in range(3)])
 
     assert torch.equal(second(InPlace()), second(mixed))
+    for grad in (False, True):
+        assert torch.equal(values_of(InPlace(), grad), values_of(mixed, grad))
     for evaluation in ("sample", "mean", "threshold"):
         assert torch.equal(values(InPlace(), evaluation), values(mixed, evaluation))
 

@@ -15,7 +15,7 @@ from gradest.kernels.stable import (
 
 PULLED = [
     *("noisy_rectifier", "stochastic_times_smooth", "gaussian", "binary_concrete", "hard_concrete", "noisy_sigmoid"),
-    *("gumbel_softmax", "rectifier", "sigmoid"),
+    *("gumbel_softmax", "rectifier", "sigmoid", "correlated_binary_concrete"),
 ]
 
 

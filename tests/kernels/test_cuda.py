@@ -264,12 +264,16 @@ def test_kernels_are_called_as_those_for_the_cpu_are():
     from gradest.kernels import cpu, cuda
 
     of_groups = {
+        "correlated_concrete",
+        "correlated_concrete_pullback",
+        "entmax",
         "ordered",
         "scaled_softmax",
         "scaled_softmax_pullback",
         "subset",
         "subset_marginals",
         "subset_mean_backward",
+        "top_softmax",
     }
     assert set(cpu.__all__) - set(cuda.__all__) == {"all_finite", "moments", *of_groups}
     for name in cuda.__all__:

@@ -22,6 +22,14 @@ from gradest.kernels.stable import (
 from tests.selection import deep
 
 
+def test_the_logistic_of_a_normal_number():
+    z = torch.cat([torch.linspace(-9, 9, 4001), torch.logspace(-30, 0, 31)])
+    wide = z.double().numpy()
+    tails, near = special.log_ndtr(wide) - special.log_ndtr(-wide), np.clip(wide, -1, 1)
+    wanted = np.where(abs(wide) < 1, 2 * np.arctanh(special.erf(near / math.sqrt(2))), tails)
+    assert_relative(portable.logit_of_normal(z), wanted, 6e-7)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-7), (torch.float64, 1e-15)])
 def test_accuracy(dtype, tolerance):
     x = torch.linspace(-79, 79, 4001, dtype=dtype)

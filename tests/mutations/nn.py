@@ -5,8 +5,8 @@ from tests.mutations.mutation import Mutation
 MUTATIONS = (
     Mutation(
         "gradest/nn/uses.py",
-        "scales = [wide if share == 1 else wide * share for share in ctx.shares]",
-        "scales = [wide for share in ctx.shares]",
+        "scales = [of_each if share == 1 else of_each * share for share in ctx.shares]",
+        "scales = [widen(grad) for share in ctx.shares]",
         "a mean over the batch is trained as a sum",
         "tests/nn/test_layers.py -k 'enumeration or scaling'",
     ),
@@ -40,8 +40,8 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/nn/graph.py",
-        "shares.append(share if use.sampler.credits_paths else share / (self.samples or 1))",
-        "shares.append(share)",
+        "shares.append(1.0 if use.sampler.credits_paths else 1 / (self.samples or 1))",
+        "shares.append(1.0)",
         "estimators of one sample sum over paths instead of averaging",
         "tests/nn/test_graph.py -k 'two_layers_against'",
     ),

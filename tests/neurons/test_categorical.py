@@ -9,6 +9,7 @@ from scipy import special, stats
 
 import gradest
 from gradest.analysis.comparison import comparable_estimators
+from gradest.contract.neuron import Relaxable
 from gradest.errors import InvalidInput
 
 NEURON = gradest.neuron("categorical")
@@ -148,3 +149,26 @@ def test_cross_entropy_reads_all_classes_of_all_units():
     assert torch.equal(found, flat)
     with pytest.raises(InvalidInput, match="weight is for 2×3 units, but the points have 3×2"):
         gradest.objective("cross_entropy", weight=weight, labels=0)(points.transpose(-1, -2))
+
+
+@pytest.mark.parametrize("temperature", [0.3, 2.0])
+def test_the_derivative_of_the_relaxation_is_that_of_autograd(temperature):
+    a, grad = A.clone(), torch.randn(5, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a[1, 2] = -torch.inf
+    noise = gradest.Key(1).uniform_like(a, 5, 2)
+    wanted = Relaxable.relax_backward(NEURON, a, noise, temperature, grad)
+    relaxed = NEURON.relax(a, noise, temperature)
+    assert wanted.abs().max() > 0.1
+    for given in (None, relaxed):
+        found = NEURON.relax_backward(a, noise, temperature, grad, given)
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+
+    class Sharper(type(NEURON)):
+        name = "sharper"
+
+        def relax(self, a, noise, temperature):
+            return super().relax(a, noise, temperature / 2)
+
+    sharp = Sharper()
+    found = sharp.relax_backward(a, noise, 2 * temperature, grad, sharp.relax(a, noise, 2 * temperature))
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)

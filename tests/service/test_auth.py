@@ -252,8 +252,9 @@ def test_requests_a_second(start, file, refused):
         ("sample", {**SAMPLE, "samples": 2}, 20),
         ("forward", {**SAMPLE, "estimator": "rloo"}, 20),
         ("backward", {**SAMPLE, "estimator": "rloo", "loss": [0.1, 0.2]}, 20),
-        ("estimate", {**SAMPLE, "estimator": "rloo", "objective": "quadratic", "draws": 1}, 20),
-        ("compare", {**SAMPLE, "a": [0.0] * 5, "estimators": ["rloo"] * 2, "objective": "quadratic", "draws": 1}, 20),
+        # with the two nodes of each unit's law, of which the exact values are made
+        ("estimate", {**SAMPLE, "estimator": "rloo", "objective": "quadratic", "draws": 1}, 40),
+        ("compare", {**SAMPLE, "a": [0.0] * 5, "estimators": ["rloo"] * 2, "objective": "quadratic", "draws": 1}, 30),
     ],
 )
 def test_elements_a_minute(start, file, refused, path, body, elements):

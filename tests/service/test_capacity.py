@@ -1,5 +1,6 @@
 """What a process holds is bounded, and so is the time: refused early, answered on time, and stopped where nobody waits."""
 
+import gc
 import json
 import socket
 import threading
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import gradest
+from gradest_service.admit.request_context import RequestContext
 
 JSON = {"Content-Type": "application/json"}
 SAMPLE = {"neuron": "bernoulli", "a": [0.0] * 10, "seed": 1}
@@ -318,3 +320,25 @@ def test_a_body_that_drips_gives_its_place_back(start, monkeypatch):
             time.sleep(0.1)
         steady.sendall(body)
         assert steady.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_a_request_leaves_nothing_to_the_garbage_collector(http):
+    """Else it would run all the time, over all that is in progress: at 64 clients it took a fifth of the processor's time."""
+
+    def send(requests):
+        for _ in range(requests):
+            assert http.post("/v1/sample", json={"neuron": "bernoulli", "a": [[0.5]], "seed": 3}).status_code == 200
+
+    send(3)
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        send(20)
+        gc.collect()
+        left = [x for x in gc.garbage if isinstance(x, RequestContext)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert len(left) < 3, left

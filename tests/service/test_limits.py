@@ -320,10 +320,28 @@ def test_exact_work_is_charged_and_leaves_a_thread_to_lighter_work():
     assert both.cost.work > pairs * 120
     few = {**fields, "a": [[0.0] * 9] * 12, "estimators": ["vimco", "pass_at_k", "rloo"]}
     comparison = admit_comparison(CompareRequest(**few), settings)
-    assert 0 < comparison.cost.work - 2 * (1 << 18) * 108 < 2000  # of two targets; the third has a closed form
+    # of two targets; the third has a closed form, which takes the law of each unit
+    assert 0 < comparison.cost.work - 2 * (1 << 18) * 108 < 3000
     readout = {"name": "cross_entropy", "weight": [[0.1] * 10] * 2, "labels": 0}
     measured = {**fields, "a": [0.0] * 10, "objective": readout}
     short, long = (
         admit_recommendation(MeasureRequest(**{**measured, "draws": draws}), settings) for draws in (100, 300)
     )  # of 200 and 400 steps with those of the warm-up
     assert 2 * short.cost.work - long.cost.work == exact_work(short.measure, gradest.estimator("rloo").target()) > 0
+
+
+def test_a_closed_form_is_charged_and_not_computed_before_the_request_has_its_turn(registered):
+    """That of a neuron whose law is a quadrature takes seconds at the limits."""
+
+    class Watched(gradest.objective("linear").__class__):
+        name, summary = "watched", "sees what its closed form is asked for"
+
+        def expectation(self, neuron, a):
+            assert not a.numel()
+            return super().expectation(neuron, a)
+
+    registered(Watched)
+    objective = {"name": "watched", "event_ndim": 2}
+    fields = {"neuron": "noisy_top_k", "objective": objective, "estimators": ["dense_mixer"], "draws": 1, "seed": 1}
+    job = admit_comparison(CompareRequest(**fields, a=torch.zeros(64, 2, 4)), Settings())
+    assert job.cost.work > job.neuron.law_size(job.wide) > 64 * 8

@@ -89,6 +89,7 @@ def test_a_page_elsewhere_may_be_allowed(start, refused, tmp_path):
     answer = service.get("/v1/neurons", headers=CROSS | {"Authorization": f"Bearer {key}"})
     refused(answer, 403)
     assert "access-control-allow-origin" not in answer.headers
+    assert answer.headers["vary"] == "Origin"
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 

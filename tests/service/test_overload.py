@@ -21,11 +21,11 @@ def test_the_worst_requests_stay_within_memory():
 
 
 def test_work_ends_soon_after_its_client_has_left():
-    """Of a few of the worst requests one may go on for longer, as other tests take the cores and their caches meanwhile."""
+    """One may go on for longer: an operation of torch is not stopped, and a sort of the most entries takes .5 s by itself."""
     found = list(leave(40, share=0.3, seed=0))
     late = [str(left) for left in found if left.too_long]
     assert len(found) > 3
-    assert len(late) <= len(found) / 4, late
+    assert len(late) <= 1, late
 
 
 def test_workers_that_are_killed_make_no_answer_wrong_and_lose_none():

@@ -362,6 +362,19 @@ class Relaxable(Discrete):
     def relax(self, a: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
         """The relaxed output at the noise that `forward` takes, differentiable in a."""
 
+    def relax_backward(
+        self, a: Tensor, noise: Tensor, temperature: float, grad: Tensor, relaxed: Tensor | None = None
+    ) -> Tensor:
+        """Return grad times the derivative of `relax` in a at fixed noise, one gradient for each draw, in the shape of grad.
+
+        relaxed: what `relax` returned for these arguments, if it is known. By default the derivative is taken by autograd. A
+        neuron may override it with that of its own relaxation.
+        """
+        with torch.enable_grad():
+            each = a.expand_as(grad).clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self.relax(each, noise, temperature), each, grad)
+        return slope
+
     @abstractmethod
     def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
         """A relaxed output given that the neuron said h, from fresh uniform noise; differentiable in a."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradest.contract.neuron.base import Discrete, Neuron, Relaxable
-from gradest.kernels import portable
+from gradest.kernels import portable, select
 from gradest.kernels.stable import cast, softplus, widen
 from gradest.random import Key
 
@@ -122,6 +122,18 @@ class SoftmaxOneHot(RandomOneHot, Relaxable):
     def relax(self, a: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
         """Return softmax((log softmax(a) + G) / temperature), which is largest where h is 1."""
         return torch.softmax(self.perturbed(a, noise) / temperature, -1).to(a.dtype)
+
+    def relax_backward(
+        self, a: Tensor, noise: Tensor, temperature: float, grad: Tensor, relaxed: Tensor | None = None
+    ) -> Tensor:
+        """Return s (grad - sᵀ grad) / temperature for the relaxed output s, unless s was rounded to 16 bits.
+
+        A subclass that overrides `relax` has the derivative by autograd.
+        """
+        if widen(a).dtype != a.dtype or type(self).relax is not SoftmaxOneHot.relax:
+            return super().relax_backward(a, noise, temperature, grad)
+        s = self.relax(a, noise, temperature) if relaxed is None else relaxed
+        return select("softmax_backward", a.device)(s, grad, 1 / temperature)  # type: ignore[no-any-return]
 
     def conditional_relax(self, a: Tensor, h: Tensor, noise: Tensor, temperature: float | Tensor) -> Tensor:
         """Return `relax` at noise drawn given h.

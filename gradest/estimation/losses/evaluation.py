@@ -362,9 +362,6 @@ def _depends_on_more(loss: Tensor, points: Tensor) -> bool:
     """
     if loss.is_leaf:
         return True
-    for node in _graph(loss):
-        if not node.next_functions and getattr(node, "variable", points) is not points:
-            return True
-        if isinstance(node, BackwardCFunction):
-            return True
-    return False
+    return any(
+        isinstance(node, BackwardCFunction) or getattr(node, "variable", points) is not points for node in _graph(loss)
+    )

@@ -12,6 +12,7 @@ sight: with the cipher in five loops and a sigmoid in three, both take little mo
 
 In a kernel `a` is flat and `out` is `[draws, elements]`; one call computes the elements `first` to `last`. Loops go over slices,
 whose own index starts at 0, because for any other index numba tests whether it is negative, and then does not vectorise. A
+sampler for float32 also serves float16 and bfloat16, which it widens as it reads a block and narrows as it writes one. A
 function whose body raises NotImplementedError is a name for numba alone, which compiles the overload that follows it.
 
 `conditional` computes linear layers that skip closed gates.
@@ -29,19 +30,18 @@ from gradest.kernels.cpu.additive_noise import (
     scaled_normal_pullback,
 )
 from gradest.kernels.cpu.binaries import antithetic, binary, times_smooth, times_smooth_backward
-from gradest.kernels.cpu.classes import (
+from gradest.kernels.cpu.classes.softmaxes import (
     one_hot,
     scaled_softmax,
     scaled_softmax_pullback,
     softmax,
     softmax_backward,
-    subset,
-    subset_marginals,
-    subset_mean_backward,
 )
+from gradest.kernels.cpu.classes.sparse import entmax, top_softmax
+from gradest.kernels.cpu.classes.subsets import subset, subset_marginals, subset_mean_backward
 from gradest.kernels.cpu.counts import binomial, poisson
 from gradest.kernels.cpu.deterministic import logistic_backward, rectified_backward, repeated, surrogate_backward
-from gradest.kernels.cpu.groups import correlated, ordered
+from gradest.kernels.cpu.groups import correlated, correlated_concrete, correlated_concrete_pullback, ordered
 from gradest.kernels.cpu.noise import uniform
 from gradest.kernels.cpu.scores import antithetic_score, leave_one_out_score, logistic_score
 from gradest.kernels.cpu.statistics import all_finite, moments
@@ -55,6 +55,9 @@ __all__ = [
     "concrete",
     "concrete_pullback",
     "correlated",
+    "correlated_concrete",
+    "correlated_concrete_pullback",
+    "entmax",
     "leave_one_out_score",
     "logistic_backward",
     "logistic_score",
@@ -81,5 +84,6 @@ __all__ = [
     "surrogate_backward",
     "times_smooth",
     "times_smooth_backward",
+    "top_softmax",
     "uniform",
 ]

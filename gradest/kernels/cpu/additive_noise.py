@@ -13,9 +13,10 @@ from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined, stack
 from gradest.kernels.cpu.functions import both_sigmoids, exp, log, ndtris, sigmoids
+from gradest.kernels.cpu.halves import computed_in, takes_halves
 from gradest.kernels.cpu.noise import block_scratch, locate, uniforms
 from gradest.kernels.cpu.samplers import run_sampler, sampler
-from gradest.kernels.cpu.tensors import LIKE, NUMPY, as_words, check_size, empty_as, in_threads, row_major
+from gradest.kernels.cpu.tensors import LIKE, as_words, check_size, empty_as, in_threads, row_major
 from gradest.kernels.portable import NEARLY_ONE
 from gradest.kernels.reference.noise import Word
 
@@ -208,11 +209,13 @@ _draw_scaled_concrete = sampler(_scaled_concrete, _prepare_scaled_concrete, scra
 _pull_scaled_concrete = sampler(_scaled_concrete_pullback, _prepare_scaled_concrete, scratch=5, parts=2, pullback=True)
 
 
+@takes_halves
 def rectified(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """Draw max(0, a + log(u / (1 - u))); arguments as for `binary`."""
     return run_sampler(_draw_rectified, seed, rows, stream, draws, a)
 
 
+@takes_halves
 def normal(
     seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, std: float, activation: int
 ) -> Tensor:
@@ -220,7 +223,7 @@ def normal(
 
     activation: 0 for f the identity, 1 for max(0, ·), 2 for σ.
     """
-    return run_sampler(_draw_normal, seed, rows, stream, draws, a, NUMPY[a.dtype](std), activation)
+    return run_sampler(_draw_normal, seed, rows, stream, draws, a, computed_in(a.dtype)(std), activation)
 
 
 def normal_pullback(
@@ -237,7 +240,7 @@ def normal_pullback(
 
     h: the outputs σ(x), with which most of the noise need not be drawn again.
     """
-    out, size, kind = empty_as(a, draws, *a.shape), a.numel(), NUMPY[a.dtype]
+    out, size, kind = empty_as(a, draws, *a.shape), a.numel(), computed_in(a.dtype)
     check_size(grad, draws * size)
     given, pulled = row_major(a), row_major(grad)
     kept = pulled if h is None else row_major(h)
@@ -249,6 +252,7 @@ def normal_pullback(
     return out
 
 
+@takes_halves
 def concrete(
     seed: tuple[Word, Word],
     rows: Word,
@@ -260,10 +264,11 @@ def concrete(
     width: float,
 ) -> Tensor:
     """Draw min(1, max(0, lower + width σ((a + log(u / (1 - u))) per_temperature))); arguments as for `binary`."""
-    options = map(NUMPY[a.dtype], (per_temperature, lower, width))
+    options = map(computed_in(a.dtype), (per_temperature, lower, width))
     return run_sampler(_draw_concrete, seed, rows, stream, draws, a, *options)
 
 
+@takes_halves
 def concrete_pullback(
     seed: tuple[Word, Word],
     rows: Word,
@@ -280,29 +285,37 @@ def concrete_pullback(
 
     grad has `draws` times as many numbers as `a`; the other arguments are as for `binary`.
     """
-    options = map(NUMPY[a.dtype], (per_temperature, height, lower, width))
+    options = map(computed_in(a.dtype), (per_temperature, height, lower, width))
     return run_sampler(_pull_concrete, seed, rows, stream, draws, a, *options, grad=grad)
 
 
+@takes_halves
 def scaled_normal(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, least: float) -> Tensor:
     """Draw m + e^s Φ⁻¹(u), with s at least `least`; m and s are the numbers of a unit. Other arguments are as for `binary`."""
-    return run_sampler(_draw_scaled_normal, seed, rows, stream, draws, a, NUMPY[a.dtype](least), parts=2)
+    return run_sampler(_draw_scaled_normal, seed, rows, stream, draws, a, computed_in(a.dtype)(least), parts=2)
 
 
+@takes_halves
 def scaled_normal_pullback(
     seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, least: float
 ) -> Tensor:
     """Return grad (1, e^s Φ⁻¹(u)), `[draws, rows, 2 * units]`; arguments as for `scaled_normal` and `concrete_pullback`."""
-    return run_sampler(_pull_scaled_normal, seed, rows, stream, draws, a, NUMPY[a.dtype](least), grad=grad, parts=2)
+    return run_sampler(
+        _pull_scaled_normal, seed, rows, stream, draws, a, computed_in(a.dtype)(least), grad=grad, parts=2
+    )
 
 
+@takes_halves
 def scaled_concrete(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, most: float) -> Tensor:
     """Draw σ((m + log(u / (1 - u))) e^-s), with s between ±`most`; arguments as for `scaled_normal`."""
-    return run_sampler(_draw_scaled_concrete, seed, rows, stream, draws, a, NUMPY[a.dtype](most), parts=2)
+    return run_sampler(_draw_scaled_concrete, seed, rows, stream, draws, a, computed_in(a.dtype)(most), parts=2)
 
 
+@takes_halves
 def scaled_concrete_pullback(
     seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, grad: Tensor, most: float
 ) -> Tensor:
     """Return grad σ(x) σ(-x) (e^-s, -x), with x = (m + log(u / (1 - u))) e^-s between ±200; as `scaled_normal_pullback`."""
-    return run_sampler(_pull_scaled_concrete, seed, rows, stream, draws, a, NUMPY[a.dtype](most), grad=grad, parts=2)
+    return run_sampler(
+        _pull_scaled_concrete, seed, rows, stream, draws, a, computed_in(a.dtype)(most), grad=grad, parts=2
+    )

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled, inlined
 from gradest.kernels.cpu.functions import CLOSE, both_sigmoids, rough_reciprocals, sigmoids, sqrt
+from gradest.kernels.cpu.halves import computed_in, takes_halves
 from gradest.kernels.cpu.samplers import run_sampler, sampler
-from gradest.kernels.cpu.tensors import NUMPY, check_size, empty_as, flat, in_threads
+from gradest.kernels.cpu.tensors import check_size, empty_as, flat, in_threads
 from gradest.kernels.reference.noise import Word
 
 __all__ = ["antithetic", "binary", "times_smooth", "times_smooth_backward"]
@@ -72,6 +73,7 @@ _draw_antithetic = sampler(_binary, _prepare_binary, scratch=3, mirrored=True)
 _draw_times_smooth = sampler(_times_smooth, _prepare_times_smooth, scratch=1)
 
 
+@takes_halves
 def binary(
     seed: tuple[Word, Word],
     rows: Word,
@@ -94,11 +96,12 @@ def binary(
 @lru_cache(maxsize=64)
 def _two_values(of: torch.dtype, low: float, high: float, dtype: torch.dtype | None = None) -> tuple[Any, ...]:
     """Return low and low + (high - low) in one dtype, converted to another."""
-    kind = NUMPY[of]
+    kind = computed_in(of)
     values = kind(low), kind(low) + kind(high - low)
     return values if dtype is None else tuple(map(np.uint8 if dtype == torch.uint8 else np.bool_, values))
 
 
+@takes_halves
 def antithetic(
     seed: tuple[Word, Word], rows: Word, stream: int, pairs: int, a: Tensor, low: float, high: float
 ) -> Tensor:
@@ -106,6 +109,7 @@ def antithetic(
     return run_sampler(_draw_antithetic, seed, rows, stream, 2 * pairs, a, *_two_values(a.dtype, low, high))
 
 
+@takes_halves
 def times_smooth(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor) -> Tensor:
     """Draw r 1[u < r] with r = √σ(a); arguments as for `binary`."""
     return run_sampler(_draw_times_smooth, seed, rows, stream, draws, a)

@@ -11,9 +11,9 @@ from numba.extending import intrinsic, overload
 
 from gradest.kernels.cpu.compilation.compiler import INLINED_BY_LLVM, compiled, inlined_by_llvm
 from gradest.kernels.cpu.vectors.packing import PACKED, pack, packs
-from gradest.kernels.portable import CONSTANTS
+from gradest.kernels.portable import CONSTANTS, LOGIT_OF_NORMAL
 
-__all__ = ["CLOSE", "both_sigmoids", "exp", "log", "ndtris", "rough_reciprocals", "sigmoids", "sqrt"]
+__all__ = ["CLOSE", "both_sigmoids", "exp", "log", "logit_of_normal", "ndtris", "rough_reciprocals", "sigmoids", "sqrt"]
 
 
 def _polynomial(coefficients: tuple[float, ...], kind: Any) -> Any:
@@ -53,6 +53,7 @@ _F32_HALF, _F64_HALF = np.int32(_F32.bias << (_F32.mantissa - 1)), np.int64(_F64
 (_F64_MIDDLE, _F64_MIDDLE_BY), (_F64_TAIL, _F64_TAIL_BY), (_F64_FAR, _F64_FAR_BY) = (
     (_polynomial(top, np.float64), _polynomial(bottom, np.float64)) for top, bottom in _F64.normal
 )
+_LOGIT, _LOGIT_BY = (_polynomial(one, np.float32) for one in LOGIT_OF_NORMAL)
 _F32_STEPS, _F64_STEPS = _F32.steps, _F64.steps
 _F32_MASK, _F64_MASK = np.int32((1 << _F32.mantissa) - 1), np.int64((1 << _F64.mantissa) - 1)
 
@@ -178,6 +179,12 @@ def _(x: Any) -> Any:
         return y
 
     return narrow if x == types.float32 else wide
+
+
+@inlined_by_llvm
+def logit_of_normal(z: Any) -> Any:
+    """Compute the same as `portable.logit_of_normal`."""
+    return z * (_LOGIT(abs(z)) / _LOGIT_BY(abs(z)))
 
 
 def _middle_ndtri(u: Any) -> Any:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, compiled
-from gradest.kernels.cpu.functions import log, ndtris, sigmoids
+from gradest.kernels.cpu.functions import both_sigmoids, log, logit_of_normal, ndtris, sigmoids
 from gradest.kernels.cpu.noise import locate, noise_scratch, uniforms
 from gradest.kernels.cpu.samplers import run_kernel
-from gradest.kernels.cpu.tensors import NUMPY
+from gradest.kernels.cpu.tensors import NUMPY, check_size, flat
 from gradest.kernels.reference.noise import Word
 
-__all__ = ["correlated", "ordered"]
+__all__ = ["correlated", "correlated_concrete", "correlated_concrete_pullback", "ordered"]
 
 
 @compiled
@@ -72,6 +73,66 @@ def _correlated(
                 )
                 for i in range(items):
                     y[i] = one if factors[j] + z[i] > t[i] else zero
+
+
+@compiled
+def _correlated_concrete(
+    words: Any,
+    seed0: Any,
+    seed1: Any,
+    rows: Any,
+    stream: Any,
+    a: Any,
+    grad: Any,
+    out: Any,
+    first: Any,
+    last: Any,
+    items: Any,
+    factor_stream: Any,
+    shared: Any,
+    own: Any,
+    steep: Any,
+) -> None:
+    """Draw the groups `first` to `last` or, if `grad` is not empty, multiply it by the derivative of what was drawn."""
+    groups = max(1, BLOCK // items)
+    block, units = groups * items, a.size // rows
+    noise, noise_of_factors = noise_scratch(block, a), noise_scratch(groups, a)
+    u, p, q, power = (
+        np.empty(block, a.dtype),
+        np.empty(block, a.dtype),
+        np.empty(block, a.dtype),
+        np.empty(block, a.dtype),
+    )
+    factors, index = np.empty(groups, a.dtype), np.empty(block, np.int32)
+    for group in range(first, last, groups):
+        count = min(groups, last - group)
+        at, size = group * items, count * items
+        place = locate(words, seed0, seed1, stream, units, at, at + size, noise)
+        place_of_factors = locate(
+            words, seed0, seed1, factor_stream, units // items, group, group + count, noise_of_factors
+        )
+        x, z = a[at : at + size], u[:size]
+        for draw in range(len(out)):
+            uniforms(noise, place, draw, z)
+            uniforms(noise_of_factors, place_of_factors, draw, factors[:count])
+            ndtris(z, power, index)
+            ndtris(factors[:count], power, index)
+            for i in range(count):
+                factors[i] = shared * factors[i]
+            for j in range(count):
+                y = z[j * items : (j + 1) * items]
+                for i in range(items):
+                    y[i] = factors[j] + own * y[i]
+            for i in range(size):
+                z[i] = (x[i] + logit_of_normal(z[i])) * steep
+            h = out[draw, at : at + size]
+            if grad.size == 0:
+                sigmoids(z, h, power)
+            else:
+                g = grad[draw, at : at + size]
+                both_sigmoids(z, p, q, power)
+                for i in range(size):
+                    h[i] = g[i] * (steep * (p[i] * q[i]))
 
 
 @compiled
@@ -134,6 +195,48 @@ def correlated(
     kind = NUMPY[a.dtype]
     options = items, np.uint32(factor_stream), kind(shared), kind(own)
     return run_kernel(_correlated, seed, rows, stream, draws, a, *options, size=items)
+
+
+def correlated_concrete(
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    items: int,
+    factor_stream: int,
+    shared: float,
+    own: float,
+    steep: float,
+    grad: Tensor | None = None,
+) -> Tensor | None:
+    """Draw σ((a + logit Φ(shared Φ⁻¹(f) + own Φ⁻¹(u))) steep), for arguments as for `correlated`; None unless `a` is float32."""
+    if a.dtype != torch.float32:
+        return None
+    pulled = flat(a.new_empty(1, 0) if grad is None else grad, 1)
+    options = items, np.uint32(factor_stream), *map(np.float32, (shared, own, steep))
+    return run_kernel(_correlated_concrete, seed, rows, stream, draws, a, *options, size=items, more=(pulled,))
+
+
+def correlated_concrete_pullback(
+    seed: tuple[Word, Word],
+    rows: Word,
+    stream: int,
+    draws: int,
+    a: Tensor,
+    grad: Tensor,
+    items: int,
+    factor_stream: int,
+    shared: float,
+    own: float,
+    steep: float,
+) -> Tensor | None:
+    """Return grad · steep h (1 - h) for the outputs h of `correlated_concrete`, which has the same options; None where that does.
+
+    grad has `draws` times as many numbers as `a`.
+    """
+    check_size(grad, draws * a.numel())
+    return correlated_concrete(seed, rows, stream, draws, a, items, factor_stream, shared, own, steep, grad)
 
 
 def ordered(seed: tuple[Word, Word], rows: Word, stream: int, draws: int, a: Tensor, items: int) -> Tensor:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gradest.kernels.cpu.compilation.compiler import BLOCK, array, compiled, inlined, stack, stack_rows, with_functions
+from gradest.kernels.cpu.halves import chosen, format_of, like, read, write
 from gradest.kernels.cpu.noise import block_scratch, locate, uniforms
-from gradest.kernels.cpu.tensors import LIKE, as_words, check_size, empty, empty_as, flat, in_threads, row_major
+from gradest.kernels.cpu.tensors import as_words, check_size, empty, empty_as, flat, in_threads, row_major
 from gradest.kernels.reference.noise import Word
 
 __all__ = ["run_kernel", "run_sampler", "sampler"]
@@ -31,23 +32,15 @@ def _prepare(x: Any, u: Any, scratch: Any, options: Any) -> None:
 
 
 @inlined
-def _points(address: Any, points: Any, size: Any, like: Any) -> Any:
+def _part(address: Any, first: Any, size: Any, narrow: Any, wide: Any, like: Any) -> Any:
     return None
 
 
 @inlined
-def _part(values: Any, draw: Any, first: Any, last: Any) -> Any:
-    return None
-
-
-@inlined
-def _given_points(address: Any, points: Any, size: Any, like: Any) -> Any:
-    return array(address, (points, size), like)
-
-
-@inlined
-def _given_part(values: Any, draw: Any, first: Any, last: Any) -> Any:
-    return values[draw, first:last]
+def _given_part(address: Any, first: Any, size: Any, narrow: Any, wide: Any, like: Any) -> Any:
+    part = array(chosen(address, first, narrow, wide), (size,), like)
+    read(address, first, narrow, part)
+    return part
 
 
 @compiled
@@ -79,6 +72,8 @@ def sampler(
     Both functions must be `inlined`, and no other sampler may have a transform of this name.
     """
 
+    span = parts * BLOCK
+
     def kernel(
         words: Any,
         seed0: Any,
@@ -88,6 +83,9 @@ def sampler(
         at_a: Any,
         at_grad: Any,
         at_out: Any,
+        narrow_a: Any,
+        narrow_grad: Any,
+        narrow_out: Any,
         points: Any,
         size: Any,
         width: Any,
@@ -98,16 +96,17 @@ def sampler(
         *options: Any,
     ) -> None:
         a, out = array(at_a, (size,), like_a), array(at_out, (points, width), like_out)
-        grad = _points(at_grad, points, size // parts, like_a)
         noise = block_scratch(a)
         u, shared = stack(BLOCK, a.dtype), stack_rows(scratch, BLOCK, np.float64 if wide else a.dtype)
+        wide_a, wide_grad, wide_out = stack(span, a.dtype), stack(BLOCK, a.dtype), stack(span, out.dtype)
         halves = 2 if mirrored else 1
-        draws = len(out) // halves
-        written = out.shape[1] * parts // a.size  # numbers of an output, for each unit
+        draws = points // halves
+        written = width * parts // size  # numbers of an output, for each unit
         for at in range(first, last, BLOCK):
             end = min(at + BLOCK, last)
-            place = locate(words, seed0, seed1, stream, a.size // (rows * parts), at, end, noise)
-            x = a[parts * at : parts * end]
+            place = locate(words, seed0, seed1, stream, size // (rows * parts), at, end, noise)
+            x = array(chosen(at_a, parts * at, narrow_a, wide_a), (parts * (end - at),), like_a)
+            read(at_a, parts * at, narrow_a, x)
             _prepare(x, u, shared, options)
             for draw in range(draws):
                 uniforms(noise, place, draw, u[: end - at])
@@ -115,10 +114,13 @@ def sampler(
                     if half > 0:
                         _mirror(u[: end - at])
                     point = half * draws + draw
-                    h = out[point, written * at : written * end]
-                    _transform(x, u, _part(grad, point, at, end), h, shared, options)
+                    g = _part(at_grad, point * (size // parts) + at, end - at, narrow_grad, wide_grad, like_a)
+                    begin = point * width + written * at
+                    h = array(chosen(at_out, begin, narrow_out, wide_out), (written * (end - at),), like_out)
+                    _transform(x, u, g, h, shared, options)
+                    write(h, narrow_out, at_out, begin)
 
-    given = {"_points": _given_points, "_part": _given_part} if pullback else {}
+    given = {"_part": _given_part} if pullback else {}
     whole = with_functions(kernel, _transform=transform, _prepare=prepare, **given)
     whole.__name__ = whole.__qualname__ = transform.__name__ + ("_mirrored" if mirrored else "")
     return compiled(whole)
@@ -147,7 +149,9 @@ def run_sampler(
         check_size(grad, draws * size // parts)
     given, pulled = row_major(a), None if grad is None else row_major(grad)
     addresses = given.data_ptr(), None if pulled is None else pulled.data_ptr(), out.data_ptr()
-    arguments = *as_words(seed, rows, stream), *addresses, draws, size, width, LIKE[a.dtype], LIKE[out.dtype]
+    formats = format_of(a.dtype), 0 if grad is None else format_of(grad.dtype), format_of(out.dtype)
+    given_words, likes = as_words(seed, rows, stream), (like(a.dtype), like(out.dtype))
+    arguments = *given_words, *addresses, *formats, draws, size, width, *likes
     in_threads(lambda first, last: kernel(*arguments, first, last, *options), size // parts, parts * draws)
     return out
 

@@ -16,6 +16,10 @@ from gradest.kernels.portable import CONSTANTS
 
 __all__ = ["all_finite", "moments"]
 
+_INFINITY = {dtype: (c.integer, (2 * c.bias + 1) << c.mantissa) for dtype, c in CONSTANTS.items()}
+_INFINITY |= {torch.bfloat16: (torch.int16, 0x7F80), torch.float16: (torch.int16, 0x7C00)}
+"""The dtype of the bits of each format, and those of its infinity."""
+
 
 @compiled
 def _largest_bits(bits: Any, first: Any, last: Any, mask: Any) -> Any:
@@ -53,20 +57,20 @@ def _add_squares(values: Any, mean: Any, total: Any, first: Any, last: Any) -> N
 
 
 def all_finite(x: Tensor) -> bool:
-    """Tell as `reference.all_finite` whether no entry is infinite or NaN; exactly, in float32 and float64."""
-    if x.dtype not in NUMPY:
+    """Tell as `reference.all_finite` whether no entry is infinite or NaN, but exactly."""
+    if x.dtype not in _INFINITY:
         return reference.all_finite(x)
     # as integers without the sign, infinity and NaN are larger than all finite numbers, for they have the largest exponent
-    constants = CONSTANTS[x.dtype]
-    bits = flat(x.detach().view(constants.integer))
+    integer, infinity = _INFINITY[x.dtype]
+    bits = flat(x.detach().view(integer))
     kind = bits.dtype.type
-    mask, largest = kind(torch.iinfo(constants.integer).max), []
+    mask, largest = kind(torch.iinfo(integer).max), []
 
     def search(first: int, last: int) -> None:
         largest.append(int(_largest_bits(bits, first, last, mask)))
 
     in_threads(search, bits.size, 1)
-    return max(largest) < (2 * constants.bias + 1) << constants.mantissa
+    return max(largest) < infinity
 
 
 def moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

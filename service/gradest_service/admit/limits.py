@@ -21,7 +21,7 @@ from gradest.contract.estimator import Estimator, State
 from gradest.contract.law import count_configurations, count_ways, in_words
 from gradest.contract.neuron import PoissonCount
 from gradest.contract.target import Target
-from gradest.errors import Inexact, PluginFault, TooManyPoints
+from gradest.errors import PluginFault, TooManyPoints
 from gradest.estimation.losses.evaluation import CHUNK
 from gradest_service.admit.jobs import (
     ComparisonJob,
@@ -263,8 +263,13 @@ def _affordable_exact_work(settings: Settings, job: EstimateJob) -> int | None:
 
 def _law_is_too_large(settings: Settings, job: ObjectiveJob) -> bool:
     """Tell whether the law of all units, of which a closed form may be a sum, has more elements than may be held."""
-    elements: int = gradest.registry.call(job.neuron, "law_size", job.wide, kind=int)
-    return _LAW * elements > settings.max_points
+    return _LAW * _law_nodes(job) > settings.max_points
+
+
+def _law_nodes(job: ObjectiveJob) -> int:
+    """Return the nodes of the law of all units."""
+    nodes: int = gradest.registry.call(job.neuron, "law_size", job.wide, kind=int)
+    return nodes
 
 
 def _held_by_exact(settings: Settings, job: ObjectiveJob, target: Target) -> int:
@@ -272,8 +277,8 @@ def _held_by_exact(settings: Settings, job: ObjectiveJob, target: Target) -> int
 
     A target of several samples, or of the whole law at once, holds all points, and the losses of the ways to draw its samples.
     """
-    elements: int = gradest.registry.call(job.neuron, "law_size", job.wide, kind=int)
-    if _law_is_too_large(settings, job):
+    elements = _LAW * _law_nodes(job)
+    if elements > settings.max_points:
         return 0
     try:
         total = count_configurations(job.neuron, job.event)
@@ -281,27 +286,25 @@ def _held_by_exact(settings: Settings, job: ObjectiveJob, target: Target) -> int
         total = 0
     points = total * size(job.a.shape)
     if target.samples == 1 and target.is_mean:
-        return _LAW * elements + min(CHUNK, points)
+        return elements + min(CHUNK, points)
     try:
         ways = count_ways(total, target)
     except TooManyPoints:  # which is refused before any is held
-        return _LAW * elements
+        return elements
     losses = ways * size(job.batch)
     at_once = min(CHUNK, losses) if target.is_mean else losses
-    return _LAW * elements + points + (target.samples + 1) * at_once  # those of each sample, and what they combine to
+    return elements + points + (target.samples + 1) * at_once  # those of each sample, and what they combine to
 
 
 def exact_work(job: ObjectiveJob, target: Target) -> int:
-    """Return the elements that the exact gradient computes; 0 if it has a closed form or cannot be computed."""
+    """Return the elements that the exact gradient computes, of a closed form the nodes of the law; 0 if it cannot be computed."""
     neuron, a, event = job.neuron, job.wide, job.event
-    rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
     try:
         count_configurations(neuron, event)  # before a law of many outputs takes memory
-        try:
-            if target == Target() and job.objective.expectation(neuron, a) is not None:
-                return 0
-        except Inexact:
-            return 0
+        none = a.new_empty((0, *a.shape))  # whether there is a closed form does not depend on the rows
+        if target == Target() and job.objective.expectation(neuron, none) is not None:
+            return _law_nodes(job)
+        rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
         values, _ = neuron.law(rows.amax(0))  # the number of outputs may grow with a
         points = count_ways(count_configurations(neuron, event, values.shape[0]), target)
     except TooManyPoints:

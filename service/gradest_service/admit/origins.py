@@ -51,11 +51,7 @@ class Origins:
             return
         navigates = headers.get("sec-fetch-mode") == "navigate" and method == "GET"
         if not (navigates and path in self._public):
-            raise Problem(
-                403,
-                "A page of another site sent this request. To allow its origin, set cors_origins.",
-                headers={"Vary": "Origin"},
-            )
+            raise Problem(403, "A page of another site sent this request. To allow its origin, set cors_origins.")
 
     def allows(self, origin: str) -> bool:
         """Tell whether a page of this origin may use the service."""

@@ -46,8 +46,11 @@ class RequestContext:
     """The plugin whose code failed on the request."""
     record: Record = field(default_factory=Record)
     """The phases of the request that are over."""
-    reserve: Callable[[int], None] = lambda more: None
-    """Counts more bytes that the request holds; raises a 429 if there is no room for them. Only for the event loop's thread."""
+    reserve: Callable[[int], None] | None = None
+    """Counts more bytes that the request holds; raises a 429 if there is no room for them. Only for the event loop's thread.
+
+    None before and after the request has a place.
+    """
 
     @property
     def caller(self) -> str:
@@ -76,7 +79,7 @@ def current_caller() -> str:
 def reserve(more: int) -> None:
     """Count bytes that the current request holds beside its body, if any; raises a 429 if there is no room for them."""
     context = current_request.get()
-    if context is not None:
+    if context is not None and context.reserve is not None:
         context.reserve(more)
 
 

@@ -58,8 +58,8 @@ class Batcher:
     """Runs the work of concurrent requests of one kind as one call in a thread of the pool.
 
     The first request of a kind waits for a free thread, and `max_wait` seconds more at most. Requests of its kind that arrive
-    meanwhile join it, up to `max_elements`, and to the bytes of `need` if it has some. So nothing is delayed while threads are
-    idle and `max_wait` is 0, and the more there is to do, the more is done at once.
+    with it or meanwhile join it, up to `max_elements`, and to the bytes of `need` if it has some. So nothing is delayed while
+    threads are idle and `max_wait` is 0, and the more there is to do, the more is done at once.
 
     If a call fails, each of its requests is run alone, so that an error reaches only the request that it belongs to. A request
     that is cancelled before its turn is left out. `observe` is called with the number of requests in each call.
@@ -145,6 +145,8 @@ class Batcher:
         if self._max_wait:
             with suppress(TimeoutError):
                 await asyncio.wait_for(group.full.wait(), self._max_wait)
+        else:
+            await asyncio.sleep(0)  # those that arrived with the first join it
         async with self._pool.thread(self._need):
             self._close(kind, group)
             waiting = [member for member in group.members if not member.answer.done()]

@@ -10,7 +10,7 @@ from numba.core.lowering import Lower
 from numba.core.registry import cpu_target
 from numba.core.typed_passes import NativeLowering
 
-__all__ = ["KernelCompiler", "has_wide_registers", "has_wide_vectors"]
+__all__ = ["KernelCompiler", "has_feature", "has_wide_registers", "has_wide_vectors"]
 
 _registered: Any = register_pass(mutates_CFG=True, analysis_only=False)  # type: ignore[no-untyped-call]
 
@@ -32,8 +32,13 @@ def has_wide_vectors(target: tuple[object, ...]) -> bool:
 
 def has_wide_registers() -> bool:
     """Tell whether numba compiles for a processor with AVX-512, and so with 32 registers of 512 bits."""
+    return has_feature("avx512f")
+
+
+def has_feature(name: str) -> bool:
+    """Tell whether numba compiles for a processor with this feature, by LLVM's name of it."""
     _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return "+avx512f" in features.split(",")
+    return f"+{name}" in features.split(",")
 
 
 class _WideLower(Lower):

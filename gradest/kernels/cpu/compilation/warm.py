@@ -31,6 +31,7 @@ def calls() -> list[Call]:
 def _of_whole_tensors(x: Tensor) -> Iterator[Call]:
     points = x.expand(2, *x.shape).contiguous()
     yield lambda: cpu.all_finite(x)
+    yield lambda: cpu.all_finite(x.half())
     yield lambda: cpu.moments([points])
     yield lambda: cpu.logistic_score(x, points, points[..., 0], 1.0)
     yield lambda: cpu.leave_one_out_score(x, points, points[..., 0], 1.0)
@@ -41,6 +42,8 @@ def _of_whole_tensors(x: Tensor) -> Iterator[Call]:
     yield lambda: cpu.times_smooth_backward(x, points, points)
     yield lambda: cpu.softmax_backward(points, points, 1.0)
     yield lambda: cpu.repeated(1, x, 0)
+    yield lambda: cpu.top_softmax(x, 2)
+    yield lambda: cpu.entmax(x, True, True)
     yield lambda: cpu.subset_marginals(x.double(), 2)
     yield lambda: cpu.subset_mean_backward(x.double(), x.double(), 2)
 
@@ -64,6 +67,7 @@ def _that_draw(dtype: torch.dtype) -> Iterator[Call]:
     yield lambda: cpu.scaled_concrete(*key, a, 69.0)
     yield lambda: cpu.scaled_concrete_pullback(*key, a, grad[..., :3], 69.0)
     yield lambda: cpu.correlated(*key, a, 3, 1, 0.5, 0.5)
+    yield lambda: cpu.correlated_concrete(*key, a, 3, 1, 0.5, 0.5, 2.0)
     yield lambda: cpu.ordered(*key, a, 3)
     yield lambda: cpu.scaled_softmax(*key, a, 2, 69.0)
     yield lambda: cpu.scaled_softmax_pullback(*key, a, grad[..., :4], 2, 69.0)

@@ -1,0 +1,1 @@
+"""Units of several classes or items: one-hot and relaxed ones, subsets, and maps with most entries 0."""
