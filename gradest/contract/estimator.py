@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from gradest.contract.cost import Cost
 from gradest.contract.neuron import Neuron
 from gradest.contract.plugin import Plugin
 from gradest.contract.target import Target
-from gradest.kernels.stable import cast, leading_mean, leading_sum
+from gradest.kernels.stable import cast, leading_sum
 from gradest.random import Key
 
 __all__ = ["Bias", "Cost", "Draw", "Estimator", "Feedback", "MonteCarlo", "State"]
@@ -93,7 +94,8 @@ class _EqualWeights:
         if draw is None:
             raise AttributeError("weights")  # for dataclass: the field has no default
         count = draw.points.shape[0]
-        weights = draw.__dict__["weights"] = draw.a.new_full((count,), 1 / count)
+        with torch.inference_mode(False):  # the draw may be told where autograd records
+            weights = draw.__dict__["weights"] = draw.a.new_full((count,), 1 / count)
         return weights
 
 
@@ -106,7 +108,6 @@ class Draw:
 
     points: `[K, *batch, *event']`, where the loss is to be evaluated.
     weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k estimates E[loss]. By default each is 1 / K.
-    equal: whether the weights are the default.
     saved: tensors that backward would otherwise compute again; all of them can be computed from the key.
     """
 
@@ -116,7 +117,6 @@ class Draw:
     points: Tensor
     weights: Tensor = _EQUAL_WEIGHTS
     saved: Mapping[str, Tensor] = field(default_factory=dict)
-    equal: bool = field(init=False, repr=False)
     _asked: tuple[Estimator, int, int, bool] | None = field(default=None, init=False, repr=False)
 
     def __init__(
@@ -135,7 +135,6 @@ class Draw:
             key=key,
             points=points,
             saved={} if saved is None else saved,
-            equal=weights is _EQUAL_WEIGHTS,
             _asked=None,
         )
         if weights is not _EQUAL_WEIGHTS:
@@ -149,6 +148,11 @@ class Draw:
         if self.points.is_inference() or self.a.is_inference():  # such tensors do not count writes
             return
         object.__setattr__(self, "_asked", (estimator, self.points._version, self.a._version, masked))
+
+    @property
+    def equal(self) -> bool:
+        """Whether the weights are the default, which nobody has asked for, and so cannot have written to."""
+        return "weights" not in self.__dict__
 
     @property
     def asked_by(self) -> Estimator | None:
@@ -275,7 +279,8 @@ class Estimator(Plugin):
         """Return the estimate of the target, `[*batch]`, differentiable in the loss; that of one point may be a view of it."""
         count = loss.shape[0]
         if draw.equal and loss.is_floating_point() and not count & (count - 1):
-            return leading_mean(loss)  # of 1, 2, 4, ... losses, with the bits of the weighted sum
+            # with the bits of the weighted sum; a sum that is divided afterwards could overflow
+            return loss[0] if count == 1 else leading_sum(loss / count)
         weights = draw.weights
         if weights.ndim < loss.ndim and weights.shape[0] > 1:
             weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]
