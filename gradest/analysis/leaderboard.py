@@ -192,6 +192,8 @@ def _read_board(folder: Path) -> Board:
         found = _read(path)
         try:
             runs = tuple(_to_run(run) for run in found.pop("runs"))
+            if not runs:
+                raise ValueError("it has no run")
             entry = BoardEntry(**{**found, "needs": tuple(found["needs"])}, runs=runs)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InvalidInput(f"{path} is not a file of results: {error}") from error
@@ -222,14 +224,21 @@ def write_board(folder: Path, board: Board) -> None:
     """Write a board into its folder, `folder`/PROBLEM.SIZE, with a line for each run, so that a diff shows which are new."""
     home = folder / board.problem.key
     home.mkdir(parents=True, exist_ok=True)
-    (home / _PROBLEM).write_text(json.dumps(asdict(board.problem), indent=1) + "\n", encoding="utf-8")
+    _replace(home / _PROBLEM, json.dumps(asdict(board.problem), indent=1) + "\n")
     for label, entry in board.entries.items():
         head = {**asdict(replace(entry, runs=())), "needs": list(entry.needs)}
         del head["runs"]
         lines = ",\n".join(json.dumps(_plain(asdict(run)), allow_nan=False) for run in entry.runs)
         name = re.sub(r"[^\w.+-]+", "-", label).strip("-")
         text = f'{json.dumps(head)[:-1]}, "runs": [\n{lines}\n]}}\n'
-        (home / f"{name}.json").write_text(text, encoding="utf-8")
+        _replace(home / f"{name}.json", text)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole, or leave the old one: results may have taken hours."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
 
 
 def _plain(run: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import Progress, TaskID
 from rich.table import Table
 from rich.text import Text
@@ -47,11 +48,32 @@ def print_json(value: Any) -> None:
 
 def show(what: RenderableType) -> None:
     """Print an object of rich on standard output. Rich takes square brackets in a str for markup, but not those in a Text."""
-    Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False).print(what)
+    _console().print(what)
 
 
-def show_rows(head: Sequence[str], rows: Iterable[Cells], title: str = "", caption: str = "") -> None:
-    """Print a table, or nothing if there are no rows."""
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+
+
+def show_rows(
+    head: Sequence[str], rows: Iterable[Cells], title: str = "", caption: str = "", always: int | None = None
+) -> None:
+    """Print a table, or nothing if there are no rows.
+
+    always: how many columns, from the left, any terminal gets; where one is too narrow for all, further ones are left out, which
+    the caption then names. By default all columns are shown, in as many lines as they need.
+    """
+    rows, columns, console = list(rows), len(head), _console()
+    table = _to_table(head, rows, title, caption)
+    while always is not None and columns > always and _width_of(table, console) > console.width:
+        columns -= 1
+        left_out = f"{caption} Left out, as the terminal is narrow: {', '.join(head[columns:])}."
+        table = _to_table(head[:columns], (row[:columns] for row in rows), title, left_out)
+    if rows:
+        console.print(table)
+
+
+def _to_table(head: Sequence[str], rows: Iterable[Cells], title: str, caption: str) -> Table:
     table = Table(
         title=escape(title),
         caption=escape(caption),
@@ -63,8 +85,12 @@ def show_rows(head: Sequence[str], rows: Iterable[Cells], title: str = "", capti
         table.add_column(Text(column))
     for row in rows:
         table.add_row(*(Text(_show(cell)) for cell in row))
-    if table.row_count:
-        show(table)
+    return table
+
+
+def _width_of(table: Table, console: Console) -> int:
+    """Return the columns of a terminal in which no cell of the table is broken into lines."""
+    return Measurement.get(console, console.options.update(max_width=sys.maxsize), table).maximum
 
 
 def show_catalog(found: dict[str, list[dict[str, Any]]]) -> None:

@@ -449,7 +449,7 @@ def leaderboard(
     for board in shown:
         about = board.problem
         caption = f"{about.metric}, in {about.unit}; the {about.better} the better. Tuned: {about.tuned}"
-        show_rows(STANDING_COLUMNS, map(to_row, standings(board)), f"{about.key}: {about.title}", caption)
+        show_rows(STANDING_COLUMNS, map(to_row, standings(board)), f"{about.key}: {about.title}", caption, always=3)
 
 
 @command

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -145,3 +146,23 @@ def test_the_page_has_a_card_for_each_estimator():
     _, _, card = page.partition("### a\n")
     assert "| [far.quick](#farquick) | bernoulli | 1 of 1 | 9 |" in card
     assert "| [toy.quick](#toyquick) | bernoulli | 1 of 2 | 1 |" in card
+
+
+def test_results_without_a_run_are_refused(tmp_path):
+    write_board(tmp_path, board(entry("one", 1.0), entry("none")))
+    with pytest.raises(InvalidInput, match=r"none\.json is not a file of results: it has no run"):
+        read_boards(tmp_path)
+
+
+def test_results_that_could_not_be_written_leave_the_old_ones(tmp_path, monkeypatch):
+    write_board(tmp_path, board(entry("one", 1.0)))
+
+    def fail(*_):
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(OSError, match="full"):
+            write_board(tmp_path, board(entry("one", 2.0)))
+    (found,) = read_boards(tmp_path)
+    assert found.entries["one"].runs[0].value == 1

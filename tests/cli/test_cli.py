@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 import gradest_experiments.cli
-from gradest.cli import app, main
+from gradest.cli import app, display, main
 from gradest.cli.commands import COMMANDS
 from tests.cli.results import Run
 
@@ -158,3 +158,18 @@ def test_every_encoding_of_the_output_will_do(monkeypatch: pytest.MonkeyPatch, e
     ) in text
     if words == ["list", "neurons"]:
         assert len({len(line) for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_a_table_in_a_narrow_terminal_leaves_columns_out(capsys, monkeypatch):
+    def shown(width, **options):
+        monkeypatch.setattr(display, "_WIDTH", width)
+        display.show_rows(["name", "value", "seconds"], [["an estimator", 1.25, 3600]], "a title", "Some.", **options)
+        return capsys.readouterr().out
+
+    assert "seconds" in shown(60, always=2)
+    assert "Left out" not in shown(60, always=2)
+    for width in (30, 10):  # any terminal gets the first two
+        assert "value" in " ".join(shown(30, always=2).split())
+        assert "3600" not in shown(width, always=2)
+        assert "Left out, as the terminal is narrow: seconds." in " ".join(shown(width, always=2).split())
+    assert "3600" in shown(30)

@@ -31,6 +31,7 @@ from gradest_experiments.benchmark.subsets import Subset
 from gradest_experiments.benchmark.variance import VarianceMap
 from gradest_experiments.cli import benchmark as benchmark_command
 from gradest_experiments.cli import leaderboard as leaderboard_command
+from gradest_experiments.engine.display import do_in_turn
 from gradest_experiments.engine.folder import RunFolder
 from gradest_experiments.engine.images import Images
 from gradest_experiments.vae.training import VaeRun
@@ -124,6 +125,25 @@ def test_an_estimator_that_fails_stops_no_other(tmp_path, tiny, monkeypatch):
     report = run_benchmark(tmp_path / "out", runs, tmp_path / "none").read_text()
     assert {place_of(report, "rloo"), place_of(report, "reinforce")} == {"1", "2"}
     assert "Failed" not in report
+
+
+def test_what_another_process_keeps_meanwhile_stays(tmp_path, tiny, monkeypatch):
+    def keep(name, seeds):
+        runs, _ = list_benchmark_runs(choose_problems(["polynomial-2"], "quick"), "quick", [{"name": name}], seeds)
+        run_benchmark(tmp_path / name, runs, tmp_path / "kept", keep=True)
+
+    keep("rloo", 1)
+    with monkeypatch.context() as patch:
+
+        def slowly(*given, **options):
+            patch.undo()
+            keep("rloo", 2)
+            return do_in_turn(*given, **options)
+
+        patch.setattr("gradest_experiments.benchmark.run.do_in_turn", slowly)
+        keep("reinforce", 1)
+    (found,) = read_boards(tmp_path / "kept")
+    assert {name: len(entry.runs) for name, entry in found.entries.items()} == {"rloo": 2, "reinforce": 1}
 
 
 def test_missing_images_are_no_failure_of_an_estimator(tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def run_benchmark(
     """
     check_plots()
     _check_data(runs)
-    known = read_boards(kept)
+    read_boards(kept)  # a damaged file is told before the runs
     done = do_in_turn(
         runs,
         lambda run, show: _do(run, out / "runs" / run.folder(), show),
@@ -138,13 +138,13 @@ def run_benchmark(
     own = join_boards(read_boards(out / "results"), new)
     for board in own:
         write_board(out / "results", board)
-    joined = join_boards(known, own)
-    if keep:
-        for board in join_boards(known, own):
+    shown = {board.problem.key for board in own}
+    joined = [board for board in join_boards(read_boards(kept), own) if board.problem.key in shown]
+    if keep:  # what another process has kept meanwhile stays
+        for board in joined:
             write_board(kept, board)
         write_leaderboard(kept.parent, read_boards(kept))  # which are rounded
-    shown = {board.problem.key for board in own}
-    return write_report(out, [board for board in joined if board.problem.key in shown])
+    return write_report(out, joined)
 
 
 def _check_data(runs: Iterable[BenchmarkRun]) -> None:
