@@ -52,6 +52,20 @@ def test_writes_are_seen_in_every_way_to_ask():
     )
 
 
+def test_a_relaxation_is_differentiated_at_its_own_points_in_inference_mode():
+    """There torch does not count writes."""
+    a = A[..., None].expand(*A.shape, 3)
+    told = []
+    with torch.inference_mode():
+        for factor in (1, 3):
+            draw, state = gradest.ask("categorical", "gumbel_softmax", a, SEED)
+            feedback = gradest.Feedback(None, draw.points**2)
+            draw.points.mul_(factor)
+            told.append(gradest.tell("gumbel_softmax", draw, feedback, state)[0])
+    assert told[0].abs().max() > 0
+    assert torch.equal(*told)
+
+
 class InPlace:
     """A loss that returns the same memory in each call, as a simulator may."""
 
