@@ -145,9 +145,7 @@ class Draw:
 
         masked: whether some pre-activations may be -inf.
         """
-        if self.points.is_inference() or self.a.is_inference():  # such tensors do not count writes
-            return
-        object.__setattr__(self, "_asked", (estimator, self.points._version, self.a._version, masked))
+        object.__setattr__(self, "_asked", (estimator, _writes(self.points), _writes(self.a), masked))
 
     @property
     def equal(self) -> bool:
@@ -166,13 +164,13 @@ class Draw:
 
     @property
     def points_written(self) -> bool:
-        """Whether torch has written into the points since they were drawn."""
-        return self._asked is not None and self.points._version != self._asked[1]
+        """Whether torch has written into the points since they were drawn, or may have: in inference mode it does not count."""
+        return self._asked is not None and (self.points.is_inference() or self.points._version != self._asked[1])
 
     @property
     def pre_activations_written(self) -> bool:
-        """Whether torch has written into `a` since the points were drawn."""
-        return self._asked is not None and self.a._version != self._asked[2]
+        """Whether torch is known to have written into `a` since the points were drawn."""
+        return self._asked is not None and _writes(self.a) != self._asked[2]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy holds. The counters of writes start again in it, so it holds whether there were any."""
@@ -185,13 +183,18 @@ class Draw:
         asked = state["_asked"]
         if asked is not None:
             estimator, *written, masked = asked
-            counts = (x._version - wrote for x, wrote in zip((state["points"], state["a"]), written, strict=True))
+            counts = (_writes(x) - wrote for x, wrote in zip((state["points"], state["a"]), written, strict=True))
             asked = estimator, *counts, masked
         self.__dict__.update(state, _asked=asked)
 
     def noise(self) -> Tensor:
         """Draw the noise of the points again from the key. Valid if the points are `neuron.sample` at this key."""
         return self.neuron.noise(self.key, self.a, self.points.shape[0])
+
+
+def _writes(x: Tensor) -> int:
+    """Return how often torch has written into a tensor; 0 where it does not count."""
+    return 0 if x.is_inference() else x._version
 
 
 @dataclass(frozen=True, eq=False)

@@ -54,7 +54,7 @@ class Concrete(MonteCarlo):
         noise, relaxed, grad = draw.saved.get("noise"), None, feedback.get_grad()
         if noise is None:  # the points are samples, or the draw came without what can be computed from its key
             noise = draw.noise()
-        elif not draw.points.is_inference():  # such tensors do not tell whether the caller has written into them
+        else:
             relaxed = draw.points
         return leading_mean(draw.neuron.relax_backward(draw.a, noise, self.temperature, grad, relaxed)), state
 
