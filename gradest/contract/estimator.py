@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -25,7 +26,7 @@ from gradest.contract.cost import Cost
 from gradest.contract.neuron import Neuron
 from gradest.contract.plugin import Plugin
 from gradest.contract.target import Target
-from gradest.kernels.stable import cast, leading_mean, leading_sum
+from gradest.kernels.stable import cast, leading_sum
 from gradest.random import Key
 
 __all__ = ["Bias", "Cost", "Draw", "Estimator", "Feedback", "MonteCarlo", "State"]
@@ -93,7 +94,8 @@ class _EqualWeights:
         if draw is None:
             raise AttributeError("weights")  # for dataclass: the field has no default
         count = draw.points.shape[0]
-        weights = draw.__dict__["weights"] = draw.a.new_full((count,), 1 / count)
+        with torch.inference_mode(False):  # the draw may be told where autograd records
+            weights = draw.__dict__["weights"] = draw.a.new_full((count,), 1 / count)
         return weights
 
 
@@ -106,7 +108,6 @@ class Draw:
 
     points: `[K, *batch, *event']`, where the loss is to be evaluated.
     weights: `[K]` or `[K, *batch]`; Σ_k weights_k loss_k estimates E[loss]. By default each is 1 / K.
-    equal: whether the weights are the default.
     saved: tensors that backward would otherwise compute again; all of them can be computed from the key.
     """
 
@@ -116,7 +117,6 @@ class Draw:
     points: Tensor
     weights: Tensor = _EQUAL_WEIGHTS
     saved: Mapping[str, Tensor] = field(default_factory=dict)
-    equal: bool = field(init=False, repr=False)
     _asked: tuple[Estimator, int, int, bool] | None = field(default=None, init=False, repr=False)
 
     def __init__(
@@ -135,7 +135,6 @@ class Draw:
             key=key,
             points=points,
             saved={} if saved is None else saved,
-            equal=weights is _EQUAL_WEIGHTS,
             _asked=None,
         )
         if weights is not _EQUAL_WEIGHTS:
@@ -146,9 +145,12 @@ class Draw:
 
         masked: whether some pre-activations may be -inf.
         """
-        if self.points.is_inference() or self.a.is_inference():  # such tensors do not count writes
-            return
-        object.__setattr__(self, "_asked", (estimator, self.points._version, self.a._version, masked))
+        object.__setattr__(self, "_asked", (estimator, _writes(self.points), _writes(self.a), masked))
+
+    @property
+    def equal(self) -> bool:
+        """Whether the weights are the default, which nobody has asked for, and so cannot have written to."""
+        return "weights" not in self.__dict__
 
     @property
     def asked_by(self) -> Estimator | None:
@@ -162,13 +164,13 @@ class Draw:
 
     @property
     def points_written(self) -> bool:
-        """Whether torch has written into the points since they were drawn."""
-        return self._asked is not None and self.points._version != self._asked[1]
+        """Whether torch has written into the points since they were drawn, or may have: in inference mode it does not count."""
+        return self._asked is not None and (self.points.is_inference() or self.points._version != self._asked[1])
 
     @property
     def pre_activations_written(self) -> bool:
-        """Whether torch has written into `a` since the points were drawn."""
-        return self._asked is not None and self.a._version != self._asked[2]
+        """Whether torch is known to have written into `a` since the points were drawn."""
+        return self._asked is not None and _writes(self.a) != self._asked[2]
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy holds. The counters of writes start again in it, so it holds whether there were any."""
@@ -181,13 +183,18 @@ class Draw:
         asked = state["_asked"]
         if asked is not None:
             estimator, *written, masked = asked
-            counts = (x._version - wrote for x, wrote in zip((state["points"], state["a"]), written, strict=True))
+            counts = (_writes(x) - wrote for x, wrote in zip((state["points"], state["a"]), written, strict=True))
             asked = estimator, *counts, masked
         self.__dict__.update(state, _asked=asked)
 
     def noise(self) -> Tensor:
         """Draw the noise of the points again from the key. Valid if the points are `neuron.sample` at this key."""
         return self.neuron.noise(self.key, self.a, self.points.shape[0])
+
+
+def _writes(x: Tensor) -> int:
+    """Return how often torch has written into a tensor; 0 where it does not count."""
+    return 0 if x.is_inference() else x._version
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +282,8 @@ class Estimator(Plugin):
         """Return the estimate of the target, `[*batch]`, differentiable in the loss; that of one point may be a view of it."""
         count = loss.shape[0]
         if draw.equal and loss.is_floating_point() and not count & (count - 1):
-            return leading_mean(loss)  # of 1, 2, 4, ... losses, with the bits of the weighted sum
+            # with the bits of the weighted sum; a sum that is divided afterwards could overflow
+            return loss[0] if count == 1 else leading_sum(loss / count)
         weights = draw.weights
         if weights.ndim < loss.ndim and weights.shape[0] > 1:
             weights = weights[(..., *[None] * (loss.ndim - weights.ndim))]

@@ -91,6 +91,8 @@ def ask(
 def ask_pair(pair: Pair, a: Tensor, key: Key, state: State | None) -> tuple[Draw, State]:
     """Do what `ask` does, for a neuron and an estimator that fit."""
     wide, masked = checked_pre_activations(a, pair.neuron)
+    if wide.is_inference():
+        wide = wide.clone()  # else the caller could write into it, which torch does not count there
     if state is None:
         state = {} if pair.stateless else first_state(pair.estimator, pair.neuron, wide)
     else:

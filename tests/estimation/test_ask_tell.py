@@ -75,3 +75,29 @@ def test_a_bad_question_is_refused_before_anything_is_drawn() -> None:
         gradest.ask("bernoulli", "rloo", A, seed=-1)
     with pytest.raises(InvalidInput, match=r"a\[0, 1\] is nan"):
         gradest.ask("bernoulli", "rloo", torch.tensor([[0.0, torch.nan]]))
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_the_value_of_large_losses_does_not_overflow(samples) -> None:
+    largest = torch.finfo(torch.float16).max
+
+    def loss(h: torch.Tensor) -> torch.Tensor:
+        return torch.full(h.shape[:-1], largest, dtype=h.dtype)
+
+    with torch.no_grad():
+        value, _ = gradest.expect(loss, A.half(), "bernoulli", {"name": "reinforce", "samples": samples}, seed=1)
+    assert value.isfinite().all()
+    assert (value >= 0.999 * largest).all()
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_weights_that_were_written_to_count(samples) -> None:
+    estimator = gradest.estimator("reinforce", samples=samples)
+    draw, _ = gradest.ask("bernoulli", estimator, A, seed=1)
+    loss = torch.arange(2.0 * samples, requires_grad=True).reshape(samples, 2)
+    expected = 2 * estimator.value(draw, loss)
+    with torch.inference_mode():
+        draw.weights.mul_(2)
+    value = estimator.value(draw, loss)
+    torch.testing.assert_close(value, expected)
+    value.sum().backward()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gradest
-from gradest.errors import InvalidInput
+from gradest.errors import Incompatible, InvalidInput
 from tests.estimation.every_estimator import CASES, SEED, A, gradient_of, loss_for
 from tests.losses import mixed
 
@@ -50,6 +50,40 @@ def test_writes_are_seen_in_every_way_to_ask():
     assert torch.equal(
         mapped, torch.func.vmap(torch.func.grad(lambda a: gradest.expect(mixed, a, "bernoulli", "rloo", 3)[0]))(A)
     )
+
+
+@pytest.mark.parametrize(("estimator", "neuron", "a"), CASES)
+def test_points_that_may_have_been_written_in_inference_mode_are_drawn_again(estimator, neuron, a):
+    """There torch does not count writes. Those into the pre-activations change nothing either."""
+    f, told = loss_for(neuron), []
+    needs_grad = "grad" in gradest.estimator(estimator).needs
+    with torch.inference_mode():
+        for added in (0, 1):
+            given = a.clone()
+            draw, state = gradest.ask(neuron, estimator, given, SEED)
+            given.add_(added)
+            feedback = gradest.Feedback(f(draw.points), 0.5 * draw.points + 1 if needs_grad else None)
+            draw.points.add_(added)
+            try:
+                told.append(gradest.tell(estimator, draw, feedback, state)[0])
+            except Incompatible as error:  # it has autograd of its own
+                told.append(str(error))
+    if isinstance(told[0], str):
+        assert told[0] == told[1]
+    else:
+        assert torch.equal(*told)
+
+
+def test_a_draw_made_in_inference_mode_can_be_copied():
+    with torch.inference_mode():
+        draw, state = gradest.ask("gaussian", "pathwise", A, SEED)
+        feedback = gradest.Feedback(None, draw.points + 1)
+        told = [
+            gradest.tell("pathwise", one, feedback, state)[0]
+            for one in (draw, copy.deepcopy(draw), pickle.loads(pickle.dumps(draw)))
+        ]
+    assert torch.equal(told[0], told[1])
+    assert torch.equal(told[0], told[2])
 
 
 class InPlace:

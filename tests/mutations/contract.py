@@ -40,7 +40,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/contract/estimator.py",
-        "self.a._version != self._asked[2]",
+        "_writes(self.a) != self._asked[2]",
         "self.a._version < self._asked[2]",
         "pre-activations that were written to after the draw are taken for those of the draw",
         "tests/estimation/test_writes.py -k pre_activations_that_were_written",
@@ -82,7 +82,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gradest/contract/estimator.py",
-        '            counts = (x._version - wrote for x, wrote in zip((state["points"], state["a"]), written, strict=True))',
+        '            counts = (_writes(x) - wrote for x, wrote in zip((state["points"], state["a"]), written, strict=True))',
         '            counts = (x._version for x, wrote in zip((state["points"], state["a"]), written, strict=True))',
         "a copy of a draw forgets that its points were written to",
         "tests/estimation/test_writes.py -k copy_of_a_draw",

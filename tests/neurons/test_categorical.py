@@ -169,6 +169,12 @@ def test_the_derivative_of_the_relaxation_is_that_of_autograd(temperature):
         def relax(self, a, noise, temperature):
             return super().relax(a, noise, temperature / 2)
 
-    sharp = Sharper()
-    found = sharp.relax_backward(a, noise, 2 * temperature, grad, sharp.relax(a, noise, 2 * temperature))
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
+    class Perturbed(type(NEURON)):
+        name = "sharply_perturbed"
+
+        def perturbed(self, a, noise):
+            return 2 * super().perturbed(a, noise)
+
+    for sharp in (Sharper(), Perturbed()):
+        found = sharp.relax_backward(a, noise, 2 * temperature, grad, sharp.relax(a, noise, 2 * temperature))
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)

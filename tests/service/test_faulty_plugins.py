@@ -12,6 +12,7 @@ import torch
 import gradest
 from gradest.contract.estimator import Bias, Draw, Estimator, MonteCarlo
 from gradest.contract.neuron import Neuron
+from gradest.errors import Inexact
 from tests.selection import deep
 
 SECRET = "hunter2hunter2"
@@ -255,6 +256,25 @@ def test_losses_that_are_not_numbers_are_refused_with_their_index(service, regis
     answer = service.post("/v1/estimate", json=BODIES["estimate"] | {"objective": "odd"})
     assert answer.status_code == 422
     assert "is nan" in answer.json()["detail"]
+
+
+def inexact(sound):
+    def method(self, *inputs):
+        raise Inexact("the quadrature is not accurate")
+
+    return method
+
+
+def at_a_row(sound):
+    return lambda self, neuron, a: sound(self, neuron, a) + 0 * a.max()
+
+
+@pytest.mark.parametrize(("fault", "exact"), [(inexact, False), (at_a_row, True)])
+def test_a_closed_form_that_fails_without_rows_refuses_no_estimate(service, registered, fault, exact):
+    registered(faulty(Mean, "expectation", fault))
+    answer = service.post("/v1/estimate", json=BODIES["estimate"] | {"objective": "odd"})
+    assert answer.status_code == 200
+    assert ("exact.loss" in answer.json()["tensors"]) == exact
 
 
 def test_a_fault_stays_with_its_own_request(service, registered):

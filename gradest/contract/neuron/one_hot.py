@@ -128,9 +128,11 @@ class SoftmaxOneHot(RandomOneHot, Relaxable):
     ) -> Tensor:
         """Return s (grad - sᵀ grad) / temperature for the relaxed output s, unless s was rounded to 16 bits.
 
-        A subclass that overrides `relax` has the derivative by autograd.
+        A subclass that overrides `relax` or `perturbed` has the derivative by autograd.
         """
-        if widen(a).dtype != a.dtype or type(self).relax is not SoftmaxOneHot.relax:
+        own, here = type(self), SoftmaxOneHot
+        changed = own.relax is not here.relax or own.perturbed is not here.perturbed
+        if changed or widen(a).dtype != a.dtype:
             return super().relax_backward(a, noise, temperature, grad)
         s = self.relax(a, noise, temperature) if relaxed is None else relaxed
         return select("softmax_backward", a.device)(s, grad, 1 / temperature)  # type: ignore[no-any-return]

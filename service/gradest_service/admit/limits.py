@@ -21,7 +21,7 @@ from gradest.contract.estimator import Estimator, State
 from gradest.contract.law import count_configurations, count_ways, in_words
 from gradest.contract.neuron import PoissonCount
 from gradest.contract.target import Target
-from gradest.errors import PluginFault, TooManyPoints
+from gradest.errors import GradestError, Inexact, PluginFault, TooManyPoints
 from gradest.estimation.losses.evaluation import CHUNK
 from gradest_service.admit.jobs import (
     ComparisonJob,
@@ -301,8 +301,7 @@ def exact_work(job: ObjectiveJob, target: Target) -> int:
     neuron, a, event = job.neuron, job.wide, job.event
     try:
         count_configurations(neuron, event)  # before a law of many outputs takes memory
-        none = a.new_empty((0, *a.shape))  # whether there is a closed form does not depend on the rows
-        if target == Target() and job.objective.expectation(neuron, none) is not None:
+        if target == Target() and _has_closed_form(job):
             return _law_nodes(job)
         rows = torch.cat([a.new_zeros(1, *event), a.reshape(a.shape[: a.ndim - len(event)].numel(), *event)])
         values, _ = neuron.law(rows.amax(0))  # the number of outputs may grow with a
@@ -310,6 +309,21 @@ def exact_work(job: ObjectiveJob, target: Target) -> int:
     except TooManyPoints:
         return 0
     return points * size(a.shape) // size(event) * _point_work(job)
+
+
+def _has_closed_form(job: ObjectiveJob) -> bool:
+    """Tell whether the expectation has a closed form, which is asked for no rows, because that of the rows may take seconds.
+
+    One that fails without rows is taken to exist. If it fails with rows too, the computation has the error.
+    """
+    try:
+        return job.objective.expectation(job.neuron, job.wide.new_empty((0, *job.wide.shape))) is not None
+    except Inexact:
+        return True
+    except GradestError:
+        raise
+    except Exception:
+        return True
 
 
 def _cost_of_estimate(settings: Settings, job: ObjectiveJob, estimator: Estimator) -> Cost:
