@@ -323,7 +323,7 @@ def test_a_body_that_drips_gives_its_place_back(start, monkeypatch):
 
 
 def test_a_request_leaves_nothing_to_the_garbage_collector(http):
-    """The collector would walk through all that is in progress at each request: a fifth of the work at 64 clients."""
+    """The collector would walk through all that is in progress at each request."""
 
     def send(requests):
         for _ in range(requests):
