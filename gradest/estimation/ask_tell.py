@@ -252,7 +252,12 @@ def _check_feedback(
     """Check the loss or the grad that the caller gave, and convert it: a grad to the draw's dtype, a loss to that at least."""
     if given is None:
         if name in estimator.needs:
-            raise InvalidInput(f"{estimator.label()} needs the {name} at its points, of shape {list(shape)}")
+            remedy = (
+                ""
+                if name == "loss"
+                else ": the derivative of each loss in its point. An estimator whose needs are loss takes none"
+            )
+            raise InvalidInput(f"{estimator.label()} needs the {name} at its points, of shape {list(shape)}{remedy}")
         return None
     if not isinstance(given, Tensor):
         raise InvalidInput(f"{name} must be a torch tensor of shape {list(shape)}, not {type(given).__name__}")
