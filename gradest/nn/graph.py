@@ -411,6 +411,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     if not torch.is_grad_enabled():
         return reduce(loss, reduction)
     compiling = torch.compiler.is_compiling()
+    eager = not (compiling or transformed())
     if any(layer.scope is not None for layer in layers):
         raise InvalidInput(
             "broadcast_loss tells nothing inside a StochasticGraph, which records the uses of the model; call "
@@ -433,16 +434,14 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
             if not loss.ndim
             else f"batch_dims is {batch_dims}, but the loss has {loss.ndim} dim(s), {list(loss.shape)}"
         )
-    credit = loss.detach()
-    if credit.ndim > batch_dims:
-        credit = widen(credit).flatten(batch_dims).sum(-1)
+    value = loss.detach()
+    credit = value if value.ndim <= batch_dims else widen(value).flatten(batch_dims).sum(-1)
     losses = [leading_batch("the loss", credit, use.batch, use.sampler.neuron) for use in told]
     if told and not compiling:
-        _check_finite(loss, layers)
+        _check_finite(value, layers)
     for layer, (uses, died) in zip(layers, waiting, strict=True):
         if died:
             _complain(layer, died, len(uses))
-    eager = not (compiling or transformed())
     slopes = [slope for layer in layers for slope in layer.awaited_slopes()] if eager else []
     expected = ExpectedSlopes(model, each=bool(told)) if slopes else None
     scalar = attach(loss, reduction, told, losses, [1.0] * len(told), expected)

@@ -82,9 +82,9 @@ def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) ->
             f"{list(x.shape)}. Do not reduce it over the batch. batch_dims says how many of its leading dims are the "
             "batch. For losses of several steps, add each to a gradest.nn.StochasticGraph with add_cost"
         )
-    if x.ndim == len(batch):
-        return x.detach()
-    return x.detach()[(..., *[None] * (len(batch) - x.ndim))].expand(tuple(batch))
+    if x.requires_grad:
+        x = x.detach()
+    return x if x.ndim == len(batch) else x[(..., *[None] * (len(batch) - x.ndim))].expand(tuple(batch))
 
 
 class Use:
@@ -125,7 +125,7 @@ class Use:
             gradient, moved = self._credit(loss)
         else:
             feedback = Feedback(loss[None], torch.zeros_like(draw.points) if "grad" in estimator.needs else None)
-            gradient, moved = tell_finite(pair_of(draw.neuron, estimator), draw, feedback, state)
+            gradient, moved = tell_finite(self.sampler.drawing, draw, feedback, state)
             if self.paths.samples and state and world_size() > 1:
                 moved = joined_state_of_paths(estimator, draw, feedback, state, self.paths.samples, self.paths.flat)
         self.layer.advance(moved, self.step)
@@ -143,8 +143,7 @@ class Use:
             feedback = Feedback(draw.a.new_zeros((1, *self.batch)), cast(given[None], draw.a.dtype))
             with torch.no_grad():  # the state moved when the loss was told
                 return estimator.backward(draw, feedback, self.state)[0]
-        pair = pair_of(draw.neuron, estimator)
-        gradient, moved = tell_finite(pair, draw, Feedback(None, grad_h[None]), self.state)
+        gradient, moved = tell_finite(self.sampler.drawing, draw, Feedback(None, grad_h[None]), self.state)
         if moved and (transformed() or first_non_finite(grad_h) is None):
             self.layer.advance(moved, self.step)
         return gradient
@@ -381,9 +380,9 @@ class Attach(torch.autograd.Function):
         """Return the gradients of the losses, of the ports and of the flags."""
         if ctx.slopes is not None:
             ctx.slopes.backward_begins(ctx)
-        of_each, told = widen(grad), ctx.saved_tensors
-        if ctx.mean:
-            of_each = of_each / max(1, ctx.shape.numel())
+        of_each, told, losses = widen(grad), ctx.saved_tensors, ctx.shape.numel()
+        if ctx.mean and losses > 1:
+            of_each = of_each / losses
         scales = [of_each if share == 1 else of_each * share for share in ctx.shares]
         sent = [gradient * scale for gradient, scale in zip(told, scales, strict=True)]
         of_losses = cast(of_each, ctx.dtype).expand(ctx.shape)
