@@ -383,8 +383,10 @@ class Attach(torch.autograd.Function):
         of_each, told, losses = widen(grad), ctx.saved_tensors, ctx.shape.numel()
         if ctx.mean and losses > 1:
             of_each = of_each / losses
-        scales = [of_each if share == 1 else of_each * share for share in ctx.shares]
-        sent = [gradient * scale for gradient, scale in zip(told, scales, strict=True)]
+        sent = [
+            gradient * (of_each if share == 1 else of_each * share)
+            for gradient, share in zip(told, ctx.shares, strict=True)
+        ]
         of_losses = cast(of_each, ctx.dtype).expand(ctx.shape)
         return of_losses, None, None, None, *[None] * len(told), *sent, *[torch.ones_like(flag) for flag in ctx.flags]
 
@@ -407,15 +409,20 @@ def attach(
     Backward gives each use `share` times its gradient in a, which is that of the sum of its losses, times the gradient of a loss
     of `value`. slopes: in eager code, what is to look at the backward pass.
     """
-    told = [(use, use.tell(loss)) for use, loss in zip(uses, losses, strict=True)]
+    gradients: list[Tensor] = []
+    ports: list[Tensor] = []
+    flags: list[Tensor] = []
+    for use, loss in zip(uses, losses, strict=True):
+        gradients.append(use.tell(loss))
+        ports.append(use.port)
+        if use.flag is not None:
+            flags.append(use.flag)
     if transformed():
         total, each = reduce(value, reduction), max(1, value.numel()) if reduction == "mean" else 1
-        for (use, gradient), share in zip(told, shares, strict=True):
-            total = total + (use.port * gradient).sum() * (share / each)
+        for port, gradient, share in zip(ports, gradients, shares, strict=True):
+            total = total + (port * gradient).sum() * (share / each)
         return total
-    if not told and slopes is None:
+    if not ports and slopes is None:
         return reduce(value, reduction)
-    flags = [use.flag for use, _ in told if use.flag is not None]
-    ports, gradients = [use.port for use, _ in told], [gradient for _, gradient in told]
     scalar: Tensor = Attach.apply(value, reduction, slopes, tuple(shares), *gradients, *ports, *flags)  # type: ignore[no-untyped-call]
     return scalar
