@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -142,27 +142,18 @@ def run_sampler(
 
     With `parts` above 1, a is `[rows, parts * units]`, and outputs are `[draws, rows, units]`.
     """
-    size = numbers = a.numel()  # `numbers` are those of one point
-    shape: tuple[int, ...] = a.shape
-    if parts > 1 and grad is None:
-        numbers, shape = size // parts, (*shape[:-1], shape[-1] // parts)
+    shape = a.shape if grad is not None or parts == 1 else (*a.shape[:-1], a.shape[-1] // parts)
     out = empty_as(a, draws, *shape) if dtype is None else empty(draws, *shape, dtype=dtype)
-    given, pulled, narrow_grad = row_major(a), None, 0
+    size, width = a.numel(), math.prod(shape)
     if grad is not None:
         check_size(grad, draws * size // parts)
-        pulled, narrow_grad = row_major(grad), format_of(grad.dtype)
-    narrow, narrow_out, *likes = _forms(a.dtype, out.dtype)
+    given, pulled = row_major(a), None if grad is None else row_major(grad)
     addresses = given.data_ptr(), None if pulled is None else pulled.data_ptr(), out.data_ptr()
-    formats = narrow, narrow_grad, narrow_out
-    arguments = *as_words(seed, rows, stream), *addresses, *formats, draws, size, numbers, *likes
+    formats = format_of(a.dtype), 0 if grad is None else format_of(grad.dtype), format_of(out.dtype)
+    given_words, likes = as_words(seed, rows, stream), (like(a.dtype), like(out.dtype))
+    arguments = *given_words, *addresses, *formats, draws, size, width, *likes
     in_threads(lambda first, last: kernel(*arguments, first, last, *options), size // parts, parts * draws)
     return out
-
-
-@functools.cache
-def _forms(dtype: torch.dtype, out: torch.dtype) -> tuple[Any, ...]:
-    """Return the formats of pre-activations and outputs of these dtypes, and a number of what each is computed in."""
-    return format_of(dtype), format_of(out), like(dtype), like(out)
 
 
 def run_kernel(

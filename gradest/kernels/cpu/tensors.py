@@ -132,10 +132,14 @@ def as_words(seed: tuple[Word, Word], rows: Word, stream: int) -> tuple[Any, ...
     The words of each row, `[3, rows]`, are its number and the two of its seed. They are empty if all words are ints: then the
     rows are numbered from 0, and share the seed. Both forms have the same types, so that a kernel is compiled once for both.
     """
-    first, second = seed
-    if isinstance(rows, int) and isinstance(first, int) and isinstance(second, int):
-        number = np.uint32(stream) if stream else _FIRST_STREAM
-        return _NO_WORDS, first & 0xFFFFFFFF, second & 0xFFFFFFFF, rows, number
+    if isinstance(rows, int) and isinstance(seed[0], int) and isinstance(seed[1], int):
+        return (
+            _NO_WORDS,
+            seed[0] & 0xFFFFFFFF,
+            seed[1] & 0xFFFFFFFF,
+            rows,
+            _FIRST_STREAM if not stream else np.uint32(stream),
+        )
     seed, rows = as_tensors(seed, rows)
     words = np.stack([_array(word).view(np.uint32) for word in (rows, *seed)])
     return words, 0, 0, words.shape[1], np.uint32(stream)
