@@ -31,32 +31,33 @@ _SUMMED = (torch.float32, torch.float64)  # whose sum is finite only if all term
 _MANY = 1 << 16  # elements that a kernel looks at faster than torch
 
 
-def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
+def check_pre_activations(a: Tensor, neuron: Neuron, finite: bool = False) -> Tensor:
     """Return `a`, detached and widened to at least float32.
 
+    finite: whether the entries of `a` are known to be finite, which is then not checked again.
     Raises InvalidInput with the reason, or with the index of the first entry that is not finite, and what the neuron's own
     `output_event` and `check` raise.
     """
-    return checked_pre_activations(a, neuron)[0]
+    return checked_pre_activations(a, neuron, finite)[0]
 
 
-def checked_pre_activations(a: Tensor, neuron: Neuron) -> tuple[Tensor, bool]:
+def checked_pre_activations(a: Tensor, neuron: Neuron, finite: bool = False) -> tuple[Tensor, bool]:
     """Do what `check_pre_activations` does. Return also whether some entries are -inf, or may be where values cannot be read."""
     wide = check_form(a, neuron)
     if transformed() or recorded():  # which does not allow reading values
         return wide, neuron.maskable
-    masked = _check_values(a, wide, neuron)
+    masked = _check_values(a, wide, neuron, finite)
     neuron.check(wide)
     return wide, masked
 
 
-def _check_values(a: Tensor, wide: Tensor, neuron: Neuron) -> bool:
+def _check_values(a: Tensor, wide: Tensor, neuron: Neuron, finite: bool) -> bool:
     """Raise InvalidInput unless the pre-activations are finite, or -inf where that is allowed, and within the limit.
 
     Returns whether some are -inf.
     """
     limit = neuron.limit(wide.dtype)
-    if limit == math.inf and is_surely_finite(wide):
+    if limit == math.inf and (finite or is_surely_finite(wide)):
         return False
     if limit < math.inf and wide.numel():
         low, high = wide.aminmax()

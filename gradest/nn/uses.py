@@ -29,6 +29,10 @@ from gradest.nn.sampler import Paths, Sampler
 from gradest.nn.slopes import ExpectedSlopes, Slope, unreached
 
 Reduction = Literal["mean", "sum"]
+_SAW_A_PART = (
+    "If the layer was called with a part of the examples, call it with all of them, and choose among its outputs afterwards, as "
+    "by torch.where(mask[:, None], h, other)"
+)
 _USE = "gradest.nn.Stochastic"  # where the autograd graph of a sample keeps its use
 
 __all__ = [
@@ -76,11 +80,12 @@ def used_inside_loss(sampler: Sampler) -> Incompatible:
 def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) -> Tensor:
     """Expand x, whose dims are the leading batch dims of a layer, to all of its batch dims, `[*batch]`."""
     if x.shape != batch[: x.ndim]:
+        more = x.ndim == 1 == len(batch) and len(x) > batch[0]
         raise InvalidInput(
             f"{what} is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
             f"{neuron.label()}, the dims of its input before those of one event, which event_dims= sets; it is "
-            f"{list(x.shape)}. Do not reduce it over the batch. batch_dims says how many of its leading dims are the "
-            "batch. For losses of several steps, add each to a gradest.nn.StochasticGraph with add_cost"
+            f"{list(x.shape)}. {_SAW_A_PART if more else 'Do not reduce it over the batch'}. batch_dims says how many of its "
+            "leading dims are the batch. For losses of several steps, add each to a gradest.nn.StochasticGraph with add_cost"
         )
     if x.requires_grad:
         x = x.detach()

@@ -103,7 +103,7 @@ def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean"
     if loss.ndim < batch_dims and (loss.ndim or batch_dims > 1 or any(use.batch for use in told)):
         raise InvalidInput(
             "the loss is a single number, but the layers have a batch; do not reduce the loss, which is one number an example. "
-            "If the whole batch is one example, expand it: broadcast_loss(model, loss.expand(batch))"
+            "If the whole batch shares this one loss, say so: broadcast_loss(model, loss, batch_dims=0)"
             if not loss.ndim
             else f"batch_dims is {batch_dims}, but the loss has {loss.ndim} dim(s), {list(loss.shape)}"
         )

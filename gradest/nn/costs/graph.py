@@ -27,8 +27,8 @@ from gradest.nn.costs.checks import (
 from gradest.nn.costs.untold import UntoldGradients, untold_gradients_of_step
 from gradest.nn.recomputation import refuse_recomputation
 from gradest.nn.sampler import NO_PATHS, Paths
-from gradest.nn.slopes import ExpectedSlopes, Slope
-from gradest.nn.uses import Recorded, Reduction, attach, leading_batch, reduce, used_inside_loss
+from gradest.nn.slopes import ExpectedSlopes, Slope, note_lost
+from gradest.nn.uses import Recorded, RecordedEagerly, Reduction, attach, leading_batch, reduce, used_inside_loss
 
 __all__ = ["StochasticGraph"]
 
@@ -182,7 +182,8 @@ class StochasticGraph:
         if value.ndim < dims:
             raise InvalidInput(
                 f"a cost has one number an example, {'[K, *batch]' if self.samples else '[*batch]'}, but this one is "
-                f"{list(cost.shape)}. Do not reduce it over the batch; batch_dims=0 is for a model without a batch dim"
+                f"{list(cost.shape)}. Do not reduce it over the batch; batch_dims=0 is for a model without a batch dim, and for "
+                "a batch that shares one cost"
             )
         value = value.flatten(dims).sum(-1) if value.ndim > dims else value.clone()  # the caller may write to the cost
         earlier = self._latest
@@ -199,6 +200,8 @@ class StochasticGraph:
                 raise InvalidInput(
                     f"costs must be finite, but at {index} of {list(value.shape)} this one is {value[tuple(index)]}"
                 )
+            if self._untold is not None and self.slopes and not value.requires_grad:
+                self._note_lost(value)
         self._credited = len(self.slopes)
         added = _Cost(value)
         added.previous, self._latest = self._latest, added
@@ -285,6 +288,17 @@ class StochasticGraph:
                 f"{neuron.label()} is {list(a.shape)}. graph.expand(x) makes it, at the input of the model or after an encoder"
             )
         return self._paths
+
+    def _note_lost(self, cost: Tensor) -> None:
+        """Note the slopes that a cost without a graph may lack, unless it is the same for all and so depends on no sample."""
+        if bool((cost == cost.flatten()[:1]).all()):
+            return
+        ports, element = [], self._latest
+        while element is not None:
+            if isinstance(element, RecordedEagerly):
+                ports.append(element.port)
+            element = element.previous
+        note_lost(self.slopes, ports)
 
     def _check_open(self) -> None:
         if self._outer is None:
