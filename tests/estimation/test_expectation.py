@@ -113,9 +113,6 @@ def test_seeds_come_from_torch():
     assert torch.equal(gradest.sample("noisy_rectifier", A, seed=9), gradest.sample("noisy_rectifier", A, seed=9))
 
 
-@pytest.mark.filterwarnings(
-    "ignore:pre-activations of stochastic_rounding are exactly on the grid"
-)  # 16 bits often are
 def test_compiled_code_samples_outside_its_graph():
     a = torch.linspace(-1, 1, 6).reshape(2, 3)
 
@@ -127,6 +124,9 @@ def test_compiled_code_samples_outside_its_graph():
     assert torch.equal(torch.compile(draw, backend="eager")(a), draw(a))
 
 
+@pytest.mark.filterwarnings(
+    "ignore:pre-activations of stochastic_rounding are exactly on the grid"
+)  # 16 bits often are
 @pytest.mark.parametrize("neuron", sorted(gradest.registry.neurons))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *deep(torch.float64, torch.float16)])
 def test_dtypes_and_strides(neuron, dtype):
