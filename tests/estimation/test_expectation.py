@@ -116,6 +116,17 @@ def test_seeds_come_from_torch():
 @pytest.mark.filterwarnings(
     "ignore:pre-activations of stochastic_rounding are exactly on the grid"
 )  # 16 bits often are
+def test_compiled_code_samples_outside_its_graph():
+    a = torch.linspace(-1, 1, 6).reshape(2, 3)
+
+    def draw(a):
+        return gradest.sample("bernoulli", a, 2, seed=3)
+
+    with pytest.raises(Exception, match=r"a call of gradest\.sample, expect"):
+        torch.compile(draw, backend="eager", fullgraph=True)(a)
+    assert torch.equal(torch.compile(draw, backend="eager")(a), draw(a))
+
+
 @pytest.mark.parametrize("neuron", sorted(gradest.registry.neurons))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *deep(torch.float64, torch.float16)])
 def test_dtypes_and_strides(neuron, dtype):

@@ -1,7 +1,9 @@
 """Sends the worst legal requests to a service of default limits, and measures what it holds and how late it answers.
 
     python tests/service/overload.py --seconds 300
+    python tests/service/overload.py --all
 
+The requests are shuffled, so that a short run has some of all kinds; with `--all` each is sent once, which takes half an hour.
 It fails if the memory of the service and its children passes 2 GB, or if an answer is more than half a second past its deadline.
 """
 
@@ -9,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import queue
+import random
 import re
 import subprocess
 import sys
@@ -81,19 +85,21 @@ def megabytes(pid: int) -> int:
     return total
 
 
-def overload(seconds: float, clients: int = 8, flags: Sequence[str] = (), deadline: float = 60.0) -> Measured:
-    """Send the worst requests from several clients for a time."""
+def overload(
+    seconds: float = math.inf, clients: int = 8, flags: Sequence[str] = (), deadline: float = 60.0, seed: int = 0
+) -> Measured:
+    """Send the worst requests from several clients for a time, but each once at most."""
     measured, stop = Measured(), threading.Event()
     requests: queue.Queue[WorstRequest] = queue.Queue(2)
     with serving(*flags, "--deadline-seconds", str(deadline)) as (pid, url):
-        threads = [threading.Thread(target=_produce, args=(requests, stop))]
+        threads = [threading.Thread(target=_produce, args=(requests, stop, seed))]
         threads += [threading.Thread(target=_watch, args=(pid, measured, stop))]
         threads += [
             threading.Thread(target=_ask, args=(url, requests, measured, stop, deadline)) for _ in range(clients)
         ]
         for thread in threads:
             thread.start()
-        stop.wait(seconds)
+        stop.wait(min(seconds, threading.TIMEOUT_MAX))
         stop.set()
         for thread in threads:
             thread.join()
@@ -101,15 +107,18 @@ def overload(seconds: float, clients: int = 8, flags: Sequence[str] = (), deadli
     return measured
 
 
-def _produce(requests: queue.Queue[WorstRequest], stop: threading.Event) -> None:
-    worst = WorstRequests(Settings())
-    for request in itertools.chain.from_iterable(worst for _ in itertools.count()):
+def _produce(requests: queue.Queue[WorstRequest], stop: threading.Event, seed: int) -> None:
+    """Hand out the requests; the run is over when all have been taken."""
+    for request in WorstRequests(Settings(), order=random.Random(seed)):
         while not stop.is_set():
             with suppress(queue.Full):
                 requests.put(request, timeout=0.2)
                 break
         if stop.is_set():
             return
+    while not requests.empty() and not stop.wait(0.2):
+        pass
+    stop.set()
 
 
 def _watch(pid: int, measured: Measured, stop: threading.Event) -> None:
@@ -162,10 +171,12 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--all", action="store_const", dest="seconds", const=math.inf)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--deadline", type=float, default=60)
     given = parser.parse_args()
-    measured = overload(given.seconds, given.clients, deadline=given.deadline)
+    measured = overload(given.seconds, given.clients, deadline=given.deadline, seed=given.seed)
     print(measured)
     failed = measured.megabytes > MOST_MEGABYTES or measured.late > MOST_SECONDS_LATE or measured.faults
     raise SystemExit(1 if failed else 0)
