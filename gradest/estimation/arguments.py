@@ -24,7 +24,7 @@ __all__ = [
     "loss_dtype",
 ]
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order in which they are looked for
 
 _SUMMED = (torch.float32, torch.float64)  # whose sum is finite only if all terms are
 
@@ -145,9 +145,9 @@ def first_non_finite(x: Tensor) -> list[int] | None:
 
 def is_surely_finite(x: Tensor) -> bool:
     """Tell quickly whether no entry is infinite or NaN; False is no answer. x requires no gradient."""
-    if not x.is_floating_point():
-        return not x.is_complex()
-    return x.dtype in _SUMMED and x.numel() < _MANY and math.isfinite(x.sum().item())
+    if x.dtype in _SUMMED:
+        return x.numel() < _MANY and math.isfinite(x.sum().item())
+    return not (x.is_floating_point() or x.is_complex())
 
 
 def at_least_float32(a: Tensor) -> torch.dtype:
