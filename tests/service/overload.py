@@ -45,6 +45,10 @@ class Measured:
 
     megabytes: int = 0
     """The most memory that the service and its children had at once."""
+    in_progress: dict[int, str] = field(default_factory=dict)
+    """The request of each client."""
+    at_most: list[str] = field(default_factory=list)
+    """The requests in progress when the memory was the most."""
     late: float = 0.0
     latest: str = ""
     """The request that was answered the most seconds past its deadline."""
@@ -54,7 +58,8 @@ class Measured:
 
     def __str__(self) -> str:
         return (
-            f"peak {self.megabytes} MB; latest answer {self.late:+.2f} s from its deadline ({self.latest}); "
+            f"peak {self.megabytes} MB ({'; '.join(self.at_most)}); "
+            f"latest answer {self.late:+.2f} s from its deadline ({self.latest}); "
             f"{sum(self.statuses.values())} requests: {dict(self.statuses)}; {dict(self.routes)}; load {os.getloadavg()[0]:.1f}"
             + "".join(f"\n{fault}" for fault in self.faults[:20])
         )
@@ -123,7 +128,9 @@ def _produce(requests: queue.Queue[WorstRequest], stop: threading.Event, seed: i
 
 def _watch(pid: int, measured: Measured, stop: threading.Event) -> None:
     while not stop.wait(0.02):
-        measured.megabytes = max(measured.megabytes, megabytes(pid))
+        found = megabytes(pid)
+        if found > measured.megabytes:
+            measured.megabytes, measured.at_most = found, list(measured.in_progress.values())
 
 
 def _ask(
@@ -152,6 +159,7 @@ def _note(
     deadline: float,
 ) -> None:
     began = time.monotonic()
+    measured.in_progress[threading.get_ident()] = f"{request.path} {request.what}"
     try:
         status = str(client.post(request.path, content=body, headers=headers).status_code)
     except httpx.RemoteProtocolError:
