@@ -79,14 +79,20 @@ def serving(*flags: str) -> Iterator[tuple[int, str]]:
             process.kill()
 
 
-def megabytes(pid: int) -> int:
-    """Return the memory of a process and its children, in MB."""
+def megabytes(pid: int, of_parent: bytes = b"") -> int:
+    """Return the memory of a process and its children, in MB.
+
+    A child with the command line of its parent has not begun its own program yet, and so shares the memory of its parent.
+    """
     total = 0
     with suppress(OSError):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if command == of_parent:
+            return 0
         found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
         total += int(found[1]) // 1024 if found else 0
         for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(megabytes(int(child)) for child in (task / "children").read_text().split())
+            total += sum(megabytes(int(child), command) for child in (task / "children").read_text().split())
     return total
 
 
