@@ -36,6 +36,7 @@ _FOLD = _MASK32  # the stream number that is reserved for `fold_in`
 _WORD_BITS = 32  # of rows, units, draws and streams, each of which is one word of a counter
 _SEED_BITS = 53
 _MOST_COUNTED = 1 << _WORD_BITS
+_CPU = torch.device("cpu")
 
 
 def _to_word(value: int | Tensor) -> Tensor:
@@ -116,7 +117,7 @@ def fresh_seed() -> int:
 
 def fresh_seed_tensor() -> Tensor:
     """Draw a seed as a tensor. Inside torch.func.vmap, `randomness` decides whether all examples share it."""
-    return torch.randint(0, MAX_SEED, (), device="cpu")
+    return torch.randint(0, MAX_SEED, (), device=_CPU)
 
 
 def _check_integers(name: str, value: object, bits: int, hint: str = "") -> None:
@@ -243,11 +244,9 @@ class Key:
         `gradest.kernels.reference.noise.uniform_from_words` says how words become numbers. float16 and bfloat16 have no numbers
         close enough to 1 (1 - 2**-24 rounds to 1), so for them the noise is float32.
         """
-        device = torch.device(device)
-        _check_counts(draws, math.prod(event_shape))
-        noise: Tensor = select("uniform", device)(
-            *self._words(batch_shape, device), draws, math.prod(event_shape), torch.promote_types(dtype, torch.float32)
-        )
+        device, units = torch.device(device), math.prod(event_shape)
+        words = self._words(batch_shape, device, draws, units)
+        noise: Tensor = select("uniform", device)(*words, draws, units, torch.promote_types(dtype, torch.float32))
         return noise.reshape(draws, *batch_shape, *event_shape)
 
     def fused(
@@ -271,23 +270,23 @@ class Key:
         """
         device, shape = a.device, a.shape
         draw = fused(kernel, device)
-        if draw is None or type(self).uniform is not Key.uniform or _is_tracked(a, *options):
+        if draw is None or type(self).uniform is not Key.uniform:
+            return None
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (a, *options)):
             return None
         split = len(shape) - event_ndim
         batch, flat = shape[:split], a
         if not split == event_ndim == 1:
             flat = a.reshape(batch.numel(), shape[split:].numel())
-        _check_counts(draws, *flat.shape)
         if flat.dtype in NARROW_DTYPES and not getattr(draw, "takes_halves", False):
             flat, options = widen(flat), tuple(widen(x) if isinstance(x, Tensor) else x for x in options)
-        given = *self._words(batch, device), draws, flat, *options
+        given = *self._words(batch, device, draws, flat.shape[1]), draws, flat, *options
         drawn: Tensor | None = draw(*given) if dtype is None else draw(*given, dtype=dtype)
         if drawn is None:
             return None
-        h = cast(drawn, dtype or a.dtype)
-        if event is not None:
-            return h.reshape(h.shape[0], *batch, *event)
-        return h if flat is a else h.reshape(h.shape[0], *shape)
+        if event is None and flat is a:
+            return drawn
+        return cast(drawn, dtype or a.dtype).reshape(drawn.shape[0], *(shape if event is None else (*batch, *event)))
 
     def row_words(
         self, batch_shape: tuple[int, ...], device: torch.device | str = "cpu"
@@ -303,20 +302,21 @@ class Key:
         (first, second), rows = as_tensors(*self._words(batch_shape, torch.device(device))[:2], device)
         return first, second, rows
 
-    def _words(self, batch_shape: tuple[int, ...], device: torch.device) -> tuple[tuple[Word, Word], Word, int]:
+    def _words(
+        self, batch_shape: tuple[int, ...], device: torch.device, draws: int = 1, units: int = 1
+    ) -> tuple[tuple[Word, Word], Word, int]:
         """Return the words of the seed, the words of the rows, and the stream, in the form that kernels take."""
-
         if torch._C._get_tracing_state() is not None:
             raise Incompatible("torch.jit.trace cannot record noise; use torch.compile or torch.export")
         count, first = math.prod(batch_shape), self.seed
-        _check_counts(count)
+        _check_counts(count, draws, units)
         seed: tuple[Word, Word]
         if isinstance(first, int):
             seed = first, first >> 32
         else:
             seed = _one_each_row(first, batch_shape, device), _one_each_row(_upper_word(first), batch_shape, device)
         rows = count if self.rows is None else _one_each_row(self.rows, batch_shape, device)
-        if device.type == "cpu":
+        if device == _CPU:
             return seed, rows, self.stream
         return *as_tensors(seed, rows, device), self.stream
 
@@ -328,11 +328,6 @@ class Key:
 
     def _seed_words(self) -> tuple[Tensor, Tensor]:
         return _unsigned(_to_word(self.seed)), _unsigned(_to_word(_upper_word(self.seed)))
-
-
-def _is_tracked(*given: object) -> bool:
-    """Tell whether autograd has to record what is computed from these."""
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in given)
 
 
 def _one_each_row(value: Tensor | int, batch_shape: tuple[int, ...], device: torch.device) -> Word:

@@ -44,13 +44,19 @@ def installed(group: str = GROUP) -> list[PluginSource]:
     """Return the installed distributions with entry points in the group: gradest first, then the others by name."""
     found: dict[tuple[str, str], list[EntryPoint]] = {}
     for point in entry_points(group=group):
-        # the metadata of a damaged installation may lack a name or a version
-        owner = ((point.dist.name or "unknown"), (point.dist.version or "")) if point.dist else ("unknown", "")
-        found.setdefault(owner, []).append(point)
+        found.setdefault(_owner(point), []).append(point)
     sources = [
         PluginSource(*owner, tuple(sorted(points, key=lambda point: point.name))) for owner, points in found.items()
     ]
     return sorted(sources, key=_rank)
+
+
+def _owner(point: EntryPoint) -> tuple[str, str]:
+    """Return the distribution of an entry point, and its version: "unknown" and "" where a damaged installation lacks them."""
+    if point.dist is None:
+        return "unknown", ""
+    name, version = (point.dist.metadata.get_all(field, [""])[0] for field in ("Name", "Version"))
+    return name or "unknown", version
 
 
 def discover(group: str = GROUP) -> list[PluginSource]:

@@ -24,39 +24,40 @@ __all__ = [
     "loss_dtype",
 ]
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # in the order in which they are looked for
 
 _SUMMED = (torch.float32, torch.float64)  # whose sum is finite only if all terms are
 
 _MANY = 1 << 16  # elements that a kernel looks at faster than torch
 
 
-def check_pre_activations(a: Tensor, neuron: Neuron) -> Tensor:
+def check_pre_activations(a: Tensor, neuron: Neuron, finite: bool = False) -> Tensor:
     """Return `a`, detached and widened to at least float32.
 
+    finite: whether the entries of `a` are known to be finite, which is then not checked again.
     Raises InvalidInput with the reason, or with the index of the first entry that is not finite, and what the neuron's own
     `output_event` and `check` raise.
     """
-    return checked_pre_activations(a, neuron)[0]
+    return checked_pre_activations(a, neuron, finite)[0]
 
 
-def checked_pre_activations(a: Tensor, neuron: Neuron) -> tuple[Tensor, bool]:
+def checked_pre_activations(a: Tensor, neuron: Neuron, finite: bool = False) -> tuple[Tensor, bool]:
     """Do what `check_pre_activations` does. Return also whether some entries are -inf, or may be where values cannot be read."""
     wide = check_form(a, neuron)
     if transformed() or recorded():  # which does not allow reading values
         return wide, neuron.maskable
-    masked = _check_values(a, wide, neuron)
+    masked = _check_values(a, wide, neuron, finite)
     neuron.check(wide)
     return wide, masked
 
 
-def _check_values(a: Tensor, wide: Tensor, neuron: Neuron) -> bool:
+def _check_values(a: Tensor, wide: Tensor, neuron: Neuron, finite: bool) -> bool:
     """Raise InvalidInput unless the pre-activations are finite, or -inf where that is allowed, and within the limit.
 
     Returns whether some are -inf.
     """
     limit = neuron.limit(wide.dtype)
-    if limit == math.inf and is_surely_finite(wide):
+    if limit == math.inf and (finite or is_surely_finite(wide)):
         return False
     if limit < math.inf and wide.numel():
         low, high = wide.aminmax()
@@ -144,9 +145,9 @@ def first_non_finite(x: Tensor) -> list[int] | None:
 
 def is_surely_finite(x: Tensor) -> bool:
     """Tell quickly whether no entry is infinite or NaN; False is no answer. x requires no gradient."""
-    if not x.is_floating_point():
-        return not x.is_complex()
-    return x.dtype in _SUMMED and x.numel() < _MANY and math.isfinite(x.sum().item())
+    if x.dtype in _SUMMED:
+        return x.numel() < _MANY and math.isfinite(x.sum().item())
+    return not (x.is_floating_point() or x.is_complex())
 
 
 def at_least_float32(a: Tensor) -> torch.dtype:

@@ -90,27 +90,24 @@ def ask(
 
 def ask_pair(pair: Pair, a: Tensor, key: Key, state: State | None) -> tuple[Draw, State]:
     """Do what `ask` does, for a neuron and an estimator that fit."""
-    wide, masked = checked_pre_activations(a, pair.neuron)
+    neuron, estimator = pair.neuron, pair.estimator
+    wide, masked = checked_pre_activations(a, neuron)
     if wide.is_inference():
         wide = wide.clone()  # else the caller could write into it, which torch does not count there
     if state is None:
-        state = {} if pair.stateless else first_state(pair.estimator, pair.neuron, wide)
+        state = {} if pair.stateless else first_state(estimator, neuron, wide)
     else:
         _check_given_state(pair, wide, state)
-        state = _outside_inference(state)
-    draw = _run(pair, _drawn, pair, wide, key, state)
-    draw.remember(pair.estimator, masked)
+        if state:
+            state = _outside_inference(state)
+    draw = _run(pair, estimator.forward, neuron, wide, key, state)
+    _check_draw(pair, wide, key, draw)
+    draw.remember(estimator, masked)
     return draw, state
 
 
-def _drawn(pair: Pair, a: Tensor, key: Key, state: State) -> Draw:
-    draw = pair.estimator.forward(pair.neuron, a, key, state)
-    _check_draw(pair, a, key, draw)
-    return draw
-
-
 def _run(pair: Pair, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function that calls the estimator, without a graph."""
+    """Call a method of the estimator, or a function that calls one, without a graph."""
     recording = torch.is_grad_enabled()
     torch._C._set_grad_enabled(False)  # a context manager takes longer
     try:
@@ -198,7 +195,8 @@ def tell_finite(pair: Pair, draw: Draw, feedback: Feedback, state: State) -> tup
     loss = _check_feedback(estimator, "loss", feedback.loss, shape[: len(shape) - pair.output_ndim], dtype)
     grad = _check_feedback(estimator, "grad", feedback.grad, shape, dtype)
     widened = feedback if loss is feedback.loss and grad is feedback.grad else Feedback(loss, grad)
-    state = _outside_inference(state)
+    if state:
+        state = _outside_inference(state)
     if draw.pre_activations_written:
         raise InvalidInput(
             "the pre-activations were written to in place after the points were drawn, so the gradient at them cannot be "
@@ -241,7 +239,7 @@ def check_scores(pair: Pair, draw: Draw) -> None:
 
 def _outside_inference(state: State) -> State:
     """Return the state, as ordinary tensors if a step in inference mode has left inference tensors, which cannot be learned."""
-    if not state or torch.is_inference_mode_enabled() or not any(x.is_inference() for x in state.values()):
+    if torch.is_inference_mode_enabled() or not any(x.is_inference() for x in state.values()):
         return state
     return {name: x.clone() for name, x in state.items()}
 
@@ -252,7 +250,12 @@ def _check_feedback(
     """Check the loss or the grad that the caller gave, and convert it: a grad to the draw's dtype, a loss to that at least."""
     if given is None:
         if name in estimator.needs:
-            raise InvalidInput(f"{estimator.label()} needs the {name} at its points, of shape {list(shape)}")
+            remedy = (
+                ""
+                if name == "loss"
+                else ": the derivative of each loss in its point. An estimator whose needs are loss takes none"
+            )
+            raise InvalidInput(f"{estimator.label()} needs the {name} at its points, of shape {list(shape)}{remedy}")
         return None
     if not isinstance(given, Tensor):
         raise InvalidInput(f"{name} must be a torch tensor of shape {list(shape)}, not {type(given).__name__}")
@@ -336,7 +339,7 @@ def _all_finite_there(feedback: Feedback) -> Tensor:
 
 def _check_given_state(pair: Pair, a: Tensor, state: object) -> None:
     """Raise InvalidInput if the state is not one of this estimator for events of this shape."""
-    if state or not pair.stateless or not isinstance(state, Mapping):
+    if state or not pair.stateless or not isinstance(state, (dict, Mapping)):
         check_state(pair.estimator, state, _state_shapes(pair.estimator, pair.neuron, event_shape(pair.neuron, a)))
 
 

@@ -85,7 +85,7 @@ def score_surrogate(
         value.mean().backward()
 
     log_prob: `[K, *batch]`, the log-probabilities of K independent samples; or `[K, *batch, T]`, those of the T tokens of each
-        sample, given the tokens before. Multiply those of padding by 0.
+        sample, given the tokens before. Those of padding are to be 0: `log_prob.masked_fill(padding, 0)`.
     loss: `[K, *batch]`; or `[K, *batch, T]`, the part of the loss that is due at each token. It may have a gradient of its own,
         which it receives through the value as ever.
     estimator, state, features: as for `credit`.
@@ -104,8 +104,8 @@ def score_surrogate(
     Returns the value, in at least float32, and the state for the next call. The gradient of `log_prob` is an estimate that holds
     for these samples; differentiating it again would give nothing that estimates a second derivative, so it raises RuntimeError.
 
-    Raises Incompatible for losses of tokens that the estimator cannot credit, InvalidInput if the shapes do not fit, and the
-    errors of `credit`.
+    Raises Incompatible for losses of tokens that the estimator cannot credit, InvalidInput if the shapes do not fit or `log_prob`
+    is not finite, and the errors of `credit`.
 
     >>> import torch, gradest
     >>> logits = torch.zeros(3, requires_grad=True)
@@ -245,6 +245,13 @@ def _check_log_prob(log_prob: Tensor, loss: Tensor, tokens: bool | None) -> bool
     if not isinstance(log_prob, Tensor) or not log_prob.is_floating_point():
         found = log_prob.dtype if isinstance(log_prob, Tensor) else type(log_prob).__name__
         raise InvalidInput(f"log_prob must be a tensor of floating-point log-probabilities, not {found}")
+    index = None if transformed() else first_non_finite(log_prob.detach())
+    if index is not None:
+        raise InvalidInput(
+            f"log_prob must be finite, but log_prob[{', '.join(map(str, index))}] is {log_prob.detach()[tuple(index)]}. A token "
+            "that was drawn has no probability of 0: compare the masks of the two passes, and whether the logits are shifted by "
+            "one. If it is padding, use log_prob.masked_fill(padding, 0), since 0 times infinity is nan"
+        )
     same = log_prob.shape == loss.shape
     by_token = same and (loss.ndim >= 3 if tokens is None else tokens)
     if by_token and loss.ndim >= 2:

@@ -130,7 +130,7 @@ def joined_credit_state(estimator: ScoreFunction, loss: Tensor, state: State, fe
 
 
 def _join(x: Tensor, dim: int) -> Tensor:
-    """Gather the joined batch from the parts of all processes, whose examples are in dim `dim`."""
+    """Gather the joined batch from the parts of all processes, whose examples are in dim `dim`. Parts may differ in size."""
     own = x.movedim(dim, 0)
     lengths = [torch.tensor(0, device=x.device) for _ in range(world_size())]
     torch.distributed.all_gather(lengths, torch.tensor(len(own), device=x.device))
@@ -138,9 +138,8 @@ def _join(x: Tensor, dim: int) -> Tensor:
     padded[: len(own)] = own
     parts = [torch.empty_like(padded) for _ in lengths]
     torch.distributed.all_gather(parts, padded)
-    joined = own.new_empty(sum(map(int, lengths)), *own.shape[1:])
-    for place, (part, length) in enumerate(zip(parts, lengths, strict=True)):
-        joined[place :: world_size()] = part[:length]
+    present = torch.arange(len(padded), device=x.device)[:, None] < torch.stack(lengths)
+    joined = torch.stack(parts, 1)[present]  # example by example, so that parts of any sizes interleave
     return joined.movedim(0, dim).contiguous()
 
 

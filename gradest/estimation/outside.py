@@ -31,6 +31,6 @@ def call_outside(reason: str) -> CallOutside:
 
 
 outside = call_outside(
-    "a call of gradest.expect, credit or score_surrogate breaks the graph; where it must be whole, make the call outside "
-    "of the compiled function, or use gradest.nn.Stochastic"
+    "a call of gradest.sample, expect, credit or score_surrogate breaks the graph; where it must be whole, make the call "
+    "outside of the compiled function, or use gradest.nn.Stochastic"
 )

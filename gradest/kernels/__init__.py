@@ -22,7 +22,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -50,6 +50,12 @@ _CONDITIONAL_DTYPES = {  # dtypes of the weights that a backend's `conditional` 
     "cpu": (torch.float32, torch.float64, torch.bfloat16),
     "cuda": (torch.float32, torch.bfloat16),
 }
+
+_RECORDER = torch._C._TorchDispatchModeKey.PROXY  # the mode by which make_fx records
+
+# os.environ decodes at each call, and raises within it for a name that is not set, which takes ten times as long
+_ENVIRONMENT: Mapping[Any, Any] = os.environ._data  # type: ignore[attr-defined]
+_WANTED = os.environ.encodekey("GRADEST_KERNELS")
 
 _kernels_used: ContextVar[dict[str, str] | None] = ContextVar("kernels_used", default=None)
 
@@ -93,9 +99,8 @@ def select(name: str, device: torch.device) -> Callable[..., Any]:
     return fused(name, device) or getattr(_import("gradest.kernels.reference"), name)
 
 
-def transformed() -> bool:
-    """Tell whether this code runs inside torch.func.vmap, grad, or another of torch's function transforms."""
-    return torch._C._are_functorch_transforms_active()
+transformed: Callable[[], bool] = torch._C._are_functorch_transforms_active
+"""Tell whether this code runs inside torch.func.vmap, grad, or another of torch's function transforms."""
 
 
 def recorded() -> bool:
@@ -104,8 +109,7 @@ def recorded() -> bool:
     Both run it on ordinary tensors, and see no kernel that is not torch's own: its result would be a constant of the program.
     torch.compile and torch.export run it on tensors without values.
     """
-    key = torch._C._TorchDispatchModeKey.PROXY
-    return torch._C._get_tracing_state() is not None or torch._C._get_dispatch_mode(key) is not None
+    return torch._C._get_tracing_state() is not None or torch._C._get_dispatch_mode(_RECORDER) is not None
 
 
 def untransformed(x: Tensor) -> Tensor:
@@ -140,14 +144,29 @@ def conditional(device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def _backend(device: torch.device) -> str:
-    wanted = os.environ.get("GRADEST_KERNELS")
-    if wanted and wanted not in _BACKENDS:
-        raise InvalidInput(f"GRADEST_KERNELS must be {', '.join(_BACKENDS)} or unset; it is {wanted!r}")
+    wanted = _wanted() if _ENVIRONMENT.get(_WANTED) else ""
     if transformed() or recorded():  # torch.func can only transform plain torch
         return "reference"
-    kind = device.type
-    if not wanted or wanted == kind:
-        return _own_backend(kind)
+    kind = _kind_of(device)
+    return _own_backend(kind) if wanted in ("", kind) else _substitute(wanted, kind)
+
+
+def _wanted() -> str:
+    """Return the backend that GRADEST_KERNELS names, or "". Raises InvalidInput if there is none of this name."""
+    wanted = os.environ.get("GRADEST_KERNELS", "")
+    if wanted and wanted not in _BACKENDS:
+        raise InvalidInput(f"GRADEST_KERNELS must be {', '.join(_BACKENDS)} or unset; it is {wanted!r}")
+    return wanted
+
+
+@functools.cache
+def _kind_of(device: torch.device) -> str:
+    """Return `device.type`, which torch makes anew each time, in a third of the time."""
+    return device.type
+
+
+def _substitute(wanted: str, kind: str) -> str:
+    """Name the backend of tensors on this kind of device, where that of another kind is wanted."""
     if wanted == "cuda" and kind == "cpu":
         if not _has_triton() or os.environ.get("TRITON_INTERPRET") != "1":
             raise InvalidInput(

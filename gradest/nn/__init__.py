@@ -15,8 +15,10 @@ state from the joined batch.
 """
 
 from gradest.nn.conditional import ConditionalLinear
-from gradest.nn.graph import StochasticGraph, broadcast_loss
-from gradest.nn.layers import Expectation, Stochastic
+from gradest.nn.costs.broadcast import broadcast_loss
+from gradest.nn.costs.graph import StochasticGraph
+from gradest.nn.expectation import Expectation
+from gradest.nn.layers import Stochastic
 from gradest.nn.module import Evaluation
 
 __all__ = ["ConditionalLinear", "Evaluation", "Expectation", "Stochastic", "StochasticGraph", "broadcast_loss"]

@@ -263,9 +263,10 @@ class StochasticModule(nn.Module):
         """Raise InvalidInput if the options cannot be changed now."""
 
     def _check_event(self, a: Tensor) -> None:
-        if self.event is not None and isinstance(a, Tensor) and tuple(a.shape[-len(self.event) :]) != self.event:
+        event = self._event
+        if event is not None and isinstance(a, Tensor) and tuple(a.shape[-len(event) :]) != event:
             raise InvalidInput(
-                f"this layer was made for events {list(self.event)} of {self.neuron.label()}, but its input is {list(a.shape)}; "
+                f"this layer was made for events {list(event)} of {self.neuron.label()}, but its input is {list(a.shape)}; "
                 "use one layer for each shape of events, or leave `event` out"
             )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from typing import Protocol
-from weakref import WeakSet
 
 import torch
 
@@ -71,12 +73,15 @@ class FirstRuns:
     """
 
     def __init__(self) -> None:
-        self._recorded: WeakSet[FirstRun] = WeakSet()
+        self._recorded: dict[int, weakref.ref[FirstRun]] = {}  # in the order of the calls
+        self._numbers = count(1)
         self._unrecorded: deque[PlainRun] = deque(maxlen=_MOST_UNRECORDED)
 
     def record(self, run: FirstRun) -> None:
         """Remember a run for as long as it is alive, which its autograd graph decides."""
-        self._recorded.add(run)
+        number = next(self._numbers)  # several threads may run the layer
+        # a WeakSet would take several times as long
+        self._recorded[number] = weakref.ref(run, partial(self._recorded.pop, number))
 
     def record_without_graph(self, sampler: Pair, seed: object, step: int, paths: Paths = NO_PATHS) -> None:
         """Remember a run under torch.no_grad()."""
@@ -84,7 +89,8 @@ class FirstRuns:
 
     def recorded(self, seed: object) -> FirstRun | None:
         """Return the run with this seed whose graph is alive."""
-        return next((run for run in list(self._recorded) if run.seed == seed), None)
+        alive = (reference() for reference in list(self._recorded.values()))
+        return next((run for run in alive if run is not None and run.seed == seed), None)
 
     def without_graph(self, seed: object, state: State, step: int) -> PlainRun:
         """Return the run with this seed under torch.no_grad(), with the state of now, which must still be that of then.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor
 
@@ -47,10 +48,15 @@ class Pair:
         registry.check_fit(neuron, estimator)
         self.neuron, self.estimator = neuron, estimator
 
+    def __reduce__(self) -> tuple[type[Self], tuple[Neuron, Estimator]]:
+        """Return how a copy is made: from the two alone."""
+        return type(self), (self.neuron, self.estimator)
+
 
 class Sampler(Pair):
     """A pair that draws one sample, for a `gradest.nn.Stochastic`. Raises Incompatible for an estimator that needs other points.
 
+    drawing: the neuron, and the estimator with one sample.
     credits_paths: whether the estimator credits several samples against each other, which are the paths of a scope.
     draws_points_alone: whether a draw is known from its points, by `draw_of`.
     has_target, target_kind: whether it estimates something else than E[L], and what.
@@ -72,6 +78,7 @@ class Sampler(Pair):
                 "that of each loss"
             )
         self._single = estimator.model_copy(update={"samples": 1}) if self.credits_paths else estimator
+        self.drawing = pair_of(neuron, self._single)
         self._of_samples: dict[int, Estimator] = {}
         self.draws_points_alone = (
             isinstance(self._single, MonteCarlo) and type(self._single).forward is MonteCarlo.forward
@@ -94,7 +101,7 @@ class Sampler(Pair):
             self.of_samples(paths.samples)  # refuses a number that does not suit the estimator
         key = self._key(a, paths, seed)
         refuse_noise_of_points(key)
-        return ask_pair(pair_of(self.neuron, self._single), a, key, state)[0]
+        return ask_pair(self.drawing, a, key, state)[0]
 
     def draw_of(self, points: Tensor, a: Tensor, paths: Paths, seed: int) -> Draw:
         """Return what `draw` returned for these arguments, given its points, if the sampler `draws_points_alone`."""

@@ -19,7 +19,7 @@ from torch.autograd.function import BackwardCFunction
 from gradest.errors import GradestWarning, NotDifferentiable
 from gradest.nn.sampler import Sampler
 
-__all__ = ["ExpectedSlopes", "Slope", "check_led", "unreached"]
+__all__ = ["ExpectedSlopes", "Slope", "check_led", "note_lost", "unreached"]
 
 _Node = Any  # a node of torch's graph of autograd
 
@@ -28,13 +28,14 @@ class Slope:
     """The dL/dh of one use of a layer, and whether it reached the use. It keeps nothing else of the use alive.
 
     layer: the identity of the layer. sampler: its neuron and estimator. compiled: whether compiled code drew the sample, whose
-        graph then does not show the use.
+        graph then does not show the use. lost: whether a cost without a graph, which may depend on the sample, was added later.
     """
 
-    __slots__ = ("compiled", "layer", "reached", "sampler")
+    __slots__ = ("compiled", "layer", "lost", "reached", "sampler")
 
     def __init__(self, layer: object, sampler: Sampler, compiled: bool = False) -> None:
         self.layer, self.sampler, self.compiled, self.reached = id(layer), sampler, compiled, False
+        self.lost = False
 
 
 class ExpectedSlopes:
@@ -99,6 +100,14 @@ class ExpectedSlopes:
                 GradestWarning,
                 stacklevel=2,
             )
+        for layer, slope in {slope.layer: slope for slope in slopes if slope.reached and slope.lost}.items():
+            warnings.warn(
+                f"a cost without a graph was added after a use of the layer {self._name(layer)}{slope.sampler.neuron.label()}, "
+                f"whose estimator {slope.sampler.estimator.label()} needs dL/dh. The other costs train the layer, and this one "
+                "does not. Give it a graph to the sample if it depends on it; if it does not, add it before the layer is called",
+                GradestWarning,
+                stacklevel=2,
+            )
 
     def _name(self, layer: int) -> str:
         """Return the name of a layer in the model, quoted and with a space, or nothing for the model itself."""
@@ -119,6 +128,16 @@ def check_led(slopes: list[Slope], loss: Tensor) -> None:
     for slope in slopes:
         if slope.layer not in led:
             raise unreached(slope.sampler)
+
+
+def note_lost(slopes: list[Slope], ports: Iterable[Tensor]) -> None:
+    """Note that a cost without a graph is added after these uses.
+
+    ports: those of the uses that are told the cost. They pass its gradient on to the samples below them, which so lack nothing.
+    """
+    told = {slope for port in ports for slope in _slopes_below(port.grad_fn, port.output_nr)}
+    for slope in slopes:
+        slope.lost = slope.lost or slope not in told
 
 
 def unreached(sampler: Sampler, name: str = "") -> NotDifferentiable:
@@ -144,9 +163,9 @@ def _holds_functions(root: _Node) -> bool:
     return False
 
 
-def _slopes_below(root: _Node) -> Iterator[Slope]:
-    """Yield the slopes of the uses to whose samples the graph of a scalar leads."""
-    nodes: list[tuple[_Node, int]] = [] if root is None else [(root, 0)]
+def _slopes_below(root: _Node, output: int = 0) -> Iterator[Slope]:
+    """Yield the slopes of the uses to whose samples the graph of an output of a node leads."""
+    nodes: list[tuple[_Node, int]] = [] if root is None else [(root, output)]
     seen: set[_Node] = set()
     while nodes:
         node, output = nodes.pop()

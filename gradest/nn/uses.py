@@ -29,6 +29,10 @@ from gradest.nn.sampler import Paths, Sampler
 from gradest.nn.slopes import ExpectedSlopes, Slope, unreached
 
 Reduction = Literal["mean", "sum"]
+_SAW_A_PART = (
+    "If the layer was called with a part of the examples, call it with all of them, and choose among its outputs afterwards, as "
+    "by torch.where(mask[:, None], h, other)"
+)
 _USE = "gradest.nn.Stochastic"  # where the autograd graph of a sample keeps its use
 
 __all__ = [
@@ -76,15 +80,16 @@ def used_inside_loss(sampler: Sampler) -> Incompatible:
 def leading_batch(what: str, x: Tensor, batch: Sequence[int], neuron: Neuron) -> Tensor:
     """Expand x, whose dims are the leading batch dims of a layer, to all of its batch dims, `[*batch]`."""
     if x.shape != batch[: x.ndim]:
+        more = x.ndim == 1 == len(batch) and len(x) > batch[0]
         raise InvalidInput(
             f"{what} is one number an example, so its shape must be, or begin, the batch {list(batch)} of the layer "
             f"{neuron.label()}, the dims of its input before those of one event, which event_dims= sets; it is "
-            f"{list(x.shape)}. Do not reduce it over the batch. batch_dims says how many of its leading dims are the "
-            "batch. For losses of several steps, add each to a gradest.nn.StochasticGraph with add_cost"
+            f"{list(x.shape)}. {_SAW_A_PART if more else 'Do not reduce it over the batch'}. batch_dims says how many of its "
+            "leading dims are the batch. For losses of several steps, add each to a gradest.nn.StochasticGraph with add_cost"
         )
-    if x.ndim == len(batch):
-        return x.detach()
-    return x.detach()[(..., *[None] * (len(batch) - x.ndim))].expand(tuple(batch))
+    if x.requires_grad:
+        x = x.detach()
+    return x if x.ndim == len(batch) else x[(..., *[None] * (len(batch) - x.ndim))].expand(tuple(batch))
 
 
 class Use:
@@ -125,7 +130,7 @@ class Use:
             gradient, moved = self._credit(loss)
         else:
             feedback = Feedback(loss[None], torch.zeros_like(draw.points) if "grad" in estimator.needs else None)
-            gradient, moved = tell_finite(pair_of(draw.neuron, estimator), draw, feedback, state)
+            gradient, moved = tell_finite(self.sampler.drawing, draw, feedback, state)
             if self.paths.samples and state and world_size() > 1:
                 moved = joined_state_of_paths(estimator, draw, feedback, state, self.paths.samples, self.paths.flat)
         self.layer.advance(moved, self.step)
@@ -143,8 +148,7 @@ class Use:
             feedback = Feedback(draw.a.new_zeros((1, *self.batch)), cast(given[None], draw.a.dtype))
             with torch.no_grad():  # the state moved when the loss was told
                 return estimator.backward(draw, feedback, self.state)[0]
-        pair = pair_of(draw.neuron, estimator)
-        gradient, moved = tell_finite(pair, draw, Feedback(None, grad_h[None]), self.state)
+        gradient, moved = tell_finite(self.sampler.drawing, draw, Feedback(None, grad_h[None]), self.state)
         if moved and (transformed() or first_non_finite(grad_h) is None):
             self.layer.advance(moved, self.step)
         return gradient
@@ -381,11 +385,13 @@ class Attach(torch.autograd.Function):
         """Return the gradients of the losses, of the ports and of the flags."""
         if ctx.slopes is not None:
             ctx.slopes.backward_begins(ctx)
-        of_each, told = widen(grad), ctx.saved_tensors
-        if ctx.mean:
-            of_each = of_each / max(1, ctx.shape.numel())
-        scales = [of_each if share == 1 else of_each * share for share in ctx.shares]
-        sent = [gradient * scale for gradient, scale in zip(told, scales, strict=True)]
+        of_each, told, losses = widen(grad), ctx.saved_tensors, ctx.shape.numel()
+        if ctx.mean and losses > 1:
+            of_each = of_each / losses
+        sent = [
+            gradient * (of_each if share == 1 else of_each * share)
+            for gradient, share in zip(told, ctx.shares, strict=True)
+        ]
         of_losses = cast(of_each, ctx.dtype).expand(ctx.shape)
         return of_losses, None, None, None, *[None] * len(told), *sent, *[torch.ones_like(flag) for flag in ctx.flags]
 
@@ -408,15 +414,20 @@ def attach(
     Backward gives each use `share` times its gradient in a, which is that of the sum of its losses, times the gradient of a loss
     of `value`. slopes: in eager code, what is to look at the backward pass.
     """
-    told = [(use, use.tell(loss)) for use, loss in zip(uses, losses, strict=True)]
+    gradients: list[Tensor] = []
+    ports: list[Tensor] = []
+    flags: list[Tensor] = []
+    for use, loss in zip(uses, losses, strict=True):
+        gradients.append(use.tell(loss))
+        ports.append(use.port)
+        if use.flag is not None:
+            flags.append(use.flag)
     if transformed():
         total, each = reduce(value, reduction), max(1, value.numel()) if reduction == "mean" else 1
-        for (use, gradient), share in zip(told, shares, strict=True):
-            total = total + (use.port * gradient).sum() * (share / each)
+        for port, gradient, share in zip(ports, gradients, shares, strict=True):
+            total = total + (port * gradient).sum() * (share / each)
         return total
-    if not told and slopes is None:
+    if not ports and slopes is None:
         return reduce(value, reduction)
-    flags = [use.flag for use, _ in told if use.flag is not None]
-    ports, gradients = [use.port for use, _ in told], [gradient for _, gradient in told]
     scalar: Tensor = Attach.apply(value, reduction, slopes, tuple(shares), *gradients, *ports, *flags)  # type: ignore[no-untyped-call]
     return scalar

@@ -76,9 +76,15 @@ class Opo(ScoreFunction):
     def _check(self, loss: Tensor, features: Tensor | None) -> Tensor:
         if features is None or features.shape != loss.shape:
             found = "there are none" if features is None else f"they have shape {list(features.shape)}"
+            tokens = features is not None and features.shape[:-1] == loss.shape
+            remedy = (
+                "Features of each token need the loss of each token, of which that of a whole sequence is due at its last one"
+                if tokens
+                else "Give features=lengths, or use dr_grpo, which weights all alike"
+            )
             raise InvalidInput(
                 f"{self.name} weights the losses of its baseline by features of their shape, {list(loss.shape)}, such as the "
-                f"lengths of the sequences; {found}"
+                f"lengths of the sequences; {found}. {remedy}"
             )
         return features
 

@@ -29,4 +29,5 @@ class Reinforce(ScoreFunction):
 
     def credit(self, loss: Tensor, state: State, features: Tensor | None = None) -> tuple[Tensor, State]:
         """Return L_k / K."""
-        return loss / len(loss) if len(loss) > 1 else loss, state
+        samples = loss.shape[0]
+        return loss / samples if samples > 1 else loss, state

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping
 
 import anyio
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,7 +39,7 @@ __all__ = ["RequestMiddleware"]
 
 _LOG = logging.getLogger("gradest_service")
 _VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_ID_HEADER = "X-Request-ID"
+_ID_HEADER = "x-request-id"
 _BODY_GRACE_SECONDS = 5.0  # before a body must arrive at the least rate
 _UNSENT_BYTES = 1 << 16  # what a connection holds before it asks its sender to wait
 _PART_BYTES = 1 << 22  # of a large answer, which are with the connection at a time
@@ -48,13 +48,14 @@ _METHODS_WITH_BODY = ("POST", "PUT", "PATCH")
 _WATCH_AFTER_SECONDS = 0.1  # from the end of a body; most answers need no task that watches their client
 _CLIENT_CLOSED = 499  # the log's status of a request whose client disconnected
 _UNTRACED = Tracing()
-_DEFAULT_HEADERS = (  # of every answer that has none of its own
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-)
+_VARY = b"vary"
+_DEFAULT_HEADERS = {  # of every answer that has none of its own
+    b"cache-control": b"no-store",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"referrer-policy": b"no-referrer",
+    b"x-content-type-options": b"nosniff",
+}
 
 
 class RequestMiddleware:
@@ -93,7 +94,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         method, scope = scope["method"], _canonical(scope)
-        headers = Headers(scope=scope)
+        headers = _headers(scope)
         request_id = headers.get(_ID_HEADER, "")
         if not _VALID_ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex
@@ -127,7 +128,7 @@ class RequestMiddleware:
                 trace.end(f"{method} {context.route}", attributes, context.record.phases, exchange.status >= 500)
             current_request.reset(token)
 
-    async def _answer(self, path: str, scope: Scope, headers: Headers, exchange: _HttpExchange) -> None:
+    async def _answer(self, path: str, scope: Scope, headers: Mapping[str, str], exchange: _HttpExchange) -> None:
         try:
             await self._pass_on(path, scope, headers, exchange)
         except asyncio.CancelledError:  # a stopping server waits no longer
@@ -144,7 +145,7 @@ class RequestMiddleware:
             if not await exchange.close_with(problem or internal_error(error), scope):
                 raise  # part of an answer is sent: cut the connection, so that it does not look complete
 
-    async def _pass_on(self, path: str, scope: Scope, headers: Headers, exchange: _HttpExchange) -> None:
+    async def _pass_on(self, path: str, scope: Scope, headers: Mapping[str, str], exchange: _HttpExchange) -> None:
         """Let the application answer in a task of its own, which outlives the answer if its work cannot be stopped."""
         exempt = path in self._exempt_paths
         if (preflight := self._origins.preflight(scope, headers)) is not None:
@@ -153,7 +154,7 @@ class RequestMiddleware:
         if path not in HEALTH_PATHS:
             self._origins.check(scope["method"], path, headers)
         if self._keys is not None and not exempt:
-            exchange.context.key = self._keys.identify(headers.getlist("authorization"))
+            exchange.context.key = self._keys.identify(Headers(scope=scope).getlist("authorization"))
             exchange.context.key.admit()
         declared = headers.get("content-length", "")
         exchange.enter(int(declared) if declared.isdecimal() else 0, counted=not exempt)
@@ -210,7 +211,7 @@ class _HttpExchange:
         self._memory = memory
         self._receive = receive
         self._send = send
-        self._headers = headers  # of every answer to this request
+        self._headers = _encoded({_ID_HEADER: context.request_id, **headers})  # of every answer to this request
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._entered = False
@@ -334,19 +335,22 @@ class _HttpExchange:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers[_ID_HEADER] = self.context.request_id
-            for name, value in self._headers.items():
-                headers[name] = ", ".join([headers[name], value]) if name == "Vary" and name in headers else value
-            if self._capacity.draining:
-                headers["Connection"] = "close"  # the client's next request goes to another server
-            given = dict(headers.raw)
+            given = dict(message["headers"])  # no answer of the service has a name twice
             self._streams = given.get(b"content-type", b"").startswith(EventStream.media_type.encode())
-            headers.raw.extend(default for default in _DEFAULT_HEADERS if default[0] not in given)
+            message["headers"] = list(self._completed(given).items())
         else:
             self.context.bytes_out += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
         await self._send(message)
+
+    def _completed(self, given: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+        """Return the headers of an answer with those of every answer."""
+        sent = {**_DEFAULT_HEADERS, **given, **self._headers}
+        if _VARY in given and _VARY in self._headers:
+            sent[_VARY] = b", ".join(dict.fromkeys([given[_VARY], self._headers[_VARY]]))
+        if self._capacity.draining:
+            sent[b"connection"] = b"close"  # the client's next request goes to another server
+        return sent
 
     def too_late(self) -> Problem:
         """Return the problem of a request past its deadline: its body did not arrive, or its answer was not ready."""
@@ -379,6 +383,15 @@ class _HttpExchange:
             413,
             f"The body may have {self._settings.max_body_bytes} bytes. Send fewer rows in a request, and more requests.",
         )
+
+
+def _headers(scope: Scope) -> Mapping[str, str]:
+    """Return the headers of a request by their names; of several with one name, the first."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+
+
+def _encoded(headers: Mapping[str, str]) -> Mapping[bytes, bytes]:
+    return {name.lower().encode(): value.encode("latin-1") for name, value in headers.items()}
 
 
 def _cancel(timer: asyncio.TimerHandle | None) -> None:

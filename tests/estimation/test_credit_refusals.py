@@ -27,6 +27,15 @@ def test_losses_that_are_not_finite(bad):
             call()
 
 
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_log_probabilities_that_are_not_finite(bad):
+    """A drawn token of probability 0 tells of logits that are shifted by one, or of a mask in one of the two passes alone."""
+    log_prob = torch.zeros(4, 2, 3, requires_grad=True).clone()
+    log_prob[2, 1, 0] = bad
+    with pytest.raises(InvalidInput, match=rf"log_prob\[2, 1, 0\] is {bad}.*shifted by one.*masked_fill\(padding, 0\)"):
+        gradest.score_surrogate(log_prob, torch.ones(4, 2), "rloo")
+
+
 def test_the_number_of_samples_is_that_of_the_losses():
     assert torch.equal(gradest.credit("rloo", LOSS)[0], gradest.credit(gradest.estimator("rloo", samples=4), LOSS)[0])
     for spec in ({"name": "rloo", "samples": 2}, gradest.estimator("rloo", samples=5)):
@@ -61,7 +70,8 @@ def test_losses_of_a_wrong_kind(loss, message):
     ("name", "features", "message"),
     [
         ("rloo", LENGTH, "omit features"),
-        ("opo", None, "there are none"),
+        ("opo", None, "there are none. Give features=lengths"),
+        ("otb", torch.ones(*LENGTH.shape, 3), "need the loss of each token"),
         ("opo", LENGTH[0], r"they have shape \[2\]"),
         ("opo", -LENGTH, "must not be negative"),
         ("opo", LENGTH / 0, "features must be finite, but features"),

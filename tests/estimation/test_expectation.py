@@ -113,6 +113,17 @@ def test_seeds_come_from_torch():
     assert torch.equal(gradest.sample("noisy_rectifier", A, seed=9), gradest.sample("noisy_rectifier", A, seed=9))
 
 
+def test_compiled_code_samples_outside_its_graph():
+    a = torch.linspace(-1, 1, 6).reshape(2, 3)
+
+    def draw(a):
+        return gradest.sample("bernoulli", a, 2, seed=3)
+
+    with pytest.raises(Exception, match=r"a call of gradest\.sample, expect"):
+        torch.compile(draw, backend="eager", fullgraph=True)(a)
+    assert torch.equal(torch.compile(draw, backend="eager")(a), draw(a))
+
+
 @pytest.mark.filterwarnings(
     "ignore:pre-activations of stochastic_rounding are exactly on the grid"
 )  # 16 bits often are

@@ -13,9 +13,16 @@ from gradest.nn import Stochastic, StochasticGraph, broadcast_loss
 WORLD = 2
 
 
-def surrogate(model: nn.Module, run: nn.Module, x: Tensor, paths: str) -> Tensor:
+PARTS = ([0, 2, 4, 6, 7], [1, 3, 5])  # of uneven size: the process of the first numbers its examples 0, 2, 4, 6 and 8
+
+
+def surrogate(model: nn.Module, run: nn.Module, x: Tensor, way: str) -> Tensor:
     """What is differentiated in place of the loss, by broadcast_loss or in a StochasticGraph of three paths."""
-    if not paths:
+    if way == "uneven":
+        whole = run is model
+        y = model[2](model[1](model[0](x), rows=torch.tensor([0, 1, 2, 3, 4, 5, 6, 8]))) if whole else run(x)
+        return broadcast_loss(model, (y[..., 0] - x.sum(-1)) ** 2, "sum") * (1 if whole else WORLD) / 8
+    if not way:
         return broadcast_loss(model, (run(x)[..., 0] - x.sum(-1)) ** 2)
     with StochasticGraph(model, 3) as graph:
         graph.add_cost((run(graph.expand(x))[..., 0] - x.sum(-1)) ** 2)
@@ -25,10 +32,11 @@ def surrogate(model: nn.Module, run: nn.Module, x: Tensor, paths: str) -> Tensor
 def train(words: str, rank: int = 0, world: int = 1) -> nn.Module:
     """Train with the estimator that `words` begin with, in a graph of several paths if "paths" follows.
 
-    With a world of two, the process has every second example and the model is under DistributedDataParallel.
+    With a world of two, the process has every second example, or five and three of eight if "uneven" follows, and the model is
+    under DistributedDataParallel.
     """
     torch.manual_seed(0)
-    name, _, paths = words.partition(" ")
+    name, _, way = words.partition(" ")
     estimator = {"name": "nvil", "samples": 3} if name == "nvil" else name
     model = nn.Sequential(nn.Linear(4, 5), Stochastic("bernoulli", estimator), nn.Linear(5, 1))
     data = torch.randn(6, 8, 4)
@@ -36,7 +44,8 @@ def train(words: str, rank: int = 0, world: int = 1) -> nn.Module:
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     for batch in data:
         optimiser.zero_grad()
-        surrogate(model, run, batch[rank::world], paths).backward()
+        part = batch[PARTS[rank]] if world > 1 and way == "uneven" else batch[rank::world]
+        surrogate(model, run, part, way).backward()
         optimiser.step()
     return model
 

@@ -156,6 +156,30 @@ def test_a_layer_that_needs_dl_dh_after_the_cost():
     scalar.backward()
 
 
+def of_two_costs(second, chained=False):
+    model = Beside(chained=chained)
+    with StochasticGraph(model) as graph:
+        h, g = model(*PAIR.clone().unbind())
+        graph.add_cost((h + g).square().sum(-1))
+        graph.add_cost(second(h, g))
+        graph.surrogate().backward()
+
+
+def test_a_cost_without_a_graph_beside_one_that_trains_the_layer():
+    """The layer would be trained by one cost of two, without a word."""
+    torch.manual_seed(0)
+    with pytest.warns(
+        GradestWarning, match=r'cost without a graph.*layer "smooth" bernoulli.*straight_through needs dL/dh'
+    ):
+        of_two_costs(of_numpy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GradestWarning)
+        of_two_costs(lambda h, g: torch.full((4,), 2.0))  # such as a price for each step
+        of_two_costs(
+            lambda h, g: of_numpy(0 * h, g), chained=True
+        )  # the credit of the layer above goes on to the sample
+
+
 def test_a_layer_that_dl_dh_reached_at_some_of_its_uses():
     layer, a = Stochastic("bernoulli", "straight_through"), torch.zeros(4, 3, requires_grad=True)
     for scope in (False, True):

@@ -348,6 +348,7 @@ def test_compiled_model_trains_alike():
 
 
 TRAINED = ["straight_through", "reinforce_centered", "relax"]  # by broadcast_loss
+TRAINED += ["reinforce_centered uneven"]  # where the parts of the batch differ in size
 TRAINED += ["rloo paths", "nvil paths", "reinforce_centered paths"]  # in a StochasticGraph of three paths
 
 

@@ -89,6 +89,27 @@ def test_a_reduced_loss_is_refused_unless_the_layers_have_no_batch():
             broadcast_loss(layer, wrong)
 
 
+def test_a_batch_that_shares_one_loss():
+    """The error for a reduced loss names batch_dims=0, by which every row has the score times the whole loss."""
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True)
+    h = layer(a)
+    with pytest.raises(
+        InvalidInput, match=r"shares this one loss, say so: broadcast_loss\(model, loss, batch_dims=0\)"
+    ):
+        broadcast_loss(layer, h.sum())
+    broadcast_loss(layer, h.sum(), batch_dims=0).backward()
+    assert torch.allclose(a.grad, h.sum() * (h.detach() - 0.5))
+
+
+def test_a_layer_that_was_called_with_a_part_of_the_examples():
+    layer, a = Stochastic("bernoulli", "reinforce"), torch.zeros(4, 3, requires_grad=True)
+    h = torch.cat([layer(a[:3]), torch.zeros(1, 3)])
+    with pytest.raises(
+        InvalidInput, match=r"batch \[3\] of the layer.*it is \[4\].*call it with all of them.*torch\.where"
+    ):
+        broadcast_loss(layer, h.sum(-1))
+
+
 def test_positions_that_attend_to_each_other():
     """Against enumeration of E[2·h0·h1 + (h0 - h1)], where the loss of either position depends on both."""
     torch.manual_seed(0)

@@ -1,7 +1,9 @@
 """Sends the worst legal requests to a service of default limits, and measures what it holds and how late it answers.
 
     python tests/service/overload.py --seconds 300
+    python tests/service/overload.py --all
 
+The requests are shuffled, so that a short run has some of all kinds; with `--all` each is sent once, which takes half an hour.
 It fails if the memory of the service and its children passes 2 GB, or if an answer is more than half a second past its deadline.
 """
 
@@ -9,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import queue
+import random
 import re
 import subprocess
 import sys
@@ -41,6 +45,10 @@ class Measured:
 
     megabytes: int = 0
     """The most memory that the service and its children had at once."""
+    in_progress: dict[int, str] = field(default_factory=dict)
+    """The request of each client."""
+    at_most: list[str] = field(default_factory=list)
+    """The requests in progress when the memory was the most."""
     late: float = 0.0
     latest: str = ""
     """The request that was answered the most seconds past its deadline."""
@@ -50,7 +58,8 @@ class Measured:
 
     def __str__(self) -> str:
         return (
-            f"peak {self.megabytes} MB; latest answer {self.late:+.2f} s from its deadline ({self.latest}); "
+            f"peak {self.megabytes} MB ({'; '.join(self.at_most)}); "
+            f"latest answer {self.late:+.2f} s from its deadline ({self.latest}); "
             f"{sum(self.statuses.values())} requests: {dict(self.statuses)}; {dict(self.routes)}; load {os.getloadavg()[0]:.1f}"
             + "".join(f"\n{fault}" for fault in self.faults[:20])
         )
@@ -70,30 +79,38 @@ def serving(*flags: str) -> Iterator[tuple[int, str]]:
             process.kill()
 
 
-def megabytes(pid: int) -> int:
-    """Return the memory of a process and its children, in MB."""
+def megabytes(pid: int, of_parent: bytes = b"") -> int:
+    """Return the memory of a process and its children, in MB.
+
+    A child with the command line of its parent has not begun its own program yet, and so shares the memory of its parent.
+    """
     total = 0
     with suppress(OSError):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if command == of_parent:
+            return 0
         found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
         total += int(found[1]) // 1024 if found else 0
         for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(megabytes(int(child)) for child in (task / "children").read_text().split())
+            total += sum(megabytes(int(child), command) for child in (task / "children").read_text().split())
     return total
 
 
-def overload(seconds: float, clients: int = 8, flags: Sequence[str] = (), deadline: float = 60.0) -> Measured:
-    """Send the worst requests from several clients for a time."""
+def overload(
+    seconds: float = math.inf, clients: int = 8, flags: Sequence[str] = (), deadline: float = 60.0, seed: int = 0
+) -> Measured:
+    """Send the worst requests from several clients for a time, but each once at most."""
     measured, stop = Measured(), threading.Event()
     requests: queue.Queue[WorstRequest] = queue.Queue(2)
     with serving(*flags, "--deadline-seconds", str(deadline)) as (pid, url):
-        threads = [threading.Thread(target=_produce, args=(requests, stop))]
+        threads = [threading.Thread(target=_produce, args=(requests, stop, seed))]
         threads += [threading.Thread(target=_watch, args=(pid, measured, stop))]
         threads += [
             threading.Thread(target=_ask, args=(url, requests, measured, stop, deadline)) for _ in range(clients)
         ]
         for thread in threads:
             thread.start()
-        stop.wait(seconds)
+        stop.wait(min(seconds, threading.TIMEOUT_MAX))
         stop.set()
         for thread in threads:
             thread.join()
@@ -101,20 +118,25 @@ def overload(seconds: float, clients: int = 8, flags: Sequence[str] = (), deadli
     return measured
 
 
-def _produce(requests: queue.Queue[WorstRequest], stop: threading.Event) -> None:
-    worst = WorstRequests(Settings())
-    for request in itertools.chain.from_iterable(worst for _ in itertools.count()):
+def _produce(requests: queue.Queue[WorstRequest], stop: threading.Event, seed: int) -> None:
+    """Hand out the requests; the run is over when all have been taken."""
+    for request in WorstRequests(Settings(), order=random.Random(seed)):
         while not stop.is_set():
             with suppress(queue.Full):
                 requests.put(request, timeout=0.2)
                 break
         if stop.is_set():
             return
+    while not requests.empty() and not stop.wait(0.2):
+        pass
+    stop.set()
 
 
 def _watch(pid: int, measured: Measured, stop: threading.Event) -> None:
     while not stop.wait(0.02):
-        measured.megabytes = max(measured.megabytes, megabytes(pid))
+        found = megabytes(pid)
+        if found > measured.megabytes:
+            measured.megabytes, measured.at_most = found, list(measured.in_progress.values())
 
 
 def _ask(
@@ -143,6 +165,7 @@ def _note(
     deadline: float,
 ) -> None:
     began = time.monotonic()
+    measured.in_progress[threading.get_ident()] = f"{request.path} {request.what}"
     try:
         status = str(client.post(request.path, content=body, headers=headers).status_code)
     except httpx.RemoteProtocolError:
@@ -162,10 +185,12 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--all", action="store_const", dest="seconds", const=math.inf)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--deadline", type=float, default=60)
     given = parser.parse_args()
-    measured = overload(given.seconds, given.clients, deadline=given.deadline)
+    measured = overload(given.seconds, given.clients, deadline=given.deadline, seed=given.seed)
     print(measured)
     failed = measured.megabytes > MOST_MEGABYTES or measured.late > MOST_SECONDS_LATE or measured.faults
     raise SystemExit(1 if failed else 0)

@@ -3,11 +3,15 @@
 They are `overload.py`, with the worst requests, `leave.py`, whose clients leave them, and `soak.py`, with kills.
 """
 
+import random
+
 import pytest
 
+from gradest_service.settings import Settings
 from tests.service.leave import leave
 from tests.service.overload import MOST_MEGABYTES, overload
 from tests.service.soak import soak
+from tests.service.worst_requests import ROUTES, WorstRequests
 
 pytestmark = pytest.mark.deep
 
@@ -18,6 +22,15 @@ def test_the_worst_requests_stay_within_memory():
     assert measured.megabytes > 100, measured
     assert not measured.faults, measured
     assert sum(measured.statuses.values()) > 3, measured
+
+
+def test_every_route_has_its_worst_requests():
+    left = set(ROUTES)
+    for request in WorstRequests(Settings(), order=random.Random(0)):
+        left.discard(request.path)
+        if not left:
+            return
+    pytest.fail(f"none of {sorted(left)}")
 
 
 def test_work_ends_soon_after_its_client_has_left():

@@ -126,9 +126,10 @@ class WorstRequests:
             yield from self._largest("/v1/sample", f"{name}, {what}", _with_a(_filled(shape, 0.5), neuron=spec))
             fields = _with_a(_filled(shape, 0.5), neuron=spec, objective=_objective(neuron), draws=1)
             yield from self._largest("/v1/compare", f"{name}, {what}", fields)
-            bring = ["loss", "grad", "relaxed"]
-            fields = _with_a(_filled(shape, 0.5), neuron=spec, objective=_objective(neuron), draws=1, bring=bring)
-            yield from self._largest("/v1/recommend", f"{name}, {what}", fields)
+            measured = {"objective": _objective(neuron), "draws": 1, "bring": ["loss", "grad", "relaxed"]}
+            yield from self._largest(
+                "/v1/recommend", f"{name}, {what}", partial(_measured, spec, _filled(shape, 0.5), measured)
+            )
         small = torch.full((1, *neuron.example_events[0]), 0.5)
         yield from self._largest(
             "/v1/sample", f"{name}, samples", lambda n: {"neuron": spec, "a": small, "samples": n, "dtype": "float64"}
@@ -179,7 +180,7 @@ class WorstRequests:
         size = self._sizes.get((path, what), _MOST)
         searched = (path, what) in self._sizes
         while size:
-            with suppress(Problem, GradestError, ValueError):
+            with suppress(Problem, GradestError):
                 found = fields(size)
                 if not searched:
                     admit(schema.model_validate(found), self._settings)
@@ -218,6 +219,10 @@ def _spec(plugin: Any) -> dict[str, Any]:
 
 def _objective(neuron: Any) -> dict[str, Any]:
     return {"name": "linear", "event_ndim": neuron.output_ndim}
+
+
+def _measured(neuron: Fields, a: Callable[[int], Tensor], more: Fields, n: int) -> Fields:
+    return {**more, "neuron": neuron, "a": a(n)}
 
 
 def _with_option(spec: Fields, option: str, n: int) -> Fields:

@@ -68,8 +68,7 @@ def _times_smooth_backward(a: Any, h: Any, grad: Any, out: Any, first: Any, last
                 y[i] = g[i] * (half * x[i] * q[i]) if x[i] > zero else zero
 
 
-_draw_binary = sampler(_binary, _prepare_binary, scratch=3)
-_draw_antithetic = sampler(_binary, _prepare_binary, scratch=3, mirrored=True)
+_draw_binary = sampler(_binary, _prepare_binary, scratch=3, mirrored=True)
 _draw_times_smooth = sampler(_times_smooth, _prepare_times_smooth, scratch=1)
 
 
@@ -98,7 +97,7 @@ def _two_values(of: torch.dtype, low: float, high: float, dtype: torch.dtype | N
     """Return low and low + (high - low) in one dtype, converted to another."""
     kind = computed_in(of)
     values = kind(low), kind(low) + kind(high - low)
-    return values if dtype is None else tuple(map(np.uint8 if dtype == torch.uint8 else np.bool_, values))
+    return values if dtype is None else tuple(map(np.uint8, values))
 
 
 @takes_halves
@@ -106,7 +105,7 @@ def antithetic(
     seed: tuple[Word, Word], rows: Word, stream: int, pairs: int, a: Tensor, low: float, high: float
 ) -> Tensor:
     """Draw as `binary` at u and at 1 - u, `[2 pairs, rows, units]`: first all draws at u, then all at 1 - u."""
-    return run_sampler(_draw_antithetic, seed, rows, stream, 2 * pairs, a, *_two_values(a.dtype, low, high))
+    return run_sampler(_draw_binary, seed, rows, stream, 2 * pairs, a, *_two_values(a.dtype, low, high), halves=2)
 
 
 @takes_halves

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import types, uint16, uint32
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 
-from gradest.kernels.cpu.compilation.compiler import array, compiled, inlined
+from gradest.kernels.cpu.compilation.compiler import array, compiled
 from gradest.kernels.cpu.tensors import LIKE, NUMPY
 from gradest.kernels.cpu.vectors.conversion import as_bits, as_number, converts
 
@@ -99,13 +100,24 @@ def _narrow(x: Any, narrow: Any, address: Any) -> None:
         _narrow_to_float16(wide, bits)
 
 
-@inlined
-def chosen(address: Any, first: Any, narrow: Any, wide: Any) -> Any:
+def _chosen(context: Any, address: Any, first: Any, narrow: Any, wide: Any) -> Any:
     """Return the address of the number of this index, or that of the memory of `wide` if numbers are narrow.
 
     An array that a kernel makes at this address takes no time. One that is either of two has its references counted.
     """
-    return np.int64(wide.ctypes.data) if narrow > 0 else np.int64(address + first * wide.itemsize)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[3]
+        buffer = context.make_array(kind)(context, builder, arguments[3]).data
+        here = builder.ptrtoint(buffer, arguments[0].type)
+        size = context.get_constant(types.int64, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+        there = builder.add(arguments[0], builder.mul(arguments[1], size))
+        return builder.select(builder.icmp_signed(">", arguments[2], ir.Constant(arguments[2].type, 0)), here, there)
+
+    return types.int64(types.int64, types.int64, narrow, wide), generate
+
+
+chosen: Any = intrinsic(_chosen)
 
 
 # If numbers are not narrow, as in all kernels of other types than float32, the next two do nothing.

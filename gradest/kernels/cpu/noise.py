@@ -62,7 +62,7 @@ def locate(
     return stream, units, first % units, count
 
 
-@compiled
+@inlined
 def _encrypt_row(numbers: Any, row: Any, counter: Any, count: Any, draw: Any, stream: Any, words: Any) -> None:
     """Write the words of `count` counters of one row, from number `counter` on."""
     c1, c2, c3 = uint64(draw), uint64(numbers[0, row]), uint64(stream)
@@ -71,7 +71,7 @@ def _encrypt_row(numbers: Any, row: Any, counter: Any, count: Any, draw: Any, st
         encrypt_row(words, i, counter, c1, c2, c3, k0, k1)
 
 
-@compiled
+@inlined
 def _encrypt_column(numbers: Any, counter: Any, count: Any, draw: Any, stream: Any, words: Any) -> None:
     """Write the words of the counter of one number in each of the first `count` rows."""
     for i in range(0, count, LANES):
@@ -97,7 +97,7 @@ def _(word: Any, rest: Any, like: Any) -> Any:
     return narrow if like == types.float32 else wide
 
 
-@compiled
+@inlined
 def _uniforms_by_row(scratch: Any, place: Any, draw: Any, out: Any) -> None:
     numbers, words, rest = scratch
     stream, units, unit, rows = place
@@ -115,7 +115,7 @@ def _uniforms_by_row(scratch: Any, place: Any, draw: Any, out: Any) -> None:
         begin, unit = end, 0
 
 
-@compiled
+@inlined
 def _uniforms_by_column(scratch: Any, place: Any, draw: Any, out: Any) -> None:
     numbers, words, rest = scratch
     stream, units, first, rows = place
@@ -131,7 +131,7 @@ def _uniforms_by_column(scratch: Any, place: Any, draw: Any, out: Any) -> None:
                 out[uint64(row * units + unit - first)] = _number(x[word], y[word], out[0])
 
 
-@inlined
+@compiled
 def uniforms(scratch: Any, place: Any, draw: Any, out: Any) -> None:
     """Write the uniform numbers of a block of elements in one draw; `locate` has written their rows, and returned `place`."""
     if place[1] >= _LONG_ROW or place[3] == 1:

@@ -66,7 +66,7 @@ def sampler(
         g is None. u and the rows of scratch are at least as long as x.
     prepare(x, u, scratch, options) fills scratch with what all draws of the block share; u is free.
     scratch: the number of rows of scratch, which are in the dtype of x, or in float64 if `wide`.
-    mirrored: after the draws at u come as many at 1 - u. Then transform must not overwrite u.
+    mirrored: whether after the draws at u there may be as many at 1 - u. Then transform must not overwrite u.
     parts: how many pre-activations, side by side, a unit has for its one output. In a pullback h has as many as x.
 
     Both functions must be `inlined`, and no other sampler may have a transform of this name.
@@ -87,6 +87,7 @@ def sampler(
         narrow_grad: Any,
         narrow_out: Any,
         points: Any,
+        halves: Any,
         size: Any,
         width: Any,
         like_a: Any,
@@ -99,7 +100,7 @@ def sampler(
         noise = block_scratch(a)
         u, shared = stack(BLOCK, a.dtype), stack_rows(scratch, BLOCK, np.float64 if wide else a.dtype)
         wide_a, wide_grad, wide_out = stack(span, a.dtype), stack(BLOCK, a.dtype), stack(span, out.dtype)
-        halves = 2 if mirrored else 1
+        halves = halves if mirrored else 1
         draws = points // halves
         written = width * parts // size  # numbers of an output, for each unit
         for at in range(first, last, BLOCK):
@@ -122,7 +123,7 @@ def sampler(
 
     given = {"_part": _given_part} if pullback else {}
     whole = with_functions(kernel, _transform=transform, _prepare=prepare, **given)
-    whole.__name__ = whole.__qualname__ = transform.__name__ + ("_mirrored" if mirrored else "")
+    whole.__name__ = whole.__qualname__ = transform.__name__
     return compiled(whole)
 
 
@@ -137,10 +138,12 @@ def run_sampler(
     grad: Tensor | None = None,
     dtype: torch.dtype | None = None,
     parts: int = 1,
+    halves: int = 1,
 ) -> Tensor:
     """Run a kernel that `sampler` has made, and return its outputs, or for a grad its gradients, `[draws, *a.shape]`.
 
-    With `parts` above 1, a is `[rows, parts * units]`, and outputs are `[draws, rows, units]`.
+    With `parts` above 1, a is `[rows, parts * units]`, and outputs are `[draws, rows, units]`. With two `halves`, the second half
+    of the draws is at 1 - u, if the sampler may be mirrored.
     """
     shape = a.shape if grad is not None or parts == 1 else (*a.shape[:-1], a.shape[-1] // parts)
     out = empty_as(a, draws, *shape) if dtype is None else empty(draws, *shape, dtype=dtype)
@@ -151,7 +154,7 @@ def run_sampler(
     addresses = given.data_ptr(), None if pulled is None else pulled.data_ptr(), out.data_ptr()
     formats = format_of(a.dtype), 0 if grad is None else format_of(grad.dtype), format_of(out.dtype)
     given_words, likes = as_words(seed, rows, stream), (like(a.dtype), like(out.dtype))
-    arguments = *given_words, *addresses, *formats, draws, size, width, *likes
+    arguments = *given_words, *addresses, *formats, draws, halves, size, width, *likes
     in_threads(lambda first, last: kernel(*arguments, first, last, *options), size // parts, parts * draws)
     return out
 

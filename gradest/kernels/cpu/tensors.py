@@ -37,7 +37,7 @@ LIKE: dict[torch.dtype, Any] = {
     torch.float32: np.float32(0),
     torch.float64: np.float64(0),
     torch.uint8: np.uint8(0),
-    torch.bool: np.bool_(False),
+    torch.bool: np.uint8(0),
 }
 """A number of each dtype, by whose type a kernel knows that of the memory at an address."""
 

@@ -188,7 +188,7 @@ def admit_recommendation(request: RecommendRequest, settings: Settings) -> Recom
         )
     evaluations, seed = request.evaluations or _MEASURED_EVALUATIONS, _seed(request.seed)
     a = decode_tensor("a", request.a, torch.float32, settings)
-    wide = check_pre_activations(a, neuron)
+    wide = check_pre_activations(a, neuron, finite=True)
     objective = build_objective(request.objective, neuron, wide, settings)
     measure = ObjectiveJob(neuron=neuron, a=a, wide=wide, objective=objective, draws=request.draws, seed=seed)
     job = RecommendationJob(neuron=neuron, criteria=request, evaluations=evaluations, measure=measure, seed=seed)
@@ -199,7 +199,7 @@ def _decode_inputs(request: NeuronRequest, settings: Settings) -> tuple[Neuron, 
     """Return the neuron, its pre-activations, and the same in at least float32."""
     neuron = build_neuron(request.neuron, settings)
     a = decode_floats("a", request.a, request.dtype, request.shape, settings)
-    return neuron, a, check_pre_activations(a, neuron)
+    return neuron, a, check_pre_activations(a, neuron, finite=True)
 
 
 def _decode_events(request: EventRequest, settings: Settings) -> NeuronJob:
@@ -209,7 +209,7 @@ def _decode_events(request: EventRequest, settings: Settings) -> NeuronJob:
     if request.event_dims is not None:
         layout = EventLayout.of(neuron, a, request.event_dims)
         a = layout.flatten(a)
-    return NeuronJob(neuron=neuron, a=a, wide=check_pre_activations(a, neuron), layout=layout)
+    return NeuronJob(neuron=neuron, a=a, wide=check_pre_activations(a, neuron, finite=True), layout=layout)
 
 
 def _admit_draw(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 
-from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from gradest_service.problems import Problem
@@ -35,7 +34,7 @@ class Origins:
         self._any_host = settings.api_keys is not None  # without the key, which no page has, a name gains nothing
         self._origins = _words(settings.cors_origins)
 
-    def check(self, method: str, path: str, headers: Headers) -> None:
+    def check(self, method: str, path: str, headers: Mapping[str, str]) -> None:
         """Raise a 421 for a Host header that is not one of the service's names, and a 403 for a request from another site.
 
         path: without the prefix below which the service is mounted.
@@ -70,7 +69,7 @@ class Origins:
             "Vary": "Origin",
         }
 
-    def preflight(self, scope: Scope, headers: Headers) -> Mapping[str, str] | None:
+    def preflight(self, scope: Scope, headers: Mapping[str, str]) -> Mapping[str, str] | None:
         """Return the headers that answer a browser's question before a request; None if this request is none or is refused."""
         asked = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
         if not asked or not self.allows(headers.get("origin", "")):

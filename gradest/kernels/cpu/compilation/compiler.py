@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gc
 import hashlib
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -23,11 +24,11 @@ from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
-from numba.np.numpy_support import carray
 
 from gradest.errors import GradestWarning
 from gradest.kernels.cpu.compilation.background import NotCompiled, is_ready, shown_on_a_terminal
 from gradest.kernels.cpu.compilation.kept import attach, is_kept
+from gradest.kernels.cpu.compilation.linking import call_by_address
 from gradest.kernels.cpu.compilation.processors import KernelCompiler
 
 __all__ = [
@@ -127,6 +128,7 @@ def _compiled(function: Callable[..., Any], waits: bool = False, **options: Any)
     function.__qualname__ += f"-{_DIGEST}"
     decorator: Decorator = njit(**{**_OF_KERNELS, **options})
     kernel: Any = decorator(function)
+    call_by_address(kernel)
     try:
         kernel.enable_caching()
     except RuntimeError:  # neither the package's folder nor the user's can be written to
@@ -208,6 +210,19 @@ def _warn_of_another_machine(kernel: Any) -> None:
 _inside_a_kernel: ContextVar[bool] = ContextVar("compiling what a kernel calls", default=False)
 
 
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Hold back collections of garbage: one walks through all that torch has loaded, which took a tenth of a kernel's time."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def _compile_in_one_process(kernel: Any, waits: bool) -> None:
     """Have the kernel raise NotCompiled while another process compiles it, unless it `waits`.
 
@@ -231,6 +246,7 @@ def _compile_in_one_process(kernel: Any, waits: bool) -> None:
         with global_compiler_lock, ExitStack() as stack:
             if not _inside_a_kernel.get():
                 stack.enter_context(shown_on_a_terminal(kernel, signature))
+                stack.enter_context(_without_collections())
             stack.callback(_inside_a_kernel.reset, _inside_a_kernel.set(True))
             if patience and not is_kept(kernel, signature):
                 try:
@@ -283,43 +299,47 @@ def compiled_with_fma(function: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _typed_pointer(context: Any, address: Any, like: Any) -> Any:
-    """Convert the address to a pointer to numbers of the type of `like`, a number or an array."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    number = like.dtype if isinstance(like, types.Array) else like
-    return types.CPointer(number)(address, like), generate  # type: ignore[no-untyped-call]
-
-
-_pointer: Any = intrinsic(_typed_pointer)
+def _made(context: Any, builder: Any, kind: Any, memory: Any, shape: list[Any]) -> Any:
+    """Return an array of this kind and shape in the memory, whose numbers nobody counts references to."""
+    size = context.get_constant(types.intp, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
+    strides = [size]
+    for extent in shape[:0:-1]:
+        strides.insert(0, builder.mul(extent, strides[0]))
+    made = context.make_array(kind)(context, builder)
+    populate_array(made, memory, shape, strides, size, None)  # type: ignore[no-untyped-call]
+    return made._getvalue()
 
 
-@inlined
-def array(address: Any, shape: Any, like: Any) -> Any:
+def _at_an_address(context: Any, address: Any, shape: Any, like: Any) -> Any:
     """Return the array of this shape that begins at the address, inside a kernel; `like` is a number or array of its type.
 
     A kernel that takes addresses is called in a third of the time of one that takes arrays, because numpy arrays of tensors need
-    not be made and unpacked.
+    not be made and unpacked. It is written in LLVM's code, since numba would compile its own `carray` into each kernel anew.
     """
-    return carray(_pointer(address, like), shape)
+    kind = types.Array(like.dtype if isinstance(like, types.Array) else like, len(shape), "C")
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        memory = builder.inttoptr(arguments[0], context.get_data_type(kind.dtype).as_pointer())
+        sizes = [
+            context.cast(builder, builder.extract_value(arguments[1], place), one, types.intp)
+            for place, one in enumerate(signature.args[1])
+        ]
+        return _made(context, builder, kind, memory, sizes)
+
+    return kind(address, shape, like), generate
+
+
+array: Any = intrinsic(_at_an_address)
 
 
 def _on_the_stack(context: Any, rows: Any, count: Any, kind: Any) -> Any:
-    number, sizes = kind.dtype, [one.literal_value for one in (rows, count) if one is not None]
-    array = types.Array(number, len(sizes), "C")
+    sizes = [one.literal_value for one in (rows, count) if one is not None]
+    array = types.Array(kind.dtype, len(sizes), "C")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.get_data_type(number)
-        memory = cgutils.alloca_once(builder, data, size=math.prod(sizes))  # type: ignore[no-untyped-call]
+        memory = cgutils.alloca_once(builder, context.get_data_type(kind.dtype), size=math.prod(sizes))  # type: ignore[no-untyped-call]
         memory.align = _LINE
-        size = context.get_abi_sizeof(data)
-        strides = [math.prod(sizes[place + 1 :]) * size for place in range(len(sizes))]
-        shape, strides = ([context.get_constant(types.intp, one) for one in numbers] for numbers in (sizes, strides))
-        made = context.make_array(array)(context, builder)
-        populate_array(made, memory, shape, strides, context.get_constant(types.intp, size), None)  # type: ignore[no-untyped-call]
-        return made._getvalue()
+        return _made(context, builder, array, memory, [context.get_constant(types.intp, one) for one in sizes])
 
     return array(*(one for one in (rows, count, kind) if one is not None)), generate
 

@@ -1,4 +1,4 @@
-"""StochasticGraph: several stochastic layers and several costs in one program; broadcast_loss, its shorthand for one cost."""
+"""StochasticGraph: several stochastic layers and several costs in one program."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor, maybe_current_level, maybe_get_level
 
-from gradest.contract.estimator import Feedback
 from gradest.contract.neuron import Neuron
 from gradest.contract.score_function import ScoreFunction
-from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss, ToldAlready
+from gradest.errors import GradestWarning, Incompatible, InvalidInput, MissingLoss
 from gradest.estimation.arguments import check_count, first_non_finite
-from gradest.estimation.ask_tell import check_feedback_finite
 from gradest.estimation.losses.evaluation import losses_in_progress
 from gradest.kernels import transformed
 from gradest.kernels.stable import widen
-from gradest.nn.layers import Expectation, Stochastic
+from gradest.nn.costs.checks import (
+    as_real,
+    check_reduction,
+    complain_of_calls,
+    stochastic_layers,
+    warn_without_gradient,
+)
+from gradest.nn.costs.untold import UntoldGradients, untold_gradients_of_step
 from gradest.nn.recomputation import refuse_recomputation
 from gradest.nn.sampler import NO_PATHS, Paths
-from gradest.nn.slopes import ExpectedSlopes, Slope
-from gradest.nn.untold import UntoldGradients
-from gradest.nn.uses import Recorded, Reduction, attach, leading_batch, reduce, used_inside_loss
+from gradest.nn.slopes import ExpectedSlopes, Slope, note_lost
+from gradest.nn.uses import Recorded, RecordedEagerly, Reduction, attach, leading_batch, reduce, used_inside_loss
 
-__all__ = ["StochasticGraph", "broadcast_loss"]
-
-_REMEDY = (
-    "Open gradest.nn.StochasticGraph(model), in which outputs may die and costs are added one by one; a pass that is not to be "
-    "told a loss belongs under torch.no_grad(). A use inside a transform of torch.func is told inside the same transform"
-)
+__all__ = ["StochasticGraph"]
 
 
 class _Cost:
@@ -92,7 +91,7 @@ class StochasticGraph:
             check_count("samples", samples, least=1)
         self.samples = samples
         self._model = model
-        self._layers = _stochastic_layers("a StochasticGraph", model)
+        self._layers = stochastic_layers("a StochasticGraph", model)
         self._outer: list[Any] | None = None  # the outer scope of each layer while this one is open
         # the head of a list of uses and costs, latest first, on whose length torch.compile does not specialise
         self._latest: Any = None
@@ -113,7 +112,7 @@ class StochasticGraph:
         refuse_recomputation("a StochasticGraph cannot be opened")
         self._outer, self._told, self._expanded = [layer.enter_scope(self) for layer in self._layers], False, False
         self._used, self._level = False, losses_in_progress()
-        self._untold = _untold_gradients(self._layers)
+        self._untold = untold_gradients_of_step(self._layers)
         self.slopes, self._credited, self._expected = [], 0, None
         self._paths = NO_PATHS if self.samples is None else Paths(self.samples)
         return self
@@ -176,14 +175,15 @@ class StochasticGraph:
         """
         check_count("batch_dims", batch_dims, least=0)
         self._check_open()
-        value = widen(_real("a cost", cost))
+        value = widen(as_real("a cost", cost))
         if self.samples is not None:
             value = self._with_paths(value)
         dims = batch_dims + (self.samples is not None)
         if value.ndim < dims:
             raise InvalidInput(
                 f"a cost has one number an example, {'[K, *batch]' if self.samples else '[*batch]'}, but this one is "
-                f"{list(cost.shape)}. Do not reduce it over the batch; batch_dims=0 is for a model without a batch dim"
+                f"{list(cost.shape)}. Do not reduce it over the batch; batch_dims=0 is for a model without a batch dim, and for "
+                "a batch that shares one cost"
             )
         value = value.flatten(dims).sum(-1) if value.ndim > dims else value.clone()  # the caller may write to the cost
         earlier = self._latest
@@ -200,6 +200,8 @@ class StochasticGraph:
                 raise InvalidInput(
                     f"costs must be finite, but at {index} of {list(value.shape)} this one is {value[tuple(index)]}"
                 )
+            if self._untold is not None and self.slopes and not value.requires_grad:
+                self._note_lost(value)
         self._credited = len(self.slopes)
         added = _Cost(value)
         added.previous, self._latest = self._latest, added
@@ -215,7 +217,7 @@ class StochasticGraph:
         cost does not fit a layer, MissingLoss if no layer was called in the scope, and Incompatible if the targets of the
         estimators do not fit together.
         """
-        _check_reduction(reduction)
+        check_reduction(reduction)
         self._check_open()
         uses, total = self._costs_to_go()
         bound = self._bound()
@@ -230,7 +232,7 @@ class StochasticGraph:
         if not torch.compiler.is_compiling():
             self._warn_of_uses_outside()
         if not self._used:
-            _complain_of_calls(self._layers, "inside this StochasticGraph")
+            complain_of_calls(self._layers, "inside this StochasticGraph")
         told, losses, shares = [], [], []
         if not torch.compiler.is_compiling() and any(_has_ended(x) for x in (value, *(use.port for use, _ in uses))):
             raise InvalidInput(
@@ -254,7 +256,7 @@ class StochasticGraph:
         surrogate = attach(value, reduction, told, losses, shares, self._expected)
         if self._expected is not None and surrogate.requires_grad:
             self._expected.made(surrogate.grad_fn, self.slopes[: self._credited])
-        _warn_without_gradient(surrogate, self._layers)
+        warn_without_gradient(surrogate, self._layers)
         if self._untold is not None:
             self._untold.watch(surrogate, told)
         self._latest = None
@@ -286,6 +288,17 @@ class StochasticGraph:
                 f"{neuron.label()} is {list(a.shape)}. graph.expand(x) makes it, at the input of the model or after an encoder"
             )
         return self._paths
+
+    def _note_lost(self, cost: Tensor) -> None:
+        """Note the slopes that a cost without a graph may lack, unless it is the same for all and so depends on no sample."""
+        if bool((cost == cost.flatten()[:1]).all()):
+            return
+        ports, element = [], self._latest
+        while element is not None:
+            if isinstance(element, RecordedEagerly):
+                ports.append(element.port)
+            element = element.previous
+        note_lost(self.slopes, ports)
 
     def _check_open(self) -> None:
         if self._outer is None:
@@ -364,190 +377,9 @@ class StochasticGraph:
         return None
 
 
-def broadcast_loss(model: nn.Module, loss: Tensor, reduction: Reduction = "mean", *, batch_dims: int = 1) -> Tensor:
-    """Return the scalar to call backward on: the mean (or sum) of `loss`. Its backward pass gives each stochastic layer its loss.
-
-    It is the shorthand for one forward pass with one cost; `StochasticGraph` is for several of either.
-
-    loss: `[*batch, ...]`, at least one number an example, and finite. It need not be differentiable. Its first `batch_dims` dims
-        are the leading dims of each layer's batch (a layer may have more of them, such as positions in an image, which then
-        share their example's loss).
-    batch_dims: how many leading dims of the loss count independent examples. The loss is summed over its other dims before it is
-        credited, so with a loss `[batch, positions]` each position is credited with the whole loss of its example. This is right
-        if positions attend to each other. If they do not, batch_dims=2 credits each with its own loss, which has less variance.
-        batch_dims=0 is for a loss with dims of a model without a batch.
-
-    The scalar may be scaled, as gradient accumulation and loss scaling do. The loss goes to every use of a layer since the last
-    call whose output is still alive, and the state of each layer's estimator moves. In compiled code and inside transforms of
-    torch.func it goes to every use, alive or not; run under torch.no_grad() what is not to receive it there. A use inside such a
-    transform receives its loss inside the same transform. Uses wait in the thread in which the layer was called, and
-    broadcast_loss is called in that thread. Under torch.no_grad() only the value is computed.
-
-    Whatever depends on a sample belongs into the loss: a penalty in h that is added to the scalar has no score part. If the
-    gradient of such a term reaches the sample of an eager layer that needs the loss, backward gives a GradestWarning. It looks at
-    the first, second, fourth, eighth, ... step, and notices terms that make up a thousandth of a gradient (2 % in bfloat16).
-
-    A layer whose estimator needs dL/dh is trained by the graph that leads from the loss to its sample. If there is none, backward
-    raises NotDifferentiable; in transforms of torch.func, and in a compiled function whose other results reach the loss, only if
-    the estimator needs the loss as well. See `StochasticGraph`.
-
-    If some uses of a layer died before they were told a loss, it gives a GradestWarning; if all of them did, or if the layers of
-    the model were never called in this thread, it raises MissingLoss: an output that died, such as that of `h.argmax(-1)`, may
-    still have decided the loss. Raises ToldAlready if every use since the last forward pass was told before, and InvalidInput for
-    a model without a stochastic layer or a loss that does not fit a layer or is not finite. A loss that is not finite leaves the
-    states as they were and ends the step: the uses that waited for it are forgotten.
-
-    >>> import torch, gradest
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), gradest.nn.Stochastic("bernoulli", "reinforce_centered"))
-    >>> loss = model(torch.randn(4, 2)).sum(-1)  # one for each example
-    >>> gradest.nn.broadcast_loss(model, loss).backward()
-    >>> model[0].weight.grad.shape
-    torch.Size([3, 2])
-    """
-    _check_reduction(reduction)
-    check_count("batch_dims", batch_dims, least=0)
-    refuse_recomputation("broadcast_loss cannot be called")
-    layers, loss = _stochastic_layers("broadcast_loss", model), _real("the loss", loss)
-    if not torch.is_grad_enabled():
-        return reduce(loss, reduction)
-    compiling = torch.compiler.is_compiling()
-    if any(layer.scope is not None for layer in layers):
-        raise InvalidInput(
-            "broadcast_loss tells nothing inside a StochasticGraph, which records the uses of the model; call "
-            "graph.add_cost(loss) and graph.surrogate()"
-        )
-    waiting = [layer.waiting_uses() for layer in layers]
-    told = [use for uses, _ in waiting for use in uses]
-    if not told and any(layer.was_told() for layer in layers):
-        raise ToldAlready(
-            "every use of a stochastic layer since the last forward pass has been told its loss. Add up the losses of one "
-            "forward pass and call broadcast_loss once, or under torch.no_grad() where you only look at the value. For several "
-            "costs use gradest.nn.StochasticGraph"
-        )
-    if not told and not any(layer.was_called() for layer in layers):
-        _complain_of_calls(layers, "in this thread")
-    if loss.ndim < batch_dims and (loss.ndim or batch_dims > 1 or any(use.batch for use in told)):
-        raise InvalidInput(
-            "the loss is a single number, but the layers have a batch; do not reduce the loss, which is one number an example. "
-            "If the whole batch is one example, expand it: broadcast_loss(model, loss.expand(batch))"
-            if not loss.ndim
-            else f"batch_dims is {batch_dims}, but the loss has {loss.ndim} dim(s), {list(loss.shape)}"
-        )
-    credit = loss.detach()
-    if credit.ndim > batch_dims:
-        credit = widen(credit).flatten(batch_dims).sum(-1)
-    losses = [leading_batch("the loss", credit, use.batch, use.sampler.neuron) for use in told]
-    if told and not compiling:
-        _check_finite(loss, layers)
-    for layer, (uses, died) in zip(layers, waiting, strict=True):
-        if died:
-            _complain(layer, died, len(uses))
-    eager = not (compiling or transformed())
-    slopes = [slope for layer in layers for slope in layer.awaited_slopes()] if eager else []
-    expected = ExpectedSlopes(model, each=bool(told)) if slopes else None
-    scalar = attach(loss, reduction, told, losses, [1.0] * len(told), expected)
-    if expected is not None and scalar.requires_grad:
-        expected.made(scalar.grad_fn, slopes)
-        expected.close()
-    _warn_without_gradient(scalar, layers)
-    untold = _untold_gradients(layers) if told and eager else None
-    if untold is not None:
-        untold.watch(scalar, told)
-        untold.close()
-    for layer, (uses, _) in zip(layers, waiting, strict=True):
-        layer.forget_uses(len(uses))
-    return scalar
-
-
-def _check_finite(loss: Tensor, layers: list[Stochastic]) -> None:
-    """Raise InvalidInput for a loss that is not finite. The layers then forget the uses that waited for it."""
-    try:
-        check_feedback_finite(Feedback(loss))
-    except InvalidInput:
-        for layer in layers:
-            layer.forget_uses()  # or the loss of the next step would be told to them as well
-        raise
-
-
-def _stochastic_layers(caller: str, model: nn.Module) -> list[Stochastic]:
-    """Return the `Stochastic` layers of the model. Raises InvalidInput unless it is a module with a layer that is stochastic."""
-    if not isinstance(model, nn.Module):
-        raise InvalidInput(
-            f"{caller} takes a torch.nn.Module, not {type(model).__name__}; put layers into a torch.nn.ModuleList"
-        )
-    layers = [layer for layer in model.modules() if isinstance(layer, Stochastic)]
-    if not layers and not any(isinstance(layer, Expectation) for layer in model.modules()):
-        raise InvalidInput(
-            f"{caller} was given a {type(model).__name__} without a gradest.nn.Stochastic or Expectation layer. Give it the "
-            "model that contains the layers; those in a list or a dict need a torch.nn.ModuleList or ModuleDict. A loss without "
-            "stochastic layers is trained by loss.mean().backward()"
-        )
-    return layers
-
-
-def _real(what: str, x: Tensor) -> Tensor:
-    """Return x as a floating-point tensor. Raises InvalidInput unless it is a tensor of real numbers."""
-    if not isinstance(x, Tensor) or x.is_complex():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InvalidInput(f"{what} must be a torch tensor of real numbers, not {found}")
-    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
-
-
 def _has_ended(x: Tensor) -> bool:
     """Return whether x belongs to a transform of torch.func that has ended."""
     if not is_functorch_wrapped_tensor(x):
         return False
     current = maybe_current_level()
     return current is None or maybe_get_level(x) > current
-
-
-def _complain_of_calls(layers: list[Stochastic], where: str) -> None:
-    """Raise MissingLoss, if a layer in training mode needs the loss, because none was called `where` its loss is told."""
-    for layer in layers:
-        if layer.training and layer.sampler.needs_loss:
-            raise MissingLoss(
-                f"none of the stochastic layers of the model was called {where}, so none can be told its loss. Give the model "
-                "whose layers were called (not a copy of it, such as a replica in another thread), and call it in the thread and "
-                "in the scope in which the loss is told; if the layers have no part in the loss, use loss.mean().backward()"
-            )
-
-
-def _warn_without_gradient(scalar: Tensor, layers: list[Stochastic]) -> None:
-    """Warn that the scalar has no gradient, if a layer is in training mode."""
-    if scalar.requires_grad or torch.compiler.is_compiling() or transformed():
-        return
-    if any(layer.training for layer in layers):
-        warnings.warn(
-            "this scalar has no gradient: the loss is not differentiable, and no use of a stochastic layer came before it whose "
-            "pre-activations require a gradient. Train the parameters before the layers, or use torch.no_grad()",
-            GradestWarning,
-            stacklevel=3,
-        )
-
-
-def _untold_gradients(layers: list[Stochastic]) -> UntoldGradients | None:
-    """Return what watches this step, if it is the first, second, fourth, eighth, ... step of the model in this thread.
-
-    What a program adds to its scalar it adds at every step, or from some step on, so looking at few of them is enough.
-    """
-    if not layers or torch.compiler.is_compiling() or transformed():
-        return None
-    step = layers[0].count_step()
-    return None if step & (step - 1) else UntoldGradients()
-
-
-def _complain(layer: Stochastic, died: int, alive: int) -> None:
-    """Raise or warn that uses of a layer died before they were told a loss."""
-    text = (
-        f"{died} of {died + alive} uses of the layer {layer.neuron.label()} died before they were told a loss: nothing that "
-        f"backward could start from leads to their output, although it may have decided the loss, as h.argmax(-1) does. {_REMEDY}"
-    )
-    if not alive:
-        layer.forget_uses()
-        raise MissingLoss(text)
-    warnings.warn(text, GradestWarning, stacklevel=3)
-
-
-def _check_reduction(reduction: str) -> None:
-    if reduction not in ("mean", "sum"):
-        raise InvalidInput(f'reduction must be "mean" or "sum", not {reduction!r}')

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from gradest.errors import GradestWarning
+from gradest.kernels import transformed
+from gradest.nn.layers import Stochastic
 from gradest.nn.uses import Recorded, RecordedEagerly
 
-__all__ = ["UntoldGradients"]
+__all__ = ["UntoldGradients", "untold_gradients_of_step"]
 
 _Node = Any  # a node of torch's graph of autograd
 _Place = tuple[int, int]  # the number of a node, and which of its outputs
@@ -96,6 +98,17 @@ class UntoldGradients:
                 self._sent.setdefault((task, child), []).append(gradient.detach())
                 if foreign and not emits:
                     self._foreign.add((task, child[0]))
+
+
+def untold_gradients_of_step(layers: list[Stochastic]) -> UntoldGradients | None:
+    """Return what watches this step, if it is the first, second, fourth, eighth, ... step of the model in this thread.
+
+    What a program adds to its scalar it adds at every step, or from some step on, so looking at few of them is enough.
+    """
+    if not layers or torch.compiler.is_compiling() or transformed():
+        return None
+    step = layers[0].count_step()
+    return None if step & (step - 1) else UntoldGradients()
 
 
 def _leading_to(root: _Node, targets: Iterable[_Node]) -> list[_Node]:
