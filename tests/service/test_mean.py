@@ -1,5 +1,9 @@
 """POST /v1/mean: E[h] and P(h > 0), without a sample."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -32,3 +36,38 @@ def test_what_it_refuses(start, refused):
     refused(service.post("/v1/mean", json={"neuron": "bernoulli", "a": [0.0] * 6}), 413)
     refused(service.post("/v1/mean", json={"neuron": "bernuolli", "a": [0.0]}), 404)
     refused(service.post("/v1/mean", json={"neuron": "bernoulli", "a": [0.0], "seed": 1}), 422)
+
+
+_MEASURED = """
+import re, torch
+from pathlib import Path
+from gradest_service.admit import admission, limits
+from gradest_service.bodies.schemas import MeanRequest
+from gradest_service.run import operations
+from gradest_service.settings import Settings
+
+def admitted(rows):
+    fields = {"neuron": "binary_concrete", "a": torch.full((rows, 2), 0.5), "dtype": "float64"}
+    return admission.admit_mean(MeanRequest.model_validate(fields), settings, False)
+
+def peak(rows):
+    operations.mean(admitted(rows), settings)
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+
+settings = Settings()
+part = limits.rows_of_mean(settings, admitted(1))
+peak(part)
+print(peak(part), peak(40 * part))
+"""
+
+
+@pytest.mark.deep
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
+def test_a_mean_of_many_parts_takes_the_memory_of_one():
+    """Results that were kept between the parts would split the memory that these freed, and the next would need more."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GRADEST_KERNELS": "reference"}
+    ran = subprocess.run(
+        [sys.executable, "-c", _MEASURED], env=environment, capture_output=True, text=True, check=True, timeout=120
+    )
+    one, many = map(int, ran.stdout.split())
+    assert many < one + 100, (one, many)

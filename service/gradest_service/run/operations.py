@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import gradest
@@ -35,9 +34,15 @@ def mean(job: NeuronJob, settings: Settings, device: Device = CPU) -> MeanAnswer
         if rows >= math.prod(job.batch):
             means, probabilities = _moments(neuron, job.wide, device)
             return MeanAnswer(mean=means, active_probability=probabilities)
-        parts = torch.split(job.wide.flatten(0, len(job.batch) - 1), rows)
-        found = [_moments(neuron, part, device) for part in parts]
-    means, probabilities = (torch.cat(columns).reshape(job.output_shape) for columns in zip(*found, strict=True))
+        flat = job.wide.flatten(0, len(job.batch) - 1)
+        found: list[Tensor] = []
+        for begin in range(0, len(flat), rows):
+            part = _moments(neuron, flat[begin : begin + rows], device)
+            # in memory of their own: results that are kept between the parts would split what these free, and the next need more
+            found = found or [x.new_empty(len(flat), *x.shape[1:]) for x in part]
+            for whole, x in zip(found, part, strict=True):
+                whole[begin : begin + rows] = x
+    means, probabilities = (x.reshape(job.output_shape) for x in found)
     return MeanAnswer(mean=means, active_probability=probabilities)
 
 
