@@ -100,7 +100,8 @@ class RequestMiddleware:
             request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         path = _path(scope)
-        trace = (_UNTRACED if path in HEALTH_PATHS else self._tracing).begin(headers)
+        # propagators may write names of headers with capitals
+        trace = (_UNTRACED if path in HEALTH_PATHS else self._tracing).begin(Headers(scope=scope))
         context = RequestContext(
             request_id,
             method,
@@ -335,7 +336,7 @@ class _HttpExchange:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            given = dict(message["headers"])  # no answer of the service has a name twice
+            given = dict(message.get("headers", ()))  # no answer of the service has a name twice
             self._streams = given.get(b"content-type", b"").startswith(EventStream.media_type.encode())
             message["headers"] = list(self._completed(given).items())
         else:
@@ -387,7 +388,7 @@ class _HttpExchange:
 
 def _headers(scope: Scope) -> Mapping[str, str]:
     """Return the headers of a request by their names; of several with one name, the first."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(list(scope["headers"]))}
 
 
 def _encoded(headers: Mapping[str, str]) -> Mapping[bytes, bytes]:

@@ -10,10 +10,13 @@ from collections import defaultdict
 import httpx
 import pytest
 import torch
+from opentelemetry import propagate
+from opentelemetry.propagators.textmap import default_getter
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import gradest
 from gradest_service.app import create_app
@@ -53,6 +56,21 @@ def tree(spans):
 
 def servers(spans):
     return [span for span in spans if span.kind is SpanKind.SERVER]
+
+
+class Capitalised(TraceContextTextMapPropagator):
+    """Asks for its header by a name with capitals, as the propagator of AWS X-Ray does."""
+
+    def extract(self, carrier, context=None, getter=default_getter):
+        (parent,) = getter.get(carrier, "X-Trace") or [""]
+        return super().extract({"traceparent": parent}, context)
+
+
+def test_a_propagator_may_write_names_of_headers_with_capitals(start, spans, monkeypatch):
+    monkeypatch.setattr(propagate, "get_global_textmap", Capitalised)
+    start(tracing=True).post("/v1/sample", json=SAMPLE, headers={"X-Trace": TRACED["traceparent"]})
+    eventually(lambda: servers(spans()))
+    assert f"{servers(spans())[0].context.trace_id:032x}" == TRACE
 
 
 def test_a_request_is_a_span_below_its_caller_s_with_its_phases_inside(start, spans):
